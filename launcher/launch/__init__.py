@@ -1,0 +1,1 @@
+"""Plan → argv and environment, and the places where ranks start: this machine, Slurm."""

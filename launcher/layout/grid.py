@@ -1,0 +1,67 @@
+"""The named rank grid: rank ↔ coordinate, and the groups of each axis. Plain integer arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+
+from launcher.layout.degrees import AXES, Layout
+
+
+@dataclass(frozen=True)
+class RankGrid:
+    """Ranks 0 … size-1 laid out over named axes; `axes[0]` varies fastest with the rank."""
+
+    axes: tuple[str, ...]
+    degrees: tuple[int, ...]
+
+    @classmethod
+    def of(cls, layout: Layout) -> RankGrid:
+        """The grid of a layout, axes in its `axis_order`."""
+        axes = tuple(layout.axis_order.split("-"))
+        return cls(axes, tuple(layout.degree(axis) for axis in axes))
+
+    @property
+    def size(self) -> int:
+        return prod(self.degrees)
+
+    @cached_property
+    def strides(self) -> dict[str, int]:
+        """How far apart in rank two neighbours along an axis are."""
+        return {axis: prod(self.degrees[:i]) for i, axis in enumerate(self.axes)}
+
+    def degree(self, axis: str) -> int:
+        return self.degrees[self.axes.index(axis)]
+
+    def coordinate(self, rank: int) -> dict[str, int]:
+        """The place of `rank` along every axis."""
+        return {axis: rank // self.strides[axis] % degree for axis, degree in zip(self.axes, self.degrees, strict=True)}
+
+    def rank(self, **coordinate: int) -> int:
+        """The rank at a coordinate; axes that are not named count as 0."""
+        return sum(self.strides[axis] * index for axis, index in coordinate.items())
+
+    def group(self, axis: str, rank: int) -> tuple[int, ...]:
+        """The ranks that differ from `rank` along `axis` only, in axis order."""
+        stride, degree = self.strides[axis], self.degree(axis)
+        first = rank - (rank // stride % degree) * stride
+        return tuple(range(first, first + degree * stride, stride))
+
+    def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
+        """Every group of `axis`; together they partition the world."""
+        others = [a for a in self.axes if a != axis]
+        for index in product(*(range(self.degree(a)) for a in reversed(others))):
+            yield self.group(axis, self.rank(**dict(zip(reversed(others), index, strict=True))))
+
+
+def axis_order_problem(axis_order: str) -> str | None:
+    """What is wrong with an axis order, or None."""
+    if sorted(axis_order.split("-")) == sorted(AXES):
+        return None
+    return (
+        f"layout.axis_order={axis_order!r} must name each of {', '.join(AXES)} once, joined by '-', "
+        f"fastest varying first: for example {'-'.join(AXES)}"
+    )

@@ -1,0 +1,109 @@
+"""The plan: the seam between planning and running, written once as plan.json and read by every rank."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.cluster import Cluster, Gpu, Node
+from launcher.errors import InputError
+from launcher.layout import Layout, Placement, RankGrid
+from launcher.layout.job import Job
+from launcher.model import Model, Training
+
+PLAN_VERSION = 1
+PLAN_FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One layout of one job, chosen, with its estimate and the reasons.
+
+    `estimate` holds the public names (`step_time_s`, `memory`, …) as plain data. `hosts` names the host of each
+    plan node once that is known, in plan order. `config` is the whole resolved configuration: what a recipe
+    reads its own settings from.
+    """
+
+    job: Job
+    layout: Layout
+    estimate: Mapping[str, Any]
+    why: tuple[str, ...]
+    config: Mapping[str, Any]
+    hosts: tuple[str, ...] = ()
+    version: int = PLAN_VERSION
+
+    @property
+    def grid(self) -> RankGrid:
+        return RankGrid.of(self.layout)
+
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.job.cluster, self.grid)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in plan.json."""
+        return {
+            "version": self.version,
+            "cluster": _cluster_to_dict(self.job.cluster),
+            "model": asdict(self.job.model),
+            "training": asdict(self.job.training),
+            "layout": asdict(self.layout),
+            "hosts": list(self.hosts),
+            "estimate": dict(self.estimate),
+            "why": list(self.why),
+            "config": dict(self.config),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`; raises InputError for another version or a broken document."""
+        version = data.get("version")
+        if version != PLAN_VERSION:
+            raise InputError(f"this plan.json has version {version!r}; this launcher reads version {PLAN_VERSION}: plan again")
+        try:
+            layout = {**data["layout"], "layer_split": tuple(data["layout"]["layer_split"])}
+            job = Job(_cluster_from_dict(data["cluster"]), Model(**data["model"]), Training(**data["training"]))
+            return cls(job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"plan.json is not a plan of this launcher ({error}): plan again") from error
+
+
+def write_plan(plan: Plan, folder: Path) -> Path:
+    """Write plan.json into `folder`, complete or not at all."""
+    path = folder / PLAN_FILE
+    temporary = path.with_name(f".{PLAN_FILE}.{os.getpid()}")
+    temporary.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+    temporary.replace(path)
+    return path
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.json, or the one in a run folder; raises InputError where that is impossible."""
+    file = path / PLAN_FILE if path.is_dir() else path
+    try:
+        data = json.loads(file.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror}): give a run folder that `launcher run` made") from error
+    except ValueError as error:
+        raise InputError(f"{file} is not valid JSON ({error}): plan again") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{file} is not a plan: plan again")
+    return Plan.from_dict(data)
+
+
+def _cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
+    node, gpu = cluster.node, cluster.node.gpu
+    plain_gpu = {f.name: getattr(gpu, f.name) for f in fields(gpu)} | {"peak_flops": dict(gpu.peak_flops)}
+    plain_node = {f.name: getattr(node, f.name) for f in fields(node)} | {"gpu": plain_gpu}
+    plain = {f.name: getattr(cluster, f.name) for f in fields(cluster)}
+    return plain | {"node": plain_node, "default_layout": dict(cluster.default_layout)}
+
+
+def _cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
+    node = data["node"]
+    domains = tuple(tuple(domain) for domain in node["domains"])
+    return Cluster(**{**data, "node": Node(**{**node, "gpu": Gpu(**node["gpu"]), "domains": domains})})

@@ -1,0 +1,1 @@
+"""Inside a rank: process groups, device mesh, engines, checkpoints, tracking."""
