@@ -88,7 +88,9 @@ def _pipeline(job: Job, layout: Layout) -> Iterator[str]:
         yield "layout.schedule=interleaved needs virtual_stages > 1: raise it, or choose 1f1b"
     if layout.schedule in ("gpipe", "1f1b", "zb_h1") and layout.virtual_stages > 1:
         yield f"layout.schedule={layout.schedule} has one stage per rank: set virtual_stages=1, or choose interleaved"
-    if layout.layer_split and (len(layout.layer_split) != stages or sum(layout.layer_split) != layers or min(layout.layer_split) < 1):
+    if layout.layer_split and (
+        len(layout.layer_split) != stages or sum(layout.layer_split) != layers or min(layout.layer_split) < 1
+    ):
         yield f"layout.layer_split={list(layout.layer_split)} must give {stages} positive numbers that sum to {layers}"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
+from itertools import accumulate
 
 from launcher.cluster import Cluster
 from launcher.layout.grid import RankGrid
@@ -54,9 +57,13 @@ class Placement:
 
     def domain(self, rank: int) -> tuple[int, int]:
         """(node, index of the NVSwitch domain in it) of a rank."""
-        slot = self.slot(rank)
-        domains = self.cluster.node.domains
-        return slot.node, next(i for i, d in enumerate(domains) if slot.gpu in d)
+        node, local_rank = divmod(rank, self.cluster.node.num_gpus)
+        return node, bisect_right(self._domain_ends, local_rank)
+
+    @cached_property
+    def _domain_ends(self) -> tuple[int, ...]:
+        """Local rank after the last one of each domain: ranks fill a node domain by domain."""
+        return tuple(accumulate(len(domain) for domain in self.cluster.node.domains))
 
     def leaf(self, node: int) -> int:
         """Leaf switch of a node of the plan, nodes filling leaves in order."""
@@ -88,5 +95,18 @@ class Placement:
         return Link.LEAF if len({self.leaf(node) for node in nodes}) == 1 else Link.SPINE
 
     def axis_link(self, axis: str) -> Link:
-        """The slowest link that any group of `axis` crosses."""
-        return max((self.slowest_link(group) for group in self.grid.groups(axis)), default=Link.SAME_GPU)
+        """The slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`.
+
+        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d. A boundary between two
+        domains, nodes or leaves at rank b parts the members of some group exactly when b is not a multiple of
+        s × d, so no group needs to be listed.
+        """
+        block = self.grid.strides[axis] * self.grid.degree(axis)
+        if self.grid.degree(axis) == 1:
+            return Link.SAME_GPU
+        per_node, world = self.cluster.node.num_gpus, self.grid.size
+        if per_node < world and per_node % block:
+            per_leaf = per_node * self.cluster.nodes_per_leaf
+            return Link.SPINE if 0 < per_leaf < world and per_leaf % block else Link.LEAF
+        parted = any(end % block for end in self._domain_ends if end < min(world, per_node))
+        return Link.PCIE if parted or self.cluster.node.nvlink == "none" else Link.NVLINK

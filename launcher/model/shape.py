@@ -62,7 +62,12 @@ class Model:
     @property
     def layer_params(self) -> int:
         """Parameters of one transformer layer with all its experts."""
-        return self.attention_params + self.mlp_params * max(1, self.num_experts) + self.router_params + 2 * self.norm_params
+        return (
+            self.attention_params
+            + self.mlp_params * max(1, self.num_experts)
+            + self.router_params
+            + 2 * self.norm_params
+        )
 
     @property
     def embedding_params(self) -> int:

@@ -63,11 +63,15 @@ class Plan:
         """The inverse of `to_dict`; raises InputError for another version or a broken document."""
         version = data.get("version")
         if version != PLAN_VERSION:
-            raise InputError(f"this plan.json has version {version!r}; this launcher reads version {PLAN_VERSION}: plan again")
+            raise InputError(
+                f"this plan.json has version {version!r}; this launcher reads version {PLAN_VERSION}: plan again"
+            )
         try:
             layout = {**data["layout"], "layer_split": tuple(data["layout"]["layer_split"])}
             job = Job(_cluster_from_dict(data["cluster"]), Model(**data["model"]), Training(**data["training"]))
-            return cls(job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"]))
+            return cls(
+                job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"])
+            )
         except (KeyError, TypeError) as error:
             raise InputError(f"plan.json is not a plan of this launcher ({error}): plan again") from error
 
@@ -87,7 +91,9 @@ def read_plan(path: Path) -> Plan:
     try:
         data = json.loads(file.read_text())
     except OSError as error:
-        raise InputError(f"cannot read {file} ({error.strerror}): give a run folder that `launcher run` made") from error
+        raise InputError(
+            f"cannot read {file} ({error.strerror}): give a run folder that `launcher run` made"
+        ) from error
     except ValueError as error:
         raise InputError(f"{file} is not valid JSON ({error}): plan again") from error
     if not isinstance(data, dict):

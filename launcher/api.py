@@ -1,0 +1,40 @@
+"""The Python API: lists of Hydra overrides in, frozen values out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launcher.cost import Estimate
+    from launcher.plan import Plan
+
+
+def estimate(overrides: Sequence[str]) -> Estimate:
+    """The estimate of one layout: every layout key that is not pinned takes its plain value, dp fills the cluster.
+
+    Raises InputError where the layout is illegal; a layout that does not fit is estimated with `fits=False`.
+    """
+    from launcher.cost.model import CostModel
+    from launcher.errors import InputError
+    from launcher.layout.legality import problems
+    from launcher.layout.resolve import plain_layout
+    from launcher.settings import load
+
+    settings = load(overrides)
+    layout = plain_layout(settings.job, settings.request)
+    if found := problems(settings.job, layout):
+        raise InputError(found)
+    return CostModel(settings.job).estimate(layout)
+
+
+def plan(overrides: Sequence[str]) -> Plan:
+    """The best plan of a search over every layout key that is not pinned.
+
+    Raises InputError for wrong input and NoLayoutFits where nothing fits.
+    """
+    from launcher.plan.build import make_plan
+    from launcher.settings import load
+
+    settings = load(overrides)
+    return make_plan(settings.job, settings.request, settings.config)

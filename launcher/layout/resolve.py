@@ -1,0 +1,49 @@
+"""From what the user pinned to one whole layout: every key that was left open takes its plain value."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launcher.layout.degrees import DEFAULT_AXIS_ORDER, Layout, LayoutRequest
+from launcher.layout.job import Job
+from launcher.layout.split import balanced_split
+
+
+def plain_layout(job: Job, request: LayoutRequest) -> Layout:
+    """The layout that `request` pins, open degrees 1, `dp` filling the cluster, no recomputation, ZeRO off.
+
+    Not searched and not checked: `layout.legality.problems` says whether it is legal.
+    """
+    tp, pp, cp = request.tp or 1, request.pp or 1, request.cp or 1
+    stages = request.virtual_stages or 1
+    dp = request.dp or max(1, job.cluster.max_ranks // max(1, tp * pp * cp))
+    layout = Layout(
+        tp=tp,
+        pp=pp,
+        dp=dp,
+        cp=cp,
+        ep=request.ep or 1,
+        virtual_stages=stages,
+        micro_batch=request.micro_batch or 1,
+        zero_stage=request.zero_stage or 0,
+        recompute=request.recompute or "none",
+        sequence_parallel=bool(request.sequence_parallel),
+        axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
+        schedule=request.schedule or default_schedule(stages),
+        layer_split=request.layer_split or (),
+        tp_across_domains=request.tp_across_domains,
+    )
+    return with_layer_split(job, layout)
+
+
+def default_schedule(virtual_stages: int) -> str:
+    """1F1B, or its interleaved form with several stages a rank."""
+    return "interleaved" if virtual_stages > 1 else "1f1b"
+
+
+def with_layer_split(job: Job, layout: Layout) -> Layout:
+    """`layout` with its layers spread over the stages, unless it already says how."""
+    stages = layout.pp * layout.virtual_stages
+    if layout.layer_split or not 1 <= stages <= job.model.layers:
+        return layout
+    return replace(layout, layer_split=balanced_split(job.model, num_stages=stages))

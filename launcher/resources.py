@@ -1,0 +1,12 @@
+"""Where the project's own data lies: beside the package in a checkout, inside it in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def resource(name: str) -> Path:
+    """The folder `configs`, `recipes` or `slurm`."""
+    package = Path(__file__).resolve().parent
+    inside = package / "_data" / name
+    return inside if inside.is_dir() else package.parent / name

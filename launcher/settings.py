@@ -1,0 +1,178 @@
+"""Hydra configuration in, frozen values out. The only file that imports hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.build import build_cluster, build_model, build_request, build_training
+from launcher.errors import InputError
+from launcher.fields import raise_problems, unknown_key
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.resources import resource
+
+GROUPS = ("cluster", "model", "layout", "train", "recipe", "launch", "tracking")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One command's input: the job, the layout as asked for, and the whole resolved configuration as plain data."""
+
+    job: Job
+    request: LayoutRequest
+    config: Mapping[str, Any]
+
+
+def load(overrides: Sequence[str]) -> Settings:
+    """Compose the configuration with Hydra overrides; raises InputError with everything that is wrong."""
+    return from_config(compose_config(overrides))
+
+
+def from_config(config: Mapping[str, Any]) -> Settings:
+    """Typed values out of a resolved configuration."""
+    problems: list[str] = []
+    cluster = build_cluster(config["cluster"], problems)
+    model = build_model(config["model"], problems)
+    training = build_training(config["train"], cluster, problems)
+    request = build_request(config["layout"], cluster, problems)
+    raise_problems(problems)
+    return Settings(Job(cluster, model, training), request, config)
+
+
+def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration as plain data."""
+    with _hydra():
+        return _to_plain(_compose(overrides))
+
+
+def config_text(overrides: Sequence[str]) -> str:
+    """The composed configuration as YAML, as `--cfg job` shows it."""
+    with _hydra():
+        return OmegaConf.to_yaml(_compose(overrides))
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise InputError(_first_line(error)) from error
+    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    return [list(combination) for batch in batches for combination in batch]
+
+
+def choices() -> dict[str, list[str]]:
+    """The entries of every configuration group, the user's own folder included."""
+    folders = [resource("configs"), *_user_configs()]
+    return {
+        group: sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}) for group in GROUPS
+    }
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra set up on our configuration, and put away again: it keeps its state in a process-wide singleton."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(resource("configs")), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    search = (
+        [f"hydra.searchpath=[{','.join(_quoted_url(folder) for folder in _user_configs())}]"] if _user_configs() else []
+    )
+    try:
+        return compose("config", overrides=[*search, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, overrides)) from error
+
+
+def _to_plain(config: DictConfig) -> dict[str, Any]:
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise InputError([f"{key} is not set: give it as {key}=VALUE" for key in missing])
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"the configuration does not resolve: {_first_line(error)}") from error
+    if not isinstance(plain, dict):
+        raise InputError("the configuration is not a group of keys")
+    return {str(key): value for key, value in plain.items()}
+
+
+def _user_configs() -> list[Path]:
+    """A `configs` folder of the user's, in the current folder, adds to ours."""
+    folder = Path.cwd() / "configs"
+    return [folder] if folder.is_dir() and folder.resolve() != resource("configs").resolve() else []
+
+
+def _quoted_url(folder: Path) -> str:
+    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'file://{path}'"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """What was wrong with the overrides, with what is allowed instead."""
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        group = key.partition("@")[0]
+        if group in GROUPS and value and value not in choices()[group] and not value.startswith("{"):
+            return _unknown_choice(group, value)
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if override[:1] not in "+~" and not _exists(key):
+            return _unknown_override(key)
+    return _first_line(error)
+
+
+def _unknown_override(key: str) -> str:
+    """What is wrong with a key that does not exist: the nearest keys, else those beside it."""
+    parent = key.rpartition(".")[0]
+    beside = [known for known in _all_keys() if known.rpartition(".")[0] == parent]
+    message = unknown_key(key, _all_keys())
+    return message if "did you mean" in message else unknown_key(key, beside or list(GROUPS))
+
+
+def _unknown_choice(group: str, value: str) -> str:
+    known = choices()[group]
+    message = unknown_key(value, known).replace("is not a known key", f"is not a known {group}")
+    return message if "known:" in message.partition(":")[2] else f"{message} (known: {', '.join(known)})"
+
+
+def _all_keys() -> list[str]:
+    config = OmegaConf.to_container(compose("config"), resolve=False)
+    return sorted(_paths(config))
+
+
+def _exists(key: str) -> bool:
+    return key in _all_keys() or key.partition(".")[0] == "hydra"
+
+
+def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            yield name
+            yield from _paths(value, name)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message, and of what caused it: Hydra's own next lines repeat the configuration."""
+    lines = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    return "; ".join(dict.fromkeys(lines))
