@@ -117,7 +117,7 @@ class Fields:
         return self._data.get(key, default)
 
     def _is_auto(self, key: str) -> bool:
-        return self._take(key, AUTO) == AUTO
+        return bool(self._take(key, AUTO) == AUTO)
 
     def _tell(self, key: str, value: Any, rule: str, fallback: _T) -> _T:
         found = "is missing and" if value is None else f"= {value!r}"

@@ -1,0 +1,126 @@
+"""The `launcher` command: parses the line, hands it to one command, turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 the job failed, 2 the input is wrong, 3 no layout fits, 130 interrupted.
+Each command's module is imported only when it is called, so that `launcher plan` starts without torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+
+from launcher.errors import InputError, LauncherError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What stood on the command line after the command's name."""
+
+    overrides: tuple[str, ...] = ()
+    multirun: bool = False
+    rest: tuple[str, ...] = ()  # everything after --: arguments of the user's own script
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: where its code is, and the words that `--help` shows."""
+
+    module: str
+    help: str
+    usage: str
+
+
+COMMANDS = {
+    "plan": Command("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]"),
+    "run": Command("run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"),
+    "submit": Command("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
+    "discover": Command("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
+    "check": Command("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
+    "status": Command("status", "what a run is doing", "RUN"),
+    "logs": Command("logs", "the logs of a run", "RUN [rank=N] [follow=true]"),
+    "cancel": Command("cancel", "stop a run", "RUN"),
+    "export": Command("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
+    "report": Command("report", "one HTML page about a run", "RUN"),
+    "lint": Command("lint", "known traps in an existing batch script", "SCRIPT"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except LauncherError as error:
+        print(_message(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("launcher: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as in `launcher plan | head`
+        sys.stderr.close()
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parsed = _parser().parse_args(arguments[:split])
+    if parsed.command is None:
+        _parser().print_help()
+        return 0
+    invocation = Invocation(tuple(parsed.overrides), parsed.multirun, tuple(arguments[split + 1 :]))
+    if parsed.cfg:
+        from launcher.settings import config_text
+
+        print(config_text(invocation.overrides), end="")
+        return 0
+    run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
+    return run(invocation)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launcher",
+        description="Plan, place and run distributed training on NVLink clusters.",
+        epilog="Overrides are Hydra's: cluster=dgx_a100_80g cluster.num_nodes=64 model=gpt3_175b layout.tp=8",
+    )
+    parser.add_argument("--version", action="version", version=f"launcher {version('nvlink-launcher')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            usage=f"launcher {name} [-m] [--cfg job] {command.usage}",
+            formatter_class=_GroupsHelp,
+        )
+        sub.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra takes them")
+        sub.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+        sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+    return parser
+
+
+class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the configuration groups and their entries, read only when help is shown."""
+
+    def format_help(self) -> str:
+        from launcher.settings import choices
+
+        groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in choices().items())
+        return f"{super().format_help()}\nconfiguration groups:\n{groups}\n"
+
+
+def _message(error: LauncherError) -> str:
+    problems = error.problems if isinstance(error, InputError) else (str(error),)
+    if len(problems) == 1:
+        return f"launcher: {problems[0]}"
+    return "\n".join([f"launcher: {len(problems)} problems:", *(f"  - {problem}" for problem in problems)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

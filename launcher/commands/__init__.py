@@ -1,0 +1,1 @@
+"""One module a command: reads its input, calls the rooms that do the work, prints."""
