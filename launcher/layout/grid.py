@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from math import prod
 
 from launcher.layout.degrees import AXES, Layout
@@ -13,28 +12,33 @@ from launcher.layout.degrees import AXES, Layout
 
 @dataclass(frozen=True)
 class RankGrid:
-    """Ranks 0 … size-1 laid out over named axes; `axes[0]` varies fastest with the rank."""
+    """Ranks 0 … size-1 laid out over named axes; `axes[0]` varies fastest with the rank.
+
+    The axis `ep` is no axis of its own: an expert group is `ep` neighbours along `dp`.
+    """
 
     axes: tuple[str, ...]
     degrees: tuple[int, ...]
+    ep: int = 1
 
     @classmethod
     def of(cls, layout: Layout) -> RankGrid:
         """The grid of a layout, axes in its `axis_order`."""
         axes = tuple(layout.axis_order.split("-"))
-        return cls(axes, tuple(layout.degree(axis) for axis in axes))
+        return cls(axes, tuple(layout.degree(axis) for axis in axes), layout.ep)
 
-    @property
+    @cached_property
     def size(self) -> int:
         return prod(self.degrees)
 
     @cached_property
     def strides(self) -> dict[str, int]:
         """How far apart in rank two neighbours along an axis are."""
-        return {axis: prod(self.degrees[:i]) for i, axis in enumerate(self.axes)}
+        strides = {axis: prod(self.degrees[:i]) for i, axis in enumerate(self.axes)}
+        return strides | ({"ep": strides["dp"]} if "dp" in strides else {})
 
     def degree(self, axis: str) -> int:
-        return self.degrees[self.axes.index(axis)]
+        return self.ep if axis == "ep" else self.degrees[self.axes.index(axis)]
 
     def coordinate(self, rank: int) -> dict[str, int]:
         """The place of `rank` along every axis."""
@@ -51,10 +55,11 @@ class RankGrid:
         return tuple(range(first, first + degree * stride, stride))
 
     def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
-        """Every group of `axis`; together they partition the world."""
-        others = [a for a in self.axes if a != axis]
-        for index in product(*(range(self.degree(a)) for a in reversed(others))):
-            yield self.group(axis, self.rank(**dict(zip(reversed(others), index, strict=True))))
+        """Every group of `axis`, by first rank; together they partition the world."""
+        stride = self.strides[axis]
+        for block in range(0, self.size, stride * self.degree(axis)):
+            for first in range(block, block + stride):
+                yield self.group(axis, first)
 
 
 def axis_order_problem(axis_order: str) -> str | None:

@@ -2,129 +2,250 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from launcher.layout.degrees import RECOMPUTE_MODES, SCHEDULES, Layout
-from launcher.layout.grid import axis_order_problem
+from launcher.layout.grid import RankGrid, axis_order_problem
 from launcher.layout.job import Job
+from launcher.layout.placement import Placement
 
-Rule = Callable[[Job, Layout], Iterator[str]]
+
+class Problem(NamedTuple):
+    """A broken rule: its short name, under which layouts are counted, and the whole message for this layout."""
+
+    rule: str
+    message: str
+
+
+Rule = Callable[[Job, Layout], Iterator[Problem]]
 
 
 def problems(job: Job, layout: Layout) -> list[str]:
     """Every rule that `layout` breaks, as messages; empty when it is legal."""
+    return [problem.message for problem in broken_rules(job, layout)]
+
+
+def broken_rules(job: Job, layout: Layout) -> list[Problem]:
+    """Every rule that `layout` breaks; empty when it is legal."""
     basic = [*_positive(job, layout), *_names(job, layout)]
-    return basic or [message for rule in RULES for message in rule(job, layout)]
+    return basic or [problem for rule in RULES for problem in rule(job, layout)]
 
 
-def _divisors(number: int) -> str:
-    small = [str(d) for d in range(1, number + 1) if number % d == 0]
-    return ", ".join(small) if len(small) <= 12 else ", ".join(small[:12]) + ", …"
+def divisors(number: int) -> list[int]:
+    """All divisors, ascending."""
+    low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
+    return low + [number // d for d in reversed(low) if d * d != number]
 
 
-def _positive(job: Job, layout: Layout) -> Iterator[str]:
+def tensor_parallel_choices(job: Job, *, across_domains: bool) -> list[int]:
+    """Every degree of tensor parallelism that the model's shape and the NVSwitch domains allow."""
+    model, limit = job.model, job.cluster.max_ranks
+    if not across_domains:
+        limit = min(limit, job.cluster.node.domain_size)
+    return [tp for tp in divisors(model.heads) if tp <= limit and not list(_tensor_shape(job, tp))]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    all_numbers = [str(number) for number in numbers]
+    return ", ".join(all_numbers[:12]) + (", …" if len(all_numbers) > 12 else "")
+
+
+def _positive(job: Job, layout: Layout) -> Iterator[Problem]:
     for key in ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch"):
         value = getattr(layout, key)
         if value < 1:
-            yield f"layout.{key}={value} must be at least 1: give a positive number or auto"
+            yield Problem("degree below 1", f"layout.{key}={value} must be at least 1: give a positive number or auto")
 
 
-def _names(job: Job, layout: Layout) -> Iterator[str]:
+def _names(job: Job, layout: Layout) -> Iterator[Problem]:
+    name = "unknown choice"
     if layout.recompute not in RECOMPUTE_MODES:
-        yield f"layout.recompute={layout.recompute!r} is unknown: choose {', '.join(RECOMPUTE_MODES)}"
+        yield Problem(name, f"layout.recompute={layout.recompute!r} is unknown: choose {', '.join(RECOMPUTE_MODES)}")
     if layout.schedule not in SCHEDULES:
-        yield f"layout.schedule={layout.schedule!r} is unknown: choose {', '.join(SCHEDULES)}"
+        yield Problem(name, f"layout.schedule={layout.schedule!r} is unknown: choose {', '.join(SCHEDULES)}")
     if layout.zero_stage not in (0, 1, 2, 3):
-        yield f"layout.zero_stage={layout.zero_stage} is unknown: choose 0, 1, 2 or 3"
+        yield Problem(name, f"layout.zero_stage={layout.zero_stage} is unknown: choose 0, 1, 2 or 3")
     if message := axis_order_problem(layout.axis_order):
-        yield message
+        yield Problem(name, message)
 
 
-def _world(job: Job, layout: Layout) -> Iterator[str]:
+def _world(job: Job, layout: Layout) -> Iterator[Problem]:
     ranks, world, name = job.cluster.max_ranks, layout.world_size, job.cluster.name
     product = f"tp={layout.tp} × pp={layout.pp} × dp={layout.dp} × cp={layout.cp} = {world} ranks"
     if job.cluster.node.is_mig and world > 1:
-        yield (
+        yield Problem(
+            "MIG slices have no peer-to-peer",
             f"{product}, but MIG slices of {name} have no peer-to-peer: one job runs on one slice; "
-            "set tp, pp, dp and cp to 1 (start one job per slice), or choose a cluster of whole GPUs"
+            "set tp, pp, dp and cp to 1 (start one job per slice), or choose a cluster of whole GPUs",
         )
     elif world != ranks:
-        yield (
+        yield Problem(
+            "degrees do not fill the GPUs",
             f"{product} does not fill the {ranks} GPUs of {name} "
             f"({job.cluster.num_nodes} nodes × {job.cluster.node.num_gpus}): change a degree, leave one auto, "
-            "or set cluster.num_nodes / cluster.node.num_gpus"
+            "or set cluster.num_nodes / cluster.node.num_gpus",
         )
 
 
-def _tensor(job: Job, layout: Layout) -> Iterator[str]:
-    model, node, tp = job.model, job.cluster.node, layout.tp
-    if model.heads % tp:
-        yield f"layout.tp={tp} does not divide the {model.heads} heads of {model.name}: choose one of {_divisors(model.heads)}"
-    if tp > 1 and model.kv_heads % tp and tp % model.kv_heads:
-        yield f"layout.tp={tp} and the {model.kv_heads} key-value heads of {model.name} do not divide: choose one of {_divisors(model.kv_heads)}"
-    if model.ffn_hidden % tp:
-        yield f"layout.tp={tp} does not divide ffn_hidden={model.ffn_hidden} of {model.name}: choose one of {_divisors(model.ffn_hidden)}"
-    if tp > node.domain_size and not layout.tp_across_domains and not node.is_mig:
-        links = "NVLink reaches no further" if node.domain_size > 1 else "its GPUs have no NVLink between them"
-        yield (
-            f"layout.tp={tp} does not fit in one NVSwitch domain ({node.domain_size} GPUs on {job.cluster.name}; {links}): "
-            f"choose one of {_divisors(node.domain_size)}, or set layout.tp_across_domains=true"
-        )
-    if layout.sequence_parallel and tp == 1:
-        yield "layout.sequence_parallel=true needs tp > 1 (it shards what tensor parallelism replicates): set it false or raise tp"
-    if layout.sequence_parallel and model.seq_len % (tp * layout.cp):
-        yield f"sequence parallelism needs seq_len={model.seq_len} to divide by tp × cp = {tp * layout.cp}: change tp, cp or model.seq_len"
-
-
-def _pipeline(job: Job, layout: Layout) -> Iterator[str]:
-    layers, stages = job.model.layers, layout.pp * layout.virtual_stages
-    if layout.virtual_stages > 1 and layout.pp == 1:
-        yield f"layout.virtual_stages={layout.virtual_stages} needs pp > 1: set it to 1 or raise pp"
-    if stages > layers:
-        yield f"pp={layout.pp} × virtual_stages={layout.virtual_stages} = {stages} stages need at least as many layers; {job.model.name} has {layers}"
-    elif layout.virtual_stages > 1 and layers % stages:
-        yield f"the {layers} layers of {job.model.name} do not divide by pp × virtual_stages = {stages}, as interleaving needs: choose divisors of {layers}"
-    if layout.schedule == "interleaved" and layout.virtual_stages == 1 and layout.pp > 1:
-        yield "layout.schedule=interleaved needs virtual_stages > 1: raise it, or choose 1f1b"
-    if layout.schedule in ("gpipe", "1f1b", "zb_h1") and layout.virtual_stages > 1:
-        yield f"layout.schedule={layout.schedule} has one stage per rank: set virtual_stages=1, or choose interleaved"
-    if layout.layer_split and (
-        len(layout.layer_split) != stages or sum(layout.layer_split) != layers or min(layout.layer_split) < 1
-    ):
-        yield f"layout.layer_split={list(layout.layer_split)} must give {stages} positive numbers that sum to {layers}"
-
-
-def _batch(job: Job, layout: Layout) -> Iterator[str]:
-    batch, slice_size = job.training.global_batch, layout.dp * layout.micro_batch
-    if slice_size < 1:
-        return
-    if batch % slice_size:
-        yield f"train.global_batch={batch} does not divide by dp × micro_batch = {layout.dp} × {layout.micro_batch} = {slice_size}: change one of the three"
-    elif layout.virtual_stages > 1 and (batch // slice_size) % layout.pp:
-        yield (
-            f"interleaving runs micro-batches in groups of pp={layout.pp}, but a step has {batch // slice_size} of them: "
-            "change dp, micro_batch or train.global_batch, or set virtual_stages=1"
-        )
-
-
-def _context_and_experts(job: Job, layout: Layout) -> Iterator[str]:
+def _tensor_shape(job: Job, tp: int) -> Iterator[Problem]:
     model = job.model
-    if layout.cp > 1 and model.seq_len % (2 * layout.cp):
-        yield f"layout.cp={layout.cp} needs seq_len={model.seq_len} to divide by 2 × cp = {2 * layout.cp} (two chunks a rank balance the causal mask)"
-    if layout.ep > 1 and not model.num_experts:
-        yield f"layout.ep={layout.ep} needs a model with experts, and {model.name} has none: set layout.ep=1 or model.num_experts"
-    elif layout.ep > 1 and model.num_experts % layout.ep:
-        yield f"layout.ep={layout.ep} does not divide the {model.num_experts} experts of {model.name}: choose one of {_divisors(model.num_experts)}"
-    if layout.ep > 1 and layout.dp % layout.ep:
-        yield f"layout.ep={layout.ep} must divide dp={layout.dp}: expert groups are cut out of the data-parallel ones"
+    if model.heads % tp:
+        yield Problem("tp does not divide the heads", f"the {model.heads} heads of {model.name}")
+    if model.kv_heads % tp and tp % model.kv_heads:
+        yield Problem(
+            "tp and the key-value heads do not divide", f"the {model.kv_heads} key-value heads of {model.name}"
+        )
+    if model.ffn_hidden % tp:
+        yield Problem("tp does not divide ffn_hidden", f"ffn_hidden={model.ffn_hidden} of {model.name}")
 
 
-def _zero(job: Job, layout: Layout) -> Iterator[str]:
-    if job.training.engine == "deepspeed" and layout.zero_stage > 1 and layout.pp > 1:
-        yield (
-            f"DeepSpeed's pipeline does not run with ZeRO-{layout.zero_stage}: "
-            "set layout.zero_stage=1, layout.pp=1, or train.engine=torch"
+def _tensor(job: Job, layout: Layout) -> Iterator[Problem]:
+    """Each part of the model that tp splits must divide by it, and a group stays where NVLink reaches all of it."""
+    across = layout.tp_across_domains or job.cluster.node.is_mig
+    allowed = None
+    for rule, part in _tensor_shape(job, layout.tp):
+        allowed = allowed or _listed(tensor_parallel_choices(job, across_domains=across))
+        yield Problem(rule, f"layout.tp={layout.tp} does not divide {part}: choose one of {allowed}")
+    if not across and layout.tp > 1:
+        yield from _tensor_domain(job, layout)
+
+
+def _tensor_domain(job: Job, layout: Layout) -> Iterator[Problem]:
+    node, tp, rule = job.cluster.node, layout.tp, "tp crosses NVSwitch domains"
+    if tp > node.domain_size:
+        links = "NVLink reaches no further" if node.domain_size > 1 else "its GPUs have no NVLink between them"
+        allowed = _listed(tensor_parallel_choices(job, across_domains=False))
+        yield Problem(
+            rule,
+            f"layout.tp={tp} does not fit in one NVSwitch domain ({node.domain_size} GPUs on {job.cluster.name}; {links}): "
+            f"choose one of {allowed}, or set layout.tp_across_domains=true",
+        )
+    elif not _tensor_groups_inside(job, layout):
+        yield Problem(
+            rule,
+            f"layout.axis_order={layout.axis_order} spreads groups of layout.tp={tp} over several NVSwitch domains "
+            f"({node.domain_size} GPUs each on {job.cluster.name}): put tp first, choose a tp that divides "
+            f"{node.domain_size}, or set layout.tp_across_domains=true",
         )
 
 
-RULES: tuple[Rule, ...] = (_world, _tensor, _pipeline, _batch, _context_and_experts, _zero)
+def _tensor_groups_inside(job: Job, layout: Layout) -> bool:
+    """Whether every tensor-parallel group stays in one domain; on a CPU node the domain is shared memory."""
+    grid = RankGrid.of(layout)
+    return Placement(job.cluster, grid).stays_in_domain("tp")
+
+
+def _sequence(job: Job, layout: Layout) -> Iterator[Problem]:
+    model, tp = job.model, layout.tp
+    if layout.sequence_parallel and tp == 1:
+        yield Problem(
+            "sequence_parallel needs tp",
+            "layout.sequence_parallel=true needs tp > 1 (it shards what tensor parallelism replicates): "
+            "set it false or raise tp",
+        )
+    elif layout.sequence_parallel and model.seq_len % (tp * layout.cp):
+        yield Problem(
+            "sequence does not divide",
+            f"sequence parallelism needs seq_len={model.seq_len} to divide by tp × cp = {tp * layout.cp}: "
+            "change tp, cp or model.seq_len",
+        )
+    if layout.cp > 1 and model.seq_len % (2 * layout.cp):
+        yield Problem(
+            "sequence does not divide",
+            f"layout.cp={layout.cp} needs seq_len={model.seq_len} to divide by 2 × cp = {2 * layout.cp} "
+            "(two chunks a rank balance the causal mask)",
+        )
+
+
+def _pipeline(job: Job, layout: Layout) -> Iterator[Problem]:
+    layers, stages, name = job.model.layers, layout.pp * layout.virtual_stages, job.model.name
+    product = f"pp={layout.pp} × virtual_stages={layout.virtual_stages} = {stages}"
+    if layout.virtual_stages > 1 and layout.pp == 1:
+        yield Problem(
+            "virtual stages need pp",
+            f"layout.virtual_stages={layout.virtual_stages} needs pp > 1: set it to 1 or raise pp",
+        )
+    if stages > layers:
+        yield Problem(
+            "more stages than layers",
+            f"{product} stages need at least as many layers; {name} has {layers}: lower one of them",
+        )
+    elif layout.virtual_stages > 1 and layers % stages:
+        yield Problem(
+            "layers do not divide for interleaving",
+            f"the {layers} layers of {name} do not divide by {product}, as interleaving needs: "
+            f"choose them so that their product is one of {_listed(divisors(layers))}",
+        )
+    if layout.layer_split and _bad_split(layout, stages=stages, layers=layers):
+        yield Problem(
+            "layer_split does not match",
+            f"layout.layer_split={list(layout.layer_split)} must give {stages} positive numbers that sum to {layers}",
+        )
+
+
+def _bad_split(layout: Layout, *, stages: int, layers: int) -> bool:
+    split = layout.layer_split
+    return len(split) != stages or sum(split) != layers or min(split) < 1
+
+
+def _schedule(job: Job, layout: Layout) -> Iterator[Problem]:
+    rule = "schedule and virtual stages disagree"
+    if layout.schedule == "interleaved" and layout.virtual_stages == 1 and layout.pp > 1:
+        yield Problem(rule, "layout.schedule=interleaved needs virtual_stages > 1: raise it, or choose 1f1b")
+    if layout.schedule != "interleaved" and layout.virtual_stages > 1:
+        yield Problem(
+            rule,
+            f"layout.schedule={layout.schedule} has one stage per rank: set virtual_stages=1, or choose interleaved",
+        )
+
+
+def _batch(job: Job, layout: Layout) -> Iterator[Problem]:
+    batch, slice_size = job.training.global_batch, layout.dp * layout.micro_batch
+    count = batch // slice_size
+    if batch % slice_size:
+        yield Problem(
+            "batch does not divide",
+            f"train.global_batch={batch} does not divide by dp × micro_batch = "
+            f"{layout.dp} × {layout.micro_batch} = {slice_size}: change one of the three",
+        )
+    elif layout.virtual_stages > 1 and count % layout.pp:
+        yield Problem(
+            "micro-batches do not divide for interleaving",
+            f"interleaving runs micro-batches in groups of pp={layout.pp}, but a step has {count} of them: "
+            "change dp, micro_batch or train.global_batch, or set virtual_stages=1",
+        )
+
+
+def _experts(job: Job, layout: Layout) -> Iterator[Problem]:
+    model, rule = job.model, "experts do not divide"
+    if layout.ep > 1 and not model.num_experts:
+        yield Problem(
+            "ep needs experts",
+            f"layout.ep={layout.ep} needs a model with experts, and {model.name} has none: "
+            "set layout.ep=1 or model.num_experts",
+        )
+    elif layout.ep > 1 and model.num_experts % layout.ep:
+        allowed = _listed(divisors(model.num_experts))
+        yield Problem(
+            rule,
+            f"layout.ep={layout.ep} does not divide the {model.num_experts} experts of {model.name}: "
+            f"choose one of {allowed}",
+        )
+    if layout.ep > 1 and layout.dp % layout.ep:
+        yield Problem(
+            rule,
+            f"layout.ep={layout.ep} must divide dp={layout.dp}: expert groups are cut out of the data-parallel ones",
+        )
+
+
+def _zero(job: Job, layout: Layout) -> Iterator[Problem]:
+    if job.training.engine == "deepspeed" and layout.zero_stage > 1 and layout.pp > 1:
+        yield Problem(
+            "the engine cannot run it",
+            f"DeepSpeed's pipeline does not run with ZeRO-{layout.zero_stage}: "
+            "set layout.zero_stage=1, layout.pp=1, or train.engine=torch",
+        )
+
+
+RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _zero)

@@ -95,18 +95,26 @@ class Placement:
         return Link.LEAF if len({self.leaf(node) for node in nodes}) == 1 else Link.SPINE
 
     def axis_link(self, axis: str) -> Link:
-        """The slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`.
-
-        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d. A boundary between two
-        domains, nodes or leaves at rank b parts the members of some group exactly when b is not a multiple of
-        s × d, so no group needs to be listed.
-        """
-        block = self.grid.strides[axis] * self.grid.degree(axis)
+        """The slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`."""
         if self.grid.degree(axis) == 1:
             return Link.SAME_GPU
-        per_node, world = self.cluster.node.num_gpus, self.grid.size
-        if per_node < world and per_node % block:
-            per_leaf = per_node * self.cluster.nodes_per_leaf
-            return Link.SPINE if 0 < per_leaf < world and per_leaf % block else Link.LEAF
-        parted = any(end % block for end in self._domain_ends if end < min(world, per_node))
-        return Link.PCIE if parted or self.cluster.node.nvlink == "none" else Link.NVLINK
+        if self.stays_in_domain(axis):
+            return Link.NVLINK if self.cluster.node.nvlink != "none" else Link.PCIE
+        per_node = self.cluster.node.num_gpus
+        if not self._parts(axis, per_node):
+            return Link.PCIE
+        per_leaf = per_node * self.cluster.nodes_per_leaf
+        return Link.SPINE if per_leaf and self._parts(axis, per_leaf) else Link.LEAF
+
+    def stays_in_domain(self, axis: str) -> bool:
+        """Whether every group of `axis` is inside one NVSwitch domain."""
+        return not any(self._parts(axis, end) for end in self._domain_ends)
+
+    def _parts(self, axis: str, boundary: int) -> bool:
+        """Whether a boundary before rank `boundary` (and its multiples) parts the members of some group.
+
+        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d, so a boundary parts some
+        group exactly when it is not a multiple of s × d: no group needs to be listed.
+        """
+        degree = self.grid.degree(axis)
+        return degree > 1 and boundary < self.grid.size and boundary % (self.grid.strides[axis] * degree) != 0

@@ -1,0 +1,45 @@
+"""Layers over pipeline stages."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import model
+
+from launcher.layout.split import balanced_split
+
+
+@given(st.integers(1, 130), st.data())
+def test_every_stage_has_a_layer_and_none_is_lost(layers: int, data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, layers))
+    split = balanced_split(model(layers=layers), num_stages=stages)
+    assert len(split) == stages
+    assert sum(split) == layers
+    assert min(split) >= 1
+    assert max(split) - min(split) <= 1
+
+
+@given(st.integers(2, 130), st.data())
+def test_where_layers_do_not_divide_the_ends_are_never_the_fullest_while_a_middle_stage_is_not(
+    layers: int, data: st.DataObject
+) -> None:
+    stages = data.draw(st.integers(2, layers))
+    split = balanced_split(model(layers=layers), num_stages=stages)
+    if len(set(split)) > 1:
+        assert split[-1] == min(split)
+        assert split[0] <= max(split[1:-1], default=split[0])
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "expected"),
+    [
+        (70, 12, (5, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6, 5)),  # BLOOM-176B (Le Scao et al. 2022): 70 layers on 12 stages
+        (24, 4, (6, 6, 6, 6)),
+        (7, 3, (2, 3, 2)),
+        (5, 4, (1, 2, 1, 1)),
+        (3, 2, (2, 1)),
+    ],
+)
+def test_known_splits(layers: int, stages: int, expected: tuple[int, ...]) -> None:
+    assert balanced_split(model(layers=layers), num_stages=stages) == expected
