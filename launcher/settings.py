@@ -61,6 +61,11 @@ def config_text(overrides: Sequence[str]) -> str:
         return OmegaConf.to_yaml(_compose(overrides))
 
 
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper

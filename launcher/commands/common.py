@@ -1,0 +1,91 @@
+"""What several commands share: planning from overrides, and finding a run that the user named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import InputError
+from launcher.launch.settings import LaunchSettings
+from launcher.plan import Plan, read_plan
+from launcher.plan.options import TrainOptions
+from launcher.resources import resource
+from launcher.settings import Settings, load
+
+OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every rank runs: a recipe of ours or the user's own script, with its arguments."""
+
+    script: Path
+    args: tuple[str, ...]
+    name: str
+
+
+def checked_settings(overrides: Sequence[str]) -> Settings:
+    """Settings whose training and launch options are sound too; every problem of all three is told at once."""
+    settings = load(overrides)
+    problems: list[str] = []
+    for read in (
+        lambda: LaunchSettings.from_config(settings.config["launch"]),
+        lambda: TrainOptions.from_config(settings.config["train"]),
+    ):
+        try:
+            read()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return settings
+
+
+def work(settings: Settings, args: Sequence[str]) -> Work:
+    """The recipe or script of a job; raises InputError where its file does not exist."""
+    script = settings.config["script"]
+    if script is None:
+        name = settings.config["recipe"]["name"]
+        path = resource("recipes") / f"{name}.py"
+        if args:
+            raise InputError(
+                f"arguments after -- go to a script of yours, and none is given: set script=FILE (found {list(args)})"
+            )
+        return Work(path, (), name)
+    path = Path(script).expanduser().resolve()
+    if not path.is_file():
+        raise InputError(f"script={script} is not a file: give the path of a Python script")
+    return Work(path, tuple(args), path.stem)
+
+
+def plan_of(words: Sequence[str]) -> Plan:
+    """The plan of a run folder if the first word names one, else the plan that overrides make."""
+    if words and not OVERRIDE.match(words[0]):
+        return read_plan(Path(words[0]))
+    from launcher.plan.build import make_plan
+
+    settings = load(words)
+    return make_plan(settings.job, settings.request, settings.config)
+
+
+def run_folder_of(words: Sequence[str], *, command: str) -> Path:
+    """The run folder that the user named; raises InputError where there is none."""
+    if not words or OVERRIDE.match(words[0]):
+        raise InputError(f"`launcher {command}` needs a run folder: launcher {command} runs/NAME")
+    path = Path(words[0])
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder: give a run folder that `launcher run` or `launcher submit` made")
+    return path
+
+
+def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:
+    """The `key=value` words after a run's name; raises InputError for one that is not allowed."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in allowed:
+            raise InputError(f"{word} is not an option here: allowed are {', '.join(f'{key}=…' for key in allowed)}")
+        found[key] = value
+    return found

@@ -1,0 +1,19 @@
+"""`launcher report`: one HTML page about a run, written into its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.cli import Invocation
+from launcher.commands.common import options, run_folder_of
+from launcher.launch.run_folder import write_text
+from launcher.report.html import run_page
+
+
+def run(invocation: Invocation) -> int:
+    folder = run_folder_of(invocation.overrides, command="report")
+    wanted = options(invocation.overrides[1:], allowed=["file"])
+    path = Path(wanted.get("file", folder / "report.html"))
+    write_text(path, run_page(folder))
+    print(path)
+    return 0

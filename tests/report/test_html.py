@@ -1,0 +1,45 @@
+"""The page of a run stands alone, shows what the plan says, and escapes what users name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from launcher.layout.resolve import plain_layout
+from launcher.plan import Plan, write_plan
+from launcher.report.html import page, run_page
+from launcher.settings import load
+
+
+def a_plan(*overrides: str, why: tuple[str, ...] = ("fastest",)) -> Plan:
+    settings = load(["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", *overrides])
+    layout = plain_layout(settings.job, settings.request)
+    estimate = {"step_time_s": 1.5, "time": {"compute": 1.2, "tp": 0.3}, "memory": {"parameters": 3 * 2**30}}
+    return Plan(settings.job, layout, estimate, why, settings.config)
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    text = page(a_plan("layout.tp=2", "layout.pp=2"))
+    assert "http" not in text.replace("http-equiv", "")
+    assert "<script" not in text
+
+
+def test_every_rank_of_the_node_is_drawn() -> None:
+    text = page(a_plan("layout.tp=2", "layout.pp=2"))
+    for rank in range(8):
+        assert f"rank {rank} on GPU {rank}" in text
+
+
+def test_names_are_escaped() -> None:
+    assert "<b>" not in page(a_plan(why=("<b>bold</b>",)), name="<b>")
+
+
+def test_measured_steps_stand_beside_the_prediction(tmp_path: Path) -> None:
+    write_plan(a_plan(), tmp_path)
+    lines = [json.dumps({"step": i, "loss": 5 - i / 10, "step_time_s": 2.0}) for i in range(5)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
+    text = run_page(tmp_path)
+    assert "1.5 s" in text
+    assert "2.0 s" in text
+    assert "0.75" in text
+    assert text.count("<polyline") == 2

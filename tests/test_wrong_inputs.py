@@ -1,0 +1,74 @@
+"""Wrong input of every kind gives one clear message, the right exit code, and no traceback; nothing is written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DGX = ["cluster=dgx_a100_80g"]
+CASES = {
+    "unknown cluster": (["plan", "cluster=dgx_a100_80"], 2, ["dgx_a100_80 is not a known cluster", "dgx_a100_80g"]),
+    "unknown model": (["run", "model=gtp_tiny"], 2, ["gtp_tiny is not a known model", "gpt_tiny"]),
+    "typo in a key": (["plan", "model.hiden=64"], 2, ["model.hiden", "did you mean model.hidden"]),
+    "key of a group that has it not": (["plan", "+layout.tpp=2"], 2, ["layout.tpp is not a known key", "layout.tp"]),
+    "word for a number": (["plan", "model.hidden=wide"], 2, ["model.hidden", "'wide'", "whole number"]),
+    "syntax of an override": (["plan", "layout.tp=[1"], 2, ["layout.tp=[1"]),
+    "override without a value": (["plan", "layout.tp"], 2, ["layout.tp"]),
+    "tp that does not divide the heads": (
+        ["plan", *DGX, "model=gpt_tiny", "layout.tp=8"], 2, ["layout.tp=8", "4 heads", "choose one of 1, 2, 4"]),
+    "tp wider than an NVSwitch domain": (
+        ["plan", *DGX, "cluster.num_nodes=2", "model=gpt3_1b3", "layout.tp=16"], 2,
+        ["layout.tp=16", "NVSwitch domain", "layout.tp_across_domains=true"]),
+    "zero nodes": (["plan", *DGX, "cluster.num_nodes=0"], 2, ["cluster.num_nodes", "at least 1"]),
+    "negative batch": (["run", "train.global_batch=-8"], 2, ["train.global_batch", "-8", "at least 1"]),
+    "batch that does not divide": (
+        ["run", "train.global_batch=15", "layout.tp=1", "layout.pp=1", "layout.dp=8"], 2, ["global_batch=15", "dp"]),
+    "degrees that do not fill the machine": (
+        ["run", "layout.tp=2", "layout.pp=1", "layout.dp=1", "layout.cp=1"], 2, ["8 GPUs"]),
+    "several wrong things at once": (
+        ["plan", "model.hidden=0", "cluster.num_nodes=0", "train.global_batch=0"], 2,
+        ["model.hidden", "cluster.num_nodes", "train.global_batch"]),
+    "a value that is missing": (["plan", "model=gpt"], 2, ["model.hidden", "model.layers", "model.heads"]),
+    "nodes without a network": (["plan", "cluster.num_nodes=2"], 2, ["cluster.node.num_nics"]),
+    "anything across MIG slices": (
+        ["plan", "cluster=a100_mig_1g", "model=gpt_tiny", "layout.dp=2"], 2, ["MIG", "peer-to-peer"]),
+    "an engine that cannot": (
+        ["run", "train.engine=deepspeed", "layout.tp=1", "layout.pp=2", "layout.dp=4", "layout.zero_stage=3"], 2,
+        ["DeepSpeed", "ZeRO-3"]),
+    "options out of range": (["run", "train.steps=0", "launch.start=thread"], 2, ["train.steps", "launch.start"]),
+    "a script that is not there": (["run", "script=nowhere.py"], 2, ["script=nowhere.py", "not a file"]),
+    "a model that fits nowhere": (
+        ["plan", "cluster=fly_a10", "model=gpt3_175b", "train.global_batch=8"], 3, ["gpt3_175b"]),
+    "unreadable run folder": (["report", "no/such/run"], 2, ["no/such/run", "run folder"]),
+    "a folder that is no run": (["report", "."], 2, ["plan.json"]),
+    "an export that does not exist": (["export", "to=megatorn"], 2, ["megatorn", "did you mean megatron"]),
+    "an unknown command": (["plann"], 2, ["plann", "plan"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_wrong_input_is_told_in_one_message(case: str, tmp_path: Path) -> None:
+    arguments, exit_code, words = CASES[case]
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    for word in words:
+        assert word in done.stderr, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_json_output_keeps_standard_output_empty_on_an_error(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", command, "output=json", "layout.tp=3"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "layout.tp=3" in done.stderr
