@@ -48,6 +48,7 @@ COMMANDS = {
     "export": Command("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
     "report": Command("report", "one HTML page about a run", "RUN"),
     "lint": Command("lint", "known traps in an existing batch script", "SCRIPT"),
+    "completion": Command("completion", "a shell completion script", "bash"),
 }
 
 

@@ -87,6 +87,13 @@ def choices() -> dict[str, list[str]]:
     }
 
 
+def keys() -> list[str]:
+    """Every key of the default configuration that takes a value."""
+    with _hydra():
+        config = OmegaConf.to_container(compose("config"), resolve=False)
+    return sorted(name for name, value in _items(config) if not isinstance(value, dict))
+
+
 @contextmanager
 def _hydra() -> Iterator[None]:
     """Hydra set up on our configuration, and put away again: it keeps its state in a process-wide singleton."""
@@ -162,19 +169,20 @@ def _unknown_choice(group: str, value: str) -> str:
 
 def _all_keys() -> list[str]:
     config = OmegaConf.to_container(compose("config"), resolve=False)
-    return sorted(_paths(config))
+    return sorted(name for name, _ in _items(config))
 
 
 def _exists(key: str) -> bool:
     return key in _all_keys() or key.partition(".")[0] == "hydra"
 
 
-def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a nested configuration with its value, groups included."""
     if isinstance(node, dict):
         for key, value in node.items():
             name = f"{prefix}.{key}" if prefix else str(key)
-            yield name
-            yield from _paths(value, name)
+            yield name, value
+            yield from _items(value, name)
 
 
 def _first_line(error: BaseException) -> str:
