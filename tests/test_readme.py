@@ -1,0 +1,31 @@
+"""The README's commands are the ones that CI runs and that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from launcher.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return [body.strip() for body in re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)]
+
+
+def test_ci_runs_the_very_test_command_of_the_readme() -> None:
+    command = next(block for block in blocks("bash") if "pytest" in block)
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    table = README[README.index("## Commands") : README.index("## Goals")]
+    assert [name for name in COMMANDS if name not in table] == []
+
+
+def test_the_python_example_runs() -> None:
+    names: dict[str, object] = {}
+    exec(blocks("python")[0], names)
+    assert callable(names["estimate"])
