@@ -1,0 +1,28 @@
+"""Known traps in a Slurm batch script, found by reading it; nothing is run and Slurm is not needed.
+
+lint(text, cluster=cluster) -> findings, in the order of the script
+"""
+
+from __future__ import annotations
+
+from launcher.cluster import Cluster
+from launcher.launch.lint import lifetime, network, starting
+from launcher.launch.lint.finding import Finding, Rule, Subject
+from launcher.launch.lint.script import BatchScript
+
+__all__ = ["RULES", "Finding", "Rule", "lint"]
+
+RULES: tuple[Rule, ...] = (*starting.RULES, *network.RULES, *lifetime.RULES)
+
+
+def lint(text: str, *, cluster: Cluster | None = None) -> list[Finding]:
+    """The traps in a batch script, by line.
+
+    GPUs per node are taken from the script's own request, else from `cluster`; rules that need them keep silent where
+    neither says.
+    """
+    script = BatchScript(text)
+    gpus = script.gpus_per_node or (cluster.node.num_gpus if cluster else None)
+    subject = Subject(script, gpus)
+    found = {finding: None for rule in RULES for finding in rule.findings(subject)}
+    return sorted(found, key=lambda finding: (finding.line, finding.rule))

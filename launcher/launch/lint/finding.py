@@ -1,0 +1,56 @@
+"""What a rule says, and what it is given to judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from launcher.launch.lint.script import BatchScript
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One trap in a batch script: where, which rule, how bad (`error`: breaks or hangs; `warning`), why, what to do."""
+
+    line: int
+    rule: str
+    severity: str
+    found: str
+    reason: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.severity} [{self.rule}] {self.found}\n    {self.reason}\n    → {self.fix}"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A script and the GPUs of the node that it will run on (None: unknown)."""
+
+    script: BatchScript
+    gpus_per_node: int | None
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A place where a rule applies."""
+
+    line: int
+    found: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A known trap: how to see it, why it is one, and the way out."""
+
+    name: str
+    severity: str
+    check: Callable[[Subject], Iterator[Trap]]
+    reason: str
+    fix: str
+
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        for trap in self.check(subject):
+            found = " ".join(trap.found.split())
+            shown = found if len(found) <= 100 else f"{found[:97]}..."
+            yield Finding(trap.line, self.name, self.severity, shown, self.reason, self.fix)

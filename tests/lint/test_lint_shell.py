@@ -1,0 +1,47 @@
+"""The shell reader splits as a shell does, as far as the rules need it."""
+
+from __future__ import annotations
+
+import shlex
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.launch.lint import lint
+from launcher.launch.lint.shell import commands, live_variables, unquote
+
+
+def words(text: str) -> list[tuple[str, ...]]:
+    return [command.words for command in commands(text)]
+
+
+def test_commands_are_split_at_operators_and_lines_are_joined() -> None:
+    assert words("a b && c \\\n d | e; f &\ng # h\n") == [("a", "b"), ("c", "d"), ("e",), ("f",), ("g",)]
+    assert [command.operator for command in commands("a & b | c\n")] == ["&", "|", "\n"]
+
+
+def test_quotes_substitutions_arrays_and_redirections_stay_in_one_word() -> None:
+    assert words("x \"a; b\" 'c | d' $(e | f) `g; h`") == [("x", '"a; b"', "'c | d'", "$(e | f)", "`g; h`")]
+    assert words('x "$(y "z w")" 2>&1') == [("x", '"$(y "z w")"', "2>&1")]
+    assert words("A=( b\n c ) d") == [("A=( b\n c )", "d")]
+    assert words("x &> log") == [("x", "&>", "log")]
+
+
+def test_here_documents_are_no_commands() -> None:
+    text = "cat <<EOF > f\nsrun torchrun; rm -rf /\nEOF\necho done\n"
+    assert [(command.words[0], command.line) for command in commands(text)] == [("cat", 1), ("echo", 4)]
+
+
+def test_only_variables_that_this_shell_expands_are_live() -> None:
+    assert live_variables("$A'$B'\"$C '$D'\"\\$E${F}") == ["A", "C", "D", "F"]
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1), min_size=1, max_size=5))
+def test_quoted_words_survive_the_round_trip(plain: list[str]) -> None:
+    [command] = commands(shlex.join(plain))
+    assert [unquote(word) for word in command.words] == plain
+
+
+@given(st.text(st.sampled_from("#!SBATCH -=\n\"'`$(){}\\;&|<> srun torchrun A=1"), max_size=200))
+def test_no_text_breaks_the_reader(text: str) -> None:
+    lint(text)
