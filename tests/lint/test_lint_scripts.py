@@ -41,7 +41,7 @@ EXPECTED = {
     ],
     "trap_requeue.sbatch": [
         (1, "requeue-truncates-log"), (7, "broken-directive"), (15, "loopback-master"), (17, "constant-rdzv-id"),
-        (17, "expanded-too-early"), (17, "loopback-master"), (17, "trap-behind-foreground"),
+        (17, "expanded-too-early"), (17, "trap-behind-foreground"),
     ],
 }  # fmt: skip
 

@@ -26,6 +26,15 @@ def _settings(subject: Subject) -> Iterator[tuple[Command, str, str]]:
             yield command, name, value
 
 
+def _once(places: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Each value where it is first written: a flag often repeats a variable."""
+    seen: set[str] = set()
+    for line, value in places:
+        if unquote(value) not in seen:
+            seen.add(unquote(value))
+            yield line, value
+
+
 def _addresses(subject: Subject) -> Iterator[tuple[int, str]]:
     """Line and written form of every master address."""
     for command, name, value in _settings(subject):
@@ -37,14 +46,14 @@ def _addresses(subject: Subject) -> Iterator[tuple[int, str]]:
 
 
 def compressed_node_list(subject: Subject) -> Iterator[Trap]:
-    for line, value in _addresses(subject):
+    for line, value in _once(_addresses(subject)):
         if NODE_LISTS.search(value) and not re.search(r"scontrol\s+show\s+hostnames?|nodeset|hostlist", value):
             yield Trap(line, value)
 
 
 def loopback_master(subject: Subject) -> Iterator[Trap]:
     nodes = subject.script.num_nodes
-    for line, value in _addresses(subject):
+    for line, value in _once(_addresses(subject)):
         if nodes and nodes > 1 and LOOPBACK.match(unquote(value)):
             yield Trap(line, f"{value} in a job of {nodes} nodes")
 
@@ -74,7 +83,7 @@ def _ports(subject: Subject) -> Iterator[tuple[int, str]]:
 
 
 def ephemeral_port(subject: Subject) -> Iterator[Trap]:
-    for line, value in _ports(subject):
+    for line, value in _once(_ports(subject)):
         if value.isdigit() and int(value) in EPHEMERAL:
             yield Trap(line, f"port {value}")
         shuffled = re.search(r"shuf\s+-i\s*(\d+)-(\d+)", value)
@@ -83,7 +92,7 @@ def ephemeral_port(subject: Subject) -> Iterator[Trap]:
 
 
 def random_port(subject: Subject) -> Iterator[Trap]:
-    for line, value in _ports(subject):
+    for line, value in _once(_ports(subject)):
         if re.search(r"\bRANDOM\b", value):
             yield Trap(line, value)
 
