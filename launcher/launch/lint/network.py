@@ -30,7 +30,8 @@ def _once(places: Iterator[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Each value where it is first written: a flag often repeats a variable."""
     seen: set[str] = set()
     for line, value in places:
-        if unquote(value) not in seen:
+        complete = value.count("(") == value.count(")")  # a flag's value ends at a blank, inside `$(…)` too
+        if complete and unquote(value) not in seen:
             seen.add(unquote(value))
             yield line, value
 
