@@ -29,6 +29,7 @@ class Gpu:
     compute_capability: float = 0.0
     mig_profile: str | None = None
     price_per_hour: float | None = None
+    gemm_flops: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))  # dtype → measured large GEMM
 
     def peak(self, dtype: str) -> float | None:
         """Dense peak in FLOP/s for `dtype`; None where unknown."""

@@ -1,0 +1,35 @@
+"""Runs the site's own commands (nvidia-smi, scontrol, sinfo …): the only file under cluster/ that starts a process."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command printed on stdout; `text` is None where it gave nothing to read, and `problem` says why."""
+
+    text: str | None
+    problem: str | None = None
+
+
+Runner = Callable[[tuple[str, ...]], Output]
+
+
+def run(argv: tuple[str, ...], *, timeout_s: float = 20.0) -> Output:
+    """Run a command without a shell. A missing command or a failure is an Output without text, never an exception."""
+    if shutil.which(argv[0]) is None:
+        return Output(None, f"there is no {argv[0]} on this machine")
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        return Output(None, f"{' '.join(argv)} did not answer within {timeout_s:g} s")
+    except OSError as error:
+        return Output(None, f"{argv[0]} cannot be started: {error.strerror}")
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
+        return Output(None, f"{' '.join(argv)} ended with status {done.returncode}: {said}")
+    return Output(done.stdout)

@@ -1,0 +1,115 @@
+"""Reads an NCCL topology file (NCCL_TOPO_FILE, NCCL_TOPO_DUMP_FILE): the PCIe tree of a node, its GPUs and NICs.
+
+Format: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-topo-file, src/graph/xml.cc of NCCL.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import dataclass
+
+from launcher.errors import InputError
+
+# PCI class codes, https://pcisig.com (base class 03 display, 02 network): a prefix of what the file prints.
+_GPU_CLASSES = ("0x0302", "0x0300")
+_NIC_CLASSES = ("0x0200", "0x0207", "0x0280")
+
+
+@dataclass(frozen=True)
+class PciDevice:
+    """A GPU or NIC. `path` are the bus ids of the PCIe switches above it, from the CPU down."""
+
+    busid: str
+    numa: int
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class NcclTopology:
+    """What an NCCL topology file says of one node; `notes` says what it leaves open."""
+
+    gpus: tuple[PciDevice, ...]
+    nics: tuple[PciDevice, ...]
+    num_numa: int
+    notes: tuple[str, ...]
+
+    def near_nics(self, gpu: PciDevice) -> tuple[PciDevice, ...]:
+        """The NICs that share most PCIe switches with a GPU; none where no NIC shares any."""
+        shared = {nic.busid: _common(gpu.path, nic.path) for nic in self.nics}
+        most = max(shared.values(), default=0)
+        return tuple(nic for nic in self.nics if most and shared[nic.busid] == most)
+
+
+def read_nccl_topology(text: str) -> NcclTopology:
+    """The node that the file describes; raises InputError for another or a broken file."""
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise InputError("an NCCL topology file has no DOCTYPE or ENTITY: this file is not read")
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise InputError(f"this NCCL topology file is not valid XML ({error})") from error
+    if root.tag == "graphs":
+        raise InputError(
+            "this is an NCCL search graph (NCCL_GRAPH_FILE), not a topology: give the NCCL_TOPO_FILE of the node"
+        )
+    if root.tag != "system":
+        raise InputError(f"this is not an NCCL topology: its root is <{root.tag}>, not <system>")
+    gpus: list[PciDevice] = []
+    nics: list[PciDevice] = []
+    unclassed = 0
+    for cpu in root.iter("cpu"):
+        numa = _numa(cpu)
+        for pci in cpu:
+            unclassed += _walk(pci, numa, (), gpus, nics)
+    notes = _notes(gpus, nics, unclassed, root)
+    return NcclTopology(tuple(gpus), tuple(nics), len(root.findall("cpu")), notes)
+
+
+def _numa(cpu: ET.Element) -> int:
+    text = cpu.get("numaid", "-1")
+    if not text.lstrip("-").isdigit():
+        raise InputError(f"this is not an NCCL topology: numaid={text!r} is no number")
+    return int(text)
+
+
+def _walk(node: ET.Element, numa: int, path: tuple[str, ...], gpus: list[PciDevice], nics: list[PciDevice]) -> int:
+    """Collect the devices under one element; returns how many leaves say no class."""
+    if node.tag == "nic":  # a NIC without a place in the PCIe tree
+        nics.extend(PciDevice(net.get("name", "net"), numa, path) for net in node.findall("net"))
+        return 0
+    if node.tag != "pci":
+        return 0
+    busid, kind = node.get("busid", ""), node.get("class", "")
+    if kind.startswith(_GPU_CLASSES):
+        gpus.append(PciDevice(busid, numa, path))
+        return 0
+    if kind.startswith(_NIC_CLASSES):
+        nics.append(PciDevice(busid, numa, path))
+        return 0
+    children = [child for child in node if child.tag in ("pci", "nic")]
+    if not children:
+        return int(not kind)
+    return sum(_walk(child, numa, (*path, busid), gpus, nics) for child in children)
+
+
+def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    shared = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        shared += 1
+    return shared
+
+
+def _notes(gpus: list[PciDevice], nics: list[PciDevice], unclassed: int, root: ET.Element) -> tuple[str, ...]:
+    notes = []
+    if unclassed:
+        notes.append(f"{unclassed} PCI entries say no class: whether they are GPUs or NICs is unknown")
+    counts = Counter(device.busid for device in (*gpus, *nics))
+    if twice := sorted(busid for busid, count in counts.items() if count > 1):
+        notes.append(f"bus id {', '.join(twice)} stands more than once: this file was not made by this machine's NCCL")
+    loops = [link for pci in root.iter("pci") for link in pci.iter("nvlink") if link.get("target") == pci.get("busid")]
+    if loops:
+        notes.append("NVLinks point back at their own GPU: which GPUs they join is unknown")
+    return tuple(notes)
