@@ -84,6 +84,7 @@ def _gpu(fields: Fields) -> Gpu:
         memory_bytes=_memory_bytes(fields),
         hbm_bytes_per_s=fields.number("hbm_gbytes_per_s", minimum=0.0) * 1e9,
         peak_flops={dtype: float(tflops) * 1e12 for dtype, tflops in fields.mapping("peak_tflops").items()},
+        gemm_flops={dtype: float(tflops) * 1e12 for dtype, tflops in fields.mapping("gemm_tflops").items()},
         num_sms=fields.integer("num_sms", minimum=1),
         nvlink_bytes_per_s=fields.number("nvlink_gbytes_per_s", 0.0, minimum=0.0) * 1e9,
         pcie_bytes_per_s=fields.number("pcie_gbytes_per_s", 0.0, minimum=0.0) * 1e9,
@@ -120,7 +121,7 @@ def build_model(data: Mapping[str, Any], problems: list[str]) -> Model:
         gated_mlp=gated,
         vocab=fields.integer("vocab", minimum=1),
         seq_len=fields.integer("seq_len", minimum=1),
-        tied_embeddings=fields.flag("tied_embeddings", True),
+        tied_embeddings=_auto(fields.auto_flag("tied_embeddings"), not gated),
         norm=fields.auto_choice("norm", ("layernorm", "rmsnorm")) or ("rmsnorm" if gated else "layernorm"),
         positions=fields.auto_choice("positions", ("learned", "rotary")) or ("rotary" if gated else "learned"),
         bias=_auto(fields.auto_flag("bias"), not gated),
@@ -162,8 +163,10 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
         software_year=fields.integer("software_year", Training.software_year, minimum=2018),
         engine=fields.choice("engine", ENGINES, "torch"),
         overlap_grad_reduce=fields.flag("overlap_grad_reduce", True),
-        grad_reduce_dtype=fields.choice("grad_reduce_dtype", DTYPES, "fp32"),
+        grad_reduce_dtype=fields.auto_choice("grad_reduce_dtype", DTYPES),
         offload_optimizer=fields.flag("offload_optimizer", False),
+        fused_rotary=fields.flag("fused_rotary", Training.fused_rotary),
+        dropout=fields.auto_number("dropout"),
     )
 
 

@@ -62,6 +62,10 @@ class Fields:
             return None
         return self.number(key, minimum=minimum)
 
+    def auto_number(self, key: str, *, minimum: float = 0.0) -> float | None:
+        """A number, or None for `auto`."""
+        return None if self._is_auto(key) else self.number(key, minimum=minimum)
+
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self._take(key, default)
         return value if isinstance(value, bool) else self._tell(key, value, "must be true or false", False)

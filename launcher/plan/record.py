@@ -103,7 +103,10 @@ def read_plan(path: Path) -> Plan:
 
 def _cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
     node, gpu = cluster.node, cluster.node.gpu
-    plain_gpu = {f.name: getattr(gpu, f.name) for f in fields(gpu)} | {"peak_flops": dict(gpu.peak_flops)}
+    plain_gpu = {f.name: getattr(gpu, f.name) for f in fields(gpu)} | {
+        "peak_flops": dict(gpu.peak_flops),
+        "gemm_flops": dict(gpu.gemm_flops),
+    }
     plain_node = {f.name: getattr(node, f.name) for f in fields(node)} | {"gpu": plain_gpu}
     plain = {f.name: getattr(cluster, f.name) for f in fields(cluster)}
     return plain | {"node": plain_node, "default_layout": dict(cluster.default_layout)}

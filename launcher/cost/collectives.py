@@ -1,0 +1,115 @@
+"""Time of collectives by message size, group shape and links.
+
+Sizes are those of nccl-tests: the whole buffer of an all-reduce; the gathered (or not yet scattered) buffer of
+all-gather and reduce-scatter; a rank's send buffer of all-to-all.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from math import log2
+
+from launcher.cost.network import Fabric, Group
+from launcher.units import MIB
+
+# Measured NCCL all-reduce on one DGX A100 (NVSwitch, 300 GB/s), in place, seconds at 1, 2, 4 … 1024 MiB for 2, 4 and 8
+# GPUs: VIA-Research/vTrain, trace/a100 (MIT licence). Holds the switch from LL128 to Simple between 4 and 64 MiB that
+# an alpha-beta line misses by up to 20 %.
+TABLE_BYTES_PER_S = 300e9
+ALL_REDUCE_S = {
+    2: (45e-6, 51e-6, 60e-6, 87e-6, 129e-6, 229e-6, 404e-6, 766e-6, 1454e-6, 2833e-6, 5453e-6),
+    4: (53e-6, 56e-6, 76e-6, 114e-6, 178e-6, 282e-6, 541e-6, 1001e-6, 1928e-6, 3720e-6, 7276e-6),
+    8: (92e-6, 93e-6, 94e-6, 130e-6, 231e-6, 356e-6, 580e-6, 1166e-6, 2158e-6, 4188e-6, 8196e-6),
+}
+SMALL_FRACTION = 0.45  # of the 1 MiB time, for the smallest messages: 43.8 of 101.9 µs on 8 GPUs (stas00, nccl-tests)
+SIZES = tuple(float(MIB << i) for i in range(11))
+
+
+def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
+    """Seconds of an all-reduce of `num_bytes` over `group`."""
+    if group.ranks < 2 or not num_bytes:
+        return 0.0
+    if group.inside_domain and fabric.nvlink_bytes_per_s:
+        return _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
+    volume = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
+    return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
+
+
+def all_gather_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
+    """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: half an all-reduce (same ring, one
+    pass).
+    """
+    return 0.5 * all_reduce_s(fabric, group, num_bytes)
+
+
+def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
+    """Seconds of an all-to-all of `num_bytes` per rank: what leaves the node is bound by the rank's share of the NICs.
+
+    43.6 GB/s busbw for 16 ranks on two DGX A100 with 25 GB/s a GPU (mscclpp perf_ndmv4.jsonl).
+    """
+    if group.ranks < 2 or not num_bytes:
+        return 0.0
+    local = num_bytes * (group.per_node - 1) / group.ranks
+    away = num_bytes * (group.ranks - group.per_node) / group.ranks
+    links = fabric.nvlink_bytes_per_s * 0.8 if group.per_domain >= group.per_node else 0.0
+    seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
+    return seconds + (away / _nic_share(fabric, group, 1) if away else 0.0)
+
+
+def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
+    """Seconds to send `num_bytes` to the next rank of `group`, all ranks of a node sending at once."""
+    if group.ranks < 2 or not num_bytes:
+        return 0.0
+    if group.nodes > 1:
+        return fabric.base_latency_s + num_bytes / _nic_share(fabric, group, 1)
+    rate = fabric.nvlink_bytes_per_s * 0.8 if group.inside_domain else 0.0
+    return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
+
+
+def latency_s(fabric: Fabric, group: Group) -> float:
+    """Seconds of an empty collective: a tree over the nodes, a chain inside each."""
+    if group.nodes == 1:
+        return fabric.local_latency_s * (1 + log2(group.ranks))
+    return fabric.base_latency_s + 2 * fabric.hop_latency_s * log2(group.nodes)
+
+
+def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:
+    """Bus bandwidth of NCCL's rings over the group: the slowest kind of link that they cross.
+
+    Every GPU of a node is in some group of the same axis, and all of them communicate at once: a group has the share
+    of the node's NICs that its ranks make of the node's GPUs.
+    """
+    local = fabric.nvlink_bytes_per_s * 0.77
+    if group.per_domain < group.per_node or not local:
+        local = fabric.pcie_bytes_per_s
+    if group.nodes == 1:
+        return local
+    across = _nic_share(fabric, group, group.per_node)
+    return min(local, across) if group.per_node > 1 else across
+
+
+def _nic_share(fabric: Fabric, group: Group, ranks: int) -> float:
+    rate = fabric.node_bytes_per_s * ranks / fabric.gpus_per_node
+    return rate / fabric.oversubscription if group.spine else rate
+
+
+def _nvlink_all_reduce_s(fabric: Fabric, ranks: int, num_bytes: float) -> float:
+    """From the measured table: a link that is x times as fast carries x times the bytes in the same time."""
+    size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_bytes_per_s
+    if ranks in ALL_REDUCE_S:
+        return _interpolated(ALL_REDUCE_S[ranks], size)
+    if ranks > 8:
+        return _interpolated(ALL_REDUCE_S[8], size) * (2 * (ranks - 1) / ranks) / (2 * 7 / 8)
+    low = 2 if ranks < 4 else 4
+    weight = (ranks - low) / low
+    return (1 - weight) * _interpolated(ALL_REDUCE_S[low], size) + weight * _interpolated(ALL_REDUCE_S[2 * low], size)
+
+
+def _interpolated(times: tuple[float, ...], size: float) -> float:
+    """Linear between measured sizes; beyond the last at its rate; below the first towards the latency floor."""
+    if size <= SIZES[0]:
+        return times[0] * (SMALL_FRACTION + (1 - SMALL_FRACTION) * size / SIZES[0])
+    if size >= SIZES[-1]:
+        return times[-1] * size / SIZES[-1]
+    i = bisect_right(SIZES, size) - 1
+    return times[i] + (times[i + 1] - times[i]) * (size - SIZES[i]) / (SIZES[i + 1] - SIZES[i])

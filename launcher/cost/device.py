@@ -1,0 +1,56 @@
+"""What one rank computes with: a GPU's (or CPU core's) rates for a dtype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cluster import Gpu
+from launcher.cost.constants import Constants
+from launcher.model import Training
+from launcher.units import DTYPE_BYTES
+
+# A CPU core without a measured rate: 16 fp32 FMA lanes at 2 GHz (AVX2, two ports) at half efficiency. An assumption;
+# a measured `gemm_tflops` in the GPU's file replaces it.
+CPU_CORE_FLOPS = 32e9
+
+
+@dataclass(frozen=True)
+class Device:
+    """Rates that kernels really reach: FLOP/s of a large GEMM, bytes/s of a streaming kernel."""
+
+    gemm_flops: float
+    hbm_bytes_per_s: float
+    peak_flops: float | None
+    num_sms: int
+    tiles: tuple[tuple[int, int, float], ...]
+    extra_k: float
+    gap_s: float
+    dtype_bytes: int
+
+
+# Output tile of a block and its rate relative to the largest: a smaller tile loads more bytes per FLOP (CUTLASS
+# "efficient GEMM" docs; ratios from cuBLAS heuristics on A100).
+CUDA_TILES = ((256, 128, 1.0), (128, 128, 0.93), (128, 64, 0.78), (64, 64, 0.62))
+CPU_TILES = ((16, 16, 1.0),)
+
+
+def device_of(gpu: Gpu, training: Training, constants: Constants) -> Device:
+    """The device for a training's dtype.
+
+    The GEMM rate is the measured one where the GPU has it (`gemm_flops`), else a fraction of the peak; a CPU with
+    neither is taken at CPU_CORE_FLOPS.
+    """
+    peak = gpu.peak(training.dtype)
+    measured = gpu.gemm_flops.get(training.dtype)
+    rate = measured or (peak * constants.gemm_fraction if peak else CPU_CORE_FLOPS)
+    cuda = gpu.kind == "cuda"
+    return Device(
+        gemm_flops=rate,
+        hbm_bytes_per_s=gpu.hbm_bytes_per_s * constants.hbm_fraction,
+        peak_flops=peak,
+        num_sms=gpu.num_sms,
+        tiles=CUDA_TILES if cuda else CPU_TILES,
+        extra_k=constants.gemm_extra_k if cuda else 8.0,
+        gap_s=constants.kernel_gap_s,
+        dtype_bytes=DTYPE_BYTES[training.dtype],
+    )

@@ -1,0 +1,53 @@
+"""Memory-bound operators of a transformer layer: bytes through HBM and kernels, forward and backward.
+
+Counted operator by operator from what eager PyTorch and Megatron's fused kernels read and write; `e` is the bytes of an
+element in the training dtype. Every figure is per element of the tensor that the operator works on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes per element and kernels, forward and backward."""
+
+    forward_bytes: float
+    forward_kernels: int
+    backward_bytes: float
+    backward_kernels: int
+
+
+def norm(e: int, *, fused: bool) -> Traffic:
+    """LayerNorm (one kernel in PyTorch) or a fused RMSNorm; else RMSNorm in separate fp32 operators.
+
+    Fused: read, write; back: read input and gradient, write, then the weight gradient's own pass. Unfused: cast to
+    fp32, square, mean, scale, cast back, weight; autograd repeats each, with accumulations between.
+    """
+    if fused:
+        return Traffic(2 * e, 1, 5 * e, 2)
+    return Traffic(24 + 4 * e, 7, 44 + 6 * e, 12)
+
+
+def residual(e: int, *, dropout: bool) -> Traffic:
+    """Bias, dropout and residual addition in one kernel (Megatron), or the plain addition; back: the gradients' sum."""
+    return Traffic(3 * e + 1, 1, 6 * e + 1, 3) if dropout else Traffic(3 * e, 1, 3 * e, 1)
+
+
+def activation(e: int, *, gated: bool) -> Traffic:
+    """Bias and GELU, or SiLU then product: per element of one MLP projection's output on this rank."""
+    return Traffic(5 * e, 2, 9 * e, 3) if gated else Traffic(2 * e, 1, 4 * e, 2)
+
+
+def rotary(e: int, *, fused: bool) -> Traffic:
+    """Rotary positions on one tensor (queries or keys): half-rotation, two products, sum; or one kernel."""
+    return Traffic(2 * e, 1, 2 * e, 1) if fused else Traffic(11 * e, 5, 11 * e, 6)
+
+
+def softmax(e: int, *, kernel: str, dropout: bool, math_bytes: float) -> Traffic:
+    """Softmax over attention scores: `fused` (causal, one kernel), or `math` in fp32 steps; with attention dropout."""
+    drop = (2 * e + 1, 1) if dropout else (0, 0)
+    if kernel == "math":
+        return Traffic(math_bytes + drop[0], 6 + drop[1], 0.8 * math_bytes + drop[0], 6 + drop[1])
+    return Traffic(2 * e + drop[0], 1 + drop[1], 3 * e + drop[0], 1 + drop[1])

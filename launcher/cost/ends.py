@@ -1,0 +1,31 @@
+"""What the first and the last pipeline stage do besides layers: embedding, final norm, logits, loss."""
+
+from __future__ import annotations
+
+from launcher.cost import elementwise
+from launcher.cost.constants import Constants
+from launcher.cost.device import Device
+from launcher.cost.layer import Part, linear, streamed
+from launcher.model import Model
+
+VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to this times tp, for GEMM alignment
+
+
+def padded_vocab(model: Model, tp: int) -> int:
+    """Vocabulary rows of the tables, as padded for tensor parallelism."""
+    multiple = VOCAB_MULTIPLE * tp if model.vocab > 16 * VOCAB_MULTIPLE else tp
+    return -(-model.vocab // multiple) * multiple
+
+
+def embedding_part(device: Device, model: Model, *, tokens: int) -> Part:
+    """Token (and position) lookup; back: gradients are sorted and added into the table."""
+    e = device.dtype_bytes
+    return streamed(device, elementwise.Traffic(4 * e, 3, 8 * e, 4), float(tokens * model.hidden))
+
+
+def head_part(device: Device, constants: Constants, model: Model, *, tokens: int, tp: int) -> Part:
+    """Final norm, output projection over this rank's share of the vocabulary, cross-entropy in separate operators."""
+    vocab = padded_vocab(model, tp) // tp
+    loss = elementwise.Traffic(constants.loss_forward_bytes, 10, constants.loss_backward_bytes, 4)
+    part = linear(device, tokens, model.hidden, vocab) + streamed(device, loss, float(tokens * vocab))
+    return part + streamed(device, elementwise.norm(device.dtype_bytes, fused=True), float(tokens * model.hidden))

@@ -1,0 +1,148 @@
+"""Time of one transformer layer on one rank for one micro-batch, without what crosses links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cost import elementwise
+from launcher.cost.attention import CoreTime, core_time
+from launcher.cost.constants import Constants
+from launcher.cost.device import Device
+from launcher.cost.gemm import gemm_s
+from launcher.model import Model, Training
+
+
+@dataclass(frozen=True)
+class Part:
+    """Seconds on the device, and operators that the host issues, forward and backward; `weight_s` is the part of
+    the backward pass that computes weight gradients (Qi et al. 2024 split the two)."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    weight_s: float = 0.0
+    forward_ops: int = 0
+    backward_ops: int = 0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(
+            self.forward_s + other.forward_s,
+            self.backward_s + other.backward_s,
+            self.weight_s + other.weight_s,
+            self.forward_ops + other.forward_ops,
+            self.backward_ops + other.backward_ops,
+        )
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a rank sees of a layer: everything that its time depends on."""
+
+    sequences: int  # of one micro-batch
+    tp: int
+    cp: int
+    ep: int
+    sequence_parallel: bool
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The layer without the attention core, and the core by itself (selective recomputation repeats only that)."""
+
+    rest: Part
+    core: Part
+
+
+def runs_dropout(model: Model, training: Training) -> bool:
+    """Whether dropout kernels run: as set; else with Megatron's separate kernels and biases, at any probability."""
+    if training.dropout is not None:
+        return training.dropout > 0
+    return model.bias and training.attention in ("math", "fused")
+
+
+def layer_parts(
+    device: Device, constants: Constants, model: Model, training: Training, shape: LayerShape
+) -> LayerParts:
+    """Device time of one layer, by part."""
+    tokens = shape.sequences * model.seq_len // shape.cp
+    core = core_time(
+        device,
+        constants,
+        kernel=training.attention,
+        sequences=shape.sequences,
+        heads=-(-model.heads // shape.tp),
+        queries=model.seq_len // shape.cp,
+        keys=model.seq_len,
+        head_dim=model.head_dim,
+        dropout=runs_dropout(model, training),
+    )
+    rest = _projections(device, model, tokens, shape.tp)
+    rest += _mlp(device, model, training, tokens, shape)
+    rest += _around_attention(device, model, training, tokens, shape.tp)
+    rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
+    return LayerParts(rest, _core_part(core))
+
+
+def _core_part(core: CoreTime) -> Part:
+    return Part(core.forward_s, core.backward_s, 0.0, core.forward_kernels, core.backward_kernels)
+
+
+def linear(device: Device, tokens: int, inputs: int, outputs: int, *, batch: int = 1) -> Part:
+    """One projection: forward, and backward as two products, for the input's and for the weight's gradient."""
+    forward = gemm_s(device, tokens, outputs, inputs, batch=batch)
+    data = gemm_s(device, tokens, inputs, outputs, batch=batch)
+    weight = gemm_s(device, outputs, inputs, tokens, batch=batch)
+    return Part(forward, data + weight, weight, 1, 2)
+
+
+def streamed(device: Device, traffic: elementwise.Traffic, elements: float) -> Part:
+    """A memory-bound operator over `elements` elements."""
+    scale = elements / device.hbm_bytes_per_s
+    return Part(
+        traffic.forward_bytes * scale + traffic.forward_kernels * device.gap_s,
+        traffic.backward_bytes * scale + traffic.backward_kernels * device.gap_s,
+        0.0,
+        traffic.forward_kernels,
+        traffic.backward_kernels,
+    )
+
+
+def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
+    kv_hidden = model.head_dim * -(-model.kv_heads // tp)
+    hidden = model.hidden // tp
+    return linear(device, tokens, model.hidden, hidden + 2 * kv_hidden) + linear(device, tokens, hidden, model.hidden)
+
+
+def _mlp(device: Device, model: Model, training: Training, tokens: int, shape: LayerShape) -> Part:
+    """The MLP; with experts, the share of this rank: its experts' tokens from all ranks of its expert group."""
+    width = model.ffn_hidden // shape.tp
+    experts, rows = 1, tokens
+    if model.num_experts:
+        experts = max(1, model.num_experts // shape.ep)
+        rows = -(-tokens * model.experts_per_token * shape.ep // model.num_experts)
+    matrices = 2 if model.gated_mlp else 1
+    part = linear(device, rows, model.hidden, matrices * width, batch=experts)
+    part += linear(device, rows, width, model.hidden, batch=experts)
+    traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp)
+    part += streamed(device, traffic, float(rows) * experts * width)
+    if model.num_experts:
+        part += linear(device, tokens, model.hidden, model.num_experts)
+    return part
+
+
+def _around_attention(device: Device, model: Model, training: Training, tokens: int, tp: int) -> Part:
+    """Rotary positions, and the copies that bring heads into and out of the kernel's order."""
+    e = device.dtype_bytes
+    part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * (model.hidden / tp))
+    if model.positions == "rotary":
+        traffic = elementwise.rotary(e, fused=training.fused_rotary)
+        for width in (model.hidden, model.kv_hidden):
+            part += streamed(device, traffic, tokens * width / tp)
+    return part
+
+
+def _norms_and_residuals(device: Device, model: Model, training: Training, tokens: int) -> Part:
+    e, elements = device.dtype_bytes, float(tokens * model.hidden)
+    fused = model.norm == "layernorm" or training.fused_norm
+    norm = streamed(device, elementwise.norm(e, fused=fused), elements)
+    residual = streamed(device, elementwise.residual(e, dropout=runs_dropout(model, training)), elements)
+    return norm + norm + residual + residual

@@ -1,0 +1,371 @@
+"""The cost model of a job: step time and memory of any of its layouts.
+
+Pieces that many layouts share (a layer's time, a group's shape, a stage's parameters) are worked out once and kept in
+the instance, so that a search over thousands of layouts stays fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from launcher.cost.activations import LayerActivations, layer_activations
+from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
+from launcher.cost.constants import DEFAULT, Constants
+from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
+from launcher.cost.device import device_of
+from launcher.cost.ends import embedding_part, head_part, padded_vocab
+from launcher.cost.estimate import Estimate
+from launcher.cost.layer import LayerShape, layer_parts
+from launcher.cost.memory import Memory, stage_memory
+from launcher.cost.network import Group, fabric_of, group_of
+from launcher.cost.optimizer import optimizer_s
+from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters
+from launcher.cost.pipeline import pipeline_time
+from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.layout.split import balanced_split
+from launcher.units import DTYPE_BYTES
+
+_T = TypeVar("_T")
+
+# What a GPU reports less what the driver keeps from every process: torch sees 79.15 of 80 GiB on A100 80 GB.
+USABLE_FRACTION = 0.9894
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """One rank's seconds for one micro-batch, stage by stage of the pipeline, with the parts that are communication."""
+
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+    weight_s: tuple[float, ...]
+    worst: int
+    layers: tuple[int, ...]
+    layer: Cost
+    ends: Cost  # what the worst rank does besides layers
+    pp_s: float
+
+
+class CostModel:
+    """Estimates of one job's layouts."""
+
+    def __init__(self, job: Job, constants: Constants = DEFAULT) -> None:
+        self.job = job
+        self.constants = constants
+        gpu = job.cluster.node.gpu
+        self.device = device_of(gpu, job.training, constants)
+        self.fabric = fabric_of(job.cluster, constants)
+        self.usable_bytes = gpu.memory_bytes * (USABLE_FRACTION if gpu.kind == "cuda" else 1.0)
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def estimate(self, layout: Layout) -> Estimate:
+        """Step time and memory of a legal layout."""
+        stages = self._stage_times(layout)
+        num_micro_batches = layout.num_micro_batches(self.job.training.global_batch)
+        pipeline = pipeline_time(
+            _schedule(layout),
+            forward_s=stages.forward_s,
+            backward_s=stages.backward_s,
+            weight_s=stages.weight_s,
+            num_micro_batches=num_micro_batches,
+            virtual_stages=layout.virtual_stages,
+        )
+        gradients = self._gradient_time(layout, stages, num_micro_batches)
+        optimizer = self._optimizer_s(layout)
+        total = pipeline.total_s + gradients.exposed_s + optimizer
+        time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
+        return self._estimate(layout, total, time, self.memory(layout))
+
+    def memory(self, layout: Layout) -> Memory:
+        """Memory of the rank that needs most."""
+        key = (
+            "memory",
+            layout.tp,
+            layout.pp,
+            layout.dp,
+            layout.cp,
+            layout.ep,
+            layout.virtual_stages,
+            layout.micro_batch,
+            layout.zero_stage,
+            layout.recompute,
+            layout.sequence_parallel,
+            layout.schedule,
+            layout.layer_split,
+        )
+        return self._once(key, lambda: self._memory(layout))
+
+    def step_time_lower_bound(self, layout: Layout) -> float:
+        """Seconds that no schedule or overlap can undercut: the busiest rank's layers, for every micro-batch."""
+        layers = self._rank_layers(layout)
+        busiest = max(layers) * self._layer_cost(layout).total_s
+        return busiest * layout.num_micro_batches(self.job.training.global_batch)
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
+        if key not in self._kept:
+            self._kept[key] = make()
+        found: _T = self._kept[key]
+        return found
+
+    def _group(self, layout: Layout, axis: str) -> Group:
+        key = ("group", axis, layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep)
+        return self._once(key, lambda: group_of(self.job.cluster, layout, axis))
+
+    def _rank_layers(self, layout: Layout) -> tuple[int, ...]:
+        """Layers of each pipeline rank, over its virtual stages."""
+        pp, chunks = layout.pp, layout.pp * layout.virtual_stages
+
+        def count() -> tuple[int, ...]:
+            split = layout.layer_split or balanced_split(self.job.model, num_stages=chunks)
+            return tuple(sum(split[rank::pp]) for rank in range(pp))
+
+        return self._once(("layers", pp, chunks, layout.layer_split), count)
+
+    def _layer_cost(self, layout: Layout) -> Cost:
+        job, constants = self.job, self.constants
+        shape = _shape(layout)
+        tp, cp, ep = (self._group(layout, axis) for axis in ("tp", "cp", "ep"))
+        parts = self._once(
+            ("parts", shape), lambda: layer_parts(self.device, constants, job.model, job.training, shape)
+        )
+        return self._once(
+            ("layer", shape, tp, cp, ep, layout.recompute),
+            lambda: layer_cost(
+                model=job.model,
+                training=job.training,
+                constants=constants,
+                fabric=self.fabric,
+                parts=parts,
+                groups=LayerGroups(tp, cp, ep),
+                shape=shape,
+                recompute=layout.recompute,
+            ),
+        )
+
+    def _end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
+        """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
+        model, training = self.job.model, self.job.training
+        tokens = layout.micro_batch * model.seq_len // layout.cp
+        group = self._group(layout, "tp")
+
+        def make() -> tuple[Cost, Cost]:
+            num_bytes = float(tokens * model.hidden * training.dtype_bytes)
+            collective = 0.5 * all_reduce_s(self.fabric, group, num_bytes) * self.constants.collective_slowdown
+            head = head_part(self.device, self.constants, model, tokens=tokens, tp=layout.tp)
+            embedding = embedding_part(self.device, model, tokens=tokens)
+            return part_cost(embedding, self.constants, collective_s=collective), part_cost(
+                head, self.constants, collective_s=collective
+            )
+
+        return self._once(("ends", tokens, layout.tp, group), make)
+
+    def _stage_times(self, layout: Layout) -> StageTimes:
+        layer, layers = self._layer_cost(layout), self._rank_layers(layout)
+        embedding, head = self._end_costs(layout)
+        sends = self._send_s(layout)
+        host = self.constants.host_micro_batch_s
+        forward = [count * layer.forward_s + sends + host for count in layers]
+        backward = [count * layer.backward_s + sends for count in layers]
+        weight = [count * layer.weight_s for count in layers]
+        forward[0] += embedding.forward_s
+        backward[0] += embedding.backward_s
+        forward[-1] += head.forward_s
+        backward[-1] += head.backward_s
+        weight[-1] += head.weight_s
+        busy = [f + b for f, b in zip(forward, backward, strict=True)]
+        worst = busy.index(max(busy))
+        ends = Cost(
+            (worst == 0) * embedding.forward_s + (worst == layout.pp - 1) * head.forward_s + host,
+            (worst == 0) * embedding.backward_s + (worst == layout.pp - 1) * head.backward_s,
+            tp_s=(worst == 0) * embedding.tp_s + (worst == layout.pp - 1) * head.tp_s,
+        )
+        return StageTimes(tuple(forward), tuple(backward), tuple(weight), worst, layers, layer, ends, 2 * sends)
+
+    def _send_s(self, layout: Layout) -> float:
+        """Seconds to pass one micro-batch's activations on, for all virtual stages of a rank, one way.
+
+        Tensor-parallel peers each send their share and gather it on the other side (Narayanan et al. 2021, section
+        4.1).
+        """
+        if layout.pp == 1:
+            return 0.0
+        model = self.job.model
+        group, tp = self._group(layout, "pp"), self._group(layout, "tp")
+
+        def make() -> float:
+            num_bytes = float(
+                layout.micro_batch * model.seq_len // layout.cp * model.hidden * self.job.training.dtype_bytes
+            )
+            gather = 0.0 if layout.sequence_parallel else all_gather_s(self.fabric, tp, num_bytes)
+            return layout.virtual_stages * (send_s(self.fabric, group, num_bytes / layout.tp) + gather)
+
+        key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
+        return self._once(key, make)
+
+    def _parameters(self, layout: Layout) -> tuple[RankParameters, ...]:
+        """Parameters of each pipeline rank."""
+        layers, tp, ep = self._rank_layers(layout), layout.tp, layout.ep
+
+        def make() -> tuple[RankParameters, ...]:
+            model, pp = self.job.model, len(layers)
+            one = layer_parameters(model, tp=tp, ep=ep)
+            return tuple(
+                RankParameters(
+                    count * one.dense + end_parameters(model, tp=tp, first=rank == 0, last=rank == pp - 1),
+                    count * one.experts,
+                )
+                for rank, count in enumerate(layers)
+            )
+
+        return self._once(("parameters", layers, tp, ep), make)
+
+    def _gradient_time(self, layout: Layout, stages: StageTimes, num_micro_batches: int) -> Exposed:
+        """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction."""
+        training = self.job.training
+        heaviest = max(self._parameters(layout), key=lambda p: p.total)
+        group = self._group(layout, "dp")
+        if layout.cp > 1:
+            group = Group(group.ranks * layout.cp, group.per_domain, group.per_node, group.nodes, group.spine)
+        traffic = GradientTraffic(
+            heaviest.dense,
+            DTYPE_BYTES[training.reduce_dtype],
+            training.dtype_bytes,
+            layout.zero_stage,
+            num_micro_batches,
+        )
+        reduced = gradient_time(
+            self.fabric,
+            group,
+            traffic,
+            forward_s=stages.forward_s[stages.worst],
+            backward_s=stages.backward_s[stages.worst],
+            overlap=training.overlap_grad_reduce,
+            slowdown=self.constants.overlap_slowdown,
+        )
+        return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)
+
+    def _tied_table_s(self, layout: Layout) -> float:
+        """First and last stage sum the gradients of a tied embedding table (Megatron-LM)."""
+        model = self.job.model
+        if layout.pp == 1 or not model.tied_embeddings:
+            return 0.0
+        group = self._group(layout, "pp")
+        pair = Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
+        table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
+        return all_reduce_s(self.fabric, pair, float(table * DTYPE_BYTES[self.job.training.reduce_dtype]))
+
+    def _optimizer_s(self, layout: Layout) -> float:
+        shards = layout.dp * layout.cp if layout.zero_stage else 1
+        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self._parameters(layout))
+        seconds = optimizer_s(
+            self.device,
+            self.constants,
+            self.job.training,
+            parameters=heaviest,
+            pcie_bytes_per_s=self.job.cluster.node.gpu.pcie_bytes_per_s,
+            ranks_per_node=self.job.cluster.node.num_gpus,
+        )
+        return seconds + self.constants.host_step_s
+
+    def _breakdown(
+        self, stages: StageTimes, num_micro_batches: int, bubble_s: float, gradients: Exposed, optimizer: float
+    ) -> dict[str, float]:
+        """Where the step's seconds go on the busiest rank; those that end in `_hidden` are behind compute, not in the
+        sum.
+        """
+        layer, m = stages.layer, num_micro_batches
+        count = stages.layers[stages.worst]
+        busy = stages.forward_s[stages.worst] + stages.backward_s[stages.worst]
+        tp = count * layer.tp_s + stages.ends.tp_s
+        cp, ep = count * layer.cp_s, count * layer.ep_s
+        return {
+            "compute": m * (busy - tp - cp - ep - stages.pp_s),
+            "tp_comm": m * tp,
+            "cp_comm": m * cp,
+            "ep_comm": m * ep,
+            "pp_comm": m * stages.pp_s,
+            "dp_comm": gradients.exposed_s,
+            "bubble": bubble_s,
+            "optimizer": optimizer,
+            "tp_comm_hidden": m * count * layer.tp_hidden_s,
+            "cp_comm_hidden": m * count * layer.cp_hidden_s,
+            "dp_comm_hidden": gradients.hidden_s,
+        }
+
+    def _memory(self, layout: Layout) -> Memory:
+        job, parameters, layers = self.job, self._parameters(layout), self._rank_layers(layout)
+        shape = _shape(layout)
+        activations: LayerActivations = self._once(
+            ("activations", shape, layout.recompute),
+            lambda: layer_activations(job.model, job.training, shape, layout.recompute),
+        )
+        candidates = {0, layout.pp - 1, min(1, layout.pp - 1)}
+        worst: Memory | None = None
+        for stage in sorted(candidates):
+            parts = stage_memory(
+                model=job.model,
+                training=job.training,
+                layout=layout,
+                constants=self.constants,
+                cuda=job.cluster.node.gpu.kind == "cuda",
+                stage=stage,
+                parameters=parameters[stage],
+                layers=layers[stage],
+                activations=activations,
+                num_micro_batches=layout.num_micro_batches(job.training.global_batch),
+            )
+            total = sum(parts.values())
+            if worst is None or total > worst.total_bytes:
+                worst = Memory(stage, parts, total, self.usable_bytes)
+        assert worst is not None
+        return worst
+
+    def _estimate(self, layout: Layout, total: float, time: dict[str, float], memory: Memory) -> Estimate:
+        job, peak = self.job, self.device.peak_flops
+        batch, gpus = job.training.global_batch, layout.world_size
+        model_flops, repeated = self._flops(layout)
+        rate = model_flops / total / gpus
+        hardware = (model_flops + repeated) / total / gpus
+        tokens = batch * job.model.seq_len / total / gpus
+        price = job.cluster.price_per_gpu_hour
+        return Estimate(
+            step_time_s=total,
+            fits=memory.fits,
+            memory_bytes_per_gpu=memory.total_bytes,
+            usable_memory_bytes=memory.usable_bytes,
+            worst_stage=memory.stage,
+            model_tflops_per_gpu=rate / 1e12,
+            hardware_tflops_per_gpu=hardware / 1e12,
+            mfu=rate / peak if peak else None,
+            hfu=hardware / peak if peak else None,
+            tokens_per_s_per_gpu=tokens,
+            cost_per_million_tokens=price / 3600 / tokens * 1e6 if price is not None else None,
+            memory=memory.parts,
+            time=time,
+        )
+
+    def _flops(self, layout: Layout) -> tuple[float, float]:
+        """Model FLOPs of a step, and those that recomputation adds."""
+        model, batch = self.job.model, self.job.training.global_batch
+
+        def make() -> tuple[float, float]:
+            tokens = batch * model.seq_len
+            repeated = 0.0
+            if layout.recompute == "full":
+                repeated = model.layers * model.layer_forward_flops(tokens=tokens)
+            elif layout.recompute == "selective":
+                repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
+            return model.step_flops(sequences=batch), repeated
+
+        return self._once(("flops", layout.recompute), make)
+
+
+def _shape(layout: Layout) -> LayerShape:
+    return LayerShape(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.sequence_parallel)
+
+
+def _schedule(layout: Layout) -> str:
+    return "interleaved" if layout.virtual_stages > 1 else layout.schedule

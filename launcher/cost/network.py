@@ -1,0 +1,97 @@
+"""The shape of a group of ranks on a cluster, and what its links carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cluster import Cluster
+from launcher.cost.constants import Constants
+from launcher.layout import Layout
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate: how many, how many of them in one NVSwitch domain and on one node, over how many nodes.
+
+    The worst group of an axis where groups differ. `spine`: it crosses leaf switches.
+    """
+
+    ranks: int
+    per_domain: int
+    per_node: int
+    nodes: int
+    spine: bool = False
+
+    @property
+    def inside_domain(self) -> bool:
+        return self.per_domain >= self.ranks
+
+
+def group_of(cluster: Cluster, layout: Layout, axis: str) -> Group:
+    """The group of `axis`, ranks filling nodes in order with the axes of `axis_order`, fastest first."""
+    stride = 1
+    for name in layout.axis_order.split("-"):
+        if name == ("dp" if axis == "ep" else axis):
+            break
+        stride *= layout.degree(name)
+    ranks = layout.degree(axis)
+    node = cluster.node
+    per_node = _share(ranks, stride, min(node.num_gpus, layout.world_size))
+    nodes = -(-ranks // per_node)
+    per_domain = _share(per_node, stride, node.domain_size) if node.nvlink != "none" else 1
+    leaf = cluster.nodes_per_leaf
+    spine = nodes > 1 and leaf > 0 and ranks * stride > leaf * node.num_gpus
+    return Group(ranks, per_domain, per_node, nodes, spine)
+
+
+def _share(ranks: int, stride: int, size: int) -> int:
+    """Of `ranks` ranks `stride` apart, how many fall into one block of `size` in the group that is split most."""
+    if stride >= size:
+        return 1
+    inside = min(ranks, size // stride)
+    whole = size % (ranks * stride) == 0 or (ranks * stride) % size == 0
+    return inside if whole or ranks * stride * 2 <= size else max(1, inside // 2)
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """Rates and latencies of a cluster's links, as collectives reach them."""
+
+    nvlink_bytes_per_s: float  # nameplate, per direction
+    pcie_bytes_per_s: float
+    node_bytes_per_s: float  # all NICs of a node
+    gpus_per_node: int
+    oversubscription: float
+    base_latency_s: float
+    hop_latency_s: float
+    local_latency_s: float
+
+
+# Latency of a small all-reduce: about 63 µs over 32 nodes of HDR InfiniBand (nccl#652), 161 µs over 2 nodes of EFA
+# (awsome-distributed-training). As base + hop · log2(nodes). RoCE is taken as InfiniBand, TCP as 50 µs a hop.
+BASE_LATENCY_S = {"infiniband": 30e-6, "roce": 30e-6, "efa": 110e-6, "ethernet": 100e-6, "none": 30e-6}
+HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "efa": 50e-6, "ethernet": 50e-6, "none": 7e-6}
+# Line rate that NCCL reaches: 192 of 200 GB/s on DGX A100, 187 on Azure NDv4, 86–91 of 100 on 4-NIC boxes, 78 GB/s of
+# (inflated by the 2-node tree) 50 on p4de: EFA is taken at its sustained 0.6.
+LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
+# Ring over PCIe switches and the host bridge: 20 of 32 GB/s between bridged pairs (nccl-tests#178).
+PCIE_FRACTION = 0.62
+# Shared memory between processes of one host, where no link is given: Gloo over loopback, per rank.
+LOOPBACK_BYTES_PER_S = 1.0e9
+LOOPBACK_LATENCY_S = 150e-6
+
+
+def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
+    """The fabric of a cluster."""
+    node, name = cluster.node, cluster.fabric
+    cpu = node.gpu.kind == "cpu"
+    return Fabric(
+        nvlink_bytes_per_s=node.gpu.nvlink_bytes_per_s if node.nvlink != "none" else 0.0,
+        pcie_bytes_per_s=node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S,
+        node_bytes_per_s=node.num_nics * node.nic_bytes_per_s * LINE_FRACTION[name] * constants.inter_node_fraction,
+        gpus_per_node=node.num_gpus,
+        oversubscription=cluster.oversubscription,
+        base_latency_s=BASE_LATENCY_S[name],
+        hop_latency_s=HOP_LATENCY_S[name],
+        local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
+    )

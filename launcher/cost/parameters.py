@@ -1,0 +1,44 @@
+"""Parameters that one rank holds, by pipeline stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cost.ends import padded_vocab
+from launcher.model import Model
+
+
+@dataclass(frozen=True)
+class RankParameters:
+    """Parameters of one rank: those every data-parallel peer has too, and its experts' (shared by dp / ep peers)."""
+
+    dense: float
+    experts: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.dense + self.experts
+
+
+def layer_parameters(model: Model, *, tp: int, ep: int) -> RankParameters:
+    """One layer's parameters on one rank: matrices divided by tp, norms and output biases whole, experts by ep."""
+    kv_heads = -(-model.kv_heads // tp)
+    qkv = model.hidden // tp + 2 * kv_heads * model.head_dim
+    attention = model.hidden * (qkv + model.hidden // tp) + ((qkv + model.hidden) if model.bias else 0)
+    width = model.ffn_hidden // tp
+    matrices = 3 if model.gated_mlp else 2
+    mlp = matrices * model.hidden * width + (((matrices - 1) * width + model.hidden) if model.bias else 0)
+    norms = 2 * model.norm_params
+    if not model.num_experts:
+        return RankParameters(float(attention + mlp + norms))
+    return RankParameters(float(attention + norms + model.router_params), float(mlp * (model.num_experts // ep)))
+
+
+def end_parameters(model: Model, *, tp: int, first: bool, last: bool) -> float:
+    """Embedding on the first stage, head and final norm on the last; a tied table lives on both (Megatron-LM)."""
+    table = padded_vocab(model, tp) // tp * model.hidden
+    positions = model.seq_len * model.hidden if model.positions == "learned" else 0
+    count = table + positions if first else 0
+    if last:
+        count += model.norm_params + (0 if model.tied_embeddings and first else table)
+    return float(count)

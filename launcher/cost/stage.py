@@ -1,0 +1,132 @@
+"""Wall time of a piece of a stage on one rank: device time, the host that must keep ahead of it, and its
+collectives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, send_s
+from launcher.cost.constants import Constants
+from launcher.cost.layer import LayerParts, LayerShape, Part
+from launcher.cost.network import Fabric, Group
+from launcher.model import Model, Training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds for one micro-batch, forward and backward (with recomputation), and what of them is communication.
+
+    `weight_s` is the part of `backward_s` that weight gradients take. `hidden_s` are tensor-parallel seconds behind
+    compute.
+    """
+
+    forward_s: float
+    backward_s: float
+    weight_s: float = 0.0
+    tp_s: float = 0.0
+    cp_s: float = 0.0
+    ep_s: float = 0.0
+    tp_hidden_s: float = 0.0
+    cp_hidden_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        return self.forward_s + self.backward_s
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """The groups that a layer's collectives run over."""
+
+    tp: Group
+    cp: Group
+    ep: Group
+
+
+def layer_cost(
+    *,
+    model: Model,
+    training: Training,
+    constants: Constants,
+    fabric: Fabric,
+    parts: LayerParts,
+    groups: LayerGroups,
+    shape: LayerShape,
+    recompute: str,
+) -> Cost:
+    """One layer: compute, or the host where that is slower, plus the exposed part of every collective."""
+    tp_s = _tensor_parallel_s(model, training, fabric, groups.tp, shape) * constants.collective_slowdown
+    cp_s = _context_parallel_s(model, training, fabric, groups.cp, shape) * constants.collective_slowdown
+    ep_s = _expert_parallel_s(model, training, fabric, groups.ep, shape) * constants.collective_slowdown
+    repeated = _recomputed(parts, recompute)
+    again = 1 if recompute == "full" else 0
+    cp_exposed = max(0.0, cp_s - parts.core.forward_s)
+    cp_back = max(0.0, 2 * cp_s - parts.core.backward_s)
+    tp_hidden = min(tp_s, parts.rest.weight_s) if training.async_tensor_parallel else 0.0
+    tp_back = tp_s - tp_hidden * (1 - constants.overlap_slowdown)
+    forward = _wall(parts.rest + parts.core, constants, tp_s + cp_exposed + ep_s)
+    back_host = (parts.rest.backward_ops + parts.core.backward_ops) * constants.host_backward_op_s
+    back_device = parts.rest.backward_s + parts.core.backward_s + tp_back + cp_back + ep_s
+    again_wall = _wall(repeated, constants, again * (tp_s + cp_exposed + ep_s))
+    return Cost(
+        forward_s=forward,
+        backward_s=max(back_device, back_host) + again_wall,
+        weight_s=parts.rest.weight_s,
+        tp_s=tp_s * (1 + again) + tp_back,
+        cp_s=cp_exposed * (1 + again) + cp_back,
+        ep_s=ep_s * (2 + again),
+        tp_hidden_s=tp_hidden,
+        cp_hidden_s=cp_s * (3 + again) - cp_exposed * (1 + again) - cp_back,
+    )
+
+
+def part_cost(part: Part, constants: Constants, *, collective_s: float = 0.0) -> Cost:
+    """An end of the pipeline (embedding, head); `collective_s` runs once forward and once backward."""
+    forward = _wall(part, constants, collective_s)
+    backward = max(part.backward_s, part.backward_ops * constants.host_backward_op_s) + collective_s
+    return Cost(forward, backward, part.weight_s, tp_s=2 * collective_s)
+
+
+def _wall(part: Part, constants: Constants, collective_s: float) -> float:
+    return max(part.forward_s + collective_s, part.forward_ops * constants.host_forward_op_s)
+
+
+def _recomputed(parts: LayerParts, recompute: str) -> Part:
+    """What the backward pass runs forward again: nothing, the attention core (Korthikanti et al. 2022), or the
+    layer.
+    """
+    if recompute == "full":
+        return parts.rest + parts.core
+    return parts.core if recompute == "selective" else Part()
+
+
+def _activation_bytes(model: Model, training: Training, shape: LayerShape) -> float:
+    return float(shape.sequences * model.seq_len // shape.cp * model.hidden * training.dtype_bytes)
+
+
+def _tensor_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:
+    """Two all-reduces a pass (Shoeybi et al. 2019); with sequence parallelism an all-gather and a reduce-scatter
+    each.
+    """
+    num_bytes = _activation_bytes(model, training, shape)
+    if shape.sequence_parallel:
+        return 4 * all_gather_s(fabric, group, num_bytes)
+    return 2 * all_reduce_s(fabric, group, num_bytes)
+
+
+def _context_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:
+    """Ring attention: keys and values visit every rank (Liu et al. 2023); gradients double that on the way back."""
+    if shape.cp < 2:
+        return 0.0
+    tokens = shape.sequences * model.seq_len // shape.cp
+    chunk = 2.0 * tokens * model.kv_hidden / shape.tp * training.dtype_bytes
+    return (shape.cp - 1) * send_s(fabric, group, chunk)
+
+
+def _expert_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:
+    """Tokens go to their experts and come back (Lepikhin et al. 2021)."""
+    if not model.num_experts or shape.ep < 2:
+        return 0.0
+    share = shape.tp if shape.sequence_parallel else 1
+    return 2 * all_to_all_s(fabric, group, _activation_bytes(model, training, shape) * model.experts_per_token / share)
