@@ -100,8 +100,8 @@ class CostModel:
 
     def step_time_lower_bound(self, layout: Layout) -> float:
         """Seconds that no schedule or overlap can undercut: the busiest rank's layers, for every micro-batch."""
-        layers = self._rank_layers(layout)
-        busiest = max(layers) * self._layer_cost(layout).total_s
+        layers = self.rank_layers(layout)
+        busiest = max(layers) * self.layer_cost(layout).total_s
         return busiest * layout.num_micro_batches(self.job.training.global_batch)
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
@@ -114,7 +114,7 @@ class CostModel:
         key = ("group", axis, layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep)
         return self._once(key, lambda: group_of(self.job.cluster, layout, axis))
 
-    def _rank_layers(self, layout: Layout) -> tuple[int, ...]:
+    def rank_layers(self, layout: Layout) -> tuple[int, ...]:
         """Layers of each pipeline rank, over its virtual stages."""
         pp, chunks = layout.pp, layout.pp * layout.virtual_stages
 
@@ -124,7 +124,8 @@ class CostModel:
 
         return self._once(("layers", pp, chunks, layout.layer_split), count)
 
-    def _layer_cost(self, layout: Layout) -> Cost:
+    def layer_cost(self, layout: Layout) -> Cost:
+        """One layer and one micro-batch."""
         job, constants = self.job, self.constants
         shape = _shape(layout)
         tp, cp, ep = (self._group(layout, axis) for axis in ("tp", "cp", "ep"))
@@ -145,7 +146,7 @@ class CostModel:
             ),
         )
 
-    def _end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
+    def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
         model, training = self.job.model, self.job.training
         tokens = layout.micro_batch * model.seq_len // layout.cp
@@ -163,8 +164,8 @@ class CostModel:
         return self._once(("ends", tokens, layout.tp, group), make)
 
     def _stage_times(self, layout: Layout) -> StageTimes:
-        layer, layers = self._layer_cost(layout), self._rank_layers(layout)
-        embedding, head = self._end_costs(layout)
+        layer, layers = self.layer_cost(layout), self.rank_layers(layout)
+        embedding, head = self.end_costs(layout)
         sends = self._send_s(layout)
         host = self.constants.host_micro_batch_s
         forward = [count * layer.forward_s + sends + host for count in layers]
@@ -205,9 +206,9 @@ class CostModel:
         key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
         return self._once(key, make)
 
-    def _parameters(self, layout: Layout) -> tuple[RankParameters, ...]:
+    def parameters(self, layout: Layout) -> tuple[RankParameters, ...]:
         """Parameters of each pipeline rank."""
-        layers, tp, ep = self._rank_layers(layout), layout.tp, layout.ep
+        layers, tp, ep = self.rank_layers(layout), layout.tp, layout.ep
 
         def make() -> tuple[RankParameters, ...]:
             model, pp = self.job.model, len(layers)
@@ -225,7 +226,7 @@ class CostModel:
     def _gradient_time(self, layout: Layout, stages: StageTimes, num_micro_batches: int) -> Exposed:
         """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction."""
         training = self.job.training
-        heaviest = max(self._parameters(layout), key=lambda p: p.total)
+        heaviest = max(self.parameters(layout), key=lambda p: p.total)
         group = self._group(layout, "dp")
         if layout.cp > 1:
             group = Group(group.ranks * layout.cp, group.per_domain, group.per_node, group.nodes, group.spine)
@@ -259,7 +260,7 @@ class CostModel:
 
     def _optimizer_s(self, layout: Layout) -> float:
         shards = layout.dp * layout.cp if layout.zero_stage else 1
-        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self._parameters(layout))
+        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self.parameters(layout))
         seconds = optimizer_s(
             self.device,
             self.constants,
@@ -295,13 +296,17 @@ class CostModel:
             "dp_comm_hidden": gradients.hidden_s,
         }
 
-    def _memory(self, layout: Layout) -> Memory:
-        job, parameters, layers = self.job, self._parameters(layout), self._rank_layers(layout)
-        shape = _shape(layout)
-        activations: LayerActivations = self._once(
+    def activations(self, layout: Layout) -> LayerActivations:
+        """Of one layer and one micro-batch."""
+        job, shape = self.job, _shape(layout)
+        return self._once(
             ("activations", shape, layout.recompute),
             lambda: layer_activations(job.model, job.training, shape, layout.recompute),
         )
+
+    def _memory(self, layout: Layout) -> Memory:
+        job, parameters, layers = self.job, self.parameters(layout), self.rank_layers(layout)
+        activations = self.activations(layout)
         candidates = {0, layout.pp - 1, min(1, layout.pp - 1)}
         worst: Memory | None = None
         for stage in sorted(candidates):

@@ -1,0 +1,96 @@
+"""Lower bounds of step time and memory, cheap enough for every layout of a search; neither ever exceeds the estimate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.cost.memory import state_bytes
+from launcher.cost.model import CostModel
+from launcher.cost.pipeline import in_flight
+from launcher.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class PassTime:
+    """Seconds of one micro-batch, forward and backward together: of a layer, of the two ends, of the host."""
+
+    layer_s: float
+    embedding_s: float
+    head_s: float
+    host_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PassMemory:
+    """Bytes of one micro-batch on one rank: what a layer keeps, and what is live only while it runs."""
+
+    stored: float
+    working: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Layers of the first, the last and the fullest of `pp` pipeline ranks, `total` in all."""
+
+    pp: int
+    first: int
+    last: int
+    most: int
+    total: int
+
+
+def pass_time(model: CostModel, layout: Layout) -> PassTime:
+    """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
+    embedding, head = model.end_costs(layout)
+    return PassTime(
+        model.layer_cost(layout).total_s, embedding.total_s, head.total_s, model.constants.host_micro_batch_s
+    )
+
+
+def pass_memory(model: CostModel, layout: Layout) -> PassMemory:
+    """Depends on micro batch, tp, cp, ep, recomputation and sequence parallelism only."""
+    found = model.activations(layout)
+    return PassMemory(found.stored, found.working)
+
+
+def stages_of(model: CostModel, layout: Layout) -> Stages:
+    layers = model.rank_layers(layout)
+    return Stages(layout.pp, layers[0], layers[-1], max(layers), sum(layers))
+
+
+def step_time_s(time: PassTime, stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int) -> float:
+    """Seconds that a step takes at least: the busiest rank's work, then each other rank once to fill and drain.
+
+    Left out: sends between stages, gradients and sharded weights, the optimizer.
+    """
+    layer, head, embedding = time.layer_s, time.head_s, time.embedding_s
+    work = stages.total * layer + head + embedding + stages.pp * time.host_s
+    if stages.pp == 1:
+        return num_micro_batches * work
+    busiest = time.host_s + max(stages.first * layer + embedding, stages.last * layer + head, stages.most * layer)
+    waits = 0.0 if schedule == "zb_h1" else (work - busiest) / virtual_stages
+    return num_micro_batches * busiest + waits
+
+
+def activation_bytes(
+    memory: PassMemory, stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int
+) -> float:
+    """Bytes of activations on the first rank, which holds the most micro-batches."""
+    held = in_flight(
+        schedule, stage=0, num_stages=stages.pp, num_micro_batches=num_micro_batches, virtual_stages=virtual_stages
+    )
+    return memory.stored * stages.first * held + memory.working
+
+
+def state_bytes_of_first_rank(model: CostModel, layout: Layout) -> float:
+    """Bytes of parameters, gradients and optimizer states on the first rank."""
+    parameters = model.parameters(layout)[0]
+    training = model.job.training
+    total = 0.0
+    for count, shards in (
+        (parameters.dense, layout.dp * layout.cp),
+        (parameters.experts, layout.dp * layout.cp // layout.ep),
+    ):
+        state = state_bytes(training, layout, shards=max(1, shards))
+        total += count * (state.weights + state.gradients + state.optimizer)
+    return total
