@@ -3,8 +3,85 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.errors import InputError
 
 
 def usable_cores() -> int:
     """CPU cores that this process may use (its affinity mask, not the machine's total)."""
     return len(os.sched_getaffinity(0))
+
+
+def environment() -> dict[str, str]:
+    """A copy of this process's environment, for the processes that it starts."""
+    return dict(os.environ)
+
+
+def get(name: str, default: str | None = None) -> str | None:
+    """One variable, or `default` where it is unset or empty."""
+    return os.environ.get(name) or default
+
+
+def replace(variables: Mapping[str, str]) -> None:
+    """Make `variables` the whole environment of this process, as exec would: for a rank just forked."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+@contextmanager
+def overridden(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for a while: some libraries read theirs only when they are imported."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class RankEnv:
+    """What a rank process is told by whoever started it: torchrun's variables, and ours where the launcher did.
+
+    `plan` and `run_dir` are None under plain torchrun.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node: int
+    restarts: int
+    plan: Path | None
+    run_dir: Path | None
+
+
+def rank_env() -> RankEnv:
+    """The RankEnv of this process; raises InputError naming what is missing when it is no rank."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [name for name in names if not (os.environ.get(name) or "").isdigit()]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} not set to a number: this process was not started as a rank; "
+            "use `launcher run`, or torchrun"
+        )
+    rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
+    plan, run_dir = os.environ.get("LAUNCHER_PLAN"), os.environ.get("LAUNCHER_RUN_DIR")
+    return RankEnv(
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+        local_world_size=local_world_size,
+        node=int(os.environ.get("GROUP_RANK") or 0),
+        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0),
+        plan=Path(plan) if plan else None,
+        run_dir=Path(run_dir) if run_dir else None,
+    )

@@ -1,0 +1,124 @@
+"""The board: one piece of shared memory through which the ranks of a node and their agent see each other.
+
+Each rank writes into its own slot only, the agent into the header only; every field is an aligned 8-byte word, so a
+reader never sees half of one. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share; 0 means
+"not yet". A rank that never writes (any torchrun script) costs nothing and is simply not watched for hangs.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_NAME = "launcher-board"
+_SLOT_BYTES = 128
+_DOUBLE, _INT = struct.Struct("=d"), struct.Struct("=q")
+_STOP = 0
+_BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _HEEDS_STOP = range(8)
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What one rank has told so far."""
+
+    beat_at: float  # its last sign of life
+    step: int  # steps it has finished
+    step_s: float  # duration of the last one
+    script_at: float  # the script began
+    failed_at: float  # an exception left the script
+    first_step_at: float  # the first step was finished
+    groups_at: float  # the process groups stood
+    heeds_stop: bool  # it looks at the stop flag at the end of each step
+
+
+class Board:
+    """A mapped board. It is no named file: ranks inherit its descriptor, and it goes when the last of them ends."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._memory = mmap.mmap(fd, 0)
+
+    @classmethod
+    def create(cls, *, num_ranks: int) -> Board:
+        """A new zeroed board for `num_ranks` local ranks, inherited by child processes."""
+        fd = os.memfd_create(_NAME)
+        os.set_inheritable(fd, True)
+        os.ftruncate(fd, _SLOT_BYTES * (num_ranks + 1))
+        return cls(fd)
+
+    @classmethod
+    def attach(cls, fd: int) -> Board | None:
+        """The board behind an inherited descriptor; None where it is something else by now."""
+        try:
+            return cls(fd) if _NAME in str(Path(f"/proc/self/fd/{fd}").readlink()) else None
+        except OSError:
+            return None
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self._memory) // _SLOT_BYTES - 1
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the agent was asked to stop the job at the end of a step."""
+        return bool(self._get(_INT, 0, _STOP))
+
+    def request_stop(self) -> None:
+        self._put(_INT, 0, _STOP, 1)
+
+    def clear(self, local_rank: int) -> None:
+        """Forget what a former process of this local rank wrote."""
+        start = _SLOT_BYTES * (local_rank + 1)
+        self._memory[start : start + _SLOT_BYTES] = bytes(_SLOT_BYTES)
+
+    def state(self, local_rank: int) -> RankState:
+        """What the rank has told so far."""
+        slot = local_rank + 1
+        return RankState(
+            beat_at=float(self._get(_DOUBLE, slot, _BEAT)),
+            step=int(self._get(_INT, slot, _STEP)),
+            step_s=float(self._get(_DOUBLE, slot, _STEP_S)),
+            script_at=float(self._get(_DOUBLE, slot, _SCRIPT)),
+            failed_at=float(self._get(_DOUBLE, slot, _FAILED)),
+            first_step_at=float(self._get(_DOUBLE, slot, _FIRST_STEP)),
+            groups_at=float(self._get(_DOUBLE, slot, _GROUPS)),
+            heeds_stop=bool(self._get(_INT, slot, _HEEDS_STOP)),
+        )
+
+    def mark_script(self, local_rank: int) -> None:
+        """The rank's script begins now."""
+        self._put(_DOUBLE, local_rank + 1, _SCRIPT, time.monotonic())
+
+    def mark_failed(self, local_rank: int) -> None:
+        """An exception has just left the rank's script."""
+        self._put(_DOUBLE, local_rank + 1, _FAILED, time.monotonic())
+
+    def mark_groups(self, local_rank: int) -> None:
+        """The rank's process groups stand."""
+        self._put(_DOUBLE, local_rank + 1, _GROUPS, time.monotonic())
+
+    def heed_stop(self, local_rank: int) -> None:
+        """The rank will look at the stop flag: the agent need not end it by force at once."""
+        self._put(_INT, local_rank + 1, _HEEDS_STOP, 1)
+
+    def beat(self, local_rank: int, *, step: int | None = None, step_s: float = 0.0) -> None:
+        """A sign of life; with `step`, that so many steps are finished, the last in `step_s` seconds."""
+        slot, now = local_rank + 1, time.monotonic()
+        self._put(_DOUBLE, slot, _BEAT, now)
+        if step is None:
+            return
+        self._put(_INT, slot, _STEP, step)
+        self._put(_DOUBLE, slot, _STEP_S, step_s)
+        if not self._get(_DOUBLE, slot, _FIRST_STEP):
+            self._put(_DOUBLE, slot, _FIRST_STEP, now)
+
+    def _get(self, kind: struct.Struct, slot: int, field: int) -> float | int:
+        value: float | int = kind.unpack_from(self._memory, slot * _SLOT_BYTES + 8 * field)[0]
+        return value
+
+    def _put(self, kind: struct.Struct, slot: int, field: int, value: float) -> None:
+        kind.pack_into(self._memory, slot * _SLOT_BYTES + 8 * field, value)

@@ -1,0 +1,78 @@
+"""How a job failed, in words: which rank was first, how it ended, what it said last, where its log is."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.launch.run_folder import tail
+
+_SAME_MOMENT_S = 1.0
+_SHOWN_LINES = 25
+LOG_HEADER = "=== launcher: "  # begins the line that each start of a rank writes into its log
+
+
+@dataclass(frozen=True)
+class RankEnd:
+    """The end of one rank. `at` (CLOCK_MONOTONIC): when its exception left the script, else when its process ended."""
+
+    rank: int
+    local_rank: int
+    node: int
+    host: str
+    pid: int
+    code: int
+    at: float
+    log: Path
+
+
+def first_failed(ends: Sequence[RankEnd]) -> RankEnd:
+    """The rank that brought the others down.
+
+    Peers of a killed rank see their connections close a moment before the kernel reports its death, so within
+    one second a death by signal counts as the earlier.
+    """
+    failed = sorted((end for end in ends if end.code), key=lambda end: end.at)
+    killed = [end for end in failed if end.code < 0 and end.at - failed[0].at <= _SAME_MOMENT_S]
+    return (killed or failed)[0]
+
+
+def describe(end: RankEnd, *, others: int, oom_kills: int) -> str:
+    """The message to the user. `others` failed after this rank; the OOM killer struck `oom_kills` times meanwhile."""
+    lines = [
+        f"rank {end.rank} failed first (local rank {end.local_rank} of node {end.node}, {end.host}, pid {end.pid}): "
+        f"{how_it_ended(end.code, oom_kills=oom_kills)}"
+    ]
+    if others:
+        lines.append(f"{others} other rank{'s' if others > 1 else ''} failed after it")
+    said = last_words(end.log)
+    lines.append(f"its log: {end.log}" + ("; its last words:" if said else " (empty)"))
+    return "\n".join([*lines, *(f"    {line}" for line in said)])
+
+
+def how_it_ended(code: int, *, oom_kills: int = 0) -> str:
+    """`exit code 3`, or the signal by name."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "signal"
+    words = f"killed by {name} ({-code})"
+    if -code == signal.SIGKILL and oom_kills:
+        words += (
+            ", most likely by the kernel's out-of-memory killer, which struck meanwhile: use less host memory a rank"
+        )
+    return words
+
+
+def last_words(log: Path) -> list[str]:
+    """The last traceback in the log where there is one, else its last lines."""
+    lines = [line for line in tail(log, num_lines=200) if line.strip()]
+    headers = [i for i, line in enumerate(lines) if line.startswith(LOG_HEADER)]
+    lines = lines[headers[-1] + 1 :] if headers else lines
+    # torch puts "[rank3]: " before every line of a traceback
+    starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
+    return lines[starts[-1] :][-_SHOWN_LINES:] if starts else lines[-_SHOWN_LINES:]

@@ -1,0 +1,331 @@
+"""The fork server: a small single-threaded process that starts ranks, tells how they ended, and outlives none of them.
+
+The agent preloads torch, then forks the server before it opens any socket, thread or store; the server forks the
+ranks. So torch is imported once a node, and a restarted rank starts in milliseconds. The agent and the server speak
+JSON lines over a socket pair; when the agent ends, however it ends, the server reads end-of-file and kills
+everything below itself; when the server ends, the kernel kills the ranks (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from launcher import env
+from launcher.errors import InputError, LauncherError
+from launcher.launch import process, rank
+
+# Libraries that start a thread pool when they are imported, unless told not to; a forked process has no such threads.
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+SERVER_FAILED = 70
+
+
+@dataclass(frozen=True)
+class RankStart:
+    """All that is needed to start one rank. `stdout` and `stderr` are inherited descriptors, or -1 for the log file."""
+
+    local_rank: int
+    script: str
+    args: Sequence[str]
+    variables: Mapping[str, str]
+    log: str
+    header: str  # written into the log before the rank begins
+    stdout: int = -1
+    stderr: int = -1
+    exec_python: bool = False  # a new interpreter (launch.start=spawn) in place of the forked one
+    num_threads: int = 1
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a rank's process ended: exit code, or minus the signal's number; `at` is CLOCK_MONOTONIC."""
+
+    local_rank: int
+    pid: int
+    code: int
+    at: float
+
+
+def preload(modules: Sequence[str]) -> None:
+    """Import what every rank will import, without letting any library start threads.
+
+    Raises InputError for a module that cannot be imported.
+    """
+    with env.overridden(SINGLE_THREADED):
+        for name in modules:
+            try:
+                import_module(name)
+            except ImportError as error:
+                raise InputError(
+                    f"cannot preload {name} ({error}): install it, or take it out of launch.preload and recipe.preload"
+                ) from error
+
+
+def check_forkable() -> None:
+    """Raise LauncherError where a fork would hand broken state to the ranks: threads, CUDA, process groups."""
+    found = []
+    if (threads := process.num_threads()) > 1:
+        found.append(f"it has {threads} threads")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        found.append("CUDA is initialised")
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        found.append("a process group is open")
+    if found:
+        raise LauncherError(
+            f"cannot fork ranks from this process: {', '.join(found)}, and a forked rank could hang on them. "
+            "Nothing may compute or start threads before the ranks start (a preloaded module does?): "
+            "shorten launch.preload, or set launch.start=spawn"
+        )
+
+
+@dataclass
+class ForkServer:
+    """The agent's side of the server."""
+
+    pid: int
+    connection: socket.socket
+    running: dict[int, int] = field(default_factory=dict)  # local rank → pid
+    _buffer: bytes = b""
+
+    @classmethod
+    def start(cls) -> ForkServer:
+        """Fork the server from this process, which must have one thread only."""
+        ours, theirs = socket.socketpair()
+        gc.collect()
+        gc.freeze()  # objects made until now are never collected, so their pages stay shared with the ranks
+        sys.stdout.flush()
+        sys.stderr.flush()
+        process.adopt_orphans()
+        pid = os.fork()
+        if pid == 0:
+            _serve_and_exit(ours, theirs)
+        theirs.close()
+        return cls(pid, ours)
+
+    def start_ranks(self, ranks: Sequence[RankStart]) -> dict[int, int]:
+        """Start ranks on top of this process's present environment; returns local rank → pid."""
+        self._send({"op": "start", "environment": env.environment(), "ranks": [asdict(r) for r in ranks]})
+        while not all(r.local_rank in self.running for r in ranks):
+            message = self._receive(timeout_s=None)
+            self.running = {int(key): pid for key, pid in message["started"].items()}
+        return dict(self.running)
+
+    def signal(self, number: int, local_ranks: Sequence[int] | None = None, *, tree: bool = False) -> None:
+        """Signal the process groups of ranks (all by default); with `tree`, everything below the server."""
+        if self.running:
+            self._send({"op": "signal", "number": int(number), "ranks": local_ranks, "tree": tree})
+
+    def exits(self, *, timeout_s: float, wake_fd: int = -1) -> list[Exit]:
+        """Ranks that have ended since the last call; waits up to `timeout_s`, or until `wake_fd` is readable."""
+        found: list[Exit] = []
+        fds = [self.connection.fileno(), *([wake_fd] if wake_fd >= 0 else [])]
+        ready, _, _ = select.select(fds, [], [], 0 if b"\n" in self._buffer else timeout_s)
+        if wake_fd in ready:
+            os.read(wake_fd, 4096)
+        while b"\n" in self._buffer or self.connection.fileno() in ready:
+            message = self._receive(timeout_s=0)
+            if "exit" in message:
+                ended = Exit(**message["exit"])
+                self.running.pop(ended.local_rank, None)
+                found.append(ended)
+            ready, _, _ = select.select([self.connection.fileno()], [], [], 0)
+        return found
+
+    def close(self) -> None:
+        """End the server and everything below it."""
+        self.connection.close()
+        deadline = time.monotonic() + 10
+        while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+            if time.monotonic() > deadline:
+                process.signal_all([self.pid], signal.SIGKILL)
+            time.sleep(0.002)
+        process.kill_descendants()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        try:
+            self.connection.sendall((json.dumps(message) + "\n").encode())
+        except OSError as error:
+            raise LauncherError(f"the fork server (pid {self.pid}) has ended: {error}") from error
+
+    def _receive(self, *, timeout_s: float | None) -> dict[str, Any]:
+        self.connection.settimeout(timeout_s if timeout_s else None)
+        while b"\n" not in self._buffer:
+            data = self.connection.recv(65536)
+            if not data:
+                self.running.clear()
+                raise LauncherError(
+                    f"the fork server (pid {self.pid}) has ended, and its ranks with it: was it killed?"
+                )
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        if error := message.get("error"):
+            raise LauncherError(f"the fork server could not do its work: {error}")
+        return message
+
+
+def _serve_and_exit(agent_side: socket.socket, connection: socket.socket) -> NoReturn:
+    """The server's whole life, in the forked process."""
+    code = 0
+    try:
+        agent_side.close()
+        os.setsid()  # a terminal's Ctrl-C reaches the agent only; it decides what the ranks hear
+        process.adopt_orphans()
+        _Server(connection).serve()
+    except BaseException as error:
+        code = SERVER_FAILED
+        os.write(2, f"launcher: fork server: {error!r}\n".encode())
+    finally:
+        left = process.kill_descendants()
+        if left:
+            os.write(2, f"launcher: processes {left} could not be killed\n".encode())
+        os._exit(code)
+
+
+class _Server:
+    """The server's loop: requests from the agent, ends of children."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._pids: dict[int, int] = {}  # pid → local rank
+        self._buffer = b""
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Until the agent's end of the connection is closed."""
+        while True:
+            ready, _, _ = select.select([self._connection.fileno(), self._wake], [], [])
+            if self._wake in ready:
+                os.read(self._wake, 4096)
+            self._tell_exits()
+            if self._connection.fileno() in ready:
+                try:
+                    data = self._connection.recv(1 << 20)
+                except ConnectionError:
+                    return
+                if not data:
+                    return
+                self._handle(data)
+
+    def _handle(self, data: bytes) -> None:
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if message["op"] == "start":
+                self._start(message["environment"], [RankStart(**r) for r in message["ranks"]])
+            else:
+                self._signal(message["number"], message["ranks"], tree=message["tree"])
+
+    def _start(self, environment: Mapping[str, str], ranks: Sequence[RankStart]) -> None:
+        server = os.getpid()
+        for start in ranks:
+            pid = os.fork()
+            if pid == 0:
+                _become_rank(start, {**environment, **start.variables}, parent=server)
+            self._pids[pid] = start.local_rank
+        self._tell({"started": {local_rank: pid for pid, local_rank in self._pids.items()}})
+
+    def _signal(self, number: int, local_ranks: Sequence[int] | None, *, tree: bool) -> None:
+        for pid, local_rank in self._pids.items():
+            if local_ranks is None or local_rank in local_ranks:
+                _signal_group(pid, number)
+        if tree:
+            process.signal_all(process.descendants(os.getpid()), number)
+
+    def _tell_exits(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._pids:
+                ended = Exit(self._pids.pop(pid), pid, os.waitstatus_to_exitcode(status), time.monotonic())
+                self._tell({"exit": asdict(ended)})
+
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        self._connection.sendall((json.dumps(message) + "\n").encode())
+
+
+def _signal_group(pid: int, number: int) -> None:
+    """Signal a rank and its process group; the group may not exist yet, the rank is not reaped yet."""
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        process.signal_all([pid], number)
+
+
+def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int) -> NoReturn:
+    """The forked child: own process group, own streams, own environment; then the script."""
+    try:
+        process.die_with_parent(parent)
+        os.setpgid(0, 0)
+        _reset_signals()
+        _redirect(start)
+        env.replace(variables)
+        if start.exec_python:
+            command = [sys.executable, "-u", "-m", "launcher.launch.rank", start.script, *start.args]
+            os.execve(sys.executable, command, dict(variables))
+        _freshen(start.num_threads)
+        rank.run(Path(start.script), start.args)
+    except BaseException as error:
+        os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
+    finally:
+        os._exit(SERVER_FAILED)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(number) not in (signal.SIG_DFL, None):
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as the interpreter sets them at its start
+
+
+def _redirect(start: RankStart) -> None:
+    """Standard input from nowhere, output to the given descriptors or the log; all else of the server's is closed."""
+    log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.write(log, f"{start.header}\n".encode())
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(start.stdout if start.stdout >= 0 else log, 1)
+    os.dup2(start.stderr if start.stderr >= 0 else log, 2)
+    board = int(start.variables.get("LAUNCHER_BOARD_FD", -1))
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) > 2 and int(entry.name) != board:
+            _close(int(entry.name))
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:  # the descriptor of the listing itself, closed already
+        return
+
+
+def _freshen(num_threads: int) -> None:
+    """What a new interpreter would have of its own: numpy's random state (a fork copies it), threads, streams."""
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,118 @@
+"""Processes as Linux has them: trees, threads, death signals. Everything here goes by process id."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends, also if the parent is gone already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none escapes `descendants`."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`, parents before children."""
+    children = defaultdict(list)
+    for child, parent in _parents():
+        children[parent].append(child)
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        below = children[queue.pop(0)]
+        found += below
+        queue += below
+    return found
+
+
+def kill_descendants(*, timeout_s: float = 5.0) -> list[int]:
+    """Kill and reap everything below this process; returns what could not be killed in time."""
+    deadline = time.monotonic() + timeout_s
+    while remaining := descendants(os.getpid()):
+        signal_all(remaining, signal.SIGKILL)
+        _reap()
+        if time.monotonic() > deadline:
+            return remaining
+        time.sleep(0.005)
+    return []
+
+
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send a signal to each process that still exists."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def num_threads() -> int:
+    """Threads of this process, those of C libraries included."""
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def state(pid: int) -> str | None:
+    """The kernel's letter for a process: R runs, S and D sleep, T is stopped, Z has ended; None: it is gone."""
+    fields = _stat(pid)
+    return fields[0] if fields else None
+
+
+def started_at(pid: int) -> float:
+    """When a process began, as CLOCK_BOOTTIME seconds (clock ticks: 10 ms)."""
+    fields = _stat(pid)
+    if fields is None:
+        raise ProcessLookupError(pid)
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def oom_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck in this control group, or else on this machine."""
+    for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
+        if path.exists():
+            words = dict(line.split()[:2] for line in path.read_text().splitlines())
+            return int(words.get("oom_kill", 0))
+    return 0
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def _parents() -> Iterable[tuple[int, int]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            yield int(entry.name), int(fields[1])
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/<pid>/stat after the command's name, which may hold blanks and brackets itself."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return text[text.rindex(")") + 2 :].split()
+
+
+def _reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return

@@ -1,0 +1,80 @@
+"""The environment of a rank: torchrun's variables, and ours. Pure; nothing here reads or sets anything.
+
+Ours, for scripts that want to know their place without reading plan.json:
+
+    LAUNCHER_PLAN, LAUNCHER_RUN_DIR       paths of plan.json and of the run folder
+    LAUNCHER_{TP,PP,DP,CP}                degree of each axis
+    LAUNCHER_{TP,PP,DP,CP}_RANK           this rank's coordinate on it
+    LAUNCHER_BOARD_FD                     descriptor of the node's board (launcher/board.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.plan.record import PLAN_FILE, Plan
+
+AXES = ("tp", "pp", "dp", "cp")
+
+
+@dataclass(frozen=True)
+class Seat:
+    """One rank's place in one start of the job, as the rendezvous gave it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node: int
+    num_nodes: int
+    master_addr: str
+    master_port: int
+    restarts: int
+    max_restarts: int
+    run_id: str
+
+
+def torchrun_variables(seat: Seat) -> dict[str, str]:
+    """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables")."""
+    return {
+        "RANK": str(seat.rank),
+        "WORLD_SIZE": str(seat.world_size),
+        "LOCAL_RANK": str(seat.local_rank),
+        "LOCAL_WORLD_SIZE": str(seat.local_world_size),
+        "GROUP_RANK": str(seat.node),
+        "GROUP_WORLD_SIZE": str(seat.num_nodes),
+        "ROLE_RANK": str(seat.rank),
+        "ROLE_WORLD_SIZE": str(seat.world_size),
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": seat.master_addr,
+        "MASTER_PORT": str(seat.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(seat.restarts),
+        "TORCHELASTIC_MAX_RESTARTS": str(seat.max_restarts),
+        "TORCHELASTIC_RUN_ID": seat.run_id,
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def plan_variables(plan: Plan, *, rank: int, run_folder: Path) -> dict[str, str]:
+    """Where the plan lies, and this rank's place on its axes."""
+    grid = plan.grid
+    coordinate = grid.coordinate(rank)
+    folder = run_folder.resolve()
+    degrees = {f"LAUNCHER_{axis.upper()}": str(grid.degree(axis)) for axis in AXES}
+    places = {f"LAUNCHER_{axis.upper()}_RANK": str(coordinate[axis]) for axis in AXES}
+    return {"LAUNCHER_PLAN": str(folder / PLAN_FILE), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
+
+
+def defaults(environment: Mapping[str, str], *, num_threads: int, single_node: bool) -> dict[str, str]:
+    """Variables that a rank gets unless the user has set them."""
+    wanted = {"OMP_NUM_THREADS": str(num_threads), "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    if single_node:
+        wanted["GLOO_SOCKET_IFNAME"] = "lo"  # host names that resolve to nothing then do no harm
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def threads_per_rank(*, cores: int, ranks: int) -> int:
+    """Cores of a node shared out among its ranks, at least one."""
+    return max(1, cores // ranks)
