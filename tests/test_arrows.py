@@ -79,7 +79,9 @@ def test_a_worker_reads_only_the_plan_record(path: Path) -> None:
 
 
 def test_only_settings_imports_hydra() -> None:
-    users = {str(p.relative_to(ROOT)) for p in modules() if {n.split(".")[0] for n in imports(p)} & {"hydra", "omegaconf"}}
+    users = {
+        str(p.relative_to(ROOT)) for p in modules() if {n.split(".")[0] for n in imports(p)} & {"hydra", "omegaconf"}
+    }
     assert users == {"launcher/settings.py"}
 
 
@@ -118,5 +120,7 @@ def test_planning_starts_without_torch(tmp_path: Path) -> None:
 
 
 def test_a_dry_submission_starts_without_torch(tmp_path: Path) -> None:
-    used = imported_by("submit", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "dry_run=true", cwd=tmp_path)
+    used = imported_by(
+        "submit", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "dry_run=true", cwd=tmp_path
+    )
     assert not used & HEAVY

@@ -46,6 +46,8 @@ def test_a_fresh_install_plans_in_an_empty_folder(wheel: Path, tmp_path: Path) -
     overrides = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "output=json"]
     document = json.loads(run(str(home / "bin" / "launcher"), "plan", *overrides, cwd=empty))
     assert document["plans"][0]["layout"]["tp"] <= 8
-    absent = "import importlib.util as u; print([n for n in ('configs', 'recipes', 'slurm', 'torch') if u.find_spec(n)])"
+    absent = (
+        "import importlib.util as u; print([n for n in ('configs', 'recipes', 'slurm', 'torch') if u.find_spec(n)])"
+    )
     assert run(python, "-c", absent, cwd=empty).strip() == "[]"
     assert list(empty.iterdir()) == []

@@ -12,7 +12,6 @@ from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_fol
 from launcher.launch.settings import LaunchSettings
 from launcher.plan import Plan, write_plan
 from launcher.plan.build import make_plan
-from launcher.report.terminal import plan_summary
 from launcher.settings import Settings, as_yaml
 
 
@@ -28,7 +27,7 @@ def run(invocation: Invocation) -> int:
             f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
-    print(plan_summary(plan), file=sys.stderr)
+    tell_plan(plan)
     if settings.config["dry_run"]:
         print("dry run: nothing was started", file=sys.stderr)
         return 0
@@ -38,6 +37,14 @@ def run(invocation: Invocation) -> int:
 
     launch = LaunchSettings.from_config(settings.config["launch"])
     return run_local(plan, run_folder=folder.path, script=job.script, args=job.args, launch=launch)
+
+
+def tell_plan(plan: Plan) -> None:
+    """The plan in a few lines, for people."""
+    model, cluster = plan.job.model, plan.job.cluster
+    print(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}", file=sys.stderr)
+    for reason in plan.why:
+        print(f"  {reason}", file=sys.stderr)
 
 
 def prepare(plan: Plan, settings: Settings, *, name: str) -> RunFolder:

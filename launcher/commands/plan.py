@@ -1,0 +1,120 @@
+"""`launcher plan`: rank layouts and explain them; compare sizes and clusters."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.cli import Invocation
+from launcher.cost.model import CostModel
+from launcher.errors import InputError
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.plan import Plan, compare, document, write_plan
+from launcher.plan.explain import reasons
+from launcher.plan.search import search
+from launcher.plan.why_not import why_not
+from launcher.report import terminal
+from launcher.settings import Settings, load, sweep
+
+Case = tuple[str, Job, LayoutRequest]
+
+
+def run(invocation: Invocation) -> int:
+    """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
+    if invocation.multirun:
+        combinations = sweep(invocation.overrides)
+        return _compare(_swept_cases(invocation.overrides, combinations), load(combinations[0]).config)
+    settings = load(invocation.overrides)
+    if settings.config["sizes"]:
+        return _compare(_sized_cases(settings), settings.config)
+    return _rank(settings)
+
+
+def _rank(settings: Settings) -> int:
+    started = time.perf_counter()
+    model = CostModel(settings.job)
+    result = search(settings.job, settings.request, top=_top(settings.config), model=model)
+    why = reasons(result, model)
+    seconds = time.perf_counter() - started
+    question = settings.config["why_not"]
+    answer = why_not(result, question, model) if question else None
+    if settings.config["run_dir"]:
+        best = result.best
+        _keep(Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config))
+    if _wants_json(settings.config):
+        extra = {"why_not": answer} if answer else {}
+        print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
+        return 0
+    to = terminal.console()
+    terminal.show_plans(to, result, why, seconds=seconds)
+    if answer:
+        to.print(f"\nWhy not {question}: {answer}", soft_wrap=True)
+    return 0
+
+
+def _keep(plan: Plan) -> None:
+    folder = Path(plan.config["run_dir"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder} ({error.strerror}): give another with run_dir=FOLDER") from error
+
+
+def _compare(cases: Sequence[Case], config: Mapping[str, Any]) -> int:
+    comparison = compare.compare(cases, tokens=_tokens(config))
+    if _wants_json(config):
+        print(json.dumps(compare.comparison_data(comparison)))
+    else:
+        terminal.show_comparison(terminal.console(), comparison)
+    return 0
+
+
+def _sized_cases(settings: Settings) -> list[Case]:
+    sizes = settings.config["sizes"]
+    if not isinstance(sizes, list) or not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        raise InputError(f"sizes={sizes} must be a list of numbers of GPUs: sizes=[8,16,32]")
+    job = settings.job
+    clusters = [compare.resized(job.cluster, size) for size in sizes]
+    return [
+        (f"{cluster.name} × {size}", replace(job, cluster=cluster), settings.request)
+        for size, cluster in zip(sizes, clusters, strict=True)
+    ]
+
+
+def _swept_cases(overrides: Sequence[str], combinations: Sequence[Sequence[str]]) -> list[Case]:
+    """One case a combination, labelled by what differs between them."""
+    fixed = set(overrides)
+    cases = []
+    for combination in combinations:
+        settings = load(combination)
+        differing = [word.partition("=")[2] for word in combination if word not in fixed]
+        cases.append((" ".join(differing) or settings.job.cluster.name, settings.job, settings.request))
+    return cases
+
+
+def _tokens(config: Mapping[str, Any]) -> float | None:
+    tokens = config["tokens"]
+    if tokens is None:
+        return None
+    if isinstance(tokens, bool) or not isinstance(tokens, int | float) or tokens <= 0:
+        raise InputError(f"tokens={tokens!r} must be a number of training tokens above 0: tokens=300e9")
+    return float(tokens)
+
+
+def _top(config: Mapping[str, Any]) -> int:
+    top = config["top"]
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise InputError(f"top={top!r} must be a whole number of at least 1")
+    return top
+
+
+def _wants_json(config: Mapping[str, Any]) -> bool:
+    if config["output"] not in ("text", "json"):
+        raise InputError(f"output={config['output']!r} is not one of text, json")
+    return bool(config["output"] == "json")
