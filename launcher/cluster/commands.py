@@ -10,10 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed on stdout; `text` is None where it gave nothing to read, and `problem` says why."""
+    """What a command printed on stdout; `text` is None where it gave nothing to read, and `problem` says why.
+
+    `installed` is False where the machine has no such command at all.
+    """
 
     text: str | None
-    problem: str | None = None
+    problem: str = ""
+    installed: bool = True
 
 
 Runner = Callable[[tuple[str, ...]], Output]
@@ -22,7 +26,7 @@ Runner = Callable[[tuple[str, ...]], Output]
 def run(argv: tuple[str, ...], *, timeout_s: float = 20.0) -> Output:
     """Run a command without a shell. A missing command or a failure is an Output without text, never an exception."""
     if shutil.which(argv[0]) is None:
-        return Output(None, f"there is no {argv[0]} on this machine")
+        return Output(None, f"there is no {argv[0]} on this machine", installed=False)
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:

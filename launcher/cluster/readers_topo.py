@@ -26,7 +26,8 @@ MAX_LINKS_PER_GPU = 18
 class Topology:
     """The matrix of one node. `links[a][b]` is X, NV#, PIX, PXB, PHB, NODE, SYS or unknown.
 
-    `cpu_affinity` and `numa` are per GPU, in order, as printed; `notes` says what could not be read.
+    `nic_names` are the kernel's names of columns that are called NIC#. `cpu_affinity` and `numa` are per GPU, in
+    order, as printed; `notes` says what could not be read.
     """
 
     gpus: tuple[str, ...]
@@ -34,6 +35,7 @@ class Topology:
     links: Mapping[str, Mapping[str, str]]
     cpu_affinity: tuple[str, ...]
     numa: tuple[str, ...]
+    nic_names: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
     def nvlinks(self, a: int, b: int) -> int:
@@ -68,6 +70,7 @@ def read_topo(text: str) -> Topology:
         links=links,
         cpu_affinity=tuple(tail[0] for tail in tails),
         numa=tuple(tail[1] for tail in tails),
+        nic_names=dict(re.findall(r"^\s*(NIC\d+): (\S+)", text, flags=re.MULTILINE)),
         notes=_notes(mangled, rows, nics),
     )
 

@@ -1,0 +1,175 @@
+"""What `discover` writes down about a node, from recorded texts and for this very machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from launcher import env
+from launcher.cluster import Cluster, commands
+from launcher.cluster.discover import ClusterFile, discover, write_cluster_file
+from launcher.cluster.machine import Machine, Nic, read_machine
+from launcher.errors import InputError
+from launcher.settings import load
+from tests.cluster import texts
+
+MLX = tuple(Nic(f"mlx5_{i}", "infiniband", 200.0, active=True) for i in range(4))
+DGX = Machine(cores=128, memory_bytes=2048 * 2**30, sockets=2, nics=MLX, interfaces=("eth0", "lo"))
+BARE = Machine(cores=4, memory_bytes=16 * 2**30, sockets=1, nics=(), interfaces=("lo",))
+
+
+def whole_gpus(count: int, name: str) -> str:
+    return "".join(f"GPU {i}: {name} (UUID: GPU-{i:08d})\n" for i in range(count))
+
+
+def answers(given: Mapping[str, str]) -> commands.Runner:
+    """A runner that knows the texts of some commands; every other one is not installed."""
+
+    def run(argv: tuple[str, ...]) -> commands.Output:
+        line = " ".join(argv)
+        return commands.Output(given[line]) if line in given else commands.Output(None, f"no {line}", installed=False)
+
+    return run
+
+
+def composed(file: ClusterFile, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The file as the launcher reads it from a user's folder."""
+    write_cluster_file(file, folder / "configs" / "cluster")
+    monkeypatch.chdir(folder)
+    return load([f"cluster={file.name}"]).job.cluster
+
+
+SXM8 = {
+    "nvidia-smi -L": whole_gpus(8, "NVIDIA A100-SXM4-80GB"),
+    "nvidia-smi topo -m": texts.topo(
+        [[*row, *(["PXB"] * 3 if i < 4 else ["SYS"] * 3), "SYS"] for i, row in enumerate(texts.uniform(8, "NV12"))],
+        [nic.name for nic in MLX],
+    ),
+}
+
+
+def test_an_nvswitch_node_becomes_one_domain_with_its_compute_nics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = discover("site", run=answers(SXM8), machine=DGX)
+    node = composed(file, tmp_path, monkeypatch).node
+
+    assert (node.gpu.name, node.num_gpus, node.domains, node.nvlink) == (
+        "a100_sxm_80g",
+        8,
+        (tuple(range(8)),),
+        "nvswitch",
+    )
+    assert (node.num_nics, node.nic_gbps, node.cores, node.sockets) == (3, 200.0, 128, 2)
+    assert any("mlx5_3 share no PCIe switch" in note for note in file.notes)
+
+
+def test_bridged_pcie_cards_become_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "nvidia-smi -L": whole_gpus(4, "NVIDIA A100 80GB PCIe"),
+        "nvidia-smi topo -m": texts.topo(texts.blocks([0, 2], [1, 3], link="NV12")),
+    }
+    node = composed(discover("site", run=answers(given), machine=BARE), tmp_path, monkeypatch).node
+
+    assert (node.nvlink, node.domains) == ("bridge", ((0, 2), (1, 3)))
+
+
+def test_mig_slices_become_islands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = composed(
+        discover("s", run=answers({"nvidia-smi -L": texts.MIG_LIST}), machine=BARE), tmp_path, monkeypatch
+    ).node
+
+    assert (node.gpu.mig_profile, node.num_gpus, node.domain_size, node.slices_per_gpu) == ("3g.40gb", 4, 1, 2)
+
+
+def test_slurm_tells_how_many_nodes_there_are_and_how_many_share_a_leaf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm = {
+        "scontrol show node -o": texts.SLURM_NODE + "NodeName=login CPUTot=8 RealMemory=1000 Gres=(null) State=IDLE\n",
+        "scontrol show topology": "SwitchName=a Nodes=dgx[1-3],login\nSwitchName=b Nodes=dgx4\n",
+    }
+    cluster = composed(discover("site", run=answers(SXM8 | slurm), machine=DGX), tmp_path, monkeypatch)
+
+    assert (cluster.num_nodes, cluster.nodes_per_leaf, cluster.scheduler) == (4, 3, "slurm")
+
+
+def test_a_login_node_points_to_the_nodes_with_gpus() -> None:
+    file = discover("site", run=answers({"scontrol show node -o": texts.SLURM_NODE}), machine=BARE)
+
+    assert any("srun -N1" in note for note in file.notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        pytest.param({"nvidia-smi -L": whole_gpus(8, "NVIDIA A100-SXM4-80GB")}, "cluster.node.domains", id="no topo"),
+        pytest.param({"nvidia-smi -L": whole_gpus(1, "NVIDIA GB999")}, "gpu@cluster.node.gpu", id="unknown product"),
+    ],
+)
+def test_what_is_unknown_stays_unset_and_composing_names_the_key(
+    given: Mapping[str, str], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=key):
+        composed(discover("site", run=answers(given), machine=BARE), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (texts.MIG_LIST.replace("3g.40gb     Device  1", "1g.10gb     Device  1", 1), "cut differently"),
+        (whole_gpus(1, "NVIDIA A10") + whole_gpus(2, "NVIDIA L40S").splitlines()[1], "mixes"),
+    ],
+)
+def test_nodes_that_one_file_cannot_describe_are_refused(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        discover("site", run=answers({"nvidia-smi -L": text}), machine=BARE)
+
+
+def test_a_failing_driver_is_not_taken_for_a_machine_without_gpus() -> None:
+    with pytest.raises(InputError, match="repair the driver"):
+        discover("site", run=lambda argv: commands.Output(None, "ended with status 9"), machine=BARE)
+
+
+def test_this_machine_is_described_and_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = composed(discover("here", run=answers({})), tmp_path, monkeypatch)
+
+    assert cluster.node.cores == env.usable_cores() == cluster.node.num_gpus
+    assert cluster.node.host_memory_bytes > 0
+
+
+def test_a_file_is_overwritten_only_by_force(tmp_path: Path) -> None:
+    file = discover("here", run=answers({}), machine=BARE)
+    path = write_cluster_file(file, tmp_path)
+    path.write_text("mine\n")
+
+    with pytest.raises(InputError, match="force=true"):
+        write_cluster_file(file, tmp_path)
+    assert path.read_text() == "mine\n"
+    write_cluster_file(file, tmp_path, force=True)
+    assert path.read_text() == file.text
+    assert [found.name for found in tmp_path.iterdir()] == ["here.yaml"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "", "a b", "x.yaml/..", "$(id)"])
+def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="cannot name"):
+        discover(name, run=answers({}), machine=BARE)
+
+
+def test_rdma_ports_are_read_from_sysfs(tmp_path: Path) -> None:
+    for name, layer, rate, state in [
+        ("mlx5_10", "InfiniBand", "200 Gb/sec (4X HDR)", "4: ACTIVE"),
+        ("mlx5_2", "Ethernet", "100 Gb/sec (4X EDR)", "1: DOWN"),
+    ]:
+        port = tmp_path / "sys/class/infiniband" / name / "ports" / "1"
+        port.mkdir(parents=True)
+        for file, text in (("link_layer", layer), ("rate", rate), ("state", state)):
+            (port / file).write_text(text + "\n")
+
+    assert read_machine(tmp_path).nics == (
+        Nic("mlx5_2", "roce", 100.0, active=False),
+        Nic("mlx5_10", "infiniband", 200.0, active=True),
+    )
