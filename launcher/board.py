@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import env
+
 _NAME = "launcher-board"
 _SLOT_BYTES = 128
 _DOUBLE, _INT = struct.Struct("=d"), struct.Struct("=q")
@@ -57,6 +59,15 @@ class Board:
             return cls(fd) if _NAME in str(Path(f"/proc/self/fd/{fd}").readlink()) else None
         except OSError:
             return None
+
+    @classmethod
+    def of_this_rank(cls) -> tuple[Board, int] | None:
+        """The board that this rank inherited, and its local rank; None where no launcher watches (plain torchrun)."""
+        fd, local_rank = env.get("LAUNCHER_BOARD_FD"), env.get("LOCAL_RANK")
+        if fd is None or local_rank is None:
+            return None
+        board = cls.attach(int(fd))
+        return (board, int(local_rank)) if board else None
 
     @property
     def num_ranks(self) -> int:

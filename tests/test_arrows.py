@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"errors", "units", "env", "fields", "resources"}
+BASE = {"errors", "units", "env", "fields", "resources", "board"}
 LOWER = BASE | {"cluster", "model", "layout"}
 PLANNING = LOWER | {"cost", "plan"}
 ALLOWED = {
@@ -19,6 +19,7 @@ ALLOWED = {
     "units": set(),
     "env": {"errors", "units"},
     "fields": {"errors", "units"},
+    "board": {"errors", "units", "env"},
     "resources": set(),
     "cluster": BASE,
     "model": BASE,

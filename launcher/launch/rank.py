@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from launcher import env
 from launcher.board import Board
 
 # Dumps the stacks of all threads into the rank's log. A real-time signal: NCCL and scripts use USR1 and USR2.
@@ -33,17 +32,8 @@ def run(script: Path, args: Sequence[str]) -> NoReturn:
     _finish(code)
 
 
-def board() -> tuple[Board, int] | None:
-    """The node's board and this rank's local rank; None where no launcher watches."""
-    fd, local_rank = env.get("LAUNCHER_BOARD_FD"), env.get("LOCAL_RANK")
-    if fd is None or local_rank is None:
-        return None
-    found = Board.attach(int(fd))
-    return (found, int(local_rank)) if found else None
-
-
 def _run_script(script: str, args: Sequence[str]) -> int:
-    watched = board()
+    watched = Board.of_this_rank()
     if watched:
         watched[0].mark_script(watched[1])
     sys.argv = [script, *args]

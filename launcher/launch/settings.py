@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.fields import AUTO, Fields, raise_problems
+from launcher.launch.slurm.settings import SLURM_KEYS
 
 STARTS = ("fork", "spawn")
 CONSOLES = ("rank0", "all")
@@ -39,7 +40,7 @@ class LaunchSettings:
     def from_config(cls, config: Mapping[str, Any]) -> LaunchSettings:
         """Read the `launch` group of a resolved configuration; raises InputError with every problem in it."""
         default = cls()
-        fields = Fields(config, "launch")
+        fields = Fields({key: value for key, value in config.items() if key not in SLURM_KEYS}, "launch")
         settings = cls(
             start=fields.choice("start", STARTS, default.start),
             preload=_words(fields, "preload", ()),

@@ -1,0 +1,71 @@
+"""A rank's line to its agent: signs of life and step times out, requests to stop in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.board import Board
+
+
+class Pulse:
+    """Call `step_done` at the end of every step, on every rank of the job.
+
+    A stop request (Ctrl-C, Slurm's signal before a time limit) reaches the agents of the nodes at different moments,
+    so the ranks vote on it: an all-reduce that is started at the end of one step and read at the end of the next,
+    which costs no waiting and gives every rank the same answer at the same step. Without a launcher (plain torchrun)
+    there is nobody to ask for a stop; the vote is then always no.
+    """
+
+    def __init__(self, *, group: dist.ProcessGroup | None = None) -> None:
+        """Attach to this rank's board; `group` holds all ranks and takes CPU tensors (default: made where needed)."""
+        self._board = Board.of_this_rank()
+        self._group = group or _cpu_group()
+        self._ballot = torch.zeros(1, dtype=torch.int32)
+        self._vote: Any = None
+        if self._board:
+            board, local_rank = self._board
+            board.mark_groups(local_rank)
+            board.heed_stop(local_rank)
+            board.beat(local_rank)
+
+    def beat(self) -> None:
+        """A sign of life from work that is no step: loading, compiling, writing a checkpoint."""
+        if self._board:
+            board, local_rank = self._board
+            board.beat(local_rank)
+
+    def step_done(self, step: int, *, step_s: float) -> bool:
+        """`step` steps are finished, the last took `step_s`; True, on all ranks at once, when the job should stop."""
+        asked = False
+        if self._board:
+            board, local_rank = self._board
+            board.beat(local_rank, step=step, step_s=step_s)
+            asked = board.stop_requested
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return asked
+        agreed = self._result()
+        self._ballot = torch.tensor([int(asked)], dtype=torch.int32)
+        self._vote = dist.all_reduce(self._ballot, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Take in the last vote, so that no collective is left open when the process groups go."""
+        self._result()
+
+    def _result(self) -> bool:
+        if self._vote is None:
+            return False
+        self._vote.wait()
+        self._vote = None
+        return bool(self._ballot.item())
+
+
+def _cpu_group() -> dist.ProcessGroup | None:
+    """The world over gloo: the default group where it is gloo already (None), else one of its own."""
+    if not dist.is_initialized() or dist.get_backend() == "gloo":
+        return None
+    group: dist.ProcessGroup = dist.new_group(backend="gloo")
+    return group

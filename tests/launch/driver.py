@@ -1,0 +1,44 @@
+"""Runs a script as the ranks of a one-node plan, through `run_local`: `driver.py RUN_DIR SCRIPT RANKS JSON [ARGS]`.
+
+JSON holds keys of `launch.*`. It stands between the tests and `launcher run`, which plans first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shapes import cluster, job
+
+from launcher.errors import LauncherError
+from launcher.launch.local import run_local
+from launcher.launch.settings import LaunchSettings
+from launcher.layout import Layout
+from launcher.plan import Plan, write_plan
+
+
+def one_node_plan(ranks: int) -> Plan:
+    machine = cluster(domains=(ranks,))
+    machine = replace(machine, node=replace(machine.node, cores=ranks))
+    layout = Layout(tp=1, pp=1, dp=ranks, layer_split=(24,))
+    return Plan(job(on=machine), layout, estimate={}, why=(), config={})
+
+
+def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
+    plan, folder = one_node_plan(int(ranks)), Path(run_dir)
+    folder.mkdir(exist_ok=True)
+    write_plan(plan, folder)
+    settings = LaunchSettings.from_config(json.loads(launch))
+    try:
+        return run_local(plan, run_folder=folder, script=Path(script), args=args, launch=settings)
+    except LauncherError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

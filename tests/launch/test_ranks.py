@@ -1,0 +1,187 @@
+"""Real ranks, started, watched and ended by `run_local`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.launch import process
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
+
+
+class Job:
+    """One `driver.py` process and its run folder."""
+
+    def __init__(self, folder: Path, *args: str, ranks: int = 4, script: Path | None = None, **launch: object) -> None:
+        self.folder = folder
+        command = [sys.executable, HERE / "driver.py", folder, script or HERE / "job_script.py", str(ranks)]
+        self.process = subprocess.Popen(
+            [*map(str, command), json.dumps(launch), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def log(self, rank: int) -> str:
+        path = self.folder / "logs" / f"rank-{rank}.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < deadline, f"waited {timeout_s} s; logs: {[self.log(r) for r in range(2)]}"
+            assert self.process.poll() is None, self.process.communicate()[1]
+            time.sleep(0.02)
+
+    def wait_until_looping(self, ranks: int = 4) -> None:
+        self.wait_for(lambda: all(" has " in self.log(rank) for rank in range(ranks)))
+
+    def members(self) -> list[int]:
+        """The fork server first, then the ranks in order, then what they started."""
+        return process.descendants(self.process.pid)
+
+    def finish(self, *, timeout_s: float = 60.0) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=timeout_s)
+        return self.process.returncode, out, err
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    jobs: list[Job] = []
+
+    def start_job(*args: str, **options: object) -> Job:
+        jobs.append(Job(tmp_path / f"run{len(jobs)}", *args, **options))  # type: ignore[arg-type]
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        process.signal_all([job.process.pid, *job.members()], signal.SIGKILL)
+        job.process.wait()
+
+
+def gone(pids: list[int], *, timeout_s: float = 5.0) -> bool:
+    """Whether all processes end within the time."""
+    deadline = time.monotonic() + timeout_s
+    while any(process.state(pid) not in (None, "Z") for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_all_ranks_run_the_script_and_rank_0_owns_stdout(start: Callable[..., Job], method: str) -> None:
+    code, out, err = start(ranks=4, start=method).finish()
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"sum": 6.0, "master": "127.0.0.1"}
+    assert "rank 0 of 4 has 6" in err
+    assert "rank 1 of 4" not in err
+
+
+def test_logs_hold_what_each_rank_said(start: Callable[..., Job]) -> None:
+    job = start("plain", "two words", "é'\"$(x)", ranks=3)
+    code, _, err = job.finish()
+    assert code == 0, err
+    for rank in range(3):
+        said = json.loads(job.log(rank).splitlines()[-1])
+        assert said["rank"] == rank
+        assert said["name"] == "__main__"
+        assert said["argv"][1:] == ["plain", "two words", "é'\"$(x)"]
+        assert said["threads"] == "1"
+
+
+def test_console_all_shows_every_rank_with_its_number(start: Callable[..., Job]) -> None:
+    code, out, err = start(ranks=3, console="all").finish()
+    assert code == 0
+    assert {f"[rank {r}] rank {r} of 3 has 3" for r in range(3)} <= set(err.splitlines())
+    assert out.startswith('[rank 0] {"sum"')
+
+
+def test_the_rank_that_raised_first_is_named_with_its_traceback_and_log(start: Callable[..., Job]) -> None:
+    job = start("fail=2")
+    code, _, err = job.finish()
+    assert code == 1
+    assert re.search(r"rank 2 failed first \(local rank 2 of node 0, .*\): exit code 1", err)
+    told = err[err.index("rank 2 failed first") :]
+    assert "ValueError: rank 2 broke on purpose" in told
+    assert "runpy" not in told
+    assert str(job.folder / "logs" / "rank-2.log") in told
+
+
+def test_an_exit_code_without_a_traceback_is_told(start: Callable[..., Job]) -> None:
+    code, _, err = start("exit=1:7", ranks=2).finish()
+    assert code == 1
+    assert "rank 1 failed first" in err
+    assert "exit code 7" in err
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_killed_rank_ends_the_job_and_leaves_no_process(start: Callable[..., Job], method: str) -> None:
+    job = start("loop", "child", start=method)
+    job.wait_until_looping()
+    members = job.members()
+    os.kill(members[2], signal.SIGKILL)
+    began = time.monotonic()
+    code, _, err = job.finish()
+    assert code == 1
+    assert time.monotonic() - began < 10
+    assert "rank 1 failed first" in err
+    assert "killed by SIGKILL (9)" in err
+    assert str(job.folder / "logs" / "rank-1.log") in err
+    assert len(members) == 9  # the server, four ranks, a child of each
+    assert gone(members)
+
+
+def test_ctrl_c_ends_a_script_that_heeds_no_stop_at_once(start: Callable[..., Job]) -> None:
+    job = start("loop", "child")
+    job.wait_until_looping()
+    members = job.members()
+    job.process.send_signal(signal.SIGINT)
+    code, _, err = job.finish(timeout_s=15)
+    assert code == 1
+    assert "stopped by SIGINT" in err
+    assert "Traceback" not in err
+    assert gone(members)
+
+
+@pytest.mark.parametrize("victim", ["agent", "server"])
+def test_no_rank_outlives_the_process_that_started_it(start: Callable[..., Job], victim: str) -> None:
+    job = start("loop", "child")
+    job.wait_until_looping()
+    members = job.members()
+    os.kill(job.process.pid if victim == "agent" else members[0], signal.SIGKILL)
+    code, _, err = job.finish()
+    assert gone(members)
+    if victim == "server":
+        assert code == 1
+        assert "fork server" in err
+        assert "Traceback" not in err
+
+
+def test_a_process_with_threads_is_not_forked(start: Callable[..., Job], tmp_path: Path) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[30], daemon=True).start()"
+    )
+    os.environ["PYTHONPATH"] = str(tmp_path)
+    try:
+        code, _, err = start(preload=["threaded"]).finish()
+    finally:
+        del os.environ["PYTHONPATH"]
+    assert code == 1
+    assert "2 threads" in err
+    assert "launch.start=spawn" in err
+
+
+def test_a_module_that_does_not_exist_is_told_before_anything_starts(start: Callable[..., Job]) -> None:
+    code, _, err = start(preload=["no_such_module_at_all"]).finish()
+    assert code == 2
+    assert "no_such_module_at_all" in err
+    assert "launch.preload" in err
