@@ -1,0 +1,168 @@
+"""Token files and batches: memory-mapped, shuffled by a pure function of (seed, position), cut by data-parallel rank.
+
+Token file, little-endian: 8 bytes magic `NVLTOKEN`, u32 version (1), u32 bytes per token (1, 2 or 4), u32 vocabulary
+(every token is below it), u32 zero, u64 number of tokens, then the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sysconfig
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from launcher.errors import InputError
+
+Tokens = npt.NDArray[Any]
+MAGIC = b"NVLTOKEN"
+VERSION = 1
+HEADER = struct.Struct("<8sIIIIQ")
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+
+
+class TokenFile:
+    """A token file, memory-mapped; raises InputError where it is not one."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                header = file.read(HEADER.size)
+                size = os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise InputError(f"cannot read the token file {path} ({error.strerror}): give train.data=FILE") from error
+        if len(header) < HEADER.size or header[:8] != MAGIC:
+            raise InputError(f"{path} is not a token file: make one with python -m launcher.worker.tokens TEXT OUT")
+        _, version, width, self.vocab, _, self.num_tokens = HEADER.unpack(header)
+        expected = HEADER.size + width * self.num_tokens
+        if version != VERSION or width not in _DTYPES or size != expected:
+            raise InputError(
+                f"{path}: version {version}, {width} bytes per token and {size} bytes do not fit "
+                f"(expected version {VERSION}, 1, 2 or 4, and {expected} bytes): the file is damaged, make it again"
+            )
+        self.path = path
+        self.tokens = np.memmap(path, dtype=_DTYPES[width], mode="r", offset=HEADER.size)
+
+
+def write_token_file(path: Path, chunks: Iterable[Tokens], *, vocab: int) -> Path:
+    """Write tokens to `path`, complete or not at all; the narrowest width that holds `vocab` is chosen."""
+    width = next(w for w in sorted(_DTYPES) if vocab <= 256**w)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    count = 0
+    with temporary.open("wb") as file:
+        file.write(b"\0" * HEADER.size)
+        for chunk in chunks:
+            if chunk.size and int(chunk.max()) >= vocab:
+                raise InputError(
+                    f"token {int(chunk.max())} is outside the vocabulary of {vocab}: give a larger vocabulary"
+                )
+            file.write(chunk.astype(_DTYPES[width]).tobytes())
+            count += chunk.size
+        file.seek(0)
+        file.write(HEADER.pack(MAGIC, VERSION, width, vocab, 0, count))
+    temporary.replace(path)
+    return path
+
+
+def standard_library_tokens() -> Iterable[Tokens]:
+    """The source files of this Python's standard library, as bytes, in the order of their names."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for file in sorted(root.glob("*.py")) + sorted(root.glob("[a-z]*/*.py")):
+        if not {"site-packages", "dist-packages", "test", "tests", "idlelib"} & set(file.relative_to(root).parts):
+            yield np.frombuffer(file.read_bytes(), dtype=np.uint8)
+
+
+class Shuffle:
+    """A pseudo-random permutation of 0 … size-1 as a function: a four-round Feistel network with cycle walking.
+
+    Needs no memory and no state, so that resuming at any step under any layout is a matter of arithmetic.
+    """
+
+    def __init__(self, size: int, *, key: str) -> None:
+        self.size = size
+        self._bits = max(1, (max(1, size - 1).bit_length() + 1) // 2)
+        digest = hashlib.sha256(key.encode()).digest()
+        self._keys = [int.from_bytes(digest[i * 8 : i * 8 + 8], "little") for i in range(4)]
+
+    def __call__(self, index: int) -> int:
+        value = self._encrypt(index)
+        while value >= self.size:  # the network permutes a power of 4 ≥ size: at most 4 tries on average
+            value = self._encrypt(value)
+        return value
+
+    def _encrypt(self, value: int) -> int:
+        mask = (1 << self._bits) - 1
+        left, right = value >> self._bits, value & mask
+        for key in self._keys:
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+            mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            left, right = right, left ^ ((mixed >> 32) & mask)
+        return (left << self._bits) | right
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One data-parallel rank's part of a global batch: ids and targets, both (sequences, seq_len)."""
+
+    ids: Tensor
+    targets: Tensor
+
+
+class BatchSource:
+    """The batches of one data-parallel rank. Batch `step` is the same global batch whatever the layout."""
+
+    def __init__(self, file: TokenFile, *, seq_len: int, global_batch: int, dp_rank: int, dp: int, seed: int) -> None:
+        self._file = file
+        self._seq_len = seq_len
+        self._global_batch = global_batch
+        self._per_rank = global_batch // dp
+        self._first = dp_rank * self._per_rank
+        self._seed = seed
+        self.num_windows = (file.num_tokens - 1) // seq_len
+        if self.num_windows < 1:
+            raise InputError(f"{file.path} has {file.num_tokens} tokens, fewer than one sequence of {seq_len} + 1")
+        self._epoch = -1
+        self._shuffle = Shuffle(self.num_windows, key="")
+
+    def __call__(self, step: int) -> Batch:
+        """The rank's sequences of global batch `step` (from 0)."""
+        first = step * self._global_batch + self._first
+        rows = np.stack([self._window(index) for index in range(first, first + self._per_rank)])
+        tokens = torch.from_numpy(rows)
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+    def _window(self, index: int) -> Tokens:
+        epoch, position = divmod(index, self.num_windows)
+        if epoch != self._epoch:
+            self._epoch, self._shuffle = epoch, Shuffle(self.num_windows, key=f"{self._seed}/{epoch}")
+        start = self._shuffle(position) * self._seq_len
+        window: Tokens = self._file.tokens[start : start + self._seq_len + 1].astype(np.int64)
+        return window
+
+
+def open_tokens(
+    data: str | None, *, run_dir: Path, vocab: int, build: bool, barrier: Callable[[], object]
+) -> TokenFile:
+    """The user's token file, or the standard library's, which the rank with `build` writes into the run folder first.
+
+    Collective through `barrier`. Raises InputError where the tokens do not fit the model's vocabulary.
+    """
+    path = Path(data) if data is not None else run_dir / "data" / "stdlib.tokens"
+    if data is None and build and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_token_file(path, standard_library_tokens(), vocab=256)
+    barrier()
+    tokens = TokenFile(path)
+    if tokens.vocab > vocab:
+        raise InputError(
+            f"{path} has a vocabulary of {tokens.vocab}, the model one of {vocab}: set model.vocab={tokens.vocab}"
+        )
+    return tokens

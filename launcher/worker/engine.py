@@ -1,0 +1,66 @@
+"""What every training engine does: one protocol, two bodies (torch, deepspeed)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from launcher.errors import InputError
+from launcher.plan.options import TrainOptions
+from launcher.plan.record import Plan
+from launcher.worker.data import Batch
+from launcher.worker.mesh import Axes
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimiser step. `loss` is the mean over the global batch and the same on every rank; `times` are seconds."""
+
+    loss: float
+    grad_norm: float
+    times: Mapping[str, float] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Trains one model under one layout; every rank of the plan holds one and calls the same methods in step."""
+
+    def train_step(self, batch: Batch, *, lr: float) -> StepResult:
+        """One optimiser step on this data-parallel rank's part of the global batch."""
+
+    def state(self, *, loading: bool) -> dict[str, Any]:
+        """This rank's part of parameters and optimizer state, named globally, as tensors to save or to load into."""
+
+    def loaded(self) -> None:
+        """Take over what a checkpoint wrote into the tensors of `state`."""
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """What an engine is built from."""
+
+    plan: Plan
+    options: TrainOptions
+    axes: Axes
+    device: torch.device
+    run_dir: Path
+
+
+def build_engine(context: EngineContext) -> Engine:
+    """The engine that the plan names; imports only that one."""
+    name = context.plan.job.training.engine
+    if name == "torch":
+        from launcher.worker.engine_torch import TorchEngine
+
+        return TorchEngine(context)
+    if name == "deepspeed":
+        from launcher.worker.engine_deepspeed import build_deepspeed_engine
+
+        engine: Engine = build_deepspeed_engine(context)
+        return engine
+    raise InputError(f"train.engine={name!r} is unknown: choose torch or deepspeed")

@@ -1,0 +1,229 @@
+"""The torch engine: DTensor tensor parallelism × torch's pipeline schedules × data parallelism by ZeRO stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from launcher.layout.split import balanced_split
+from launcher.worker.data import Batch
+from launcher.worker.engine import TORCH_DTYPES, EngineContext, StepResult
+from launcher.worker.loss import cross_entropy_sum, vocab_range
+from launcher.worker.optim import Optimizer, make_pieces
+from launcher.worker.parallel import accumulate_without_sync, apply_tensor_parallel, materialise, shard_data_parallel
+from launcher.worker.transformer import StageShape, Transformer, stage_shapes
+
+BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
+
+
+class TorchEngine:
+    """Trains a `Transformer` with plain torch; see `launcher.worker.engine.Engine`."""
+
+    def __init__(self, context: EngineContext) -> None:
+        self._plan, self._axes, self._device = context.plan, context.axes, context.device
+        self._layout, self._model = context.plan.layout, context.plan.job.model
+        self._fsdp = self._layout.zero_stage > 0 and self._layout.dp * self._layout.cp > 1
+        self._compute_dtype = TORCH_DTYPES[context.plan.job.training.dtype]
+        self._num_micro_batches = self._layout.num_micro_batches(context.plan.job.training.global_batch)
+        shapes = stage_shapes(self._layout.layer_split or balanced_split(self._model, num_stages=self.num_stages))
+        self.stages = {index: self._build_stage(shapes[index], context) for index in self._own_stages()}
+        self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
+        copies = {"head.weight": "tokens.weight"} if self._tied_apart() else {}
+        pieces = make_pieces(self._named_parameters(), copies=copies)
+        self.optimizer = Optimizer(pieces, context.plan.job.training.optimizer, context.options, groups=self._groups())
+        self._tied_group = self._make_tied_group()
+
+    @property
+    def num_stages(self) -> int:
+        return self._layout.pp * self._layout.virtual_stages
+
+    def train_step(self, batch: Batch, *, lr: float) -> StepResult:
+        start = self._now()
+        loss = self._run(batch.ids.to(self._device), batch.targets.to(self._device))
+        computed = self._now()
+        self.optimizer.collect()
+        self._average_gradients()
+        self._sum_tied_gradients()
+        reduced = self._now()
+        norm = self.optimizer.step(lr)
+        dist.all_reduce(loss)
+        value = float(loss) / (self._layout.tp * self._layout.dp * self._layout.cp)
+        times = {
+            "forward_backward_s": computed - start,
+            "exposed_dp_s": reduced - computed,
+            "optimizer_s": self._now() - reduced,
+        }
+        return StepResult(value, norm, times)
+
+    def state(self, *, loading: bool) -> dict[str, Any]:
+        return self.optimizer.state(copies=loading)
+
+    def loaded(self) -> None:
+        self.optimizer.loaded()
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def _build_stage(self, shape: StageShape, context: EngineContext) -> Transformer:
+        training = context.plan.job.training
+        with torch.device("meta"):
+            stage = Transformer(self._model, shape, kernel=training.attention, recompute=self._layout.recompute)
+        if self._layout.tp > 1:
+            apply_tensor_parallel(stage, self._axes.sub("tp"), sequence_parallel=self._layout.sequence_parallel)
+        if self._model.tied_embeddings:
+            stage.tie()
+        # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
+        dtype = torch.float32 if self._fsdp else self._compute_dtype
+        materialise(stage, model=self._model, seed=context.options.seed, device=self._device, dtype=dtype)
+        if self._model.tied_embeddings:
+            stage.tie()
+        if self._fsdp:
+            self._shard(stage, context)
+        return stage
+
+    def _shard(self, stage: Transformer, context: EngineContext) -> None:
+        from launcher.worker.pipeline import SPLIT_BACKWARD
+
+        shard_data_parallel(
+            stage,
+            self._axes.sub("dp"),
+            zero_stage=self._layout.zero_stage,
+            keep_unsharded=self._layout.schedule in SPLIT_BACKWARD,
+            compute_dtype=self._compute_dtype,
+        )
+
+    def _own_stages(self) -> list[int]:
+        if self._layout.pp == 1:
+            return [0]
+        from launcher.worker.pipeline import stages_of_rank
+
+        return stages_of_rank(self._layout, self._axes.coordinate["pp"])
+
+    def _named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for stage in self.stages.values():
+            yield from stage.named_parameters()
+
+    def _groups(self) -> Mapping[str, dist.ProcessGroup]:
+        return {axis: self._axes.group(axis) for axis in self._axes.grid.axes if self._axes.degree(axis) > 1}
+
+    # -- forward and backward ------------------------------------------------------------------------------------
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """This micro-batch's part of the mean loss of the rank's batch."""
+        tokens = targets.numel() * self._num_micro_batches
+        start, _ = vocab_range(self._model.vocab, rank=self._axes.coordinate["tp"], size=self._layout.tp)
+        group = self._axes.group("tp") if self._layout.tp > 1 else None
+        return cross_entropy_sum(logits, targets, start=start, group=group) / tokens
+
+    def _accumulate(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """No pipeline: micro-batches one after the other."""
+        stage, total = self.stages[0], torch.zeros((), device=self._device)
+        pairs = list(zip(ids.chunk(self._num_micro_batches), targets.chunk(self._num_micro_batches), strict=True))
+        for number, (part, wanted) in enumerate(pairs, 1):
+            accumulate_without_sync(stage, zero_stage=self._layout.zero_stage, last=number == len(pairs))
+            loss = self._loss(stage(part), wanted)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _pipeline(self, shapes: list[StageShape]) -> Callable[[Tensor, Tensor], Tensor]:
+        from launcher.worker.pipeline import make_schedule, make_stage, stage_examples
+
+        tp_rank, dtype = self._axes.coordinate["tp"], self._compute_dtype
+        stages = []
+        for index, module in self.stages.items():
+            examples = stage_examples(self._model, self._layout, shapes[index], dtype=dtype, tp_rank=tp_rank)
+            stages.append(
+                make_stage(
+                    module,
+                    index=index,
+                    num_stages=self.num_stages,
+                    examples=examples,
+                    device=self._device,
+                    group=self._axes.group("pp"),
+                )
+            )
+        schedule = make_schedule(self._layout, stages, num_micro_batches=self._num_micro_batches, loss=self._loss)
+        first, last = 0 in self.stages, self.num_stages - 1 in self.stages
+
+        def run(ids: Tensor, targets: Tensor) -> Tensor:
+            losses: list[Tensor] = []
+            inputs = (ids,) if first else ()
+            schedule.step(*inputs, target=targets if last else None, losses=losses, return_outputs=False)
+            return (
+                torch.stack([loss.detach() for loss in losses]).sum() if last else torch.zeros((), device=self._device)
+            )
+
+        return run
+
+    # -- gradients -----------------------------------------------------------------------------------------------
+
+    def _average_gradients(self) -> None:
+        """Without FSDP2: the mean of the gradients over the data-parallel ranks, in buckets."""
+        size = self._layout.dp * self._layout.cp
+        if self._fsdp or size == 1:
+            return
+        group = self._axes.group("dp")
+        grads = [p.main.grad for p in self.optimizer.pieces if p.main.grad is not None]
+        for bucket in _buckets(grads):
+            flat = torch.cat([grad.flatten() for grad in bucket])
+            dist.all_reduce(flat, group=group)
+            flat.div_(size)
+            for grad, part in zip(bucket, torch.split(flat, [grad.numel() for grad in bucket]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def _tied_apart(self) -> bool:
+        """Whether a tied head lives on another stage than the embedding."""
+        return self._model.tied_embeddings and self.num_stages > 1
+
+    def _make_tied_group(self) -> dist.ProcessGroup | None:
+        """The group of this rank's first and last stage, where tied weights live on both; every rank calls this."""
+        if not self._tied_apart():
+            return None
+        from launcher.worker.pipeline import rank_of_stage
+
+        last = rank_of_stage(self._layout, self.num_stages - 1)
+        mine = None
+        if last == 0:
+            return None
+        for peers in self._axes.grid.groups("pp"):
+            group = dist.new_group([peers[0], peers[last]])
+            if self._axes.rank in (peers[0], peers[last]):
+                mine = group
+        return mine
+
+    def _sum_tied_gradients(self) -> None:
+        """Both copies of a tied weight get the sum of their gradients, and so stay equal."""
+        if not self._tied_apart():
+            return
+        tied = [p.main.grad for p in self.optimizer.pieces if p.name in ("tokens.weight", "head.weight")]
+        grads = [grad for grad in tied if grad is not None]
+        if len(grads) == 2:  # a V-shaped schedule: both stages on this rank
+            total = grads[0] + grads[1]
+            for grad in grads:
+                grad.copy_(total)
+        elif grads and self._tied_group is not None:
+            dist.all_reduce(grads[0], group=self._tied_group)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of about BUCKET_BYTES each."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket

@@ -1,0 +1,97 @@
+"""Cut a model for this rank with plain torch: DTensor tensor parallelism, then FSDP2 by ZeRO stage."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    ParallelStyle,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from launcher.model import Model
+from launcher.worker.init import initial_value
+from launcher.worker.transformer import Transformer
+
+
+def tensor_plan(stage: Transformer, *, sequence_parallel: bool) -> dict[str, ParallelStyle]:
+    """Module name → how it is cut: Megatron's columns and rows (Shoeybi et al. 2019), and with `sequence_parallel`
+    the sequence cut between them (Korthikanti et al. 2022). Stages exchange local tensors, cut likewise.
+    """
+    between = Shard(1) if sequence_parallel else Replicate()
+    whole_input = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    plan: dict[str, ParallelStyle] = {
+        "tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()),
+        "head": ColwiseParallel(input_layouts=between),
+    }
+    if sequence_parallel:
+        plan["embedded"] = PrepareModuleInput(
+            input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),), use_local_output=True
+        )
+        plan["norm"] = SequenceParallel()
+    for name in stage.layers:
+        layer = f"layers.{name}"
+        # One conversion for q, k and v (gate and up): their input gradients are summed before the one all-reduce.
+        plan |= {f"{layer}.attention": whole_input, f"{layer}.mlp": whole_input}
+        plan |= {f"{layer}.attention.{p}": ColwiseParallel() for p in ("q", "k", "v")}
+        plan |= {f"{layer}.mlp.{p}": ColwiseParallel() for p in ("gate", "up")}
+        plan[f"{layer}.attention.o"] = RowwiseParallel(output_layouts=between)
+        plan[f"{layer}.mlp.down"] = RowwiseParallel(output_layouts=between)
+        if sequence_parallel:
+            plan |= {f"{layer}.norm1": SequenceParallel(), f"{layer}.norm2": SequenceParallel()}
+    present = {name for name, module in stage.named_modules() if module is not None}
+    return {name: style for name, style in plan.items() if name in present}
+
+
+def apply_tensor_parallel(stage: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+    """Cut `stage` (on the meta device) over `mesh`."""
+    parallelize_module(stage, mesh, tensor_plan(stage, sequence_parallel=sequence_parallel), src_data_rank=None)
+
+
+def shard_data_parallel(
+    stage: Transformer, mesh: DeviceMesh, *, zero_stage: int, keep_unsharded: bool, compute_dtype: torch.dtype
+) -> None:
+    """FSDP2 over `mesh` (one dimension: shard; two: replicate, shard), block by block.
+
+    ZeRO-1 and -2 keep the gathered parameters from forward to backward, ZeRO-3 gathers them again. `keep_unsharded`
+    forces the former: under schedules that split the backward, FSDP2 (2.13) drops gradients of resharded modules.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    reshard = zero_stage == 3 and not keep_unsharded
+    for block in stage.layers.values():
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+    fully_shard(stage, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+
+
+def accumulate_without_sync(stage: nn.Module, *, zero_stage: int, last: bool) -> None:
+    """Set FSDP2 up for one micro-batch: ZeRO-1 reduces gradients once, in the last; ZeRO-2 and -3 in every one.
+
+    ZeRO-1 and -2 keep the parameters gathered until the last micro-batch is through.
+    """
+    if isinstance(stage, FSDPModule):
+        stage.set_requires_gradient_sync(last or zero_stage > 1)
+        stage.set_reshard_after_backward(last or zero_stage == 3)
+        stage.set_is_last_backward(last)
+
+
+def materialise(stage: Transformer, *, model: Model, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+    """Give every parameter its storage on `device` and its initial value, of which a rank keeps its own part."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    stage.to(dtype=dtype)
+    stage.to_empty(device=device)
+    with torch.no_grad():
+        for name, param in stage.named_parameters():
+            whole = initial_value(name, param.shape, model=model, seed=seed).to(device, dtype)
+            if isinstance(param, DTensor):
+                part = distribute_tensor(whole, param.device_mesh, param.placements, src_data_rank=None)
+                param.to_local().copy_(part.to_local())
+            else:
+                param.copy_(whole)

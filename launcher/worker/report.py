@@ -1,0 +1,60 @@
+"""Numbers at the end of a run, and per step: throughput, memory, the result document."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.plan.record import Plan
+
+RESULT_FILE = "result.json"
+
+
+def throughput(plan: Plan, *, step_s: float) -> dict[str, float | None]:
+    """Tokens/s of the whole job, and MFU: None where the device's peak is not known."""
+    job, ranks = plan.job, plan.layout.world_size
+    peak = job.cluster.node.gpu.peak(job.training.dtype)
+    flops = job.model.step_flops(sequences=job.training.global_batch)
+    tokens = job.training.global_batch * job.model.seq_len
+    return {"tokens_per_s": tokens / step_s, "mfu": flops / (step_s * ranks * peak) if peak else None}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """This rank's peak: what torch allocated on a GPU; resident memory on a CPU, the interpreter included."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def result_document(plan: Plan, *, losses: Sequence[float], measured_s: float, stopped: bool) -> dict[str, Any]:
+    """What a run found, as plain data: the last line of its output and result.json."""
+    speed = throughput(plan, step_s=measured_s)
+    return {
+        "recipe": "gpt",
+        "engine": plan.job.training.engine,
+        "layout": asdict(plan.layout),
+        "world_size": plan.layout.world_size,
+        "losses": {"first": losses[0], "last": losses[-1], "all": list(losses)}
+        if losses
+        else {"first": None, "last": None, "all": []},
+        "predicted_step_time_s": plan.estimate.get("step_time_s"),
+        "measured_step_time_s": measured_s,
+        **speed,
+        "stopped": stopped,
+    }
+
+
+def write_result(document: Mapping[str, Any], run_dir: Path) -> Path:
+    """Write result.json, complete or not at all."""
+    path = run_dir / RESULT_FILE
+    temporary = path.with_name(f".{RESULT_FILE}.{os.getpid()}")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.replace(path)
+    return path

@@ -1,0 +1,154 @@
+"""What a rank starts with: the plan, its place in it, process groups, device mesh, tracker, checkpoints.
+
+from launcher.worker import session
+run = session.start()
+mesh, tracker, checkpoints = run.mesh, run.tracker, run.checkpoints
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from launcher import env
+from launcher.env import RankEnv
+from launcher.errors import InputError, LauncherError
+from launcher.plan.options import TrackingOptions, TrainOptions
+from launcher.plan.record import Plan, read_plan
+from launcher.worker.mesh import Axes, build_mesh
+from launcher.worker.placement import Place, check_gathered, check_place
+from launcher.worker.stop import Pulse
+from launcher.worker.tracking import Tracker, make_tracker
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass
+class Session:
+    """One rank of a planned job. Use it as a context manager, or call `close` at the end."""
+
+    plan: Plan
+    rank_env: RankEnv
+    run_dir: Path
+    device: torch.device
+    axes: Axes
+    pulse: Pulse
+    started_at: float
+
+    @property
+    def rank(self) -> int:
+        return self.rank_env.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.rank_env.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that speaks: rank 0."""
+        return self.rank == 0
+
+    @property
+    def mesh(self) -> DeviceMesh:
+        """The device mesh, dimensions named by the plan's axes."""
+        return self.axes.mesh
+
+    @cached_property
+    def options(self) -> TrainOptions:
+        return TrainOptions.from_config(self.plan.config.get("train") or {})
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Metrics to the terminal, metrics.jsonl and wandb; does nothing on ranks other than 0."""
+        tracking = TrackingOptions.from_config(self.plan.config.get("tracking") or {})
+        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main)
+
+    def say(self, message: str) -> None:
+        """A line for people, from rank 0, on stderr."""
+        if self.is_main:
+            print(message, file=sys.stderr, flush=True)
+
+    def end_step(self, step: int, *, step_s: float) -> bool:
+        """Tell the launcher that `step` steps are done; True, on every rank alike, where the job should stop now."""
+        return self.pulse.step_done(step, step_s=step_s)
+
+    def close(self) -> None:
+        """Finish what is being written and leave the process group."""
+        if "tracker" in self.__dict__:
+            self.tracker.close()
+        self.pulse.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+
+def start() -> Session:
+    """Join the job that this process is a rank of; every rank calls this once.
+
+    Reads the plan that LAUNCHER_PLAN names, checks that this process is where the plan wants it, and builds process
+    groups and mesh. Raises InputError, with the plan's name and the one found, where they differ.
+    """
+    started_at = time.monotonic()
+    rank_env = env.rank_env()
+    if rank_env.plan is None or rank_env.run_dir is None:
+        raise InputError(
+            "LAUNCHER_PLAN and LAUNCHER_RUN_DIR are not set: start this script with `launcher run script=…`"
+        )
+    plan = read_plan(rank_env.plan)
+    place = check_place(plan, rank_env, host=socket.gethostname())
+    device = join(plan, place)
+    if rank_env.world_size > 1:
+        check_gathered(plan, place)
+    axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type)
+    session = Session(plan, rank_env, rank_env.run_dir, device, axes, Pulse(), started_at)
+    backend = (
+        "nccl (and gloo for CPU tensors)"
+        if device.type == "cuda"
+        else "gloo: no CUDA in this plan, collectives run on the CPU"
+    )
+    session.say(f"{plan.layout.brief()}: {rank_env.world_size} ranks, mesh {_describe(axes)}, process group {backend}")
+    return session
+
+
+def join(plan: Plan, place: Place) -> torch.device:
+    """Initialise the default process group on this rank's device."""
+    device = torch.device("cuda", place.device_index) if place.device_index is not None else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=GROUP_TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=GROUP_TIMEOUT)
+    return device
+
+
+def main(body: Callable[[], None]) -> None:
+    """Run a recipe's body; the user's errors are told in one message, without a traceback, by their exit code."""
+    try:
+        body()
+    except LauncherError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error
+
+
+def _describe(axes: Axes) -> str:
+    names = axes.mesh.mesh_dim_names or ()
+    return " × ".join(f"{name}={axes.degree(name)}" for name in names)

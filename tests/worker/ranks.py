@@ -1,0 +1,118 @@
+"""Real ranks for tests: fork N processes that join one gloo group, run a function in each, return what they return."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.fsdp
+import torch.distributed.pipelining
+import torch.distributed.tensor.parallel
+
+from launcher.cluster import Cluster, Gpu, Node
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.model import Model, Training
+from launcher.plan.record import Plan
+
+TINY = Model(
+    "tiny",
+    hidden=32,
+    layers=4,
+    heads=4,
+    kv_heads=4,
+    ffn_hidden=64,
+    gated_mlp=False,
+    vocab=67,
+    seq_len=16,
+    tied_embeddings=True,
+)
+LLAMA = Model(
+    "tiny_llama", hidden=32, layers=4, heads=4, kv_heads=2, ffn_hidden=48, gated_mlp=True, vocab=64, seq_len=16,
+    tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
+)  # fmt: skip
+
+
+def cpu_cluster(num_gpus: int, *, num_nodes: int = 1, domain: int | None = None) -> Cluster:
+    size = domain or num_gpus
+    domains = tuple(tuple(range(i, i + size)) for i in range(0, num_gpus, size))
+    gpu = Gpu("cpu", "cpu", 2 * 2**30, 1e10, {}, 1)
+    return Cluster("cpu", num_nodes, Node(gpu, num_gpus, domains, nvlink="nvswitch"))
+
+
+def make_plan(layout: Layout, *, model: Model = TINY, train: dict[str, Any] | None = None, **training: Any) -> Plan:
+    settings = Training(**{"global_batch": 8, "dtype": "fp32", **training})
+    job = Job(cpu_cluster(layout.world_size), model, settings)
+    return Plan(job, layout, {"step_time_s": 1.0}, (), {"train": train or {}})
+
+
+def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float = 240.0) -> list[Any]:
+    """body(rank) in `world_size` forked processes with a gloo group; its JSON-able results in rank order.
+
+    A rank that fails fails the test with its traceback; no process is left behind.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        store = Path(folder) / "store"
+        children = [_fork(rank, world_size, store, body) for rank in range(world_size)]
+        try:
+            return _collect(children, time.monotonic() + timeout_s)
+        finally:
+            for pid, pipe in children:
+                os.close(pipe)
+                _end(pid)
+
+
+def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -> tuple[int, int]:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writer)
+        return pid, reader
+    code = 1
+    try:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        answer = {"result": body(rank)}
+        code = 0
+    except BaseException:
+        answer = {"error": f"rank {rank}: {traceback.format_exc()}"}
+    with os.fdopen(writer, "w") as pipe:
+        json.dump(answer, pipe)
+    os._exit(code)
+
+
+def _collect(children: list[tuple[int, int]], deadline: float) -> list[Any]:
+    texts = {pipe: b"" for _, pipe in children}
+    waiting = set(texts)
+    while waiting:
+        ready, _, _ = select.select(list(waiting), [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise TimeoutError(f"{len(waiting)} of {len(children)} ranks did not answer in time")
+        for pipe in ready:
+            chunk = os.read(pipe, 1 << 16)
+            texts[pipe] += chunk
+            if not chunk:
+                waiting.discard(pipe)
+                answer = json.loads(texts[pipe] or b'{"error": "a rank died without a word"}')
+                if "error" in answer:
+                    raise AssertionError(answer["error"])
+    return [json.loads(texts[pipe])["result"] for _, pipe in children]
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    os.waitpid(pid, 0)
