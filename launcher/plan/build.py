@@ -1,0 +1,24 @@
+"""From a job and what its user pinned to the plan that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.cost.model import CostModel
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.plan.document import estimate_data
+from launcher.plan.explain import reasons
+from launcher.plan.record import Plan
+from launcher.plan.search import search
+
+COMPARED = 3  # how many of the next best the reasons speak about
+
+
+def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any]) -> Plan:
+    """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits."""
+    model = CostModel(job)
+    result = search(job, request, top=COMPARED, model=model)
+    best = result.best
+    return Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)

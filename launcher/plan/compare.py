@@ -1,0 +1,189 @@
+"""What-if and right-sizing: the best plan on each of several clusters, and which of them the job needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.cluster import Cluster
+from launcher.cost.model import CostModel
+from launcher.errors import InputError, NoLayoutFits
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.plan.document import estimate_data, layout_data
+from launcher.plan.result import Candidate
+from launcher.plan.search import search
+
+SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
+SPARE_MEMORY = 0.5  # a job that uses less than this share of a GPU's memory may do with a smaller one
+
+
+@dataclass(frozen=True)
+class Row:
+    """The best plan on one cluster; `best` is None, and `note` says why, where there is none.
+
+    `jobs` run side by side (more than one on MIG slices); speed, GPU-hours and cost are those of one job.
+    `scaling`: speed per GPU relative to the smallest size of the same cluster. Units: tokens/s, days, GPU-hours, USD.
+    """
+
+    label: str
+    cluster: Cluster
+    num_gpus: int
+    best: Candidate | None
+    note: str = ""
+    jobs: int = 1
+    tokens_per_s: float = 0.0
+    scaling: float | None = None
+    days: float | None = None
+    gpu_hours: float | None = None
+    cost: float | None = None
+
+    @property
+    def brief(self) -> str:
+        return self.best.layout.brief() if self.best else "none"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order asked for, and what follows from them. `tokens`: training tokens, or None."""
+
+    rows: tuple[Row, ...]
+    tokens: float | None
+    verdicts: tuple[str, ...]
+
+
+def compare(cases: Sequence[tuple[str, Job, LayoutRequest]], *, tokens: float | None = None) -> Comparison:
+    """The best plan of each case (label, job, what is pinned), with GPU-hours and cost for `tokens` training tokens."""
+    rows = _with_scaling([_row(label, job, request, tokens) for label, job, request in cases])
+    return Comparison(tuple(rows), tokens, tuple(verdicts(rows)))
+
+
+def resized(cluster: Cluster, num_gpus: int) -> Cluster:
+    """The same kind of cluster with `num_gpus` GPUs: whole nodes, or part of one; raises InputError otherwise."""
+    node = cluster.node
+    if num_gpus < 1:
+        raise InputError(f"sizes={num_gpus} must be at least 1 GPU")
+    if num_gpus <= node.num_gpus:
+        kept = set(node.gpu_order[:num_gpus])
+        domains = tuple(part for d in node.domains if (part := tuple(gpu for gpu in d if gpu in kept)))
+        renumbered = {gpu: i for i, gpu in enumerate(sorted(kept))}
+        domains = tuple(tuple(renumbered[gpu] for gpu in domain) for domain in domains)
+        return replace(cluster, num_nodes=1, node=replace(node, num_gpus=num_gpus, domains=domains))
+    if num_gpus % node.num_gpus:
+        raise InputError(
+            f"sizes={num_gpus} is not a whole number of {cluster.name} nodes ({node.num_gpus} GPUs each): "
+            f"choose a multiple of {node.num_gpus}, or at most {node.num_gpus}"
+        )
+    return replace(cluster, num_nodes=num_gpus // node.num_gpus)
+
+
+def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None) -> Row:
+    cluster = job.cluster
+    try:
+        best = search(job, request, top=1, model=CostModel(job)).best
+    except (InputError, NoLayoutFits) as error:
+        return Row(label, cluster, cluster.num_gpus, None, note=str(error).splitlines()[0])
+    used = best.layout.world_size
+    speed = best.estimate.tokens_per_s_per_gpu * used
+    row = Row(label, cluster, used, best, jobs=cluster.num_gpus // used, tokens_per_s=speed)
+    if row.jobs > 1:
+        row = replace(row, note=f"{row.jobs} such jobs run side by side, one on each slice")
+    if not tokens:
+        return row
+    price = best.estimate.cost_per_million_tokens
+    return replace(
+        row,
+        days=tokens / speed / SECONDS_PER_DAY,
+        gpu_hours=tokens / speed * used / SECONDS_PER_HOUR,
+        cost=None if price is None else price * tokens / 1e6,
+    )
+
+
+def _with_scaling(rows: Sequence[Row]) -> list[Row]:
+    """Speed per GPU against the smallest size of the same cluster that has a plan."""
+    smallest: dict[str, Row] = {}
+    for row in sorted((row for row in rows if row.best), key=lambda row: row.num_gpus):
+        smallest.setdefault(row.cluster.name, row)
+    return [
+        replace(row, scaling=_per_gpu(row) / _per_gpu(smallest[row.cluster.name])) if row.best else row for row in rows
+    ]
+
+
+def _per_gpu(row: Row) -> float:
+    return row.tokens_per_s / row.num_gpus
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Which cluster is fastest and cheapest, and whether a smaller or cheaper GPU is enough."""
+    planned = [row for row in rows if row.best]
+    if len(planned) < 2:
+        return []
+    fastest = max(planned, key=lambda row: row.tokens_per_s)
+    told = [f"fastest: {fastest.label}, {fastest.tokens_per_s:,.0f} tokens/s"]
+    priced = [row for row in planned if _price(row) is not None]
+    if priced:
+        cheapest = min(priced, key=lambda row: _price(row) or 0.0)
+        told.append(f"cheapest: {cheapest.label}, ${_price(cheapest):.4f} per million tokens")
+        told += _enough(cheapest, [row for row in priced if row.cluster.node.gpu != cheapest.cluster.node.gpu])
+    return told + _spare(planned)
+
+
+def _price(row: Row) -> float | None:
+    return row.best.estimate.cost_per_million_tokens if row.best else None
+
+
+def _enough(cheapest: Row, others: Sequence[Row]) -> list[str]:
+    """Where the cheapest tokens come from another kind of GPU: what the dearer ones buy."""
+    told = []
+    for row in others:
+        dearer, faster = (_price(row) or 0.0) / (_price(cheapest) or 1.0), row.tokens_per_s / cheapest.tokens_per_s
+        if dearer < 1.02:
+            continue
+        gpu, enough = row.cluster.node.gpu.name, cheapest.cluster.node.gpu.name
+        pace = f"and is {faster:.1f}× as fast" if faster > 1.02 else "and is no faster"
+        verdict = "" if faster > dearer else f": {gpu} is more than this job needs, {enough} is enough"
+        told.append(f"{row.label} costs {dearer:.1f}× as much per token as {cheapest.label} {pace}{verdict}")
+    return told
+
+
+def _spare(rows: Sequence[Row]) -> list[str]:
+    """Plans that leave most of the memory unused."""
+    told = []
+    for row in rows:
+        if row.best is None or row.cluster.node.gpu.kind != "cuda":
+            continue
+        e = row.best.estimate
+        if e.memory_bytes_per_gpu < SPARE_MEMORY * e.usable_memory_bytes:
+            share = e.memory_bytes_per_gpu / e.usable_memory_bytes
+            told.append(f"{row.label}: the job uses {share:.0%} of the memory of its GPUs; a smaller GPU may hold it")
+    return told
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """The document of a comparison: rows with the public names of an estimate, None where something is not known."""
+    return {
+        "tokens": comparison.tokens,
+        "rows": [_row_data(row) for row in comparison.rows],
+        "verdicts": list(comparison.verdicts),
+    }
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "label": row.label,
+        "cluster": row.cluster.name,
+        "gpu": row.cluster.node.gpu.name,
+        "num_gpus": row.num_gpus,
+        "jobs": row.jobs,
+        "tokens_per_s": row.tokens_per_s if row.best else None,
+        "scaling": row.scaling,
+        "days": row.days,
+        "gpu_hours": row.gpu_hours,
+        "cost": row.cost,
+        "note": row.note,
+        "plan": None,
+    }
+    if row.best:
+        data["plan"] = {"layout": layout_data(row.best.layout), **estimate_data(row.best.estimate)}
+    return data

@@ -1,0 +1,165 @@
+"""Reasons that a person can check: why the first choice is first, what the others do worse, which links are crossed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from launcher.cost import Estimate
+from launcher.cost.model import CostModel
+from launcher.cost.network import group_of
+from launcher.layout import Layout, Link, Placement, RankGrid
+from launcher.layout.job import Job
+from launcher.layout.legality import problems
+from launcher.plan.result import Candidate, SearchResult
+from launcher.units import format_bytes, format_seconds
+
+AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}
+LINK_NAMES = {
+    Link.SAME_GPU: "one GPU",
+    Link.NVLINK: "NVLink inside one NVSwitch domain",
+    Link.PCIE: "PCIe inside one node, no NVLink between its members",
+    Link.LEAF: "the network, under one leaf switch",
+    Link.SPINE: "the network, across leaf switches through the spine",
+}
+COMPARED_KEYS = (
+    *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),
+    *("recompute", "sequence_parallel", "axis_order", "schedule"),
+)
+SHOWN = 3  # differences and alternatives that are worth a reader's time
+
+
+def reasons(result: SearchResult, model: CostModel) -> list[tuple[str, ...]]:
+    """For each candidate: of the first, where its time goes and what is worse; of the others, what they do worse."""
+    if not result.candidates:
+        return []
+    first, *others = result.candidates
+    why = [tuple(_first_choice(result, model))]
+    return why + [(slower(first.estimate, other.estimate),) for other in others]
+
+
+def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
+    job, best = result.job, result.best
+    yield where_time_goes(best.estimate)
+    yield where_memory_goes(best.estimate)
+    yield from links(job, best.layout)
+    if len(result.candidates) > 1:
+        second = result.candidates[1]
+        changed = _difference_of_layouts(best.layout, second.layout)
+        yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
+    yield from alternatives(job, best, model)
+
+
+def where_time_goes(estimate: Estimate) -> str:
+    """The exposed parts of a step, largest first."""
+    parts = sorted(exposed(estimate).items(), key=lambda item: -item[1])
+    shares = [
+        f"{label(name)} {share:.1%}" for name, seconds in parts if (share := seconds / estimate.step_time_s) >= 0.001
+    ]
+    return f"a step of {format_seconds(estimate.step_time_s)} is {', '.join(shares)}"
+
+
+def where_memory_goes(estimate: Estimate) -> str:
+    """Use of the worst rank against what the GPU leaves, and its largest parts."""
+    parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:SHOWN]
+    largest = ", ".join(f"{label(name)} {format_bytes(size)}" for name, size in parts)
+    used, usable = format_bytes(estimate.memory_bytes_per_gpu), format_bytes(estimate.usable_memory_bytes)
+    return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …)"
+
+
+def links(job: Job, layout: Layout) -> Iterator[str]:
+    """What the groups of each axis cross."""
+    if job.cluster.node.is_mig:
+        yield islands(job)
+    placement = Placement(job.cluster, RankGrid.of(layout))
+    for axis in layout.axis_order.split("-"):
+        degree = layout.degree(axis)
+        if degree < 2:
+            continue
+        group = group_of(job.cluster, layout, axis)
+        spread = f", {group.per_node} on each of {group.nodes} nodes" if group.nodes > 1 else ""
+        yield f"{AXIS_NAMES[axis]}-parallel groups of {degree}{spread} cross {LINK_NAMES[placement.axis_link(axis)]}"
+
+
+def islands(job: Job) -> str:
+    """How a cluster of MIG slices is used: its slices have no peer-to-peer."""
+    count = job.cluster.num_gpus
+    return (
+        f"each MIG slice is an island of one GPU (slices have no peer-to-peer): this job runs on one slice, "
+        f"and {job.cluster.name} runs {count} such jobs side by side"
+    )
+
+
+def slower(reference: Estimate, other: Estimate) -> str:
+    """By how much `other` is slower than `reference`, and in which parts of the step."""
+    gap = other.step_time_s - reference.step_time_s
+    by = gap / reference.step_time_s
+    detail = differences(reference, other)
+    if abs(by) < 5e-4:
+        memory = other.memory_bytes_per_gpu - reference.memory_bytes_per_gpu
+        if abs(memory) < 1e6:
+            return "as fast, with as much memory"
+        return f"as fast, with {format_bytes(abs(memory))} {'more' if memory > 0 else 'less'} memory"
+    return f"{abs(by):.1%} {'slower' if by > 0 else 'faster'} ({detail})"
+
+
+def differences(reference: Estimate, other: Estimate) -> str:
+    """The parts of a step that differ most: `bubble +1.2 s, tensor-parallel communication -0.3 s`."""
+    before, after = exposed(reference), exposed(other)
+    deltas = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
+    largest = sorted(deltas.items(), key=lambda item: -abs(item[1]))[:SHOWN]
+    floor = 1e-4 * reference.step_time_s
+    told = [f"{label(name)} {'+' if d > 0 else '-'}{format_seconds(abs(d))}" for name, d in largest if abs(d) > floor]
+    return ", ".join(told) or "no part differs"
+
+
+def alternatives(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
+    """What one change to the chosen layout would cost: the questions that people ask first."""
+    for key, change in _changes(job, best.layout):
+        layout = replace(best.layout, **change)
+        if problems(job, layout):
+            continue
+        other = model.estimate(layout)
+        if not other.fits:
+            missing = other.memory_bytes_per_gpu - other.usable_memory_bytes
+            yield f"{key} would not fit: stage {other.worst_stage} lacks {format_bytes(missing)}"
+        elif other.step_time_s > best.estimate.step_time_s * 1.0005:
+            yield f"{key} would be {slower(best.estimate, other)}"
+
+
+def _changes(job: Job, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+    less = {"full": "selective", "selective": "none"}.get(layout.recompute)
+    if less:
+        yield f"recompute={less}", {"recompute": less}
+    if layout.zero_stage:
+        yield "zero_stage=0", {"zero_stage": 0}
+    yield f"micro_batch={layout.micro_batch * 2}", {"micro_batch": layout.micro_batch * 2}
+    if layout.sequence_parallel:
+        yield "sequence_parallel=false", {"sequence_parallel": False}
+
+
+def exposed(estimate: Estimate) -> Mapping[str, float]:
+    """The parts of a step that add up to it: what hides behind them is left out."""
+    return {name: seconds for name, seconds in estimate.time.items() if "hidden" not in name and seconds > 0}
+
+
+def label(name: str) -> str:
+    """A name of a breakdown, for people."""
+    words = name.removesuffix("_s").removesuffix("_bytes").removesuffix("_exposed").replace("_", " ")
+    axis, _, rest = words.partition(" ")
+    return f"{AXIS_NAMES[axis]}-parallel {rest or 'communication'}" if axis in AXIS_NAMES else words
+
+
+def _difference_of_layouts(reference: Layout, other: Layout) -> str:
+    """The keys in which `other` differs from the first choice."""
+    changed = [
+        f"{key}={_plain(getattr(other, key))}"
+        for key in COMPARED_KEYS
+        if getattr(other, key) != getattr(reference, key)
+    ]
+    return f"with {', '.join(changed)}" if changed else "with another split of the layers"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

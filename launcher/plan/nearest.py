@@ -1,0 +1,108 @@
+"""What to tell where no layout is legal or none fits: the rules in the way, the nearest miss, what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from launcher.cost.model import CostModel
+from launcher.layout import Layout, LayoutRequest
+from launcher.layout.job import Job
+from launcher.layout.legality import Problem, broken_rules, divisors
+from launcher.layout.resolve import plain_layout
+from launcher.plan.floors import least_memory
+from launcher.plan.space import Space
+from launcher.units import format_bytes
+
+MOST_TIMES_NODES = 64  # beyond this many times the nodes, more of them is no advice
+
+
+def refusal(job: Job, request: LayoutRequest, illegal: Sequence[Sequence[Problem]]) -> list[str]:
+    """The rules that the nearest legal-but-for-them layout breaks; `illegal` are those of the layouts considered."""
+    attempts = [broken for broken in illegal if all(problem.message for problem in broken)]
+    attempts += [broken_rules(job, layout) for layout in _completions(job, request)]
+    fewest = min((broken for broken in attempts if broken), key=len)
+    return [problem.message for problem in fewest]
+
+
+def _completions(job: Job, request: LayoutRequest) -> Iterator[Layout]:
+    """Plain completions of a request whose pins leave the search nothing: one for each open pp and micro batch."""
+    pps = (
+        [request.pp]
+        if request.pp is not None
+        else [pp for pp in divisors(job.cluster.max_ranks) if pp <= job.model.layers]
+    )
+    batches = [request.micro_batch] if request.micro_batch is not None else divisors(job.training.global_batch)
+    for pp, micro_batch in product(pps, batches):
+        yield plain_layout(job, replace(request, pp=pp, micro_batch=micro_batch))
+
+
+def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
+    """The nearest miss, the stage that lacks memory and how much, and the cheapest changes that make it fit."""
+    memory = model.memory(layout)
+    missing = format_bytes(memory.total_bytes - memory.usable_bytes)
+    largest = max(memory.parts, key=lambda part: memory.parts[part])
+    cluster, name = space.job.cluster, space.job.model.name
+    pinned = ", ".join(f"{key}={_plain(value)}" for key, value in space.request.pinned().items())
+    given = f" with {pinned}" if pinned else ""
+    needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.usable_bytes)} usable on stage {memory.stage}"
+    changes = list(_changes(space))
+    told = f"; what would help: {'; '.join(changes)}" if changes else ""
+    return (
+        f"no layout of {name} on {cluster.name} ({cluster.num_gpus} GPUs){given} fits in memory. "
+        f"Nearest miss: {layout.brief()} needs {needs}, {missing} too much (largest part: {largest}){told}"
+    )
+
+
+def _changes(space: Space) -> Iterator[str]:
+    """Changes that make some layout fit, cheapest first: a key set free, then a smaller shape, then more hardware."""
+    job, request = space.job, space.request
+    for key in (
+        "recompute",
+        "zero_stage",
+        "micro_batch",
+        "sequence_parallel",
+        "virtual_stages",
+        "tp",
+        "pp",
+        "cp",
+        "dp",
+    ):
+        if getattr(request, key) is not None:
+            freed: dict[str, Any] = {key: None} | ({"dp": None} if key in ("tp", "pp", "cp") else {})
+            loose = replace(request, **freed)
+            if (found := _fitting(job, loose)) is not None:
+                yield f"layout.{key}={_plain(getattr(found, key))} instead of {_plain(getattr(request, key))}"
+    if not job.training.offload_optimizer and job.cluster.node.gpu.kind == "cuda":
+        offloaded = replace(job, training=replace(job.training, offload_optimizer=True))
+        if _fitting(offloaded, request) is not None:
+            yield "train.offload_optimizer=true"
+    if (nodes := _nodes_needed(job, request)) is not None:
+        yield f"cluster.num_nodes={nodes} instead of {job.cluster.num_nodes}"
+
+
+def _fitting(job: Job, request: LayoutRequest) -> Layout | None:
+    """A layout that fits, or None."""
+    model = CostModel(job)
+    layout = least_memory(Space(job, request), model)
+    return layout if layout is not None and model.memory(layout).fits else None
+
+
+def _nodes_needed(job: Job, request: LayoutRequest) -> int | None:
+    """The smallest number of nodes, by doubling, on which a layout fits; where dp or the like pin the world, None."""
+    if job.cluster.node.is_mig or job.cluster.node.gpu.kind == "cpu":
+        return None
+    if job.cluster.num_nodes == 1 and not job.cluster.node.num_nics:
+        return None
+    nodes = job.cluster.num_nodes
+    while nodes < MOST_TIMES_NODES * job.cluster.num_nodes:
+        nodes *= 2
+        if _fitting(replace(job, cluster=replace(job.cluster, num_nodes=nodes)), request) is not None:
+            return nodes
+    return None
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,179 @@
+"""The space that a search covers: every way to share out the ranks, and every way to run each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import permutations
+from math import gcd
+from typing import NamedTuple, TypeVar
+
+from launcher.cost.network import Group, group_of
+from launcher.layout.degrees import AXES, DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, Layout, LayoutRequest
+from launcher.layout.job import Job
+from launcher.layout.legality import divisors, tensor_parallel_choices
+from launcher.layout.resolve import default_schedule
+from launcher.layout.split import balanced_split
+
+ZERO_STAGES = (0, 1, 2, 3)
+T = TypeVar("T")
+
+
+class Degrees(NamedTuple):
+    """How the ranks are shared out among the axes."""
+
+    tp: int
+    cp: int
+    pp: int
+    dp: int
+    ep: int
+
+
+class Passes(NamedTuple):
+    """How a layout's micro-batches are run."""
+
+    micro_batch: int
+    virtual_stages: int
+    schedule: str
+    recompute: str
+    sequence_parallel: bool
+
+
+class Space:
+    """All layouts of a job that keep what the user pinned, as nested choices: degrees, passes, ZeRO stage, axis order.
+
+    Choices that no legal layout can have (a tp that does not divide the heads, a micro batch that does not divide the
+    batch) are not listed unless they are pinned; neither is an axis order that crosses the same links as one before it.
+    """
+
+    def __init__(self, job: Job, request: LayoutRequest) -> None:
+        self.job = job
+        self.request = request
+        self._groups: dict[tuple[int, int], Group] = {}
+
+    def degrees(self) -> Iterator[Degrees]:
+        """Every way to share out the ranks, in a fixed order."""
+        request, world = self.request, self.job.cluster.max_ranks
+        for tp in _pinned_or(request.tp, self._tp_choices(world)):
+            for cp in _pinned_or(request.cp, self._cp_choices(world // tp)):
+                for pp in _pinned_or(request.pp, self._pp_choices(world // (tp * cp))):
+                    dp = request.dp or max(1, world // (tp * cp * pp))
+                    for ep in _pinned_or(request.ep, self._ep_choices(dp)):
+                        yield Degrees(tp, cp, pp, dp, ep)
+
+    def _tp_choices(self, world: int) -> list[int]:
+        allowed = tensor_parallel_choices(self.job, across_domains=self.request.tp_across_domains)
+        return [tp for tp in allowed if world % tp == 0]
+
+    def _cp_choices(self, ranks: int) -> list[int]:
+        seq_len = self.job.model.seq_len
+        return [cp for cp in divisors(max(1, ranks)) if cp == 1 or seq_len % (2 * cp) == 0]
+
+    def _pp_choices(self, ranks: int) -> list[int]:
+        return [pp for pp in divisors(max(1, ranks)) if pp <= self.job.model.layers]
+
+    def _ep_choices(self, dp: int) -> list[int]:
+        return divisors(gcd(dp, self.job.model.num_experts)) if self.job.model.num_experts else [1]
+
+    def passes(self, degrees: Degrees) -> Iterator[Passes]:
+        """Every way to run the micro-batches over these degrees."""
+        for micro_batch in self._micro_batches(degrees):
+            for virtual, schedule in self._stages(degrees, micro_batch):
+                for recompute in _pinned_or(self.request.recompute, RECOMPUTE_MODES):
+                    for sequence_parallel in self._sequence_parallel(degrees):
+                        yield Passes(micro_batch, virtual, schedule, recompute, sequence_parallel)
+
+    def _micro_batches(self, degrees: Degrees) -> Sequence[int]:
+        """Sizes (sequences) that divide a data-parallel rank's share of the batch."""
+        return _pinned_or(self.request.micro_batch, divisors(max(1, self.job.training.global_batch // degrees.dp)))
+
+    def _stages(self, degrees: Degrees, micro_batch: int) -> list[tuple[int, str]]:
+        """(virtual stages, schedule) choices: interleaving where layers and micro-batches divide for it."""
+        pinned, pp, layers = self.request.schedule, degrees.pp, self.job.model.layers
+        if self.request.virtual_stages is not None:
+            virtual = [self.request.virtual_stages]
+        else:
+            count = self.job.training.global_batch // (degrees.dp * micro_batch)
+            divides = pp > 1 and layers % pp == 0 and count % pp == 0 and pinned in (None, "interleaved")
+            virtual = divisors(layers // pp) if divides else [1]
+            if pinned == "interleaved" and pp > 1:
+                virtual = virtual[1:] or virtual
+        return [(v, pinned or default_schedule(v)) for v in virtual]
+
+    def _sequence_parallel(self, degrees: Degrees) -> Sequence[bool]:
+        divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
+        return _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
+
+    def zero_stages(self, degrees: Degrees) -> Sequence[int]:
+        """ZeRO shards over dp × cp ranks; over one there is nothing to shard."""
+        return _pinned_or(self.request.zero_stage, ZERO_STAGES if degrees.dp * degrees.cp > 1 else (0,))
+
+    def axis_orders(self, degrees: Degrees) -> Sequence[str]:
+        """Axis orders whose groups differ in the links they cross, the usual order first.
+
+        Axes of one rank have no place of their own. Where tp must stay in its NVSwitch domain it comes first: an axis
+        before it would have to fit into the domain together with it, and then crosses the same links behind it.
+        """
+        if self.request.axis_order is not None:
+            return (self.request.axis_order,)
+        axes = tuple(axis for axis in AXES if getattr(degrees, axis) > 1)
+        distinct: dict[tuple[Group, ...], str] = {}
+        for order in _orders(axes, tp_first=not self.request.tp_across_domains):
+            distinct.setdefault(self._crossings(degrees, axes, order), "-".join(order))
+        return tuple(distinct.values())
+
+    def _crossings(self, degrees: Degrees, axes: tuple[str, ...], order: tuple[str, ...]) -> tuple[Group, ...]:
+        strides, stride = {}, 1
+        for axis in order:
+            strides[axis] = stride
+            stride *= getattr(degrees, axis)
+        groups = tuple(self._group(strides[axis], getattr(degrees, axis)) for axis in axes)
+        return groups if degrees.ep == 1 else (*groups, self._group(strides["dp"], degrees.ep))
+
+    def _group(self, stride: int, ranks: int) -> Group:
+        """The group of `ranks` ranks `stride` apart."""
+        found = self._groups.get((stride, ranks))
+        if found is None:
+            rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
+            layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
+            found = self._groups[stride, ranks] = group_of(self.job.cluster, layout, "dp")
+        return found
+
+    def layout(self, degrees: Degrees, passes: Passes, *, zero_stage: int, axis_order: str) -> Layout:
+        """One point of the space."""
+        stages = degrees.pp * passes.virtual_stages
+        return Layout(
+            degrees.tp,
+            degrees.pp,
+            degrees.dp,
+            degrees.cp,
+            degrees.ep,
+            passes.virtual_stages,
+            passes.micro_batch,
+            zero_stage,
+            passes.recompute,
+            passes.sequence_parallel,
+            axis_order,
+            passes.schedule,
+            self.layer_split(stages),
+            self.request.tp_across_domains,
+        )
+
+    def layer_split(self, stages: int) -> tuple[int, ...]:
+        """Layers of each stage: as given, or balanced; empty where there are more stages than layers."""
+        if self.request.layer_split is not None:
+            return self.request.layer_split
+        return balanced_split(self.job.model, num_stages=stages) if stages <= self.job.model.layers else ()
+
+
+def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:
+    return (pinned,) if pinned is not None else choices
+
+
+@cache
+def _orders(axes: tuple[str, ...], *, tp_first: bool) -> tuple[tuple[str, ...], ...]:
+    """Every order of `axes`, then the axes of one rank; the usual order comes first."""
+    rest = tuple(axis for axis in DEFAULT_AXIS_ORDER.split("-") if axis not in axes)
+    head = ("tp",) if tp_first and "tp" in axes else ()
+    tail = tuple(axis for axis in axes if axis not in head)
+    return tuple(head + order + rest for order in permutations(tail))
