@@ -1,0 +1,74 @@
+"""Submit a plan to Slurm, or show the exact command: the rim around launcher/launch/slurm/request.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import env
+from launcher.errors import InputError
+from launcher.launch.run_folder import write_text
+from launcher.launch.slurm.command import ask
+from launcher.launch.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_submission
+from launcher.launch.slurm.request import SubmitRequest, Where, submit_request
+from launcher.launch.slurm.secret import secrets_to_remove
+from launcher.launch.slurm.settings import SlurmSettings
+from launcher.plan import Plan
+from launcher.resources import resource
+
+
+def prepare(
+    plan: Plan, settings: SlurmSettings, *, run_folder: Path, script: Path, args: Sequence[str], python: str
+) -> SubmitRequest:
+    """Write what the job reads (submit.json, setup.sh) beside the folder's plan.json; returns the command to run.
+
+    Raises InputError where the plan cannot be submitted with these settings.
+    """
+    folder = run_folder.absolute()
+    without = secrets_to_remove(env.environment(), wanted=settings.secrets)
+    missing = [name for name in settings.secrets if env.get(name) is None]
+    if missing:
+        raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
+    request = submit_request(plan, settings, Where(folder, batch_script(), python), without=without)
+    write_run_files(folder, settings, Submission(str(script.absolute()), tuple(args), str(Path.cwd())))
+    return request
+
+
+def write_run_files(folder: Path, settings: SlurmSettings, submission: Submission) -> None:
+    """submit.json, and setup.sh where there is something to set up."""
+    write_submission(folder, submission)
+    if settings.setup:
+        write_text(folder / SETUP_FILE, setup_text(settings.setup))
+
+
+def batch_script() -> Path:
+    """The static batch script that every submission uses."""
+    return resource("slurm") / "train.sbatch"
+
+
+def submit(request: SubmitRequest, *, run_folder: Path) -> str:
+    """Run sbatch; returns the job id and notes it in the run folder. Raises InputError with Slurm's reason."""
+    answer = ask(request.argv, environment=request.environment(env.environment()))
+    if answer.code:
+        raise InputError(
+            f"sbatch refused the job: {answer.reason}\n  the command was: {request.as_shell()}\n"
+            "  see sinfo for partitions and nodes, and launch.* for the options"
+        )
+    job_id = answer.out.strip().partition(";")[0]
+    record_job_id(run_folder, job_id)
+    return job_id
+
+
+def dry_run_text(request: SubmitRequest, *, run_folder: Path) -> str:
+    """What a submission would run, as text to paste into a shell: the command, then both scripts as comments."""
+    parts = [request.as_shell()]
+    for path in (request.script, run_folder / SETUP_FILE):
+        if path.exists():
+            body = "".join(f"#   {line}".rstrip() + os.linesep for line in path.read_text().splitlines())
+            parts.append(f"# {_one_line(path)}:\n{body}")
+    return "\n\n".join(parts)
+
+
+def _one_line(path: Path) -> str:
+    return "".join(c if c.isprintable() else "?" for c in str(path))

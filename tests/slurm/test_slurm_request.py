@@ -1,0 +1,176 @@
+"""The sbatch command of a plan: golden texts, hostile names, settings that are refused."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import plan
+
+from launcher.errors import InputError
+from launcher.launch.settings import LaunchSettings
+from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit_request
+from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
+from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings
+from launcher.launch.slurm.step import step_argv
+from launcher.launch.slurm.submit import dry_run_text
+from launcher.settings import compose_config
+
+GOLDEN = Path(__file__).parent / "golden"
+WHERE = Where(Path("/home/me/runs/gpt-1"), Path("/opt/launcher/slurm/train.sbatch"), "/home/me/venv/bin/python")
+ALL_SITE_KEYS = {
+    "job_name": "big", "account": "phys", "partition": "gpu", "qos": "long", "time": "1-12:00:00",
+    "constraint": "a100&nvswitch", "reservation": "r1", "exclude": "node[03,07]", "nodelist": "node[01-16]",
+    "comment": "for the paper", "mail_user": "me@site", "mail_type": "END,FAIL", "switches": "1@02:00:00",
+    "dependency": "afterok:17", "mem": "0", "exclusive": True, "gpu_type": "a100", "cpus_per_gpu": 12,
+    "extra": ["--licenses=fs:2", "--nice=100"], "signal": "SIGUSR2", "signal_lead_s": 600, "requeue": False,
+}  # fmt: skip
+CASES = {
+    "bare": {},
+    "site": ALL_SITE_KEYS,
+    "pyxis": {
+        "container": {
+            "runtime": "pyxis", "image": "nvcr.io#nvidia/pytorch:24.10-py3", "mounts": ["/data:/data:ro"],
+            "options": ["--no-container-mount-home"],
+        },
+    },
+    "apptainer": {
+        "container": {
+            "runtime": "apptainer", "image": "/images/my torch.sif", "mounts": ["/data:/data"], "python": "python",
+        },
+    },
+    "shrinkable": {"replan": "shrink", "min_nodes": 2},
+    "clean environment": {"export": "none"},
+}  # fmt: skip
+
+
+def request(**keys: object) -> SubmitRequest:
+    return submit_request(plan(), SlurmSettings.from_config(keys), WHERE, without=("WANDB_API_KEY",))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_commands_of_a_site_are_these(name: str) -> None:
+    settings = SlurmSettings.from_config(CASES[name])
+    submission = submit_request(plan(), settings, WHERE, without=("WANDB_API_KEY",))
+    step = step_argv(plan(), settings, run_folder=WHERE.run_folder, work_dir="/home/me", python=WHERE.python)
+    text = f"{submission.as_shell()}\n\n# in the job:\n{shlex.join(step)}\n"
+    golden = GOLDEN / f"{name.replace(' ', '_')}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+def test_a_sweep_is_one_array_and_its_log_names_the_task() -> None:
+    settings = SlurmSettings.from_config({"array_limit": 2})
+    argv = submit_request(plan(), settings, WHERE, array_size=6).argv
+    assert "--array=0-5%2" in argv
+    assert "--output=logs/slurm-%A_%a.out" in argv
+
+
+def test_the_shell_text_and_the_argv_are_the_same_command(tmp_path: Path) -> None:
+    hostile = tmp_path / "a b'c\"d$(touch pwned)`touch pwned`\n;touch pwned;\\ %j *"
+    hostile.mkdir()
+    settings = SlurmSettings.from_config({"comment": "$(touch pwned) 'x'", "job_name": hostile.name})
+    where = Where(hostile, Path(__file__).parents[2] / "slurm" / "train.sbatch", "/usr/bin/python3")
+    submission = submit_request(plan(), settings, where, without=("WANDB_API_KEY",))
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nprintf "%s\\0" "$0" "$@" > "$OUT"; env > "$OUT.env"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(tmp_path / "out"), "WANDB_API_KEY": "0123secret",
+    }  # fmt: skip
+    text = dry_run_text(submission, run_folder=hostile)
+    subprocess.run(["bash", "-c", text], env=environment, cwd=tmp_path, check=True)
+    seen = (tmp_path / "out").read_text().split("\0")[1:-1]
+    assert seen == list(submission.argv[1:])
+    assert "0123secret" not in (tmp_path / "out.env").read_text()
+    assert not list(tmp_path.rglob("pwned"))
+
+
+@given(st.text(min_size=1))
+def test_every_word_survives_the_shell(word: str) -> None:
+    submission = SubmitRequest(("sbatch", f"--comment={word}"), (), Path("train.sbatch"))
+    assert shlex.split(submission.as_shell().replace(" \\\n  ", " ", 1)) == ["sbatch", f"--comment={word}"]
+
+
+@given(st.text())
+def test_a_job_name_is_one_printable_line(name: str) -> None:
+    assert job_name(name).isprintable()
+    assert 0 < len(job_name(name)) <= 120
+
+
+def test_gpus_and_cores_come_from_plan_and_cluster_and_memory_is_never_guessed() -> None:
+    argv = request().argv
+    assert {"--nodes=4", "--ntasks-per-node=1", "--gpus-per-node=8", "--cpus-per-task=128"} <= set(argv)
+    assert not [word for word in argv if word.startswith(("--mem", "--gpus-per-task", "--gres"))]
+
+
+def test_a_plan_smaller_than_a_node_asks_for_its_share() -> None:
+    argv = submit_request(plan(nodes=1, tp=2, pp=1, dp=1), SlurmSettings(), WHERE).argv
+    assert {"--nodes=1", "--gpus-per-node=2", "--cpus-per-task=32"} <= set(argv)
+
+
+REFUSED = {
+    "YAML turned the time into minutes": ({"time": 86400}, "quotes"),
+    "no time": ({"time": "soon"}, "HH:MM:SS"),
+    "unknown key": ({"container": {"img": "x"}}, "launch.container.img"),
+    "image without runtime": ({"container": {"image": "x.sif"}}, "bare takes none"),
+    "runtime without image": ({"container": {"runtime": "pyxis"}}, "need an image"),
+    "a flag that hides NVLink": ({"extra": ["--gpus-per-task=1"]}, "NVLink"),
+    "a flag that is no flag": ({"extra": ["evil.sh"]}, "taken for the script"),
+    "a secret in the environment": ({"environment": {"WANDB_API_KEY": "0123"}}, "launch.secrets"),
+    "a value among the names of secrets": ({"secrets": ["WANDB_API_KEY=0123"]}, "never values"),
+    "a line break": ({"comment": "a\nb"}, "control character"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_settings_are_refused_with_the_way_out(case: str) -> None:
+    keys, words = REFUSED[case]
+    with pytest.raises(InputError, match=words):
+        SlurmSettings.from_config(keys)
+
+
+def test_a_secret_value_is_not_repeated_in_a_refusal() -> None:
+    with pytest.raises(InputError) as caught:
+        SlurmSettings.from_config({"environment": {"HF_TOKEN": "hf_0123"}, "secrets": ["HF_TOKEN=hf_0123"]})
+    assert len(caught.value.problems) == 2
+    assert "hf_0123" not in str(caught.value)
+
+
+def test_a_folder_that_a_mount_cannot_name_is_refused_with_a_container() -> None:
+    settings = SlurmSettings.from_config({"container": {"runtime": "pyxis", "image": "x"}})
+    where = Where(Path("/runs/a:b"), WHERE.script, WHERE.python)
+    with pytest.raises(InputError, match="':' or ','"):
+        submit_request(plan(), settings, where)
+    assert submit_request(plan(), SlurmSettings(), where).argv
+
+
+def test_fewer_nodes_need_leave_to_plan_again() -> None:
+    with pytest.raises(InputError, match=r"launch\.replan"):
+        request(min_nodes=2)
+    with pytest.raises(InputError, match="more than the 4 nodes"):
+        request(replan="shrink", min_nodes=5)
+
+
+def test_the_configuration_file_and_the_settings_agree() -> None:
+    config = compose_config(["launch=slurm"])["launch"]
+    assert set(config) > SLURM_KEYS
+    assert SlurmSettings.from_config(config) == SlurmSettings()
+    assert LaunchSettings.from_config(config).grace_s < SlurmSettings().signal_lead_s
+
+
+@pytest.mark.parametrize(
+    "name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "SSH_PRIVATE_KEY"]
+)
+def test_secrets_are_known_by_name(name: str) -> None:
+    assert is_secret_name(name)
+
+
+def test_only_secrets_that_nobody_asked_for_stay_behind() -> None:
+    environment = {"PATH": "", "WANDB_API_KEY": "", "HF_TOKEN": "", "TOKENIZERS_PARALLELISM": ""}
+    assert secrets_to_remove(environment, wanted=["HF_TOKEN"]) == ("WANDB_API_KEY",)
