@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -69,7 +70,6 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -141,6 +141,8 @@ def _quoted_url(folder: Path) -> str:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """What was wrong with the overrides, with what is allowed instead."""
+    if malformed := [message for override in overrides if (message := _syntax_problem(override))]:
+        return "; ".join(malformed)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         group = key.partition("@")[0]
@@ -151,6 +153,16 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         if override[:1] not in "+~" and not _exists(key):
             return _unknown_override(key)
     return _first_line(error)
+
+
+def _syntax_problem(override: str) -> str | None:
+    """What Hydra's grammar has against one override, or None."""
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        why = _first_line(error)
+        return f"{override} is not an override ({why}): write key=value, close brackets, quote what is special"
+    return None
 
 
 def _unknown_override(key: str) -> str:
