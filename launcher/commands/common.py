@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.errors import InputError
 from launcher.launch.settings import LaunchSettings
 from launcher.plan import Plan, read_plan
-from launcher.plan.options import TrainOptions
+from launcher.plan.options import TrainOptions, check_recipe
 from launcher.resources import resource
 from launcher.settings import Settings, load
 
@@ -27,12 +27,13 @@ class Work:
 
 
 def checked_settings(overrides: Sequence[str]) -> Settings:
-    """Settings whose training and launch options are sound too; every problem of all three is told at once."""
+    """Settings whose training, launch and recipe options are sound too; every problem of all is told at once."""
     settings = load(overrides)
     problems: list[str] = []
     for read in (
         lambda: LaunchSettings.from_config(settings.config["launch"]),
         lambda: TrainOptions.from_config(settings.config["train"]),
+        lambda: check_recipe(settings.config["recipe"]),
     ):
         try:
             read()

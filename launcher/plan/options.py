@@ -133,7 +133,7 @@ class CollectivesOptions:
     dtype: str = "fp32"
     min_bytes: int = 1024
     max_bytes: int | None = None  # None: by the backend
-    factor: int = 4
+    factor: int = 8
     warmup: int = 2
     iterations: int = 5
     world: bool = True  # the group of all ranks too, besides those of the plan's axes
@@ -156,6 +156,8 @@ class CollectivesOptions:
             fields.problem(
                 f"recipe.max_bytes={options.max_bytes} must be at least recipe.min_bytes={options.min_bytes}"
             )
+        if options.factor & (options.factor - 1):
+            fields.problem(f"recipe.factor={options.factor} must be a power of two, as the sizes are: 2, 4 or 8")
         raise_problems(fields.problems)
         return options
 
