@@ -20,10 +20,13 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step. `loss` is the mean over the global batch and the same on every rank; `times` are seconds."""
+    """One optimiser step; the same on every rank. `times` are seconds.
+
+    `loss` is the mean over the global batch, `grad_norm` the norm before clipping (None where the engine hides it).
+    """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     times: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -138,7 +138,7 @@ def make_tracker(plan: Plan, *, run_dir: Path, tracking: TrackingOptions, main: 
 def describe(metrics: Metrics) -> str:
     """One line of the numbers that a person follows."""
     parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-    parts += [f"grad norm {metrics['grad_norm']:.3f}"] if "grad_norm" in metrics else []
+    parts += [f"grad norm {metrics['grad_norm']:.3f}"] if metrics.get("grad_norm") is not None else []
     parts += [f"lr {metrics['lr']:.2e}"] if "lr" in metrics else []
     parts += [f"{metrics['tokens_per_s']:,.0f} tokens/s"] if "tokens_per_s" in metrics else []
     parts += [f"{format_seconds(metrics['step_s'])}/step"] if "step_s" in metrics else []

@@ -1,0 +1,33 @@
+"""The DeepSpeed JSON of a plan. Pure: shown by tests, kept in the run folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.plan.options import TrainOptions
+from launcher.plan.record import Plan
+
+CONFIG_FILE = "deepspeed.json"
+
+
+def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
+    """DeepSpeed's configuration for `plan`; batch sizes per data-parallel rank, never `train_batch_size`."""
+    layout, training = plan.layout, plan.job.training
+    zero: dict[str, Any] = {"stage": layout.zero_stage}
+    if layout.zero_stage == 3:
+        zero["stage3_param_persistence_threshold"] = 0  # shard small parameters too, as the plan counts them
+    if training.offload_optimizer and layout.zero_stage > 0:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.num_micro_batches(training.global_batch),
+        "gradient_clipping": options.grad_clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's own optimizers, on the host too: no compiler at run time
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if training.dtype == "bf16":
+        config["bf16"] = {"enabled": True}
+    return config

@@ -1,0 +1,155 @@
+"""The DeepSpeed engine: ZeRO 0–3 with tensor parallelism by an mpu, or PipelineModule with ZeRO-1.
+
+Which combinations DeepSpeed gets wrong without an error stands in `launcher.layout.engines`, which refuses them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from launcher import env
+from launcher.errors import InputError
+from launcher.worker.data import Batch
+from launcher.worker.deepspeed_config import CONFIG_FILE, deepspeed_config
+from launcher.worker.engine import EngineContext, StepResult
+from launcher.worker.mesh import Axes
+from launcher.worker.optim import make_inner
+from launcher.worker.tensor_layers import VocabEmbedding, VocabHead, cut_block, fill, mean_loss
+from launcher.worker.transformer import Block, StageShape, Transformer
+
+
+def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
+    """A DeepSpeed engine for the plan; writes deepspeed.json into the run folder on rank 0."""
+    config = deepspeed_config(context.plan, context.options)
+    if context.axes.rank == 0:
+        (context.run_dir / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+    with quiet():
+        deepspeed = import_deepspeed(context.device)
+        deepspeed.init_distributed(dist.get_backend(), verbose=False)
+        pipelined = context.plan.layout.pp > 1
+        if pipelined:
+            from launcher.worker.deepspeed_pipeline import pipeline_module
+
+            module = pipeline_module(context)
+        else:
+            module = whole_module(context)
+        decayed = [p for p in module.parameters() if p.dim() > 1]
+        plain = [p for p in module.parameters() if p.dim() <= 1]
+        groups = [(decayed, context.options.weight_decay), (plain, 0.0)]
+        optimizer = make_inner(context.plan.job.training.optimizer, groups, context.options)
+        mpu = None if pipelined else Mpu(context.axes)
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, mpu=mpu)
+    return DeepSpeedEngine(engine, context)
+
+
+class DeepSpeedEngine:
+    """Trains through a DeepSpeed engine; see `launcher.worker.engine.Engine`."""
+
+    def __init__(self, engine: Any, context: EngineContext) -> None:
+        self.inner = engine
+        self._context = context
+        self._num_micro_batches = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
+
+    def train_step(self, batch: Batch, *, lr: float) -> StepResult:
+        start = time.perf_counter()
+        for group in self.inner.optimizer.param_groups:
+            group["lr"] = lr
+        ids, targets = batch.ids.to(self._context.device), batch.targets.to(self._context.device)
+        parts = list(zip(ids.chunk(self._num_micro_batches), targets.chunk(self._num_micro_batches), strict=True))
+        loss = self._pipelined(parts) if self._context.plan.layout.pp > 1 else self._accumulated(parts)
+        norm = self.inner.get_global_grad_norm()
+        return StepResult(loss, None if norm is None else float(norm), {"step_inner_s": time.perf_counter() - start})
+
+    def state(self, *, loading: bool) -> dict[str, Any]:
+        raise InputError("DeepSpeed keeps its own checkpoints: use train.engine=torch for ones that change layout")
+
+    def loaded(self) -> None:
+        raise InputError("DeepSpeed keeps its own checkpoints: use train.engine=torch for ones that change layout")
+
+    def _pipelined(self, parts: list[tuple[Tensor, Tensor]]) -> float:
+        return float(self.inner.train_batch(iter(parts)))
+
+    def _accumulated(self, parts: list[tuple[Tensor, Tensor]]) -> float:
+        total = torch.zeros((), device=self._context.device)
+        for ids, targets in parts:
+            loss = mean_loss(self.inner(ids), targets, self._context.axes, vocab=self._context.plan.job.model.vocab)
+            self.inner.backward(loss)
+            self.inner.step()
+            total += loss.detach()
+        dist.all_reduce(total)
+        return float(total) / (dist.get_world_size() * self._num_micro_batches)
+
+
+class Mpu:
+    """What DeepSpeed asks about model and data parallelism, answered from the plan's mesh."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+
+    def get_model_parallel_rank(self) -> int:
+        return self._axes.coordinate["tp"]
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._axes.degree("tp")
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._axes.group("tp")
+
+    def get_data_parallel_rank(self) -> int:
+        return self._axes.coordinate["dp"]
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._axes.degree("dp")
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._axes.group("dp")
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
+
+
+def whole_module(context: EngineContext) -> nn.Module:
+    """The whole model, cut over the tensor-parallel group."""
+    model, training, group = context.plan.job.model, context.plan.job.training, context.axes.group("tp")
+    recompute = context.plan.layout.recompute
+    module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
+    if group.size() > 1:
+        module.tokens = VocabEmbedding(model.vocab, model.hidden, group=group)
+        module.head = VocabHead(model.hidden, model.vocab, group=group)
+        for block in module.layers.values():
+            if isinstance(block, Block):
+                cut_block(block, group)
+    if model.tied_embeddings:
+        module.tie()
+    fill(module, prefix="", model=model, seed=context.options.seed, group=group)
+    return module
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, without the shared-memory kernel: it is compiled at run time, and ignores groups."""
+    with env.overridden({"DS_ACCELERATOR": "cpu"} if device.type == "cpu" else {}):
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep DeepSpeed's prints off stdout, which belongs to the recipe."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
