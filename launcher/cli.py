@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    parsed = _parser().parse_args(arguments[:split])
+    parsed = _parser().parse_args(_flags_first(arguments[:split]))
     if parsed.command is None:
         _parser().print_help()
         return 0
@@ -82,6 +82,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
     return run(invocation)
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """`-m` may stand anywhere among the overrides, as with Hydra; argparse wants it before them."""
+    flags = [word for word in arguments[1:] if word in ("-m", "--multirun")]
+    return arguments[:1] + flags + [word for word in arguments[1:] if word not in flags]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.resources import resource
 
+# Keys whose value is taken as it stands, without Hydra's grammar: paths, and why_not=tp=4,pp=16.
+VERBATIM_KEYS = ("why_not", "run_dir", "script", "run_name")
 GROUPS = ("cluster", "model", "layout", "train", "recipe", "launch", "tracking")
 
 
@@ -72,7 +75,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides([_quoted(override) for override in overrides])
     except HydraException as error:
         raise InputError(_first_line(error)) from error
     batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
@@ -107,10 +110,12 @@ def _hydra() -> Iterator[None]:
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
     search = (
-        [f"hydra.searchpath=[{','.join(_quoted_url(folder) for folder in _user_configs())}]"] if _user_configs() else []
+        [f"hydra.searchpath=[{','.join(_hydra_string(f'file://{folder}') for folder in _user_configs())}]"]
+        if _user_configs()
+        else []
     )
     try:
-        return compose("config", overrides=[*search, *overrides])
+        return compose("config", overrides=[*search, *map(_quoted, overrides)])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, overrides)) from error
 
@@ -134,14 +139,22 @@ def _user_configs() -> list[Path]:
     return [folder] if folder.is_dir() and folder.resolve() != resource("configs").resolve() else []
 
 
-def _quoted_url(folder: Path) -> str:
-    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"'file://{path}'"
+def _quoted(override: str) -> str:
+    """An override whose value is quoted for Hydra's grammar where the key takes it verbatim."""
+    key, equals, value = override.partition("=")
+    plain = key in VERBATIM_KEYS and value != "null" and value[:1] not in ("'", '"')
+    return f"{key}={_hydra_string(value)}" if equals and plain else override
+
+
+def _hydra_string(value: str) -> str:
+    """A quoted string of Hydra's grammar: backslashes count only before a quote, `${` would be an interpolation."""
+    escaped = re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value)
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """What was wrong with the overrides, with what is allowed instead."""
-    if malformed := [message for override in overrides if (message := _syntax_problem(override))]:
+    if malformed := [message for override in map(_quoted, overrides) if (message := _syntax_problem(override))]:
         return "; ".join(malformed)
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
