@@ -1,0 +1,168 @@
+"""Who takes part in a job, in the plan's order: the rules of the rendezvous, without sockets, clocks or torch.
+
+Each method returns the messages to send, as (connection, message) pairs. A round begins when every node of the plan
+has joined; a node that joins again, or is lost, while a round runs makes the others join again too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+Outgoing = list[tuple[int, Message]]
+NAMED_MISSING = 20
+
+
+@dataclass
+class Member:
+    """One connected agent. `node` is its place in the plan, None for a spare; `joined`: it waits for the next round."""
+
+    connection: int
+    host: str
+    address: str
+    port: int
+    node: int | None
+    joined: bool = True
+
+
+class Roster:
+    """The state of one job's rendezvous."""
+
+    def __init__(
+        self,
+        *,
+        num_nodes: int,
+        min_nodes: int | None = None,
+        hosts: Sequence[str] = (),
+        last_call_s: float = 30.0,
+        spare_wait_s: float = 10.0,
+    ) -> None:
+        self.num_nodes, self.min_nodes = num_nodes, min_nodes or num_nodes
+        self._hosts = tuple(hosts)
+        self._last_call_s, self._spare_wait_s = last_call_s, spare_wait_s
+        self._members: dict[int, Member] = {}
+        self._running: set[int] = set()
+        self._told = False  # the running members know that they must join again
+        self._changed_at = 0.0
+        self._closed: str | None = None
+        self.round = 0
+
+    @property
+    def members(self) -> int:
+        return len(self._members)
+
+    def join(self, connection: int, message: Mapping[str, Any], *, now: float) -> Outgoing:
+        """An agent wants to be in the next round. `message`: node (or null), host, address, port, round it knows of."""
+        if self._closed is not None:
+            return [(connection, {"closed": self._closed})]
+        node = message["node"]
+        if node is not None and not 0 <= node < self.num_nodes:
+            return [
+                (
+                    connection,
+                    {"refused": f"node {node} is not in a plan of {self.num_nodes} nodes (0 to {self.num_nodes - 1})"},
+                )
+            ]
+        self.round = max(self.round, int(message["round"]))
+        outgoing: Outgoing = []
+        present = self._members.get(connection)
+        if present:
+            present.joined, present.port = True, message["port"]
+            self._running.discard(connection)
+        else:
+            outgoing += self._make_room(node, host=message["host"])
+            seat = None if self._holder(node) else node
+            self._members[connection] = Member(connection, message["host"], message["address"], message["port"], seat)
+        self._changed_at = now
+        outgoing += self._call_in() if self._members[connection].node is not None else []
+        return outgoing + self.tick(now=now)
+
+    def lost(self, connection: int, *, now: float) -> Outgoing:
+        """A connection ended without a word."""
+        member = self._members.pop(connection, None)
+        if member is None:
+            return []
+        self._changed_at = now
+        if connection in self._running:
+            self._running.discard(connection)
+            return self._call_in() + self.tick(now=now)
+        return self.tick(now=now)
+
+    def leave(self, connection: int) -> Outgoing:
+        """An agent is done."""
+        self._members.pop(connection, None)
+        self._running.discard(connection)
+        return []
+
+    def close(self, reason: str) -> Outgoing:
+        """The job is over: nobody may join any more."""
+        if self._closed is None:
+            self._closed = reason
+        return [(connection, {"closed": self._closed}) for connection in self._members]
+
+    def tick(self, *, now: float) -> Outgoing:
+        """Begin a round where everyone is there, or where the wait for the others is over."""
+        if self._running or self._closed is not None:
+            return []
+        waited = now - self._changed_at
+        if waited >= self._spare_wait_s:
+            self._seat_spares()
+        seated = sorted(
+            (m for m in self._members.values() if m.node is not None and m.joined), key=lambda m: m.node or 0
+        )
+        enough = len(seated) == self.num_nodes or (len(seated) >= self.min_nodes and waited >= self._last_call_s)
+        return self._begin(seated) if enough else []
+
+    def next_tick_s(self, *, now: float) -> float | None:
+        """After how long `tick` may have something to do; None where only a message can."""
+        if self._running or not self._members:
+            return None
+        ends = [self._changed_at + wait for wait in (self._spare_wait_s, self._last_call_s)]
+        later = [end - now for end in ends if end > now]
+        return min(later) + 0.001 if later else None
+
+    def missing(self) -> list[str]:
+        """The nodes of the plan that have not joined, by name where names are known."""
+        there = {m.node for m in self._members.values() if m.joined}
+        absent = [node for node in range(self.num_nodes) if node not in there]
+        names = [f"{self._hosts[n]} (node {n})" if n < len(self._hosts) else f"node {n}" for n in absent]
+        extra = len(names) - NAMED_MISSING
+        return names if extra <= 0 else [*names[:NAMED_MISSING], f"and {extra} more"]
+
+    def _holder(self, node: int | None) -> Member | None:
+        return next((m for m in self._members.values() if node is not None and m.node == node), None)
+
+    def _make_room(self, node: int | None, *, host: str) -> Outgoing:
+        """A second agent for one node and host replaces the first: that one was restarted, or is a ghost."""
+        holder = self._holder(node)
+        if holder is None or holder.host != host:
+            return []
+        self._members.pop(holder.connection)
+        self._running.discard(holder.connection)
+        return [(holder.connection, {"refused": f"another agent joined as node {node} from {host}"})]
+
+    def _call_in(self) -> Outgoing:
+        """Ask those who still run to join again; once is enough."""
+        if self._told or not self._running:
+            return []
+        self._told = True
+        return [(connection, {"waiting": 1}) for connection in self._running]
+
+    def _seat_spares(self) -> None:
+        taken = {m.node for m in self._members.values()}
+        vacant = [node for node in range(self.num_nodes) if node not in taken]
+        spares = [m for m in self._members.values() if m.node is None]
+        for member, node in zip(spares, vacant, strict=False):
+            member.node = node
+
+    def _begin(self, seated: Sequence[Member]) -> Outgoing:
+        self.round += 1
+        self._told = False
+        self._running = {m.connection for m in seated}
+        first = seated[0]
+        common = {"round": self.round, "world": len(seated), "address": first.address, "port": first.port}
+        for member in seated:
+            member.joined = False
+        return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(seated)]
