@@ -10,6 +10,7 @@ from launcher.launch.slurm.settings import Container, SlurmSettings
 from launcher.plan import Plan
 
 AGENT = "launcher.launch.slurm.node"
+COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
 
 
 def step_argv(plan: Plan, settings: SlurmSettings, *, run_folder: Path, work_dir: str, python: str) -> tuple[str, ...]:

@@ -1,0 +1,87 @@
+"""What Slurm gave this job: hosts, leaf switches, addresses. Read inside the job, at its start."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher import env
+from launcher.cluster import commands
+from launcher.cluster.hostlist import expand_hostlist
+from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_topology
+from launcher.errors import InputError
+
+PROBE_TIMEOUT_S = 3.0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The job as its batch step sees it. `restart` is 0 at the first start, then Slurm's count of requeues."""
+
+    job_id: str
+    hosts: tuple[str, ...]
+    restart: int
+
+
+def read_allocation() -> Allocation:
+    """The allocation of the job that this process runs in; raises InputError outside of one."""
+    job_id, nodelist = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST")
+    if not job_id or not nodelist:
+        raise InputError(
+            "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
+        )
+    return Allocation(job_id, expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
+
+
+def read_topology() -> tuple[SlurmTopology | None, str | None]:
+    """Slurm's switches, or None and why they are not known."""
+    said = commands.run(("scontrol", "show", "topology"))
+    if said.text is None:
+        return None, said.problem
+    try:
+        return read_slurm_topology(said.text), None
+    except InputError as error:
+        return None, str(error)
+
+
+def node_address(host: str) -> str:
+    """How the other nodes reach `host`: the address that Slurm has for it where that is a number, else its name."""
+    record = commands.run(("scontrol", "show", "node", "-o", host)).text or ""
+    match = re.search(r"\bNodeAddr=(\S+)", record)
+    try:
+        return str(ipaddress.ip_address(match[1] if match else host))
+    except ValueError:
+        return host
+
+
+def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
+    """The hosts whose slurmd cannot be reached, or that Slurm has given up already.
+
+    Slurm itself needs SlurmdTimeout (300 s by default) to notice a dead node; its daemon's port tells at once.
+    """
+    text = commands.run(("scontrol", "show", "node", "-o", ",".join(hosts))).text or ""
+    default_port = _slurmd_port()
+    lost = []
+    for record in text.splitlines():
+        fields = dict(re.findall(r"\b(NodeName|NodeAddr|Port|State)=(\S+)", record))
+        down = re.match(r"(DOWN|FAIL|.*NOT_RESPONDING|.*\*)", fields.get("State", ""))
+        port = int(fields["Port"]) if fields.get("Port", "").isdigit() else default_port
+        if down or not _answers(fields.get("NodeAddr", ""), port):
+            lost.append(fields.get("NodeName", "?"))
+    return tuple(lost)
+
+
+def _slurmd_port() -> int:
+    match = re.search(r"SlurmdPort\s*=\s*(\d+)", commands.run(("scontrol", "show", "config")).text or "")
+    return int(match[1]) if match else 6818  # Slurm's default
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S):
+            return True
+    except OSError:
+        return False

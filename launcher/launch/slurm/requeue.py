@@ -1,0 +1,96 @@
+"""Whether a job that stopped should come back, and whether one that came back should start. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Starts from the same checkpoint after which a job counts as a crash loop. A node failure is requeued by Slurm itself
+# and may strike twice before the first checkpoint; a third time is no accident.
+MAX_STARTS_WITHOUT_PROGRESS = 3
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none)."""
+
+    restart: int
+    checkpoint_step: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the agents ended. `signalled`: Slurm's signal came first; `lost_nodes`: hosts that no longer answer."""
+
+    code: int
+    signalled: bool
+    lost_nodes: tuple[str, ...]
+    finished: bool
+    checkpoint_step: int | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the driver does: requeue or not, the exit code of the job, and why."""
+
+    requeue: bool
+    code: int
+    why: str
+
+
+def start_problem(starts: Sequence[Start], *, max_requeues: int) -> str | None:
+    """Why the last of `starts`, which has just begun, must not go on; None where it may."""
+    now = starts[-1]
+    if now.restart > max_requeues:
+        return f"launch.max_requeues={max_requeues} are used up: submit the run folder again to go on"
+    same = 0
+    for start in reversed(starts):
+        if start.checkpoint_step != now.checkpoint_step:
+            break
+        same += 1
+    if same <= MAX_STARTS_WITHOUT_PROGRESS:
+        return None
+    where = (
+        "without any checkpoint"
+        if now.checkpoint_step is None
+        else f"from the checkpoint of step {now.checkpoint_step}"
+    )
+    return (
+        f"a crash loop: {same} starts {where}, and no newer checkpoint since; see the ends of the logs above, "
+        "lower train.checkpoint_every if the starts were too short, then submit again"
+    )
+
+
+def decide(outcome: Outcome, start: Start, *, requeue: bool, max_requeues: int) -> Decision:
+    """What follows from how the agents ended.
+
+    An application error is never requeued. A stop before the time limit or at preemption is, provided that a newer
+    checkpoint was written since this start; the loss of a node is, and Slurm's own count of starts bounds both.
+    """
+    if outcome.finished:
+        return Decision(False, 0, "the run is complete")
+    cause = _cause(outcome)
+    if cause is None:
+        return Decision(False, outcome.code or 1, "the job failed by itself: not requeued") if outcome.code else _done()
+    if not requeue:
+        return Decision(False, outcome.code or 1, f"{cause}; not requeued: launch.requeue=false")
+    if start.restart >= max_requeues:
+        return Decision(
+            False, outcome.code or 1, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up"
+        )
+    if not outcome.lost_nodes and outcome.checkpoint_step == start.checkpoint_step:
+        return Decision(False, outcome.code or 1, f"{cause}; not requeued: no new checkpoint since this start")
+    return Decision(True, outcome.code or 1, f"{cause}; requeued")
+
+
+def _done() -> Decision:
+    return Decision(False, 0, "done")
+
+
+def _cause(outcome: Outcome) -> str | None:
+    """What outside the job ended it; None where nothing did."""
+    if outcome.lost_nodes:
+        return f"{', '.join(outcome.lost_nodes)} no longer answered"
+    if outcome.signalled:
+        return "stopped by Slurm's signal (time limit, preemption or scancel --signal)"
+    return None
