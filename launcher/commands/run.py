@@ -21,7 +21,7 @@ def run(invocation: Invocation) -> int:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
     settings = checked_settings(invocation.overrides)
     job = work(settings, invocation.rest)
-    plan = make_plan(settings.job, settings.request, settings.config)
+    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     if plan.placement.num_nodes > 1:
         raise InputError(
             f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "

@@ -1,0 +1,38 @@
+"""`launcher lint`: known traps in an existing batch script, each with its reason; 1 where an error was found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from launcher.cli import Invocation
+from launcher.commands.common import OVERRIDE
+from launcher.errors import InputError
+from launcher.launch.lint import lint
+from launcher.settings import load
+
+
+def run(invocation: Invocation) -> int:
+    files = [word for word in invocation.overrides if not OVERRIDE.match(word)]
+    overrides = [word for word in invocation.overrides if OVERRIDE.match(word)]
+    if not files:
+        raise InputError("`launcher lint` needs a batch script: launcher lint job.sbatch [cluster=NAME]")
+    named_cluster = any(word.startswith("cluster") for word in overrides)
+    settings = load(overrides)
+    cluster = settings.job.cluster if named_cluster else None
+    found = {file: lint(_read(Path(file)), cluster=cluster) for file in files}
+    if settings.config["output"] == "json":
+        print(json.dumps({file: [asdict(finding) for finding in findings] for file, findings in found.items()}))
+    else:
+        for file, findings in found.items():
+            print("\n".join(f"{file}: {finding}" for finding in findings) or f"{file}: no known trap")
+    return int(any(finding.severity == "error" for findings in found.values() for finding in findings))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise InputError(f"cannot read {path} ({reason}): give a batch script") from error
