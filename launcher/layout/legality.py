@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from launcher.layout.degrees import RECOMPUTE_MODES, SCHEDULES, Layout
+from launcher.layout.engines import engine_problems
 from launcher.layout.grid import RankGrid, axis_order_problem
 from launcher.layout.job import Job
 from launcher.layout.placement import Placement
@@ -239,13 +240,9 @@ def _experts(job: Job, layout: Layout) -> Iterator[Problem]:
         )
 
 
-def _zero(job: Job, layout: Layout) -> Iterator[Problem]:
-    if job.training.engine == "deepspeed" and layout.zero_stage > 1 and layout.pp > 1:
-        yield Problem(
-            "the engine cannot run it",
-            f"DeepSpeed's pipeline does not run with ZeRO-{layout.zero_stage}: "
-            "set layout.zero_stage=1, layout.pp=1, or train.engine=torch",
-        )
+def _engine(job: Job, layout: Layout) -> Iterator[Problem]:
+    for message in engine_problems(job, layout):
+        yield Problem("the engine cannot run it", message)
 
 
-RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _zero)
+RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _engine)

@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
+from launcher.layout.engines import recipe_problems
 from launcher.layout.job import Job
 from launcher.plan.document import estimate_data
 from launcher.plan.explain import reasons
@@ -16,9 +17,13 @@ from launcher.plan.search import search
 COMPARED = 3  # how many of the next best the reasons speak about
 
 
-def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any]) -> Plan:
-    """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits."""
+def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to_run: bool = False) -> Plan:
+    """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits.
+
+    With `to_run` only layouts count that the recipe can train, if the job is one of ours.
+    """
+    ours = config.get("script") is None and (config.get("recipe") or {}).get("name") == "gpt"
     model = CostModel(job)
-    result = search(job, request, top=COMPARED, model=model)
+    result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if to_run and ours else None)
     best = result.best
     return Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
