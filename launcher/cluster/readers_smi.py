@@ -125,6 +125,8 @@ def read_query(text: str) -> tuple[GpuState, ...]:
     for row in rows:
         if len(row) != len(QUERY) or not row[0].isdigit():
             raise InputError(f"this is not what nvidia-smi --query-gpu prints: {','.join(row)[:80]!r}")
+    if not rows:
+        raise InputError("nvidia-smi --query-gpu lists no GPU")
     return tuple(_state(dict(zip(QUERY, row, strict=True))) for row in rows)
 
 

@@ -1,0 +1,40 @@
+"""What a check before a job says: levels, findings, and what they mean for the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Level(IntEnum):
+    """How bad a finding is; a job should not start with a PROBLEM."""
+
+    OK = 0
+    UNKNOWN = 1  # could not be checked here
+    WARNING = 2
+    PROBLEM = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One result of one check on one host: what was found, what was expected, what to do."""
+
+    level: Level
+    check: str
+    message: str
+    host: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain data, the level as a word."""
+        return {"level": self.level.name.lower(), "check": self.check, "message": self.message, "host": self.host}
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """The level of the worst finding; OK for none."""
+    return max((finding.level for finding in findings), default=Level.OK)
+
+
+def hosts_to_exclude(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Hosts with a problem, for sbatch --exclude."""
+    return tuple(sorted({f.host for f in findings if f.level is Level.PROBLEM and f.host}))
