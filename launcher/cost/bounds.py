@@ -58,18 +58,36 @@ def stages_of(model: CostModel, layout: Layout) -> Stages:
     return Stages(layout.pp, layers[0], layers[-1], max(layers), sum(layers))
 
 
-def step_time_s(time: PassTime, stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int) -> float:
+def busiest_s(time: PassTime, stages: Stages) -> float:
+    """Seconds of one micro-batch on the busiest rank, forward and backward, without sends."""
+    layer, ends = time.layer_s, (time.embedding_s, time.head_s)
+    if stages.pp == 1:
+        return stages.total * layer + sum(ends) + time.host_s
+    return time.host_s + max(stages.first * layer + ends[0], stages.last * layer + ends[1], stages.most * layer)
+
+
+def step_time_s(
+    time: PassTime, stages: Stages, *, busiest: float, schedule: str, virtual_stages: int, num_micro_batches: int
+) -> float:
     """Seconds that a step takes at least: the busiest rank's work, then each other rank once to fill and drain.
 
     Left out: sends between stages, gradients and sharded weights, the optimizer.
     """
-    layer, head, embedding = time.layer_s, time.head_s, time.embedding_s
-    work = stages.total * layer + head + embedding + stages.pp * time.host_s
-    if stages.pp == 1:
-        return num_micro_batches * work
-    busiest = time.host_s + max(stages.first * layer + embedding, stages.last * layer + head, stages.most * layer)
-    waits = 0.0 if schedule == "zb_h1" else (work - busiest) / virtual_stages
-    return num_micro_batches * busiest + waits
+    if stages.pp == 1 or schedule == "zb_h1":
+        return num_micro_batches * busiest
+    work = stages.total * time.layer_s + time.head_s + time.embedding_s + stages.pp * time.host_s
+    return num_micro_batches * busiest + (work - busiest) / virtual_stages
+
+
+def gradients_s(model: CostModel, layout: Layout) -> float:
+    """Seconds of gradient and sharded weight traffic in a step if none of it hid behind compute."""
+    return model.gradients(layout, forward_s=0.0, backward_s=0.0).exposed_s
+
+
+def exposed_gradients_s(unhidden_s: float, *, zero_stage: int, busiest: float, num_micro_batches: int) -> float:
+    """Seconds of that traffic which nothing hides: ZeRO 0 and 1 hide behind one micro-batch, 2 and 3 behind each."""
+    window = busiest if zero_stage < 2 else num_micro_batches * busiest
+    return max(0.0, unhidden_s - window)
 
 
 def activation_bytes(

@@ -19,6 +19,7 @@ class Problem(NamedTuple):
     message: str
 
 
+ENGINE_RULE = "the engine cannot run it"
 Rule = Callable[[Job, Layout], Iterator[Problem]]
 
 
@@ -242,7 +243,7 @@ def _experts(job: Job, layout: Layout) -> Iterator[Problem]:
 
 def _engine(job: Job, layout: Layout) -> Iterator[Problem]:
     for message in engine_problems(job, layout):
-        yield Problem("the engine cannot run it", message)
+        yield Problem(ENGINE_RULE, message)
 
 
 RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _engine)

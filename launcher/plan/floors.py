@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from launcher.cost import bounds
 from launcher.cost.model import CostModel
 from launcher.layout import Layout
-from launcher.layout.degrees import DEFAULT_AXIS_ORDER
-from launcher.layout.legality import Problem, broken_rules
+from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
+from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
-from launcher.plan.space import Degrees, Passes, Space
+from launcher.plan.space import ZERO_STAGES, Degrees, Passes, Schedule, Space
 
-ENGINE_RULE = "the engine cannot run it"
 EP_CLOSE = "tp-dp-cp-pp"  # expert groups as close together as they get with tp first
+ONE_PASS = Passes(1, "none", False)
+PLAIN = Schedule(1, "1f1b")
+
+
+class PassFloor(NamedTuple):
+    """What layouts of the same degrees and passes share; `busiest_s` is the busiest rank's time of a micro-batch."""
+
+    busiest_s: float
+    time: bounds.PassTime
+    memory: bounds.PassMemory
+    stages: bounds.Stages
+    num_micro_batches: int
+
+    def step_time_s(self, schedule: Schedule) -> float:
+        return bounds.step_time_s(
+            self.time,
+            self.stages,
+            busiest=self.busiest_s,
+            schedule=schedule.name,
+            virtual_stages=schedule.virtual_stages,
+            num_micro_batches=self.num_micro_batches,
+        )
+
+    def activation_bytes(self, schedule: Schedule) -> float:
+        return bounds.activation_bytes(
+            self.memory,
+            self.stages,
+            schedule=schedule.name,
+            virtual_stages=schedule.virtual_stages,
+            num_micro_batches=self.num_micro_batches,
+        )
 
 
 class Floors:
@@ -24,28 +56,49 @@ class Floors:
         self.batch = space.job.training.global_batch
         self._orders: dict[Degrees, tuple[str, ...]] = {}
         self._states: dict[Degrees, tuple[float, ...]] = {}
-        self._stages: dict[tuple[int, int], bounds.Stages] = {}
+        self._stages: dict[int, bounds.Stages] = {}
         self._times: dict[tuple[object, ...], bounds.PassTime] = {}
         self._memories: dict[tuple[object, ...], bounds.PassMemory] = {}
+        self._gradients: dict[tuple[object, ...], float] = {}
 
     def broken_by_all(self, degrees: Degrees) -> list[Problem]:
-        """Rules that every layout of these degrees breaks; what only the engine refuses may be legal otherwise."""
+        """Rules that every layout of these degrees breaks.
+
+        An engine's rule counts where its message is the same however the layout is varied, one key at a time: such a
+        rule speaks of the degrees, of the model or of the training, not of how the layout is run.
+        """
+        plain, *varied = self._variations(degrees)
+        structural = [problem for problem in self.space.broken(plain) if problem.rule != ENGINE_RULE]
+        always = self.space.refused(plain)
+        for layout in varied if always else ():
+            told = set(self.space.refused(layout))
+            always = [problem for problem in always if problem in told]
+        return structural + always
+
+    def _variations(self, degrees: Degrees) -> Iterator[Layout]:
+        """The mildest layout of these degrees, then every open key that an engine may mind, changed by itself."""
         request = self.space.request
         virtual = request.virtual_stages or 1
-        plain = request.schedule if request.schedule != "interleaved" else None
-        passes = Passes(
-            request.micro_batch or 1,
-            virtual,
-            plain or default_schedule(virtual),
-            request.recompute or "none",
-            bool(request.sequence_parallel),
+        named = request.schedule if request.schedule != "interleaved" else None
+        plain = self.space.layout(
+            degrees,
+            Passes(request.micro_batch or 1, request.recompute or "none", bool(request.sequence_parallel)),
+            Schedule(virtual, named or default_schedule(virtual)),
+            zero_stage=request.zero_stage or 0,
+            axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
         )
-        layout = self._layout(degrees, passes, request.zero_stage or 0, request.axis_order or DEFAULT_AXIS_ORDER)
-        return [problem for problem in broken_rules(self.space.job, layout) if problem.rule != ENGINE_RULE]
-
-    def interleaves(self, degrees: Degrees, passes: Passes) -> bool:
-        """Whether the micro-batches divide for the virtual stages, where there are several."""
-        return passes.virtual_stages == 1 or self.batch // (degrees.dp * passes.micro_batch) % degrees.pp == 0
+        yield plain
+        changes: dict[str, tuple[Any, ...]] = {
+            "zero_stage": ZERO_STAGES,
+            "recompute": RECOMPUTE_MODES,
+            "sequence_parallel": (True, False),
+            "micro_batch": (max(1, self.batch // degrees.dp),),
+            "virtual_stages": (2,),
+            "schedule": SCHEDULES,
+        }
+        for key, values in changes.items():
+            for value in values if getattr(request, key) is None else ():
+                yield replace(plain, **{key: value})
 
     def orders(self, degrees: Degrees) -> tuple[str, ...]:
         found = self._orders.get(degrees)
@@ -53,49 +106,33 @@ class Floors:
             found = self._orders[degrees] = tuple(self.space.axis_orders(degrees))
         return found
 
-    def leaves(self, degrees: Degrees) -> int:
-        """Layouts of one core: ZeRO stages × axis orders."""
-        return len(self.space.zero_stages(degrees)) * len(self.orders(degrees))
-
     def states(self, degrees: Degrees) -> tuple[float, ...]:
         """Bytes of parameters, gradients and optimizer states, by ZeRO stage."""
         found = self._states.get(degrees)
         if found is None:
-            passes = Passes(1, 1, "1f1b", "none", False)
-            layouts = (self._layout(degrees, passes, zero) for zero in self.space.zero_stages(degrees))
+            layouts = (self._layout(degrees, ONE_PASS, zero_stage=zero) for zero in self.space.zero_stages(degrees))
             found = tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
             self._states[degrees] = found
         return found
 
-    def activations(self, degrees: Degrees, passes: Passes) -> float:
-        """Bytes of activations, at least."""
-        tp, cp, _, _, ep = degrees
-        key = (tp, cp, ep, passes.micro_batch, passes.recompute, passes.sequence_parallel)
-        memory = self._memories.get(key)
-        if memory is None:
-            layout = self._layout(degrees, passes, 0)
-            memory = self._memories[key] = bounds.pass_memory(self.model, layout)
-        return bounds.activation_bytes(
-            memory,
-            self._stages_of(degrees, passes),
-            schedule=passes.schedule,
-            virtual_stages=passes.virtual_stages,
-            num_micro_batches=self.batch // (degrees.dp * passes.micro_batch),
-        )
-
-    def step_time(self, degrees: Degrees, passes: Passes) -> float:
-        """Seconds of a step, at least: with the axis order that suits its layers best."""
-        stages = self._stages_of(degrees, passes)
+    def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
+        """The floors of one way to run a micro-batch, with the axis order that suits its layers best."""
+        stages = self._stages_of(degrees)
+        times = [self._time(degrees, passes, order) for order in self._best_orders(degrees)]
+        busiest, time = min(((bounds.busiest_s(time, stages), time) for time in times), key=lambda pair: pair[0])
         count = self.batch // (degrees.dp * passes.micro_batch)
-        return min(
-            bounds.step_time_s(
-                self._time(degrees, passes, order),
-                stages,
-                schedule=passes.schedule,
-                virtual_stages=passes.virtual_stages,
-                num_micro_batches=count,
-            )
-            for order in self._best_orders(degrees)
+        return PassFloor(busiest, time, self._memory(degrees, passes), stages, count)
+
+    def exposed_gradients_s(self, degrees: Degrees, floor: PassFloor, *, zero_stage: int, order: str) -> float:
+        """Seconds of gradient and weight traffic that no compute hides, at least."""
+        key = (degrees, zero_stage, order, floor.num_micro_batches)
+        unhidden = self._gradients.get(key)
+        if unhidden is None:
+            passes = Passes(self.batch // (degrees.dp * floor.num_micro_batches), "none", False)
+            layout = self._layout(degrees, passes, zero_stage=zero_stage, order=order)
+            unhidden = self._gradients[key] = bounds.gradients_s(self.model, layout)
+        return bounds.exposed_gradients_s(
+            unhidden, zero_stage=zero_stage, busiest=floor.busiest_s, num_micro_batches=floor.num_micro_batches
         )
 
     def _best_orders(self, degrees: Degrees) -> Sequence[str]:
@@ -112,46 +149,58 @@ class Floors:
 
     def _time(self, degrees: Degrees, passes: Passes, order: str) -> bounds.PassTime:
         tp, cp, pp, dp, ep = degrees
-        shape = (tp, cp, ep, passes.micro_batch, passes.recompute, passes.sequence_parallel)
-        key = shape if order == DEFAULT_AXIS_ORDER and ep == 1 else (*shape, order, pp, dp)
+        shared = order == DEFAULT_AXIS_ORDER and ep == 1  # then pp and dp do not move the other axes' groups
+        key = (tp, cp, passes) if shared else (tp, cp, passes, ep, order, pp, dp)
         found = self._times.get(key)
         if found is None:
-            layout = self._layout(degrees, passes, 0, order)
-            found = self._times[key] = bounds.pass_time(self.model, layout)
+            found = self._times[key] = bounds.pass_time(self.model, self._layout(degrees, passes, order=order))
         return found
 
-    def _stages_of(self, degrees: Degrees, passes: Passes) -> bounds.Stages:
-        key = (degrees.pp, passes.virtual_stages)
-        found = self._stages.get(key)
+    def _memory(self, degrees: Degrees, passes: Passes) -> bounds.PassMemory:
+        key = (degrees.tp, degrees.cp, degrees.ep, passes)
+        found = self._memories.get(key)
         if found is None:
-            found = self._stages[key] = bounds.stages_of(self.model, self._layout(degrees, passes, 0))
+            found = self._memories[key] = bounds.pass_memory(self.model, self._layout(degrees, passes))
         return found
 
-    def _layout(self, degrees: Degrees, passes: Passes, zero_stage: int, order: str = DEFAULT_AXIS_ORDER) -> Layout:
-        return self.space.layout(degrees, passes, zero_stage=zero_stage, axis_order=order)
+    def _stages_of(self, degrees: Degrees) -> bounds.Stages:
+        """Layers of the ranks: the same for every number of virtual stages, which need an even split."""
+        found = self._stages.get(degrees.pp)
+        if found is None:
+            schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
+            layout = self.space.layout(degrees, ONE_PASS, schedule, zero_stage=0, axis_order=DEFAULT_AXIS_ORDER)
+            found = self._stages[degrees.pp] = bounds.stages_of(self.model, layout)
+        return found
+
+    def _layout(
+        self, degrees: Degrees, passes: Passes, *, zero_stage: int = 0, order: str = DEFAULT_AXIS_ORDER
+    ) -> Layout:
+        schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
+        return self.space.layout(degrees, passes, schedule, zero_stage=zero_stage, axis_order=order)
 
 
 def least_memory(space: Space, model: CostModel) -> Layout | None:
     """The legal layout that needs the least memory, whether or not it fits; None where none is legal."""
     floors = Floors(space, model)
-    bounded = sorted(_by_memory(space, floors))
     best: tuple[float, Layout] | None = None
-    for floor, degrees, passes in bounded:
+    for floor, degrees, passes, schedule in sorted(_by_memory(space, floors)):
         if best and floor >= best[0]:
             break
         for zero_stage in space.zero_stages(degrees):
-            layout = space.layout(degrees, passes, zero_stage=zero_stage, axis_order=floors.orders(degrees)[0])
+            order = floors.orders(degrees)[0]
+            layout = space.layout(degrees, passes, schedule, zero_stage=zero_stage, axis_order=order)
             used = model.memory(layout).total_bytes
-            if (best is None or used < best[0]) and not broken_rules(space.job, layout):
+            if (best is None or used < best[0]) and not space.broken(layout):
                 best = used, layout
     return best[1] if best else None
 
 
-def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, Passes]]:
+def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, Passes, Schedule]]:
     for degrees in space.degrees():
         if floors.broken_by_all(degrees):
             continue
         states = min(floors.states(degrees))
         for passes in space.passes(degrees):
-            if floors.interleaves(degrees, passes):
-                yield states + floors.activations(degrees, passes), degrees, passes
+            floor = floors.passes(degrees, passes)
+            for schedule in space.schedules(degrees, passes.micro_batch):
+                yield states + floor.activation_bytes(schedule), degrees, passes, schedule

@@ -10,7 +10,7 @@ from typing import Any
 from launcher.cost.model import CostModel
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
-from launcher.layout.legality import Problem, broken_rules, divisors
+from launcher.layout.legality import Problem, divisors
 from launcher.layout.resolve import plain_layout
 from launcher.plan.floors import least_memory
 from launcher.plan.space import Space
@@ -19,10 +19,10 @@ from launcher.units import format_bytes
 MOST_TIMES_NODES = 64  # beyond this many times the nodes, more of them is no advice
 
 
-def refusal(job: Job, request: LayoutRequest, illegal: Sequence[Sequence[Problem]]) -> list[str]:
+def refusal(space: Space, illegal: Sequence[Sequence[Problem]]) -> list[str]:
     """The rules that the nearest legal-but-for-them layout breaks; `illegal` are those of the layouts considered."""
     attempts = [broken for broken in illegal if all(problem.message for problem in broken)]
-    attempts += [broken_rules(job, layout) for layout in _completions(job, request)]
+    attempts += [space.broken(layout) for layout in _completions(space.job, space.request)]
     fewest = min((broken for broken in attempts if broken), key=len)
     return [problem.message for problem in fewest]
 

@@ -11,11 +11,11 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
-from launcher.layout.legality import Problem, broken_rules
+from launcher.layout.legality import Problem
 from launcher.plan.floors import Floors, PassFloor, least_memory
 from launcher.plan.nearest import no_fit_message, refusal
 from launcher.plan.result import Candidate, SearchResult
-from launcher.plan.space import Degrees, Passes, Schedule, Space
+from launcher.plan.space import Degrees, Passes, Refuse, Schedule, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
@@ -23,13 +23,17 @@ UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
 
-def search(job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None) -> SearchResult:
+def search(
+    job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None, refuse: Refuse | None = None
+) -> SearchResult:
     """The `top` fastest layouts that are legal and fit, keeping what `request` pins; ties in a fixed order.
+
+    `refuse` adds reasons against a layout to the rules of legality: what the program that is to run it cannot do.
 
     Raises InputError with every rule in the way where no layout is legal, NoLayoutFits with the nearest miss and the
     cheapest change that helps where none fits.
     """
-    return _Search(Space(job, request), model or CostModel(job), max(1, top)).run()
+    return _Search(Space(job, request, refuse), model or CostModel(job), max(1, top)).run()
 
 
 class _Core(NamedTuple):
@@ -149,6 +153,9 @@ class _Search:
                         self.rejected[SLOWER] += 1
                         continue
                     layout = self.space.layout(degrees, core.passes, schedule, zero_stage=zero_stage, axis_order=order)
+                    if refused := self.space.refused(layout):
+                        self._reject(refused)
+                        continue
                     heappush(self.leaves, _Leaf(seconds + exposed, core.number, place, layout))
 
     def _judge(self, leaf: _Leaf) -> None:
@@ -160,7 +167,7 @@ class _Search:
         ranked = _Ranked(estimate.step_time_s, estimate.memory_bytes_per_gpu, leaf.number, leaf.place, candidate)
         if len(self.ranked) == self.top and ranked[:4] > self.ranked[-1][:4]:
             self.rejected[SLOWER] += 1
-        elif broken := broken_rules(self.job, leaf.layout):
+        elif broken := self.space.broken(leaf.layout):
             self._reject(broken)
         else:
             self._rank(ranked)
@@ -174,5 +181,5 @@ class _Search:
     def _give_up(self) -> NoReturn:
         nearest = least_memory(self.space, self.model)
         if nearest is None:
-            raise InputError(refusal(self.job, self.request, self.illegal))
+            raise InputError(refusal(self.space, self.illegal))
         raise NoLayoutFits(no_fit_message(self.space, self.model, nearest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import permutations
 from math import gcd
@@ -10,13 +10,15 @@ from typing import NamedTuple, TypeVar
 
 from launcher.cost.network import Group, group_of
 from launcher.layout.degrees import AXES, DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, Layout, LayoutRequest
+from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
-from launcher.layout.legality import divisors, tensor_parallel_choices
+from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisors, tensor_parallel_choices
 from launcher.layout.resolve import default_schedule
 from launcher.layout.split import balanced_split
 
 ZERO_STAGES = (0, 1, 2, 3)
 T = TypeVar("T")
+Refuse = Callable[[Job, Layout], list[str]]
 
 
 class Degrees(NamedTuple):
@@ -30,26 +32,41 @@ class Degrees(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """How a layout's micro-batches are run."""
+    """How one micro-batch is run."""
 
     micro_batch: int
-    virtual_stages: int
-    schedule: str
     recompute: str
     sequence_parallel: bool
 
 
+class Schedule(NamedTuple):
+    """How the micro-batches follow each other through the pipeline."""
+
+    virtual_stages: int
+    name: str
+
+
 class Space:
-    """All layouts of a job that keep what the user pinned, as nested choices: degrees, passes, ZeRO stage, axis order.
+    """All layouts of a job that keep what is pinned: degrees, passes, schedules, ZeRO stages, axis orders, nested.
 
     Choices that no legal layout can have (a tp that does not divide the heads, a micro batch that does not divide the
     batch) are not listed unless they are pinned; neither is an axis order that crosses the same links as one before it.
+    `refuse` gives more reasons why a layout is out of the question: what the program that is to run it cannot do.
     """
 
-    def __init__(self, job: Job, request: LayoutRequest) -> None:
-        self.job = job
-        self.request = request
+    def __init__(self, job: Job, request: LayoutRequest, refuse: Refuse | None = None) -> None:
+        self.job, self.request, self.refuse = job, request, refuse
         self._groups: dict[tuple[int, int], Group] = {}
+
+    def broken(self, layout: Layout) -> list[Problem]:
+        """Every rule that a layout breaks."""
+        structural = [problem for problem in broken_rules(self.job, layout) if problem.rule != ENGINE_RULE]
+        return structural + self.refused(layout)
+
+    def refused(self, layout: Layout) -> list[Problem]:
+        """What the engine, and the program that is to run the layout, cannot do."""
+        told = engine_problems(self.job, layout) + (self.refuse(self.job, layout) if self.refuse else [])
+        return [Problem(ENGINE_RULE, message) for message in dict.fromkeys(told)]
 
     def degrees(self) -> Iterator[Degrees]:
         """Every way to share out the ranks, in a fixed order."""
@@ -76,33 +93,30 @@ class Space:
         return divisors(gcd(dp, self.job.model.num_experts)) if self.job.model.num_experts else [1]
 
     def passes(self, degrees: Degrees) -> Iterator[Passes]:
-        """Every way to run the micro-batches over these degrees."""
-        for micro_batch in self._micro_batches(degrees):
-            for virtual, schedule in self._stages(degrees, micro_batch):
-                for recompute in _pinned_or(self.request.recompute, RECOMPUTE_MODES):
-                    for sequence_parallel in self._sequence_parallel(degrees):
-                        yield Passes(micro_batch, virtual, schedule, recompute, sequence_parallel)
-
-    def _micro_batches(self, degrees: Degrees) -> Sequence[int]:
-        """Sizes (sequences) that divide a data-parallel rank's share of the batch."""
-        return _pinned_or(self.request.micro_batch, divisors(max(1, self.job.training.global_batch // degrees.dp)))
-
-    def _stages(self, degrees: Degrees, micro_batch: int) -> list[tuple[int, str]]:
-        """(virtual stages, schedule) choices: interleaving where layers and micro-batches divide for it."""
-        pinned, pp, layers = self.request.schedule, degrees.pp, self.job.model.layers
-        if self.request.virtual_stages is not None:
-            virtual = [self.request.virtual_stages]
-        else:
-            count = self.job.training.global_batch // (degrees.dp * micro_batch)
-            divides = pp > 1 and layers % pp == 0 and count % pp == 0 and pinned in (None, "interleaved")
-            virtual = divisors(layers // pp) if divides else [1]
-            if pinned == "interleaved" and pp > 1:
-                virtual = virtual[1:] or virtual
-        return [(v, pinned or default_schedule(v)) for v in virtual]
-
-    def _sequence_parallel(self, degrees: Degrees) -> Sequence[bool]:
+        """Every way to run a micro-batch over these degrees; consecutive ones are of the same size."""
+        share = max(1, self.job.training.global_batch // degrees.dp)
+        modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
-        return _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
+        flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
+        for micro_batch in _pinned_or(self.request.micro_batch, divisors(share)):
+            for recompute in modes:
+                for sequence_parallel in flags:
+                    yield Passes(micro_batch, recompute, sequence_parallel)
+
+    def schedules(self, degrees: Degrees, micro_batch: int) -> list[Schedule]:
+        """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
+
+        Empty where virtual stages are pinned and the micro-batches do not divide for them.
+        """
+        pinned, pp, layers = self.request.schedule, degrees.pp, self.job.model.layers
+        even = self.job.training.global_batch // (degrees.dp * micro_batch) % pp == 0
+        virtual = [1]
+        if self.request.virtual_stages is not None:
+            virtual = [self.request.virtual_stages] if even or self.request.virtual_stages == 1 else []
+        elif pp > 1 and layers % pp == 0 and even and pinned in (None, "interleaved"):
+            virtual = divisors(layers // pp)
+            virtual = virtual[1:] or virtual if pinned == "interleaved" else virtual
+        return [Schedule(v, pinned or default_schedule(v)) for v in virtual]
 
     def zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """ZeRO shards over dp × cp ranks; over one there is nothing to shard."""
@@ -139,23 +153,24 @@ class Space:
             found = self._groups[stride, ranks] = group_of(self.job.cluster, layout, "dp")
         return found
 
-    def layout(self, degrees: Degrees, passes: Passes, *, zero_stage: int, axis_order: str) -> Layout:
+    def layout(
+        self, degrees: Degrees, passes: Passes, schedule: Schedule, *, zero_stage: int, axis_order: str
+    ) -> Layout:
         """One point of the space."""
-        stages = degrees.pp * passes.virtual_stages
         return Layout(
             degrees.tp,
             degrees.pp,
             degrees.dp,
             degrees.cp,
             degrees.ep,
-            passes.virtual_stages,
+            schedule.virtual_stages,
             passes.micro_batch,
             zero_stage,
             passes.recompute,
             passes.sequence_parallel,
             axis_order,
-            passes.schedule,
-            self.layer_split(stages),
+            schedule.name,
+            self.layer_split(degrees.pp * schedule.virtual_stages),
             self.request.tp_across_domains,
         )
 
