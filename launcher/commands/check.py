@@ -24,8 +24,8 @@ def run(invocation: Invocation) -> int:
     if excluded:
         print(f"leave it out with: sbatch --exclude={','.join(excluded)}", file=sys.stderr)
     if as_json:
-        document = {"findings": [finding.to_dict() for finding in findings], "exclude": list(excluded)}
-        print(json.dumps(document))
+        told = [finding.to_dict() for finding in findings]
+        print(json.dumps({"findings": told, "worst": worst(findings).name.lower(), "exclude": list(excluded)}))
     return 1 if worst(findings) is Level.PROBLEM else 0
 
 

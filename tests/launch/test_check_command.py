@@ -23,5 +23,6 @@ def test_a_node_that_is_not_what_the_file_says_ends_with_1_and_is_excluded(
 
     said = capsys.readouterr()
     document = json.loads(said.out)
+    assert document["worst"] == "problem"
     assert {"level": "problem", "check": "gpu"}.items() <= document["findings"][0].items()
     assert f"--exclude={','.join(document['exclude'])}" in said.err
