@@ -16,6 +16,7 @@ from launcher.model.training import ATTENTION_KERNELS, DTYPES, ENGINES, OPTIMIZE
 from launcher.units import GIB, MIB
 
 NVLINKS = ("nvswitch", "direct", "bridge", "none")
+BUSBW_LINKS = ("nvlink", "pcie", "leaf", "spine")
 FABRICS = ("infiniband", "efa", "roce", "ethernet", "none")
 
 
@@ -58,9 +59,23 @@ def _node(fields: Fields) -> Node:
         cores=env.usable_cores() if cores == AUTO else fields.integer("cores", 0, minimum=0),
         host_memory_bytes=int(fields.number("host_memory_gib", 0.0, minimum=0.0) * GIB),
         slices_per_gpu=fields.integer("slices_per_gpu", 1, minimum=1),
+        busbw_bytes_per_s={link: gbytes * 1e9 for link, gbytes in _busbw(fields).items()},
     )
     fields.close()
     return node
+
+
+def _busbw(fields: Fields) -> dict[str, float]:
+    """Measured bus bandwidths by link, in GB/s."""
+    given = fields.mapping("busbw_gbytes_per_s")
+    sound = {
+        link: rate for link, rate in given.items() if link in BUSBW_LINKS and isinstance(rate, int | float) and rate > 0
+    }
+    if len(sound) < len(given):
+        fields.problem(
+            f"cluster.node.busbw_gbytes_per_s={dict(given)} must give GB/s for some of {', '.join(BUSBW_LINKS)}"
+        )
+    return sound
 
 
 def _domains(fields: Fields, num_gpus: int) -> tuple[tuple[int, ...], ...]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -22,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import JobFailed
+from launcher.plan import Plan
 from launcher.plan.options import CollectivesOptions
 from launcher.units import format_bytes
 from launcher.worker import session
@@ -93,7 +95,7 @@ def main() -> None:
             "dtype": options.dtype,
             "world_size": run.world_size,
             "results": rows,
-            "cluster": {"measured": cluster_keys(rows)},
+            "cluster": {"node": {"busbw_gbytes_per_s": cluster_keys(run.plan, rows)}},
         }
         failed = [line for line in rows if line["wrong"]]
         if run.is_main:
@@ -281,12 +283,25 @@ def row(run: session.Session, team: Team, operation: str, everyone: Sequence[Any
     }
 
 
-def cluster_keys(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """For the cluster file: all-reduce busbw by the slowest link that a group crosses, at the largest size measured."""
-    largest = sorted(
-        (r for r in rows if r["operation"] == "all_reduce"), key=lambda r: (r["bytes"], r["busbw_gbytes_per_s"])
-    )
-    return {f"{r['link']}_busbw_gbytes_per_s": round(r["busbw_gbytes_per_s"], 4) for r in largest}
+def cluster_keys(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """`cluster.node.busbw_gbytes_per_s` for the cluster file: all-reduces of the largest size, by the slowest link.
+
+    Over leaf and spine a group has the share of its node's NICs that its ranks make of the node's GPUs: scaled up to
+    the whole node. The best group where several cross the same kind of link.
+    """
+    found: dict[str, float] = {}
+    all_reduces = [line for line in rows if line["operation"] == "all_reduce"]
+    largest = max((line["bytes"] for line in all_reduces), default=0)
+    for line in all_reduces:
+        if line["bytes"] != largest:
+            continue
+        scale = 1.0
+        if line["link"] in ("leaf", "spine"):
+            nodes = Counter(plan.placement.slot(rank).node for rank in line["slowest"]["ranks"])
+            scale = plan.job.cluster.node.num_gpus / max(nodes.values())
+        rate = round(line["busbw_gbytes_per_s"] * scale, 4)
+        found[line["link"]] = max(rate, found.get(line["link"], 0.0))
+    return found
 
 
 HEADING = "  axis groups     link       operation       size         time     algbw     busbw   wrong    (GB/s)"

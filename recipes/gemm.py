@@ -54,15 +54,14 @@ def main() -> None:
         memory = copy_rate(run.device, options)
         everyone = from_all_ranks(memory)
         run.say(f"memory copy: {median(everyone):.1f} GB/s a rank (median), {min(everyone):.1f} the slowest")
-        best = {dtype: max(r["tflops"] for r in rows if r["dtype"] == dtype) for dtype in dtypes}
-        measured = {f"gemm_{dtype}_tflops": round(rate, 4) for dtype, rate in best.items()}
+        best = {dtype: round(max(r["tflops"] for r in rows if r["dtype"] == dtype), 4) for dtype in dtypes}
         document = {
             "recipe": "gemm",
             "world_size": run.world_size,
             "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
             "results": rows,
             "copy_gbytes_per_s": median(everyone),
-            "cluster": {"measured": {**measured, "copy_gbytes_per_s": round(median(everyone), 2)}},
+            "cluster": {"node": {"gpu": {"gemm_tflops": best}}},
         }
         if run.is_main:
             write_result(document, run.run_dir)

@@ -38,7 +38,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink."""
+    """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink.
+
+    `busbw_bytes_per_s`: measured bus bandwidth of large all-reduces by the slowest link that they cross (nvlink, pcie,
+    leaf, spine); over leaf and spine that of the whole node. The recipe `collectives` tells it.
+    """
 
     gpu: Gpu
     num_gpus: int
@@ -50,6 +54,7 @@ class Node:
     cores: int = 0
     host_memory_bytes: int = 0
     slices_per_gpu: int = 1  # MIG slices that one physical GPU was cut into; they have no peer-to-peer
+    busbw_bytes_per_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def is_mig(self) -> bool:

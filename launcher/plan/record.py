@@ -107,7 +107,10 @@ def _cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
         "peak_flops": dict(gpu.peak_flops),
         "gemm_flops": dict(gpu.gemm_flops),
     }
-    plain_node = {f.name: getattr(node, f.name) for f in fields(node)} | {"gpu": plain_gpu}
+    plain_node = {f.name: getattr(node, f.name) for f in fields(node)} | {
+        "gpu": plain_gpu,
+        "busbw_bytes_per_s": dict(node.busbw_bytes_per_s),
+    }
     plain = {f.name: getattr(cluster, f.name) for f in fields(cluster)}
     return plain | {"node": plain_node, "default_layout": dict(cluster.default_layout)}
 
