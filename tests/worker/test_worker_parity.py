@@ -1,0 +1,117 @@
+"""The same seed and data give the same loss under every layout: fp32, SGD with clipping and AdamW, both engines.
+
+Adam hides gradients that are wrong by a factor and clipping by a wrong norm; SGD with clipping shows both, and the
+norm itself is compared too. All cases of one world size share one start of its ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ranks import LLAMA, TINY
+from training import Curve, curves
+
+from launcher.layout import Layout
+
+TOLERANCE = 1e-5
+STEPS = 10
+Case = tuple[Layout, dict[str, Any]]
+
+DEGREES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
+TORCH: dict[str, Layout] = {
+    "-".join(f"{axis}{degree}" for axis, degree in zip(("tp", "pp", "dp"), degrees, strict=True)): Layout(*degrees)
+    for degrees in DEGREES
+} | {
+    "tp2 sequence parallel": Layout(2, 1, 1, sequence_parallel=True),
+    "dp2 zero1": Layout(1, 1, 2, zero_stage=1),
+    "dp2 zero2 accumulated": Layout(1, 1, 2, zero_stage=2, micro_batch=1),
+    "dp2 zero3 accumulated": Layout(1, 1, 2, zero_stage=3, micro_batch=2),
+    "pp2 gpipe": Layout(1, 2, 1, schedule="gpipe", micro_batch=2),
+    "pp2 interleaved": Layout(1, 2, 1, schedule="interleaved", virtual_stages=2, micro_batch=2),
+    "pp2 uneven": Layout(1, 2, 1, layer_split=(3, 1)),
+    "tp2 dp2 zero3 sp full": Layout(2, 1, 2, zero_stage=3, sequence_parallel=True, recompute="full", micro_batch=2),
+    "pp2 dp2 zero2 zb": Layout(1, 2, 2, zero_stage=2, schedule="zb_h1"),
+    "pp2 dp2 zero3 zb": Layout(1, 2, 2, zero_stage=3, schedule="zb_h1"),
+    "pp4 selective": Layout(1, 4, 1, recompute="selective"),
+    "dp4 zero3": Layout(1, 1, 4, zero_stage=3),
+    "tp4": Layout(4, 1, 1, sequence_parallel=True),
+    "tp2 pp2 dp2 zero1 sp": Layout(2, 2, 2, zero_stage=1, sequence_parallel=True),
+    "tp2 pp2 dp2 zero3 full": Layout(2, 2, 2, zero_stage=3, recompute="full"),
+    "tp2 pp2 dp2 interleaved zero2": Layout(2, 2, 2, zero_stage=2, schedule="interleaved", virtual_stages=2),
+    "tp2 pp2 dp2 zb sp": Layout(2, 2, 2, schedule="zb_h1", sequence_parallel=True),
+    "tp2 pp2 dp2 zbv zero2": Layout(2, 2, 2, zero_stage=2, schedule="zbv", virtual_stages=2),
+    "tp2 pp2 dp2 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp"),
+}
+DEEPSPEED: dict[str, Layout] = {
+    f"deepspeed tp2 dp2 zero{stage}": Layout(2, 1, 2, zero_stage=stage, micro_batch=2) for stage in range(4)
+} | {
+    "deepspeed dp2 zero3": Layout(1, 1, 2, zero_stage=3),
+    "deepspeed pp2 zero1": Layout(1, 2, 1, zero_stage=1, micro_batch=2),
+    "deepspeed pp2 dp2 zero1 uneven": Layout(1, 2, 2, zero_stage=1, layer_split=(1, 3)),
+    "deepspeed tp2 pp2 dp2 zero1": Layout(2, 2, 2, zero_stage=1),
+    "deepspeed tp2 pp2 dp2 zero1 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp"),
+}
+
+
+def cases(world_size: int, layouts: dict[str, Layout], **training: Any) -> dict[str, Case]:
+    """Every layout of a world size with both optimizers; the two model families take turns."""
+    found: dict[str, Case] = {}
+    for number, (name, layout) in enumerate(layouts.items()):
+        if layout.world_size != world_size:
+            continue
+        models = [model for model in (TINY, LLAMA) if model.kv_heads % layout.tp == 0]
+        for optimizer, turn in (("sgd", number), ("adamw", number + 1)):
+            model = models[turn % len(models)]
+            arguments = {"model": model, "optimizer": optimizer, "num_steps": STEPS, **training}
+            found[f"{name} {optimizer} {model.name}"] = (layout, arguments)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[tuple[str, str], Curve]:
+    """One process, no parallelism, by (optimizer, model)."""
+    whole = Layout(1, 1, 1, micro_batch=8)
+    pairs = [(optimizer, model) for optimizer in ("sgd", "adamw") for model in (TINY, LLAMA)]
+    found = curves(1, {f"{o}/{m.name}": (whole, {"model": m, "optimizer": o, "num_steps": STEPS}) for o, m in pairs})
+    return {(o, m.name): found[f"{o}/{m.name}"] for o, m in pairs}
+
+
+def differences(found: dict[str, Curve], wanted: dict[str, Case], reference: dict[tuple[str, str], Curve]) -> list[str]:
+    """Every case that leaves the reference by more than the tolerance, in loss or in grad norm."""
+    wrong = []
+    for name, curve in found.items():
+        arguments = wanted[name][1]
+        right = reference[arguments["optimizer"], arguments["model"].name]
+        loss = max(abs(a[0] - b[0]) for a, b in zip(curve, right, strict=True))
+        norms = [abs(a[1] - b[1]) for a, b in zip(curve, right, strict=True) if a[1] is not None and b[1] is not None]
+        if loss > TOLERANCE or max(norms, default=0.0) > 1e-4:
+            wrong.append(f"{name}: loss off by {loss:.1e}, norm by {max(norms, default=0.0):.1e}")
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_torch_engine_gives_the_loss_of_one_process_under_every_layout(
+    world_size: int, reference: dict[tuple[str, str], Curve]
+) -> None:
+    wanted = cases(world_size, TORCH)
+    assert differences(curves(world_size, wanted), wanted, reference) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_deepspeed_engine_gives_the_loss_of_one_process_where_it_is_allowed(
+    world_size: int, reference: dict[tuple[str, str], Curve]
+) -> None:
+    pytest.importorskip("deepspeed")
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before the forks: 1.3 s of CPU in each rank otherwise
+
+    wanted = cases(world_size, DEEPSPEED, engine="deepspeed")
+    assert differences(curves(world_size, wanted), wanted, reference) == []
+
+
+def test_the_reference_run_clips_and_learns(reference: dict[tuple[str, str], Curve]) -> None:
+    for curve in reference.values():
+        assert max(norm for _, norm in curve if norm is not None) > 0.5
+        assert len({loss for loss, _ in curve}) == STEPS
