@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher.cluster import commands
-from launcher.cluster.machine import Machine, Nic, read_machine
+from launcher.cluster.machine import Machine, read_machine
 from launcher.cluster.readers_slurm import SlurmNodes, read_slurm_nodes, read_slurm_topology
 from launcher.cluster.readers_smi import ListedGpu, read_list, uniform_profile
 from launcher.cluster.readers_topo import UNKNOWN, Topology, nvlink_domains, nvlink_kind, read_topo
@@ -128,7 +128,7 @@ def _node(machine: Machine, run: commands.Runner) -> _Found:
     if len({gpu.name for gpu in gpus}) > 1:
         raise InputError(f"this node mixes {', '.join(sorted({g.name for g in gpus}))}: one file describes one kind")
     linked = _link_lines(gpus, topology)
-    nics, fabric, nic_notes = _nic_lines(machine.nics, topology)
+    nics, fabric, nic_notes = _nic_lines(machine, topology)
     if any(line.value == _MISSING for line in linked):
         found = replace(found, notes=(*found.notes, "NVLink is not plain here: fill in what stands as ??? yourself"))
     return replace(found, node=(*linked, *nics, *host), cluster=fabric, notes=(*found.notes, *nic_notes))
@@ -142,7 +142,8 @@ def _cpu_node(machine: Machine, note: str) -> _Found:
         Line("domain_size", str(ranks)),
         *_host_lines(machine),
     )
-    return _Found("cpu", node, notes=(note,), gpu_lines=(share,) if machine.memory_bytes else ())
+    nics, fabric, notes = _nic_lines(machine, None)
+    return _Found("cpu", (*node, *nics), fabric, (note, *notes), gpu_lines=(share,) if machine.memory_bytes else ())
 
 
 def _mig_node(gpus: Sequence[ListedGpu], host: Sequence[Line]) -> _Found:
@@ -198,28 +199,32 @@ def _domain_line(domains: tuple[tuple[int, ...], ...]) -> Line:
 
 
 def _nic_lines(
-    nics: Sequence[Nic], topology: Topology | None
+    machine: Machine, topology: Topology | None
 ) -> tuple[tuple[Line, ...], tuple[Line, ...], tuple[str, ...]]:
     """(lines of the node, of the cluster, notes) about the NICs for traffic between nodes.
 
-    They are those that `topo -m` shows behind one PCIe switch with a GPU, else all that are up.
+    They are those that `topo -m` shows behind one PCIe switch with a GPU, else all that are up; without any RDMA the
+    Ethernet interfaces.
     """
-    up = [nic for nic in nics if nic.active]
-    down = [nic.name for nic in nics if not nic.active]
+    up = [nic for nic in machine.nics if nic.active]
+    down = [nic.name for nic in machine.nics if not nic.active]
     notes = [f"{', '.join(down)} are down: not counted"] if down else []
     near = _behind_a_gpu_switch(topology)
     if near and (far := [nic.name for nic in up if nic.name not in near]):
         notes.append(f"{', '.join(far)} share no PCIe switch with a GPU: taken as storage or service adapters")
         up = [nic for nic in up if nic.name in near]
     if not up:
-        notes.append("no RDMA adapters found: set cluster.node.num_nics and nic_gbps before using several nodes")
+        up = [nic for nic in machine.ethernet if nic.active and nic.gbps]
+        told = ", ".join(nic.name for nic in up) or "unknown: set cluster.node.num_nics and nic_gbps for several nodes"
+        notes.append(f"no RDMA adapters found; traffic between nodes takes {told}")
+    if not up:
         return (), (), tuple(notes)
     slowest = min(nic.gbps for nic in up)
     lines = (
         Line("num_nics", str(len(up)), ", ".join(nic.name for nic in up)),
-        Line("nic_gbps", f"{slowest:g}" if slowest else _MISSING, "/sys/class/infiniband/*/ports/*/rate"),
+        Line("nic_gbps", f"{slowest:g}" if slowest else _MISSING, "its present rate, under /sys/class"),
     )
-    return lines, (Line("fabric", up[0].fabric, "/sys/class/infiniband/*/ports/*/link_layer"),), tuple(notes)
+    return lines, (Line("fabric", up[0].fabric),), tuple(notes)
 
 
 def _behind_a_gpu_switch(topology: Topology | None) -> set[str]:

@@ -12,7 +12,7 @@ from launcher.units import KIB
 
 @dataclass(frozen=True)
 class Nic:
-    """One RDMA port. `gbps` is its present rate, 0 where unknown; `fabric` is infiniband, roce or efa."""
+    """One network port. `gbps` is its present rate, 0 where unknown; `fabric` is infiniband, roce, efa or ethernet."""
 
     name: str
     fabric: str
@@ -22,13 +22,17 @@ class Nic:
 
 @dataclass(frozen=True)
 class Machine:
-    """This node without its GPUs. `cores` are those that this process may use; 0 stands for unknown."""
+    """This node without its GPUs. `cores` are those that this process may use; 0 stands for unknown.
+
+    `nics` are its RDMA ports, `interfaces` the names of all network interfaces, `ethernet` those with hardware behind.
+    """
 
     cores: int
     memory_bytes: int
     sockets: int
     nics: tuple[Nic, ...]
     interfaces: tuple[str, ...]
+    ethernet: tuple[Nic, ...] = ()
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
@@ -41,6 +45,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
         ),
         nics=_nics(root / "sys/class/infiniband"),
         interfaces=tuple(sorted(path.name for path in (root / "sys/class/net").glob("*"))),
+        ethernet=_ethernet(root / "sys/class/net"),
     )
 
 
@@ -61,6 +66,22 @@ def _nic(port: Path) -> Nic:
     rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
     fabric = "efa" if "efa" in name or layer == "Unspecified" else "roce" if layer == "Ethernet" else "infiniband"
     return Nic(name, fabric, float(rate[1]) if rate else 0.0, _text(port / "state").endswith("ACTIVE"))
+
+
+def _ethernet(folder: Path) -> tuple[Nic, ...]:
+    """Interfaces with a device. Their speed is in Mb/s, -1 where unknown.
+
+    https://docs.kernel.org/ABI/testing/sysfs-class-net
+    """
+    devices = sorted((path for path in folder.glob("*") if (path / "device").exists()), key=lambda p: _natural(p.name))
+    return tuple(
+        Nic(path.name, "ethernet", _speed_gbps(path / "speed"), _text(path / "operstate") == "up") for path in devices
+    )
+
+
+def _speed_gbps(file: Path) -> float:
+    text = _text(file)
+    return int(text) / 1000 if text.isdigit() else 0.0
 
 
 def _natural(name: str) -> tuple[object, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,14 @@ def test_slurm_tells_how_many_nodes_there_are_and_how_many_share_a_leaf(
     assert (cluster.num_nodes, cluster.nodes_per_leaf, cluster.scheduler) == (4, 3, "slurm")
 
 
+def test_without_rdma_the_ethernet_whose_speed_is_known_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = (Nic("eth0", "ethernet", 100.0, active=True), Nic("eth1", "ethernet", 0.0, active=True))
+    file = discover("site", run=answers(SXM8), machine=replace(BARE, ethernet=ports))
+    cluster = composed(file, tmp_path, monkeypatch)
+
+    assert (cluster.fabric, cluster.node.num_nics, cluster.node.nic_gbps) == ("ethernet", 1, 100.0)
+
+
 def test_a_login_node_points_to_the_nodes_with_gpus() -> None:
     file = discover("site", run=answers({"scontrol show node -o": texts.SLURM_NODE}), machine=BARE)
 
@@ -157,6 +166,21 @@ def test_a_file_is_overwritten_only_by_force(tmp_path: Path) -> None:
 def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="cannot name"):
         discover(name, run=answers({}), machine=BARE)
+
+
+def test_ethernet_with_hardware_is_read_from_sysfs(tmp_path: Path) -> None:
+    for name, speed, device in [("eth0", "100000", True), ("eth1", "-1", True), ("lo", "", False)]:
+        interface = tmp_path / "sys/class/net" / name
+        (interface / "device" if device else interface).mkdir(parents=True)
+        (interface / "operstate").write_text("up\n")
+        (interface / "speed").write_text(f"{speed}\n")
+
+    machine = read_machine(tmp_path)
+    assert machine.interfaces == ("eth0", "eth1", "lo")
+    assert [(nic.name, nic.gbps, nic.active) for nic in machine.ethernet] == [
+        ("eth0", 100.0, True),
+        ("eth1", 0.0, True),
+    ]
 
 
 def test_rdma_ports_are_read_from_sysfs(tmp_path: Path) -> None:
