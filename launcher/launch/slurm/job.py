@@ -22,9 +22,12 @@ from types import FrameType
 from typing import Any
 
 from launcher import env
+from launcher.cluster.hostlist import compress_hostlist
 from launcher.errors import InputError, JobFailed, LauncherError
+from launcher.launch.findings import Level, hosts_to_exclude
 from launcher.launch.run_folder import RunFolder, append_line, create_run_folder
 from launcher.launch.slurm.allocation import Allocation, lost_nodes, node_address, read_allocation, read_topology
+from launcher.launch.slurm.check import read_findings
 from launcher.launch.slurm.command import ask
 from launcher.launch.slurm.placement import Assignment, Tree, assign
 from launcher.launch.slurm.progress import START_EVENT, is_finished, newest_checkpoint, starts
@@ -32,7 +35,7 @@ from launcher.launch.slurm.record import read_submission
 from launcher.launch.slurm.replan import fit_allocation
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
 from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.step import COORDINATOR, step_argv
+from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, step_argv
 from launcher.launch.slurm.traffic import node_traffic
 from launcher.plan import Plan, read_plan, write_plan
 
@@ -70,11 +73,15 @@ class Driver:
     def run(self, plan: Plan, signals: Signals) -> int:
         """Place, start, wait, decide; returns the exit code of the batch script."""
         start = self._begin()
-        began = time.monotonic()
-        plan = fit_allocation(plan, self.allocation, self.settings, tell=tell)
-        plan = self._place(plan)
-        self._note("slurm_placed", hosts=plan.hosts, layout=plan.layout.brief(), seconds=time.monotonic() - began)
-        code = self._run_step(plan, signals)
+        try:
+            began = time.monotonic()
+            plan = self._place(fit_allocation(plan, self.allocation, self.settings, tell=tell))
+            self._note("slurm_placed", hosts=plan.hosts, layout=plan.layout.brief(), seconds=time.monotonic() - began)
+            self._preflight(plan)
+            code = self._run_step(plan, signals)
+        except LauncherError as error:
+            self._note("slurm_end", code=error.exit_code, why=str(error))
+            raise
         if signals.terminate:
             self._note("slurm_end", code=code, why="ended by Slurm (scancel, requeue or preemption)")
             return code or 1
@@ -104,15 +111,41 @@ class Driver:
         write_plan(placed, self.folder.path)
         return placed
 
+    def _preflight(self, plan: Plan) -> None:
+        """Look at every node before any rank starts; raises JobFailed naming the nodes to leave out."""
+        if not self.settings.preflight:
+            return
+        began = time.monotonic()
+        said = ask(self._step(plan, CHECK), environment=self._variables(plan))
+        findings = read_findings(said.out)
+        for finding in findings:
+            if finding.level >= Level.WARNING:
+                tell(f"preflight: {finding.host}: {finding.check}: {finding.message}")
+        silent = sorted(set(plan.hosts) - {finding.host for finding in findings})
+        bad = sorted({*hosts_to_exclude(findings), *silent})
+        self._note("slurm_preflight", bad=bad, seconds=time.monotonic() - began)
+        if silent:
+            tell(f"preflight: no answer from {', '.join(silent)}: {said.reason}")
+        if bad:
+            raise JobFailed(
+                f"preflight: {', '.join(bad)} cannot run this job, see above: submit it again with "
+                f"launch.exclude={compress_hostlist(bad)}, or with launch.preflight=false to try all the same"
+            )
+
+    def _step(self, plan: Plan, module: str) -> tuple[str, ...]:
+        work_dir = read_submission(self.folder.path).work_dir
+        return step_argv(
+            plan, self.settings, run_folder=self.folder.path, work_dir=work_dir, python=sys.executable, module=module
+        )
+
+    def _variables(self, plan: Plan) -> dict[str, str]:
+        return {**env.environment(), **self.settings.environment, COORDINATOR: node_address(plan.hosts[0])}
+
     def _run_step(self, plan: Plan, signals: Signals) -> int:
         """Start the agents and wait for them, passing the stop signal on; returns srun's exit code."""
-        submission = read_submission(self.folder.path)
-        argv = step_argv(
-            plan, self.settings, run_folder=self.folder.path, work_dir=submission.work_dir, python=sys.executable
-        )
-        variables = {**env.environment(), **self.settings.environment, COORDINATOR: node_address(plan.hosts[0])}
+        argv = self._step(plan, AGENT)
         self._note("slurm_step", argv=argv)
-        process = subprocess.Popen(argv, env=variables)
+        process = subprocess.Popen(argv, env=self._variables(plan))
         listens_at = time.monotonic() + SRUN_LISTENS_S
         passed_on = 0
         while True:

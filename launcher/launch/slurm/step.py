@@ -10,10 +10,13 @@ from launcher.launch.slurm.settings import Container, SlurmSettings
 from launcher.plan import Plan
 
 AGENT = "launcher.launch.slurm.node"
+CHECK = "launcher.launch.slurm.check"
 COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
 
 
-def step_argv(plan: Plan, settings: SlurmSettings, *, run_folder: Path, work_dir: str, python: str) -> tuple[str, ...]:
+def step_argv(
+    plan: Plan, settings: SlurmSettings, *, run_folder: Path, work_dir: str, python: str, module: str = AGENT
+) -> tuple[str, ...]:
     """One task a node over all nodes of the plan, which runs the node's agent, in the container where there is one.
 
     No GPU binding: every process of a node sees all its GPUs, and with them NVLink. The agents end each other when one
@@ -31,13 +34,21 @@ def step_argv(plan: Plan, settings: SlurmSettings, *, run_folder: Path, work_dir
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         *(["--gpu-bind=none"] if gpus_per_node(plan, settings) else []),
         f"--chdir={work_dir}",
-        *_agent(settings.container, run_folder=run_folder, work_dir=work_dir, python=python, gpus=_has_gpus(plan)),
+        *_task(
+            settings.container,
+            ["-m", module, str(run_folder)],
+            mounts=[f"{run_folder}:{run_folder}", f"{work_dir}:{work_dir}", *settings.container.mounts],
+            work_dir=work_dir,
+            python=python,
+            gpus=plan.job.cluster.node.gpu.kind == "cuda",
+        ),
     )
 
 
-def _agent(container: Container, *, run_folder: Path, work_dir: str, python: str, gpus: bool) -> Sequence[str]:
-    agent = ["-m", AGENT, str(run_folder)]
-    mounts = [f"{run_folder}:{run_folder}", f"{work_dir}:{work_dir}", *container.mounts]
+def _task(
+    container: Container, agent: Sequence[str], *, mounts: Sequence[str], work_dir: str, python: str, gpus: bool
+) -> Sequence[str]:
+    """The agent's command, on the bare node or in the image."""
     if container.runtime == "pyxis":
         options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}", *container.options]
         return [*options, f"--container-workdir={work_dir}", container.python, *agent]
@@ -49,7 +60,3 @@ def _agent(container: Container, *, run_folder: Path, work_dir: str, python: str
             str(container.image), container.python, *agent,
         ]  # fmt: skip
     return [python, *agent]
-
-
-def _has_gpus(plan: Plan) -> bool:
-    return plan.job.cluster.node.gpu.kind == "cuda"

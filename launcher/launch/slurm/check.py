@@ -1,0 +1,60 @@
+"""The preflight of one node of a Slurm job: `python -m launcher.launch.slurm.check RUN_FOLDER`, once a node by srun.
+
+Prints one line of JSON for the driver: the findings of launcher/launch/preflight.py under Slurm's name for the node.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher import env
+from launcher.errors import LauncherError
+from launcher.launch.findings import Finding, Level
+from launcher.launch.preflight import preflight
+from launcher.launch.slurm.step import COORDINATOR
+from launcher.plan import read_plan
+
+MARK = "launcher-preflight "
+
+
+def read_findings(text: str) -> list[Finding]:
+    """The findings of all nodes out of what the step printed; other lines are passed over."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith(MARK):
+            for item in json.loads(line.removeprefix(MARK)):
+                found.append(Finding(Level[item["level"].upper()], item["check"], item["message"], item["host"]))
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print this node's findings; 0 also where they are bad: the driver judges."""
+    try:
+        folder = Path(argv[0])
+        findings = preflight(read_plan(folder).job.cluster, run_folder=folder)
+    except LauncherError as error:
+        print(f"launcher: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    host = env.get("SLURMD_NODENAME")
+    if _on_one_machine():
+        findings = [finding for finding in findings if finding.check != "name"]
+    told = [replace(finding, host=host or finding.host).to_dict() for finding in findings]
+    print(MARK + json.dumps(told), flush=True)
+    return 0
+
+
+def _on_one_machine() -> bool:
+    """Whether Slurm's own address of the first node is loopback: then all nodes are this machine, and reach it so."""
+    try:
+        return ipaddress.ip_address(env.get(COORDINATOR) or "").is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

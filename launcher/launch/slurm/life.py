@@ -1,0 +1,215 @@
+"""A submitted run seen from outside: what it is doing, what it says, and its end. Works without Slurm accounting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import InputError, JobFailed
+from launcher.launch.run_folder import RunFolder, read_lines, tail
+from launcher.launch.slurm.command import ask
+from launcher.launch.slurm.progress import is_finished, newest_checkpoint, starts
+from launcher.launch.slurm.record import SUBMIT_FILE, read_submission
+
+# Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
+COLUMNS = {
+    "State": 24,
+    "Reason": 40,
+    "RestartCnt": 12,
+    "exit_code": 12,
+    "NumNodes": 12,
+    "TimeUsed": 24,
+    "TimeLeft": 24,
+    "StartTime": 24,
+}
+# States after which nothing more comes: https://slurm.schedmd.com/squeue.html#lbAG
+ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
+})  # fmt: skip
+POLL_S = 0.5
+LINE_LENGTH = 160
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """What Slurm says of a job, and what its run folder tells. `state` is Slurm's word, or `UNKNOWN`."""
+
+    job_id: str
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    exit_code: str = ""
+    num_nodes: int = 0
+    time_used: str = ""
+    time_left: str = ""
+    start_time: str = ""
+    source: str = "squeue"
+    starts: int = 0
+    step: int | None = None
+    loss: float | None = None
+    checkpoint_step: int | None = None
+    finished: bool = False
+    last_words: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for output=json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"job {self.job_id}: {self.state}" + (f" ({self.reason})" if self.reason not in ("", "None") else "")]
+        if self.time_used:
+            lines.append(
+                f"  running {self.time_used} on {self.num_nodes} nodes, {self.time_left} left of its time limit"
+            )
+        lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
+        if self.step is not None:
+            loss = f", loss {self.loss:.4f}" if self.loss is not None else ""
+            lines.append(f"  step {self.step}{loss}" + (", complete" if self.finished else ""))
+        if self.checkpoint_step is not None:
+            lines.append(f"  newest checkpoint: step {self.checkpoint_step}")
+        return "\n".join([*lines, *(f"  | {line}" for line in self.last_words)])
+
+
+@dataclass(frozen=True)
+class SubmittedRun:
+    """A run by its folder, by its job id, or both."""
+
+    job_id: str
+    folder: Path | None
+
+    @classmethod
+    def find(cls, name: str) -> SubmittedRun:
+        """A run folder, or a job id (`17`, `17_2`); raises InputError for anything else."""
+        folder = Path(name)
+        if (folder / SUBMIT_FILE).is_file():
+            job_id = read_submission(folder).job_id
+            if job_id is None:
+                raise InputError(
+                    f"{name} was prepared but never submitted (dry_run=true): submit it with sbatch or again"
+                )
+            return cls(job_id, folder)
+        if name and set(name) <= set("0123456789_") and name[0].isdigit():
+            return cls(name, _folder_of(name))
+        raise InputError(f"{name} is neither a run folder with a {SUBMIT_FILE} nor a job id: give one of the two")
+
+
+def status(run: SubmittedRun) -> JobStatus:
+    """What the job is doing: from squeue, from sacct once Slurm has forgotten the job (MinJobAge), from its folder."""
+    seen = _from_squeue(run.job_id) or _from_sacct(run.job_id) or {"state": "UNKNOWN", "source": "run folder"}
+    return JobStatus(job_id=run.job_id, **seen, **(_from_folder(run.folder) if run.folder else {}))
+
+
+def cancel(run: SubmittedRun) -> str:
+    """End a job, running or waiting; returns what was done. Raises InputError where Slurm refuses."""
+    before = status(run)
+    if before.ended:
+        return f"job {run.job_id} has ended already: {before.state}"
+    answer = ask(("scancel", run.job_id))
+    if answer.code:
+        raise InputError(f"scancel {run.job_id} was refused: {answer.reason}")
+    return f"job {run.job_id} is being cancelled"
+
+
+def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
+    """The log of one rank, or of the whole job (all starts in one file)."""
+    if run.folder is None:
+        raise InputError(f"the run folder of job {run.job_id} is not known: give the folder itself")
+    folder = RunFolder(run.folder)
+    if rank is not None:
+        return folder.rank_log(rank)
+    array, _, task = run.job_id.partition("_")
+    shared = run.folder.parent / "logs" / f"slurm-{array}_{task}.out"
+    return shared if task else folder.logs / f"slurm-{run.job_id}.out"
+
+
+def follow(path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S) -> Iterator[bytes]:
+    """The log from its beginning, then what is added, until `ended` and nothing more comes."""
+    position = 0
+    while True:
+        last = ended()  # asked before reading, so that what was written until then is still passed on
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(position)
+                while piece := file.read(65536):
+                    position += len(piece)
+                    yield piece
+        if last:
+            return
+        time.sleep(poll_s)
+
+
+def read_log(run: SubmittedRun, *, rank: int | None, following: bool) -> Iterator[bytes]:
+    """A log as it is, or as it grows until the job ends; raises JobFailed where there is none."""
+    path = log_file(run, rank=rank)
+    if not following:
+        if not path.exists():
+            raise JobFailed(f"there is no log {path} yet: the job is {status(run).state}")
+        yield path.read_bytes()
+        return
+    yield from follow(path, ended=lambda: status(run).state in ENDED | {"UNKNOWN"})
+
+
+def _from_squeue(job_id: str) -> dict[str, Any] | None:
+    columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
+    answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-O", columns))
+    lines = [line for line in answer.out.splitlines() if line.strip()]
+    if answer.code or not lines:
+        return None
+    values, line = {}, lines[0]
+    for name, width in COLUMNS.items():
+        values[name], line = line[:width].strip(), line[width:]
+    running = values["State"] == "RUNNING"
+    return {
+        "state": values["State"],
+        "reason": values["Reason"],
+        "restarts": int(values["RestartCnt"] or 0),
+        "exit_code": values["exit_code"],
+        "num_nodes": int(values["NumNodes"] or 0),
+        "time_used": values["TimeUsed"] if running else "",
+        "time_left": values["TimeLeft"] if running else "",
+        "start_time": values["StartTime"],
+    }
+
+
+def _from_sacct(job_id: str) -> dict[str, Any] | None:
+    answer = ask(("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,NNodes,Start"))
+    rows = [line.split("|") for line in answer.out.splitlines() if line]
+    if answer.code or not rows or len(rows[-1]) != 4:
+        return None
+    state, exit_code, nodes, start = rows[-1]
+    return {
+        "state": state.split()[0],  # "CANCELLED by 1000"
+        "exit_code": exit_code,
+        "num_nodes": int(nodes or 0),
+        "start_time": start,
+        "source": "sacct",
+    }
+
+
+def _from_folder(path: Path) -> dict[str, Any]:
+    folder = RunFolder(path)
+    metrics = list(read_lines(path / "metrics.jsonl"))
+    steps = [line for line in metrics if "step" in line]
+    log = max(folder.logs.glob("slurm-*.out"), key=lambda log: log.stat().st_mtime, default=None)
+    return {
+        "starts": len(starts(folder)),
+        "step": steps[-1]["step"] if steps else None,
+        "loss": steps[-1].get("loss") if steps else None,
+        "checkpoint_step": newest_checkpoint(path),
+        "finished": is_finished(path),
+        "last_words": tuple(line[:LINE_LENGTH] for line in tail(log, num_lines=3)) if log else (),
+    }
+
+
+def _folder_of(job_id: str) -> Path | None:
+    """The run folder of a job that Slurm still knows: the working folder that it was submitted with."""
+    answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%Z"))
+    folder = Path(answer.out.rstrip("\n"))
+    return folder if not answer.code and (folder / SUBMIT_FILE).is_file() else None
