@@ -248,9 +248,8 @@ def _slurm(found: _Found, host: str, run: commands.Runner) -> _Found:
     """Add what Slurm knows: how many nodes like this one there are, and how many share a leaf."""
     records = run(("scontrol", "show", "node", "-o"))
     if records.text is None:
-        return replace(
-            found, cluster=(Line("scheduler", "local"),), notes=(*found.notes, f"no Slurm: {records.problem}")
-        )
+        local = (*found.cluster, Line("scheduler", "local"))
+        return replace(found, cluster=local, notes=(*found.notes, f"no Slurm: {records.problem}"))
     group = _alike(read_slurm_nodes(records.text), host)
     names = [name for record in group for name in record.names]
     lines = [Line("num_nodes", str(len(names)), "scontrol show node"), Line("scheduler", "slurm")]

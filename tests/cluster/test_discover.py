@@ -55,8 +55,10 @@ def test_an_nvswitch_node_becomes_one_domain_with_its_compute_nics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = discover("site", run=answers(SXM8), machine=DGX)
-    node = composed(file, tmp_path, monkeypatch).node
+    cluster = composed(file, tmp_path, monkeypatch)
+    node = cluster.node
 
+    assert (cluster.fabric, cluster.scheduler) == ("infiniband", "local")
     assert (node.gpu.name, node.num_gpus, node.domains, node.nvlink) == (
         "a100_sxm_80g",
         8,
