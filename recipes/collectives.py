@@ -32,6 +32,7 @@ from launcher.worker.report import write_result
 
 MAX_BYTES = {"cuda": 2**30, "cpu": 2**22}
 PERIOD = 8  # values repeat, small whole numbers, so that sums are exact in fp32 and, up to 36 ranks, in bf16
+WIPED = -1  # no rank sends it
 LARGEST_EXACT = {torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**11}
 
 
@@ -56,7 +57,8 @@ class Team:
 class Collective:
     """One collective on buffers of its own: `call` runs it, `wrong` counts elements that are not as they should be.
 
-    `fill` puts the inputs back; `num_bytes` is nccl-tests' size, `factor` its busbw / algbw.
+    `fill` puts the inputs back and wipes what is to be received, so that an old result cannot pass for a new one;
+    `num_bytes` is nccl-tests' size, `factor` its busbw / algbw.
     """
 
     call: Callable[[], object]
@@ -182,7 +184,7 @@ def all_gather(team: Team, size: int, dtype: torch.dtype, device: torch.device) 
     expected = torch.cat([values(count, r, dtype, device) for r in range(n)])
     return Collective(
         call=lambda: dist.all_gather_single(whole, part, group=team.group),
-        fill=lambda: part.copy_(values(count, team.index, dtype, device)),
+        fill=lambda: (part.copy_(values(count, team.index, dtype, device)), whole.fill_(WIPED)),
         wrong=lambda: differing(whole, expected, largest=PERIOD),
         num_bytes=count * n * dtype.itemsize,
         factor=(n - 1) / n,
@@ -195,7 +197,7 @@ def reduce_scatter(team: Team, size: int, dtype: torch.dtype, device: torch.devi
     whole = torch.empty(count * n, dtype=dtype, device=device)
     return Collective(
         call=lambda: dist.reduce_scatter_single(part, whole, group=team.group),
-        fill=lambda: whole.copy_(values(count * n, team.index, dtype, device)),
+        fill=lambda: (whole.copy_(values(count * n, team.index, dtype, device)), part.fill_(WIPED)),
         wrong=lambda: differing(part, sums(count, team.index * count, n, device), largest=n * PERIOD),
         num_bytes=count * n * dtype.itemsize,
         factor=(n - 1) / n,
@@ -212,7 +214,7 @@ def all_to_all(team: Team, size: int, dtype: torch.dtype, device: torch.device) 
 
     return Collective(
         call=lambda: dist.all_to_all_single(taken, given, group=team.group),
-        fill=lambda: given.copy_(torch.cat([sent(team.index, r) for r in range(n)])),
+        fill=lambda: (given.copy_(torch.cat([sent(team.index, r) for r in range(n)])), taken.fill_(WIPED)),
         wrong=lambda: differing(taken, torch.cat([sent(r, team.index) for r in range(n)]), largest=PERIOD),
         num_bytes=count * n * dtype.itemsize,
         factor=(n - 1) / n,
@@ -236,7 +238,7 @@ def send_recv(team: Team, size: int, dtype: torch.dtype, device: torch.device) -
 
     return Collective(
         call=call,
-        fill=lambda: given.copy_(values(count, team.index, dtype, device)),
+        fill=lambda: (given.copy_(values(count, team.index, dtype, device)), taken.fill_(WIPED)),
         wrong=lambda: differing(taken, values(count, (team.index - 1) % n, dtype, device), largest=PERIOD),
         num_bytes=count * dtype.itemsize,
         factor=1.0,
@@ -284,19 +286,20 @@ def row(run: session.Session, team: Team, operation: str, everyone: Sequence[Any
 
 
 def cluster_keys(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """`cluster.node.busbw_gbytes_per_s` for the cluster file: all-reduces of the largest size, by the slowest link.
+    """`cluster.node.busbw_gbytes_per_s` for the cluster file: the largest size, by the slowest link of a group.
 
-    Over leaf and spine a group has the share of its node's NICs that its ranks make of the node's GPUs: scaled up to
-    the whole node. The best group where several cross the same kind of link.
+    Inside a node that of all-reduces; between nodes that of all-gathers, since an all-reduce over two nodes is a tree,
+    whose busbw exceeds the NICs' rate (NVIDIA/nccl#1576). There a group has the share of its node's NICs that its ranks
+    make of the node's GPUs: scaled up to the whole node. The best group where several cross the same kind of link.
     """
     found: dict[str, float] = {}
-    all_reduces = [line for line in rows if line["operation"] == "all_reduce"]
-    largest = max((line["bytes"] for line in all_reduces), default=0)
-    for line in all_reduces:
-        if line["bytes"] != largest:
+    largest = max((line["bytes"] for line in rows), default=0)
+    for line in rows:
+        across = line["link"] in ("leaf", "spine")
+        if line["bytes"] < largest or line["operation"] != ("all_gather" if across else "all_reduce"):
             continue
         scale = 1.0
-        if line["link"] in ("leaf", "spine"):
+        if across:
             nodes = Counter(plan.placement.slot(rank).node for rank in line["slowest"]["ranks"])
             scale = plan.job.cluster.node.num_gpus / max(nodes.values())
         rate = round(line["busbw_gbytes_per_s"] * scale, 4)

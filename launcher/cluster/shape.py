@@ -40,7 +40,7 @@ class Gpu:
 class Node:
     """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink.
 
-    `busbw_bytes_per_s`: measured bus bandwidth of large all-reduces by the slowest link that they cross (nvlink, pcie,
+    `busbw_bytes_per_s`: measured bus bandwidth of large collectives by the slowest link that they cross (nvlink, pcie,
     leaf, spine); over leaf and spine that of the whole node. The recipe `collectives` tells it.
     """
 

@@ -13,6 +13,7 @@ from launcher.resources import resource
 from launcher.settings import choices, load
 
 CLUSTERS = sorted(choices()["cluster"])
+CPU_CLUSTERS = {"cpu", "testcluster"}
 FOLDERS = ("gpu", "cluster", "model")
 FILES = sorted(file for folder in FOLDERS for file in (resource("configs") / folder).glob("*.yaml"))
 
@@ -33,7 +34,7 @@ def test_domains_partition_the_gpus_of_a_node(name: str) -> None:
     assert sorted(node.gpu_order) == list(range(node.num_gpus))
 
 
-@pytest.mark.parametrize("name", [name for name in CLUSTERS if name != "cpu"])
+@pytest.mark.parametrize("name", [name for name in CLUSTERS if name not in CPU_CLUSTERS])
 def test_nvlink_is_named_exactly_where_a_domain_of_gpus_has_it(name: str) -> None:
     node = cluster(name).node
 
@@ -65,7 +66,7 @@ SHAPES = {
 
 
 def test_every_gpu_cluster_has_its_shape_checked() -> None:
-    assert set(CLUSTERS) - {"cpu"} == set(SHAPES)
+    assert set(CLUSTERS) - CPU_CLUSTERS == set(SHAPES)
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))

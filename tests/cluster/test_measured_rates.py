@@ -16,7 +16,7 @@ from launcher.settings import load
 
 DGX = ["cluster=dgx_a100_80g", "cluster.num_nodes=4"]
 LARGE = 2.0**30
-EIGHT, TWO_NODES = Group(8, 8, 8, 1), Group(16, 8, 8, 2)
+EIGHT, FOUR_NODES = Group(8, 8, 8, 1), Group(32, 8, 8, 4)
 
 
 def busbw(group: Group, *overrides: str) -> float:
@@ -31,17 +31,17 @@ def test_measured_nvlink_bandwidth_is_what_an_all_reduce_reaches() -> None:
 
 
 def test_measured_bandwidth_between_nodes_replaces_the_line_rate() -> None:
-    slow = busbw(TWO_NODES, "+cluster.node.busbw_gbytes_per_s={leaf: 50}")
+    slow = busbw(FOUR_NODES, "+cluster.node.busbw_gbytes_per_s={leaf: 50}")
 
     assert slow == pytest.approx(50 * DEFAULT.inter_node_fraction, rel=0.02)
-    assert slow < 0.5 * busbw(TWO_NODES)
+    assert slow < 0.5 * busbw(FOUR_NODES)
 
 
 def test_measured_spine_bandwidth_counts_where_a_group_crosses_it() -> None:
     measured = "+cluster.node.busbw_gbytes_per_s={leaf: 180, spine: 60}"
-    across = Group(16, 8, 8, 2, spine=True)
+    across = Group(32, 8, 8, 4, spine=True)
 
-    assert busbw(across, measured) == pytest.approx(busbw(TWO_NODES, measured) / 3, rel=0.02)
+    assert busbw(across, measured) == pytest.approx(busbw(FOUR_NODES, measured) / 3, rel=0.02)
 
 
 @pytest.mark.parametrize("given", ["{nvlink: fast}", "{pci: 3}", "{leaf: -1}", "{leaf: 0}"])

@@ -158,6 +158,32 @@ def test_sizes_and_factors_are_those_of_nccl_tests(operation: str, factor: float
     assert (made.num_bytes, made.factor) == (4096, factor)
 
 
+def test_rates_between_nodes_are_told_for_the_whole_node() -> None:
+    from launcher.layout import Layout
+    from launcher.plan.record import Plan
+    from launcher.settings import load
+
+    job = load(["cluster=dgx_a100_80g", "cluster.num_nodes=4", "cluster.nodes_per_leaf=2"]).job
+    plan = Plan(job, Layout(tp=8, pp=1, dp=4), {}, (), {})
+
+    def line(link: str, operation: str, num_bytes: int, busbw: float, ranks: list[int]) -> dict[str, Any]:
+        slowest = {"ranks": ranks}
+        return {
+            "link": link, "operation": operation, "bytes": num_bytes, "busbw_gbytes_per_s": busbw, "slowest": slowest
+        }  # fmt: skip
+
+    rows = [
+        line("nvlink", "all_reduce", 1024, 1.0, list(range(8))),
+        line("nvlink", "all_reduce", 2**30, 229.0, list(range(8))),
+        line("nvlink", "all_gather", 2**30, 240.0, list(range(8))),
+        line("spine", "all_reduce", 2**30, 90.0, [0, 8, 16, 24]),
+        line("spine", "all_gather", 2**30, 22.0, [0, 8, 16, 24]),
+        line("spine", "all_gather", 2**30, 180.0, list(range(32))),
+    ]
+    assert collectives.cluster_keys(plan, rows) == {"nvlink": 229.0, "spine": 180.0}
+    assert collectives.cluster_keys(plan, rows[:-1]) == {"nvlink": 229.0, "spine": 8 * 22.0}
+
+
 @pytest.mark.parametrize(
     ("first", "last", "factor", "sizes"),
     [(1024, 4096, 2, [1024, 2048, 4096]), (1000, 9000, 8, [1024, 8192]), (1, 3, 2, [1, 2]), (5, 7, 2, [])],
