@@ -11,9 +11,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -28,37 +27,25 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import env
-from launcher.board import Board
+from launcher.board import Board, RankState
 from launcher.errors import JobFailed
-from launcher.launch import process, rank_env
-from launcher.launch.failure import LOG_HEADER, RankEnd, describe, first_failed
+from launcher.launch import process, rank_env, stacks
+from launcher.launch.failure import LOG_HEADER, RankEnd, describe, describe_hang, first_failed
 from launcher.launch.fork_server import Exit, ForkServer, RankStart
+from launcher.launch.ledger import Ledger
+from launcher.launch.node import NodeJob, tell
 from launcher.launch.output import Pump, Stream
+from launcher.launch.rank import STACKS_SIGNAL
 from launcher.launch.rank_env import Seat
-from launcher.launch.run_folder import RunFolder, utc_now
-from launcher.launch.settings import LaunchSettings
-from launcher.plan import Plan
+from launcher.launch.run_folder import utc_now, write_json
+from launcher.launch.watch import Hang, Straggler, Watch
 
-_SETTLE_S = 0.2  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
+_SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
 
 
 class Stopped(JobFailed):
     """The job was asked to stop, and did."""
-
-
-@dataclass(frozen=True)
-class NodeJob:
-    """What an agent runs on its node."""
-
-    plan: Plan
-    folder: RunFolder
-    script: Path
-    args: Sequence[str]
-    launch: LaunchSettings
-    node: int
-    num_ranks: int
-    num_threads: int
 
 
 class RankAgent(SimpleElasticAgent):
@@ -72,8 +59,8 @@ class RankAgent(SimpleElasticAgent):
         server: ForkServer,
         board: Board,
         pump: Pump,
-        streams: dict[int, tuple[Stream, Stream]],
-        tell: Callable[[str], None],
+        streams: Mapping[int, tuple[Stream, Stream]],
+        ledger: Ledger,
     ) -> None:
         spec = WorkerSpec(
             role="default",
@@ -84,20 +71,31 @@ class RankAgent(SimpleElasticAgent):
             monitor_interval=0.001,  # the waiting is in _monitor_workers, which wakes when something happens
         )
         super().__init__(spec, exit_barrier_timeout=300)
-        self._job, self._server, self._board, self._pump, self._streams = job, server, board, pump, streams
-        self._tell = tell
+        self._job, self._handler, self._server, self._board = job, handler, server, board
+        self._pump, self._streams, self._ledger = pump, streams, ledger
+        self._watch = self._new_watch()
         self._ends: list[RankEnd] = []
+        self._why = ""
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
         self._watching = False
-        self._starts = 0
+        self._first_rank = 0
+        self._step_at_start = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def handle_signals(self) -> None:
-        """Take over the signals that ask for a stop; call once, in the main thread."""
-        for number in {*self._job.launch.stop_signals, signal.SIGINT, signal.SIGTERM}:
+    def handle_signals(self, early: Sequence[int] = ()) -> None:
+        """Take over the signals that ask for a stop, and heed those that came before; call once, in the main thread."""
+        for number in self._job.launch.stop_signals:
             signal.signal(number, self._on_signal)
+        for came in early:
+            self._on_signal(came, None)
+
+    def leave(self) -> None:
+        """Leave the rendezvous; when this node ended the job, the others are told why."""
+        if self._why and hasattr(self._handler, "close_for_all"):
+            self._handler.close_for_all(self._why)
+        self._handler.shutdown()
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals.append(signal.Signals(number))
@@ -106,13 +104,18 @@ class RankAgent(SimpleElasticAgent):
         os.write(self._wake_write, b"x")
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._ledger.begin()
+        self._ledger.note("met")
         self._ends.clear()
-        self._starts += 1
+        self._watch = self._new_watch()
+        self._first_rank = worker_group.workers[0].global_rank
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
         for worker in worker_group.workers:
             self._board.clear(worker.local_rank)
         pids = self._server.start_ranks(ranks)
         self._watching = True
+        self._ledger.note("forked")
+        self._write_state("running", pids)
         return pids
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
@@ -126,7 +129,7 @@ class RankAgent(SimpleElasticAgent):
             num_nodes=group.group_world_size,
             master_addr=group.master_addr,
             master_port=group.master_port,
-            restarts=job.launch.max_restarts - self._remaining_restarts,
+            restarts=self._ledger.start - 1,
             max_restarts=job.launch.max_restarts,
             run_id=group.spec.rdzv_handler.get_run_id(),
         )
@@ -145,32 +148,38 @@ class RankAgent(SimpleElasticAgent):
                 "LAUNCHER_BOARD_FD": str(self._board.fd),
             },
             log=str(job.folder.rank_log(seat.rank)),
-            header=f"{LOG_HEADER}rank {seat.rank} of {seat.world_size}, start {self._starts}, {utc_now()}",
+            header=f"{LOG_HEADER}rank {seat.rank} of {seat.world_size}, start {self._ledger.start}, {utc_now()}",
             stdout=stdout.write_fd if stdout else -1,
             stderr=stderr.write_fd if stderr else -1,
             exec_python=job.launch.start == "spawn",
-            num_threads=int(env.get("OMP_NUM_THREADS") or job.num_threads),
+            num_threads=job.num_threads,
         )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        exits = self._server.exits(timeout_s=_POLL_S, wake_fd=self._wake_read)
-        self._note(worker_group, exits)
-        if any(end.code for end in self._ends) and not self._signals:
-            return self._failed(worker_group)
+        exits = self._server.exits(timeout_s=_POLL_S, wake_fds=self._wake_fds())
+        with suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        self._note_exits(worker_group, exits)
+        self._ledger.note_board(self._global(self._states()))
         if self._signals:
             self._work_on_stop()
+        elif any(end.code for end in self._ends):
+            return self._failed(worker_group)
+        elif self._server.running and (hang := self._watch.hang(self._states(), now=time.monotonic())):
+            return self._hung(worker_group, hang)
         if not self._server.running:
             if self._signals:
                 raise self._stopped()
-            return RunResult(
-                state=WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers}
-            )
+            self._write_state("done", {})
+            return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
+        self._tell_stragglers(self._watch.stragglers(self._states()))
         return RunResult(state=WorkerState.HEALTHY)
 
-    def _note(self, worker_group: Any, exits: Sequence[Exit]) -> None:
+    def _note_exits(self, worker_group: Any, exits: Sequence[Exit]) -> None:
         for ended in exits:
             worker = worker_group.workers[ended.local_rank]
             failed_at = self._board.state(ended.local_rank).failed_at
+            self._ledger.note("ended", rank=worker.global_rank, at=ended.at, code=ended.code)
             self._ends.append(
                 RankEnd(
                     rank=worker.global_rank,
@@ -188,41 +197,81 @@ class RankAgent(SimpleElasticAgent):
         """Gather what failed together, say who was first, and let torch decide on a restart."""
         deadline = time.monotonic() + _SETTLE_S
         while (left := deadline - time.monotonic()) > 0 and self._server.running:
-            self._note(worker_group, self._server.exits(timeout_s=left))
+            self._note_exits(worker_group, self._server.exits(timeout_s=left))
         self._pump.drain()
         failed = [end for end in self._ends if end.code]
         struck = process.oom_kills() - self._oom_kills
-        self._tell(describe(first_failed(failed), others=len(failed) - 1, oom_kills=struck))
+        self._give_up_or_restart(describe(first_failed(failed), others=len(failed) - 1, oom_kills=struck))
         failures = {end.rank: ProcessFailure(end.local_rank, end.pid, end.code, error_file="") for end in failed}
         return RunResult(state=WorkerState.FAILED, failures=failures)
 
+    def _hung(self, worker_group: WorkerGroup, hang: Hang) -> RunResult:
+        """Say where every rank stands, and treat the hang as a failure."""
+        pids = dict(self._server.running)
+        logs = {r: self._job.folder.rank_log(self._first_rank + r) for r in pids}
+        found = stacks.dump(pids, logs=logs, send=lambda ranks: self._server.signal(STACKS_SIGNAL, ranks))
+        traces = {r: text for r, pid in pids.items() if (text := stacks.py_spy(pid))}
+        for rank, text in traces.items():
+            with logs[rank].open("a") as log:
+                log.write(f"{LOG_HEADER}py-spy on a hang, {utc_now()}\n{text}\n")
+        self._pump.drain()
+        self._give_up_or_restart(
+            describe_hang(hang, found, first_rank=self._first_rank, node=self._job.node, logs=self._job.folder.logs)
+        )
+        return RunResult(state=WorkerState.UNHEALTHY)
+
+    def _give_up_or_restart(self, message: str) -> None:
+        """Tell a failure, and what comes next; progress since the last start gives the restart budget back."""
+        launch = self._job.launch
+        progress = self._newest_step() - self._step_at_start
+        if progress >= launch.refill_steps:
+            self._remaining_restarts = launch.max_restarts
+        self._step_at_start = self._newest_step()
+        left = self._remaining_restarts
+        tell(message + (f"\nstarting the ranks again; {left - 1} more restarts are left" if left else ""))
+        self._ledger.note("failed", restarts_left=left)
+        self._why = "" if left else message
+        self._write_state("restarting" if left else "failed", {}, message)
+
+    def _tell_stragglers(self, found: Sequence[Straggler]) -> None:
+        for slow in found:
+            rank = self._first_rank + slow.local_rank
+            tell(
+                f"rank {rank} (node {self._job.node}, {socket.gethostname()}) is slow: {slow.step_s:.3g} s a step, "
+                f"{slow.factor:.1f} × the median of its node's ranks, for {slow.steps} steps"
+            )
+            self._ledger.note("straggler", rank=rank, step_s=slow.step_s, median_s=slow.median_s)
+
     def _work_on_stop(self) -> None:
         """The first signal asks ranks that heed it to stop at a step's end and ends the others; a second ends all."""
-        now = time.monotonic()
-        heeded = all(self._board.state(local_rank).heeds_stop for local_rank in self._server.running)
+        now, grace_s = time.monotonic(), self._job.launch.grace_s
         if self._stop_deadline is None:
+            states = self._states()
+            heeded = bool(self._server.running) and all(states[rank].heeds_stop for rank in self._server.running)
             self._board.request_stop()
-            self._stop_deadline = now + (self._job.launch.grace_s if heeded else 0.0)
-            if heeded and self._server.running:
-                self._tell(
-                    f"{self._signals[0].name}: stopping at the end of this step, "
-                    f"within {self._job.launch.grace_s:g} s; a second signal stops at once"
+            self._stop_deadline = now + (grace_s if heeded else 0.0)
+            self._write_state("stopping", self._server.running)
+            if heeded:
+                tell(
+                    f"{self._signals[0].name}: stopping at the end of this step, within {grace_s:g} s; "
+                    "a second signal stops at once"
                 )
         if len(self._signals) > 1 or now >= self._stop_deadline:
-            self._end_ranks(at_once=len(self._signals) > 1)
+            self._end_ranks()
 
     def _stopped(self) -> Stopped:
-        steps = [self._board.state(r).step for r in range(self._job.num_ranks)]
-        where = f" after step {max(steps)}" if any(steps) else ""
-        return Stopped(f"stopped by {self._signals[0].name}{where}")
+        step = self._newest_step()
+        message = f"stopped by {self._signals[0].name}" + (f" after step {step}" if step else "")
+        self._why = message
+        self._write_state("stopped", {}, message)
+        return Stopped(message)
 
-    def _end_ranks(self, *, at_once: bool = False) -> None:
-        """TERM, and after launch.kill_after_s KILL; returns when no rank runs."""
-        if self._server.running and not at_once:
-            self._server.signal(signal.SIGTERM)
-            deadline = time.monotonic() + self._job.launch.kill_after_s
-            while self._server.running and (left := deadline - time.monotonic()) > 0 and len(self._signals) < 2:
-                self._server.exits(timeout_s=left, wake_fd=self._wake_read)
+    def _end_ranks(self) -> None:
+        """TERM, and after launch.kill_after_s (or a second signal) KILL; returns when no rank runs."""
+        deadline = time.monotonic() + self._job.launch.kill_after_s
+        self._server.signal(signal.SIGTERM)
+        while self._server.running and len(self._signals) < 2 and (left := deadline - time.monotonic()) > 0:
+            self._server.exits(timeout_s=left, wake_fds=[self._wake_read])
         self._server.signal(signal.SIGKILL, tree=True)
         while self._server.running:
             self._server.exits(timeout_s=1.0)
@@ -235,3 +284,40 @@ class RankAgent(SimpleElasticAgent):
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
         self._end_ranks()
         self._pump.drain()
+
+    def _new_watch(self) -> Watch:
+        launch = self._job.launch
+        return Watch(launch.hang_timeout_s, launch.straggler_factor, launch.straggler_steps)
+
+    def _states(self) -> dict[int, RankState]:
+        return {rank: self._board.state(rank) for rank in range(self._job.num_ranks)}
+
+    def _global(self, states: Mapping[int, RankState]) -> dict[int, RankState]:
+        return {self._first_rank + rank: state for rank, state in states.items()}
+
+    def _newest_step(self) -> int:
+        return max(state.step for state in self._states().values())
+
+    def _wake_fds(self) -> list[int]:
+        """What ends a wait early: our own signals, and news from the coordinator."""
+        fileno = getattr(self._handler, "fileno", None)
+        news = fileno() if fileno else -1
+        return [self._wake_read, *([news] if news >= 0 else [])]
+
+    def _write_state(self, state: str, pids: Mapping[int, int], message: str = "") -> None:
+        write_json(
+            self._job.folder.node_state(self._job.node),
+            {
+                "state": state,
+                "pid": os.getpid(),
+                "started_at": process.started_at(os.getpid()),
+                "host": socket.gethostname(),
+                "node": self._job.node,
+                "board_fd": self._board.fd,
+                "ranks": {str(self._first_rank + rank): pid for rank, pid in pids.items()},
+                "starts": self._ledger.start,
+                "restarts_left": self._remaining_restarts,
+                "message": message,
+                "updated": utc_now(),
+            },
+        )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.launch.run_folder import tail
+from launcher.launch.stacks import Stack
+from launcher.launch.watch import Hang, odd_ones_out
 
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25
+_SHOWN_FRAMES = 5
 LOG_HEADER = "=== launcher: "  # begins the line that each start of a rank writes into its log
 
 
@@ -50,6 +53,31 @@ def describe(end: RankEnd, *, others: int, oom_kills: int) -> str:
     said = last_words(end.log)
     lines.append(f"its log: {end.log}" + ("; its last words:" if said else " (empty)"))
     return "\n".join([*lines, *(f"    {line}" for line in said)])
+
+
+def describe_hang(hang: Hang, stacks: Mapping[int, Stack], *, first_rank: int, node: int, logs: Path) -> str:
+    """Who hangs, who is the odd one out, and where each group of ranks stands."""
+    silent = ", ".join(str(first_rank + r) for r in hang.silent)
+    lines = [f"the job hangs: no heartbeat from rank {silent} of node {node} for {hang.silent_s:.0f} s"]
+    stopped = [r for r, stack in stacks.items() if stack.state == "T"]
+    places = {r: stack.frames for r, stack in stacks.items() if stack.frames}
+    for ranks, what in (
+        (stopped, "is stopped (SIGSTOP or a debugger)"),
+        (hang.behind, "is behind the others in steps"),
+        (odd_ones_out(places), "is somewhere else than the others"),
+    ):
+        lines += [f"odd one out: rank {first_rank + r} {what}" for r in ranks]
+    for frames, ranks in _by_place(stacks).items():
+        names = ", ".join(f"{first_rank + r} (step {hang.steps.get(r, 0)})" for r in ranks)
+        lines.append(f"rank {names}: {' < '.join(frames[:_SHOWN_FRAMES]) or 'gave no stack'}")
+    return "\n".join([*lines, f"the whole stacks are in {logs}/rank-<r>.log"])
+
+
+def _by_place(stacks: Mapping[int, Stack]) -> dict[tuple[str, ...], list[int]]:
+    places: dict[tuple[str, ...], list[int]] = {}
+    for rank, stack in stacks.items():
+        places.setdefault(stack.frames, []).append(rank)
+    return places
 
 
 def how_it_ended(code: int, *, oom_kills: int = 0) -> str:

@@ -127,13 +127,11 @@ class ForkServer:
         if self.running:
             self._send({"op": "signal", "number": int(number), "ranks": local_ranks, "tree": tree})
 
-    def exits(self, *, timeout_s: float, wake_fd: int = -1) -> list[Exit]:
-        """Ranks that have ended since the last call; waits up to `timeout_s`, or until `wake_fd` is readable."""
+    def exits(self, *, timeout_s: float, wake_fds: Sequence[int] = ()) -> list[Exit]:
+        """Ranks that have ended since the last call; waits up to `timeout_s`, or until a descriptor is readable."""
         found: list[Exit] = []
-        fds = [self.connection.fileno(), *([wake_fd] if wake_fd >= 0 else [])]
+        fds = [self.connection.fileno(), *wake_fds]
         ready, _, _ = select.select(fds, [], [], 0 if b"\n" in self._buffer else timeout_s)
-        if wake_fd in ready:
-            os.read(wake_fd, 4096)
         while b"\n" in self._buffer or self.connection.fileno() in ready:
             message = self._receive(timeout_s=0)
             if "exit" in message:

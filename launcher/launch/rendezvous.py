@@ -12,14 +12,11 @@ the host's own name does not tell which node it is; `host=NAME` to go by another
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import json
 import select
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from random import random
@@ -38,31 +35,14 @@ from torch.distributed.elastic.rendezvous import (
 
 from launcher.errors import InputError
 from launcher.launch.coordinator import Coordinator, keep_alive, listen
+from launcher.launch.meeting import Meeting, derived_port, node_of_host, refuse_hidden_loopback
 from launcher.launch.roster import Roster
 from launcher.launch.single_node import free_port
 
+__all__ = ["Meeting", "PlanOrdered", "create_handler", "derived_port", "handler_creator"]
+
 BACKEND = "launcher"
-FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
 STORE_TIMEOUT = timedelta(seconds=300)
-
-
-@dataclass(frozen=True)
-class Meeting:
-    """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place."""
-
-    run_id: str
-    host: str
-    port: int
-    num_nodes: int
-    node: int | None
-    name: str
-    min_nodes: int | None = None
-    hosts: tuple[str, ...] = ()
-    local_address: str | None = None
-    join_timeout_s: float = 600.0
-    rejoin_timeout_s: float = 120.0
-    last_call_s: float = 30.0
-    spare_wait_s: float = 10.0
 
 
 class PlanOrdered(RendezvousHandler):
@@ -293,42 +273,6 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
 def handler_creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
     """What torch's entry-point group `torchrun.handlers` loads."""
     return create_handler
-
-
-def node_of_host(name: str, hosts: Sequence[str]) -> int | None:
-    """The place of a host in the plan: by its exact name, else without its domain, else by either without case.
-
-    None where no name, or more than one, fits.
-    """
-    forms: tuple[Callable[[str], str], ...] = (str, _short, str.casefold, lambda host: _short(host).casefold())
-    for form in forms:
-        found = [i for i, host in enumerate(hosts) if form(host) == form(name)]
-        if len(found) == 1:
-            return found[0]
-    return None
-
-
-def refuse_hidden_loopback(host: str, *, num_nodes: int) -> None:
-    """Raise InputError where a host name means loopback on its own machine, as with Debian's 127.0.1.1."""
-    try:
-        address = ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0])
-    except OSError as error:
-        raise InputError(f"the coordinator's name {host} has no address here ({error.strerror})") from error
-    if num_nodes > 1 and address.is_loopback and host not in (str(address), "localhost"):
-        raise InputError(
-            f"{host} is {address} on its own machine, which the other {num_nodes - 1} nodes cannot reach: "
-            "give the address of its network interface as the coordinator"
-        )
-
-
-def derived_port(run_id: str) -> int:
-    """The same port for all nodes of a run, outside the range from which the kernel gives ports away."""
-    digest = hashlib.sha256(run_id.encode()).digest()
-    return FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
-
-
-def _short(host: str) -> str:
-    return host.partition(".")[0]
 
 
 def _hosts(params: RendezvousParameters) -> tuple[str, ...]:

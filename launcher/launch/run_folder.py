@@ -1,6 +1,6 @@
 """The run folder: one per job, everything about it in one place.
 
-plan.json  config.yaml  launch.json  logs/rank-<r>.log  ledger.jsonl  metrics.jsonl  result.json  checkpoints/
+plan.json  config.yaml  nodes/node-<n>.json  logs/rank-<r>.log  ledger.jsonl  metrics.jsonl  result.json  checkpoints/
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher.errors import InputError
 
-LEDGER_FILE, STATE_FILE = "ledger.jsonl", "launch.json"
+LEDGER_FILE = "ledger.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,9 @@ class RunFolder:
     def ledger(self) -> Path:
         return self.path / LEDGER_FILE
 
-    @property
-    def state(self) -> Path:
-        """What the agent knows of the run (`write_json`), for `launcher status`."""
-        return self.path / STATE_FILE
+    def node_state(self, node: int) -> Path:
+        """What the agent of a node knows of the run (`write_json`), for `launcher status`."""
+        return self.path / "nodes" / f"node-{node}.json"
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
@@ -59,6 +58,7 @@ def create_run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path)
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
+        (path / "nodes").mkdir(exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()

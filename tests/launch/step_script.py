@@ -1,0 +1,49 @@
+"""A job of steps with a checkpoint: resumes where the newest finished step left off, tells its agent of every step.
+
+Arguments: steps=N, dir=FOLDER (the checkpoint and marks), step_s=S; until=PATH goes on until that file exists.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from launcher.worker.stop import Pulse
+
+options = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+folder, steps, step_s = Path(options["dir"]), int(options.get("steps", 1000000)), float(options.get("step_s", 0.02))
+rank, node = int(os.environ["RANK"]), int(os.environ["GROUP_RANK"])
+
+dist.init_process_group("gloo")
+pulse = Pulse()
+saved = folder / "step"
+first = torch.tensor([int(saved.read_text()) if rank == 0 and saved.exists() else 0])
+dist.broadcast(first, src=0)
+restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+print(f"node {node} rank {rank} restart {restarts} begins after step {first.item()}")
+sys.stdout.flush()
+
+for step in range(int(first.item()) + 1, steps + 1):
+    began = time.monotonic()
+    total = torch.ones(1)
+    time.sleep(step_s)
+    if options.get("slow") == str(rank):
+        time.sleep(3 * step_s)
+    own_s = time.monotonic() - began
+    if options.get("stuck") == f"{rank}:{step}":
+        time.sleep(1000)
+    dist.all_reduce(total)
+    if rank == 0:
+        temporary = folder / ".step"
+        temporary.write_text(str(step))
+        temporary.replace(saved)
+    if pulse.step_done(step, step_s=own_s):
+        print(f"rank {rank} was asked to stop after step {step}", flush=True)
+        break
+    if "until" in options and Path(options["until"]).exists():
+        break
+pulse.close()
+dist.destroy_process_group()

@@ -1,0 +1,97 @@
+"""Jobs over several simulated nodes: the plan's order, and its return after every kind of loss."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nodes import Nodes
+
+pytestmark = pytest.mark.slow
+HOSTS = ("node2", "node10", "NODE1")  # sorted by name they would be NODE1, node10, node2
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
+    made: list[Nodes] = []
+
+    def make(*args: str, **options: Any) -> Nodes:
+        made.append(Nodes(tmp_path, args=args, **options))
+        return made[-1]
+
+    yield make
+    for job in made:
+        job.kill_all()
+
+
+def test_order_holds_from_arrival_through_loss_of_rank_agent_and_coordinator(
+    nodes: Callable[..., Nodes], tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    job = nodes(f"until={end}", hosts=HOSTS, ranks=2, launch={"max_restarts": 20, "start": "fork"})
+    for name in reversed(HOSTS):
+        job.start(name)
+    assert job.wait_for_steps(), job.told(HOSTS[0])
+    expected = [(rank // 2, rank) for rank in range(6)]
+    assert [starts[-1] for starts in job.begun()] == expected
+
+    for victim in ("rank", "agent", "coordinator"):
+        saved = job.saved
+        name = HOSTS[0] if victim == "coordinator" else HOSTS[1]
+        os.kill(job.ranks_of(name)[1] if victim == "rank" else job.agents[name].pid, signal.SIGKILL)
+        if victim != "rank":
+            job.agents[name].wait()
+            job.start(name)
+        assert job.wait_for_steps(), (victim, [job.told(h)[-2000:] for h in HOSTS])
+        assert [starts[-1] for starts in job.begun()] == expected, victim
+        assert job.saved > saved
+
+    members = job.members()
+    end.touch()
+    assert set(job.finish().values()) == {0}, [job.told(h)[-2000:] for h in HOSTS]
+    assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = nodes(f"until={end}", hosts=HOSTS, launch={"max_restarts": 5}, meet={"spare_wait_s": 0.2})
+    for name in HOSTS:
+        job.start(name)
+    assert job.wait_for_steps()
+    job.start("spare")  # after the first round: with so short a wait it would sit down before a slow node comes
+    assert [starts[-1] for starts in job.begun()] == [(0, 0), (1, 1), (2, 2)]
+    job.agents.pop(HOSTS[1]).kill()
+    assert job.wait_for(lambda: len(job.begun()[1]) == 2), job.told("spare")
+    assert job.wait_for_steps()
+    assert [starts[-1] for starts in job.begun()] == [(0, 0), (1, 1), (2, 2)]
+    end.touch()
+    assert set(job.finish().values()) == {0}
+
+
+def test_missing_nodes_are_named_when_the_wait_is_over(nodes: Callable[..., Nodes]) -> None:
+    job = nodes(hosts=HOSTS, meet={"join_timeout_s": 3.0})
+    job.start("node2")
+    assert job.finish() == {"node2": 1}
+    assert "node10 (node 1), NODE1 (node 2)" in job.told("node2")
+    assert "Traceback" not in job.told("node2")
+
+
+def test_a_node_without_its_coordinator_says_whom_it_waited_for(nodes: Callable[..., Nodes]) -> None:
+    job = nodes(hosts=HOSTS, meet={"join_timeout_s": 1.0})
+    job.start("node10")
+    assert job.finish() == {"node10": 1}
+    assert f"cannot reach the coordinator 127.0.0.1:{job.port}" in job.told("node10")
+
+
+def test_a_failure_without_restarts_ends_every_node_with_the_reason(nodes: Callable[..., Nodes]) -> None:
+    job = nodes(hosts=HOSTS[:2])
+    for name in HOSTS[:2]:
+        job.start(name)
+    assert job.wait_for_steps()
+    os.kill(job.ranks_of("node10")[0], signal.SIGKILL)
+    assert set(job.finish().values()) == {1}
+    assert "rank 1 failed first" in job.told("node10")
