@@ -69,11 +69,11 @@ def test_a_sweep_is_one_array_and_its_log_names_the_task() -> None:
     settings = SlurmSettings.from_config({"array_limit": 2})
     argv = submit_request(plan(), settings, WHERE, array_size=6).argv
     assert "--array=0-5%2" in argv
-    assert "--output=logs/slurm-%A_%a.out" in argv
+    assert "--output=/home/me/runs/gpt-1/logs/slurm-%A_%a.out" in argv
 
 
 def test_the_shell_text_and_the_argv_are_the_same_command(tmp_path: Path) -> None:
-    hostile = tmp_path / "a b'c\"d$(touch pwned)`touch pwned`\n;touch pwned;\\ %j *"
+    hostile = tmp_path / "a b'c\"d$(touch pwned)`touch pwned`\n;touch pwned; %j *"
     hostile.mkdir()
     settings = SlurmSettings.from_config({"comment": "$(touch pwned) 'x'", "job_name": hostile.name})
     where = Where(hostile, Path(__file__).parents[2] / "slurm" / "train.sbatch", "/usr/bin/python3")
@@ -148,6 +148,14 @@ def test_a_folder_that_a_mount_cannot_name_is_refused_with_a_container() -> None
     with pytest.raises(InputError, match="':' or ','"):
         submit_request(plan(), settings, where)
     assert submit_request(plan(), SlurmSettings(), where).argv
+
+
+def test_a_percent_sign_in_the_folder_is_no_pattern_and_a_backslash_is_refused() -> None:
+    where = Where(Path("/runs/50%j"), WHERE.script, WHERE.python)
+    argv = submit_request(plan(), SlurmSettings(), where).argv
+    assert {"--chdir=/runs/50%j", "--output=/runs/50%%j/logs/slurm-%j.out"} <= set(argv)
+    with pytest.raises(InputError, match="backslash"):
+        submit_request(plan(), SlurmSettings(), Where(Path("/runs/a\\b"), WHERE.script, WHERE.python))
 
 
 def test_fewer_nodes_need_leave_to_plan_again() -> None:

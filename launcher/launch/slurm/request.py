@@ -12,7 +12,7 @@ from launcher.launch.slurm.settings import SlurmSettings
 from launcher.plan import Plan
 
 LONGEST_NAME = 120
-# What Slurm writes beside the run's own logs. Relative to --chdir: Slurm expands % in the pattern, not in the folder.
+# What Slurm writes beside the run's own logs.
 LOG_PATTERN = "logs/slurm-%j.out"
 ARRAY_LOG_PATTERN = "logs/slurm-%A_%a.out"
 OPTION_KEYS = {
@@ -79,7 +79,7 @@ def submit_request(
         f"--signal=B:{settings.signal}@{settings.signal_lead_s}",
         "--requeue" if settings.requeue else "--no-requeue",
         f"--chdir={where.run_folder}",
-        f"--output={ARRAY_LOG_PATTERN if array_size else LOG_PATTERN}",
+        f"--output={_log_folder(where)}/{ARRAY_LOG_PATTERN if array_size else LOG_PATTERN}",
         "--open-mode=append",
         *(["--export=NONE"] if settings.export == "none" else []),
         *([f"--array=0-{array_size - 1}{_limit(settings)}"] if array_size else []),
@@ -93,6 +93,13 @@ def job_name(name: str) -> str:
     """A name that every Slurm tool shows on one line."""
     printable = "".join(c if c.isprintable() else "_" for c in name)
     return printable[:LONGEST_NAME] or "launcher"
+
+
+def _log_folder(where: Where) -> str:
+    """The run folder as Slurm's patterns want it: a percent sign doubled. A backslash cannot be written at all."""
+    if "\\" in str(where.run_folder):
+        raise InputError(f"Slurm cannot write a log under {where.run_folder}: choose a run_dir without a backslash")
+    return str(where.run_folder).replace("%", "%%")
 
 
 def _limit(settings: SlurmSettings) -> str:

@@ -1,0 +1,131 @@
+"""A real Slurm for the tests: slurm/testcluster, started once, stopped by pid at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTCLUSTER = ROOT / "slurm" / "testcluster"
+STEPPER = Path(__file__).parent / "stepper.py"
+# Slurm's order (node1, node2, node9, node10) alternates between the leaves; by string node10 comes before node2.
+LEAVES = ("node10,node2", "node1,node9")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
+POLL_S = 0.2
+
+
+class Slurm:
+    """The test cluster, and what a person types on its login node."""
+
+    def __init__(self, folder: Path, runs: Path) -> None:
+        self.folder, self.runs = folder, runs
+        conf = str(folder / "etc" / "slurm.conf")
+        self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": conf, "OMP_NUM_THREADS": "1"}
+
+    def run(self, *argv: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = {**self.environment, **environment}
+        done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=120, cwd=self.runs)
+        assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        return done
+
+    def launcher(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run(sys.executable, "-m", "launcher.cli", *words, check=check, **environment)
+
+    def submit(self, run: Path, *words: str, args: Sequence[str] = (), **environment: str) -> str:
+        """`launcher submit` on the test cluster; returns the job id."""
+        overrides = ["cluster=testcluster", f"run_dir={run}", *words]
+        rest = ["--", *args] if args else []
+        return self.launcher("submit", *overrides, *rest, **environment).stdout.strip()
+
+    def submit_steps(self, run: Path, *words: str, nodes: int, args: Sequence[str]) -> str:
+        """A stepper over `nodes` nodes of one rank."""
+        shape = [f"cluster.num_nodes={nodes}", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
+        layout = ["layout.tp=1", "layout.pp=1", f"layout.dp={nodes}"]
+        return self.submit(run, f"script={STEPPER}", *shape, *layout, *words, args=args)
+
+    def state(self, job_id: str) -> str:
+        return self.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").stdout.strip()
+
+    def wait(self, job_id: str, *states: str, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while (state := self.state(job_id)) not in states:
+            if time.monotonic() > deadline or state in {"FAILED", "CANCELLED", "TIMEOUT", "COMPLETED", "NODE_FAIL"}:
+                raise AssertionError(f"job {job_id} is {state}, not {states}:\n{self.logs()}")
+            time.sleep(POLL_S)
+
+    def logs(self) -> str:
+        return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(self.runs.glob("*/logs/slurm-*.out")))
+
+    def idle(self) -> None:
+        self.run("scancel", "--me")
+        deadline = time.monotonic() + 60
+        while set(self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()) != {"idle"}:
+            assert time.monotonic() < deadline, self.run("sinfo", "-N").stdout
+            time.sleep(POLL_S)
+
+
+def wait_for(path: Path, text: str, *, timeout_s: float = 90) -> str:
+    """The content of a file, as soon as it holds `text`."""
+    deadline = time.monotonic() + timeout_s
+    while not (path.exists() and text in path.read_text()):
+        assert time.monotonic() < deadline, f"no {text!r} in {path}: {path.read_text() if path.exists() else 'absent'}"
+        time.sleep(POLL_S)
+    return path.read_text()
+
+
+def steps(run: Path) -> list[dict[str, int]]:
+    """What the stepper did."""
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+def ledger(run: Path) -> list[dict[str, object]]:
+    """Lines of the run's ledger."""
+    return [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+
+
+def events(run: Path, name: str) -> list[dict[str, object]]:
+    """What the driver of the batch job noted under this name."""
+    return [line for line in ledger(run) if line.get("event") == name]
+
+
+@pytest.fixture(scope="session")
+def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    missing = [name for name in NEEDED if not shutil.which(name, path=PATH)]
+    if missing:
+        pytest.skip(f"no Slurm here ({', '.join(missing)} missing): see slurm/testcluster --help for what to install")
+    if os.geteuid() != 0:
+        pytest.skip("slurm/testcluster needs root: it gives every node a host name of its own")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket wants a short path
+    port = 17000 + os.getpid() % 3000
+    leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
+    try:
+        run_testcluster("start", "--dir", str(folder), "--port", str(port), *leaves)
+        yield Slurm(folder, tmp_path_factory.mktemp("runs"))
+        run_testcluster("stop", "--dir", str(folder))
+    finally:
+        shutil.rmtree(folder)
+
+
+def run_testcluster(*words: str) -> None:
+    """slurm/testcluster; fails with what it said."""
+    done = subprocess.run([str(TESTCLUSTER), *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def slurm(slurm_session: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """An idle cluster, that this process too takes for its own."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, slurm_session.environment[name])
+    slurm_session.idle()
+    return slurm_session

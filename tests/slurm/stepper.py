@@ -1,0 +1,56 @@
+"""A small training job for the tests of a job's life: steps of 0.2 s, a checkpoint when asked to stop, resume.
+
+stepper.py STEPS [fail=STEP] [no-checkpoint]: writes steps.jsonl (every step that was done, and in which start).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from launcher.worker.stop import Pulse
+
+STEP_S = 0.2
+
+
+def main() -> int:
+    num_steps, options = int(sys.argv[1]), dict(word.partition("=")[::2] for word in sys.argv[2:])
+    folder, rank = Path(os.environ["LAUNCHER_RUN_DIR"]), int(os.environ["RANK"])
+    start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    dist.init_process_group("gloo")
+    print(f"rank {rank} runs on {socket.gethostname()}, secret {os.environ.get('WANDB_API_KEY')}", flush=True)
+    pulse = Pulse()
+    checkpoints = folder / "checkpoints"
+    first = max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+    for step in range(first + 1, num_steps + 1):
+        time.sleep(STEP_S)
+        dist.all_reduce(torch.ones(1))
+        if rank == 0:
+            with (folder / "steps.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "start": start, "world": dist.get_world_size()}) + "\n")
+        if step == int(options.get("fail", 0)):
+            raise RuntimeError("this job fails by itself")
+        if pulse.step_done(step, step_s=STEP_S):
+            if rank == 0 and "no-checkpoint" not in options:
+                time.sleep(1)  # as a checkpoint that takes its time: nobody may end the ranks meanwhile
+                (checkpoints / f"step-{step}").mkdir(parents=True)
+            dist.barrier()
+            pulse.close()
+            dist.destroy_process_group()
+            return 0
+    pulse.close()
+    if rank == 0:
+        (folder / "result.json").write_text("{}\n")
+    dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""Whole jobs on a real Slurm: placement, losses, requeue, node failure, cancel, hostile names, secrets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Slurm, events, ledger, steps, wait_for
+
+from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here(slurm: Slurm) -> None:
+    run = slurm.runs / "gpt $(touch pwned) 'q' \"d\" `touch pwned`;\n%j end"
+    job_id = slurm.submit(run, *GPT, "launch.gpus_per_node=2", "launch.gpu_type=a100", WANDB_API_KEY=SECRET)
+    slurm.wait(job_id, "COMPLETED", timeout_s=240)
+
+    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    leaf_of = {"node10": 1, "node2": 1, "node1": 2, "node9": 2}
+    assert [leaf_of[host] for host in hosts] in ([1, 1, 2, 2], [2, 2, 1, 1])
+    [step] = events(run, "slurm_step")
+    [placed] = events(run, "slurm_placed")
+    assert placed["hosts"] == hosts
+    assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(4)] == hosts
+    seats = {(line["node"], line["rank"]) for line in ledger(run) if line.get("phase") == "script"}
+    assert seats == {(rank // 2, rank) for rank in range(8)}
+    overhead = [float(str(e["seconds"])) for n in ("slurm_placed", "slurm_preflight") for e in events(run, n)]
+    assert len(overhead) == 2
+
+    local = slurm.runs / "local"
+    slurm.launcher("run", "cluster=cpu", *GPT, f"run_dir={local}")
+    assert losses(run) == pytest.approx(losses(local), rel=1e-5)
+
+    described = slurm.run("scontrol", "show", "job", job_id).stdout
+    assert SECRET not in described + slurm.run("scontrol", "write", "batch_script", job_id, "-").stdout
+    everywhere = subprocess.run(
+        ["grep", "-r", "-l", "-a", SECRET, str(slurm.runs), str(slurm.folder)], capture_output=True
+    )
+    assert everywhere.stdout == b""
+    assert not list(slurm.runs.rglob("pwned")) and not (ROOT / "pwned").exists()
+    assert "srun" in str(step["argv"])
+
+
+def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(slurm: Slurm) -> None:
+    run = slurm.runs / "limit"
+    job_id = slurm.submit_steps(run, "launch.time=1", "launch.signal_lead_s=30", nodes=2, args=["200"])
+    slurm.wait(job_id, "COMPLETED", timeout_s=200)
+    done = steps(run)
+    assert [line["step"] for line in done] == list(range(1, 201))  # nothing twice, nothing left out
+    assert {line["start"] for line in done} >= {0, 1}
+    assert len(events(run, "slurm_start")) == done[-1]["start"] + 1
+    assert "requeued" in str(events(run, "slurm_end")[0]["why"])
+
+
+def test_preemption_checkpoints_and_requeues(slurm: Slurm) -> None:
+    run = slurm.runs / "preempted"
+    job_id = slurm.submit_steps(run, nodes=4, args=["60"])
+    wait_for(run / "steps.jsonl", '"step": 5')
+    urgent = slurm.run(
+        "sbatch", "--parsable", "-p", "high", "-N4", "-o", "/dev/null", "--wrap", "sleep 1"
+    ).stdout.strip()
+    slurm.wait(urgent, "COMPLETED")
+    slurm.wait(job_id, "COMPLETED")
+    assert [line["step"] for line in steps(run)] == list(range(1, 61))
+    assert {line["start"] for line in steps(run)} == {0, 1}
+
+
+def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm) -> None:
+    run = slurm.runs / "node failure"
+    words = ["launch.replan=shrink", "launch.min_nodes=2", "train.global_batch=12"]
+    job_id = slurm.submit_steps(run, *words, nodes=4, args=["40"])
+    wait_for(run / "steps.jsonl", '"step": 5')
+    slurm.run("scancel", "--signal=USR1", "--batch", job_id)  # a checkpoint to come back to
+    wait_for(run / "steps.jsonl", '"start": 1')
+    first = "node1"  # of Slurm's order: the batch script runs there
+    victim = next(host for host in json.loads((run / "plan.json").read_text())["hosts"] if host != first)
+    slurm.run(str(ROOT / "slurm" / "testcluster"), "kill-node", victim, "--dir", str(slurm.folder))
+    try:
+        slurm.wait(job_id, "COMPLETED", timeout_s=150)
+        done = steps(run)
+        assert done[-1] == {"step": 40, "start": done[-1]["start"], "world": 3}
+        assert victim not in json.loads((run / "plan.json").read_text())["hosts"]
+        assert json.loads((run / "plan.json").read_text())["training"]["global_batch"] == 12
+    finally:
+        slurm.run(str(ROOT / "slurm" / "testcluster"), "start-node", victim, "--dir", str(slurm.folder))
+
+
+def test_an_application_error_ends_the_job_and_is_explained(slurm: Slurm) -> None:
+    run = slurm.runs / "error"
+    job_id = slurm.submit_steps(run, nodes=2, args=["50", "fail=3"])
+    slurm.wait(job_id, "FAILED")
+    found = SubmittedRun.find(str(run))
+    told = status(found)
+    assert (told.job_id, told.state, told.restarts) == (job_id, "FAILED", 0)
+    log = b"".join(read_log(found, rank=None, following=True)).decode()
+    assert "this job fails by itself" in log
+    assert "not requeued" in log
+
+
+def test_scancel_and_scontrol_requeue_end_as_documented(slurm: Slurm) -> None:
+    run = slurm.runs / "cancelled"
+    job_id = slurm.submit_steps(run, nodes=1, args=["500"])
+    wait_for(run / "steps.jsonl", '"step": 2')
+    slurm.run("scontrol", "requeue", job_id)
+    wait_for(run / "steps.jsonl", '"start": 1')
+    assert cancel(SubmittedRun.find(str(run))) == f"job {job_id} is being cancelled"
+    slurm.wait(job_id, "CANCELLED")
+    assert cancel(SubmittedRun.find(job_id)) == f"job {job_id} has ended already: CANCELLED"
+    assert "ended by Slurm" in str(events(run, "slurm_end")[0]["why"])
