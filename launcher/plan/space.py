@@ -119,8 +119,10 @@ class Space:
         return [Schedule(v, pinned or default_schedule(v)) for v in virtual]
 
     def zero_stages(self, degrees: Degrees) -> Sequence[int]:
-        """ZeRO shards over dp × cp ranks; over one there is nothing to shard."""
-        return _pinned_or(self.request.zero_stage, ZERO_STAGES if degrees.dp * degrees.cp > 1 else (0,))
+        """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0."""
+        if self.request.zero_stage is not None or degrees.dp * degrees.cp > 1:
+            return _pinned_or(self.request.zero_stage, ZERO_STAGES)
+        return (1,) if self.refused(Layout(degrees.tp, degrees.pp, 1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:
         """Axis orders whose groups differ in the links they cross, the usual order first.

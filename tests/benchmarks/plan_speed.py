@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.cost.model import CostModel
@@ -51,16 +52,20 @@ def plan_once(model: str, nodes: int, batch: int) -> dict[str, float]:
     }
 
 
+def _layouts(space: Space) -> Iterator[Layout]:
+    """Every layout with ZeRO-1 whose degrees divide the batch."""
+    for degrees in space.degrees():
+        if space.job.training.global_batch % degrees.dp:
+            continue
+        for passes in space.passes(degrees):
+            for schedule in space.schedules(degrees, passes.micro_batch):
+                for order in space.axis_orders(degrees):
+                    yield space.layout(degrees, passes, schedule, zero_stage=1, axis_order=order)
+
+
 def estimate_us(job: Job, *, count: int = 2000) -> tuple[float, float]:
     """CPU microseconds of one estimate: with nothing kept from others, and among many that share parts."""
-    space = Space(job, LayoutRequest())
-    layouts: list[Layout] = []
-    for degrees in space.degrees():
-        if job.training.global_batch % degrees.dp == 0:
-            for passes in space.passes(degrees):
-                layouts += [
-                    space.layout(degrees, passes, zero_stage=1, axis_order=o) for o in space.axis_orders(degrees)
-                ]
+    layouts = list(_layouts(Space(job, LayoutRequest())))
     layouts = layouts[:: max(1, len(layouts) // count)]
     started = time.process_time()
     for layout in layouts[:200]:

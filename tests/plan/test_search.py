@@ -1,0 +1,280 @@
+"""The search against brute force, and what it promises."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from itertools import permutations, product
+from statistics import median
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import cluster, job, model
+
+from launcher.cost.model import CostModel
+from launcher.errors import InputError, NoLayoutFits
+from launcher.layout import Layout, LayoutRequest
+from launcher.layout.degrees import AXES, RECOMPUTE_MODES
+from launcher.layout.job import Job
+from launcher.layout.legality import divisors, problems
+from launcher.layout.resolve import default_schedule, with_layer_split
+from launcher.model import Training
+from launcher.plan.search import SLOWER, UNFIT, search
+
+TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
+SMALL_JOBS = {
+    "one node": job(on=cluster(domains=(4,)), of=TINY, global_batch=4),
+    "two domains": job(on=cluster(domains=(4, 4)), of=TINY, global_batch=4),
+    "two leaves": job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4),
+    "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
+    "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
+    "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
+    "deepspeed": Job(cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed")),
+}
+
+
+@cache
+def every_layout(name: str, *, across: bool = False) -> list[Layout]:
+    """All legal layouts but for schedules that are never chosen unasked, by trying every combination of keys."""
+    some_job = SMALL_JOBS[name]
+    world, batch = some_job.cluster.max_ranks, some_job.training.global_batch
+    orders = ["-".join(order) for order in permutations(AXES)]
+    found = []
+    for tp, pp, cp in product(divisors(world), repeat=3):
+        if world % (tp * pp * cp):
+            continue
+        dp = world // (tp * pp * cp)
+        for ep, virtual, micro_batch in product(
+            divisors(max(1, some_job.model.num_experts)), (1, 2, 3, 6), divisors(batch)
+        ):
+            plain = Layout(tp, pp, dp, cp, ep, virtual, micro_batch, schedule=default_schedule(virtual))
+            plain = replace(plain, tp_across_domains=across)
+            if any("degree" in problem for problem in problems(some_job, plain)):
+                continue
+            for zero, recompute, sequence, order in product(range(4), RECOMPUTE_MODES, (False, True), orders):
+                layout = replace(
+                    plain, zero_stage=zero, recompute=recompute, sequence_parallel=sequence, axis_order=order
+                )
+                layout = with_layer_split(some_job, layout)
+                if not problems(some_job, layout):
+                    found.append(layout)
+    return found
+
+
+def times(some_job: Job, layouts: list[Layout]) -> list[float]:
+    """Step times of the layouts that fit, ascending, equal ones once."""
+    cost = CostModel(some_job)
+    fitting = [e.step_time_s for e in map(cost.estimate, layouts) if e.fits]
+    return sorted(set(fitting))
+
+
+@cache
+def little_memory(name: str) -> Job:
+    """One of the small jobs on GPUs that about half of its layouts fit, so that the best are at the edge."""
+    some_job = SMALL_JOBS[name]
+    cost, gpu = CostModel(some_job), some_job.cluster.node.gpu
+    needs = sorted(cost.memory(layout).total_bytes for layout in every_layout(name)[::7])
+    memory_bytes = int(median(needs) * gpu.memory_bytes / cost.usable_bytes)
+    node = replace(some_job.cluster.node, gpu=replace(gpu, memory_bytes=memory_bytes))
+    return replace(some_job, cluster=replace(some_job.cluster, node=node))
+
+
+@pytest.mark.parametrize("name", SMALL_JOBS)
+def test_the_best_are_those_of_brute_force(name: str) -> None:
+    some_job = little_memory(name)
+    expected = times(some_job, every_layout(name))[:5]
+    found = search(some_job, LayoutRequest(), top=200).candidates
+    assert sorted({c.estimate.step_time_s for c in found})[:5] == pytest.approx(expected, rel=1e-12)
+
+
+def test_brute_force_agrees_where_tp_may_cross_domains() -> None:
+    some_job = SMALL_JOBS["two leaves"]
+    expected = times(some_job, every_layout("two leaves", across=True))[:5]
+    found = search(some_job, LayoutRequest(tp_across_domains=True), top=400).candidates
+    assert sorted({c.estimate.step_time_s for c in found})[:5] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", SMALL_JOBS)
+@pytest.mark.parametrize("top", [1, 3, 10])
+def test_pruning_never_changes_the_best(name: str, top: int) -> None:
+    """A search that keeps everything prunes nothing by time: its head is what any other must find."""
+    some_job = little_memory(name)
+    everything = search(some_job, LayoutRequest(), top=1_000_000)
+    assert SLOWER not in everything.rejected
+    assert search(some_job, LayoutRequest(), top=top).candidates == everything.candidates[:top]
+
+
+TIGHT = SMALL_JOBS["two domains"]
+
+
+def test_candidates_are_legal_fit_and_are_ranked_by_time() -> None:
+    result = search(TIGHT, LayoutRequest(), top=50)
+    assert all(not problems(TIGHT, c.layout) and c.estimate.fits for c in result.candidates)
+    seconds = [c.estimate.step_time_s for c in result.candidates]
+    assert seconds == sorted(seconds)
+    assert len({c.layout for c in result.candidates}) == len(result.candidates) == 50
+
+
+def test_every_layout_considered_is_accounted_for() -> None:
+    some_job = little_memory("two domains")
+    few, many = search(some_job, LayoutRequest(), top=3), search(some_job, LayoutRequest(), top=30)
+    for result in (few, many):
+        assert result.searched == len(result.candidates) + sum(result.rejected.values())
+    assert few.searched == many.searched
+    assert few.rejected[UNFIT] > 0 and few.rejected[SLOWER] > 0
+
+
+def test_searching_twice_gives_the_same() -> None:
+    assert search(TIGHT, LayoutRequest(), top=20) == search(TIGHT, LayoutRequest(), top=20)
+
+
+PINS = [
+    {"tp": 2},
+    {"pp": 2},
+    {"dp": 4},
+    {"cp": 2},
+    {"micro_batch": 2},
+    {"virtual_stages": 1},
+    {"pp": 2, "virtual_stages": 3},
+    {"zero_stage": 2},
+    {"recompute": "full"},
+    {"sequence_parallel": True},
+    {"axis_order": "tp-pp-dp-cp"},
+    {"schedule": "gpipe"},
+    {"schedule": "zb_h1", "pp": 2},
+    {"schedule": "interleaved", "pp": 2},
+    {"pp": 2, "virtual_stages": 1, "layer_split": (4, 2)},
+    {"tp": 2, "pp": 2, "dp": 2, "cp": 1, "micro_batch": 4, "zero_stage": 1, "recompute": "none"},
+]
+
+
+@pytest.mark.parametrize("pins", PINS, ids=str)
+def test_what_is_pinned_is_kept(pins: dict[str, object]) -> None:
+    some_job = job(on=cluster(domains=(8,)), of=TINY, global_batch=16)
+    result = search(some_job, LayoutRequest(**pins), top=20)
+    for candidate in result.candidates:
+        assert {key: getattr(candidate.layout, key) for key in pins} == pins
+
+
+def test_pinning_the_first_choice_finds_it_again() -> None:
+    free = search(TIGHT, LayoutRequest(), top=1).best
+    keys = [f.name for f in fields(LayoutRequest)]
+    assert search(TIGHT, LayoutRequest(**{key: getattr(free.layout, key) for key in keys}), top=1).best == free
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> Job:
+    """Small jobs with odd sizes of everything."""
+    domains = draw(st.sampled_from([(1,), (2,), (4,), (3,), (6,), (2, 2), (1, 1, 1), (4, 4), (3, 1)]))
+    fabric = cluster(
+        nodes=draw(st.integers(1, 6)),
+        domains=domains,
+        nodes_per_leaf=draw(st.integers(0, 3)),
+        memory_gib=draw(st.sampled_from([2, 3, 5, 80])),
+    )
+    shape = model(
+        hidden=draw(st.sampled_from([256, 1536])),
+        layers=draw(st.integers(1, 12)),
+        heads=draw(st.sampled_from([4, 6, 8])) * 2,
+        seq_len=draw(st.sampled_from([96, 512, 1000])),
+        num_experts=draw(st.sampled_from([0, 0, 4])),
+    )
+    return job(
+        on=fabric, of=replace(shape, hidden=shape.heads * 64), global_batch=draw(st.sampled_from([4, 6, 24, 30]))
+    )
+
+
+@given(jobs(), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_pruning_never_changes_the_best_of_any_job(some_job: Job, across: bool) -> None:
+    request = LayoutRequest(tp_across_domains=across)
+    try:
+        everything = search(some_job, request, top=1_000_000)
+    except (InputError, NoLayoutFits) as error:
+        with pytest.raises(type(error)):
+            search(some_job, request, top=2)
+        return
+    assert search(some_job, request, top=2).candidates == everything.candidates[:2]
+
+
+def test_tp_stays_in_the_domain_unless_it_may_leave() -> None:
+    two_nodes = job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=8)
+    assert {c.layout.tp for c in search(two_nodes, LayoutRequest(), top=1000).candidates} == {1, 2}
+    free = search(two_nodes, LayoutRequest(tp_across_domains=True), top=10_000).candidates
+    assert {c.layout.tp for c in free} == {1, 2, 4}
+
+
+def test_gpus_without_nvlink_get_no_tensor_parallelism_unasked() -> None:
+    result = search(SMALL_JOBS["no NVLink"], LayoutRequest(), top=1000)
+    assert {c.layout.tp for c in result.candidates} == {1}
+
+
+def test_a_mig_cluster_is_planned_as_islands_of_one() -> None:
+    slices = job(on=cluster(nodes=2, domains=(1,) * 14, memory_gib=10, mig_profile="1g.10gb"), of=TINY, global_batch=8)
+    result = search(slices, LayoutRequest(), top=100)
+    assert {c.layout.world_size for c in result.candidates} == {1}
+
+
+def test_what_the_program_cannot_run_is_left_out_and_counted() -> None:
+    def no_pipeline(_: Job, layout: Layout) -> list[str]:
+        return ["this program has no pipeline: set layout.pp=1"] if layout.pp > 1 else []
+
+    result = search(TIGHT, LayoutRequest(), top=1000, refuse=no_pipeline)
+    assert {c.layout.pp for c in result.candidates} == {1}
+    assert result.rejected["the engine cannot run it"] > 0
+    with pytest.raises(InputError, match="has no pipeline"):
+        search(TIGHT, LayoutRequest(pp=2), refuse=no_pipeline)
+
+
+REFUSED = [
+    # what is pinned, words of the message
+    ({"tp": 3}, ["layout.tp=3", "8 heads", "choose one of 1, 2, 4"]),
+    ({"pp": 5}, ["does not fill the 8 GPUs"]),
+    ({"micro_batch": 5}, ["train.global_batch=4 does not divide"]),
+    ({"tp": 8}, ["does not fit in one NVSwitch domain", "tp_across_domains=true"]),
+    ({"ep": 2}, ["needs a model with experts"]),
+    ({"tp": 3, "pp": 7, "dp": 5, "micro_batch": 7}, ["8 heads", "does not fill", "does not divide by dp"]),
+    ({"virtual_stages": 2, "pp": 1}, ["needs pp > 1"]),
+    ({"layer_split": (3, 2), "pp": 2}, ["[3, 2]", "sum to 6"]),
+    ({"sequence_parallel": True, "tp": 1}, ["needs tp > 1"]),
+]
+
+
+@pytest.mark.parametrize(("pins", "words"), REFUSED, ids=[str(pins) for pins, _ in REFUSED])
+def test_an_illegal_request_is_told_with_all_the_rules_in_the_way(pins: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        search(TIGHT, LayoutRequest(**pins))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_where_nothing_fits_the_nearest_miss_and_what_helps_are_told() -> None:
+    large = job(on=cluster(domains=(8,), memory_gib=16), of=model(hidden=8192, layers=48, heads=64), global_batch=16)
+    with pytest.raises(NoLayoutFits) as caught:
+        search(large, LayoutRequest())
+    message = str(caught.value)
+    assert "Nearest miss: tp" in message and "too much" in message
+    needed = int(message.partition("cluster.num_nodes=")[2].split()[0])
+    more = replace(large, cluster=replace(large.cluster, num_nodes=needed))
+    assert search(more, LayoutRequest(), top=1).candidates
+    half = replace(large, cluster=replace(large.cluster, num_nodes=needed // 2))
+    with pytest.raises(NoLayoutFits):
+        search(half, LayoutRequest())
+
+
+def test_the_nearest_miss_is_the_least_memory_of_all() -> None:
+    some_job = replace(TIGHT, cluster=cluster(domains=(4, 4), memory_gib=0.1))
+    cost = CostModel(some_job)
+    least = min(cost.memory(layout).total_bytes for layout in every_layout("two domains"))
+    with pytest.raises(NoLayoutFits) as caught:
+        search(some_job, LayoutRequest())
+    brief = str(caught.value).partition("Nearest miss: ")[2].partition(" needs")[0]
+    smallest = [layout for layout in every_layout("two domains") if layout.brief() == brief]
+    assert min(cost.memory(layout).total_bytes for layout in smallest) == pytest.approx(least)
+
+
+def test_where_a_pinned_key_is_what_does_not_fit_setting_it_free_is_advised() -> None:
+    edge = job(on=cluster(domains=(4, 4), memory_gib=3), of=TINY, global_batch=64)
+    with pytest.raises(NoLayoutFits) as caught:
+        search(edge, LayoutRequest(micro_batch=64, dp=1, pp=1, cp=1, tp_across_domains=True))
+    assert "layout.micro_batch=" in str(caught.value) and "instead of 64" in str(caught.value)
