@@ -61,8 +61,13 @@ def train() -> None:
         engine = build_engine(EngineContext(plan, options, run.axes, run.device, run.run_dir))
         run.say(f"ready to train {time.monotonic() - run.started_at:.1f} s after the rank's start")
 
+        # Resume: on whatever layout the checkpoint was saved, at the step after it.
+        first = run.resume(engine.state(loading=True)) if options.checkpoint_every else 0
+        if first:
+            engine.loaded()
+
         losses, step_times, stopped = [], [], False
-        for step in range(options.steps):
+        for step in range(first, options.steps):
             begin = time.perf_counter()
             batch = batches(step)
             loaded = time.perf_counter()
@@ -82,19 +87,19 @@ def train() -> None:
             numbers |= {**result.times, **speed, "memory_bytes": peak_memory_bytes(run.device)}
             run.tracker.log(step + 1, numbers)
             stopped = run.end_step(step + 1, step_s=step_s)
+            if options.checkpoint_every and (run.checkpoints.due(step + 1) or stopped or step + 1 == options.steps):
+                run.checkpoints.save(step + 1, engine.state(loading=False))
             if stopped:
                 run.say(f"asked to stop: ending after step {step + 1}")
                 break
         run.close()
 
         if run.is_main:
-            measured_s = median(step_times[WARMUP_STEPS:] or step_times)
+            measured_s = median(step_times[WARMUP_STEPS:] or step_times) if step_times else None
             predicted_s = plan.estimate.get("step_time_s")
-            told = "unknown" if predicted_s is None else format_seconds(predicted_s)
-            run.say(
-                f"step time: predicted {told}, measured {format_seconds(measured_s)} (median after step {WARMUP_STEPS})"
-            )
-            document = result_document(plan, losses=losses, measured_s=measured_s, stopped=stopped)
+            told = ["unknown" if s is None else format_seconds(s) for s in (predicted_s, measured_s)]
+            run.say(f"step time: predicted {told[0]}, measured {told[1]} (median after step {first + WARMUP_STEPS})")
+            document = result_document(plan, losses=losses, measured_s=measured_s, first_step=first, stopped=stopped)
             write_result(document, run.run_dir)
             print(json.dumps(document), flush=True)
 

@@ -33,17 +33,25 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def result_document(plan: Plan, *, losses: Sequence[float], measured_s: float, stopped: bool) -> dict[str, Any]:
-    """What a run found, as plain data: the last line of its output and result.json."""
-    speed = throughput(plan, step_s=measured_s)
+def result_document(
+    plan: Plan, *, losses: Sequence[float], measured_s: float | None, first_step: int, stopped: bool
+) -> dict[str, Any]:
+    """What a run found, as plain data: the last line of its output and result.json.
+
+    `losses` are those of the steps after `first_step`; none, and no measured time, where a resumed run had ended.
+    """
+    speed = {"tokens_per_s": None, "mfu": None} if measured_s is None else throughput(plan, step_s=measured_s)
     return {
         "recipe": "gpt",
         "engine": plan.job.training.engine,
         "layout": asdict(plan.layout),
         "world_size": plan.layout.world_size,
-        "losses": {"first": losses[0], "last": losses[-1], "all": list(losses)}
-        if losses
-        else {"first": None, "last": None, "all": []},
+        "resumed_after_step": first_step,
+        "losses": {
+            "first": losses[0] if losses else None,
+            "last": losses[-1] if losses else None,
+            "all": list(losses),
+        },
         "predicted_step_time_s": plan.estimate.get("step_time_s"),
         "measured_step_time_s": measured_s,
         **speed,

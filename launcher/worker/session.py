@@ -26,6 +26,7 @@ from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
 from launcher.plan.options import TrackingOptions, TrainOptions
 from launcher.plan.record import Plan, read_plan
+from launcher.worker.checkpoint import CheckpointManager, State
 from launcher.worker.mesh import Axes, build_mesh
 from launcher.worker.placement import Place, check_gathered, check_place
 from launcher.worker.stop import Pulse
@@ -45,6 +46,7 @@ class Session:
     axes: Axes
     pulse: Pulse
     started_at: float
+    done_steps: int = 0
 
     @property
     def rank(self) -> int:
@@ -72,7 +74,20 @@ class Session:
     def tracker(self) -> Tracker:
         """Metrics to the terminal, metrics.jsonl and wandb; does nothing on ranks other than 0."""
         tracking = TrackingOptions.from_config(self.plan.config.get("tracking") or {})
-        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main)
+        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main, done=self.done_steps)
+
+    @cached_property
+    def checkpoints(self) -> CheckpointManager:
+        """Checkpoints in the run folder; the first use is collective."""
+        return CheckpointManager(self.run_dir / "checkpoints", plan=self.plan, options=self.options)
+
+    def resume(self, state: State) -> int:
+        """Load the newest good checkpoint of the run folder into `state`; returns its step, 0 at a fresh start."""
+        if self.options.resume:
+            self.done_steps = self.checkpoints.restore(state)
+        if self.done_steps:
+            self.say(f"going on after step {self.done_steps}, from {self.checkpoints.folder}")
+        return self.done_steps
 
     def say(self, message: str) -> None:
         """A line for people, from rank 0, on stderr."""
@@ -85,6 +100,8 @@ class Session:
 
     def close(self) -> None:
         """Finish what is being written and leave the process group."""
+        if "checkpoints" in self.__dict__:
+            self.checkpoints.close()
         if "tracker" in self.__dict__:
             self.tracker.close()
         self.pulse.close()

@@ -1,0 +1,208 @@
+"""Checkpoints of a run: saved beside the training, committed by rename, checked before they are used."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from launcher.errors import InputError
+from launcher.plan.options import TrainOptions
+from launcher.plan.record import Plan
+from launcher.worker.manifest import committed_steps, file_problem, folder_name, read_manifest, temporary_name
+from launcher.worker.storage import ManifestReader, ManifestWriter
+
+State = Mapping[str, Any]
+
+
+class CheckpointManager:
+    """Saves and restores nested dictionaries of tensors (DTensors among them); all methods are collective.
+
+    With `options.checkpoint_async` a save copies the state and returns; it is written behind the training, over a
+    process group of its own. A save that fails is told, and the run goes on: older checkpoints stay as they are.
+    """
+
+    def __init__(self, folder: Path, *, plan: Plan, options: TrainOptions) -> None:
+        self.folder = folder
+        self._plan, self._options = plan, options
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        self._main = rank == 0
+        self._rng_name = f"rng.{rank:05d}"
+        self._pending: tuple[int, Future[Any]] | None = None
+        if self._main:
+            for leftover in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step` steps."""
+        return self._options.checkpoint_every > 0 and step % self._options.checkpoint_every == 0
+
+    def save(self, step: int, state: State, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Save `state` as of `step` finished steps; `extra` is plain data for the manifest."""
+        self.wait()
+        temporary = self.folder / temporary_name(step)
+        body = {
+            "step": step,
+            "job": job_identity(self._plan),
+            "layout": asdict(self._plan.layout),
+            "extra": dict(extra or {}),
+        }
+        writer = ManifestWriter(temporary, extra=body, commit=lambda path: self._commit(path, step))
+        arguments: dict[str, Any] = {
+            "storage_writer": writer,
+            "planner": DefaultSavePlanner(flatten_state_dict=False),
+            "process_group": self._group,
+        }
+        tensors = {**flatten(state), self._rng_name: torch.get_rng_state()}
+        if self._options.checkpoint_async:
+            pending = async_save(tensors, **arguments)
+            if not isinstance(pending, Future):
+                raise TypeError(
+                    f"async_save gave {type(pending).__name__}, not a future: torch is not the version we know"
+                )
+            self._pending = (step, pending)
+            return
+        try:
+            save(tensors, **arguments)
+        except CheckpointException as error:
+            self._tell_failure(step, error)
+
+    def wait(self) -> None:
+        """Wait for the save under way, if there is one."""
+        if self._pending is None:
+            return
+        step, future = self._pending
+        self._pending = None
+        try:
+            future.result()
+        except CheckpointException as error:
+            self._tell_failure(step, error)
+
+    def restore(self, state: State) -> int:
+        """Load the newest good checkpoint into the tensors of `state`; returns its step, 0 where there is none.
+
+        Raises InputError where the checkpoint belongs to another model or data order.
+        """
+        step = self.newest_good()
+        if step is None:
+            return 0
+        folder = self.folder / folder_name(step)
+        manifest = read_manifest(folder)
+        check_identity(manifest["job"], job_identity(self._plan), folder=folder)
+        tensors, rng = flatten(state), torch.get_rng_state()
+        if self._rng_name in manifest["tensors"]:  # not where the run had fewer ranks
+            tensors[self._rng_name] = rng
+        load(
+            tensors,
+            storage_reader=ManifestReader(folder),
+            planner=DefaultLoadPlanner(flatten_state_dict=False),
+            process_group=self._group,
+        )
+        torch.set_rng_state(rng)
+        return step
+
+    def newest_good(self) -> int | None:
+        """The step of the newest checkpoint that is whole, told with a warning for every newer one that is not."""
+        steps: list[Any] = [committed_steps(self.folder) if self._main else None]
+        if self._group is not None:
+            dist.broadcast_object_list(steps, src=0, group=self._group)
+        for step in steps[0]:
+            problems = self._problems(self.folder / folder_name(step))
+            if not problems:
+                return int(step)
+            self._say(f"warning: checkpoint {folder_name(step)} is not used: {'; '.join(problems)}")
+        return None
+
+    def close(self) -> None:
+        self.wait()
+
+    def _problems(self, folder: Path) -> list[str]:
+        """What is wrong with a checkpoint; the ranks share the reading of its files."""
+        rank, size = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
+        try:
+            files = sorted(read_manifest(folder)["files"].items())
+        except InputError as error:
+            mine = [str(error)]
+        else:
+            found = (file_problem(folder, name, expected) for name, expected in files[rank::size])
+            mine = [problem for problem in found if problem]
+        if self._group is None:
+            return mine
+        everyone: list[list[str] | None] = [None] * size
+        dist.all_gather_object(everyone, mine, group=self._group)
+        return sorted({problem for part in everyone for problem in part or []})
+
+    def _commit(self, temporary: Path, step: int) -> None:
+        """On the coordinator: the one moment at which the checkpoint begins to exist."""
+        target = self.folder / folder_name(step)
+        if target.exists():  # a torn one of the same step, which was not used
+            _remove(target)
+        temporary.rename(target)
+        kept = committed_steps(self.folder)[: self._options.keep_last]
+        every = self._options.keep_every
+        for old in committed_steps(self.folder):
+            if old not in kept and not (every and old % every == 0):
+                _remove(self.folder / folder_name(old))
+
+    def _tell_failure(self, step: int, error: CheckpointException) -> None:
+        """A checkpoint that could not be written is no reason to lose the run."""
+        causes = sorted({f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items()})
+        left = committed_steps(self.folder)
+        last = f"the last good one is {folder_name(left[0])}" if left else "there is none before it"
+        self._say(f"warning: the checkpoint after step {step} could not be written ({'; '.join(causes)}); {last}")
+        if self._main:
+            shutil.rmtree(self.folder / temporary_name(step), ignore_errors=True)
+
+    def _say(self, message: str) -> None:
+        if self._main:
+            print(message, file=sys.stderr, flush=True)
+
+
+def flatten(state: State, prefix: str = "") -> dict[str, Tensor]:
+    """Nested dictionaries to one, keys joined by dots."""
+    flat: dict[str, Tensor] = {}
+    for key, value in state.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def job_identity(plan: Plan) -> dict[str, Any]:
+    """What must be equal for a checkpoint to go on: the model, the optimizer, and what orders the data."""
+    model = {key: value for key, value in asdict(plan.job.model).items() if key != "name"}
+    train = plan.config.get("train") or {}
+    order = {"global_batch": plan.job.training.global_batch, "seed": train.get("seed"), "data": train.get("data")}
+    return {"model": model, "optimizer": plan.job.training.optimizer, **order}
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
+    """Raise InputError with every difference between the job of a checkpoint and this one."""
+    before, after = flatten(saved), flatten(now)
+    different = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    if different:
+        raise InputError(
+            [
+                f"{folder} was saved with {key}={before.get(key)!r}, this run has {after.get(key)!r}: "
+                "give the same, or another run_dir, or train.resume=false"
+                for key in different
+            ]
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint: renamed first, so that a half-deleted one is never taken for one."""
+    doomed = folder.with_name(f".deleting-{folder.name}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,202 @@
+"""Checkpoints: continue exactly, on any layout; torn, tampered and failed ones never replace a good one."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import TINY, make_plan, run_ranks
+from training import ADAMW, Curve, make_engine, steps
+
+from launcher.errors import InputError
+from launcher.layout import Layout
+from launcher.plan.options import TrainOptions
+from launcher.worker.checkpoint import CheckpointManager
+from launcher.worker.manifest import MANIFEST, committed_steps, folder_name
+
+SAVED, TOTAL = 3, 6
+SOURCE = Layout(2, 2, 2, zero_stage=1)
+RESHAPES = {
+    "tp2 pp2 dp2 interleaved zero3": Layout(2, 2, 2, zero_stage=3, schedule="interleaved", virtual_stages=2),
+    "tp1 pp1 dp8": Layout(1, 1, 8),
+    "tp1 pp1 dp4": Layout(1, 1, 4),
+    "tp2 dp2 zero3": Layout(2, 1, 2, zero_stage=3, sequence_parallel=True),
+    "pp4": Layout(1, 4, 1),
+    "tp4": Layout(4, 1, 1),
+    "one rank": Layout(1, 1, 1, micro_batch=8),
+}
+SYNC = TrainOptions(**{**vars(ADAMW), "checkpoint_async": False})
+
+
+def saves(
+    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, at: tuple[int, ...] = (SAVED,)
+) -> Callable[[int], Curve]:
+    """A rank's body: train to TOTAL, saving on the way."""
+
+    def body(rank: int) -> Curve:
+        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw")
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        curve: Curve = []
+        for step in range(TOTAL):
+            curve += steps(engine, axes, range(step, step + 1), model=TINY, lr=options.lr)
+            if step + 1 in at:
+                manager.save(step + 1, engine.state(loading=False))
+        manager.close()
+        return curve
+
+    return body
+
+
+def continues(folder: Path, layout: Layout, *, options: TrainOptions = ADAMW) -> Callable[[int], dict[str, Any]]:
+    """A rank's body: restore into a model of another seed, and train on to TOTAL."""
+
+    def body(rank: int) -> dict[str, Any]:
+        other_seed = TrainOptions(**{**vars(options), "seed": 999})
+        engine, axes = make_engine(layout, rank, options=other_seed, model=TINY, optimizer="adamw")
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        step = manager.restore(engine.state(loading=True))
+        engine.loaded()
+        return {"step": step, "curve": steps(engine, axes, range(step, TOTAL), model=TINY, lr=options.lr)}
+
+    return body
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
+    """A run under tp2 × pp2 × dp2 that saved beside its training and went on: the folder and its losses."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, run_ranks(8, saves(folder, SOURCE))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [8, 4, 1])
+def test_a_run_continues_on_another_layout_as_if_nothing_had_happened(
+    world_size: int, saved: tuple[Path, Curve]
+) -> None:
+    folder, curve = saved
+    layouts = {name: layout for name, layout in RESHAPES.items() if layout.world_size == world_size}
+
+    def body(rank: int) -> dict[str, Any]:
+        return {name: continues(folder, layout)(rank) for name, layout in layouts.items()}
+
+    for name, found in run_ranks(world_size, body)[0].items():
+        assert found["step"] == SAVED
+        assert [loss for loss, _ in found["curve"]] == pytest.approx([loss for loss, _ in curve[SAVED:]], abs=1e-5), (
+            name
+        )
+
+
+@pytest.mark.slow
+def test_the_same_layout_continues_bit_for_bit(saved: tuple[Path, Curve]) -> None:
+    folder, curve = saved
+    assert run_ranks(8, continues(folder, SOURCE))[0]["curve"] == curve[SAVED:]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """A folder with good checkpoints after steps 2 and 4 of a one-rank run."""
+    run_ranks(1, saves(tmp_path, Layout(1, 1, 1, micro_batch=8), options=SYNC, at=(2, 4)))
+    assert committed_steps(tmp_path) == [4, 2]
+    return tmp_path
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    "bit flipped": ("rank-00000.bin", flip_a_bit),
+    "file cut": ("rank-00000.bin", lambda path: path.write_bytes(path.read_bytes()[:-100])),
+    "file gone": ("rank-00000.bin", Path.unlink),
+    "manifest cut": (MANIFEST, lambda path: path.write_text(path.read_text()[:200])),
+    "manifest changed": (MANIFEST, lambda path: path.write_text(path.read_text().replace('"step": 4', '"step": 5'))),
+    "manifest gone": (MANIFEST, Path.unlink),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    kind: str, two: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    name, damage = DAMAGE[kind]
+    file = two / folder_name(4) / name
+    damage(file)
+    found = run_ranks(1, continues(two, Layout(1, 1, 1, micro_batch=8), options=SYNC))[0]
+    assert found["step"] == 2
+    warning = capfd.readouterr().err
+    assert str(file) in warning and folder_name(4) in warning and "not used" in warning
+
+
+@pytest.mark.slow
+def test_a_save_that_cannot_be_written_is_told_and_harms_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(1, 1, 2, zero_stage=1)
+
+    def body(rank: int) -> dict[str, Any]:
+        engine, axes = make_engine(layout, rank, options=ADAMW, model=TINY, optimizer="adamw")
+        manager = CheckpointManager(tmp_path, plan=make_plan(layout, model=TINY), options=ADAMW)
+        steps(engine, axes, range(2), model=TINY, lr=1e-2)
+        manager.save(2, engine.state(loading=False))
+        manager.wait()
+        if rank == 1:  # writes on this rank fail from here on, as on a full disk
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        manager.save(3, engine.state(loading=False))
+        manager.wait()
+        curve = steps(engine, axes, range(3, 4), model=TINY, lr=1e-2)
+        return {"good": manager.newest_good(), "curve": curve}
+
+    found = run_ranks(2, body)
+    assert found[0]["good"] == 2 and len(found[0]["curve"]) == 1
+    warning = capfd.readouterr().err
+    assert "after step 3 could not be written" in warning and "rank 1" in warning and folder_name(2) in warning
+    assert [path.name for path in tmp_path.iterdir()] == [folder_name(2)]
+
+
+@pytest.mark.slow
+def test_the_last_ones_and_every_mth_are_kept(tmp_path: Path) -> None:
+    options = TrainOptions(**{**vars(SYNC), "keep_last": 2, "keep_every": 3})
+    run_ranks(1, saves(tmp_path, Layout(1, 1, 1, micro_batch=8), options=options, at=(1, 2, 3, 4, 5, 6)))
+    assert committed_steps(tmp_path) == [6, 5, 3]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_refused_with_both_values(two: Path) -> None:
+    def body(rank: int) -> str:
+        other = make_plan(Layout(1, 1, 1), model=TINY, global_batch=16)
+        manager = CheckpointManager(two, plan=other, options=SYNC)
+        try:
+            manager.restore({"x": torch.zeros(1)})
+        except InputError as error:
+            return str(error)
+        return "was restored"
+
+    message = run_ranks(1, body)[0]
+    assert "global_batch=8" in message and "16" in message
+
+
+@pytest.mark.slow
+def test_a_checkpoint_holds_no_pickle(two: Path) -> None:
+    files = sorted(path.name for path in (two / folder_name(4)).iterdir())
+    assert files == [MANIFEST, "rank-00000.bin"]
+    body = json.loads((two / folder_name(4) / MANIFEST).read_text())["body"]
+    assert (
+        sum(c["length"] for t in body["tensors"].values() for c in t["chunks"])
+        == body["files"]["rank-00000.bin"]["bytes"]
+    )
+
+
+def test_leftovers_of_a_killed_save_are_never_taken_for_checkpoints(tmp_path: Path) -> None:
+    for name in (".saving-step-00000009", ".deleting-step-00000008", "step-x", "step-00000007"):
+        (tmp_path / name).mkdir()
+    assert committed_steps(tmp_path) == [7]
