@@ -189,8 +189,39 @@ class GemmOptions:
         return options
 
 
+@dataclass(frozen=True)
+class BandwidthOptions:
+    """What the recipe `bandwidth` measures. Keys and defaults stand in configs/recipe/bandwidth.yaml."""
+
+    num_bytes: int | None = None  # None: by the backend
+    rounds: int = 7
+    warmup: int = 1
+    iterations: int = 5
+    threshold: float = 0.8
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> BandwidthOptions:
+        """Read Plan.config["recipe"]; raises InputError with every problem found."""
+        fields = Fields(config, "recipe")
+        options = cls(
+            num_bytes=fields.auto_integer("bytes", minimum=4),
+            rounds=fields.integer("rounds", cls.rounds, minimum=1),
+            warmup=fields.integer("warmup", cls.warmup, minimum=0),
+            iterations=fields.integer("iterations", cls.iterations, minimum=1),
+            threshold=fields.number("threshold", cls.threshold, minimum=0.0),
+        )
+        if options.threshold >= 1:
+            fields.problem(f"recipe.threshold={options.threshold:g} must be below 1: 0.8 calls a node slow at 80 %")
+        raise_problems(fields.problems)
+        return options
+
+
 RECIPE_OPTIONS: Mapping[str, Callable[[Mapping[str, Any]], object]] = MappingProxyType(
-    {"collectives": CollectivesOptions.from_config, "gemm": GemmOptions.from_config}
+    {
+        "collectives": CollectivesOptions.from_config,
+        "gemm": GemmOptions.from_config,
+        "bandwidth": BandwidthOptions.from_config,
+    }
 )
 
 

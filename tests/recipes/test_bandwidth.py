@@ -1,0 +1,111 @@
+"""The bandwidth check: who meets whom, which node is slow, and a real run over two nodes of two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.layout import Layout
+from launcher.plan.options import BandwidthOptions
+from launcher.plan.record import Plan, write_plan
+from launcher.resources import resource
+from launcher.settings import load
+from tests.recipes.test_measuring import recipe
+
+bandwidth = recipe("bandwidth")
+
+
+@given(st.integers(2, 33))
+def test_in_all_rounds_every_two_nodes_meet_once(num_nodes: int) -> None:
+    rounds = bandwidth.rounds(num_nodes, 100)
+
+    assert all(partners[partners[node]] == node != partners[node] for partners in rounds for node in partners)
+    met = [tuple(sorted(pair)) for partners in rounds for pair in partners.items()]
+    assert sorted(met) == sorted(2 * list(combinations(range(num_nodes), 2)))
+
+
+def test_rounds_are_bounded_and_one_node_meets_nobody() -> None:
+    assert len(bandwidth.rounds(64, 7)) == 7
+    assert bandwidth.rounds(1, 7) == []
+
+
+def rates(*pairs: tuple[float | None, float | None]) -> list[Any]:
+    return [bandwidth.NodeRates(f"n{i}", i, inside, between) for i, (inside, between) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(
+    ("found", "slow"),
+    [
+        pytest.param(
+            rates((230, 180), (228, 181), (229, 90), (231, 178)), {2: ["between 90 of 180 GB/s"]}, id="a bad NIC"
+        ),
+        pytest.param(rates((230, 180), (120, 181), (229, 179)), {1: ["inside 120 of 229 GB/s"]}, id="a bad NVLink"),
+        pytest.param(
+            rates((230, 180), (100, 70)), {1: ["inside 100 of 230 GB/s", "between 70 of 180 GB/s"]}, id="of two"
+        ),
+        pytest.param(rates((230, 180), (200, 160), (229, 179)), {}, id="within the threshold"),
+        pytest.param(rates((230, None)), {}, id="one node"),
+        pytest.param(rates((None, 12), (None, 12)), {}, id="one rank a node"),
+        pytest.param([], {}, id="nothing"),
+    ],
+)
+def test_slow_nodes_are_those_below_their_peers(found: list[Any], slow: dict[int, list[str]]) -> None:
+    assert bandwidth.slow_nodes(found, threshold=0.8) == slow
+
+
+def test_a_node_is_as_fast_as_its_slowest_rank_and_judged_by_its_best_meeting() -> None:
+    members = [("n0", 0, 1.0, [2.0, 1.0]), ("n0", 0, 2.0, [1.0, 1.0])]
+
+    found = bandwidth.node_rates(members, 10**9)
+    assert (found.inside_gbytes_per_s, found.between_gbytes_per_s) == (0.5, 2.0)
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    assert BandwidthOptions.from_config(load(["recipe=bandwidth"]).config["recipe"]) == BandwidthOptions()
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
+    overrides = [
+        "cluster.num_nodes=2",
+        "cluster.node.num_gpus=2",
+        "+cluster.node.num_nics=1",
+        "+cluster.node.nic_gbps=10",
+    ]
+    # The nodes are one machine here, so that neither is slow: the threshold is the lowest that means anything.
+    settings = load(["recipe=bandwidth", "recipe.bytes=65536", "recipe.threshold=0.001", *overrides, "layout.dp=4"])
+    write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.config), tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = {"LAUNCHER_PLAN": str(tmp_path / "plan.json"), "LAUNCHER_RUN_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    script = str(resource("recipes") / "bandwidth.py")
+    agents = [
+        subprocess.Popen(
+            [*command, f"--node-rank={node}", script],
+            env=os.environ | where | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    said = [agent.communicate(timeout=120) for agent in agents]
+
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    document = json.loads(said[0][0].splitlines()[-1])
+    assert [node["node"] for node in document["nodes"]] == [0, 1]
+    assert all(node["inside_gbytes_per_s"] > 0 and node["between_gbytes_per_s"] > 0 for node in document["nodes"])
+    assert document["exclude"] == []
