@@ -254,11 +254,11 @@ def _slurm(found: _Found, host: str, run: commands.Runner) -> _Found:
     names = [name for record in group for name in record.names]
     lines = [Line("num_nodes", str(len(names)), "scontrol show node"), Line("scheduler", "slurm")]
     notes = list(found.notes)
-    if found.gpu == "cpu" and group[0].num_gpus:
-        kind = group[0].gpu_type or "no type"
+    seen = 0 if found.gpu == "cpu" else next(int(line.value) for line in found.node if line.key == "num_gpus")
+    if seen < (there := group[0].num_gpus):
         notes.append(
-            f"Slurm tells of nodes with {group[0].num_gpus} GPUs ({kind}), and this one has none: "
-            "run it on one of them, as srun -N1 --gres=gpu:1 launcher discover"
+            f"Slurm tells of nodes with {there} GPUs ({group[0].gpu_type or 'no type'}), and this process sees {seen}: "
+            f"run it as srun -N1 --exclusive --gres=gpu:{there} launcher discover"
         )
     if away := sorted({record.state for record in group if re.match(r"down|drain|fail", record.state)}):
         notes.append(f"some of the {len(names)} nodes are {', '.join(away)}; they are counted")

@@ -110,7 +110,27 @@ def test_without_rdma_the_ethernet_whose_speed_is_known_counts(tmp_path: Path, m
 def test_a_login_node_points_to_the_nodes_with_gpus() -> None:
     file = discover("site", run=answers({"scontrol show node -o": texts.SLURM_NODE}), machine=BARE)
 
-    assert any("srun -N1" in note for note in file.notes)
+    assert any("sees 0: run it as srun -N1 --exclusive --gres=gpu:8" in note for note in file.notes)
+
+
+def test_a_process_that_was_given_some_of_the_gpus_is_told() -> None:
+    given = {
+        "nvidia-smi -L": whole_gpus(1, "NVIDIA A100-SXM4-80GB"),
+        "nvidia-smi topo -m": texts.topo([["X"]]),
+        "scontrol show node -o": texts.SLURM_NODE,
+    }
+    assert any("sees 1: run it as srun" in note for note in discover("s", run=answers(given), machine=BARE).notes)
+
+
+def test_nics_are_known_by_the_kernels_names_where_topo_numbers_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbered = SXM8["nvidia-smi topo -m"]
+    for i, nic in enumerate(MLX):
+        numbered = numbered.replace(nic.name, f"NIC{i}") + f"  NIC{i}: {nic.name}\n"
+    file = discover("site", run=answers(SXM8 | {"nvidia-smi topo -m": numbered}), machine=DGX)
+
+    assert composed(file, tmp_path, monkeypatch).node.num_nics == 3
 
 
 @pytest.mark.parametrize(
