@@ -1,0 +1,76 @@
+"""What an engine cannot train is refused before anything starts, with what is possible instead."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.cluster import Cluster, Gpu, Node
+from launcher.layout import Layout
+from launcher.layout.engines import engine_problems, recipe_problems
+from launcher.layout.job import Job
+from launcher.layout.legality import problems
+from launcher.model import Model, Training
+
+MODEL = Model("m", 64, 4, 4, 2, 128, gated_mlp=False, vocab=256, seq_len=32, tied_embeddings=True)
+TRAINING = Training(global_batch=8, dtype="fp32")
+
+
+def job(model: Model = MODEL, **training: object) -> Job:
+    node = Node(Gpu("cpu", "cpu", 2**31, 1e10, {}, 1), 8, (tuple(range(8)),), nvlink="nvswitch")
+    return Job(Cluster("cpu", 1, node), model, replace(TRAINING, **training))
+
+
+REFUSED_BY_ENGINE = [
+    (Layout(1, 2, 4, zero_stage=0), {}, "layout.zero_stage=1"),
+    (Layout(1, 2, 4, zero_stage=2), {}, "layout.zero_stage=1"),
+    (Layout(1, 2, 4, zero_stage=3), {}, "train.engine=torch"),
+    (Layout(1, 2, 4, zero_stage=1, schedule="gpipe"), {}, "layout.schedule=1f1b"),
+    (Layout(1, 2, 4, zero_stage=1, schedule="interleaved", virtual_stages=2), {}, "layout.virtual_stages=1"),
+    (Layout(1, 1, 8, zero_stage=0), {"dtype": "bf16"}, "layout.zero_stage=1"),
+    (Layout(1, 1, 8, zero_stage=0), {"offload_optimizer": True}, "offload_optimizer=false"),
+]
+
+
+@pytest.mark.parametrize(("layout", "training", "remedy"), REFUSED_BY_ENGINE)
+def test_deepspeed_combinations_that_fail_or_train_wrong_are_illegal(
+    layout: Layout, training: dict[str, object], remedy: str
+) -> None:
+    found = engine_problems(job(engine="deepspeed", **training), layout)
+    assert any(remedy in message for message in found)
+    assert set(found) <= set(problems(job(engine="deepspeed", **training), layout))
+    assert engine_problems(job(engine="torch", **training), layout) == []
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(1, 2, 4, zero_stage=1), *(Layout(2, 1, 4, zero_stage=stage) for stage in range(4))],
+)
+def test_deepspeed_combinations_that_train_right_are_allowed(layout: Layout) -> None:
+    assert recipe_problems(job(engine="deepspeed"), layout) == []
+
+
+REFUSED_BY_RECIPE = [
+    (job(replace(MODEL, num_experts=4, experts_per_token=2)), Layout(1, 1, 8), "mixture of experts"),
+    (job(), Layout(4, 1, 2), "key-value heads"),
+    (job(dtype="fp16"), Layout(1, 1, 8), "train.dtype=bf16"),
+    (job(grad_reduce_dtype="bf16"), Layout(1, 1, 8), "fp32"),
+    (job(dropout=0.1), Layout(1, 1, 8), "dropout"),
+    (job(), Layout(1, 1, 4, cp=2), "layout.cp=1"),
+    (job(), Layout(1, 4, 2, micro_batch=4), "gpipe"),
+    (job(global_batch=20), Layout(1, 2, 4, schedule="zb_h1"), "multiple of pp=2"),
+    (job(offload_optimizer=True), Layout(1, 1, 8), "train.engine=deepspeed"),
+    (job(engine="deepspeed"), Layout(2, 1, 4, sequence_parallel=True), "layout.sequence_parallel=false"),
+]
+
+
+@pytest.mark.parametrize(("asked", "layout", "remedy"), REFUSED_BY_RECIPE)
+def test_what_the_recipe_does_not_do_is_refused_with_what_it_does(asked: Job, layout: Layout, remedy: str) -> None:
+    assert any(remedy in message for message in recipe_problems(asked, layout))
+
+
+def test_planning_for_another_trainer_stays_possible() -> None:
+    """fp16 and experts are planned, though our recipe trains neither."""
+    experts = replace(MODEL, num_experts=4, experts_per_token=2)
+    assert engine_problems(job(experts, dtype="fp16"), Layout(1, 1, 8)) == []
