@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import InputError
+from launcher.launch.run_folder import RunFolder
 from launcher.launch.settings import LaunchSettings
+from launcher.launch.slurm.record import SUBMIT_FILE
 from launcher.plan import Plan, read_plan
 from launcher.plan.options import TrainOptions, check_recipe
 from launcher.resources import resource
@@ -71,14 +73,24 @@ def plan_of(words: Sequence[str]) -> Plan:
     return make_plan(settings.job, settings.request, settings.config)
 
 
-def run_folder_of(words: Sequence[str], *, command: str) -> Path:
-    """The run folder that the user named; raises InputError where there is none."""
+def named_run(words: Sequence[str], *, command: str) -> tuple[str, Sequence[str]]:
+    """The run that the user named (a folder, or a Slurm job id), and the words after it."""
     if not words or OVERRIDE.match(words[0]):
-        raise InputError(f"`launcher {command}` needs a run folder: launcher {command} runs/NAME")
-    path = Path(words[0])
+        raise InputError(f"`launcher {command}` needs a run: launcher {command} runs/NAME")
+    return words[0], words[1:]
+
+
+def run_folder(name: str) -> RunFolder:
+    """The folder of a run on this machine; raises InputError where there is none."""
+    path = Path(name)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run folder that `launcher run` or `launcher submit` made")
-    return path
+    return RunFolder(path)
+
+
+def submitted(name: str) -> bool:
+    """Whether a named run is Slurm's: a folder with its submission, or a job id."""
+    return (Path(name) / SUBMIT_FILE).is_file() or (not Path(name).exists() and name.replace("_", "").isdigit())
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:
@@ -87,6 +99,7 @@ def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in allowed:
-            raise InputError(f"{word} is not an option here: allowed are {', '.join(f'{key}=…' for key in allowed)}")
+            known = ", ".join(f"{name}=…" for name in allowed) or "none"
+            raise InputError(f"{word} is not an option here: allowed are {known}")
         found[key] = value
     return found

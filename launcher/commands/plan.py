@@ -28,7 +28,7 @@ def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
     if invocation.multirun:
         combinations = sweep(invocation.overrides)
-        return _compare(_swept_cases(invocation.overrides, combinations), load(combinations[0]).config)
+        return _compare(_swept_cases(combinations), load(combinations[0]).config)
     settings = load(invocation.overrides)
     if settings.config["sizes"]:
         return _compare(_sized_cases(settings), settings.config)
@@ -87,14 +87,15 @@ def _sized_cases(settings: Settings) -> list[Case]:
     ]
 
 
-def _swept_cases(overrides: Sequence[str], combinations: Sequence[Sequence[str]]) -> list[Case]:
-    """One case a combination, labelled by what differs between them."""
-    fixed = set(overrides)
+def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[Case]:
+    """One case a combination, labelled by the values of the keys that differ between them."""
+    values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
+    differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
     cases = []
-    for combination in combinations:
+    for combination, value in zip(combinations, values, strict=True):
         settings = load(combination)
-        differing = [word.partition("=")[2] for word in combination if word not in fixed]
-        cases.append((" ".join(differing) or settings.job.cluster.name, settings.job, settings.request))
+        label = " ".join(value[key] for key in differing)
+        cases.append((label or settings.job.cluster.name, settings.job, settings.request))
     return cases
 
 

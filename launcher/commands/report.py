@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.cli import Invocation
-from launcher.commands.common import options, run_folder_of
+from launcher.commands.common import named_run, options, run_folder
 from launcher.launch.run_folder import write_text
 from launcher.report.html import run_page
 
 
 def run(invocation: Invocation) -> int:
-    folder = run_folder_of(invocation.overrides, command="report")
-    wanted = options(invocation.overrides[1:], allowed=["file"])
+    name, words = named_run(invocation.overrides, command="report")
+    wanted = options(words, allowed=["file"])
+    folder = run_folder(name).path
     path = Path(wanted.get("file", folder / "report.html"))
     write_text(path, run_page(folder))
     print(path)

@@ -1,0 +1,20 @@
+"""`launcher cancel RUN`: stop a run, here or under Slurm."""
+
+from __future__ import annotations
+
+from launcher.cli import Invocation
+from launcher.commands.common import named_run, options, run_folder, submitted
+from launcher.launch import runs
+from launcher.launch.slurm import life
+
+
+def run(invocation: Invocation) -> int:
+    name, words = named_run(invocation.overrides, command="cancel")
+    options(words, allowed=[])
+    if submitted(name):
+        print(life.cancel(life.SubmittedRun.find(name)))
+        return 0
+    pids = runs.stop(run_folder(name))
+    agents = ", ".join(f"agent {pid}" for pid in pids)
+    print(f"asked {agents} to stop at the end of the step" if pids else f"nothing of {name} runs on this machine")
+    return 0

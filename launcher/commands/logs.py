@@ -1,0 +1,43 @@
+"""`launcher logs RUN [rank=N] [follow=true]`: what the ranks of a run said."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import Invocation
+from launcher.commands.common import named_run, options, run_folder, submitted
+from launcher.errors import InputError
+from launcher.launch import runs
+from launcher.launch.run_folder import RunFolder
+from launcher.launch.slurm import life
+
+
+def run(invocation: Invocation) -> int:
+    """Print the log of one rank, or of all (a submitted run: of the whole job); with follow=true until the run ends."""
+    name, words = named_run(invocation.overrides, command="logs")
+    wanted = options(words, allowed=["rank", "follow"])
+    follow = wanted.get("follow", "false")
+    if follow not in ("true", "false"):
+        raise InputError(f"follow={follow} must be true or false")
+    rank = _rank(wanted.get("rank"))
+    if submitted(name):
+        for piece in life.read_log(life.SubmittedRun.find(name), rank=rank, following=follow == "true"):
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()
+        return 0
+    folder = run_folder(name)
+    for line in runs.read_logs(
+        runs.rank_logs(folder, rank=rank), follow=follow == "true", ended=lambda: _ended(folder)
+    ):
+        print(line, flush=True)
+    return 0
+
+
+def _ended(folder: RunFolder) -> bool:
+    return all(node.verdict in ("done", "failed", "stopped", "lost") for node in runs.status(folder))
+
+
+def _rank(word: str | None) -> int | None:
+    if word is None or word.isdigit():
+        return None if word is None else int(word)
+    raise InputError(f"rank={word} must be the number of a rank, from 0")

@@ -1,0 +1,28 @@
+"""`launcher status RUN`: what a run is doing, here or under Slurm."""
+
+from __future__ import annotations
+
+import json
+
+from launcher.cli import Invocation
+from launcher.commands.common import named_run, options, run_folder, submitted
+from launcher.launch import runs
+from launcher.launch.slurm import life
+
+
+def run(invocation: Invocation) -> int:
+    """Print the status; 1 where the run has failed or was lost."""
+    name, words = named_run(invocation.overrides, command="status")
+    as_json = options(words, allowed=["output"]).get("output") == "json"
+    if submitted(name):
+        job = life.status(life.SubmittedRun.find(name))
+        print(json.dumps(job.to_dict()) if as_json else job)
+        return int(job.ended and job.state != "COMPLETED")
+    folder = run_folder(name)
+    nodes, phases = runs.status(folder), runs.phases(folder)
+    if as_json:
+        told = [{"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in nodes]
+        print(json.dumps({"nodes": told}))
+    else:
+        print("\n".join(runs.describe(nodes, phases=phases)))
+    return int(any(node.verdict in ("failed", "lost") for node in nodes))

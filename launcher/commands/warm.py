@@ -1,0 +1,47 @@
+"""`launcher warm`: keep a fork server with torch imported, so that the next `launcher run` starts at once."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import Invocation
+from launcher.errors import InputError
+
+USAGE = "`launcher warm [overrides]` starts the server, `launcher warm stop` ends it, `launcher warm status` looks"
+
+
+def run(invocation: Invocation) -> int:
+    """Start, end or look at this user's warm server on this machine; 1 where `status` finds none."""
+    from launcher.launch import warm
+
+    words = [word for word in invocation.overrides if "=" not in word]
+    if len(words) > 1 or (words and words[0] not in ("stop", "status")):
+        raise InputError(f"launcher warm does not know {' '.join(words)!r}: {USAGE}")
+    if words == ["stop"]:
+        pid = warm.stop()
+        _tell(f"ended the warm server (pid {pid})" if pid else "no warm server runs")
+        return 0
+    if words == ["status"]:
+        pid = warm.running()
+        _tell(f"a warm server runs (pid {pid})" if pid else "no warm server runs")
+        return 0 if pid else 1
+    return _start(invocation)
+
+
+def _start(invocation: Invocation) -> int:
+    from launcher.launch import warm
+    from launcher.launch.settings import LaunchSettings
+    from launcher.settings import compose_config
+
+    config = compose_config(invocation.overrides)
+    launch = LaunchSettings.from_config(config["launch"])
+    modules = (*((config.get("recipe") or {}).get("preload") or ()), *launch.preload)
+    pid = warm.start(modules, idle_s=launch.warm_idle_s)
+    _tell(
+        f"warm server started (pid {pid}, {warm.socket_path()}); it ends after {launch.warm_idle_s:g} s without a run"
+    )
+    return 0
+
+
+def _tell(message: str) -> None:
+    print(f"launcher: {message}", file=sys.stderr)
