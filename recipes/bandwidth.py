@@ -3,6 +3,8 @@
 Started by `launcher run` or `launcher submit recipe=bandwidth` in every rank; ends with exit code 1 and the --exclude
 to use where a node is slow. Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is
 paired with another one and all their ranks exchange buffers at once. The last line on stdout is one JSON document.
+
+Has run with gloo only, on four Slurm nodes of two CPU ranks that share a machine: no GPU has run it yet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Time from the command to the first all-reduce, by phase, over all ranks.
 
 Started by `launcher run recipe=coldstart` in every rank; the last line on stdout is one JSON document. Process starts
-are read from /proc, to its clock tick of 10 ms.
+are read from /proc, to its clock tick of 10 ms. Has run on CPU ranks only.
 """
 
 from __future__ import annotations

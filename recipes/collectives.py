@@ -7,6 +7,8 @@ Definitions: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
 buffer of an all-reduce, the gathered buffer of an all-gather, the buffer to scatter of a reduce-scatter, a rank's
 send buffer of an all-to-all and of a send; algbw = size / time, busbw = algbw × a factor that makes it comparable to
 the rate of a link. The time is the mean over the ranks of a group (nccl-tests' default, -a 1).
+
+Has run with gloo only, up to 8 CPU ranks: the NCCL path is the same code, and no GPU has run it yet.
 """
 
 from __future__ import annotations

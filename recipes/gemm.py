@@ -1,7 +1,7 @@
 """Measure matrix products of the planned model's shapes, square ones, and a memory copy, on every rank at once.
 
 Started by `launcher run recipe=gemm` in every rank; the last line on stdout is one JSON document. Rates are the
-median over the ranks; the slowest rank is named, since a job runs at its pace.
+median over the ranks; the slowest rank is named, since a job runs at its pace. Has run on CPU ranks only.
 """
 
 from __future__ import annotations

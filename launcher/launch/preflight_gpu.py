@@ -1,4 +1,7 @@
-"""Checks of GPUs and NVLink against the cluster file, from the texts of nvidia-smi. Pure."""
+"""Checks of GPUs and NVLink against the cluster file, from the texts of nvidia-smi. Pure.
+
+Tested on recorded texts; no GPU machine has run them yet.
+"""
 
 from __future__ import annotations
 

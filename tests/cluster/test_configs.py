@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ FOLDERS = ("gpu", "cluster", "model")
 FILES = sorted(file for folder in FOLDERS for file in (resource("configs") / folder).glob("*.yaml"))
 
 
+@cache
 def cluster(name: str, *overrides: str) -> Cluster:
     return load([f"cluster={name}", *overrides]).job.cluster
 

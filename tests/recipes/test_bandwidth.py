@@ -89,23 +89,18 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     where = {"LAUNCHER_PLAN": str(tmp_path / "plan.json"), "LAUNCHER_RUN_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=2"]
-    command += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    script = str(resource("recipes") / "bandwidth.py")
-    agents = [
-        subprocess.Popen(
-            [*command, f"--node-rank={node}", script],
-            env=os.environ | where | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for node in range(2)
-    ]
-    said = [agent.communicate(timeout=120) for agent in agents]
+    driver = str(Path(__file__).with_name("fork_ranks.py"))
+    done = subprocess.run(
+        [sys.executable, driver, str(resource("recipes") / "bandwidth.py"), "2", "2", str(port)],
+        env=os.environ | where | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
-    assert [agent.returncode for agent in agents] == [0, 0], said
-    document = json.loads(said[0][0].splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
     assert [node["node"] for node in document["nodes"]] == [0, 1]
     assert all(node["inside_gbytes_per_s"] > 0 and node["between_gbytes_per_s"] > 0 for node in document["nodes"])
     assert document["exclude"] == []
