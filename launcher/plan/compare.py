@@ -16,7 +16,8 @@ from launcher.plan.result import Candidate
 from launcher.plan.search import search
 
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
-SPARE_MEMORY = 0.5  # a job that uses less than this share of a GPU's memory may do with a smaller one
+SMALLER = 0.9  # of the memory: below this a GPU counts as a smaller one
+SPARE_MEMORY = 0.5  # below this share of a GPU's memory in use, a smaller one is worth a word
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Row:
     """The best plan on one cluster; `best` is None, and `note` says why, where there is none.
 
     `jobs` run side by side (more than one on MIG slices); speed, GPU-hours and cost are those of one job.
-    `scaling`: speed per GPU relative to the smallest size of the same cluster. Units: tokens/s, days, GPU-hours, USD.
+    `scaling`: speed per GPU relative to the smallest size of the same cluster; None where there is one size.
+    Units: tokens/s, days, GPU-hours, USD.
     """
 
     label: str
@@ -101,12 +103,16 @@ def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None) -> 
 
 
 def _with_scaling(rows: Sequence[Row]) -> list[Row]:
-    """Speed per GPU against the smallest size of the same cluster that has a plan."""
-    smallest: dict[str, Row] = {}
+    """Speed per GPU against the smallest size of the same cluster that has a plan, where there are several."""
+    sizes: dict[str, list[Row]] = {}
     for row in sorted((row for row in rows if row.best), key=lambda row: row.num_gpus):
-        smallest.setdefault(row.cluster.name, row)
+        sizes.setdefault(row.cluster.name, []).append(row)
+    several = {name: found[0] for name, found in sizes.items() if found[-1].num_gpus > found[0].num_gpus}
     return [
-        replace(row, scaling=_per_gpu(row) / _per_gpu(smallest[row.cluster.name])) if row.best else row for row in rows
+        replace(row, scaling=_per_gpu(row) / _per_gpu(several[row.cluster.name]))
+        if row.best and row.cluster.name in several
+        else row
+        for row in rows
     ]
 
 
@@ -115,48 +121,55 @@ def _per_gpu(row: Row) -> float:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Which cluster is fastest and cheapest, and whether a smaller or cheaper GPU is enough."""
+    """Which cluster is fastest, which cheapest, whether an A100 is more than is needed, which GPUs are enough."""
     planned = [row for row in rows if row.best]
     if len(planned) < 2:
         return []
     fastest = max(planned, key=lambda row: row.tokens_per_s)
     told = [f"fastest: {fastest.label}, {fastest.tokens_per_s:,.0f} tokens/s"]
-    priced = [row for row in planned if _price(row) is not None]
+    priced = sorted((row for row in planned if _price(row) is not None), key=lambda row: _price(row) or 0.0)
     if priced:
-        cheapest = min(priced, key=lambda row: _price(row) or 0.0)
-        told.append(f"cheapest: {cheapest.label}, ${_price(cheapest):.4f} per million tokens")
-        told += _enough(cheapest, [row for row in priced if row.cluster.node.gpu != cheapest.cluster.node.gpu])
-    return told + _spare(planned)
+        told.append(f"cheapest: {priced[0].label}, ${_price(priced[0]):.4f} per million tokens")
+        told += _worth_an_a100(priced)
+    return told + _smaller(planned)
 
 
 def _price(row: Row) -> float | None:
     return row.best.estimate.cost_per_million_tokens if row.best else None
 
 
-def _enough(cheapest: Row, others: Sequence[Row]) -> list[str]:
-    """Where the cheapest tokens come from another kind of GPU: what the dearer ones buy."""
-    told = []
-    for row in others:
-        dearer, faster = (_price(row) or 0.0) / (_price(cheapest) or 1.0), row.tokens_per_s / cheapest.tokens_per_s
-        if dearer < 1.02:
-            continue
-        gpu, enough = row.cluster.node.gpu.name, cheapest.cluster.node.gpu.name
-        pace = f"and is {faster:.1f}× as fast" if faster > 1.02 else "and is no faster"
-        verdict = "" if faster > dearer else f": {gpu} is more than this job needs, {enough} is enough"
-        told.append(f"{row.label} costs {dearer:.1f}× as much per token as {cheapest.label} {pace}{verdict}")
-    return told
+def _worth_an_a100(priced: Sequence[Row]) -> list[str]:
+    """The cheapest row, of whatever GPU, against the cheapest of whole A100s; `priced` is sorted by price."""
+    whole = [row for row in priced if row.cluster.node.gpu.name.startswith("a100") and not row.cluster.node.is_mig]
+    others = [row for row in priced if row not in whole]
+    if not whole or not others:
+        return []
+    a100, other = whole[0], others[0]
+    ratio = (_price(other) or 0.0) / (_price(a100) or 1.0)
+    pace = f"{_per_gpu(other) / _per_gpu(a100):.2f}× its speed per GPU"
+    if ratio < 1:
+        return [
+            f"a whole A100 is more than this job needs: {other.label} is enough, and costs {1 - ratio:.0%} less per "
+            f"token than {a100.label}, at {pace}"
+        ]
+    return [f"an A100 earns its price: {other.label} costs {ratio - 1:.0%} more per token than {a100.label}, at {pace}"]
 
 
-def _spare(rows: Sequence[Row]) -> list[str]:
-    """Plans that leave most of the memory unused."""
+def _smaller(planned: Sequence[Row]) -> list[str]:
+    """Where plans leave most of the memory unused: the smaller GPUs of the comparison that hold the job too."""
     told = []
-    for row in rows:
+    for row in planned:
         if row.best is None or row.cluster.node.gpu.kind != "cuda":
             continue
-        e = row.best.estimate
-        if e.memory_bytes_per_gpu < SPARE_MEMORY * e.usable_memory_bytes:
-            share = e.memory_bytes_per_gpu / e.usable_memory_bytes
-            told.append(f"{row.label}: the job uses {share:.0%} of the memory of its GPUs; a smaller GPU may hold it")
+        share = row.best.estimate.memory_bytes_per_gpu / row.best.estimate.usable_memory_bytes
+        size = SMALLER * row.cluster.node.gpu.memory_bytes
+        smaller = dict.fromkeys(
+            other.cluster.node.gpu.name for other in planned if other.cluster.node.gpu.memory_bytes < size
+        )
+        if share < SPARE_MEMORY and smaller:
+            told.append(
+                f"{row.label} uses {share:.0%} of its GPUs' memory; smaller ones hold the job: {', '.join(smaller)}"
+            )
     return told
 
 

@@ -49,9 +49,12 @@ def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
     given = f" with {pinned}" if pinned else ""
     needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.usable_bytes)} usable on stage {memory.stage}"
     changes = list(_changes(space))
+    if cluster.max_ranks == 1:
+        changes.append(f"a GPU that leaves at least {format_bytes(memory.total_bytes)}")
     told = f"; what would help: {'; '.join(changes)}" if changes else ""
+    kind = "MIG slices, one job each" if cluster.node.is_mig else "GPUs"
     return (
-        f"no layout of {name} on {cluster.name} ({cluster.num_gpus} GPUs){given} fits in memory. "
+        f"no layout of {name} on {cluster.name} ({cluster.num_gpus} {kind}){given} fits in memory. "
         f"Nearest miss: {layout.brief()} needs {needs}, {missing} too much (largest part: {largest}){told}"
     )
 

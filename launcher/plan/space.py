@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import permutations
 from math import gcd
@@ -125,7 +126,7 @@ class Space:
         return (1,) if self.refused(Layout(degrees.tp, degrees.pp, 1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:
-        """Axis orders whose groups differ in the links they cross, the usual order first.
+        """Axis orders whose groups differ in the rates of the links they cross, the usual order first.
 
         Axes of one rank have no place of their own. Where tp must stay in its NVSwitch domain it comes first: an axis
         before it would have to fit into the domain together with it, and then crosses the same links behind it.
@@ -152,7 +153,10 @@ class Space:
         if found is None:
             rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
             layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
-            found = self._groups[stride, ranks] = group_of(self.job.cluster, layout, "dp")
+            found = group_of(self.job.cluster, layout, "dp")
+            if self.job.cluster.oversubscription == 1:  # then the spine carries what the leaves do
+                found = replace(found, spine=False)
+            self._groups[stride, ranks] = found
         return found
 
     def layout(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +26,7 @@ def console(*, stderr: bool = False) -> Console:
 def show_plans(to: Console, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
     """The ranked plans, why the first is first, and what became of the others."""
     to.print(plans_table(result))
+    to.print("TFLOP/s, memory and tok/s are those of one GPU")
     to.print(f"\nWhy {result.best.layout.brief()}:" if why and why[0] else "", soft_wrap=True)
     _bullets(to, why[0] if why else ())
     to.print(f"\n{rejected_text(result)} in {format_seconds(seconds)}", soft_wrap=True)
@@ -42,7 +43,7 @@ def plans_table(result: SearchResult) -> Table:
         table.add_column(name, justify="right")
     table.add_column("recompute")
     table.add_column("sp")
-    for name in ("step", "TFLOP/s", "MFU", "memory", "tok/s/GPU"):
+    for name in ("step", "TFLOP/s", "MFU", "memory", "tok/s"):
         table.add_column(name, justify="right")
     orders = len({candidate.layout.axis_order for candidate in result.candidates}) > 1
     if orders:
@@ -96,50 +97,49 @@ def show_comparison(to: Console, comparison: Comparison) -> None:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One line a cluster; cost columns only where tokens and prices are known."""
+    """One line a cluster; what is not known of any row has no column."""
     tokens = comparison.tokens
+    scaled = any(row.scaling is not None for row in comparison.rows)
     table = _table("best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else ""))
     table.add_column("cluster")
     table.add_column("GPUs", justify="right")
     table.add_column("best layout")
-    for name in ("tok/s", "MFU", "scaling", *(("days", "GPU-h", "cost") if tokens else ("cost/M",))):
+    names = [
+        "tok/s",
+        "MFU",
+        *(["scaling"] if scaled else []),
+        *(["days", "GPU-h", "cost"] if tokens else ["$/M tokens"]),
+    ]
+    for name in names:
         table.add_column(name, justify="right")
     for row in comparison.rows:
-        table.add_row(row.label, f"{row.num_gpus:,}", row.brief, *_row_cells(row, timed=bool(tokens)))
+        cells = _row_cells(row, scaled=scaled, timed=bool(tokens)) if row.best else ["-"] * len(names)
+        table.add_row(row.label, f"{row.num_gpus:,}", row.brief, *cells)
     return table
 
 
-def _row_cells(row: Row, *, timed: bool) -> list[str]:
+def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
     if row.best is None:
-        return ["-"] * (6 if timed else 4)
-    mfu = row.best.estimate.mfu
-    cells = [f"{row.tokens_per_s:,.0f}", f"{mfu:.1%}" if mfu is not None else UNKNOWN, _optional(row.scaling, "{:.0%}")]
-    if timed:
-        return [
-            *cells,
-            _optional(row.days, "{:,.1f}"),
-            _optional(row.gpu_hours, "{:,.0f}"),
-            _optional(row.cost, "${:,.0f}"),
-        ]
-    return [*cells, _optional(row.best.estimate.cost_per_million_tokens, "${:.4f}")]
+        return []
+    mfu, price = row.best.estimate.mfu, row.best.estimate.cost_per_million_tokens
+    cells = [f"{row.tokens_per_s:,.0f}", _optional(mfu, "{:.1%}")]
+    cells += [_optional(row.scaling, "{:.0%}")] if scaled else []
+    if not timed:
+        return [*cells, _optional(price, "{:.4f}")]
+    return [
+        *cells,
+        _optional(row.days, "{:,.2f}"),
+        _optional(row.gpu_hours, "{:,.0f}"),
+        _optional(row.cost, "${:,.0f}"),
+    ]
 
 
 def _optional(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else form.format(value)
 
 
-def show_breakdown(to: Console, title: str, parts: Mapping[str, str]) -> None:
-    """A small table of two columns."""
-    table = _table(title)
-    table.add_column("part")
-    table.add_column("value", justify="right")
-    for name, value in parts.items():
-        table.add_row(name, value)
-    to.print(table)
-
-
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1))
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _bullets(to: Console, lines: Iterable[str]) -> None:

@@ -20,7 +20,9 @@ from launcher.layout.job import Job
 from launcher.layout.legality import divisors, problems
 from launcher.layout.resolve import default_schedule, with_layer_split
 from launcher.model import Training
+from launcher.plan.floors import least_memory
 from launcher.plan.search import SLOWER, UNFIT, search
+from launcher.plan.space import Space
 
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {
@@ -75,8 +77,12 @@ def little_memory(name: str) -> Job:
     some_job = SMALL_JOBS[name]
     cost, gpu = CostModel(some_job), some_job.cluster.node.gpu
     needs = sorted(cost.memory(layout).total_bytes for layout in every_layout(name)[::7])
-    memory_bytes = int(median(needs) * gpu.memory_bytes / cost.usable_bytes)
-    node = replace(some_job.cluster.node, gpu=replace(gpu, memory_bytes=memory_bytes))
+    return with_memory(some_job, int(median(needs) * gpu.memory_bytes / cost.usable_bytes))
+
+
+def with_memory(some_job: Job, memory_bytes: int) -> Job:
+    node = some_job.cluster.node
+    node = replace(node, gpu=replace(node.gpu, memory_bytes=memory_bytes))
     return replace(some_job, cluster=replace(some_job.cluster, node=node))
 
 
@@ -274,7 +280,11 @@ def test_the_nearest_miss_is_the_least_memory_of_all() -> None:
 
 
 def test_where_a_pinned_key_is_what_does_not_fit_setting_it_free_is_advised() -> None:
-    edge = job(on=cluster(domains=(4, 4), memory_gib=3), of=TINY, global_batch=64)
+    roomy = job(on=cluster(domains=(4, 4)), of=TINY, global_batch=64)
+    pinned = LayoutRequest(micro_batch=64, dp=1)
+    cost = CostModel(roomy)
+    least = cost.memory(least_memory(Space(roomy, pinned), cost)).total_bytes
+    edge = with_memory(roomy, int(0.99 * least * roomy.cluster.node.gpu.memory_bytes / cost.usable_bytes))
     with pytest.raises(NoLayoutFits) as caught:
-        search(edge, LayoutRequest(micro_batch=64, dp=1, pp=1, cp=1, tp_across_domains=True))
+        search(edge, pinned)
     assert "layout.micro_batch=" in str(caught.value) and "instead of 64" in str(caught.value)
