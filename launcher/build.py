@@ -142,6 +142,8 @@ def build_model(data: Mapping[str, Any], problems: list[str]) -> Model:
         bias=_auto(fields.auto_flag("bias"), not gated),
         num_experts=fields.integer("num_experts", 0, minimum=0),
         experts_per_token=fields.integer("experts_per_token", 0, minimum=0),
+        rope_theta=fields.number("rope_theta", Model.rope_theta, minimum=1.0),
+        norm_eps=fields.number("norm_eps", Model.norm_eps, minimum=0.0),
     )
     fields.close()
     problems.extend([] if problems else _model_problems(model))
@@ -179,9 +181,11 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
         engine=fields.choice("engine", ENGINES, "torch"),
         overlap_grad_reduce=fields.flag("overlap_grad_reduce", True),
         grad_reduce_dtype=fields.auto_choice("grad_reduce_dtype", DTYPES),
+        tp_reduce_dtype=fields.auto_choice("tp_reduce_dtype", DTYPES),
         offload_optimizer=fields.flag("offload_optimizer", False),
         fused_rotary=fields.flag("fused_rotary", Training.fused_rotary),
         dropout=fields.auto_number("dropout"),
+        loss_parallel=fields.auto_flag("loss_parallel"),
     )
 
 

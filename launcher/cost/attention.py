@@ -87,8 +87,9 @@ def _separate(
     dropout: bool,
 ) -> CoreTime:
     """Scores and weighted values as batched products, softmax between them through memory; in full, not causal."""
-    scores = rows * queries * keys
+    scores = float(rows * queries * keys)
     traffic = softmax(device.dtype_bytes, kernel=kernel, dropout=dropout, math_bytes=constants.math_softmax_bytes)
+    scores *= 1.0 if kernel == "math" else constants.score_slowdown
     product_s = gemm_s(device, queries, keys, head_dim, batch=rows)
     values_s = gemm_s(device, queries, head_dim, keys, batch=rows)
     hbm, gap = device.hbm_bytes_per_s, device.gap_s

@@ -1,4 +1,4 @@
-"""Lower bounds of step time and memory, cheap enough for every layout of a search; neither ever exceeds the estimate."""
+"""Lower bounds of step time and memory, cheap enough for every layout of a search; none exceeds the estimate."""
 
 from __future__ import annotations
 
@@ -90,13 +90,15 @@ def exposed_gradients_s(unhidden_s: float, *, zero_stage: int, busiest: float, n
     return max(0.0, unhidden_s - window)
 
 
-def activation_bytes(
-    memory: PassMemory, stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int
-) -> float:
-    """Bytes of activations on the first rank, which holds the most micro-batches."""
-    held = in_flight(
+def held_by_first_rank(stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int) -> float:
+    """Micro-batches whose activations the first rank holds at its worst moment; no rank holds more."""
+    return in_flight(
         schedule, stage=0, num_stages=stages.pp, num_micro_batches=num_micro_batches, virtual_stages=virtual_stages
     )
+
+
+def activation_bytes(memory: PassMemory, stages: Stages, held: float) -> float:
+    """Bytes of activations on the first rank when it holds those of `held` micro-batches."""
     return memory.stored * stages.first * held + memory.working
 
 

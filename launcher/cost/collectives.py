@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from math import log2
 
-from launcher.cost.network import Fabric, Group
+from launcher.cost.network import NVLINK_FRACTION, Fabric, Group
 from launcher.units import MIB
 
 # Measured NCCL all-reduce on one DGX A100 (NVSwitch, 300 GB/s), in place, seconds at 1, 2, 4 … 1024 MiB for 2, 4 and 8
@@ -31,15 +31,25 @@ def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
         return 0.0
     if group.inside_domain and fabric.nvlink_bytes_per_s:
         return _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
-    volume = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
-    return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
+    ring = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
+    if group.nodes != 2:
+        return latency_s(fabric, group) + ring / ring_bytes_per_s(fabric, group)
+    # A tree over two nodes sends the buffer once each way, where the ring sends it almost twice: 78 GB/s busbw over
+    # 50 GB/s of NICs on p4de (nccl#1576 explains; not to be extrapolated to more nodes).
+    across = num_bytes / nic_bytes_per_s(fabric, group, group.per_node)
+    return latency_s(fabric, group) + max(ring / local_bytes_per_s(fabric, group), across)
 
 
 def all_gather_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
-    """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: half an all-reduce (same ring, one
-    pass).
+    """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: one pass of the ring of an
+    all-reduce.
     """
-    return 0.5 * all_reduce_s(fabric, group, num_bytes)
+    if group.ranks < 2 or not num_bytes:
+        return 0.0
+    if group.nodes == 1:
+        return 0.5 * all_reduce_s(fabric, group, num_bytes)
+    volume = (group.ranks - 1) / group.ranks * num_bytes
+    return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
 
 
 def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
@@ -51,9 +61,9 @@ def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
         return 0.0
     local = num_bytes * (group.per_node - 1) / group.ranks
     away = num_bytes * (group.ranks - group.per_node) / group.ranks
-    links = fabric.nvlink_bytes_per_s * 0.8 if group.per_domain >= group.per_node else 0.0
+    links = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.per_domain >= group.per_node else 0.0
     seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
-    return seconds + (away / _nic_share(fabric, group, 1) if away else 0.0)
+    return seconds + (away / nic_bytes_per_s(fabric, group, 1) if away else 0.0)
 
 
 def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
@@ -61,8 +71,8 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.nodes > 1:
-        return fabric.base_latency_s + num_bytes / _nic_share(fabric, group, 1)
-    rate = fabric.nvlink_bytes_per_s * 0.8 if group.inside_domain else 0.0
+        return fabric.base_latency_s + num_bytes / nic_bytes_per_s(fabric, group, 1)
+    rate = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
 
 
@@ -79,16 +89,23 @@ def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:
     Every GPU of a node is in some group of the same axis, and all of them communicate at once: a group has the share
     of the node's NICs that its ranks make of the node's GPUs.
     """
-    local = fabric.nvlink_bytes_per_s * 0.77
-    if group.per_domain < group.per_node or not local:
-        local = fabric.pcie_bytes_per_s
+    local = local_bytes_per_s(fabric, group)
     if group.nodes == 1:
         return local
-    across = _nic_share(fabric, group, group.per_node)
+    across = nic_bytes_per_s(fabric, group, group.per_node)
     return min(local, across) if group.per_node > 1 else across
 
 
-def _nic_share(fabric: Fabric, group: Group, ranks: int) -> float:
+def local_bytes_per_s(fabric: Fabric, group: Group) -> float:
+    """Bus bandwidth of the links inside a node: 235 of 300 GB/s on NVSwitch (stas00, nccl-tests); else PCIe."""
+    inside = group.per_domain >= group.per_node
+    return (
+        fabric.nvlink_bytes_per_s * NVLINK_FRACTION if inside and fabric.nvlink_bytes_per_s else fabric.pcie_bytes_per_s
+    )
+
+
+def nic_bytes_per_s(fabric: Fabric, group: Group, ranks: int) -> float:
+    """Share of a node's NICs that `ranks` of its GPUs have, through the spine where the group crosses it."""
     rate = fabric.node_bytes_per_s * ranks / fabric.gpus_per_node
     return rate / fabric.oversubscription if group.spine else rate
 

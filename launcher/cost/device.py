@@ -24,6 +24,7 @@ class Device:
     num_sms: int
     tiles: tuple[tuple[int, int, float], ...]
     extra_k: float
+    clock_margin: float  # full clock over the clock that large GEMMs sustain
     gap_s: float
     dtype_bytes: int
 
@@ -51,6 +52,7 @@ def device_of(gpu: Gpu, training: Training, constants: Constants) -> Device:
         num_sms=gpu.num_sms,
         tiles=CUDA_TILES if cuda else CPU_TILES,
         extra_k=constants.gemm_extra_k if cuda else 8.0,
+        clock_margin=max(1.0, peak * constants.issue_fraction / rate) if peak else 1.0,
         gap_s=constants.kernel_gap_s,
         dtype_bytes=DTYPE_BYTES[training.dtype],
     )

@@ -46,8 +46,20 @@ def rotary(e: int, *, fused: bool) -> Traffic:
 
 
 def softmax(e: int, *, kernel: str, dropout: bool, math_bytes: float) -> Traffic:
-    """Softmax over attention scores: `fused` (causal, one kernel), or `math` in fp32 steps; with attention dropout."""
+    """Softmax over attention scores: `fused` (one kernel that reads the causal half and writes all), or `math` in fp32
+    steps; with attention dropout.
+    """
     drop = (2 * e + 1, 1) if dropout else (0, 0)
     if kernel == "math":
         return Traffic(math_bytes + drop[0], 6 + drop[1], 0.8 * math_bytes + drop[0], 6 + drop[1])
-    return Traffic(2 * e + drop[0], 1 + drop[1], 3 * e + drop[0], 1 + drop[1])
+    return Traffic(1.5 * e + drop[0], 1 + drop[1], 2 * e + drop[0], 1 + drop[1])
+
+
+def accumulation(e: int, gradient_bytes: int) -> Traffic:
+    """Per parameter: a micro-batch's gradient is read and added to the running sum."""
+    return Traffic(0.0, 0, e + 2.0 * gradient_bytes, 4)
+
+
+def reduction_casts(e: int) -> Traffic:
+    """A layer's two tensor-parallel sums a pass in fp32: each cast there and back."""
+    return Traffic(2 * (2 * e + 8), 4, 2 * (2 * e + 8), 4)

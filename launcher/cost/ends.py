@@ -6,15 +6,8 @@ from launcher.cost import elementwise
 from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.layer import Part, linear, streamed
+from launcher.cost.parameters import padded_vocab
 from launcher.model import Model
-
-VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to this times tp, for GEMM alignment
-
-
-def padded_vocab(model: Model, tp: int) -> int:
-    """Vocabulary rows of the tables, as padded for tensor parallelism."""
-    multiple = VOCAB_MULTIPLE * tp if model.vocab > 16 * VOCAB_MULTIPLE else tp
-    return -(-model.vocab // multiple) * multiple
 
 
 def embedding_part(device: Device, model: Model, *, tokens: int) -> Part:

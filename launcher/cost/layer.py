@@ -9,7 +9,9 @@ from launcher.cost.attention import CoreTime, core_time
 from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
+from launcher.cost.parameters import layer_parameters
 from launcher.model import Model, Training
+from launcher.units import DTYPE_BYTES
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class LayerParts:
 
 
 def runs_dropout(model: Model, training: Training) -> bool:
-    """Whether dropout kernels run: as set; else with Megatron's separate kernels and biases, at any probability."""
+    """Whether dropout kernels run: as set; else with separate attention kernels, at any probability (Megatron-LM
+    calls it always).
+    """
     if training.dropout is not None:
         return training.dropout > 0
-    return model.bias and training.attention in ("math", "fused")
+    return training.attention in ("math", "fused")
 
 
 def layer_parts(
@@ -78,6 +82,12 @@ def layer_parts(
     rest = _projections(device, model, tokens, shape.tp)
     rest += _mlp(device, model, training, tokens, shape)
     rest += _around_attention(device, model, training, tokens, shape.tp)
+    if (
+        shape.tp > 1
+        and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
+    ):
+        rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
+    rest += _accumulation(device, model, training, shape)
     rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
     return LayerParts(rest, _core_part(core))
 
@@ -124,15 +134,21 @@ def _mlp(device: Device, model: Model, training: Training, tokens: int, shape: L
     part += linear(device, rows, width, model.hidden, batch=experts)
     traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp)
     part += streamed(device, traffic, float(rows) * experts * width)
+    if model.gated_mlp:  # the gradients of the two projections' common input are summed
+        part += streamed(device, elementwise.Traffic(0.0, 0, 3.0 * device.dtype_bytes, 1), float(tokens * model.hidden))
     if model.num_experts:
         part += linear(device, tokens, model.hidden, model.num_experts)
     return part
 
 
 def _around_attention(device: Device, model: Model, training: Training, tokens: int, tp: int) -> Part:
-    """Rotary positions, and the copies that bring heads into and out of the kernel's order."""
+    """Rotary positions, and the copies that bring heads into and out of the kernel's order.
+
+    Separate kernels read heads where the projection left them; FlashAttention takes queries, keys and values apart.
+    """
     e = device.dtype_bytes
-    part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * (model.hidden / tp))
+    copied = model.hidden + (model.hidden + 2 * model.kv_hidden if training.attention.startswith("flash") else 0)
+    part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * (copied / tp))
     if model.positions == "rotary":
         traffic = elementwise.rotary(e, fused=training.fused_rotary)
         for width in (model.hidden, model.kv_hidden):
@@ -146,3 +162,12 @@ def _norms_and_residuals(device: Device, model: Model, training: Training, token
     norm = streamed(device, elementwise.norm(e, fused=fused), elements)
     residual = streamed(device, elementwise.residual(e, dropout=runs_dropout(model, training)), elements)
     return norm + norm + residual + residual
+
+
+def _accumulation(device: Device, model: Model, training: Training, shape: LayerShape) -> Part:
+    """Sums of gradients over micro-batches: the weight gradient's GEMM adds in place with Megatron-LM's
+    gradient_accumulation_fusion of late 2021; before, a pass over memory."""
+    if training.software_year >= 2022:
+        return Part()
+    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduce_dtype])
+    return streamed(device, traffic, layer_parameters(model, tp=shape.tp, ep=shape.ep).total)

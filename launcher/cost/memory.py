@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from launcher.cost.activations import LayerActivations
 from launcher.cost.constants import Constants
-from launcher.cost.ends import padded_vocab
-from launcher.cost.parameters import RankParameters
+from launcher.cost.parameters import RankParameters, padded_vocab
 from launcher.cost.pipeline import in_flight
 from launcher.layout import Layout
 from launcher.model import Model, Training
@@ -49,7 +48,7 @@ def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateByte
     """
     e = training.dtype_bytes
     gradient = DTYPE_BYTES[training.reduce_dtype]
-    optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0) + (4.0 if gradient < 4 else 0.0)
+    optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0)
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),
         gradients=gradient / shards if layout.zero_stage >= 2 else float(gradient),
@@ -82,25 +81,34 @@ def stage_memory(
     )
     tokens = layout.micro_batch * model.seq_len // layout.cp
     last = stage == layout.pp - 1
-    live = activations.stored * layers * held + activations.working
-    logits = last * tokens * padded_vocab(model, layout.tp) / layout.tp * logits_bytes(training, constants)
+    stored = activations.stored * layers * held
+    logits = last * tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
+    # The loss comes before the first layer's backward pass: its logits and a layer's gradients are never alive
+    # together.
+    fragmented = constants.pipeline_fragmentation_fraction if cuda and layout.pp > 1 else 0.0
     return {
         "parameters": dense.weights * parameters.dense + expert.weights * parameters.experts,
         "gradients": dense.gradients * parameters.dense + expert.gradients * parameters.experts,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
-        "activations": live,
+        "activations": stored + max(0.0, activations.working - logits),
         "logits": logits,
         "buffers": _buffers(model, training, layout, constants, parameters, layers, cuda),
         "context": constants.context_bytes if cuda else 0.0,
-        "fragmentation": constants.fragmentation_fraction * (live + logits) if cuda else 0.0,
+        "fragmentation": fragmented * (stored + activations.working),
     }
 
 
-def logits_bytes(training: Training, constants: Constants) -> float:
-    """Bytes a logit at the worst moment of the loss: the projection's output, its fp32 copy and the softmax beside
-    it.
+def logits_bytes(model: Model, training: Training, tp: int, constants: Constants) -> float:
+    """Bytes on one rank for each logit of the whole vocabulary, at the loss's worst moment.
+
+    Divided by tp with a loss over divided logits; else gathered, beside this rank's share, and worked on in plain
+    operators that autograd keeps.
     """
-    return training.dtype_bytes + constants.logits_fp32_copies * 4.0
+    e = training.dtype_bytes
+    if training.divides_logits(model):
+        return (e + constants.loss_bytes) / tp
+    gathered = e / tp + e if tp > 1 else 0.0  # this rank's share, and all shares before they are joined
+    return gathered + e + constants.plain_loss_bytes
 
 
 def _buffers(
@@ -112,10 +120,10 @@ def _buffers(
     layers: int,
     cuda: bool,
 ) -> float:
-    """NCCL's buffers of each communicator; with ZeRO-3 two gathered layers, with ZeRO-2 their gradients."""
+    """NCCL's buffers of each communicator; with ZeRO-3 two layers' whole weights and gradients."""
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
     nccl = groups * constants.communicator_bytes if cuda else 0.0
-    layer = parameters.total / max(1, layers)
-    gathered = 2.0 * training.dtype_bytes * layer if layout.zero_stage >= 3 else 0.0
-    reduced = 2.0 * DTYPE_BYTES[training.reduce_dtype] * layer if layout.zero_stage >= 2 else 0.0
-    return nccl + gathered + reduced
+    reduced_bytes = DTYPE_BYTES[training.reduce_dtype]
+    if layout.zero_stage >= 3:
+        return nccl + 2.0 * (training.dtype_bytes + reduced_bytes) * parameters.total / max(1, layers)
+    return nccl

@@ -15,13 +15,13 @@ from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
 from launcher.cost.device import device_of
-from launcher.cost.ends import embedding_part, head_part, padded_vocab
+from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
 from launcher.cost.layer import LayerShape, layer_parts
 from launcher.cost.memory import Memory, stage_memory
 from launcher.cost.network import Group, fabric_of, group_of
 from launcher.cost.optimizer import optimizer_s
-from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters
+from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
 from launcher.layout import Layout
@@ -31,8 +31,9 @@ from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")
 
-# What a GPU reports less what the driver keeps from every process: torch sees 79.15 of 80 GiB on A100 80 GB.
-USABLE_FRACTION = 0.9894
+# What a GPU reports less what the driver keeps from every process: torch sees 79.15 to 79.35 of 80 GiB on
+# A100 80 GB and 39.4 to 39.6 of 40 on A100 40 GB, by driver.
+USABLE_FRACTION = 0.991
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class CostModel:
             num_micro_batches=num_micro_batches,
             virtual_stages=layout.virtual_stages,
         )
-        gradients = self._gradient_time(layout, stages, num_micro_batches)
+        window = {"forward_s": stages.forward_s[stages.worst], "backward_s": stages.backward_s[stages.worst]}
+        gradients = self.gradients(layout, **window)
         optimizer = self._optimizer_s(layout)
         total = pipeline.total_s + gradients.exposed_s + optimizer
         time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
@@ -157,9 +159,7 @@ class CostModel:
             collective = 0.5 * all_reduce_s(self.fabric, group, num_bytes) * self.constants.collective_slowdown
             head = head_part(self.device, self.constants, model, tokens=tokens, tp=layout.tp)
             embedding = embedding_part(self.device, model, tokens=tokens)
-            return part_cost(embedding, self.constants, collective_s=collective), part_cost(
-                head, self.constants, collective_s=collective
-            )
+            return part_cost(embedding, collective_s=collective), part_cost(head, collective_s=collective)
 
         return self._once(("ends", tokens, layout.tp, group), make)
 
@@ -223,8 +223,11 @@ class CostModel:
 
         return self._once(("parameters", layers, tp, ep), make)
 
-    def _gradient_time(self, layout: Layout, stages: StageTimes, num_micro_batches: int) -> Exposed:
-        """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction."""
+    def gradients(self, layout: Layout, *, forward_s: float, backward_s: float) -> Exposed:
+        """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction.
+
+        They hide behind `forward_s` and `backward_s`, a rank's seconds for one micro-batch.
+        """
         training = self.job.training
         heaviest = max(self.parameters(layout), key=lambda p: p.total)
         group = self._group(layout, "dp")
@@ -235,15 +238,15 @@ class CostModel:
             DTYPE_BYTES[training.reduce_dtype],
             training.dtype_bytes,
             layout.zero_stage,
-            num_micro_batches,
+            layout.num_micro_batches(self.job.training.global_batch),
         )
         reduced = gradient_time(
             self.fabric,
             group,
             traffic,
-            forward_s=stages.forward_s[stages.worst],
-            backward_s=stages.backward_s[stages.worst],
-            overlap=training.overlap_grad_reduce,
+            forward_s=forward_s,
+            backward_s=backward_s,
+            overlap=training.overlaps_grad_reduce(layout.pp),
             slowdown=self.constants.overlap_slowdown,
         )
         return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)
@@ -304,24 +307,26 @@ class CostModel:
             lambda: layer_activations(job.model, job.training, shape, layout.recompute),
         )
 
+    def stage_parts(self, layout: Layout, stage: int) -> dict[str, float]:
+        """Bytes of one rank of pipeline stage `stage` (of rank `stage`, with virtual stages), by part."""
+        job = self.job
+        return stage_memory(
+            model=job.model,
+            training=job.training,
+            layout=layout,
+            constants=self.constants,
+            cuda=job.cluster.node.gpu.kind == "cuda",
+            stage=stage,
+            parameters=self.parameters(layout)[stage],
+            layers=self.rank_layers(layout)[stage],
+            activations=self.activations(layout),
+            num_micro_batches=layout.num_micro_batches(job.training.global_batch),
+        )
+
     def _memory(self, layout: Layout) -> Memory:
-        job, parameters, layers = self.job, self.parameters(layout), self.rank_layers(layout)
-        activations = self.activations(layout)
-        candidates = {0, layout.pp - 1, min(1, layout.pp - 1)}
         worst: Memory | None = None
-        for stage in sorted(candidates):
-            parts = stage_memory(
-                model=job.model,
-                training=job.training,
-                layout=layout,
-                constants=self.constants,
-                cuda=job.cluster.node.gpu.kind == "cuda",
-                stage=stage,
-                parameters=parameters[stage],
-                layers=layers[stage],
-                activations=activations,
-                num_micro_batches=layout.num_micro_batches(job.training.global_batch),
-            )
+        for stage in sorted({0, layout.pp - 1, min(1, layout.pp - 1)}):
+            parts = self.stage_parts(layout, stage)
             total = sum(parts.values())
             if worst is None or total > worst.total_bytes:
                 worst = Memory(stage, parts, total, self.usable_bytes)

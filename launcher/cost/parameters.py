@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.cost.ends import padded_vocab
 from launcher.model import Model
+
+VOCAB_MULTIPLE = 128  # Megatron pads the vocabulary to this times tp, for GEMM alignment
+
+
+def padded_vocab(model: Model, tp: int) -> int:
+    """Vocabulary rows of the tables, as padded for tensor parallelism."""
+    multiple = VOCAB_MULTIPLE * tp if model.vocab > 16 * VOCAB_MULTIPLE else tp
+    return -(-model.vocab // multiple) * multiple
 
 
 @dataclass(frozen=True)

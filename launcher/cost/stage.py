@@ -11,6 +11,7 @@ from launcher.cost.constants import Constants
 from launcher.cost.layer import LayerParts, LayerShape, Part
 from launcher.cost.network import Fabric, Group
 from launcher.model import Model, Training
+from launcher.units import DTYPE_BYTES
 
 
 @dataclass(frozen=True)
@@ -55,23 +56,31 @@ def layer_cost(
     shape: LayerShape,
     recompute: str,
 ) -> Cost:
-    """One layer: compute, or the host where that is slower, plus the exposed part of every collective."""
+    """One layer: compute, or the host where that is slower, plus the exposed part of every collective.
+
+    With sequence parallelism the backward pass gathers each projection's input again (Korthikanti et al. 2022, 4.2.2).
+    """
     tp_s = _tensor_parallel_s(model, training, fabric, groups.tp, shape) * constants.collective_slowdown
     cp_s = _context_parallel_s(model, training, fabric, groups.cp, shape) * constants.collective_slowdown
     ep_s = _expert_parallel_s(model, training, fabric, groups.ep, shape) * constants.collective_slowdown
-    repeated = _recomputed(parts, recompute)
     again = 1 if recompute == "full" else 0
     cp_exposed = max(0.0, cp_s - parts.core.forward_s)
     cp_back = max(0.0, 2 * cp_s - parts.core.backward_s)
     tp_hidden = min(tp_s, parts.rest.weight_s) if training.async_tensor_parallel else 0.0
-    tp_back = tp_s - tp_hidden * (1 - constants.overlap_slowdown)
-    forward = _wall(parts.rest + parts.core, constants, tp_s + cp_exposed + ep_s)
-    back_host = (parts.rest.backward_ops + parts.core.backward_ops) * constants.host_backward_op_s
-    back_device = parts.rest.backward_s + parts.core.backward_s + tp_back + cp_back + ep_s
-    again_wall = _wall(repeated, constants, again * (tp_s + cp_exposed + ep_s))
+    regathered = 0.5 * tp_s if shape.sequence_parallel else 0.0
+    tp_back = tp_s + regathered - tp_hidden * (1 - constants.tp_overlap_cost)
+    device = parts.rest + parts.core
+    forward = max(device.forward_s + tp_s + cp_exposed + ep_s, constants.host_forward_s)
+    backward = max(device.backward_s + tp_back + cp_back + ep_s, constants.host_backward_s)
+    if again:
+        backward += max(
+            device.forward_s + tp_s + cp_exposed + ep_s, constants.host_forward_s + constants.host_checkpoint_s
+        )
+    elif recompute == "selective":
+        backward += parts.core.forward_s
     return Cost(
         forward_s=forward,
-        backward_s=max(back_device, back_host) + again_wall,
+        backward_s=backward,
         weight_s=parts.rest.weight_s,
         tp_s=tp_s * (1 + again) + tp_back,
         cp_s=cp_exposed * (1 + again) + cp_back,
@@ -81,24 +90,9 @@ def layer_cost(
     )
 
 
-def part_cost(part: Part, constants: Constants, *, collective_s: float = 0.0) -> Cost:
+def part_cost(part: Part, *, collective_s: float = 0.0) -> Cost:
     """An end of the pipeline (embedding, head); `collective_s` runs once forward and once backward."""
-    forward = _wall(part, constants, collective_s)
-    backward = max(part.backward_s, part.backward_ops * constants.host_backward_op_s) + collective_s
-    return Cost(forward, backward, part.weight_s, tp_s=2 * collective_s)
-
-
-def _wall(part: Part, constants: Constants, collective_s: float) -> float:
-    return max(part.forward_s + collective_s, part.forward_ops * constants.host_forward_op_s)
-
-
-def _recomputed(parts: LayerParts, recompute: str) -> Part:
-    """What the backward pass runs forward again: nothing, the attention core (Korthikanti et al. 2022), or the
-    layer.
-    """
-    if recompute == "full":
-        return parts.rest + parts.core
-    return parts.core if recompute == "selective" else Part()
+    return Cost(part.forward_s + collective_s, part.backward_s + collective_s, part.weight_s, tp_s=2 * collective_s)
 
 
 def _activation_bytes(model: Model, training: Training, shape: LayerShape) -> float:
@@ -109,7 +103,8 @@ def _tensor_parallel_s(model: Model, training: Training, fabric: Fabric, group: 
     """Two all-reduces a pass (Shoeybi et al. 2019); with sequence parallelism an all-gather and a reduce-scatter
     each.
     """
-    num_bytes = _activation_bytes(model, training, shape)
+    reduced = DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)]
+    num_bytes = _activation_bytes(model, training, shape) * reduced / training.dtype_bytes
     if shape.sequence_parallel:
         return 4 * all_gather_s(fabric, group, num_bytes)
     return 2 * all_reduce_s(fabric, group, num_bytes)

@@ -27,6 +27,8 @@ class Model:
     bias: bool = True
     num_experts: int = 0
     experts_per_token: int = 0
+    rope_theta: float = 10000.0  # base of the rotary angles (Su et al. 2021, section 3.4.3)
+    norm_eps: float = 1e-5
 
     @property
     def head_dim(self) -> int:
@@ -85,7 +87,7 @@ class Model:
         return self.layers * self.layer_params + self.embedding_params + self.head_params + self.norm_params
 
     def layer_forward_flops(self, *, tokens: int, seq_len: int | None = None) -> float:
-        """FLOPs of one layer's forward pass over `tokens` tokens in sequences of `seq_len`, full (not causal) attention.
+        """FLOPs of one layer's forward pass over `tokens` tokens, sequences of `seq_len`, full (not causal) attention.
 
         The convention of Narayanan et al. 2021, eq. 3: a multiply-add is 2 FLOPs and causal attention counts in full.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.model.shape import Model
 from launcher.units import DTYPE_BYTES
 
 ATTENTION_KERNELS = ("math", "fused", "flash1", "flash")
@@ -20,8 +21,10 @@ class Training:
     software_year: how good the kernels of that year's stack are; the one setting for a software generation.
     fused_norm, fused_rotary: RMSNorm and rotary positions in one kernel each, or in plain PyTorch operators.
     dropout: probability in attention and residuals; None: whatever the layer's implementation runs (see launcher.cost).
-    grad_reduce_dtype: dtype of gradients as they are held and reduced; None: fp32, but fp16 with dtype fp16
-    (Megatron-LM's rule).
+    tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
+    grad_reduce_dtype: dtype of gradients as they are held and reduced; None: the training dtype.
+    loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
+        None: see `divides_logits`.
     """
 
     global_batch: int  # sequences
@@ -33,9 +36,11 @@ class Training:
     engine: str = "torch"
     overlap_grad_reduce: bool = True
     grad_reduce_dtype: str | None = None
+    tp_reduce_dtype: str | None = None
     offload_optimizer: bool = False
     fused_rotary: bool = False
     dropout: float | None = None
+    loss_parallel: bool | None = None
 
     @property
     def dtype_bytes(self) -> int:
@@ -44,7 +49,26 @@ class Training:
     @property
     def reduce_dtype(self) -> str:
         """Dtype in which gradients are held and reduced."""
-        return self.grad_reduce_dtype or ("fp16" if self.dtype == "fp16" else "fp32")
+        return self.grad_reduce_dtype or self.dtype
+
+    def divides_logits(self, model: Model) -> bool:
+        """Whether the loss works on the vocabulary as tensor parallelism divides it, in place (`loss_parallel`).
+
+        Where that is not set: with LayerNorm models, whose stacks descend from Megatron-LM. Llama's family is commonly
+        trained with `F.cross_entropy` on gathered fp32 logits, and memory is not promised on anything better.
+        """
+        return model.norm == "layernorm" if self.loss_parallel is None else self.loss_parallel
+
+    def tensor_parallel_dtype(self, *, sequence_parallel: bool) -> str:
+        """Dtype in which tensor-parallel partial sums are reduced: as set, else the training dtype.
+
+        Before 2024 stacks summed bf16 in fp32 (GPT-NeoX `fp32_allreduce`, needed with ZeRO-1); Megatron-LM's sequence
+        parallelism never did.
+        """
+        if self.tp_reduce_dtype:
+            return self.tp_reduce_dtype
+        in_fp32 = self.dtype == "bf16" and self.software_year < 2024 and not sequence_parallel
+        return "fp32" if in_fp32 else self.dtype
 
     @property
     def async_tensor_parallel(self) -> bool:
@@ -53,3 +77,10 @@ class Training:
         Megatron-LM does since late 2021 (Korthikanti et al. 2022, section 4.2.2).
         """
         return self.software_year >= 2022
+
+    def overlaps_grad_reduce(self, pp: int) -> bool:
+        """Whether gradients are reduced behind the backward pass.
+
+        Without a pipeline since DDP (Li et al. 2020); with one since Megatron-LM's --overlap-grad-reduce of 2023.
+        """
+        return self.overlap_grad_reduce and (pp == 1 or self.software_year >= 2024)
