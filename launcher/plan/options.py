@@ -28,6 +28,7 @@ class TrainOptions:
     momentum: float = 0.0
     grad_clip: float = 1.0  # 0: off
     seed: int = 1234
+    init_from: str | None = None  # Hugging Face folder with safetensors; None: drawn from the seed
     data: str | None = None  # token file; None: the Python standard library's source, as bytes
     hybrid_shard: bool = False
     log_every: int = 1
@@ -55,6 +56,7 @@ class TrainOptions:
             momentum=fields.number("momentum", cls.momentum, minimum=0.0),
             grad_clip=fields.number("grad_clip", cls.grad_clip, minimum=0.0),
             seed=fields.integer("seed", cls.seed, minimum=0),
+            init_from=fields.optional_text("init_from"),
             data=fields.optional_text("data"),
             hybrid_shard=fields.flag("hybrid_shard", cls.hybrid_shard),
             log_every=fields.integer("log_every", cls.log_every, minimum=1),

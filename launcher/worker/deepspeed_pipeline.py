@@ -98,11 +98,11 @@ def pipeline_module(context: EngineContext) -> nn.Module:
 
 def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec], list[LayerSpec]]:
     """What comes before the blocks, the blocks, and what comes after them."""
-    plan, seed, group = context.plan, context.options.seed, context.axes.group("tp")
+    plan, weights, group = context.plan, context.weights, context.axes.group("tp")
     model, training = plan.job.model, plan.job.training
 
     def filled(module: nn.Module, prefix: str) -> nn.Module:
-        fill(module, prefix=prefix, model=model, seed=seed, group=group)
+        fill(module, prefix=prefix, model=model, weights=weights, group=group)
         return module
 
     def block(index: int) -> nn.Module:

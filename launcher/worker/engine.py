@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +14,7 @@ from launcher.errors import InputError
 from launcher.plan.options import TrainOptions
 from launcher.plan.record import Plan
 from launcher.worker.data import Batch
+from launcher.worker.init import InitialWeights
 from launcher.worker.mesh import Axes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,6 +54,12 @@ class EngineContext:
     axes: Axes
     device: torch.device
     run_dir: Path
+
+    @cached_property
+    def weights(self) -> InitialWeights:
+        """What the parameters start from."""
+        folder = Path(self.options.init_from) if self.options.init_from else None
+        return InitialWeights(self.plan.job.model, seed=self.options.seed, folder=folder)
 
 
 def build_engine(context: EngineContext) -> Engine:

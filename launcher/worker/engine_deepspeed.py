@@ -132,7 +132,7 @@ def whole_module(context: EngineContext) -> nn.Module:
                 cut_block(block, group)
     if model.tied_embeddings:
         module.tie()
-    fill(module, prefix="", model=model, seed=context.options.seed, group=group)
+    fill(module, prefix="", model=model, weights=context.weights, group=group)
     return module
 
 

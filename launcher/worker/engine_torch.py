@@ -78,12 +78,15 @@ class TorchEngine:
             stage.tie()
         # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
         dtype = torch.float32 if self._fsdp else self._compute_dtype
-        materialise(stage, model=self._model, seed=context.options.seed, device=self._device, dtype=dtype)
+        self._materialise(stage, context, dtype=dtype)
         if self._model.tied_embeddings:
             stage.tie()
         if self._fsdp:
             self._shard(stage, context)
         return stage
+
+    def _materialise(self, stage: Transformer, context: EngineContext, *, dtype: torch.dtype) -> None:
+        materialise(stage, weights=context.weights, device=self._device, dtype=dtype)
 
     def _shard(self, stage: Transformer, context: EngineContext) -> None:
         from launcher.worker.pipeline import SPLIT_BACKWARD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -27,6 +28,24 @@ def initial_value(name: str, shape: Sequence[int], *, model: Model, seed: int) -
     digest = hashlib.sha256(f"{seed}/{canonical(name, model)}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.empty(tuple(shape)).normal_(0.0, std, generator=generator)
+
+
+class InitialWeights:
+    """Weights to start from: drawn from the seed, or read from a Hugging Face folder. Gives whole fp32 tensors."""
+
+    def __init__(self, model: Model, *, seed: int, folder: Path | None = None) -> None:
+        self._model, self._seed = model, seed
+        self._read = None
+        if folder is not None:
+            from launcher.worker.huggingface import FolderWeights
+
+            self._read = FolderWeights(folder, model=model)
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The value of the parameter with the global name `name`."""
+        if self._read is not None:
+            return self._read(canonical(name, self._model), shape)
+        return initial_value(name, shape, model=self._model, seed=self._seed)
 
 
 def canonical(name: str, model: Model) -> str:

@@ -36,7 +36,10 @@ class Piece:
 
     @property
     def shares_storage(self) -> bool:
-        return self.main.data_ptr() == local(self.param).data_ptr() and self.main.dtype == self.param.dtype
+        own, working = self.main.untyped_storage(), local(self.param).untyped_storage()
+        return (
+            own._cdata == working._cdata and self.main.dtype == self.param.dtype
+        )  # no data_ptr: fake tensors have none
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from launcher.model import Model
-from launcher.worker.init import initial_value
+from launcher.worker.init import InitialWeights
 from launcher.worker.transformer import Transformer
 
 
@@ -81,7 +80,7 @@ def accumulate_without_sync(stage: nn.Module, *, zero_stage: int, last: bool) ->
         stage.set_is_last_backward(last)
 
 
-def materialise(stage: Transformer, *, model: Model, seed: int, device: torch.device, dtype: torch.dtype) -> None:
+def materialise(stage: Transformer, *, weights: InitialWeights, device: torch.device, dtype: torch.dtype) -> None:
     """Give every parameter its storage on `device` and its initial value, of which a rank keeps its own part."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -89,7 +88,7 @@ def materialise(stage: Transformer, *, model: Model, seed: int, device: torch.de
     stage.to_empty(device=device)
     with torch.no_grad():
         for name, param in stage.named_parameters():
-            whole = initial_value(name, param.shape, model=model, seed=seed).to(device, dtype)
+            whole = weights(name, param.shape).to(device, dtype)
             if isinstance(param, DTensor):
                 part = distribute_tensor(whole, param.device_mesh, param.placements, src_data_rank=None)
                 param.to_local().copy_(part.to_local())

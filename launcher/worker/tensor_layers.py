@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.model import Model
-from launcher.worker.init import initial_value
+from launcher.worker.init import InitialWeights
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.mesh import Axes
 from launcher.worker.transformer import Block
@@ -121,7 +121,7 @@ def cut_block(block: Block, group: dist.ProcessGroup) -> Block:
     return block
 
 
-def fill(module: nn.Module, *, prefix: str, model: Model, seed: int, group: dist.ProcessGroup) -> None:
+def fill(module: nn.Module, *, prefix: str, model: Model, weights: InitialWeights, group: dist.ProcessGroup) -> None:
     """Initial values of a module's parameters, this rank's part of each, and DeepSpeed's marks on the parts.
 
     `prefix` + the local name is the parameter's global name.
@@ -131,12 +131,12 @@ def fill(module: nn.Module, *, prefix: str, model: Model, seed: int, group: dist
             name = prefix + local_name
             dim = cut_dim(name)
             if dim is None or group.size() == 1:
-                param.copy_(initial_value(name, param.shape, model=model, seed=seed))
+                param.copy_(weights(name, param.shape))
                 continue
             shape = list(param.shape)
             shape[dim] = model.vocab if name.split(".")[-2] in VOCAB else shape[dim] * group.size()
             start, _ = vocab_range(shape[dim], rank=group.rank(), size=group.size())
-            whole = initial_value(name, shape, model=model, seed=seed)
+            whole = weights(name, shape)
             param.copy_(whole.narrow(dim, start, param.shape[dim]))
             param.model_parallel = True  # type: ignore[attr-defined]
             param.tensor_model_parallel = True  # type: ignore[attr-defined]

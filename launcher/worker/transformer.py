@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from launcher.model import Model
 
-ROPE_THETA = 10000.0  # Su et al. 2021, section 3.4.3
-
 
 @dataclass(frozen=True)
 class StageShape:
@@ -49,7 +47,7 @@ class Attention(nn.Module):
     def __init__(self, model: Model, *, kernel: str, recompute: bool) -> None:
         super().__init__()
         self.head_dim = model.head_dim
-        self.rotary = model.positions == "rotary"
+        self.theta = model.rope_theta if model.positions == "rotary" else None
         self.kernel = kernel
         self.recompute = recompute
         self.core: Callable[[Tensor, Tensor, Tensor], Tensor] = self._core
@@ -60,8 +58,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._heads(projection(x)) for projection in (self.q, self.k, self.v))
-        if self.rotary:
-            q, k = apply_rotary(q), apply_rotary(k)
+        if self.theta is not None:
+            q, k = apply_rotary(q, theta=self.theta), apply_rotary(k, theta=self.theta)
         mixed: Tensor
         if self.recompute and torch.is_grad_enabled():
             mixed = checkpoint(self.core, q, k, v, use_reentrant=False, preserve_rng_state=False)
@@ -160,10 +158,11 @@ class Transformer(nn.Module):
 
 
 def make_norm(model: Model) -> nn.Module:
-    return nn.LayerNorm(model.hidden) if model.norm == "layernorm" else nn.RMSNorm(model.hidden, eps=1e-5)
+    kind = nn.LayerNorm if model.norm == "layernorm" else nn.RMSNorm
+    return kind(model.hidden, eps=model.norm_eps)
 
 
-def apply_rotary(x: Tensor, *, theta: float = ROPE_THETA) -> Tensor:
+def apply_rotary(x: Tensor, *, theta: float) -> Tensor:
     """Rotate the halves of each head by position (the convention of Llama in Hugging Face); x is (…, seq, head_dim)."""
     seq, dim = x.shape[-2:]
     inverse = theta ** (-torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)

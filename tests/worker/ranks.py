@@ -25,6 +25,8 @@ from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.plan.record import Plan
 
+torch.set_num_threads(1)  # a parent that computed with more could leave a forked rank hanging
+
 TINY = Model(
     "tiny",
     hidden=32,
