@@ -24,7 +24,6 @@ class PassFloor(NamedTuple):
 
     busiest_s: float
     time: bounds.PassTime
-    memory: bounds.PassMemory
     stages: bounds.Stages
     num_micro_batches: int
 
@@ -33,15 +32,6 @@ class PassFloor(NamedTuple):
             self.time,
             self.stages,
             busiest=self.busiest_s,
-            schedule=schedule.name,
-            virtual_stages=schedule.virtual_stages,
-            num_micro_batches=self.num_micro_batches,
-        )
-
-    def activation_bytes(self, schedule: Schedule) -> float:
-        return bounds.activation_bytes(
-            self.memory,
-            self.stages,
             schedule=schedule.name,
             virtual_stages=schedule.virtual_stages,
             num_micro_batches=self.num_micro_batches,
@@ -67,10 +57,11 @@ class Floors:
         An engine's rule counts where its message is the same however the layout is varied, one key at a time: such a
         rule speaks of the degrees, of the model or of the training, not of how the layout is run.
         """
-        plain, *varied = self._variations(degrees)
+        variations = self._variations(degrees)
+        plain = next(variations)
         structural = [problem for problem in self.space.broken(plain) if problem.rule != ENGINE_RULE]
         always = self.space.refused(plain)
-        for layout in varied if always else ():
+        while always and (layout := next(variations, None)) is not None:
             told = set(self.space.refused(layout))
             always = [problem for problem in always if problem in told]
         return structural + always
@@ -116,12 +107,25 @@ class Floors:
         return found
 
     def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
-        """The floors of one way to run a micro-batch, with the axis order that suits its layers best."""
-        stages = self._stages_of(degrees)
+        """The time bound of one way to run a micro-batch, with the axis order that suits its layers best."""
+        stages = self.stages(degrees)
         times = [self._time(degrees, passes, order) for order in self._best_orders(degrees)]
-        busiest, time = min(((bounds.busiest_s(time, stages), time) for time in times), key=lambda pair: pair[0])
+        time = times[0] if len(times) == 1 else min(times, key=lambda time: bounds.busiest_s(time, stages))
         count = self.batch // (degrees.dp * passes.micro_batch)
-        return PassFloor(busiest, time, self._memory(degrees, passes), stages, count)
+        return PassFloor(bounds.busiest_s(time, stages), time, stages, count)
+
+    def held(self, degrees: Degrees, micro_batch: int, schedule: Schedule) -> float:
+        """Micro-batches whose activations the first rank holds at its worst moment."""
+        return bounds.held_by_first_rank(
+            self.stages(degrees),
+            schedule=schedule.name,
+            virtual_stages=schedule.virtual_stages,
+            num_micro_batches=self.batch // (degrees.dp * micro_batch),
+        )
+
+    def activation_bytes(self, degrees: Degrees, passes: Passes, held: float) -> float:
+        """Bytes of activations, at least."""
+        return bounds.activation_bytes(self._memory(degrees, passes), self.stages(degrees), held)
 
     def exposed_gradients_s(self, degrees: Degrees, floor: PassFloor, *, zero_stage: int, order: str) -> float:
         """Seconds of gradient and weight traffic that no compute hides, at least."""
@@ -163,7 +167,7 @@ class Floors:
             found = self._memories[key] = bounds.pass_memory(self.model, self._layout(degrees, passes))
         return found
 
-    def _stages_of(self, degrees: Degrees) -> bounds.Stages:
+    def stages(self, degrees: Degrees) -> bounds.Stages:
         """Layers of the ranks: the same for every number of virtual stages, which need an even split."""
         found = self._stages.get(degrees.pp)
         if found is None:
@@ -200,7 +204,8 @@ def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, P
         if floors.broken_by_all(degrees):
             continue
         states = min(floors.states(degrees))
-        for passes in space.passes(degrees):
-            floor = floors.passes(degrees, passes)
-            for schedule in space.schedules(degrees, passes.micro_batch):
-                yield states + floor.activation_bytes(schedule), degrees, passes, schedule
+        for micro_batch in space.micro_batches(degrees):
+            for schedule in space.schedules(degrees, micro_batch):
+                held = floors.held(degrees, micro_batch, schedule)
+                for passes in space.passes(degrees, micro_batch):
+                    yield states + floors.activation_bytes(degrees, passes, held), degrees, passes, schedule

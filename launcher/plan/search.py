@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
-from launcher.layout import Layout, LayoutRequest
+from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem
 from launcher.plan.floors import Floors, PassFloor, least_memory
@@ -36,24 +36,27 @@ def search(
     return _Search(Space(job, request, refuse), model or CostModel(job), max(1, top)).run()
 
 
-class _Core(NamedTuple):
-    """Layouts that share degrees and passes, with the lower bound of their times; sorts by it, then by its number."""
+class _Unit(NamedTuple):
+    """Layouts of the same degrees and micro batch, with the lower bound of their times; sorts by it, then by number."""
 
     floor_s: float
     number: int
     degrees: Degrees
-    passes: Passes
+    passes: list[Passes]
     schedules: list[Schedule]
-    floor: PassFloor
 
 
 class _Leaf(NamedTuple):
-    """One layout that is not yet estimated, with its lower bound; among cores it sorts by that, then by its place."""
+    """One layout that is not yet estimated, with its lower bound; among units it sorts by that, then by its place."""
 
     floor_s: float
     number: int
     place: int
-    layout: Layout
+    degrees: Degrees
+    passes: Passes
+    schedule: Schedule
+    zero_stage: int
+    axis_order: str
 
 
 class _Ranked(NamedTuple):
@@ -67,7 +70,7 @@ class _Ranked(NamedTuple):
 
 
 class _Search:
-    """Best first: cores by their bound, then their layouts by a sharper one, until no bound is below the worst kept."""
+    """Best first: units by their bound, then their layouts by a sharper one, until no bound is below the worst kept."""
 
     def __init__(self, space: Space, model: CostModel, top: int) -> None:
         self.space, self.model, self.top = space, model, top
@@ -75,20 +78,22 @@ class _Search:
         self.floors = Floors(space, model)
         self.ranked: list[_Ranked] = []
         self.rejected: Counter[str] = Counter()
-        self.cores: list[_Core] = []
+        self.units: list[_Unit] = []
         self.leaves: list[_Leaf] = []
         self.illegal: list[list[Problem]] = []
 
     def run(self) -> SearchResult:
         for degrees in self.space.degrees():
             self._add(degrees)
-        heapify(self.cores)
+        heapify(self.units)
         while (floor := self._least_floor()) is not None and floor * ROUNDING <= self._threshold:
             if self.leaves and self.leaves[0].floor_s == floor:
                 self._judge(heappop(self.leaves))
             else:
-                self._open(heappop(self.cores))
-        self.rejected[SLOWER] += len(self.leaves) + sum(self._size(core.degrees, core.schedules) for core in self.cores)
+                self._open(heappop(self.units))
+        self.rejected[SLOWER] += len(self.leaves) + sum(
+            len(unit.passes) * self._size(unit.degrees, unit.schedules) for unit in self.units
+        )
         if not self.ranked:
             self._give_up()
         candidates = tuple(ranked.candidate for ranked in self.ranked)
@@ -101,73 +106,98 @@ class _Search:
         return self.ranked[-1].step_time_s if len(self.ranked) == self.top else float("inf")
 
     def _least_floor(self) -> float | None:
-        heads = [heap[0][0] for heap in (self.cores, self.leaves) if heap]
+        heads = [heap[0][0] for heap in (self.units, self.leaves) if heap]
         return min(heads, default=None)
 
     def _size(self, degrees: Degrees, schedules: list[Schedule]) -> int:
-        """Layouts of one core."""
+        """Layouts of one way to run a micro-batch."""
         return len(schedules) * len(self.space.zero_stages(degrees)) * len(self.floors.orders(degrees))
 
     def _add(self, degrees: Degrees) -> None:
-        """The cores of these degrees, but for those that cannot fit whatever their schedule and ZeRO stage."""
-        broken = self.floors.broken_by_all(degrees)
-        if broken:
+        """The units of these degrees."""
+        if broken := self.floors.broken_by_all(degrees):
             self._reject(broken)
             return
-        room = self.model.usable_bytes - min(self.floors.states(degrees))
-        schedules: list[Schedule] = []
-        micro_batch = 0
-        for passes in self.space.passes(degrees):
-            if passes.micro_batch != micro_batch:
-                micro_batch = passes.micro_batch
-                schedules = self.space.schedules(degrees, micro_batch)
-            if not schedules:
+        for micro_batch in self.space.micro_batches(degrees):
+            if schedules := self.space.schedules(degrees, micro_batch):
+                self._add_unit(degrees, micro_batch, schedules)
+            else:
                 self._reject([Problem(UNINTERLEAVED, "")])
-                continue
-            floor = self.floors.passes(degrees, passes)
-            if floor.activation_bytes(schedules[0]) > room:  # more virtual stages hold more
-                self.rejected[UNFIT] += self._size(degrees, schedules)
-                continue
-            fastest = floor.step_time_s(schedules[-1])  # more virtual stages wait less
-            self.cores.append(_Core(fastest, len(self.cores), degrees, passes, schedules, floor))
+
+    def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: list[Schedule]) -> None:
+        """One unit, but for passes that cannot fit whatever their schedule and ZeRO stage.
+
+        More virtual stages hold more and wait less; more recomputation takes longer: the bound of a unit is that of its
+        least recomputation and most virtual stages.
+        """
+        floors = self.floors
+        room = self.model.usable_bytes - min(floors.states(degrees))
+        held = floors.held(degrees, micro_batch, schedules[0])
+        every = self.space.passes(degrees, micro_batch)
+        fitting = [passes for passes in every if floors.activation_bytes(degrees, passes, held) <= room]
+        if len(fitting) < len(every):
+            self.rejected[UNFIT] += (len(every) - len(fitting)) * self._size(degrees, schedules)
+        if not fitting:
+            return
+        least = {passes.sequence_parallel: passes for passes in reversed(fitting)}
+        floor = min(floors.passes(degrees, passes).step_time_s(schedules[-1]) for passes in least.values())
+        self.units.append(_Unit(floor, len(self.units), degrees, fitting, schedules))
 
     def _reject(self, broken: list[Problem]) -> None:
         self.rejected[broken[0].rule] += 1
         self.illegal.append(broken)
 
-    def _open(self, core: _Core) -> None:
-        """Put the layouts of a core that may fit and be among the best in line, each with its own bound."""
-        degrees, floor, usable, place = core.degrees, core.floor, self.model.usable_bytes, 0
+    def _open(self, unit: _Unit) -> None:
+        """Put the layouts of a unit that may fit and be among the best in line, each with its own bound."""
+        place = 0
+        for schedule in unit.schedules:
+            held = self.floors.held(unit.degrees, unit.passes[0].micro_batch, schedule)
+            for passes in unit.passes:
+                size = self._size(unit.degrees, [schedule])
+                floor = self.floors.passes(unit.degrees, passes)
+                if floor.step_time_s(schedule) * ROUNDING > self._threshold:
+                    self.rejected[SLOWER] += size
+                else:
+                    room = self.model.usable_bytes - self.floors.activation_bytes(unit.degrees, passes, held)
+                    self._line_up(unit, passes, schedule, floor, room_bytes=room, place=place)
+                place += size
+
+    def _line_up(
+        self, unit: _Unit, passes: Passes, schedule: Schedule, floor: PassFloor, *, room_bytes: float, place: int
+    ) -> None:
+        """The ZeRO stages and axis orders of one way to run a unit; `place` is that of the first."""
+        degrees, seconds = unit.degrees, floor.step_time_s(schedule)
         orders = self.floors.orders(degrees)
-        kinds = list(zip(self.space.zero_stages(degrees), self.floors.states(degrees), strict=True))
-        for schedule in core.schedules:
-            seconds, activations = floor.step_time_s(schedule), floor.activation_bytes(schedule)
-            for zero_stage, states in kinds:
-                if states + activations > usable:
-                    self.rejected[UNFIT] += len(orders)
+        for zero_stage, states in zip(self.space.zero_stages(degrees), self.floors.states(degrees), strict=True):
+            if states > room_bytes:
+                self.rejected[UNFIT] += len(orders)
+                place += len(orders)
+                continue
+            for order in orders:
+                place += 1
+                exposed = self.floors.exposed_gradients_s(degrees, floor, zero_stage=zero_stage, order=order)
+                if (seconds + exposed) * ROUNDING > self._threshold:
+                    self.rejected[SLOWER] += 1
                     continue
-                for order in orders:
-                    place += 1
-                    exposed = self.floors.exposed_gradients_s(degrees, floor, zero_stage=zero_stage, order=order)
-                    if (seconds + exposed) * ROUNDING > self._threshold:
-                        self.rejected[SLOWER] += 1
-                        continue
-                    layout = self.space.layout(degrees, core.passes, schedule, zero_stage=zero_stage, axis_order=order)
-                    if refused := self.space.refused(layout):
-                        self._reject(refused)
-                        continue
-                    heappush(self.leaves, _Leaf(seconds + exposed, core.number, place, layout))
+                leaf = _Leaf(seconds + exposed, unit.number, place, degrees, passes, schedule, zero_stage, order)
+                heappush(self.leaves, leaf)
 
     def _judge(self, leaf: _Leaf) -> None:
-        estimate = self.model.estimate(leaf.layout)
+        layout = self.space.layout(
+            leaf.degrees, leaf.passes, leaf.schedule, zero_stage=leaf.zero_stage, axis_order=leaf.axis_order
+        )
+        if refused := self.space.refused(layout):
+            self._reject(refused)
+            return
+        estimate = self.model.estimate(layout)
         if not estimate.fits:
             self.rejected[UNFIT] += 1
             return
-        candidate = Candidate(leaf.layout, estimate)
+        candidate = Candidate(layout, estimate)
         ranked = _Ranked(estimate.step_time_s, estimate.memory_bytes_per_gpu, leaf.number, leaf.place, candidate)
         if len(self.ranked) == self.top and ranked[:4] > self.ranked[-1][:4]:
             self.rejected[SLOWER] += 1
-        elif broken := self.space.broken(leaf.layout):
+        elif broken := self.space.broken(layout):
             self._reject(broken)
         else:
             self._rank(ranked)

@@ -58,6 +58,7 @@ class Space:
     def __init__(self, job: Job, request: LayoutRequest, refuse: Refuse | None = None) -> None:
         self.job, self.request, self.refuse = job, request, refuse
         self._groups: dict[tuple[int, int], Group] = {}
+        self._splits: dict[int, tuple[int, ...]] = {}
 
     def broken(self, layout: Layout) -> list[Problem]:
         """Every rule that a layout breaks."""
@@ -93,16 +94,17 @@ class Space:
     def _ep_choices(self, dp: int) -> list[int]:
         return divisors(gcd(dp, self.job.model.num_experts)) if self.job.model.num_experts else [1]
 
-    def passes(self, degrees: Degrees) -> Iterator[Passes]:
-        """Every way to run a micro-batch over these degrees; consecutive ones are of the same size."""
+    def micro_batches(self, degrees: Degrees) -> Sequence[int]:
+        """Sizes (sequences) that divide a data-parallel rank's share of the batch."""
         share = max(1, self.job.training.global_batch // degrees.dp)
-        modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
+        return _pinned_or(self.request.micro_batch, divisors(share))
+
+    def passes(self, degrees: Degrees, micro_batch: int) -> list[Passes]:
+        """Every way to run a micro-batch over these degrees, by rising recomputation."""
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
         flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
-        for micro_batch in _pinned_or(self.request.micro_batch, divisors(share)):
-            for recompute in modes:
-                for sequence_parallel in flags:
-                    yield Passes(micro_batch, recompute, sequence_parallel)
+        modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
+        return [Passes(micro_batch, mode, flag) for mode in modes for flag in flags]
 
     def schedules(self, degrees: Degrees, micro_batch: int) -> list[Schedule]:
         """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
@@ -184,7 +186,11 @@ class Space:
         """Layers of each stage: as given, or balanced; empty where there are more stages than layers."""
         if self.request.layer_split is not None:
             return self.request.layer_split
-        return balanced_split(self.job.model, num_stages=stages) if stages <= self.job.model.layers else ()
+        found = self._splits.get(stages)
+        if found is None:
+            few = stages <= self.job.model.layers
+            found = self._splits[stages] = balanced_split(self.job.model, num_stages=stages) if few else ()
+        return found
 
 
 def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:
