@@ -25,44 +25,44 @@ class Constants:
     # HBM rate of streaming kernels: 1328 of 1555 GB/s copied on A100 40 GB (FlagPerf). fitted
     hbm_fraction: float = 0.78
     # From one kernel's last to the next one's first block on a stream, and the kernel's own ramp.
-    kernel_gap_s: float = 2.8e-6
+    kernel_gap_s: float = 2.9e-6
     # Host time of a layer's pass in eager PyTorch, whatever its size (Python, dispatcher, launches, tensor-parallel
     # regions), forward and back, and of checkpointing it (random-generator states saved, restored): together 3.5 ms a
     # layer and micro-batch for small GPTs in Megatron-DeepSpeed (VIA-Research/vTrain ground truth, 8 × A100). fitted
-    host_forward_s: float = 0.88e-3
-    host_backward_s: float = 1.32e-3
-    host_checkpoint_s: float = 0.39e-3
+    host_forward_s: float = 0.85e-3
+    host_backward_s: float = 1.26e-3
+    host_checkpoint_s: float = 0.46e-3
     # Host time of the schedule around a micro-batch: batch fetch and its broadcast, loss, synchronising sends. fitted
-    host_micro_batch_s: float = 0.56e-3
+    host_micro_batch_s: float = 0.6e-3
     # Host time of a step: gradient scan, norm and its synchronisation, optimizer launches, logging. fitted
     host_step_s: float = 2e-3
     # FlashAttention 2 and 1 at long sequence, fraction of peak, head dimension 128: 203 and 83 TFLOP/s forward and
     # backward together (flash-attention README charts, A100). fitted
-    flash2_fraction: float = 0.49
+    flash2_fraction: float = 0.50
     flash1_fraction: float = 0.33
     # Sequence length at which half of that rate is reached (same charts: 99, 133, 155, 173, 182 at 512 … 8k causal).
     flash_half_seq: float = 400.0
     # NCCL inside training against nccl-tests: about 30 % slower (vTrain, MICRO 2024). fitted
     collective_slowdown: float = 1.33
     # Compute slows while NCCL's blocks hold SMs: 12.6 % measured by Galvatron (overlap coefficient 1.1256).
-    overlap_slowdown: float = 0.33
+    overlap_slowdown: float = 0.30
     # Of a tensor-parallel collective beside the weight gradient's GEMM, what still lengthens the pass: the backward
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
-    tp_overlap_cost: float = 0.27
+    tp_overlap_cost: float = 0.28
     # Nodes wait for the slowest of them at every gradient reduction: spread of step times. fitted
-    inter_node_fraction: float = 0.65
+    inter_node_fraction: float = 0.66
     # Cross-entropy in plain operators, bytes per logit: 41 forward, 13 backward (from the last stage's extra time by
     # vocabulary, VocabularyParallelism artifact/exp_one_host.csv, A100).
     loss_forward_bytes: float = 22.0
     loss_backward_bytes: float = 13.0
     # Fused softmax and attention dropout below the streaming rate: dropout of 268 M scores takes 1.2 ms where its bytes
     # would stream in 0.8 (EleutherAI cookbook, A100; random numbers bound it). fitted
-    score_slowdown: float = 1.04
+    score_slowdown: float = 1.06
     # Softmax in separate fp32 operators, bytes per score: 7.6 ms for 268 M scores (EleutherAI cookbook, A100).
-    math_softmax_bytes: float = 27.0
+    math_softmax_bytes: float = 26.5
     # Optimizer's effective share of HBM: multi-tensor kernels, unscaling, norm. fitted
-    optimizer_passes: float = 0.95
+    optimizer_passes: float = 0.93
     # Bytes a logit beside the projection's output: the fp32 copy, which the loss and its gradient reuse, and the
     # gradient in the training dtype; and with F.cross_entropy in plain operators: cast, log-softmax, the gradients of
     # both, their cast.
