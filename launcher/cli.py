@@ -45,6 +45,7 @@ COMMANDS = {
     "status": Command("status", "what a run is doing", "RUN"),
     "logs": Command("logs", "the logs of a run", "RUN [rank=N] [follow=true]"),
     "cancel": Command("cancel", "stop a run", "RUN"),
+    "warm": Command("warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"),
     "export": Command("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
     "report": Command("report", "one HTML page about a run", "RUN"),
     "lint": Command("lint", "known traps in an existing batch script", "SCRIPT"),

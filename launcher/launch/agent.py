@@ -24,7 +24,6 @@ from torch.distributed.elastic.agent.server.api import (
     WorkerState,
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
-from torch.distributed.elastic.rendezvous import RendezvousHandler
 
 from launcher import env
 from launcher.board import Board, RankState
@@ -34,10 +33,12 @@ from launcher.launch.failure import LOG_HEADER, RankEnd, describe, describe_hang
 from launcher.launch.fork_server import Exit, ForkServer, RankStart
 from launcher.launch.ledger import Ledger
 from launcher.launch.node import NodeJob, tell
-from launcher.launch.output import Pump, Stream
+from launcher.launch.output import Label, Pump, Stream
 from launcher.launch.rank import STACKS_SIGNAL
 from launcher.launch.rank_env import Seat
+from launcher.launch.rendezvous import PlanOrdered
 from launcher.launch.run_folder import utc_now, write_json
+from launcher.launch.single_node import SingleNode
 from launcher.launch.watch import Hang, Straggler, Watch
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
@@ -55,7 +56,7 @@ class RankAgent(SimpleElasticAgent):
         self,
         job: NodeJob,
         *,
-        handler: RendezvousHandler,
+        handler: SingleNode | PlanOrdered,
         server: ForkServer,
         board: Board,
         pump: Pump,
@@ -80,7 +81,7 @@ class RankAgent(SimpleElasticAgent):
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
         self._watching = False
-        self._first_rank = 0
+        self._node = self._first_rank = 0
         self._step_at_start = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -93,7 +94,7 @@ class RankAgent(SimpleElasticAgent):
 
     def leave(self) -> None:
         """Leave the rendezvous; when this node ended the job, the others are told why."""
-        if self._why and hasattr(self._handler, "close_for_all"):
+        if self._why and isinstance(self._handler, PlanOrdered):
             self._handler.close_for_all(self._why)
         self._handler.shutdown()
 
@@ -103,12 +104,15 @@ class RankAgent(SimpleElasticAgent):
             raise Stopped(f"stopped by {self._signals[0].name} before the ranks ran")
         os.write(self._wake_write, b"x")
 
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+    def _start_workers(self, worker_group: Any) -> dict[int, Any]:
+        self._node = self._ledger.node = worker_group.group_rank
         self._ledger.begin()
         self._ledger.note("met")
         self._ends.clear()
         self._watch = self._new_watch()
         self._first_rank = worker_group.workers[0].global_rank
+        log = self._job.folder.rank_log
+        self._pump.label({w.local_rank: Label(w.global_rank, log(w.global_rank)) for w in worker_group.workers})
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
         for worker in worker_group.workers:
             self._board.clear(worker.local_rank)
@@ -170,6 +174,8 @@ class RankAgent(SimpleElasticAgent):
         if not self._server.running:
             if self._signals:
                 raise self._stopped()
+            if not self._handler.all_finished():  # HEALTHY: another node may still need this one for a new round
+                return RunResult(state=WorkerState.HEALTHY)
             self._write_state("done", {})
             return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
         self._tell_stragglers(self._watch.stragglers(self._states()))
@@ -216,9 +222,9 @@ class RankAgent(SimpleElasticAgent):
                 log.write(f"{LOG_HEADER}py-spy on a hang, {utc_now()}\n{text}\n")
         self._pump.drain()
         self._give_up_or_restart(
-            describe_hang(hang, found, first_rank=self._first_rank, node=self._job.node, logs=self._job.folder.logs)
+            describe_hang(hang, found, first_rank=self._first_rank, node=self._node, logs=self._job.folder.logs)
         )
-        return RunResult(state=WorkerState.UNHEALTHY)
+        return RunResult(state=WorkerState.FAILED)  # torch ends an UNHEALTHY group with exit code 0
 
     def _give_up_or_restart(self, message: str) -> None:
         """Tell a failure, and what comes next; progress since the last start gives the restart budget back."""
@@ -237,7 +243,7 @@ class RankAgent(SimpleElasticAgent):
         for slow in found:
             rank = self._first_rank + slow.local_rank
             tell(
-                f"rank {rank} (node {self._job.node}, {socket.gethostname()}) is slow: {slow.step_s:.3g} s a step, "
+                f"rank {rank} (node {self._node}, {socket.gethostname()}) is slow: {slow.step_s:.3g} s a step, "
                 f"{slow.factor:.1f} × the median of its node's ranks, for {slow.steps} steps"
             )
             self._ledger.note("straggler", rank=rank, step_s=slow.step_s, median_s=slow.median_s)
@@ -300,19 +306,18 @@ class RankAgent(SimpleElasticAgent):
 
     def _wake_fds(self) -> list[int]:
         """What ends a wait early: our own signals, and news from the coordinator."""
-        fileno = getattr(self._handler, "fileno", None)
-        news = fileno() if fileno else -1
+        news = self._handler.fileno() if isinstance(self._handler, PlanOrdered) else -1
         return [self._wake_read, *([news] if news >= 0 else [])]
 
     def _write_state(self, state: str, pids: Mapping[int, int], message: str = "") -> None:
         write_json(
-            self._job.folder.node_state(self._job.node),
+            self._job.folder.node_state(self._node),
             {
                 "state": state,
                 "pid": os.getpid(),
                 "started_at": process.started_at(os.getpid()),
                 "host": socket.gethostname(),
-                "node": self._job.node,
+                "node": self._node,
                 "board_fd": self._board.fd,
                 "ranks": {str(self._first_rank + rank): pid for rank, pid in pids.items()},
                 "starts": self._ledger.start,

@@ -63,6 +63,8 @@ class Coordinator:
         self._closing_at = time.monotonic() + FAREWELL_S
         self._wake_write.send(b"x")
         self._thread.join()
+        for end in (self._listener, self._wake_read, self._wake_write, self._selector):
+            end.close()
 
     def _serve(self) -> None:
         while self._closing_at is None or (self._peers and time.monotonic() < self._closing_at):
@@ -76,8 +78,6 @@ class Coordinator:
             self._send_all(self._roster.tick(now=time.monotonic()))
         for fd in list(self._peers):
             self._drop(fd)
-        for end in (self._listener, self._wake_read, self._wake_write, self._selector):
-            end.close()
 
     def _timeout(self) -> float | None:
         if self._closing_at is not None:
@@ -129,6 +129,8 @@ class Coordinator:
                 self._send_all([(fd, {"missing": self._roster.missing()})])
             case "close":
                 self._send_all(self._roster.close(str(message["reason"])))
+            case "done":
+                self._send_all(self._roster.done(fd))
             case "leave":
                 self._send_all(self._roster.leave(fd))
 

@@ -21,12 +21,10 @@ PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups",
 
 
 class Ledger:
-    """Writes one node's lines. Times count from the start of this process, which is when the command was typed."""
+    """Writes one node's lines. Times count from `began` (CLOCK_MONOTONIC)."""
 
-    def __init__(self, folder: RunFolder, *, node: int) -> None:
-        self._path, self._node = folder.ledger, node
-        age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.started_at(os.getpid())
-        self._origin = time.monotonic() - age_s
+    def __init__(self, folder: RunFolder, *, node: int | None, began: float) -> None:
+        self._path, self.node, self._origin = folder.ledger, node, began
         self._told: set[tuple[int, str]] = set()
         self.start = 0
 
@@ -35,7 +33,7 @@ class Ledger:
         moment = time.monotonic() if at is None else at
         line = {
             "phase": phase,
-            "node": self._node,
+            "node": self.node,
             "rank": rank,
             "start": self.start,
             "since_s": round(moment - self._origin, 4),
@@ -59,6 +57,12 @@ class Ledger:
                 if at and (rank, phase) not in self._told:
                     self._told.add((rank, phase))
                     self.note(phase, rank=rank, at=at)
+
+
+def command_began() -> float:
+    """When this process began, which is when the command was typed (CLOCK_MONOTONIC, to 10 ms)."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.started_at(os.getpid())
+    return time.monotonic() - age_s
 
 
 @dataclass(frozen=True)

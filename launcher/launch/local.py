@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import env
 from launcher.errors import InputError
+from launcher.launch.ledger import command_began
 from launcher.launch.node import PRELOADED, recipe_preload, run_node, tell
-from launcher.launch.run_folder import create_run_folder
-from launcher.launch.settings import LaunchSettings
+from launcher.launch.run_folder import RunFolder, create_run_folder
+from launcher.launch.settings import LaunchSettings, as_config
+from launcher.launch.warm import WarmRun, run_warm
 from launcher.plan import Plan
 
 __all__ = ["PRELOADED", "recipe_preload", "run_local", "tell"]
@@ -27,5 +31,28 @@ def run_local(plan: Plan, *, run_folder: Path, script: Path, args: Sequence[str]
         )
     if not script.is_file():
         raise InputError(f"there is no script {script}: give the path of a Python file")
-    folder = create_run_folder(run_folder)
+    folder = create_run_folder(run_folder.resolve())
+    if launch.warm == "auto" and launch.start == "fork":
+        code = _run_warm(plan, folder=folder, script=script, args=args, launch=launch)
+        if code is not None:
+            return code
     return run_node(plan, folder=folder, script=script, args=args, launch=launch)
+
+
+def _run_warm(
+    plan: Plan, *, folder: RunFolder, script: Path, args: Sequence[str], launch: LaunchSettings
+) -> int | None:
+    """Run through this user's warm server; None where there is none that fits."""
+    run = WarmRun(
+        run_folder=str(folder.path),
+        script=str(script.resolve()),
+        args=tuple(args),
+        launch=as_config(launch),
+        preload=(*PRELOADED, *recipe_preload(plan), *launch.preload),
+        directory=str(Path.cwd()),
+        environment=env.environment(),
+        executable=sys.executable,
+        path=tuple(sys.path),
+        began=command_began(),
+    )
+    return run_warm(run, stop_signals=launch.stop_signals)

@@ -15,7 +15,7 @@ from launcher import env
 from launcher.board import Board
 from launcher.errors import JobFailed, LauncherError
 from launcher.launch import fork_server, rank_env
-from launcher.launch.ledger import Ledger
+from launcher.launch.ledger import Ledger, command_began
 from launcher.launch.meeting import Meeting
 from launcher.launch.output import Pump, rank_streams
 from launcher.launch.run_folder import RunFolder
@@ -23,9 +23,9 @@ from launcher.launch.settings import LaunchSettings
 from launcher.plan import Plan
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.rendezvous import RendezvousHandler
-
     from launcher.launch.agent import RankAgent
+    from launcher.launch.rendezvous import PlanOrdered
+    from launcher.launch.single_node import SingleNode
 
 PRELOADED = ("torch", "torch.distributed")
 
@@ -39,7 +39,6 @@ class NodeJob:
     script: Path
     args: Sequence[str]
     launch: LaunchSettings
-    node: int
     num_ranks: int
     num_threads: int
 
@@ -70,16 +69,18 @@ def run_node(
     script: Path,
     args: Sequence[str],
     launch: LaunchSettings,
-    node: int = 0,
+    node: int | None = 0,
     meeting: Meeting | None = None,
+    began: float | None = None,
 ) -> int:
     """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
 
-    `meeting` says where the nodes of the plan meet; None for a plan of one node. The calling process must have one
-    thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
+    `node` is None for a spare, which gets a lost node's place. `meeting` says where the nodes of the plan meet; None
+    for a plan of one node. `began`: when the command was typed, if not with this process. The calling process must
+    have one thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
     """
     early = EarlySignals.keep(launch.stop_signals)
-    ledger = Ledger(folder, node=node)
+    ledger = Ledger(folder, node=node, began=command_began() if began is None else began)
     ledger.note("planned")
     if launch.start == "fork":
         fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
@@ -87,10 +88,9 @@ def run_node(
     ledger.note("preloaded")
     num_ranks = plan.placement.ranks_per_node
     num_threads = _threads(plan, launch, num_ranks=num_ranks)
-    job = NodeJob(plan, folder, script, args, launch, node, num_ranks, num_threads)
-    logs = [(rank, folder.rank_log(rank)) for rank in range(node * num_ranks, (node + 1) * num_ranks)]
+    job = NodeJob(plan, folder, script, args, launch, num_ranks, num_threads)
     board = Board.create(num_ranks=num_ranks)
-    streams = rank_streams(logs, console=launch.console)
+    streams = rank_streams(num_ranks, console=launch.console, first_node=node == 0)
     server = fork_server.ForkServer.start()
     ledger.note("server")
     try:
@@ -111,8 +111,12 @@ def run_node(
 
 
 def recipe_preload(plan: Plan) -> tuple[str, ...]:
-    """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload)."""
-    return tuple((plan.config.get("recipe") or {}).get("preload") or ())
+    """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload, and by engine)."""
+    if plan.config.get("script"):  # the user's own
+        return ()
+    recipe = plan.config.get("recipe") or {}
+    by_engine = recipe.get("preload_by_engine") or {}
+    return (*(recipe.get("preload") or ()), *(by_engine.get(plan.job.training.engine) or ()))
 
 
 def tell(message: str) -> None:
@@ -120,7 +124,7 @@ def tell(message: str) -> None:
     print(f"launcher: {message}", file=sys.stderr, flush=True)
 
 
-def _handler(meeting: Meeting | None) -> RendezvousHandler:
+def _handler(meeting: Meeting | None) -> SingleNode | PlanOrdered:
     if meeting is None:
         from launcher.launch.single_node import SingleNode
 

@@ -9,7 +9,7 @@ import struct
 import termios
 import threading
 import tty
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,26 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of one rank: the rank writes to `write_fd`; what is read goes to the log and to `terminal_fd`."""
+    """One stream of one local rank, which writes to `write_fd`; what is read goes to the log and to `terminal_fd`."""
 
+    local_rank: int
     read_fd: int
     write_fd: int
     terminal_fd: int
+    prefixed: bool
+
+
+@dataclass(frozen=True)
+class Label:
+    """Which rank a local rank is in the present round, and where its log is."""
+
+    rank: int
     log: Path
-    prefix: bytes = b""
 
 
-def open_stream(log: Path, *, terminal_fd: int, prefix: str = "") -> Stream:
+def open_stream(local_rank: int, *, terminal_fd: int, prefixed: bool) -> Stream:
     """A stream as the rank would see the terminal: a terminal of its own where that is one, else a pipe."""
-    if os.isatty(terminal_fd) and not prefix:
+    if os.isatty(terminal_fd) and not prefixed:
         read_fd, write_fd = os.openpty()
         tty.setraw(write_fd)  # the real terminal turns line feeds into new lines; once is enough
         os.set_inheritable(write_fd, True)
@@ -38,7 +46,7 @@ def open_stream(log: Path, *, terminal_fd: int, prefix: str = "") -> Stream:
     else:
         read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
-    return Stream(read_fd, write_fd, terminal_fd, log, prefix.encode())
+    return Stream(local_rank, read_fd, write_fd, terminal_fd, prefixed)
 
 
 def _set_size(fd: int, size: os.terminal_size) -> None:
@@ -50,6 +58,7 @@ class Pump:
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self._streams = {s.read_fd: s for s in streams}
+        self._labels: dict[int, Label] = {}
         self._partial: dict[int, bytes] = {}
         self._wake_read, self._wake_write = os.pipe()
         self._lock = threading.Lock()
@@ -57,6 +66,11 @@ class Pump:
 
     def start(self) -> None:
         self._thread.start()
+
+    def label(self, labels: Mapping[int, Label]) -> None:
+        """Say which ranks the local ranks are from now on; call it before they are started."""
+        with self._lock:
+            self._labels = dict(labels)
 
     def drain(self) -> None:
         """Pass on everything that was written until now."""
@@ -71,8 +85,8 @@ class Pump:
         self._thread.join()
         self.drain()
         for fd, stream in self._streams.items():
-            if rest := self._partial.pop(fd, b""):
-                _write_all(stream.terminal_fd, stream.prefix + rest + b"\n")
+            if self._partial.get(fd):
+                _write_all(stream.terminal_fd, self._prefixed(stream, b"\n"))
             os.close(fd)
             os.close(stream.write_fd)
         os.close(self._wake_read)
@@ -96,34 +110,31 @@ class Pump:
             return False
         if not data:
             return False
-        _append(stream.log, data)
-        _write_all(stream.terminal_fd, self._prefixed(stream, data) if stream.prefix else data)
+        _append(self._labels[stream.local_rank].log, data)
+        _write_all(stream.terminal_fd, self._prefixed(stream, data) if stream.prefixed else data)
         return True
 
     def _prefixed(self, stream: Stream, data: bytes) -> bytes:
         """Whole lines with their prefix; the rest waits for its end."""
         *lines, rest = (self._partial.get(stream.read_fd, b"") + data).split(b"\n")
         self._partial[stream.read_fd] = rest
-        return b"".join(stream.prefix + line + b"\n" for line in lines)
+        prefix = f"[rank {self._labels[stream.local_rank].rank}] ".encode()
+        return b"".join(prefix + line + b"\n" for line in lines)
 
 
-def rank_streams(ranks: Sequence[tuple[int, Path]], *, console: str) -> dict[int, tuple[Stream, Stream]]:
-    """(stdout, stderr) streams by local rank, for the ranks that the terminal shows.
+def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int, tuple[Stream, Stream]]:
+    """(stdout, stderr) by local rank, for the ranks that the terminal shows.
 
-    `ranks` gives (global rank, log) by local rank; console=rank0 shows global rank 0 unchanged, console=all every
-    rank with a prefix.
+    console=rank0 shows rank 0 unchanged, which is on the plan's first node; console=all every rank with a prefix.
     """
-    shown = {}
-    for local_rank, (rank, log) in enumerate(ranks):
-        if console == "all":
-            prefix = f"[rank {rank}] "
-            shown[local_rank] = (
-                open_stream(log, terminal_fd=1, prefix=prefix),
-                open_stream(log, terminal_fd=2, prefix=prefix),
-            )
-        elif rank == 0:
-            shown[local_rank] = (open_stream(log, terminal_fd=1), open_stream(log, terminal_fd=2))
-    return shown
+    shown = range(num_ranks if console == "all" else int(first_node))
+    return {
+        local_rank: (
+            open_stream(local_rank, terminal_fd=1, prefixed=console == "all"),
+            open_stream(local_rank, terminal_fd=2, prefixed=console == "all"),
+        )
+        for local_rank in shown
+    }
 
 
 def _append(log: Path, data: bytes) -> None:

@@ -53,7 +53,7 @@ class PlanOrdered(RendezvousHandler):
         self._connection: socket.socket | None = None
         self._incoming = b""
         self._round = 0
-        self._waiting = False
+        self._waiting = self._done = self._finished = False
         self._closed: str | None = None
         self._store_server: TCPStore | None = None
         self._coordinator = self._coordinate() if meeting.node == 0 else None
@@ -90,6 +90,14 @@ class PlanOrdered(RendezvousHandler):
         except ConnectionError:
             self._disconnect()
         return int(self._connection is None or self._waiting or self._closed is not None)
+
+    def all_finished(self) -> bool:
+        """This node's ranks have finished well: tell the others, and say whether all nodes have."""
+        if not self._done:
+            self._done = True
+            self._try_send({"op": "done"})
+        self.num_nodes_waiting()
+        return self._finished
 
     def is_closed(self) -> bool:
         return self._closed is not None
@@ -168,7 +176,7 @@ class PlanOrdered(RendezvousHandler):
             message = self._receive(timeout_s=deadline - time.monotonic())
             if message and "go" in message:
                 go: Mapping[str, Any] = message["go"]
-                self._waiting = False  # what was said before this round is settled by it
+                self._waiting = self._done = self._finished = False  # what was said before is settled by this round
                 return go
             if message:
                 self._note(message)
@@ -197,6 +205,8 @@ class PlanOrdered(RendezvousHandler):
     def _note(self, message: Mapping[str, Any]) -> None:
         if "waiting" in message:
             self._waiting = True
+        elif "finished" in message:
+            self._finished = True
         elif "closed" in message:
             self._closed = message["closed"]
         elif "refused" in message:

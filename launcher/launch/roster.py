@@ -25,6 +25,7 @@ class Member:
     port: int
     node: int | None
     joined: bool = True
+    done: bool = False  # its ranks have finished well
 
 
 class Roster:
@@ -89,6 +90,14 @@ class Roster:
             self._running.discard(connection)
             return self._call_in() + self.tick(now=now)
         return self.tick(now=now)
+
+    def done(self, connection: int) -> Outgoing:
+        """A node's ranks have finished; when all have, everyone is told, and until then a new round may call it in."""
+        if connection in self._running:
+            self._members[connection].done = True
+        if not all(self._members[c].done for c in self._running):
+            return []
+        return [(c, {"finished": True}) for c in self._running]
 
     def leave(self, connection: int) -> Outgoing:
         """An agent is done."""
@@ -164,5 +173,5 @@ class Roster:
         first = seated[0]
         common = {"round": self.round, "world": len(seated), "address": first.address, "port": first.port}
         for member in seated:
-            member.joined = False
+            member.joined = member.done = False
         return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(seated)]

@@ -35,6 +35,7 @@ class LaunchSettings:
     join_timeout_s: float = 600.0
     coordinator: str | None = None
     warm: str = "auto"
+    warm_idle_s: float = 3600.0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LaunchSettings:
@@ -57,10 +58,21 @@ class LaunchSettings:
             join_timeout_s=fields.number("join_timeout_s", default.join_timeout_s, minimum=0.1),
             coordinator=_endpoint(fields, "coordinator"),
             warm=fields.choice("warm", WARM, default.warm),
+            warm_idle_s=fields.number("warm_idle_s", default.warm_idle_s, minimum=1.0),
         )
         fields.close()
         raise_problems(fields.problems)
         return settings
+
+
+def as_config(settings: LaunchSettings) -> dict[str, Any]:
+    """Plain data that `from_config` reads back."""
+    plain = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    return plain | {
+        "preload": list(settings.preload),
+        "omp_num_threads": settings.omp_num_threads or AUTO,
+        "stop_signals": [s.name for s in settings.stop_signals],
+    }
 
 
 def _words(fields: Fields, key: str, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -23,6 +23,9 @@ class SingleNode(RendezvousHandler):
     def next_rendezvous(self) -> RendezvousInfo:
         return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(LOOPBACK, free_port(LOOPBACK)))
 
+    def all_finished(self) -> bool:
+        return True
+
     def is_closed(self) -> bool:
         return self._closed
 

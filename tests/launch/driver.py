@@ -32,7 +32,7 @@ def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
     plan, folder = one_node_plan(int(ranks)), Path(run_dir)
     folder.mkdir(exist_ok=True)
     write_plan(plan, folder)
-    settings = LaunchSettings.from_config(json.loads(launch))
+    settings = LaunchSettings.from_config({"warm": "never", **json.loads(launch)})
     try:
         return run_local(plan, run_folder=folder, script=Path(script), args=args, launch=settings)
     except LauncherError as error:

@@ -55,7 +55,7 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
             script=Path(script),
             args=args,
             launch=LaunchSettings.from_config(given.get("launch", {})),
-            node=node or 0,
+            node=node,
             meeting=meeting,
         )
     except LauncherError as error:

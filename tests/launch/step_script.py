@@ -35,6 +35,7 @@ for step in range(int(first.item()) + 1, steps + 1):
     own_s = time.monotonic() - began
     if options.get("stuck") == f"{rank}:{step}":
         time.sleep(1000)
+    total[0] = rank == 0 and "until" in options and Path(options["until"]).exists()
     dist.all_reduce(total)
     if rank == 0:
         temporary = folder / ".step"
@@ -43,7 +44,7 @@ for step in range(int(first.item()) + 1, steps + 1):
     if pulse.step_done(step, step_s=own_s):
         print(f"rank {rank} was asked to stop after step {step}", flush=True)
         break
-    if "until" in options and Path(options["until"]).exists():
+    if total.item():
         break
 pulse.close()
 dist.destroy_process_group()

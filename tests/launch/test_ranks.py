@@ -6,75 +6,14 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jobs import Job, gone
 
-from launcher.launch import process
-
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
-
-
-class Job:
-    """One `driver.py` process and its run folder."""
-
-    def __init__(self, folder: Path, *args: str, ranks: int = 4, script: Path | None = None, **launch: object) -> None:
-        self.folder = folder
-        command = [sys.executable, HERE / "driver.py", folder, script or HERE / "job_script.py", str(ranks)]
-        self.process = subprocess.Popen(
-            [*map(str, command), json.dumps(launch), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def log(self, rank: int) -> str:
-        path = self.folder / "logs" / f"rank-{rank}.log"
-        return path.read_text() if path.exists() else ""
-
-    def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = 240.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < deadline, f"waited {timeout_s} s; logs: {[self.log(r) for r in range(2)]}"
-            assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.02)
-
-    def wait_until_looping(self, ranks: int = 4) -> None:
-        self.wait_for(lambda: all(" has " in self.log(rank) for rank in range(ranks)))
-
-    def members(self) -> list[int]:
-        """The fork server first, then the ranks in order, then what they started."""
-        return process.descendants(self.process.pid)
-
-    def finish(self, *, timeout_s: float = 240.0) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=timeout_s)
-        return self.process.returncode, out, err
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
-    jobs: list[Job] = []
-
-    def start_job(*args: str, **options: object) -> Job:
-        jobs.append(Job(tmp_path / f"run{len(jobs)}", *args, **options))  # type: ignore[arg-type]
-        return jobs[-1]
-
-    yield start_job
-    for job in jobs:
-        process.signal_all([job.process.pid, *job.members()], signal.SIGKILL)
-        job.process.wait()
-
-
-def gone(pids: list[int], *, timeout_s: float = 30.0) -> bool:
-    """Whether all processes end within the time."""
-    deadline = time.monotonic() + timeout_s
-    while any(process.state(pid) not in (None, "Z") for pid in pids):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

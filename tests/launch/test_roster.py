@@ -91,6 +91,23 @@ def test_a_node_that_leaves_with_a_word_calls_nobody() -> None:
     assert roster.lost(1, now=1.0) == []
 
 
+def test_nodes_are_finished_together() -> None:
+    roster = begun(3)
+    assert roster.done(0) == []
+    assert roster.done(2) == []
+    assert sorted(kinds(roster.done(1))) == [(0, "finished"), (1, "finished"), (2, "finished")]
+
+
+def test_a_finished_node_is_called_in_when_another_fails() -> None:
+    roster = begun(3)
+    roster.done(0)
+    assert sorted(kinds(roster.lost(2, now=1.0))) == [(0, "waiting"), (1, "waiting")]
+    for connection, node in ((0, 0), (1, 1)):
+        join(roster, connection, node)
+    assert ranks(join(roster, 5, 2)) == {0: 0, 1: 1, 5: 2}
+    assert roster.done(1) == []
+
+
 def test_a_restarted_agent_replaces_its_ghost() -> None:
     roster = begun(2)
     outgoing = join(roster, 9, 1)

@@ -1,0 +1,342 @@
+"""A warm node: an idle fork server with torch imported, for one developer's repeated runs on one machine.
+
+`launcher warm` starts it, `launcher warm stop` or an hour without a run ends it. Only its user can reach its socket.
+It refuses a run when a file that it has imported, or a variable that was read at import, has changed since; the run
+then starts cold, and says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from launcher import env
+from launcher.errors import InputError, LauncherError
+from launcher.launch import fork_server, process
+from launcher.launch.node import PRELOADED, run_node, tell
+from launcher.launch.run_folder import RunFolder
+from launcher.launch.settings import LaunchSettings
+from launcher.plan import read_plan
+
+# Ours that a run needs, imported while there is time.
+OWN_MODULES = ("launcher.launch.agent", "launcher.launch.single_node", "launcher.launch.rendezvous")
+# Variables that libraries read when they are imported.
+IMPORT_PREFIXES = ("PYTHON", "LD_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX")
+START_TIMEOUT_S = 120.0
+MAX_MESSAGE_BYTES = 1 << 20
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclass(frozen=True)
+class WarmRun:
+    """A run handed to the warm server. `began` is when the command was typed (CLOCK_MONOTONIC)."""
+
+    run_folder: str
+    script: str
+    args: tuple[str, ...]
+    launch: Mapping[str, Any]
+    preload: tuple[str, ...]
+    directory: str
+    environment: Mapping[str, str]
+    executable: str
+    path: tuple[str, ...]
+    began: float
+
+
+def socket_path() -> Path:
+    """Where this user's server listens: in a folder that nobody else can enter, or LauncherError is raised."""
+    base = env.get("XDG_RUNTIME_DIR") or "/tmp"
+    folder = Path(base) / f"nvlink-launcher-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise LauncherError(f"{folder} is not a folder that only you can enter: remove it, or set XDG_RUNTIME_DIR")
+    return folder / "warm.sock"
+
+
+def start(modules: Sequence[str], *, idle_s: float) -> int:
+    """Start this user's server with these modules imported, in place of one that runs; returns its process id."""
+    stop()
+    path = socket_path()
+    command = [sys.executable, "-m", "launcher.launch.warm", str(idle_s), *modules]
+    with path.with_suffix(".log").open("w") as log:
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while (pid := running()) is None:
+        if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
+            raise LauncherError(
+                f"the warm server did not start: {path.with_suffix('.log').read_text().strip()[-2000:]}"
+            )
+        time.sleep(0.02)
+    return pid
+
+
+def running() -> int | None:
+    """The process id of this user's server, if it answers."""
+    connection = _connect()
+    if connection is None:
+        return None
+    with connection:
+        return _peer(connection)[0]
+
+
+def stop() -> int | None:
+    """End this user's server; returns its process id, None where none ran."""
+    pid = running()
+    if pid is None:
+        return None
+    process.signal_all([pid], signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while process.state(pid) not in (None, "Z"):
+        if time.monotonic() > deadline:
+            process.signal_all([pid], signal.SIGKILL)
+        time.sleep(0.01)
+    return pid
+
+
+def run_warm(run: WarmRun, *, stop_signals: Sequence[signal.Signals]) -> int | None:
+    """Run through the server and return the exit code; None where there is none, or it refuses (which is told)."""
+    connection = _connect()
+    if connection is None:
+        return None
+    with connection:
+        message = json.dumps(run.__dict__ | {"environment": dict(run.environment)}).encode()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        socket.send_fds(connection, [struct.pack("=I", len(message))], [0, 1, 2])
+        connection.sendall(message)
+        answers = connection.makefile("r")
+        first = json.loads(answers.readline() or '{"refused": "it ended"}')
+        if "refused" in first:
+            tell(f"the warm server is not used: {first['refused']}; this start imports torch again")
+            return None
+        for number in stop_signals:
+            signal.signal(number, lambda number, _: process.signal_all([first["pid"]], number))
+        last = answers.readline()
+        if not last:
+            raise LauncherError("the warm server ended, and the run with it")
+        code: int = json.loads(last)["exit"]
+        return code
+
+
+def serve(modules: Sequence[str], *, idle_s: float) -> None:
+    """The server's life: import, then a fork for every run, until nobody has come for `idle_s`."""
+    variables = _import_variables(env.environment())  # before torch adds its own
+    fork_server.preload((*PRELOADED, *modules))
+    for name in OWN_MODULES:
+        with env.overridden(fork_server.SINGLE_THREADED):
+            import_module(name)
+    fork_server.check_forkable()
+    gc.collect()
+    gc.freeze()  # so that no run copies these pages only to look for garbage in them
+    path = socket_path()
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(16)
+    _Server(listener, variables, idle_s).serve()
+    path.unlink(missing_ok=True)
+
+
+class _Server:
+    def __init__(self, listener: socket.socket, variables: Mapping[str, str], idle_s: float) -> None:
+        self._listener, self._variables, self._idle_s = listener, variables, idle_s
+        self._imported = _snapshot()
+        self._runs: dict[int, socket.socket] = {}  # agent's pid → its command's connection
+        self._ending = False
+        self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def serve(self) -> None:
+        while not self._ending:
+            fds = [self._listener.fileno(), self._wake, *(c.fileno() for c in self._runs.values())]
+            ready, _, _ = select.select(fds, [], [], None if self._runs else self._idle_s)
+            if not ready:
+                break
+            with suppress(BlockingIOError):
+                os.read(self._wake, 4096)
+            self._reap()
+            for pid, connection in list(self._runs.items()):
+                if connection.fileno() in ready:  # the command says nothing more: it was killed
+                    process.signal_all([pid], signal.SIGKILL)
+            if self._listener.fileno() in ready:
+                self._accept()
+        process.signal_all(self._runs, signal.SIGKILL)
+
+    def _end(self, *_: object) -> None:
+        self._ending = True
+
+    def _reap(self) -> None:
+        for pid in list(self._runs):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                code = os.waitstatus_to_exitcode(status)
+                with self._runs.pop(pid) as connection, suppress(OSError):
+                    connection.sendall((json.dumps({"exit": code if code >= 0 else 1}) + "\n").encode())
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if _peer(connection)[1] != os.getuid():
+            connection.close()
+            return
+        connection.settimeout(5)
+        try:
+            request = _read_request(connection)
+        except (OSError, ValueError, TypeError):
+            request = None
+        if request is None:  # somebody only looked whether we run
+            connection.close()
+            return
+        run, fds = request
+        refusal = self._refusal(run)
+        if refusal:
+            connection.sendall((json.dumps({"refused": refusal}) + "\n").encode())
+            connection.close()
+        else:
+            self._fork(run, fds, connection)
+        for fd in fds:
+            os.close(fd)
+
+    def _refusal(self, run: WarmRun) -> str | None:
+        """Why this run must start cold, if it must."""
+        if run.executable != sys.executable:
+            return f"it runs {sys.executable}"
+        if missing := [name for name in run.preload if name not in sys.modules]:
+            return f"it has not imported {', '.join(missing)}"
+        wanted = _import_variables(run.environment)
+        if changed := sorted(n for n in {*wanted, *self._variables} if wanted.get(n) != self._variables.get(n)):
+            return f"{', '.join(changed)} changed since it started"
+        if changed_files := [name for name, mark in self._imported.items() if _mark(name) != mark]:
+            self._ending = True
+            return f"{changed_files[0]} changed since it was imported (the server ends; `launcher warm` starts another)"
+        return None
+
+    def _fork(self, run: WarmRun, fds: Sequence[int], connection: socket.socket) -> None:
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _become_agent(run, fds, server)
+        connection.sendall((json.dumps({"pid": pid}) + "\n").encode())
+        connection.setblocking(False)
+        self._runs[pid] = connection
+
+
+def _become_agent(run: WarmRun, fds: Sequence[int], server: int) -> NoReturn:
+    """The forked child: the command's streams, folder and environment; then a run like any other."""
+    code = 1
+    try:
+        process.die_with_parent(server)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for target, fd in enumerate(fds):
+            os.dup2(fd, target)
+        os.closerange(3, 4096)
+        os.chdir(run.directory)
+        env.replace(run.environment)
+        sys.path[:] = run.path
+        code = _run(run)
+    except LauncherError as error:
+        tell(str(error))
+        code = error.exit_code
+    except BaseException as error:
+        tell(f"the warm start failed: {error!r}")
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _run(run: WarmRun) -> int:
+    folder = RunFolder(Path(run.run_folder))
+    return run_node(
+        read_plan(folder.path),
+        folder=folder,
+        script=Path(run.script),
+        args=run.args,
+        launch=LaunchSettings.from_config(run.launch),
+        began=run.began,
+    )
+
+
+def _connect() -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(socket_path()))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    if _peer(connection)[1] != os.getuid():
+        connection.close()
+        raise LauncherError(f"{socket_path()} is served by another user: remove it")
+    return connection
+
+
+def _peer(connection: socket.socket) -> tuple[int, int]:
+    """(pid, uid) of the process at the other end, as the kernel knows it."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid, uid, _ = _CREDENTIALS.unpack(raw)
+    return pid, uid
+
+
+def _read_request(connection: socket.socket) -> tuple[WarmRun, list[int]] | None:
+    head, fds, _, _ = socket.recv_fds(connection, 4, 3)
+    if len(head) < 4 or len(fds) < 3:
+        return None
+    (size,) = struct.unpack("=I", head)
+    if size > MAX_MESSAGE_BYTES:
+        return None
+    data = b""
+    while len(data) < size and (more := connection.recv(size - len(data))):
+        data += more
+    fields = json.loads(data)
+    sequences = {key: tuple(fields[key]) for key in ("args", "preload", "path")}
+    return WarmRun(**{**fields, **sequences}), fds
+
+
+def _snapshot() -> dict[str, tuple[int, int]]:
+    """Time and size of every file that has been imported."""
+    files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
+    return {name: _mark(name) for name in files if name}
+
+
+def _mark(name: str) -> tuple[int, int]:
+    try:
+        found = os.stat(name)  # noqa: PTH116 (thousands of files: a Path for each would double the time)
+    except OSError:
+        return (0, 0)
+    return found.st_mtime_ns, found.st_size
+
+
+def _import_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(IMPORT_PREFIXES)}
+
+
+if __name__ == "__main__":
+    try:
+        serve(sys.argv[2:], idle_s=float(sys.argv[1]))
+    except InputError as error:
+        sys.exit(str(error))

@@ -1,0 +1,123 @@
+"""What the agent notices while ranks run: stop requests, hangs, slow ranks; and how it brings ranks back."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jobs import HERE, Job
+
+from launcher.launch import runs
+from launcher.launch.run_folder import RunFolder, read_lines
+
+pytestmark = pytest.mark.slow
+STEPS = HERE / "step_script.py"
+
+
+def saved(folder: Path) -> int:
+    return int((folder / "step").read_text()) if (folder / "step").exists() else 0
+
+
+def wait_for_steps(job: Job, folder: Path, more: int = 3) -> None:
+    goal = saved(folder) + more
+    job.wait_for(lambda: saved(folder) >= goal)
+
+
+def test_a_signal_stops_all_ranks_after_the_same_step(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", script=STEPS, stop_signals=["USR2", "INT"], grace_s=60)
+    wait_for_steps(job, tmp_path)
+    status = runs.status(RunFolder(job.folder))
+    assert status[0].verdict == "running"
+    assert all(state.step > 0 and state.heeds_stop for state in status[0].ranks.values())
+    job.process.send_signal(signal.SIGUSR2)
+    code, _, err = job.finish()
+    assert code == 1
+    assert "a second signal stops at once" in err
+    stopped = [re.findall(r"rank \d was asked to stop after step (\d+)", job.log(rank)) for rank in range(4)]
+    assert [len(steps) for steps in stopped] == [1, 1, 1, 1]
+    assert len({steps[0] for steps in stopped}) == 1
+    assert f"stopped by SIGUSR2 after step {stopped[0][0]}" in err
+    assert runs.status(RunFolder(job.folder))[0].verdict == "stopped"
+
+
+def test_a_second_signal_does_not_wait(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", "step_s=1000", script=STEPS, ranks=2, grace_s=600)
+    job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2)))
+    job.process.send_signal(signal.SIGINT)
+    job.wait_for(lambda: runs.status(RunFolder(job.folder))[0].state == "stopping")
+    job.process.send_signal(signal.SIGINT)
+    code, _, err = job.finish()
+    assert code == 1
+    assert "stopped by SIGINT" in err
+
+
+def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", "stuck=2:3", script=STEPS, hang_timeout_s=3)
+    code, _, err = job.finish()
+    assert code == 1
+    assert "the job hangs: no heartbeat from rank" in err
+    assert "odd one out: rank 2 is somewhere else than the others" in err
+    assert re.search(r"rank 2 \(step 2\): .*step_script.py:<module>", err)
+    assert re.search(r"rank 0 \(step 2\), 1 \(step 2\), 3 \(step 2\): .*all_reduce", err)
+    assert "most recent call first" in job.log(2)
+
+
+def test_a_stopped_process_is_named_and_the_job_comes_back(start: Callable[..., Job], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = start(f"dir={tmp_path}", f"until={end}", script=STEPS, hang_timeout_s=3, max_restarts=1)
+    wait_for_steps(job, tmp_path)
+    before = saved(tmp_path)
+    os.kill(job.members()[2], signal.SIGSTOP)
+    job.wait_for(lambda: len(re.findall("begins after", job.log(0))) == 2)
+    wait_for_steps(job, tmp_path)
+    end.touch()
+    code, _, err = job.finish()
+    assert code == 0, err
+    assert "odd one out: rank 1 is stopped" in err
+    begins = [int(step) for step in re.findall(r"begins after step (\d+)", job.log(0))]
+    assert begins[0] == 0
+    assert begins[1] >= before
+
+
+def test_progress_refills_the_restart_budget(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", script=STEPS, ranks=2, max_restarts=1, refill_steps=5)
+    for again in range(3):
+        wait_for_steps(job, tmp_path, more=8)
+        os.kill(job.members()[1], signal.SIGKILL)
+        job.wait_for(lambda again=again: len(re.findall("begins after", job.log(0))) == again + 2)
+    os.kill(job.members()[1], signal.SIGKILL)  # without progress since the last start
+    code, _, err = job.finish()
+    assert code == 1
+    assert err.count("starting the ranks again") == 3
+    assert err.count("failed first") == 4
+
+
+def test_a_slow_rank_is_named_with_its_node(start: Callable[..., Job], tmp_path: Path) -> None:
+    args = (f"dir={tmp_path}", "slow=1", "steps=30", "step_s=0.1")
+    code, _, err = start(*args, script=STEPS, straggler_steps=5).finish()
+    assert code == 0, err
+    assert re.search(r"rank 1 \(node 0, .*\) is slow: .* × the median", err)
+    assert not re.search(r"rank [023] \(node 0.*is slow", err)
+
+
+def test_the_ledger_tells_when_every_rank_reached_each_phase(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", "steps=20", script=STEPS, ranks=2)
+    code, _, err = job.finish()
+    assert code == 0, err
+    lines = list(read_lines(RunFolder(job.folder).ledger))
+    reached = {(line["phase"], line["rank"]): line["since_s"] for line in lines}
+    node = [reached[(phase, None)] for phase in ("planned", "preloaded", "server", "met", "forked")]
+    assert node == sorted(node)
+    for rank in range(2):
+        times = [reached[(phase, rank)] for phase in ("script", "groups", "first_step", "ended")]
+        assert times == sorted(times)
+        assert node[3] <= times[0]
+    phases = {phase.phase: phase for phase in runs.phases(RunFolder(job.folder))}
+    assert phases["first_step"].slowest_s >= phases["first_step"].median_s > phases["preloaded"].median_s
+    text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()))
+    assert "done" in text[0]
+    assert any("first_step" in line for line in text)

@@ -1,0 +1,127 @@
+"""The warm server: a run through it, and what makes it refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jobs import Job, gone
+
+from launcher.launch import process, warm
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """A server of this test's own, with one extra module imported."""
+    (tmp_path / "extra_module.py").write_text("value = 1\n")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    yield warm.start(["extra_module"], idle_s=300)
+    warm.stop()
+
+
+def test_a_run_goes_through_the_server_and_the_server_outlives_it(
+    server: int, start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = warm.socket_path()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+    code, out, err = start("fail=1", ranks=2, warm="auto").finish()
+    assert code == 1
+    assert "rank 1 failed first" in err
+    assert "not used" not in err
+
+    monkeypatch.setenv("MARK", "of this shell")
+    code, out, err = start(ranks=4, warm="auto", preload=["extra_module"]).finish()
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1])["sum"] == 6.0
+    assert warm.running() == server
+
+    job = start("loop", "child", ranks=2, warm="auto")
+    job.wait_until_looping(2)
+    members = process.descendants(server)
+    assert len(members) == 6  # agent, fork server, two ranks and a child of each
+    job.process.send_signal(signal.SIGINT)
+    assert job.finish()[0] == 1
+    assert gone(members)
+
+    job = start("loop", ranks=2, warm="auto")
+    job.wait_until_looping(2)
+    members = process.descendants(server)
+    job.process.kill()
+    job.process.wait()
+    assert gone(members)
+    assert warm.running() == server
+
+
+def test_a_changed_environment_or_file_makes_a_cold_start_that_is_announced(
+    server: int, start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, _, err = start(ranks=1, warm="auto", preload=["launcher.plan", "this"]).finish()
+    assert code == 0
+    assert "it has not imported this" in err
+
+    with monkeypatch.context() as changed:
+        changed.setenv("TORCH_MARK", "1")
+        code, _, err = start(ranks=1, warm="auto").finish()
+    assert code == 0
+    assert "TORCH_MARK changed since it started" in err
+
+    (tmp_path / "extra_module.py").write_text("value = 2  # changed\n")
+    code, out, err = start(ranks=1, warm="auto").finish()
+    assert code == 0
+    assert "extra_module.py changed since it was imported" in err
+    assert json.loads(out.splitlines()[-1])["sum"] == 0.0
+    assert gone([server])
+
+
+def test_an_idle_server_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    pid = warm.start([], idle_s=0.5)
+    assert gone([pid])
+    assert warm.running() is None
+
+
+def test_a_folder_that_others_may_enter_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / f"nvlink-launcher-{os.getuid()}").mkdir(mode=0o755)
+    with pytest.raises(warm.LauncherError, match="only you can enter"):
+        warm.socket_path()
+
+
+def test_the_command_starts_looks_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+    def command(*words: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "launcher.cli", "warm", *words],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert command("status") == (1, "launcher: no warm server runs\n")
+    code, said = command("recipe.preload=[]")
+    assert code == 0, said
+    pid = warm.running()
+    assert pid is not None
+    assert f"pid {pid}" in said
+    assert command("status")[0] == 0
+    assert command("stop") == (0, f"launcher: ended the warm server (pid {pid})\n")
+    assert command("sotp")[0] == 2
+    deadline = time.monotonic() + 10
+    while process.state(pid) not in (None, "Z"):
+        assert time.monotonic() < deadline

@@ -1,0 +1,120 @@
+"""Who hangs, who is slow, who is somewhere else: decisions on what the board says."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.board import Board, RankState
+from launcher.launch.stacks import parse
+from launcher.launch.watch import Watch, odd_ones_out
+
+
+def state(*, beat_at: float = 0.0, step: int = 0, step_s: float = 0.0) -> RankState:
+    return RankState(beat_at, step, step_s, script_at=0, failed_at=0, first_step_at=0, groups_at=0, heeds_stop=False)
+
+
+def watch(*, hang_timeout_s: float | None = 10.0) -> Watch:
+    return Watch(hang_timeout_s, straggler_factor=1.5, straggler_steps=3)
+
+
+def test_a_rank_that_never_told_anything_is_not_watched() -> None:
+    assert watch().hang({0: state(), 1: state(beat_at=95.0, step=4)}, now=100.0) is None
+
+
+def test_a_silent_rank_is_a_hang_and_who_is_behind_is_named() -> None:
+    states = {0: state(beat_at=80.0, step=7), 1: state(beat_at=79.0, step=6), 2: state(beat_at=99.0, step=7)}
+    hang = watch().hang(states, now=100.0)
+    assert hang is not None
+    assert hang.silent == (1, 0)
+    assert hang.silent_s == 21.0
+    assert hang.behind == (1,)
+
+
+def test_ranks_at_the_same_step_have_none_behind() -> None:
+    hang = watch().hang({r: state(beat_at=1.0, step=5) for r in range(4)}, now=100.0)
+    assert hang is not None
+    assert hang.behind == ()
+
+
+def test_hang_detection_can_be_off() -> None:
+    assert watch(hang_timeout_s=None).hang({0: state(beat_at=1.0)}, now=1e9) is None
+
+
+def told(times: list[list[float]]) -> list[int]:
+    """Ranks named over steps; times[step][rank]."""
+    one, named = watch(), []
+    for step, row in enumerate(times, start=1):
+        states = {rank: state(beat_at=1.0, step=step, step_s=t) for rank, t in enumerate(row)}
+        named += [slow.local_rank for slow in one.stragglers(states)]
+    return named
+
+
+def test_a_rank_that_stays_slow_is_named_once() -> None:
+    assert told([[1.0, 1.0, 2.0, 1.0]] * 9) == [2]
+
+
+def test_a_rank_that_was_slow_for_a_moment_is_not_named() -> None:
+    fast, slow = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 1.0]
+    assert told([slow, slow, fast, slow, slow, fast]) == []
+
+
+@given(st.lists(st.lists(st.floats(1.0, 1.49), min_size=4, max_size=4), max_size=20))
+def test_ranks_within_the_factor_are_never_named(times: list[list[float]]) -> None:
+    assert told(times) == []
+
+
+@pytest.mark.parametrize(
+    ("places", "odd"),
+    [
+        ({0: "a", 1: "a", 2: "b", 3: "a"}, [2]),
+        ({0: "a", 1: "b"}, []),
+        ({0: "a", 1: "a"}, []),
+        ({}, []),
+        ({0: "a", 1: "a", 2: "a", 3: "b", 4: "c"}, [3, 4]),
+    ],
+)
+def test_the_odd_one_out_needs_a_majority(places: dict[int, str], odd: list[int]) -> None:
+    assert odd_ones_out({rank: (place,) for rank, place in places.items()}) == odd
+
+
+def test_the_main_threads_frames_are_read_from_faulthandler() -> None:
+    text = """Thread 0x00007f01 (most recent call first):
+  File "/usr/lib/threading.py", line 320 in wait
+
+Current thread 0x00007f02 (most recent call first):
+  File "/x/torch/distributed/distributed_c10d.py", line 3252 in all_reduce
+  File "/home/a b/train.py", line 35 in <module>
+"""
+    assert parse(text.splitlines()) == ("distributed_c10d.py:all_reduce", "train.py:<module>")
+
+
+def test_the_board_carries_what_each_rank_tells() -> None:
+    board = Board.create(num_ranks=3)
+    try:
+        seen = Board.attach(board.fd)
+        assert seen is not None
+        assert seen.num_ranks == 3
+        board.beat(1, step=41, step_s=0.25)
+        board.heed_stop(2)
+        assert (seen.state(1).step, seen.state(1).step_s) == (41, 0.25)
+        assert seen.state(1).first_step_at == seen.state(1).beat_at > 0
+        assert seen.state(2).heeds_stop
+        assert seen.state(0) == state()
+        assert not seen.stop_requested
+        board.request_stop()
+        assert seen.stop_requested
+        board.clear(1)
+        assert seen.state(1) == state()
+    finally:
+        os.close(board.fd)
+
+
+def test_another_file_is_not_taken_for_a_board() -> None:
+    with Path(os.devnull).open() as other:
+        assert Board.attach(other.fileno()) is None
+    assert Board.attach(10_000) is None
