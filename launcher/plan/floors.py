@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from launcher.cost import bounds
 from launcher.cost.model import CostModel
+from launcher.cost.network import Group
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
 from launcher.plan.space import ZERO_STAGES, Degrees, Passes, Schedule, Space
 
-EP_CLOSE = "tp-dp-cp-pp"  # expert groups as close together as they get with tp first
 ONE_PASS = Passes(1, "none", False)
 PLAIN = Schedule(1, "1f1b")
 
@@ -47,6 +47,8 @@ class Floors:
         self._orders: dict[Degrees, tuple[str, ...]] = {}
         self._states: dict[Degrees, tuple[float, ...]] = {}
         self._stages: dict[int, bounds.Stages] = {}
+        self._layers: dict[Degrees, list[tuple[int, str]]] = {}
+        self._numbers: dict[tuple[Group, ...], int] = {}
         self._times: dict[tuple[object, ...], bounds.PassTime] = {}
         self._memories: dict[tuple[object, ...], bounds.PassMemory] = {}
         self._gradients: dict[tuple[object, ...], float] = {}
@@ -107,9 +109,9 @@ class Floors:
         return found
 
     def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
-        """The time bound of one way to run a micro-batch, with the axis order that suits its layers best."""
+        """The time bound of one way to run a micro-batch, with the axis order that suits it best."""
         stages = self.stages(degrees)
-        times = [self._time(degrees, passes, order) for order in self._best_orders(degrees)]
+        times = [self._time(degrees, passes, groups, order) for groups, order in self._layer_orders(degrees)]
         time = times[0] if len(times) == 1 else min(times, key=lambda time: bounds.busiest_s(time, stages))
         count = self.batch // (degrees.dp * passes.micro_batch)
         return PassFloor(bounds.busiest_s(time, stages), time, stages, count)
@@ -139,22 +141,17 @@ class Floors:
             unhidden, zero_stage=zero_stage, busiest=floor.busiest_s, num_micro_batches=floor.num_micro_batches
         )
 
-    def _best_orders(self, degrees: Degrees) -> Sequence[str]:
-        """Axis orders of which one gives every layer collective its best group.
+    def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
+        """Axis orders that differ in the groups of a layer's collectives, each with a number for those groups."""
+        found = self._layers.get(degrees)
+        if found is None:
+            by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
+            found = [(self._numbers.setdefault(groups, len(self._numbers)), o) for groups, o in by_groups.items()]
+            self._layers[degrees] = found
+        return found
 
-        A group gets no closer by moving other axes before its own: with tp first, cp is best second, and ep is where dp
-        is second. Where tp need not be first, every order is tried.
-        """
-        if self.space.request.axis_order is not None or self.space.request.tp_across_domains:
-            return self.orders(degrees)
-        if degrees.cp > 1 and degrees.ep > 1:
-            return (DEFAULT_AXIS_ORDER, EP_CLOSE)
-        return (DEFAULT_AXIS_ORDER,)
-
-    def _time(self, degrees: Degrees, passes: Passes, order: str) -> bounds.PassTime:
-        tp, cp, pp, dp, ep = degrees
-        shared = order == DEFAULT_AXIS_ORDER and ep == 1  # then pp and dp do not move the other axes' groups
-        key = (tp, cp, passes) if shared else (tp, cp, passes, ep, order, pp, dp)
+    def _time(self, degrees: Degrees, passes: Passes, groups: int, order: str) -> bounds.PassTime:
+        key = (groups, passes)
         found = self._times.get(key)
         if found is None:
             found = self._times[key] = bounds.pass_time(self.model, self._layout(degrees, passes, order=order))

@@ -141,11 +141,14 @@ class Space:
             distinct.setdefault(self._crossings(degrees, axes, order), "-".join(order))
         return tuple(distinct.values())
 
+    def layer_groups(self, degrees: Degrees, order: str) -> tuple[Group, ...]:
+        """The groups of a layer's collectives: tp, cp and ep."""
+        strides = _strides(degrees, order.split("-"))
+        sizes = (("tp", degrees.tp), ("cp", degrees.cp), ("dp", degrees.ep))
+        return tuple(self._group(strides[axis] if ranks > 1 else 1, ranks) for axis, ranks in sizes)
+
     def _crossings(self, degrees: Degrees, axes: tuple[str, ...], order: tuple[str, ...]) -> tuple[Group, ...]:
-        strides, stride = {}, 1
-        for axis in order:
-            strides[axis] = stride
-            stride *= getattr(degrees, axis)
+        strides = _strides(degrees, order)
         groups = tuple(self._group(strides[axis], getattr(degrees, axis)) for axis in axes)
         return groups if degrees.ep == 1 else (*groups, self._group(strides["dp"], degrees.ep))
 
@@ -195,6 +198,14 @@ class Space:
 
 def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:
     return (pinned,) if pinned is not None else choices
+
+
+def _strides(degrees: Degrees, order: Sequence[str]) -> dict[str, int]:
+    strides, stride = {}, 1
+    for axis in order:
+        strides[axis] = stride
+        stride *= getattr(degrees, axis)
+    return strides
 
 
 @cache
