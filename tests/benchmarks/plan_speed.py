@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from launcher.cost.model import CostModel
@@ -57,10 +58,9 @@ def _layouts(space: Space) -> Iterator[Layout]:
     for degrees in space.degrees():
         if space.job.training.global_batch % degrees.dp:
             continue
-        for passes in space.passes(degrees):
-            for schedule in space.schedules(degrees, passes.micro_batch):
-                for order in space.axis_orders(degrees):
-                    yield space.layout(degrees, passes, schedule, zero_stage=1, axis_order=order)
+        for micro_batch, order in product(space.micro_batches(degrees), space.axis_orders(degrees)):
+            for passes, schedule in product(space.passes(degrees, micro_batch), space.schedules(degrees, micro_batch)):
+                yield space.layout(degrees, passes, schedule, zero_stage=1, axis_order=order)
 
 
 def estimate_us(job: Job, *, count: int = 2000) -> tuple[float, float]:
