@@ -172,9 +172,11 @@ class RankAgent(SimpleElasticAgent):
         elif self._server.running and (hang := self._watch.hang(self._states(), now=time.monotonic())):
             return self._hung(worker_group, hang)
         if not self._server.running:
-            if self._signals:
+            if self._signals and (self._stop_is_due() or self._handler.all_finished()):
                 raise self._stopped()
-            if not self._handler.all_finished():  # HEALTHY: another node may still need this one for a new round
+            if (
+                self._signals or not self._handler.all_finished()
+            ):  # HEALTHY: another node may still need this one for a new round
                 return RunResult(state=WorkerState.HEALTHY)
             self._write_state("done", {})
             return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
@@ -262,8 +264,12 @@ class RankAgent(SimpleElasticAgent):
                     f"{self._signals[0].name}: stopping at the end of this step, within {grace_s:g} s; "
                     "a second signal stops at once"
                 )
-        if len(self._signals) > 1 or now >= self._stop_deadline:
+        if self._stop_is_due():
             self._end_ranks()
+
+    def _stop_is_due(self) -> bool:
+        """Whether the ranks have had their time; until then no node leaves before the others, which may still write."""
+        return len(self._signals) > 1 or time.monotonic() >= (self._stop_deadline or 0.0)
 
     def _stopped(self) -> Stopped:
         step = self._newest_step()

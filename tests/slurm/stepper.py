@@ -1,6 +1,6 @@
 """A small training job for the tests of a job's life: steps of 0.2 s, a checkpoint when asked to stop, resume.
 
-stepper.py STEPS [fail=STEP] [no-checkpoint]: writes steps.jsonl (every step that was done, and in which start).
+stepper.py STEPS [fail=STEP]: writes steps.jsonl (every step that was done, and in which start).
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ def main() -> int:
         if step == int(options.get("fail", 0)):
             raise RuntimeError("this job fails by itself")
         if pulse.step_done(step, step_s=STEP_S):
-            if rank == 0 and "no-checkpoint" not in options:
-                time.sleep(1)  # as a checkpoint that takes its time: nobody may end the ranks meanwhile
-                (checkpoints / f"step-{step}").mkdir(parents=True)
-            dist.barrier()
             pulse.close()
             dist.destroy_process_group()
+            if rank == 0:
+                time.sleep(2)  # a checkpoint that takes its time, when the other ranks have ended already
+                (checkpoints / f"step-{step}").mkdir(parents=True)
             return 0
     pulse.close()
     if rank == 0:

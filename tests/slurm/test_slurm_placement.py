@@ -12,6 +12,7 @@ from plans import plan
 from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_topology
 from launcher.launch.slurm.placement import Tree, assign, cost
 from launcher.launch.slurm.traffic import Traffic, node_traffic
+from launcher.units import DTYPE_BYTES
 
 TWO_LEAVES = """
 SwitchName=leaf1 Nodes=node[2,10]
@@ -96,5 +97,5 @@ def test_nothing_is_counted_inside_a_node_and_every_axis_is_counted_between_node
 
 def test_a_two_rank_ring_carries_the_same_as_the_formula_says() -> None:
     small = plan(nodes=2, tp=8, pp=1, dp=2)
-    gradients = small.job.model.params / 8 * 4
+    gradients = small.job.model.params / 8 * DTYPE_BYTES[small.job.training.reduce_dtype]
     assert node_traffic(small)[0, 1] == pytest.approx(8 * 2 * gradients)  # 8 pairs of ranks; V each way

@@ -30,7 +30,7 @@ from launcher.launch.slurm.allocation import Allocation, lost_nodes, node_addres
 from launcher.launch.slurm.check import read_findings
 from launcher.launch.slurm.command import ask
 from launcher.launch.slurm.placement import Assignment, Tree, assign
-from launcher.launch.slurm.progress import START_EVENT, is_finished, newest_checkpoint, starts
+from launcher.launch.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
 from launcher.launch.slurm.record import read_submission
 from launcher.launch.slurm.replan import fit_allocation
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
@@ -82,10 +82,10 @@ class Driver:
         except LauncherError as error:
             self._note("slurm_end", code=error.exit_code, why=str(error))
             raise
-        if signals.terminate:
+        if signals.terminate or not self._is_running():
             self._note("slurm_end", code=code, why="ended by Slurm (scancel, requeue or preemption)")
             return code or 1
-        return self._end(code, start, signals)
+        return self._end(plan, code, start, signals)
 
     def _begin(self) -> Start:
         """Note this start; raises JobFailed where it must not go on."""
@@ -157,12 +157,12 @@ class Driver:
                     tell(f"SIG{self.settings.signal}: asking the ranks to write a checkpoint and stop")
                     process.send_signal(getattr(signal, f"SIG{self.settings.signal}"))
 
-    def _end(self, code: int, start: Start, signals: Signals) -> int:
+    def _end(self, plan: Plan, code: int, start: Start, signals: Signals) -> int:
         outcome = Outcome(
             code=code,
             signalled=signals.stop > 0,
+            stopped=was_stopped(self.folder, num_nodes=plan.placement.num_nodes),
             lost_nodes=lost_nodes(self.allocation.hosts) if code else (),
-            finished=code == 0 and is_finished(self.folder.path),
             checkpoint_step=newest_checkpoint(self.folder.path),
         )
         decision = decide(outcome, start, requeue=self.settings.requeue, max_requeues=self.settings.max_requeues)
@@ -173,6 +173,11 @@ class Driver:
             if answer.code:
                 raise JobFailed(f"scontrol requeue {self.allocation.job_id} failed: {answer.reason}")
         return decision.code
+
+    def _is_running(self) -> bool:
+        """Whether Slurm means this job to run on: not when it is being cancelled or requeued at this moment."""
+        answer = ask(("squeue", "-h", "-j", self.allocation.job_id, "-o", "%T"))
+        return answer.out.strip() == "RUNNING"
 
     def _note(self, event: str, **details: Any) -> None:
         line = {"event": event, "at": time.time(), "job_id": self.allocation.job_id, **details}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -21,8 +22,19 @@ def newest_checkpoint(run_folder: Path) -> int | None:
 
 
 def is_finished(run_folder: Path) -> bool:
-    """Whether the recipe wrote its result."""
-    return (run_folder / RESULT_FILE).is_file()
+    """Whether the recipe wrote the result of a run that went to its end."""
+    file = run_folder / RESULT_FILE
+    return file.is_file() and not json.loads(file.read_text()).get("stopped")
+
+
+def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
+    """Whether the agents of the start that has just ended were asked to stop, and none failed.
+
+    One that learns from another that the job is over may still be `stopping`.
+    """
+    files = [folder.node_state(node) for node in range(num_nodes)]
+    states = {json.loads(file.read_text())["state"] if file.exists() else "absent" for file in files}
+    return "stopped" in states and states <= {"stopped", "stopping", "done"}
 
 
 def starts(folder: RunFolder) -> list[Start]:

@@ -109,7 +109,9 @@ def _limit(settings: SlurmSettings) -> str:
 def _resources(plan: Plan, settings: SlurmSettings) -> list[str]:
     """Nodes, one task on each, its GPUs and cores: from the plan and the cluster file, never guessed."""
     nodes = plan.placement.num_nodes
-    options = [f"--nodes={_nodes(nodes, settings)}", "--ntasks-per-node=1"]
+    wanted = _nodes(nodes, settings)
+    # One task a node is Slurm's default. Said aloud, a range of nodes would count as tasks of its lower end only.
+    options = [f"--nodes={wanted}", *(["--ntasks-per-node=1"] if "-" not in wanted else [])]
     gpus = gpus_per_node(plan, settings)
     if gpus:
         options.append(f"--gpus-per-node={settings.gpu_type + ':' if settings.gpu_type else ''}{gpus}")

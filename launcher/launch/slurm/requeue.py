@@ -20,12 +20,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the agents ended. `signalled`: Slurm's signal came first; `lost_nodes`: hosts that no longer answer."""
+    """How the agents ended.
+
+    `signalled`: Slurm's signal came to the batch script. `stopped`: the agents were asked to stop, and did: by that
+    signal, or by the TERM that preemption sends to the tasks alone. `lost_nodes`: hosts that no longer answer.
+    """
 
     code: int
     signalled: bool
+    stopped: bool
     lost_nodes: tuple[str, ...]
-    finished: bool
     checkpoint_step: int | None
 
 
@@ -67,24 +71,18 @@ def decide(outcome: Outcome, start: Start, *, requeue: bool, max_requeues: int) 
     An application error is never requeued. A stop before the time limit or at preemption is, provided that a newer
     checkpoint was written since this start; the loss of a node is, and Slurm's own count of starts bounds both.
     """
-    if outcome.finished:
+    if outcome.code == 0:
         return Decision(False, 0, "the run is complete")
     cause = _cause(outcome)
     if cause is None:
-        return Decision(False, outcome.code or 1, "the job failed by itself: not requeued") if outcome.code else _done()
+        return Decision(False, outcome.code, "the job failed by itself: not requeued")
     if not requeue:
-        return Decision(False, outcome.code or 1, f"{cause}; not requeued: launch.requeue=false")
+        return Decision(False, outcome.code, f"{cause}; not requeued: launch.requeue=false")
     if start.restart >= max_requeues:
-        return Decision(
-            False, outcome.code or 1, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up"
-        )
+        return Decision(False, outcome.code, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up")
     if not outcome.lost_nodes and outcome.checkpoint_step == start.checkpoint_step:
-        return Decision(False, outcome.code or 1, f"{cause}; not requeued: no new checkpoint since this start")
-    return Decision(True, outcome.code or 1, f"{cause}; requeued")
-
-
-def _done() -> Decision:
-    return Decision(False, 0, "done")
+        return Decision(False, outcome.code, f"{cause}; not requeued: no new checkpoint since this start")
+    return Decision(True, outcome.code, f"{cause}; requeued")
 
 
 def _cause(outcome: Outcome) -> str | None:
@@ -93,4 +91,6 @@ def _cause(outcome: Outcome) -> str | None:
         return f"{', '.join(outcome.lost_nodes)} no longer answered"
     if outcome.signalled:
         return "stopped by Slurm's signal (time limit, preemption or scancel --signal)"
+    if outcome.stopped:
+        return "stopped by a signal to its tasks (preemption)"
     return None
