@@ -24,3 +24,19 @@ def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
     for stage in order[:short]:
         counts[stage] -= 1
     return tuple(counts)
+
+
+def split_by_cost(layers: int, *, num_stages: int, first_extra: float, last_extra: float) -> tuple[int, ...]:
+    """The split whose fullest stage costs least, every stage at least one layer; needs `num_stages` ≤ `layers`.
+
+    `first_extra` and `last_extra` are what the embedding and the head cost, in layers. Of equally good splits the one
+    that leaves most to the middle stages.
+    """
+    extras = [0.0] * num_stages
+    extras[0] += first_extra
+    extras[-1] += last_extra
+    counts = [1] * num_stages
+    middle_first = sorted(range(num_stages), key=lambda stage: (stage in (0, num_stages - 1), stage))
+    for _ in range(layers - num_stages):
+        counts[min(middle_first, key=lambda stage: counts[stage] + extras[stage])] += 1
+    return tuple(counts)

@@ -12,6 +12,7 @@ from launcher.cost.network import group_of
 from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
+from launcher.layout.split import split_by_cost
 from launcher.plan.result import Candidate, SearchResult
 from launcher.units import format_bytes, format_seconds
 
@@ -49,6 +50,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         changed = _difference_of_layouts(best.layout, second.layout)
         yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
     yield from alternatives(job, best, model)
+    yield from better_split(job, best, model)
 
 
 def where_time_goes(estimate: Estimate) -> str:
@@ -73,7 +75,7 @@ def links(job: Job, layout: Layout) -> Iterator[str]:
     if job.cluster.node.is_mig:
         yield islands(job)
     placement = Placement(job.cluster, RankGrid.of(layout))
-    for axis in layout.axis_order.split("-"):
+    for axis in (*layout.axis_order.split("-"), "ep"):
         degree = layout.degree(axis)
         if degree < 2:
             continue
@@ -126,6 +128,19 @@ def alternatives(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
             yield f"{key} would not fit: stage {other.worst_stage} lacks {format_bytes(missing)}"
         elif other.step_time_s > best.estimate.step_time_s * 1.0005:
             yield f"{key} would be {slower(best.estimate, other)}"
+
+
+def better_split(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
+    """Another number of layers for each stage, where that is faster: the head and the embedding take time too."""
+    layout = best.layout
+    if layout.pp == 1 or layout.virtual_stages > 1:
+        return
+    layer_s = model.layer_cost(layout).total_s
+    embedding, head = (end.total_s / layer_s for end in model.end_costs(layout))
+    split = split_by_cost(job.model.layers, num_stages=layout.pp, first_extra=embedding, last_extra=head)
+    other = model.estimate(replace(layout, layer_split=split))
+    if other.fits and other.step_time_s < best.estimate.step_time_s * 0.999:
+        yield f"layout.layer_split=[{','.join(map(str, split))}] would be {slower(best.estimate, other)}"
 
 
 def _changes(job: Job, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:

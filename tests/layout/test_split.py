@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shapes import model
 
-from launcher.layout.split import balanced_split
+from launcher.layout.split import balanced_split, split_by_cost
 
 
 @given(st.integers(1, 130), st.data())
@@ -43,3 +45,23 @@ def test_where_layers_do_not_divide_the_ends_are_never_the_fullest_while_a_middl
 )
 def test_known_splits(layers: int, stages: int, expected: tuple[int, ...]) -> None:
     assert balanced_split(model(layers=layers), num_stages=stages) == expected
+
+
+def fullest(split: tuple[int, ...], first_extra: float, last_extra: float) -> float:
+    costs = [float(count) for count in split]
+    costs[0] += first_extra
+    costs[-1] += last_extra
+    return max(costs)
+
+
+@given(st.integers(1, 9), st.floats(0, 4), st.floats(0, 4), st.data())
+def test_no_split_has_a_cheaper_fullest_stage(layers: int, first: float, last: float, data: st.DataObject) -> None:
+    stages = data.draw(st.integers(1, min(layers, 4)))
+    split = split_by_cost(layers, num_stages=stages, first_extra=first, last_extra=last)
+    every = [s for s in product(range(1, layers + 1), repeat=stages) if sum(s) == layers]
+    assert split in every
+    assert fullest(split, first, last) == pytest.approx(min(fullest(s, first, last) for s in every))
+
+
+def test_a_heavy_head_takes_layers_off_the_last_stage() -> None:
+    assert split_by_cost(32, num_stages=4, first_extra=0.0, last_extra=2.4) == (8, 9, 9, 6)

@@ -103,6 +103,18 @@ def test_what_each_alternative_costs_is_what_its_estimate_says() -> None:
         assert "recompute=none would" not in told
 
 
+def test_a_faster_split_of_the_layers_is_told_with_what_it_gains() -> None:
+    wide = job(on=cluster(domains=(4,)), of=replace(model(hidden=1024, layers=8), vocab=400_000), global_batch=64)
+    result, cost = searched(wide, pp=4, tp=1, virtual_stages=1)
+    (told,) = [line for line in reasons(result, cost)[0] if "layer_split" in line]
+    split = tuple(int(count) for count in told.partition("[")[2].partition("]")[0].split(","))
+    other = cost.estimate(replace(result.best.layout, layer_split=split))
+    gain = 1 - other.step_time_s / result.best.estimate.step_time_s
+    assert f"{gain:.1%} faster" in told and gain > 0.01
+    even, _ = searched(wide, pp=1)
+    assert not any("layer_split" in line for line in reasons(even, cost)[0])
+
+
 def test_every_candidate_has_reasons() -> None:
     result, cost = searched(JOB)
     told = reasons(result, cost)
