@@ -22,9 +22,10 @@ class Traffic:
 def norm(e: int, *, fused: bool) -> Traffic:
     """LayerNorm (one kernel in PyTorch) or a fused RMSNorm; else RMSNorm in separate fp32 operators.
 
-    Fused: read, write; back: read input and gradient, write, then the weight gradient's own pass. Unfused, forward: cast
-    to fp32, square, mean, product with the inverse root, cast back, weight. Backward: the weight and its gradient (a
-    product, then its sum), the casts, both factors of the product, mean, square, and the sum of the input's gradients.
+    Fused: read, write; back: read input and gradient, write, then the weight gradient's own pass. Unfused, forward:
+    cast to fp32, square, mean, product with the inverse root, cast back, weight. Backward: the weight and its
+    gradient (a product, then its sum), the casts, both factors of the product, mean, square, and the sum of the
+    input's gradients.
     """
     if fused:
         return Traffic(2 * e, 1, 5 * e, 2)

@@ -34,23 +34,25 @@ def group_of(cluster: Cluster, layout: Layout, axis: str) -> Group:
         if name == ("dp" if axis == "ep" else axis):
             break
         stride *= layout.degree(name)
-    ranks = layout.degree(axis)
-    node = cluster.node
-    per_node = _share(ranks, stride, min(node.num_gpus, layout.world_size))
-    nodes = -(-ranks // per_node)
-    per_domain = _share(per_node, stride, node.domain_size) if node.nvlink != "none" else 1
-    leaf = cluster.nodes_per_leaf
-    spine = nodes > 1 and leaf > 0 and ranks * stride > leaf * node.num_gpus
+    ranks, node, world = layout.degree(axis), cluster.node, layout.world_size
+    size = min(node.num_gpus, world)
+    nodes = _blocks(ranks, stride, size, world)
+    per_node = -(-ranks // nodes)
+    domains = _blocks(ranks, stride, min(node.domain_size, size), world) if node.nvlink != "none" else ranks
+    per_domain = min(per_node, -(-ranks // domains))
+    leaf = cluster.nodes_per_leaf * node.num_gpus
+    spine = nodes > 1 and leaf > 0 and _blocks(ranks, stride, leaf, world) > 1
     return Group(ranks, per_domain, per_node, nodes, spine)
 
 
-def _share(ranks: int, stride: int, size: int) -> int:
-    """Of `ranks` ranks `stride` apart, how many fall into one block of `size` in the group that is split most."""
-    if stride >= size:
-        return 1
-    inside = min(ranks, size // stride)
-    whole = size % (ranks * stride) == 0 or (ranks * stride) % size == 0
-    return inside if whole or ranks * stride * 2 <= size else max(1, inside // 2)
+def _blocks(ranks: int, stride: int, size: int, world: int) -> int:
+    """Into how many blocks of `size` neighbouring ranks a group of `ranks` ranks `stride` apart falls, at worst."""
+    if ranks == 1 or stride >= size:
+        return ranks
+    span, group = (ranks - 1) * stride, ranks * stride
+    starts = {start % size for start in range(0, world, group)} if group % size and size % group else {0}
+    firsts = {first for s in starts for first in (s, s + stride - 1, min(max(s, size - 1), s + stride - 1))}
+    return max((first + span) // size - first // size for first in firsts) + 1
 
 
 @dataclass(frozen=True)

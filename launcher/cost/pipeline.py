@@ -29,6 +29,8 @@ def pipeline_time(
     1F1B (Narayanan et al. 2019) wait (p-1)(F + B); interleaving v chunks a rank divides that by v (Narayanan et al.
     2021, section 2.2); ZB-H1 fills it with weight gradients: (p-1)(F + B_input - W), never below zero (Qi et al.
     2024, table 2).
+
+    With unequal stages that is exact when the last is the busiest (it has the head), and otherwise an upper bound.
     """
     busy = [f + b for f, b in zip(forward_s, backward_s, strict=True)]
     worst = max(range(len(busy)), key=busy.__getitem__)

@@ -1,0 +1,130 @@
+"""Estimates of whole layouts: sums, laws, and every kind of machine."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapes import cluster, job, model
+
+from launcher.cost import CostModel
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.model import Training
+from launcher.settings import choices, load
+
+LAYOUTS = st.builds(
+    Layout, tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([1, 2, 4]), dp=st.sampled_from([1, 2, 4]),
+    micro_batch=st.sampled_from([1, 2, 4]), zero_stage=st.integers(0, 3),
+    recompute=st.sampled_from(["none", "selective", "full"]),
+    schedule=st.sampled_from(["1f1b", "gpipe", "zb_h1"]),
+)  # fmt: skip
+
+
+def on_enough(layout: Layout) -> Job:
+    return job(on=cluster(nodes=-(-layout.world_size // 8)), global_batch=64)
+
+
+@given(LAYOUTS)
+@settings(max_examples=60, deadline=None)
+def test_the_times_sum_to_the_step(layout: Layout) -> None:
+    estimate = CostModel(on_enough(layout)).estimate(layout)
+    shown = {name: seconds for name, seconds in estimate.time.items() if not name.endswith("_hidden")}
+    assert sum(shown.values()) == pytest.approx(estimate.step_time_s)
+    assert all(seconds >= -1e-12 for seconds in estimate.time.values()), estimate.time
+    assert estimate.mfu is not None
+    assert 0 < estimate.mfu <= estimate.hfu < 1
+
+
+@given(LAYOUTS, st.sampled_from(["nvlink_bytes_per_s", "hbm_bytes_per_s", "pcie_bytes_per_s"]), st.floats(1.01, 4))
+@settings(max_examples=60, deadline=None)
+def test_a_faster_link_or_memory_never_slows_a_step(layout: Layout, rate: str, factor: float) -> None:
+    slow = on_enough(layout)
+    node = slow.cluster.node
+    better = replace(
+        node, gpu=replace(node.gpu, **{rate: getattr(node.gpu, rate) * factor}), nic_gbps=node.nic_gbps * factor
+    )
+    fast = Job(replace(slow.cluster, node=better), slow.model, slow.training)
+    before, after = (CostModel(each).estimate(layout).step_time_s for each in (slow, fast))
+    assert after <= before * (1 + 1e-9)
+
+
+def test_one_model_gives_the_same_answer_for_a_layout_whatever_it_was_asked_before() -> None:
+    asked = job(on=cluster(nodes=4))
+    shared = CostModel(asked)
+    layouts = [Layout(tp=tp, pp=2, dp=16 // tp, recompute=mode) for tp in (1, 2, 8) for mode in ("none", "full")]
+    together = [shared.estimate(layout) for layout in layouts]
+    assert together == [CostModel(asked).estimate(layout) for layout in layouts]
+
+
+@pytest.mark.parametrize("name", sorted(choices()["cluster"]))
+def test_every_cluster_that_ships_gives_a_finite_estimate(name: str) -> None:
+    found = load([f"cluster={name}", "model=gpt_tiny", "layout.tp=1", "layout.dp=1", "layout.pp=1"]).job
+    estimate = CostModel(found).estimate(Layout(tp=1, pp=1, dp=1))
+    assert math.isfinite(estimate.step_time_s)
+    assert estimate.step_time_s > 0
+    unknown_peak = found.cluster.node.gpu.peak(found.training.dtype) is None
+    assert (estimate.mfu is None) == (estimate.hfu is None) == unknown_peak
+
+
+def test_gradients_reduced_behind_the_backward_pass_cost_less() -> None:
+    asked = job(on=cluster(nodes=8), global_batch=256)
+    layout = Layout(tp=1, pp=1, dp=64)
+    exposed = Job(asked.cluster, asked.model, replace(asked.training, overlap_grad_reduce=False))
+    behind, after = (CostModel(each).estimate(layout) for each in (asked, exposed))
+    assert behind.time["dp_comm_hidden"] > 0 == after.time["dp_comm_hidden"]
+    assert behind.step_time_s < after.step_time_s
+
+
+def test_tensor_parallelism_across_pcie_or_nodes_is_dear() -> None:
+    inside = CostModel(job(on=cluster(domains=(8,)))).estimate(Layout(tp=8, pp=1, dp=1))
+    pcie = CostModel(job(on=cluster(domains=(2, 2, 2, 2)))).estimate(Layout(tp=8, pp=1, dp=1))
+    assert pcie.time["tp_comm"] > 5 * inside.time["tp_comm"]
+
+
+def test_offloading_the_optimizer_trades_memory_for_time() -> None:
+    asked = job(of=model(hidden=4096, layers=32, heads=32))
+    offloaded = Job(asked.cluster, asked.model, replace(asked.training, offload_optimizer=True))
+    layout = Layout(tp=8, pp=1, dp=1)
+    here, there = (CostModel(each).estimate(layout) for each in (asked, offloaded))
+    assert there.memory["optimizer"] == 0 < here.memory["optimizer"]
+    assert there.time["optimizer"] > here.time["optimizer"]
+
+
+def test_experts_talk_all_to_all_and_long_contexts_in_a_ring() -> None:
+    experts = CostModel(job(of=model(num_experts=8))).estimate(Layout(tp=1, pp=1, dp=8, ep=8))
+    assert experts.time["ep_comm"] > 0
+    long = CostModel(job(of=model(seq_len=32768), global_batch=8)).estimate(Layout(tp=1, pp=1, dp=1, cp=8))
+    assert long.time["cp_comm"] + long.time["cp_comm_hidden"] > 0
+
+
+def test_a_measured_gemm_rate_replaces_the_fraction_of_the_peak() -> None:
+    asked = job(of=model(hidden=8192, layers=8, heads=64))
+    node = asked.cluster.node
+    slower = replace(asked.cluster, node=replace(node, gpu=replace(node.gpu, gemm_flops={"bf16": 123e12})))
+    rated = CostModel(Job(slower, asked.model, asked.training))
+    assert rated.device.gemm_flops == 123e12
+    layout = Layout(tp=8, pp=1, dp=1, micro_batch=4)
+    assert rated.estimate(layout).step_time_s > 1.5 * CostModel(asked).estimate(layout).step_time_s
+
+
+def test_an_older_stack_is_slower_on_equal_work() -> None:
+    asked = job(on=cluster(nodes=8), of=model(hidden=12288, layers=96, heads=96), global_batch=64)
+    layout = Layout(tp=8, pp=8, dp=1, recompute="full")
+    old, new = (
+        CostModel(Job(asked.cluster, asked.model, replace(asked.training, dtype="fp16", software_year=year))).estimate(
+            layout
+        )
+        for year in (2021, 2022)
+    )
+    assert 1.02 < old.step_time_s / new.step_time_s < 1.15  # about 9 % between the papers of the two years
+
+
+def test_training_dtype_fp32_uses_its_own_peak() -> None:
+    asked = job()
+    full = Job(asked.cluster, asked.model, Training(global_batch=64, dtype="fp32"))
+    layout = Layout(tp=1, pp=1, dp=8, micro_batch=4)
+    assert CostModel(full).estimate(layout).step_time_s > 4 * CostModel(asked).estimate(layout).step_time_s

@@ -1,0 +1,105 @@
+"""Memory: against the papers' formulas and figures, and its own sums."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from published import table
+from shapes import cluster, job, model
+
+from launcher.cost import CostModel
+from launcher.cost.activations import layer_activations
+from launcher.cost.layer import LayerShape
+from launcher.cost.memory import state_bytes
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.model import Training
+from launcher.units import GIB
+
+FP16 = Training(global_batch=64, dtype="fp16", attention="fused")
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+@pytest.mark.parametrize("tp", [2, 8])
+def test_activations_of_a_layer_follow_korthikanti(tp: int, recompute: str, sequence_parallel: bool) -> None:
+    # Korthikanti et al. 2022, table 2: s·b·h·(10 + 24/t + 5·a·s/(h·t)), all over t with sequence parallelism.
+    of, b = model(hidden=6144, layers=1, heads=64), 4
+    s, h, a, t = of.seq_len, of.hidden, of.heads, tp
+    core = 5 * a * s / (h * t)
+    rest = 34 / t if sequence_parallel else 10 + 24 / t
+    whole = {"none": rest + core, "selective": rest, "full": 2 / t if sequence_parallel else 2}[recompute]
+    found = layer_activations(of, FP16, LayerShape(b, tp, 1, 1, sequence_parallel), recompute)
+    assert found.stored == pytest.approx(s * b * h * whole)
+
+
+def test_model_states_of_the_22b_model_are_the_papers() -> None:
+    # Korthikanti et al. 2022, figure 1: 45.6 GiB of parameters, gradients and optimizer on each of 8 GPUs, 18 bytes a
+    # parameter: fp16 weights, and fp32 gradients that the optimizer need not copy.
+    row = table("korthikanti2022_table5.csv")[0]
+    training = replace(FP16, grad_reduce_dtype="fp32")
+    parts = CostModel(Job(cluster(), row.model, training)).memory(row.layout).parts
+    states = parts["parameters"] + parts["gradients"] + parts["optimizer"]
+    assert states == pytest.approx(45.6 * GIB, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("zero", "dtype", "expected"),
+    [
+        (0, "bf16", (2, 2, 16)),
+        (1, "bf16", (2, 2, 16 / 8)),
+        (2, "bf16", (2, 2 / 8, 16 / 8)),
+        (3, "bf16", (2 / 8, 2 / 8, 12 / 8)),
+        (0, "fp32", (4, 4, 8)),
+        (3, "fp32", (4 / 8, 4 / 8, 8 / 8)),
+    ],
+)  # fmt: skip
+def test_states_divide_by_zero_stage(zero: int, dtype: str, expected: tuple[float, float, float]) -> None:
+    # Rajbhandari et al. 2020, section 5, with Megatron-LM's fp32 copy of half-precision gradients: 2 + 2 + 16 bytes a
+    # parameter, of which each stage shards one more; fully sharded, 16 in all.
+    found = state_bytes(Training(global_batch=8, dtype=dtype), Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
+    assert (found.weights, found.gradients, found.optimizer) == pytest.approx(expected)
+
+
+# Peak of the largest rank in GiB, PaddleNLP on 8 × A100 (FlagOpen/FlagPerf, training/nvidia, LLaMA READMEs): full
+# recomputation, FlashAttention, sequence 2,048, vocabulary 32,000.
+PADDLE = [
+    ("7B", 1, 8, 2, 33.55),
+    ("7B", 2, 4, 1, 28.40),
+    ("7B", 2, 4, 2, 25.80),
+    ("13B", 1, 8, 2, 60.06),
+    ("13B", 2, 4, 1, 52.27),
+    ("13B", 2, 4, 2, 43.84),
+]
+
+
+@pytest.mark.parametrize(("size", "tp", "dp", "zero", "gib"), PADDLE)
+def test_measured_peaks_with_full_recomputation_are_met(size: str, tp: int, dp: int, zero: int, gib: float) -> None:
+    hidden, layers, heads, ffn = {"7B": (4096, 32, 32, 11008), "13B": (5120, 40, 40, 13824)}[size]
+    shape = replace(
+        model(hidden=hidden, layers=layers, heads=heads), ffn_hidden=ffn, gated_mlp=True, vocab=32000,
+        tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
+    )  # fmt: skip
+    training = Training(global_batch=2048, dtype="fp16", attention="flash", fused_norm=False)
+    layout = Layout(tp=tp, pp=1, dp=dp, micro_batch=2, zero_stage=zero, recompute="full")
+    memory = CostModel(Job(cluster(), shape, training)).memory(layout)
+    assert memory.total_bytes / GIB == pytest.approx(gib, rel=0.15)
+
+
+def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
+    estimate = CostModel(job(on=cluster(nodes=2), global_batch=64)).estimate(Layout(tp=2, pp=4, dp=2, micro_batch=2))
+    assert sum(estimate.memory.values()) == pytest.approx(estimate.memory_bytes_per_gpu)
+    assert estimate.worst_stage == 0  # the first holds most micro-batches, and here the logits weigh less
+    assert estimate.fits == (estimate.memory_bytes_per_gpu <= estimate.usable_memory_bytes)
+
+
+def test_experts_are_divided_by_expert_parallelism() -> None:
+    of = model(num_experts=8)
+    held = {
+        ep: CostModel(job(on=cluster(), of=of)).memory(Layout(tp=1, pp=1, dp=8, ep=ep)).parts["parameters"]
+        for ep in (1, 2, 8)
+    }
+    experts = 2 * of.layers * of.mlp_params * of.num_experts
+    assert held[1] - held[8] == pytest.approx(experts * 7 / 8)
+    assert held[1] - held[2] == pytest.approx(experts / 2)
