@@ -47,9 +47,9 @@ def tell_plan(plan: Plan) -> None:
         print(f"  {reason}", file=sys.stderr)
 
 
-def prepare(plan: Plan, settings: Settings, *, name: str) -> RunFolder:
-    """The run folder with its plan.json and config.yaml, made before any process starts."""
-    given = settings.config["run_dir"]
+def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = None) -> RunFolder:
+    """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
+    given = path or settings.config["run_dir"]
     folder = create_run_folder(Path(given)) if given else new_run_folder(name)
     write_plan(plan, folder.path)
     (folder.path / "config.yaml").write_text(as_yaml(settings.config))

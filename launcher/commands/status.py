@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from launcher.cli import Invocation
 from launcher.commands.common import named_run, options, run_folder, submitted
 from launcher.launch import runs
 from launcher.launch.slurm import life
+from launcher.launch.slurm.sweep import results, table
 
 
 def run(invocation: Invocation) -> int:
@@ -16,7 +18,10 @@ def run(invocation: Invocation) -> int:
     as_json = options(words, allowed=["output"]).get("output") == "json"
     if submitted(name):
         job = life.status(life.SubmittedRun.find(name))
-        print(json.dumps(job.to_dict()) if as_json else job)
+        rows = results(Path(name))  # of a sweep: one for each of its runs
+        print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
+        if rows and not as_json:
+            print(table(rows))
         return int(job.ended and job.state != "COMPLETED")
     folder = run_folder(name)
     nodes, phases = runs.status(folder), runs.phases(folder)

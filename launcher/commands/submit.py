@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.cli import Invocation
 from launcher.commands.common import checked_settings, work
 from launcher.commands.run import prepare, tell_plan
 from launcher.errors import InputError
+from launcher.launch.run_folder import create_run_folder, new_run_folder
 from launcher.launch.slurm import submit
 from launcher.launch.slurm.settings import SlurmSettings
+from launcher.launch.slurm.sweep import Member
 from launcher.plan.build import make_plan
+from launcher.settings import sweep
 
 
 def run(invocation: Invocation) -> int:
@@ -20,11 +24,11 @@ def run(invocation: Invocation) -> int:
     A dry run writes the run folder too: the command that it prints works as it stands.
     """
     if invocation.multirun:
-        raise InputError("`launcher submit -m` is not there yet: submit the combinations one by one")
+        return run_sweep(invocation)
     settings = checked_settings(with_slurm(invocation.overrides))
     slurm = SlurmSettings.from_config(settings.config["launch"])
     job = work(settings, invocation.rest)
-    plan = make_plan(settings.job, settings.request, settings.config)
+    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     tell_plan(plan)
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
@@ -35,6 +39,38 @@ def run(invocation: Invocation) -> int:
         print(submit.dry_run_text(request, run_folder=folder.path))
         return 0
     print(submit.submit(request, run_folder=folder.path))
+    return 0
+
+
+def run_sweep(invocation: Invocation) -> int:
+    """Submit every combination as one job array: one folder, in it one run folder for each, one table of results."""
+    combinations = sweep(with_slurm(invocation.overrides))
+    every = [checked_settings(words) for words in combinations]
+    first = every[0]
+    if any((s.config["launch"], s.config["script"]) != (first.config["launch"], first.config["script"]) for s in every):
+        raise InputError(
+            "the runs of one sweep share script= and launch.*: sweep over other keys, or submit them apart"
+        )
+    slurm = SlurmSettings.from_config(first.config["launch"])
+    job = work(first, invocation.rest)
+    plans = [make_plan(s.job, s.request, s.config, to_run=True) for s in every]
+    given = first.config["run_dir"]
+    folder = (create_run_folder(Path(given)) if given else new_run_folder(f"{job.name}-sweep")).path
+    for index, (settings, plan) in enumerate(zip(every, plans, strict=True)):
+        prepare(plan, settings, name=job.name, path=folder / str(index))
+    swept = [word for word in invocation.overrides if "," in word.partition("=")[2]]
+    members = [
+        Member(tuple(w for w in words if w.partition("=")[0] in {s.partition("=")[0] for s in swept}), plan)
+        for words, plan in zip(combinations, plans, strict=True)
+    ]
+    print(f"sweep folder: {folder} ({len(members)} runs)", file=sys.stderr)
+    request = submit.prepare_sweep(
+        members, slurm, folder=folder, script=job.script, args=job.args, python=sys.executable
+    )
+    if first.config["dry_run"]:
+        print(submit.dry_run_text(request, run_folder=folder))
+    else:
+        print(submit.submit_sweep(request, folder=folder, size=len(members)))
     return 0
 
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Slurm, events, ledger, steps, wait_for
+from conftest import ROOT, STEPPER, Slurm, events, ledger, steps, wait_for
 
 from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
 
@@ -123,3 +123,16 @@ def test_scancel_and_scontrol_requeue_end_as_documented(slurm: Slurm) -> None:
     slurm.wait(job_id, "CANCELLED")
     assert cancel(SubmittedRun.find(job_id)) == f"job {job_id} has ended already: CANCELLED"
     assert "ended by Slurm" in str(events(run, "slurm_end")[0]["why"])
+
+
+def test_a_sweep_is_one_array_with_one_table(slurm: Slurm) -> None:
+    folder = slurm.runs / "sweep"
+    shape = ["cluster.num_nodes=1", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
+    words = ["cluster=testcluster", *shape, "train.seed=1,2", f"script={STEPPER}", f"run_dir={folder}"]
+    job_id = slurm.launcher("submit", "-m", *words, "--", "5").stdout.strip()
+    for task in ("0", "1"):
+        slurm.wait(f"{job_id}_{task}", "COMPLETED")
+    told = slurm.launcher("status", str(folder)).stdout
+    assert (folder / "results.txt").read_text().strip() in told
+    assert [line.split()[1] for line in told.splitlines() if line[:1].isdigit()] == ["done", "done"]
+    assert [len(steps(folder / task)) for task in ("0", "1")] == [5, 5]

@@ -33,6 +33,9 @@ def read_allocation() -> Allocation:
         raise InputError(
             "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
         )
+    array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
+    if array and task:  # the last task of an array has the array's own id, which means all of its tasks
+        job_id = f"{array}_{task}"
     return Allocation(job_id, expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
 
 

@@ -36,6 +36,7 @@ from launcher.launch.slurm.replan import fit_allocation
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
 from launcher.launch.slurm.settings import SlurmSettings
 from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, step_argv
+from launcher.launch.slurm.sweep import update_table
 from launcher.launch.slurm.traffic import node_traffic
 from launcher.plan import Plan, read_plan, write_plan
 
@@ -82,9 +83,9 @@ class Driver:
         except LauncherError as error:
             self._note("slurm_end", code=error.exit_code, why=str(error))
             raise
-        if signals.terminate or not self._is_running():
+        if code and (signals.terminate or not self._is_running()):
             self._note("slurm_end", code=code, why="ended by Slurm (scancel, requeue or preemption)")
-            return code or 1
+            return code
         return self._end(plan, code, start, signals)
 
     def _begin(self) -> Start:
@@ -182,6 +183,8 @@ class Driver:
     def _note(self, event: str, **details: Any) -> None:
         line = {"event": event, "at": time.time(), "job_id": self.allocation.job_id, **details}
         append_line(self.folder.ledger, line)
+        if event == "slurm_end":
+            update_table(self.folder.path)
 
 
 def placement_text(plan: Plan, assignment: Assignment) -> str:

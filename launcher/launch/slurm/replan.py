@@ -47,10 +47,10 @@ def _plan_again(plan: Plan, *, num_nodes: int) -> Plan:
     attempts = [kept, {}] if kept else [{}]
     for request in attempts[:-1]:
         try:
-            return make_plan(job, LayoutRequest(**request), plan.config)
+            return make_plan(job, LayoutRequest(**request), plan.config, to_run=True)
         except (InputError, NoLayoutFits):
             continue  # the pins do not fit the smaller cluster: search without them
-    return make_plan(job, LayoutRequest(**attempts[-1]), plan.config)
+    return make_plan(job, LayoutRequest(**attempts[-1]), plan.config, to_run=True)
 
 
 def _pinned(layout: Mapping[str, Any]) -> dict[str, Any]:

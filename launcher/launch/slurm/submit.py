@@ -14,6 +14,7 @@ from launcher.launch.slurm.record import SETUP_FILE, Submission, record_job_id, 
 from launcher.launch.slurm.request import SubmitRequest, Where, submit_request
 from launcher.launch.slurm.secret import secrets_to_remove
 from launcher.launch.slurm.settings import SlurmSettings
+from launcher.launch.slurm.sweep import Member, sweep_request, write_sweep
 from launcher.plan import Plan
 from launcher.resources import resource
 
@@ -26,13 +27,40 @@ def prepare(
     Raises InputError where the plan cannot be submitted with these settings.
     """
     folder = run_folder.absolute()
-    without = secrets_to_remove(env.environment(), wanted=settings.secrets)
-    missing = [name for name in settings.secrets if env.get(name) is None]
-    if missing:
-        raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
+    without = _removed_secrets(settings)
     request = submit_request(plan, settings, Where(folder, batch_script(), python), without=without)
     write_run_files(folder, settings, Submission(str(script.absolute()), tuple(args), str(Path.cwd())))
     return request
+
+
+def prepare_sweep(
+    members: Sequence[Member], settings: SlurmSettings, *, folder: Path, script: Path, args: Sequence[str], python: str
+) -> SubmitRequest:
+    """As `prepare`, for a sweep whose runs lie in `folder`/0, `folder`/1, … (each with its plan.json)."""
+    folder = folder.absolute()
+    without = _removed_secrets(settings)
+    request = sweep_request(members, settings, Where(folder, batch_script(), python), without=without)
+    submission = Submission(str(script.absolute()), tuple(args), str(Path.cwd()))
+    for index in range(len(members)):
+        write_run_files(folder / str(index), settings, submission)
+    write_submission(folder, submission)
+    write_sweep(folder, members)
+    return request
+
+
+def submit_sweep(request: SubmitRequest, *, folder: Path, size: int) -> str:
+    """As `submit`, for a sweep: every run notes the id of its task in the array."""
+    job_id = submit(request, run_folder=folder)
+    for index in range(size):
+        record_job_id(folder / str(index), f"{job_id}_{index}")
+    return job_id
+
+
+def _removed_secrets(settings: SlurmSettings) -> tuple[str, ...]:
+    missing = [name for name in settings.secrets if env.get(name) is None]
+    if missing:
+        raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
+    return secrets_to_remove(env.environment(), wanted=settings.secrets)
 
 
 def write_run_files(folder: Path, settings: SlurmSettings, submission: Submission) -> None:

@@ -1,0 +1,157 @@
+"""When a job comes back, when it does not, and what it does with other nodes than it was planned for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from plans import plan
+
+from launcher.errors import InputError
+from launcher.launch.run_folder import RunFolder, append_line, create_run_folder, write_json
+from launcher.launch.slurm.allocation import Allocation
+from launcher.launch.slurm.progress import newest_checkpoint, starts, was_stopped
+from launcher.launch.slurm.replan import fit_allocation
+from launcher.launch.slurm.request import Where
+from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
+from launcher.launch.slurm.settings import SlurmSettings
+from launcher.launch.slurm.sweep import Member, results, sweep_request, table, update_table, write_sweep
+
+FAILED = Outcome(code=1, signalled=False, stopped=False, lost_nodes=(), checkpoint_step=20)
+FRESH, FIRST, LAST = Start(0, None), Start(0, 10), Start(50, 10)
+
+DECISIONS = {
+    "the end": (replace(FAILED, code=0), FIRST, True, False, "complete"),
+    "an application error": (FAILED, FIRST, True, False, "failed by itself"),
+    "a signal and a new checkpoint": (replace(FAILED, signalled=True), FIRST, True, True, "Slurm's signal"),
+    "a signal and no new checkpoint": (replace(FAILED, signalled=True), Start(0, 20), True, False, "no new checkpoint"),
+    "a signal before any checkpoint": (
+        replace(FAILED, signalled=True, checkpoint_step=None), FRESH, True, False, "no new checkpoint",
+    ),
+    "preemption that only the tasks saw": (replace(FAILED, stopped=True), FIRST, True, True, "preemption"),
+    "a lost node, although nothing was saved": (
+        replace(FAILED, lost_nodes=("n7",), checkpoint_step=10), FIRST, True, True, "n7 no longer answered",
+    ),
+    "a signal, requeue forbidden": (replace(FAILED, signalled=True), FIRST, False, False, "launch.requeue=false"),
+    "a signal at the last start": (replace(FAILED, signalled=True), LAST, True, False, "max_requeues=50"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DECISIONS)
+def test_what_ended_a_start_decides_whether_it_is_requeued(case: str) -> None:
+    outcome, start, allowed, requeued, why = DECISIONS[case]
+    decision = decide(outcome, start, requeue=allowed, max_requeues=50)
+    assert (decision.requeue, decision.code == 0) == (requeued, outcome.code == 0)
+    assert why in decision.why
+
+
+def test_a_crash_loop_is_told_from_progress() -> None:
+    stuck = [Start(i, 40) for i in range(4)]
+    assert start_problem(stuck[:3], max_requeues=50) is None
+    assert "from the checkpoint of step 40" in str(start_problem(stuck, max_requeues=50))
+    assert start_problem([*stuck, Start(4, 41)], max_requeues=50) is None
+    assert "without any checkpoint" in str(start_problem([Start(i, None) for i in range(4)], max_requeues=50))
+
+
+def test_the_number_of_requeues_is_bounded_also_with_progress() -> None:
+    history = [Start(i, i) for i in range(6)]
+    assert start_problem(history, max_requeues=5) is None
+    assert "launch.max_requeues=4" in str(start_problem(history, max_requeues=4))
+
+
+def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
+    folder = create_run_folder(tmp_path)
+    assert newest_checkpoint(tmp_path) is None
+    for name in ("step-00000007", "step-00000120", ".saving-step-00000200", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert newest_checkpoint(tmp_path) == 120
+    append_line(folder.ledger, {"event": "slurm_start", "restart": 2, "checkpoint_step": 7})
+    append_line(folder.ledger, {"phase": "met", "node": 0})
+    assert starts(folder) == [Start(2, 7)]
+
+
+@pytest.mark.parametrize(
+    ("states", "stopped"),
+    [
+        (["stopped", "stopped"], True),
+        (["stopped", "stopping"], True),
+        (["stopped", "failed"], False),
+        (["running", "stopped"], False),
+        (["done", "done"], False),
+        (["stopped"], False),
+    ],
+)
+def test_a_run_was_stopped_when_its_agents_say_so_and_none_failed(
+    tmp_path: Path, states: list[str], stopped: bool
+) -> None:
+    folder = create_run_folder(tmp_path)
+    for node, state in enumerate(states):
+        folder.node_state(node).parent.mkdir(exist_ok=True)
+        write_json(folder.node_state(node), {"state": state})
+    assert was_stopped(folder, num_nodes=2) is stopped
+
+
+def fit(num_hosts: int, **keys: object) -> tuple[object, list[str]]:
+    told: list[str] = []
+    hosts = tuple(f"n{i}" for i in range(num_hosts))
+    settings = SlurmSettings.from_config(keys)
+    return fit_allocation(plan(), Allocation("1", hosts, 0), settings, tell=told.append), told
+
+
+def test_the_plan_stays_when_the_allocation_fits() -> None:
+    assert fit(4)[0] == plan()
+
+
+def test_fewer_nodes_get_a_new_layout_with_the_same_batch() -> None:
+    found, told = fit(2, replan="shrink")
+    assert found.layout.world_size == 16
+    assert found.job.cluster.num_nodes == 2
+    assert found.job.training == plan().job.training
+    assert "2 nodes instead of 4" in told[0]
+
+
+@pytest.mark.parametrize(("hosts", "replan", "allowed"), [(2, "never", "shrink or any"), (6, "shrink", "any")])
+def test_another_number_of_nodes_needs_leave(hosts: int, replan: str, allowed: str) -> None:
+    with pytest.raises(InputError, match=rf"launch\.replan={allowed}"):
+        fit(hosts, replan=replan)
+
+
+def test_more_nodes_are_used_where_that_is_allowed() -> None:
+    assert fit(8, replan="any")[0].layout.world_size == 64
+
+
+def member(folder: Path, *, end: dict[str, object] | None) -> None:
+    run = create_run_folder(folder)
+    append_line(run.ledger, {"event": "slurm_start", "restart": 0, "checkpoint_step": None})
+    append_line(run.ledger, {"event": "slurm_placed", "layout": "tp8 pp1 dp4"})
+    for step in (1, 2, 3):
+        append_line(folder / "metrics.jsonl", {"step": step, "loss": 5.0 - step, "step_s": 0.1 * step})
+    if end:
+        append_line(RunFolder(folder).ledger, {"event": "slurm_end", **end})
+
+
+def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
+    words = ("train.lr=1", "train.lr=2", "train.lr=3")
+    write_sweep(tmp_path, [Member((word,), plan()) for word in words])
+    member(tmp_path / "0", end={"code": 0, "why": "the run is complete"})
+    member(tmp_path / "1", end=None)
+    (tmp_path / "2").mkdir()
+    rows = results(tmp_path)
+    assert [row["state"] for row in rows] == ["done", "running", "waiting"]
+    assert (rows[0]["loss"], rows[0]["step_s"], rows[0]["layout"]) == (2.0, pytest.approx(0.3), "tp8 pp1 dp4")
+    update_table(tmp_path / "0")
+    assert (tmp_path / "results.txt").read_text() == table(rows) + "\n"
+    assert [line.split()[0] for line in table(rows).splitlines()] == ["run", "0", "1", "2"]
+
+
+def test_a_folder_that_is_no_sweep_has_no_table(tmp_path: Path) -> None:
+    update_table(tmp_path / "0")
+    assert results(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_runs_of_a_sweep_must_ask_for_the_same_nodes() -> None:
+    members = [Member(("cluster.num_nodes=4",), plan()), Member(("cluster.num_nodes=2",), plan(nodes=2, pp=1))]
+    with pytest.raises(InputError, match=r"run 1 \(cluster\.num_nodes=2\) wants 2 nodes"):
+        sweep_request(members, SlurmSettings(), Where(Path("/s"), Path("/t"), "python"))
