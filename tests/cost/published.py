@@ -53,7 +53,8 @@ def _row(record: dict[str, str]) -> Row:
     number = {key: int(value) for key, value in record.items() if value.isdigit()}
     model = Model(
         record["name"], hidden=number["hidden"], layers=number["layers"], heads=number["heads"],
-        kv_heads=number["heads"], ffn_hidden=4 * number["hidden"], gated_mlp=False, vocab=51200, seq_len=2048, tied_embeddings=True,
+        kv_heads=number["heads"], ffn_hidden=4 * number["hidden"], gated_mlp=False, vocab=51200, seq_len=2048,
+        tied_embeddings=True,
     )  # fmt: skip
     layout = Layout(
         tp=number["tp"], pp=number["pp"], dp=number["dp"], virtual_stages=number["virtual_stages"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +31,12 @@ def order_gpipe(stage: int, pp: int, m: int) -> list[tuple[str, int]]:
     return [("f", i) for i in range(m)] + [("b", i) for i in range(m)]
 
 
-def simulate(order, forward: list[float], backward: list[float], m: int) -> tuple[float, list[int]]:  # type:
-ignore[no-untyped-def]     """Seconds of all micro-batches, and the most that each stage holds, by running every step
-when it can."""     pp = len(forward)
+Order = Callable[[int, int, int], list[tuple[str, int]]]
+
+
+def simulate(order: Order, forward: list[float], backward: list[float], m: int) -> tuple[float, list[int]]:
+    """Seconds of all micro-batches, and the most that each stage holds, by running every step when it can."""
+    pp = len(forward)
     todo = [order(stage, pp, m) for stage in range(pp)]
     done: dict[tuple[str, int, int], float] = {}
     clock, held, most = [0.0] * pp, [0] * pp, [0] * pp

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 
 import pytest
-
 from published import table
 
 NARAYANAN, KORTHIKANTI = "narayanan2021_table1.csv", "korthikanti2022_table5.csv"
