@@ -64,5 +64,13 @@ def derived_port(run_id: str) -> int:
     return FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
 
 
+def free_port(host: str) -> int:
+    """A port that is free on `host` now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _short(host: str) -> str:
     return host.partition(".")[0]

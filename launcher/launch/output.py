@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.launch import process
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -94,7 +96,7 @@ class Pump:
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._wake_read, *self._streams], [], [])
+            ready = process.readable([self._wake_read, *self._streams], timeout_s=None)
             if self._wake_read in ready:
                 return
             with self._lock:

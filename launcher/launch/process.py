@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import select
 import signal
 import time
 from collections import defaultdict
@@ -63,6 +65,23 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 def num_threads() -> int:
     """Threads of this process, those of C libraries included."""
     return len(list(Path("/proc/self/task").iterdir()))
+
+
+def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
+    """Which descriptors have something to read, or have ended; waits up to `timeout_s`, None for as long as it takes.
+
+    By poll, not select: a coordinator of thousands of nodes has descriptors beyond select's 1024.
+    """
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)}
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may be raised: each node costs a coordinator two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def state(pid: int) -> str | None:

@@ -13,10 +13,9 @@ the host's own name does not tell which node it is; `host=NAME` to go by another
 from __future__ import annotations
 
 import json
-import select
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import random
@@ -34,12 +33,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from launcher.errors import InputError
+from launcher.launch import process
 from launcher.launch.coordinator import Coordinator, keep_alive, listen
-from launcher.launch.meeting import Meeting, derived_port, node_of_host, refuse_hidden_loopback
+from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
 from launcher.launch.roster import Roster
-from launcher.launch.single_node import free_port
-
-__all__ = ["Meeting", "PlanOrdered", "create_handler", "derived_port", "handler_creator"]
 
 BACKEND = "launcher"
 STORE_TIMEOUT = timedelta(seconds=300)
@@ -124,6 +121,7 @@ class PlanOrdered(RendezvousHandler):
     def _coordinate(self) -> Coordinator:
         meeting = self._meeting
         refuse_hidden_loopback(meeting.host, num_nodes=meeting.num_nodes)
+        process.allow_open_files()
         roster = Roster(
             num_nodes=meeting.num_nodes,
             min_nodes=meeting.min_nodes,
@@ -230,8 +228,7 @@ class PlanOrdered(RendezvousHandler):
             raise ConnectionError("no connection to the coordinator")
         end = time.monotonic() + timeout_s
         while b"\n" not in self._incoming:
-            ready, _, _ = select.select([self._connection], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
+            if not process.readable([self._connection.fileno()], timeout_s=end - time.monotonic()):
                 return None
             data = self._connection.recv(65536)
             if not data:
@@ -278,11 +275,6 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
             spare_wait_s=float(params.get("spare_wait", 10)),
         )
     )
-
-
-def handler_creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """What torch's entry-point group `torchrun.handlers` loads."""
-    return create_handler
 
 
 def _hosts(params: RendezvousParameters) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
-
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from launcher.launch.meeting import free_port
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,11 +41,3 @@ class SingleNode(RendezvousHandler):
     def shutdown(self) -> bool:
         self._closed = True
         return True
-
-
-def free_port(host: str) -> int:
-    """A port that is free on `host` now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

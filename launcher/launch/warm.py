@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import stat
@@ -145,7 +144,6 @@ def serve(modules: Sequence[str], *, idle_s: float) -> None:
         with env.overridden(fork_server.SINGLE_THREADED):
             import_module(name)
     fork_server.check_forkable()
-    gc.collect()
     gc.freeze()  # so that no run copies these pages only to look for garbage in them
     path = socket_path()
     path.unlink(missing_ok=True)
@@ -172,7 +170,7 @@ class _Server:
     def serve(self) -> None:
         while not self._ending:
             fds = [self._listener.fileno(), self._wake, *(c.fileno() for c in self._runs.values())]
-            ready, _, _ = select.select(fds, [], [], None if self._runs else self._idle_s)
+            ready = process.readable(fds, timeout_s=None if self._runs else self._idle_s)
             if not ready:
                 break
             with suppress(BlockingIOError):

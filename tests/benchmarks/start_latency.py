@@ -59,9 +59,9 @@ def measure(command: list[str], folder: Path, ranks: int) -> dict[str, float]:
     marks = [json.loads(mark.read_text()) for mark in folder.glob("mark-*")]
     pss = sum(pss_mib(pid) for pid in family([m["pid"] for m in marks], process.pid))
     (folder / "go").touch()
-    error = process.communicate()[1]
-    if process.returncode:
-        raise SystemExit(f"{command} failed: {error.decode()[-2000:]}")
+    error = process.communicate()[1].decode()
+    if process.returncode or "warm server is not used" in error:
+        raise SystemExit(f"{command} failed: {error[-2000:]}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall_s": max(m["at"] for m in marks) - began, "cpu_s": cpu, "pss_mib": pss}
@@ -100,7 +100,7 @@ def main() -> None:
             report[ranks] = compare(ranks, kinds, arguments.repeats)
     finally:
         if arguments.warm:
-            subprocess.run([sys.executable, "-m", "launcher.cli", "warm", "stop=true"], stdout=subprocess.DEVNULL)
+            subprocess.run([sys.executable, "-m", "launcher.cli", "warm", "stop"], stdout=subprocess.DEVNULL)
     load = os.getloadavg()[0]
     print(json.dumps({"repeats": arguments.repeats, "load": load, "cores": os.cpu_count(), "ranks": report}))
 

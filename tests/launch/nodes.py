@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.launch import process
-from launcher.launch.single_node import free_port
+from launcher.launch.meeting import free_port
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import InputError
-from launcher.launch.meeting import Meeting, derived_port, node_of_host, refuse_hidden_loopback
-from launcher.launch.single_node import free_port
+from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
 
 HOSTS = ("node2", "node10", "NODE1", "node1", "a.b", "a.c", "10.0.0.9", "10.0.0.10", "Node2", "z", "0", "node-02")
 
@@ -100,7 +99,7 @@ def test_a_hundred_random_arrivals_of_adversarial_names_get_the_plans_ranks() ->
 def test_another_run_and_garbage_do_not_disturb_a_coordinator() -> None:
     import socket
 
-    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
     from launcher.launch.rendezvous import PlanOrdered
 
@@ -129,7 +128,12 @@ def test_another_run_and_garbage_do_not_disturb_a_coordinator() -> None:
     assert infos[0].store.timeout == timedelta(seconds=300)
     second.close_for_all("rank 1 failed first")
     second.shutdown()
-    assert first.num_nodes_waiting() == 1
+    deadline = time.monotonic() + 30
+    while not first.num_nodes_waiting():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    with pytest.raises(RendezvousClosedError, match="rank 1 failed first"):
+        first.next_rendezvous()
     first.shutdown()
 
 

@@ -1,0 +1,23 @@
+"""What torch's entry-point group `torchrun.handlers` loads: every torchrun imports this file, so it imports nothing.
+
+The rendezvous itself is launcher/launch/rendezvous.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+
+def handler_creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
+    """torch calls this once, and what it returns for each `--rdzv-backend=launcher`."""
+    return _create
+
+
+def _create(params: RendezvousParameters) -> RendezvousHandler:
+    from launcher.launch.rendezvous import create_handler
+
+    return create_handler(params)
