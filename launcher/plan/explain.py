@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +49,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         second = result.candidates[1]
         changed = _difference_of_layouts(best.layout, second.layout)
         yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
-    yield from alternatives(job, best, model)
+    yield from alternatives(job, best, model, told=[candidate.layout for candidate in result.candidates[:2]])
     yield from better_split(job, best, model)
 
 
@@ -81,7 +81,10 @@ def links(job: Job, layout: Layout) -> Iterator[str]:
             continue
         group = group_of(job.cluster, layout, axis)
         spread = f", {group.per_node} on each of {group.nodes} nodes" if group.nodes > 1 else ""
-        yield f"{AXIS_NAMES[axis]}-parallel groups of {degree}{spread} cross {LINK_NAMES[placement.axis_link(axis)]}"
+        link = placement.axis_link(axis)
+        on_cpu = job.cluster.node.gpu.kind == "cpu" and link is Link.PCIE
+        crossed = "the memory of one node" if on_cpu else LINK_NAMES[link]
+        yield f"{AXIS_NAMES[axis]}-parallel groups of {degree}{spread} cross {crossed}"
 
 
 def islands(job: Job) -> str:
@@ -116,11 +119,11 @@ def differences(reference: Estimate, other: Estimate) -> str:
     return ", ".join(told) or "no part differs"
 
 
-def alternatives(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
-    """What one change to the chosen layout would cost: the questions that people ask first."""
-    for key, change in _changes(job, best.layout):
+def alternatives(job: Job, best: Candidate, model: CostModel, *, told: Sequence[Layout]) -> Iterator[str]:
+    """What one change to the chosen layout would cost: the questions that people ask first, but for layouts told."""
+    for key, change in _changes(best.layout):
         layout = replace(best.layout, **change)
-        if problems(job, layout):
+        if layout in told or problems(job, layout):
             continue
         other = model.estimate(layout)
         if not other.fits:
@@ -143,7 +146,7 @@ def better_split(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
         yield f"layout.layer_split=[{','.join(map(str, split))}] would be {slower(best.estimate, other)}"
 
 
-def _changes(job: Job, layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
+def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     less = {"full": "selective", "selective": "none"}.get(layout.recompute)
     if less:
         yield f"recompute={less}", {"recompute": less}

@@ -23,7 +23,8 @@ def refusal(space: Space, illegal: Sequence[Sequence[Problem]]) -> list[str]:
     """The rules that the nearest legal-but-for-them layout breaks; `illegal` are those of the layouts considered."""
     attempts = [broken for broken in illegal if all(problem.message for problem in broken)]
     attempts += [space.broken(layout) for layout in _completions(space.job, space.request)]
-    fewest = min((broken for broken in attempts if broken), key=len)
+    unknown = Problem("", f"no layout of {space.job.model.name} on {space.job.cluster.name} keeps what is pinned")
+    fewest = min((broken for broken in attempts if broken), key=len, default=[unknown])
     return [problem.message for problem in fewest]
 
 

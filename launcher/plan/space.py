@@ -71,14 +71,14 @@ class Space:
         return [Problem(ENGINE_RULE, message) for message in dict.fromkeys(told)]
 
     def degrees(self) -> Iterator[Degrees]:
-        """Every way to share out the ranks, in a fixed order."""
+        """Every way to share out the ranks, in a fixed order; none where what is pinned leaves no whole number open."""
         request, world = self.request, self.job.cluster.max_ranks
         for tp in _pinned_or(request.tp, self._tp_choices(world)):
-            for cp in _pinned_or(request.cp, self._cp_choices(world // tp)):
-                for pp in _pinned_or(request.pp, self._pp_choices(world // (tp * cp))):
-                    dp = request.dp or max(1, world // (tp * cp * pp))
-                    for ep in _pinned_or(request.ep, self._ep_choices(dp)):
-                        yield Degrees(tp, cp, pp, dp, ep)
+            for cp in _pinned_or(request.cp, self._cp_choices(world // max(1, tp))):
+                for pp in _pinned_or(request.pp, self._pp_choices(world // max(1, tp * cp))):
+                    dp = request.dp or world // max(1, tp * cp * pp)
+                    if tp * cp * pp * dp == world:
+                        yield from (Degrees(tp, cp, pp, dp, ep) for ep in _pinned_or(request.ep, self._ep_choices(dp)))
 
     def _tp_choices(self, world: int) -> list[int]:
         allowed = tensor_parallel_choices(self.job, across_domains=self.request.tp_across_domains)
