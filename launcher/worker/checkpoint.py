@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from launcher.errors import InputError
 from launcher.plan.options import TrainOptions
 from launcher.plan.record import Plan
-from launcher.worker.manifest import committed_steps, file_problem, folder_name, read_manifest, temporary_name
+from launcher.worker.manifest import PREFIX, committed_steps, file_problem, folder_name, read_manifest, temporary_name
 from launcher.worker.storage import ManifestReader, ManifestWriter
 
 State = Mapping[str, Any]
@@ -63,12 +63,12 @@ class CheckpointManager:
         writer = ManifestWriter(temporary, extra=body, commit=lambda path: self._commit(path, step))
         arguments: dict[str, Any] = {
             "storage_writer": writer,
-            "planner": DefaultSavePlanner(flatten_state_dict=False),
+            "planner": DefaultSavePlanner(enable_plan_caching=True),
             "process_group": self._group,
         }
         tensors = {**flatten(state), self._rng_name: torch.get_rng_state()}
         if self._options.checkpoint_async:
-            pending = async_save(tensors, **arguments)
+            pending = async_save({PREFIX: tensors}, **arguments)
             if not isinstance(pending, Future):
                 raise TypeError(
                     f"async_save gave {type(pending).__name__}, not a future: torch is not the version we know"
@@ -76,7 +76,7 @@ class CheckpointManager:
             self._pending = (step, pending)
             return
         try:
-            save(tensors, **arguments)
+            save({PREFIX: tensors}, **arguments)
         except CheckpointException as error:
             self._tell_failure(step, error)
 
@@ -103,12 +103,12 @@ class CheckpointManager:
         manifest = read_manifest(folder)
         check_identity(manifest["job"], job_identity(self._plan), folder=folder)
         tensors, rng = flatten(state), torch.get_rng_state()
-        if self._rng_name in manifest["tensors"]:  # not where the run had fewer ranks
+        if f"{PREFIX}.{self._rng_name}" in manifest["tensors"]:  # not where the run had fewer ranks
             tensors[self._rng_name] = rng
         load(
-            tensors,
+            {PREFIX: tensors},
             storage_reader=ManifestReader(folder),
-            planner=DefaultLoadPlanner(flatten_state_dict=False),
+            planner=DefaultLoadPlanner(),
             process_group=self._group,
         )
         torch.set_rng_state(rng)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from launcher.errors import InputError
 from launcher.model import Model
-from launcher.worker.manifest import file_problem, read_manifest
+from launcher.worker.manifest import PREFIX, file_problem, read_manifest
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _LLAMA = {
@@ -182,7 +182,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     if problems:
         raise InputError(problems)
     model = Model(name="exported", **manifest["job"]["model"])
-    tensors = to_huggingface(model, lambda name: read_tensor(checkpoint, manifest["tensors"][f"model.{name}"]))
+    tensors = to_huggingface(model, lambda name: read_tensor(checkpoint, manifest["tensors"][f"{PREFIX}.model.{name}"]))
     temporary = out.with_name(f".{out.name}.writing")
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})

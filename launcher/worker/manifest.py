@@ -20,6 +20,7 @@ from launcher.errors import InputError
 
 MANIFEST = "manifest.json"
 VERSION = 1
+PREFIX = "state"  # of all tensor names: one entry for torch.distributed.checkpoint, which logs and looks at each
 _NAME = re.compile(r"step-(\d{8,})")
 _CHUNK_BYTES = 1 << 20
 

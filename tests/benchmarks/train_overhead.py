@@ -1,0 +1,133 @@
+"""Tokens/s of the torch engine against a plain hand-written loop: same model, data, layout (dp=2), side by side.
+
+Both loops run in the same two forked gloo ranks and take turns in blocks, so that both see the same machine. The plain
+loop is what a person would write: DistributedDataParallel, torch's clip_grad_norm_, torch.optim.AdamW.
+Usage: python tests/benchmarks/train_overhead.py [--blocks 8] [--steps 10]. The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "worker"))
+
+from ranks import TINY, make_plan, run_ranks
+from training import ADAMW, make_engine, random_batch
+
+from launcher.layout import Layout
+from launcher.model import Model
+from launcher.plan.options import TrainOptions
+from launcher.worker.checkpoint import CheckpointManager
+from launcher.worker.data import Batch
+from launcher.worker.transformer import StageShape, Transformer
+
+# gpt_tiny's shape: a step is long enough that a fixed cost of a millisecond would show, not drown.
+GPT_TINY = replace(TINY, name="gpt_tiny", hidden=128, ffn_hidden=512, vocab=256, seq_len=128)
+GLOBAL_BATCH = 16
+LAYOUT = Layout(1, 1, 2, micro_batch=8)
+
+
+def plain_loop(model: Model, options: TrainOptions) -> Callable[[Batch], float]:
+    """One step of a loop without any of our machinery but the module itself."""
+    module = Transformer(model, StageShape.whole(model))
+    module.tie()
+    wrapped = DistributedDataParallel(module)
+    betas = (options.beta1, options.beta2)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, betas=betas, weight_decay=options.weight_decay)
+
+    def step(batch: Batch) -> float:
+        loss = F.cross_entropy(wrapped(batch.ids).flatten(0, 1), batch.targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), options.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def measure(rank: int, *, blocks: int, steps: int, folder: Path) -> dict[str, list[float]]:
+    """Seconds of CPU and of the clock that a block of each loop takes, in turn, without the first as a warm-up.
+
+    CPU seconds are this rank's own, of all its threads: they hardly depend on what else the machine does.
+    """
+    engine, axes = make_engine(
+        LAYOUT, rank, options=ADAMW, model=GPT_TINY, optimizer="adamw", global_batch=GLOBAL_BATCH
+    )
+    manager = CheckpointManager(folder, plan=make_plan(LAYOUT, model=GPT_TINY), options=ADAMW)
+    by_hand = plain_loop(GPT_TINY, ADAMW)
+    batches = [random_batch(axes, model=GPT_TINY, global_batch=GLOBAL_BATCH, step=step) for step in range(steps)]
+
+    def ours() -> None:
+        for batch in batches:
+            engine.train_step(batch, lr=ADAMW.lr)
+
+    def theirs() -> None:
+        for batch in batches:
+            by_hand(batch)
+
+    def saving() -> None:
+        for number, batch in enumerate(batches):
+            engine.train_step(batch, lr=ADAMW.lr)
+            if number % 5 == 4:
+                saving.count += 1  # type: ignore[attr-defined]
+                manager.save(saving.count, engine.state(loading=False))  # type: ignore[attr-defined]
+
+    saving.count = 0  # type: ignore[attr-defined]
+    loops: dict[str, Callable[[], None]] = {"plain": theirs, "engine": ours, "saving": saving}
+    times: dict[str, list[float]] = {f"{name}{kind}": [] for name in loops for kind in ("", " cpu")}
+    for _ in range(blocks + 1):
+        for name, loop in loops.items():
+            begin, cpu = time.perf_counter(), time.process_time()
+            loop()
+            if name == "saving":
+                manager.wait()
+            times[name].append(time.perf_counter() - begin)
+            times[f"{name} cpu"].append(time.process_time() - cpu)
+    manager.close()
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=10)
+    parsed = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        times = run_ranks(2, lambda rank: measure(rank, blocks=parsed.blocks, steps=parsed.steps, folder=Path(folder)))[
+            0
+        ]
+    step_ms = {name: 1e3 * median(seconds) / parsed.steps for name, seconds in times.items()}
+    ratios = {
+        f"{name}{kind}": median(
+            plain / own for plain, own in zip(times[f"plain{kind}"], times[f"{name}{kind}"], strict=True)
+        )
+        for name in ("engine", "saving")
+        for kind in ("", " cpu")
+    }
+    print("ms a step:", {name: round(value, 2) for name, value in step_ms.items()})
+    document = {
+        "tokens_per_s_ratio": round(ratios["engine"], 3),
+        "tokens_per_s_ratio_saving_every_5_steps": round(ratios["saving"], 3),
+        "cpu_ratio": round(ratios["engine cpu"], 3),
+        "cpu_ratio_saving_every_5_steps": round(ratios["saving cpu"], 3),
+        "step_ms": step_ms,
+        "goal": {"tokens_per_s_ratio": 0.97, "tokens_per_s_ratio_saving_every_5_steps": 0.9},
+    }
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
