@@ -138,7 +138,10 @@ class RankAgent(SimpleElasticAgent):
             run_id=group.spec.rdzv_handler.get_run_id(),
         )
         defaults = rank_env.defaults(
-            env.environment(), num_threads=job.num_threads, single_node=group.group_world_size == 1
+            env.environment(),
+            num_threads=job.num_threads,
+            single_node=group.group_world_size == 1,
+            nccl_logs=job.folder.logs if job.plan.job.cluster.node.gpu.kind == "cuda" else None,
         )
         stdout, stderr = self._streams.get(worker.local_rank, (None, None))
         return RankStart(
@@ -219,6 +222,7 @@ class RankAgent(SimpleElasticAgent):
         logs = {r: self._job.folder.rank_log(self._first_rank + r) for r in pids}
         found = stacks.dump(pids, logs=logs, send=lambda ranks: self._server.signal(STACKS_SIGNAL, ranks))
         traces = {r: text for r, pid in pids.items() if (text := stacks.py_spy(pid))}
+        stacks.ask_nccl(self._job.folder.logs, self._global(self._states()))
         for rank, text in traces.items():
             with logs[rank].open("a") as log:
                 log.write(f"{LOG_HEADER}py-spy on a hang, {utc_now()}\n{text}\n")

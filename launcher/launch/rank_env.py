@@ -17,6 +17,7 @@ from pathlib import Path
 from launcher.plan.record import PLAN_FILE, Plan
 
 AXES = ("tp", "pp", "dp", "cp")
+NCCL_PIPE_STEM = "nccl-ask-"
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,30 @@ def plan_variables(plan: Plan, *, rank: int, run_folder: Path) -> dict[str, str]
     return {"LAUNCHER_PLAN": str(folder / PLAN_FILE), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
 
 
-def defaults(environment: Mapping[str, str], *, num_threads: int, single_node: bool) -> dict[str, str]:
+def defaults(
+    environment: Mapping[str, str], *, num_threads: int, single_node: bool, nccl_logs: Path | None = None
+) -> dict[str, str]:
     """Variables that a rank gets unless the user has set them."""
     wanted = {"OMP_NUM_THREADS": str(num_threads), "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
     if single_node:
         wanted["GLOO_SOCKET_IFNAME"] = "lo"  # host names that resolve to nothing then do no harm
+    if nccl_logs is not None:
+        wanted |= nccl_recorder(nccl_logs)
     return {name: value for name, value in wanted.items() if name not in environment}
+
+
+def nccl_recorder(logs: Path) -> dict[str, str]:
+    """Variables that have NCCL's flight recorder write its trace on a timeout, and when its pipe is written to.
+
+    Names as in torch 2.13 (ProcessGroupNCCL.hpp, FlightRecorder.hpp); `stacks.ask_nccl` writes to the pipes. This has
+    not run on a GPU yet.
+    """
+    return {
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": str(logs / "nccl-trace-"),
+        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": str(logs / NCCL_PIPE_STEM),
+    }
 
 
 def threads_per_rank(*, cores: int, ranks: int) -> int:

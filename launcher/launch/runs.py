@@ -64,7 +64,8 @@ def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime]) -> list[str]:
             text += f", oldest heartbeat {silent_s:.1f} s ago"
         lines.append(text)
         lines += [f"  {line}" for line in node.message.splitlines()[:1]]
-    last = [phase for phase in phases if phase.start == max((p.start for p in phases), default=0)]
+    newest = max((p.start for p in phases), default=0)
+    last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
     lines += [
         f"  {p.phase}: {p.median_s:.2f} s after the command (slowest {p.slowest_s:.2f} s, {p.slowest})" for p in last
     ]

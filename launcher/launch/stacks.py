@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.launch import process
+from launcher.launch.rank_env import NCCL_PIPE_STEM
 from launcher.launch.run_folder import tail
 
 WAIT_S = 2.0
@@ -55,8 +57,22 @@ def py_spy(pid: int) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+def ask_nccl(logs: Path, ranks: Iterable[int]) -> list[int]:
+    """Have NCCL's flight recorder of these ranks write its trace beside the logs; returns the ranks reached."""
+    reached = []
+    for rank in ranks:
+        try:
+            fd = os.open(logs / f"{NCCL_PIPE_STEM}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:  # no pipe, or nobody reads it: this rank uses no NCCL
+            continue
+        os.write(fd, b"1")
+        os.close(fd)
+        reached.append(rank)
+    return reached
+
+
 def parse(lines: list[str]) -> tuple[str, ...]:
-    """The frames of the main thread in faulthandler's text, innermost first, as file:function."""
+    """The frames of the main thread in faulthandler's text, innermost first, to the script's own: as file:function."""
     frames: list[str] = []
     inside = False
     for line in lines:
@@ -64,6 +80,7 @@ def parse(lines: list[str]) -> tuple[str, ...]:
             inside, frames = True, []  # the main thread comes last
         elif inside and (match := _FRAME.match(line)):
             frames.append(f"{Path(match['file']).name}:{match['name']}")
+            inside = match["name"] != "<module>"
         elif line.strip():
             inside = False
     return tuple(frames)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.board import Board, RankState
-from launcher.launch.stacks import parse
+from launcher.launch.rank_env import NCCL_PIPE_STEM, nccl_recorder
+from launcher.launch.stacks import ask_nccl, parse
 from launcher.launch.watch import Watch, odd_ones_out
 
 
@@ -118,3 +119,15 @@ def test_another_file_is_not_taken_for_a_board() -> None:
     with Path(os.devnull).open() as other:
         assert Board.attach(other.fileno()) is None
     assert Board.attach(10_000) is None
+
+
+def test_ranks_with_nccls_recorder_are_asked_for_its_trace(tmp_path: Path) -> None:
+    for rank in (0, 2):
+        os.mkfifo(tmp_path / f"{NCCL_PIPE_STEM}{rank}.pipe")
+    reader = os.open(tmp_path / f"{NCCL_PIPE_STEM}2.pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert ask_nccl(tmp_path, range(3)) == [2]
+        assert os.read(reader, 10) == b"1"
+    finally:
+        os.close(reader)
+    assert nccl_recorder(tmp_path)["TORCH_NCCL_DEBUG_INFO_PIPE_FILE"] == str(tmp_path / NCCL_PIPE_STEM)

@@ -1,0 +1,58 @@
+"""The variables of a rank."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from shapes import cluster, job
+
+from launcher import env
+from launcher.errors import InputError
+from launcher.launch.rank_env import Seat, defaults, plan_variables, threads_per_rank, torchrun_variables
+from launcher.layout import Layout
+from launcher.plan import Plan
+
+SEAT = Seat(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
+
+
+def test_a_rank_reads_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    layout = Layout(tp=2, pp=2, dp=4, layer_split=(12, 12))
+    plan = Plan(job(on=cluster(nodes=4, domains=(4,))), layout, estimate={}, why=(), config={})
+    for name, value in (torchrun_variables(SEAT) | plan_variables(plan, rank=5, run_folder=tmp_path)).items():
+        monkeypatch.setenv(name, value)
+    read = env.rank_env()
+    assert (read.rank, read.world_size, read.local_rank, read.local_world_size) == (5, 16, 1, 4)
+    assert (read.node, read.restarts) == (1, 2)
+    assert (read.plan, read.run_dir) == (tmp_path / "plan.json", tmp_path)
+    coordinate = plan.grid.coordinate(5)
+    for axis in ("tp", "pp", "dp", "cp"):
+        assert env.get(f"LAUNCHER_{axis.upper()}") == str(layout.degree(axis))
+        assert env.get(f"LAUNCHER_{axis.upper()}_RANK") == str(coordinate[axis])
+
+
+def test_a_process_that_is_no_rank_says_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(InputError, match="RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE not set"):
+        env.rank_env()
+
+
+def test_loopback_is_for_one_node_only_and_the_users_own_values_win() -> None:
+    assert defaults({}, num_threads=3, single_node=True)["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in defaults({}, num_threads=3, single_node=False)
+    given = {"OMP_NUM_THREADS": "9", "GLOO_SOCKET_IFNAME": "eth0"}
+    assert not set(given) & set(defaults(given, num_threads=3, single_node=True))
+
+
+def test_the_agents_store_is_never_shared_with_the_ranks() -> None:
+    # torch keys a shared store by the restart count, which differs between agents after a restart: the ranks hang
+    assert torchrun_variables(SEAT)["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+    assert torchrun_variables(replace(SEAT, restarts=7))["TORCHELASTIC_RESTART_COUNT"] == "7"
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(2, 8, 1), (128, 8, 16), (7, 2, 3), (1, 1, 1)])
+def test_threads_share_out_the_cores(cores: int, ranks: int, threads: int) -> None:
+    assert threads_per_rank(cores=cores, ranks=ranks) == threads
