@@ -30,7 +30,8 @@ def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.inside_domain and fabric.nvlink_bytes_per_s:
-        return _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
+        sharing: float = max(1.0, fabric.gpus_per_node / group.ranks) ** fabric.group_contention
+        return sharing * _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
     ring = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
     if group.nodes != 2:
         return latency_s(fabric, group) + ring / ring_bytes_per_s(fabric, group)

@@ -43,14 +43,14 @@ def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateByte
     """Bytes a parameter for weights, gradients and optimizer (Rajbhandari et al. 2020, section 5), `shards` ways by
     ZeRO stage.
 
-    Mixed precision keeps an fp32 copy of the weights with the optimizer, and where gradients are held in less than
-    fp32, an fp32 copy of them too: 4 + 16/d bytes (Megatron-LM, docs of its distributed optimizer). Fully sharded,
-    the fp32 shard is the parameter itself: 16/d.
+    Mixed precision keeps an fp32 copy of the weights with the optimizer, and fp16 gradients, which are scaled, an fp32
+    copy of them too: 4 + 16/d bytes (Megatron-LM, docs of its distributed optimizer). Fully sharded, the fp32 shard is
+    the parameter itself: 16/d.
     """
     e = training.dtype_bytes
     gradient = DTYPE_BYTES[training.reduce_dtype]
     optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0)
-    if gradient < 4 and layout.zero_stage < 3:
+    if training.dtype == "fp16" and gradient < 4 and layout.zero_stage < 3:
         optimizer += 4.0
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),

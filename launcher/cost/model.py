@@ -31,9 +31,9 @@ from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")
 
-# What a GPU reports less what the driver keeps from every process: torch sees 79.15 to 79.35 of 80 GiB on
-# A100 80 GB and 39.4 to 39.6 of 40 on A100 40 GB, by driver.
-USABLE_FRACTION = 0.991
+# What nvidia-smi reports less what the driver keeps: torch sees 79.35 of 80 GiB on A100 80 GB and 39.59 of 40 on 40 GB.
+DRIVER_FRACTION = 0.005
+DRIVER_BYTES = 0.25 * 2**30
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class CostModel:
         gpu = job.cluster.node.gpu
         self.device = device_of(gpu, job.training, constants)
         self.fabric = fabric_of(job.cluster, constants)
-        self.usable_bytes = gpu.memory_bytes * (USABLE_FRACTION if gpu.kind == "cuda" else 1.0)
+        kept = DRIVER_FRACTION * gpu.memory_bytes + DRIVER_BYTES if gpu.kind == "cuda" else 0.0
+        self.usable_bytes = gpu.memory_bytes - kept
         self._kept: dict[tuple[Any, ...], Any] = {}
 
     def estimate(self, layout: Layout) -> Estimate:

@@ -67,6 +67,7 @@ class Fabric:
     base_latency_s: float
     hop_latency_s: float
     local_latency_s: float
+    group_contention: float = 0.0  # exponent of the number of groups that share a node's NVLink switches
 
 
 # Latency of a small all-reduce: about 63 µs over 32 nodes of HDR InfiniBand (nccl#652), 161 µs over 2 nodes of EFA
@@ -101,5 +102,6 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
+        group_contention=constants.group_contention if node.nvlink == "nvswitch" else 0.0,
         local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
     )

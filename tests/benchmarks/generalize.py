@@ -232,7 +232,7 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
 # What is fitted: its value by microbenchmarks, and how far from it a constant may sensibly be (standard deviation of
 # its logarithm). The sources of the values are with the constants.
 PRIORS = {
-    "gemm_fraction": (0.805, 0.005),
+    "gemm_fraction": (0.79, 0.01),
     "gemm_extra_k": (260, 0.05),
     "hbm_fraction": (0.82, 0.02),
     "kernel_gap_s": (2.5e-06, 0.1),
@@ -241,8 +241,9 @@ PRIORS = {
     "host_checkpoint_s": (0.0004, 0.5),
     "host_micro_batch_s": (0.001, 0.7),
     "flash2_fraction": (0.58, 0.05),
-    "flash1_fraction": (0.28, 0.15),
-    "collective_slowdown": (1.25, 0.05),
+    "flash1_fraction": (0.3, 0.1),
+    "collective_slowdown": (1.2, 0.05),
+    "group_contention": (0.35, 0.1),
     "overlap_slowdown": (0.2, 0.2),
     "tp_overlap_cost": (0.25, 0.1),
     "inter_node_fraction": (0.8, 0.2),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -39,9 +39,13 @@ class Row:
         return self.estimate(software_year=software_year).step_time_s / self.seconds - 1
 
 
-@cache
 def dgx(num_nodes: int) -> Cluster:
-    return load(["cluster=dgx_a100_80g", f"cluster.num_nodes={num_nodes}", "layout.tp=1"]).job.cluster
+    return replace(_one_dgx(), num_nodes=num_nodes)
+
+
+@cache
+def _one_dgx() -> Cluster:
+    return load(["cluster=dgx_a100_80g", "layout.tp=1"]).job.cluster
 
 
 def table(file: str) -> list[Row]:

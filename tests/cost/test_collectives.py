@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import cluster
 
@@ -16,6 +16,7 @@ from launcher.layout import Layout, Placement, RankGrid
 from launcher.units import MIB
 
 DGX = fabric_of(cluster(nodes=16), DEFAULT)
+ALONE = replace(DGX, group_contention=0.0)
 NODE = {n: Group(n, n, n, 1) for n in range(2, 9)}
 
 # VIA-Research/vTrain, trace/a100 (MIT licence): all-reduce on one DGX A100, GPUs, MiB, microseconds in place. Those
@@ -29,7 +30,12 @@ MEASURED = [
 
 @pytest.mark.parametrize(("ranks", "mib", "microseconds"), MEASURED)
 def test_all_reduce_inside_a_node_takes_what_was_measured(ranks: int, mib: int, microseconds: float) -> None:
-    assert all_reduce_s(DGX, NODE[ranks], mib * MIB) == pytest.approx(microseconds * 1e-6, rel=0.06)
+    assert all_reduce_s(ALONE, NODE[ranks], mib * MIB) == pytest.approx(microseconds * 1e-6, rel=0.06)
+
+
+def test_groups_that_share_a_node_slow_each_other() -> None:
+    assert all_reduce_s(DGX, NODE[2], 64 * MIB) > all_reduce_s(ALONE, NODE[2], 64 * MIB)
+    assert all_reduce_s(DGX, NODE[8], 64 * MIB) == all_reduce_s(ALONE, NODE[8], 64 * MIB)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -78,6 +84,7 @@ def test_pcie_bounds_a_group_across_domains_of_a_node() -> None:
     st.sampled_from(["nvlink_bytes_per_s", "pcie_bytes_per_s", "node_bytes_per_s"]),
     st.floats(1.0, 10.0),
 )
+@settings(deadline=None)
 def test_more_bytes_take_longer_and_faster_links_never_do(group: Group, size: float, link: str, faster: float) -> None:
     better: Fabric = replace(DGX, **{link: getattr(DGX, link) * faster})
     for collective in (all_reduce_s, all_gather_s, all_to_all_s, send_s):
@@ -90,6 +97,7 @@ def test_more_bytes_take_longer_and_faster_links_never_do(group: Group, size: fl
     pp=st.sampled_from([1, 2, 3]), domains=st.sampled_from([(8,), (4, 4), (2, 2), (1, 1)]),
     order=st.sampled_from(["tp-cp-dp-pp", "tp-pp-dp-cp", "dp-tp-cp-pp"]),
 )  # fmt: skip
+@settings(deadline=None)
 def test_a_groups_shape_agrees_with_the_placement_of_its_ranks(
     tp: int, cp: int, dp: int, pp: int, domains: tuple[int, ...], order: str
 ) -> None:

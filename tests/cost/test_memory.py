@@ -47,17 +47,19 @@ def test_model_states_of_the_22b_model_are_the_papers() -> None:
 @pytest.mark.parametrize(
     ("zero", "dtype", "expected"),
     [
-        (0, "bf16", (2, 2, 16)),
-        (1, "bf16", (2, 2, 16 / 8)),
-        (2, "bf16", (2, 2 / 8, 16 / 8)),
+        (0, "fp16", (2, 2, 16)),
+        (1, "fp16", (2, 2, 16 / 8)),
+        (2, "fp16", (2, 2 / 8, 16 / 8)),
+        (0, "bf16", (2, 2, 12)),
+        (1, "bf16", (2, 2, 12 / 8)),
         (3, "bf16", (2 / 8, 2 / 8, 12 / 8)),
         (0, "fp32", (4, 4, 8)),
         (3, "fp32", (4 / 8, 4 / 8, 8 / 8)),
     ],
 )  # fmt: skip
 def test_states_divide_by_zero_stage(zero: int, dtype: str, expected: tuple[float, float, float]) -> None:
-    # Rajbhandari et al. 2020, section 5, with Megatron-LM's fp32 copy of half-precision gradients: 2 + 2 + 16 bytes a
-    # parameter, of which each stage shards one more; fully sharded, 16 in all.
+    # Rajbhandari et al. 2020, section 5: 2 + 2 + 12 bytes a parameter, of which each stage shards one more; fp16
+    # gradients have an fp32 copy, except fully sharded.
     found = state_bytes(Training(global_batch=8, dtype=dtype), Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
     assert (found.weights, found.gradients, found.optimizer) == pytest.approx(expected)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.cost.pipeline import in_flight, pipeline_time
@@ -76,6 +76,7 @@ def test_zero_bubble_h1_waits_forward_plus_input_gradient_less_weight_gradient()
 
 
 @given(pp=st.integers(1, 6), m=st.integers(1, 12), forward=st.floats(0.1, 3), backward=st.floats(0.1, 5))
+@settings(deadline=None)
 def test_equal_stages_agree_with_an_event_simulation(pp: int, m: int, forward: float, backward: float) -> None:
     for schedule, order in (("1f1b", order_1f1b), ("gpipe", order_gpipe)):
         simulated, most = simulate(order, [forward] * pp, [backward] * pp, m)
@@ -84,6 +85,7 @@ def test_equal_stages_agree_with_an_event_simulation(pp: int, m: int, forward: f
 
 
 @given(pp=st.integers(2, 6), extra=st.integers(0, 12), heavy=st.integers(0, 5), factor=st.floats(1.0, 2.0))
+@settings(deadline=None)
 def test_one_heavy_stage_is_exact_at_the_end_and_never_optimistic(
     pp: int, extra: int, heavy: int, factor: float
 ) -> None:
