@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ LEAVES = ("node10,node2", "node1,node9")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
+LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
 
 
 class Slurm:
@@ -34,7 +36,7 @@ class Slurm:
 
     def run(self, *argv: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {**self.environment, **environment}
-        done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=120, cwd=self.runs)
+        done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=300, cwd=self.runs)
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done
 
@@ -56,7 +58,7 @@ class Slurm:
     def state(self, job_id: str) -> str:
         return self.run("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T").stdout.strip()
 
-    def wait(self, job_id: str, *states: str, timeout_s: float = 120) -> None:
+    def wait(self, job_id: str, *states: str, timeout_s: float = 300) -> None:
         deadline = time.monotonic() + timeout_s
         while (state := self.state(job_id)) not in states:
             if time.monotonic() > deadline or state in {"FAILED", "CANCELLED", "TIMEOUT", "COMPLETED", "NODE_FAIL"}:
@@ -66,15 +68,12 @@ class Slurm:
     def logs(self) -> str:
         return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(self.runs.glob("*/logs/slurm-*.out")))
 
-    def idle(self) -> None:
-        self.run("scancel", "--me")
-        deadline = time.monotonic() + 60
-        while set(self.run("sinfo", "-h", "-N", "-p", "debug", "-o", "%T").stdout.split()) != {"idle"}:
-            assert time.monotonic() < deadline, self.run("sinfo", "-N").stdout
-            time.sleep(POLL_S)
+    def testcluster(self, command: str, *words: str) -> None:
+        """slurm/testcluster on this cluster."""
+        self.run(str(TESTCLUSTER), command, *words, "--dir", str(self.folder))
 
 
-def wait_for(path: Path, text: str, *, timeout_s: float = 90) -> str:
+def wait_for(path: Path, text: str, *, timeout_s: float = 240) -> str:
     """The content of a file, as soon as it holds `text`."""
     deadline = time.monotonic() + timeout_s
     while not (path.exists() and text in path.read_text()):
@@ -98,34 +97,27 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
     return [line for line in ledger(run) if line.get("event") == name]
 
 
-@pytest.fixture(scope="session")
-def slurm_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """A fresh cluster, that this process too takes for its own; one at a time on this machine.
+
+    Two at once would share the control groups of nodes that have the same names.
+    """
     missing = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)} missing): see slurm/testcluster --help for what to install")
     if os.geteuid() != 0:
         pytest.skip("slurm/testcluster needs root: it gives every node a host name of its own")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket wants a short path
-    port = 17000 + os.getpid() % 3000
-    leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
-    try:
-        run_testcluster("start", "--dir", str(folder), "--port", str(port), *leaves)
-        yield Slurm(folder, tmp_path_factory.mktemp("runs"))
-        run_testcluster("stop", "--dir", str(folder))
-    finally:
-        shutil.rmtree(folder)
-
-
-def run_testcluster(*words: str) -> None:
-    """slurm/testcluster; fails with what it said."""
-    done = subprocess.run([str(TESTCLUSTER), *words], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def slurm(slurm_session: Slurm, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    """An idle cluster, that this process too takes for its own."""
-    for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, slurm_session.environment[name])
-    slurm_session.idle()
-    return slurm_session
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket wants a short path
+        cluster = Slurm(folder, tmp_path)
+        for name in ("PATH", "SLURM_CONF"):
+            monkeypatch.setenv(name, cluster.environment[name])
+        try:
+            leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
+            cluster.testcluster("start", "--port", str(17000 + os.getpid() % 3000), *leaves)
+            yield cluster
+            cluster.testcluster("stop")
+        finally:
+            shutil.rmtree(folder)

@@ -11,7 +11,8 @@ from conftest import ROOT, STEPPER, Slurm, events, ledger, steps, wait_for
 
 from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
+# One group: with pytest-xdist's --dist loadgroup one worker runs them all, instead of two that wait for each other.
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")
@@ -24,7 +25,7 @@ def losses(run: Path) -> list[float]:
 def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here(slurm: Slurm) -> None:
     run = slurm.runs / "gpt $(touch pwned) 'q' \"d\" `touch pwned`;\n%j end"
     job_id = slurm.submit(run, *GPT, "launch.gpus_per_node=2", "launch.gpu_type=a100", WANDB_API_KEY=SECRET)
-    slurm.wait(job_id, "COMPLETED", timeout_s=240)
+    slurm.wait(job_id, "COMPLETED")
 
     hosts = json.loads((run / "plan.json").read_text())["hosts"]
     leaf_of = {"node10": 1, "node2": 1, "node1": 2, "node9": 2}
@@ -55,7 +56,7 @@ def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here
 def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(slurm: Slurm) -> None:
     run = slurm.runs / "limit"
     job_id = slurm.submit_steps(run, "launch.time=1", "launch.signal_lead_s=30", nodes=2, args=["200"])
-    slurm.wait(job_id, "COMPLETED", timeout_s=200)
+    slurm.wait(job_id, "COMPLETED")
     done = steps(run)
     assert [line["step"] for line in done] == list(range(1, 201))  # nothing twice, nothing left out
     assert {line["start"] for line in done} >= {0, 1}
@@ -87,18 +88,14 @@ def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm
     wait_for(run / "steps.jsonl", '"start": 1')
     first = "node1"  # of Slurm's order: the batch script runs there
     victim = next(host for host in json.loads((run / "plan.json").read_text())["hosts"] if host != first)
-    slurm.run(str(ROOT / "slurm" / "testcluster"), "kill-node", victim, "--dir", str(slurm.folder))
-    try:
-        slurm.wait(job_id, "COMPLETED", timeout_s=150)
-        done = steps(run)
-        plan = json.loads((run / "plan.json").read_text())
-        assert victim not in plan["hosts"]
-        assert 2 <= len(plan["hosts"]) < 4
-        assert done[0]["world"] == 4
-        assert done[-1] == {"step": 40, "start": done[-1]["start"], "world": len(plan["hosts"])}
-        assert plan["training"]["global_batch"] == 12
-    finally:
-        slurm.run(str(ROOT / "slurm" / "testcluster"), "start-node", victim, "--dir", str(slurm.folder))
+    slurm.testcluster("kill-node", victim)
+    slurm.wait(job_id, "COMPLETED")
+    done, plan = steps(run), json.loads((run / "plan.json").read_text())
+    assert victim not in plan["hosts"]
+    assert 2 <= len(plan["hosts"]) < 4
+    assert done[0]["world"] == 4
+    assert done[-1] == {"step": 40, "start": done[-1]["start"], "world": len(plan["hosts"])}
+    assert plan["training"]["global_batch"] == 12
 
 
 def test_an_application_error_ends_the_job_and_is_explained(slurm: Slurm) -> None:
