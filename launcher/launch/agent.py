@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -34,12 +35,14 @@ from launcher.launch.fork_server import Exit, ForkServer, RankStart
 from launcher.launch.ledger import Ledger
 from launcher.launch.node import NodeJob, tell
 from launcher.launch.output import Label, Pump, Stream
+from launcher.launch.present import plan_of_round
 from launcher.launch.rank import STACKS_SIGNAL
 from launcher.launch.rank_env import Seat
 from launcher.launch.rendezvous import PlanOrdered
 from launcher.launch.run_folder import utc_now, write_json
 from launcher.launch.single_node import SingleNode
 from launcher.launch.watch import Hang, Straggler, Watch
+from launcher.plan.record import PLAN_FILE
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
@@ -77,6 +80,7 @@ class RankAgent(SimpleElasticAgent):
         self._watch = self._new_watch()
         self._ends: list[RankEnd] = []
         self._why = ""
+        self._plan, self._plan_path = job.plan, job.folder.path / PLAN_FILE
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
@@ -111,6 +115,7 @@ class RankAgent(SimpleElasticAgent):
         self._ends.clear()
         self._watch = self._new_watch()
         self._first_rank = worker_group.workers[0].global_rank
+        self._plan_path = self._plan_of_round()
         log = self._job.folder.rank_log
         self._pump.label({w.local_rank: Label(w.global_rank, log(w.global_rank)) for w in worker_group.workers})
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
@@ -121,6 +126,22 @@ class RankAgent(SimpleElasticAgent):
         self._ledger.note("forked")
         self._write_state("running", pids)
         return pids
+
+    def _plan_of_round(self) -> Path:
+        """Where this round's plan is: the job's own, or one for the nodes and hosts that are there, written here."""
+        handler, folder = self._handler, self._job.folder
+        if not isinstance(handler, PlanOrdered) or handler.present.as_planned:
+            self._plan = self._job.plan
+            return folder.path / PLAN_FILE
+        self._plan = plan_of_round(self._job.plan, handler.present)
+        path = folder.path / f"plan-round-{handler.round}.json"
+        write_json(path, self._plan.to_dict())
+        if self._node == 0 and handler.present.absent:
+            nodes = ", ".join(map(str, handler.present.absent))
+            tell(
+                f"going on without node {nodes}: {self._job.plan.layout.brief()} → {self._plan.layout.brief()} ({path})"
+            )
+        return path
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
         job = self._job
@@ -151,7 +172,9 @@ class RankAgent(SimpleElasticAgent):
             variables={
                 **defaults,
                 **rank_env.torchrun_variables(seat),
-                **rank_env.plan_variables(job.plan, rank=seat.rank, run_folder=job.folder.path),
+                **rank_env.plan_variables(
+                    self._plan, rank=seat.rank, run_folder=job.folder.path, plan_path=self._plan_path
+                ),
                 "LAUNCHER_BOARD_FD": str(self._board.fd),
             },
             log=str(job.folder.rank_log(seat.rank)),

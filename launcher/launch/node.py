@@ -6,7 +6,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -79,6 +79,7 @@ def run_node(
     for a plan of one node. `began`: when the command was typed, if not with this process. The calling process must
     have one thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
     """
+    meeting = meeting and _with_settings(meeting, launch)
     early = EarlySignals.keep(launch.stop_signals)
     ledger = Ledger(folder, node=node, began=command_began() if began is None else began)
     ledger.note("planned")
@@ -122,6 +123,17 @@ def recipe_preload(plan: Plan) -> tuple[str, ...]:
 def tell(message: str) -> None:
     """A word to the person at the terminal."""
     print(f"launcher: {message}", file=sys.stderr, flush=True)
+
+
+def _with_settings(meeting: Meeting, launch: LaunchSettings) -> Meeting:
+    return replace(
+        meeting,
+        min_nodes=min(launch.shrink_to, meeting.num_nodes) if launch.shrink_to else None,
+        join_timeout_s=launch.join_timeout_s,
+        rejoin_timeout_s=launch.rejoin_timeout_s,
+        spare_wait_s=launch.spare_wait_s,
+        last_call_s=launch.last_call_s,
+    )
 
 
 def _handler(meeting: Meeting | None) -> SingleNode | PlanOrdered:

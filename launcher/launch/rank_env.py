@@ -58,14 +58,15 @@ def torchrun_variables(seat: Seat) -> dict[str, str]:
     }
 
 
-def plan_variables(plan: Plan, *, rank: int, run_folder: Path) -> dict[str, str]:
-    """Where the plan lies, and this rank's place on its axes."""
+def plan_variables(plan: Plan, *, rank: int, run_folder: Path, plan_path: Path | None = None) -> dict[str, str]:
+    """Where the plan lies (`plan_path`: not in its usual place), and this rank's place on its axes."""
     grid = plan.grid
     coordinate = grid.coordinate(rank)
     folder = run_folder.resolve()
     degrees = {f"LAUNCHER_{axis.upper()}": str(grid.degree(axis)) for axis in AXES}
     places = {f"LAUNCHER_{axis.upper()}_RANK": str(coordinate[axis]) for axis in AXES}
-    return {"LAUNCHER_PLAN": str(folder / PLAN_FILE), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
+    path = (plan_path or folder / PLAN_FILE).resolve()
+    return {"LAUNCHER_PLAN": str(path), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
 
 
 def defaults(
@@ -87,7 +88,7 @@ def nccl_recorder(logs: Path) -> dict[str, str]:
     not run on a GPU yet.
     """
     return {
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+        "TORCH_FR_BUFFER_SIZE": "2000",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         "TORCH_FR_DUMP_TEMP_FILE": str(logs / "nccl-trace-"),
         "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": str(logs / NCCL_PIPE_STEM),

@@ -36,6 +36,7 @@ from launcher.errors import InputError
 from launcher.launch import process
 from launcher.launch.coordinator import Coordinator, keep_alive, listen
 from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
+from launcher.launch.present import Present
 from launcher.launch.roster import Roster
 
 BACKEND = "launcher"
@@ -52,6 +53,7 @@ class PlanOrdered(RendezvousHandler):
         self._round = 0
         self._waiting = self._done = self._finished = False
         self._closed: str | None = None
+        self.present = Present()  # who is there in the present round
         self._store_server: TCPStore | None = None
         self._coordinator = self._coordinate() if meeting.node == 0 else None
 
@@ -60,6 +62,11 @@ class PlanOrdered(RendezvousHandler):
 
     def get_run_id(self) -> str:
         return self._meeting.run_id
+
+    @property
+    def round(self) -> int:
+        """The number of the present round, from 1."""
+        return self._round
 
     def fileno(self) -> int:
         """Readable when `num_nodes_waiting` may have changed; -1 while there is no connection."""
@@ -184,6 +191,7 @@ class PlanOrdered(RendezvousHandler):
 
     def _enter(self, go: Mapping[str, Any]) -> RendezvousInfo:
         self._round = go["round"]
+        self.present = Present(tuple(go["absent"]), {int(node): host for node, host in go["moved"].items()})
         try:
             store = TCPStore(self._meeting.host, go["store_port"], is_master=False, timeout=STORE_TIMEOUT)
         except RuntimeError as error:

@@ -140,6 +140,15 @@ class Roster:
         extra = len(names) - NAMED_MISSING
         return names if extra <= 0 else [*names[:NAMED_MISSING], f"and {extra} more"]
 
+    def _departures(self, seated: Sequence[Member]) -> Message:
+        """Where a round differs from the plan: nodes that are absent, and nodes that sit on another host."""
+        there = {m.node: m.host for m in seated}
+        moved = {node: host for node, host in there.items() if node is not None and host != self._planned(node, host)}
+        return {"absent": [n for n in range(self.num_nodes) if n not in there], "moved": moved}
+
+    def _planned(self, node: int, unknown: str) -> str:
+        return self._hosts[node] if node < len(self._hosts) else unknown
+
     def _holder(self, node: int | None) -> Member | None:
         return next((m for m in self._members.values() if node is not None and m.node == node), None)
 
@@ -172,6 +181,7 @@ class Roster:
         self._running = {m.connection for m in seated}
         first = seated[0]
         common = {"round": self.round, "world": len(seated), "address": first.address, "port": first.port}
+        common |= self._departures(seated)
         for member in seated:
             member.joined = member.done = False
         return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(seated)]

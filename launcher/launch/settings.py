@@ -33,6 +33,10 @@ class LaunchSettings:
     straggler_factor: float = 1.5
     straggler_steps: int = 20
     join_timeout_s: float = 600.0
+    rejoin_timeout_s: float = 120.0
+    spare_wait_s: float = 10.0
+    shrink_to: int | None = None
+    last_call_s: float = 30.0
     coordinator: str | None = None
     warm: str = "auto"
     warm_idle_s: float = 3600.0
@@ -56,6 +60,10 @@ class LaunchSettings:
             straggler_factor=fields.number("straggler_factor", default.straggler_factor, minimum=1.0),
             straggler_steps=fields.integer("straggler_steps", default.straggler_steps, minimum=1),
             join_timeout_s=fields.number("join_timeout_s", default.join_timeout_s, minimum=0.1),
+            rejoin_timeout_s=fields.number("rejoin_timeout_s", default.rejoin_timeout_s, minimum=0.1),
+            spare_wait_s=fields.number("spare_wait_s", default.spare_wait_s, minimum=0.0),
+            shrink_to=None if fields.raw("shrink_to") is None else fields.integer("shrink_to", minimum=1),
+            last_call_s=fields.number("last_call_s", default.last_call_s, minimum=0.0),
             coordinator=_endpoint(fields, "coordinator"),
             warm=fields.choice("warm", WARM, default.warm),
             warm_idle_s=fields.number("warm_idle_s", default.warm_idle_s, minimum=1.0),

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
 
 from nodes import Nodes
 
-from launcher.launch import process
+from launcher.launch import process, stacks
 
 HOSTS = ("node2", "node10", "NODE1")
 KINDS = ("rank", "agent", "coordinator", "stopped rank")
@@ -81,6 +81,8 @@ def main() -> int:
                 print(f"{len(trials):3} {trials[-1]}", file=sys.stderr, flush=True)
                 if not trials[-1]["came back"]:
                     print("\n".join(f"== {h}\n{job.told(h)[-3000:]}" for h in HOSTS), file=sys.stderr)
+                    stacks_of_all = (f"== {pid}: {stacks.py_spy(pid)}" for pid in job.members())
+                    print("\n".join(stacks_of_all), (job.run_dir / "ledger.jsonl").read_text()[-6000:], file=sys.stderr)
                     break
             members = job.members()
             (folder / "end").touch()

@@ -1,6 +1,6 @@
 """One simulated node of a job on loopback: `node_driver.py RUN_DIR SCRIPT JSON [ARGS]`.
 
-JSON: {"hosts": [...], "name": own host name, "port": the coordinator's, "ranks": per node, "launch": {}, "meet": {}}.
+JSON: {"hosts": [...], "name": own host name, "port": the coordinator's, "ranks": per node, "launch": {}}.
 Node n of the plan has the address 127.0.0.(n+1); a name that is not in hosts is a spare, with the address 127.0.0.99.
 """
 
@@ -46,7 +46,6 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
         name=name,
         hosts=hosts,
         local_address=f"127.0.0.{99 if node is None else node + 1}",
-        **given.get("meet", {}),
     )
     try:
         return run_node(

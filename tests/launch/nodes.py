@@ -27,7 +27,6 @@ class Nodes:
     hosts: tuple[str, ...]
     ranks: int = 1
     launch: Mapping[str, Any] = field(default_factory=dict)
-    meet: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     port: int = field(default_factory=lambda: free_port("127.0.0.1"))
@@ -45,7 +44,7 @@ class Nodes:
     def start(self, name: str) -> None:
         options = {
             "hosts": self.hosts, "name": name, "port": self.port, "ranks": self.ranks,
-            "launch": self.launch, "meet": self.meet,
+            "launch": self.launch,
         }  # fmt: skip
         command = [sys.executable, HERE / "node_driver.py", self.run_dir, HERE / "step_script.py", json.dumps(options)]
         with (self.folder / f"agent-{name}.log").open("a") as log:

@@ -23,7 +23,8 @@ saved = folder / "step"
 first = torch.tensor([int(saved.read_text()) if rank == 0 and saved.exists() else 0])
 dist.broadcast(first, src=0)
 restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
-print(f"node {node} rank {rank} restart {restarts} begins after step {first.item()}")
+dp = os.environ.get("LAUNCHER_DP")
+print(f"node {node} rank {rank} restart {restarts} begins after step {first.item()}, dp={dp}")
 sys.stdout.flush()
 
 for step in range(int(first.item()) + 1, steps + 1):

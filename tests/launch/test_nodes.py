@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from nodes import Nodes
 
+from launcher.plan import read_plan
+
 pytestmark = pytest.mark.slow
 HOSTS = ("node2", "node10", "NODE1")  # sorted by name they would be NODE1, node10, node2
 
@@ -58,7 +60,7 @@ def test_order_holds_from_arrival_through_loss_of_rank_agent_and_coordinator(
 
 def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
     end = tmp_path / "end"
-    job = nodes(f"until={end}", hosts=HOSTS, launch={"max_restarts": 5}, meet={"spare_wait_s": 0.2})
+    job = nodes(f"until={end}", hosts=HOSTS, launch={"max_restarts": 5, "spare_wait_s": 0.2})
     for name in HOSTS:
         job.start(name)
     assert job.wait_for_steps()
@@ -73,7 +75,7 @@ def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_
 
 
 def test_missing_nodes_are_named_when_the_wait_is_over(nodes: Callable[..., Nodes]) -> None:
-    job = nodes(hosts=HOSTS, meet={"join_timeout_s": 3.0})
+    job = nodes(hosts=HOSTS, launch={"join_timeout_s": 3.0})
     job.start("node2")
     assert job.finish() == {"node2": 1}
     assert "node10 (node 1), NODE1 (node 2)" in job.told("node2")
@@ -81,7 +83,7 @@ def test_missing_nodes_are_named_when_the_wait_is_over(nodes: Callable[..., Node
 
 
 def test_a_node_without_its_coordinator_says_whom_it_waited_for(nodes: Callable[..., Nodes]) -> None:
-    job = nodes(hosts=HOSTS, meet={"join_timeout_s": 1.0})
+    job = nodes(hosts=HOSTS, launch={"join_timeout_s": 1.0})
     job.start("node10")
     assert job.finish() == {"node10": 1}
     assert f"cannot reach the coordinator 127.0.0.1:{job.port}" in job.told("node10")
@@ -95,3 +97,27 @@ def test_a_failure_without_restarts_ends_every_node_with_the_reason(nodes: Calla
     os.kill(job.ranks_of("node10")[0], signal.SIGKILL)
     assert set(job.finish().values()) == {1}
     assert "rank 1 failed first" in job.told("node10")
+
+
+def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
+    nodes: Callable[..., Nodes], tmp_path: Path
+) -> None:
+    end = tmp_path / "end"
+    launch = {"max_restarts": 5, "shrink_to": 1, "last_call_s": 2.0}
+    job = nodes(f"until={end}", hosts=HOSTS[:2], ranks=2, launch=launch)
+    for name in HOSTS[:2]:
+        job.start(name)
+    assert job.wait_for(lambda: "dp=4" in job.log(0)), job.told(HOSTS[0])
+    assert job.wait_for_steps()
+    job.agents[HOSTS[1]].kill()
+    job.agents[HOSTS[1]].wait()
+    assert job.wait_for(lambda: "dp=2" in job.log(1)), job.told(HOSTS[0])
+    assert job.wait_for_steps()
+    assert "going on without node 1: tp1 pp1 dp4" in job.told(HOSTS[0])
+    smaller = read_plan(next(job.run_dir.glob("plan-round-*.json")))
+    assert (smaller.layout.dp, smaller.hosts, smaller.job.cluster.num_nodes) == (2, HOSTS[:1], 1)
+    job.start(HOSTS[1])
+    assert job.wait_for(lambda: job.log(3).count("dp=4") == 2), job.told(HOSTS[0])
+    assert job.wait_for_steps()
+    end.touch()
+    assert set(job.finish().values()) == {0}

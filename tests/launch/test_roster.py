@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.launch.roster import Outgoing, Roster
@@ -29,6 +29,7 @@ def kinds(outgoing: Outgoing) -> list[tuple[int, str]]:
     return [(connection, next(iter(message))) for connection, message in outgoing]
 
 
+@settings(deadline=None)
 @given(st.permutations(range(7)))
 def test_any_order_of_arrival_gives_the_plans_order(arrival: list[int]) -> None:
     roster = Roster(num_nodes=7)
@@ -44,6 +45,7 @@ def test_any_order_of_arrival_gives_the_plans_order(arrival: list[int]) -> None:
         assert message["go"]["world"] == 7
 
 
+@settings(deadline=None)
 @given(st.data(), st.integers(2, 6))
 def test_order_survives_any_losses_and_returns(data: st.DataObject, nodes: int) -> None:
     roster = Roster(num_nodes=nodes)

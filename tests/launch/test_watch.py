@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.board import Board, RankState
@@ -64,6 +64,7 @@ def test_a_rank_that_was_slow_for_a_moment_is_not_named() -> None:
     assert told([slow, slow, fast, slow, slow, fast]) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(1.0, 1.49), min_size=4, max_size=4), max_size=20))
 def test_ranks_within_the_factor_are_never_named(times: list[list[float]]) -> None:
     assert told(times) == []
