@@ -27,7 +27,7 @@ from launcher.plan.space import Space
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {
     "one node": job(on=cluster(domains=(4,)), of=TINY, global_batch=4),
-    "two domains": job(on=cluster(domains=(4, 4)), of=TINY, global_batch=4),
+    "two domains": job(on=cluster(domains=(2, 2)), of=TINY, global_batch=4),
     "two leaves": job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4),
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
@@ -42,6 +42,8 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
     some_job = SMALL_JOBS[name]
     world, batch = some_job.cluster.max_ranks, some_job.training.global_batch
     orders = ["-".join(order) for order in permutations(AXES)]
+    if len(some_job.cluster.node.domains) * some_job.cluster.num_nodes in (1, world):
+        orders = [orders[0], orders[-1]]  # all links are alike
     found = []
     for tp, pp, cp in product(divisors(world), repeat=3):
         if world % (tp * pp * cp):
@@ -111,12 +113,12 @@ def test_pruning_never_changes_the_best(name: str, top: int) -> None:
     assert search(some_job, LayoutRequest(), top=top).candidates == everything.candidates[:top]
 
 
-TIGHT = SMALL_JOBS["two domains"]
+ROOMY = job(on=cluster(domains=(4, 4)), of=TINY, global_batch=4)
 
 
 def test_candidates_are_legal_fit_and_are_ranked_by_time() -> None:
-    result = search(TIGHT, LayoutRequest(), top=50)
-    assert all(not problems(TIGHT, c.layout) and c.estimate.fits for c in result.candidates)
+    result = search(ROOMY, LayoutRequest(), top=50)
+    assert all(not problems(ROOMY, c.layout) and c.estimate.fits for c in result.candidates)
     seconds = [c.estimate.step_time_s for c in result.candidates]
     assert seconds == sorted(seconds)
     assert len({c.layout for c in result.candidates}) == len(result.candidates) == 50
@@ -132,7 +134,7 @@ def test_every_layout_considered_is_accounted_for() -> None:
 
 
 def test_searching_twice_gives_the_same() -> None:
-    assert search(TIGHT, LayoutRequest(), top=20) == search(TIGHT, LayoutRequest(), top=20)
+    assert search(ROOMY, LayoutRequest(), top=20) == search(ROOMY, LayoutRequest(), top=20)
 
 
 PINS = [
@@ -164,9 +166,9 @@ def test_what_is_pinned_is_kept(pins: dict[str, object]) -> None:
 
 
 def test_pinning_the_first_choice_finds_it_again() -> None:
-    free = search(TIGHT, LayoutRequest(), top=1).best
+    free = search(ROOMY, LayoutRequest(), top=1).best
     keys = [f.name for f in fields(LayoutRequest)]
-    assert search(TIGHT, LayoutRequest(**{key: getattr(free.layout, key) for key in keys}), top=1).best == free
+    assert search(ROOMY, LayoutRequest(**{key: getattr(free.layout, key) for key in keys}), top=1).best == free
 
 
 @st.composite
@@ -174,25 +176,23 @@ def jobs(draw: st.DrawFn) -> Job:
     """Small jobs with odd sizes of everything."""
     domains = draw(st.sampled_from([(1,), (2,), (4,), (3,), (6,), (2, 2), (1, 1, 1), (4, 4), (3, 1)]))
     fabric = cluster(
-        nodes=draw(st.integers(1, 6)),
+        nodes=draw(st.integers(1, 3)),
         domains=domains,
         nodes_per_leaf=draw(st.integers(0, 3)),
         memory_gib=draw(st.sampled_from([2, 3, 5, 80])),
     )
     shape = model(
         hidden=draw(st.sampled_from([256, 1536])),
-        layers=draw(st.integers(1, 12)),
+        layers=draw(st.integers(1, 7)),
         heads=draw(st.sampled_from([4, 6, 8])) * 2,
         seq_len=draw(st.sampled_from([96, 512, 1000])),
         num_experts=draw(st.sampled_from([0, 0, 4])),
     )
-    return job(
-        on=fabric, of=replace(shape, hidden=shape.heads * 64), global_batch=draw(st.sampled_from([4, 6, 24, 30]))
-    )
+    return job(on=fabric, of=replace(shape, hidden=shape.heads * 64), global_batch=draw(st.sampled_from([4, 6, 15])))
 
 
 @given(jobs(), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_pruning_never_changes_the_best_of_any_job(some_job: Job, across: bool) -> None:
     request = LayoutRequest(tp_across_domains=across)
     try:
@@ -226,11 +226,11 @@ def test_what_the_program_cannot_run_is_left_out_and_counted() -> None:
     def no_pipeline(_: Job, layout: Layout) -> list[str]:
         return ["this program has no pipeline: set layout.pp=1"] if layout.pp > 1 else []
 
-    result = search(TIGHT, LayoutRequest(), top=1000, refuse=no_pipeline)
+    result = search(ROOMY, LayoutRequest(), top=1000, refuse=no_pipeline)
     assert {c.layout.pp for c in result.candidates} == {1}
     assert result.rejected["the engine cannot run it"] > 0
     with pytest.raises(InputError, match="has no pipeline"):
-        search(TIGHT, LayoutRequest(pp=2), refuse=no_pipeline)
+        search(ROOMY, LayoutRequest(pp=2), refuse=no_pipeline)
 
 
 REFUSED = [
@@ -250,7 +250,7 @@ REFUSED = [
 @pytest.mark.parametrize(("pins", "words"), REFUSED, ids=[str(pins) for pins, _ in REFUSED])
 def test_an_illegal_request_is_told_with_all_the_rules_in_the_way(pins: dict[str, object], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
-        search(TIGHT, LayoutRequest(**pins))
+        search(ROOMY, LayoutRequest(**pins))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
@@ -269,7 +269,7 @@ def test_where_nothing_fits_the_nearest_miss_and_what_helps_are_told() -> None:
 
 
 def test_the_nearest_miss_is_the_least_memory_of_all() -> None:
-    some_job = replace(TIGHT, cluster=cluster(domains=(4, 4), memory_gib=0.1))
+    some_job = with_memory(SMALL_JOBS["two domains"], 100_000_000)
     cost = CostModel(some_job)
     least = min(cost.memory(layout).total_bytes for layout in every_layout("two domains"))
     with pytest.raises(NoLayoutFits) as caught:
