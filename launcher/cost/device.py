@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from launcher.cluster import Gpu
+from launcher.cluster import Node
 from launcher.cost.constants import Constants
 from launcher.model import Training
 from launcher.units import DTYPE_BYTES
@@ -35,19 +35,32 @@ CUDA_TILES = ((256, 128, 1.0), (128, 128, 0.93), (128, 64, 0.78), (64, 64, 0.62)
 CPU_TILES = ((16, 16, 1.0),)
 
 
-def device_of(gpu: Gpu, training: Training, constants: Constants) -> Device:
+def core_share(node: Node) -> float:
+    """Of a core, what one CPU rank has: the node's cores over its ranks, at most one; 1 for a GPU."""
+    return min(1.0, node.cores / node.num_gpus) if node.gpu.kind == "cpu" and node.cores else 1.0
+
+
+def host_constants(node: Node, constants: Constants) -> Constants:
+    """Constants of the host, slower where ranks share cores."""
+    share = core_share(node)
+    names = ("host_forward_s", "host_backward_s", "host_checkpoint_s", "host_micro_batch_s", "host_step_s")
+    return replace(constants, **{name: getattr(constants, name) / share for name in names})
+
+
+def device_of(node: Node, training: Training, constants: Constants) -> Device:
     """The device for a training's dtype.
 
     The GEMM rate is the measured one where the GPU has it (`gemm_flops`), else a fraction of the peak; a CPU with
-    neither is taken at CPU_CORE_FLOPS.
+    neither is taken at CPU_CORE_FLOPS. Ranks that share cores divide both rates.
     """
+    gpu, share = node.gpu, core_share(node)
     peak = gpu.peak(training.dtype)
     measured = gpu.gemm_flops.get(training.dtype)
     rate = measured or (peak * constants.gemm_fraction if peak else CPU_CORE_FLOPS)
     cuda = gpu.kind == "cuda"
     return Device(
-        gemm_flops=rate,
-        hbm_bytes_per_s=gpu.hbm_bytes_per_s * constants.hbm_fraction,
+        gemm_flops=rate * share,
+        hbm_bytes_per_s=gpu.hbm_bytes_per_s * constants.hbm_fraction * share,
         peak_flops=peak,
         num_sms=gpu.num_sms,
         tiles=CUDA_TILES if cuda else CPU_TILES,

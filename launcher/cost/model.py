@@ -14,7 +14,7 @@ from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
-from launcher.cost.device import device_of
+from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
 from launcher.cost.layer import LayerShape, layer_parts
@@ -55,9 +55,9 @@ class CostModel:
 
     def __init__(self, job: Job, constants: Constants = DEFAULT) -> None:
         self.job = job
-        self.constants = constants
-        gpu = job.cluster.node.gpu
-        self.device = device_of(gpu, job.training, constants)
+        node, gpu = job.cluster.node, job.cluster.node.gpu
+        self.constants = constants = host_constants(node, constants)
+        self.device = device_of(node, job.training, constants)
         self.fabric = fabric_of(job.cluster, constants)
         kept = DRIVER_FRACTION * gpu.memory_bytes + DRIVER_BYTES if gpu.kind == "cuda" else 0.0
         self.usable_bytes = gpu.memory_bytes - kept

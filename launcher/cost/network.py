@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launcher.cluster import Cluster
 from launcher.cost.constants import Constants
+from launcher.cost.device import core_share
 from launcher.layout import Layout
 
 
@@ -79,9 +80,10 @@ HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "efa": 50e-6, "ethernet": 50e
 LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
 # Ring over PCIe switches and the host bridge: 20 of 32 GB/s between bridged pairs (nccl-tests#178).
 PCIE_FRACTION = 0.62
-# Shared memory between processes of one host, where no link is given: Gloo over loopback, per rank.
-LOOPBACK_BYTES_PER_S = 1.0e9
-LOOPBACK_LATENCY_S = 150e-6
+# Gloo over loopback between CPU ranks, per rank with a core of its own: 0.9 ms for 1 KiB and 0.19 GB/s for 4 MiB with
+# eight ranks on two cores (recipe collectives).
+LOOPBACK_BYTES_PER_S = 0.8e9
+LOOPBACK_LATENCY_S = 110e-6
 # Bus bandwidth of a large all-reduce over the nameplate: 229 of 300 GB/s in the table of collectives.py.
 NVLINK_FRACTION = 0.765
 
@@ -93,15 +95,15 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
     line = node.num_nics * node.nic_bytes_per_s * LINE_FRACTION[name]
     across = busbw.get("leaf") or busbw.get("spine") or line
     nvlink = busbw["nvlink"] / NVLINK_FRACTION if "nvlink" in busbw else node.gpu.nvlink_bytes_per_s
-    cpu = node.gpu.kind == "cpu"
+    cpu, share = node.gpu.kind == "cpu", core_share(node)
     return Fabric(
         nvlink_bytes_per_s=nvlink if node.nvlink != "none" else 0.0,
-        pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S,
+        pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S * share,
         node_bytes_per_s=across * constants.inter_node_fraction,
         gpus_per_node=node.num_gpus,
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
         group_contention=constants.group_contention if node.nvlink == "nvswitch" else 0.0,
-        local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
+        local_latency_s=LOOPBACK_LATENCY_S / share if cpu else 20e-6,
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import gpu
+from shapes import cluster
 
 from launcher.cost.constants import DEFAULT
 from launcher.cost.device import Device, device_of
 from launcher.cost.gemm import gemm_s
 from launcher.model import Training
 
-A100 = device_of(gpu(), Training(global_batch=1, dtype="fp16"), DEFAULT)
+A100 = device_of(cluster().node, Training(global_batch=1, dtype="fp16"), DEFAULT)
 SIZES = st.integers(1, 40_000)
 
 # EleutherAI cookbook, benchmarks/sizing/sample_results (A100, fp16): batch, m, n, k, TFLOP/s.
