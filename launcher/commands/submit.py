@@ -11,6 +11,7 @@ from launcher.commands.common import checked_settings, work
 from launcher.commands.run import prepare, tell_plan
 from launcher.errors import InputError
 from launcher.launch.run_folder import create_run_folder, new_run_folder
+from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm import submit
 from launcher.launch.slurm.settings import SlurmSettings
 from launcher.launch.slurm.sweep import Member
@@ -30,6 +31,8 @@ def run(invocation: Invocation) -> int:
     job = work(settings, invocation.rest)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     tell_plan(plan)
+    for warning in submit.warnings(plan, slurm, LaunchSettings.from_config(settings.config["launch"])):
+        print(f"launcher: {warning}", file=sys.stderr)
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
     request = submit.prepare(

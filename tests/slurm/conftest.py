@@ -116,7 +116,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
             monkeypatch.setenv(name, cluster.environment[name])
         try:
             leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
-            cluster.testcluster("start", "--port", str(17000 + os.getpid() % 3000), *leaves)
+            cluster.testcluster("start", "--port", str(17000 + os.getpid() % 3000), "--grace", "120", *leaves)
             yield cluster
             cluster.testcluster("stop")
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit
 from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
 from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings
 from launcher.launch.slurm.step import step_argv
-from launcher.launch.slurm.submit import dry_run_text
+from launcher.launch.slurm.submit import dry_run_text, warnings
 from launcher.settings import compose_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -170,6 +171,28 @@ def test_the_configuration_file_and_the_settings_agree() -> None:
     assert set(config) > SLURM_KEYS
     assert SlurmSettings.from_config(config) == SlurmSettings()
     assert LaunchSettings.from_config(config).grace_s < SlurmSettings().signal_lead_s
+
+
+WARNED = {
+    "nothing is saved": ({}, {}, "train.checkpoint_every=0"),
+    "the signal is not heeded": ({"checkpoint_every": 10}, {"signal": "USR2"}, "launch.stop_signals lacks USR2"),
+    "the grace is too long": ({"checkpoint_every": 10}, {"signal_lead_s": 60, "grace_s": 60}, "launch.grace_s=60"),
+}
+
+
+@pytest.mark.parametrize("case", WARNED)
+def test_what_slurm_would_take_and_still_not_work_is_told(case: str) -> None:
+    train, keys, words = WARNED[case]
+    launch = LaunchSettings.from_config({"stop_signals": ["TERM", "USR1"], **keys})
+    job = replace(plan(), config={"train": train})
+    [warning] = warnings(job, SlurmSettings.from_config(keys), launch)
+    assert words in warning
+
+
+def test_a_sound_submission_and_a_script_of_the_user_s_get_no_warning() -> None:
+    launch = LaunchSettings.from_config({"stop_signals": ["TERM", "USR1"]})
+    for config in ({"train": {"checkpoint_every": 10}}, {"script": "mine.py"}):
+        assert warnings(replace(plan(), config=config), SlurmSettings(), launch) == []
 
 
 @pytest.mark.parametrize(

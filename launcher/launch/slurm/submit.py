@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher import env
 from launcher.errors import InputError
 from launcher.launch.run_folder import write_text
+from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm.command import ask
 from launcher.launch.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_submission
 from launcher.launch.slurm.request import SubmitRequest, Where, submit_request
@@ -61,6 +62,27 @@ def _removed_secrets(settings: SlurmSettings) -> tuple[str, ...]:
     if missing:
         raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
     return secrets_to_remove(env.environment(), wanted=settings.secrets)
+
+
+def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> list[str]:
+    """What will not work as the user may expect, although Slurm takes the job."""
+    found = []
+    ours = plan.config.get("script") is None
+    if settings.requeue and ours and not (plan.config.get("train") or {}).get("checkpoint_every"):
+        found.append(
+            "train.checkpoint_every=0: nothing is saved, so a job that reaches its time limit is not requeued; "
+            "set it to a number of steps"
+        )
+    if settings.signal not in {number.name.removeprefix("SIG") for number in launch.stop_signals}:
+        found.append(
+            f"launch.stop_signals lacks {settings.signal}, which launch.signal sends: the ranks would not heed it"
+        )
+    if launch.grace_s >= settings.signal_lead_s:
+        found.append(
+            f"launch.grace_s={launch.grace_s:g} is no shorter than launch.signal_lead_s={settings.signal_lead_s}: "
+            "the time limit may cut a checkpoint off"
+        )
+    return found
 
 
 def write_run_files(folder: Path, settings: SlurmSettings, submission: Submission) -> None:
