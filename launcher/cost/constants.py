@@ -54,8 +54,9 @@ class Constants:
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
     tp_overlap_cost: float = 0.26
-    # Nodes wait for the slowest of them at every gradient reduction: spread of step times. fitted
-    inter_node_fraction: float = 0.6
+    # Of the rate that nccl-tests reach between nodes, what training does: collectives of all axes, stragglers, buckets.
+    # fitted
+    inter_node_fraction: float = 0.65
     # Cross-entropy in plain operators, bytes per logit: 41 forward, 13 backward (from the last stage's extra time by
     # vocabulary, VocabularyParallelism artifact/exp_one_host.csv, A100).
     loss_forward_bytes: float = 22.0
