@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from launcher.layout.split import balanced_split
 from launcher.worker.data import Batch
 from launcher.worker.engine import TORCH_DTYPES, EngineContext, StepResult
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.optim import Optimizer, make_pieces
-from launcher.worker.parallel import accumulate_without_sync, apply_tensor_parallel, materialise, shard_data_parallel
+from launcher.worker.parallel import (
+    SPLIT_BACKWARD,
+    accumulate_without_sync,
+    apply_tensor_parallel,
+    materialise,
+    shard_data_parallel,
+)
 from launcher.worker.transformer import StageShape, Transformer, stage_shapes
 
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
@@ -33,9 +41,12 @@ class TorchEngine:
         shapes = stage_shapes(self._layout.layer_split or balanced_split(self._model, num_stages=self.num_stages))
         self.stages = {index: self._build_stage(shapes[index], context) for index in self._own_stages()}
         self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
+        self._ddp = self._make_ddp()
         copies = {"head.weight": "tokens.weight"} if self._tied_apart() else {}
         pieces = make_pieces(self._named_parameters(), copies=copies)
         self.optimizer = Optimizer(pieces, context.plan.job.training.optimizer, context.options, groups=self._groups())
+        if not self._fsdp and self._ddp is None:  # those two accumulate by hooks of their own, in fp32
+            self.optimizer.accumulate_in_fp32()
         self._tied_group = self._make_tied_group()
 
     @property
@@ -73,7 +84,7 @@ class TorchEngine:
         with torch.device("meta"):
             stage = Transformer(self._model, shape, kernel=training.attention, recompute=self._layout.recompute)
         if self._layout.tp > 1:
-            apply_tensor_parallel(stage, self._axes.sub("tp"), sequence_parallel=self._layout.sequence_parallel)
+            apply_tensor_parallel(stage, self._axes.sub("tp"), self._layout, seq_len=self._model.seq_len)
         if self._model.tied_embeddings:
             stage.tie()
         # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
@@ -89,14 +100,23 @@ class TorchEngine:
         materialise(stage, weights=context.weights, device=self._device, dtype=dtype)
 
     def _shard(self, stage: Transformer, context: EngineContext) -> None:
-        from launcher.worker.pipeline import SPLIT_BACKWARD
-
         shard_data_parallel(
             stage,
-            self._axes.sub("dp"),
+            self._axes.shards,
             zero_stage=self._layout.zero_stage,
             keep_unsharded=self._layout.schedule in SPLIT_BACKWARD,
             compute_dtype=self._compute_dtype,
+        )
+
+    def _make_ddp(self) -> DistributedDataParallel | None:
+        """DDP reduces behind the backward pass; it takes neither pipelines nor DTensors, and would reduce in bf16."""
+        layout = self._layout
+        if self._fsdp or layout.dp * layout.cp == 1 or layout.tp > 1 or layout.pp > 1:
+            return None
+        if self._compute_dtype != torch.float32:
+            return None
+        return DistributedDataParallel(
+            self.stages[0], process_group=self._axes.group("dp"), gradient_as_bucket_view=True
         )
 
     def _own_stages(self) -> list[int]:
@@ -111,7 +131,9 @@ class TorchEngine:
             yield from stage.named_parameters()
 
     def _groups(self) -> Mapping[str, dist.ProcessGroup]:
-        return {axis: self._axes.group(axis) for axis in self._axes.grid.axes if self._axes.degree(axis) > 1}
+        groups = {axis: self._axes.group(axis) for axis in self._axes.grid.axes if self._axes.degree(axis) > 1}
+        names = self._axes.shards.mesh_dim_names or ()
+        return groups | {name: self._axes.group(name) for name in names}
 
     # -- forward and backward ------------------------------------------------------------------------------------
 
@@ -125,11 +147,14 @@ class TorchEngine:
     def _accumulate(self, ids: Tensor, targets: Tensor) -> Tensor:
         """No pipeline: micro-batches one after the other."""
         stage, total = self.stages[0], torch.zeros((), device=self._device)
+        module = self._ddp or stage
         pairs = list(zip(ids.chunk(self._num_micro_batches), targets.chunk(self._num_micro_batches), strict=True))
         for number, (part, wanted) in enumerate(pairs, 1):
-            accumulate_without_sync(stage, zero_stage=self._layout.zero_stage, last=number == len(pairs))
-            loss = self._loss(stage(part), wanted)
-            loss.backward()  # type: ignore[no-untyped-call]
+            last = number == len(pairs)
+            accumulate_without_sync(stage, zero_stage=self._layout.zero_stage, last=last)
+            with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
+                loss = self._loss(module(part), wanted)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
@@ -168,7 +193,7 @@ class TorchEngine:
     def _average_gradients(self) -> None:
         """Without FSDP2: the mean of the gradients over the data-parallel ranks, in buckets."""
         size = self._layout.dp * self._layout.cp
-        if self._fsdp or size == 1:
+        if self._fsdp or self._ddp is not None or size == 1:
             return
         group = self._axes.group("dp")
         grads = [p.main.grad for p in self.optimizer.pieces if p.main.grad is not None]

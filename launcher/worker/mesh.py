@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from launcher.errors import InputError
 from launcher.layout import RankGrid
+from launcher.plan.record import Plan
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,46 @@ class Axes:
         ordered = tuple(name for name in self.mesh.mesh_dim_names or () if name in axes)
         return self.mesh[ordered if len(ordered) > 1 else ordered[0]]
 
+    @property
+    def shards(self) -> DeviceMesh:
+        """What ZeRO shards over: `dp`, or (`dp_replicate`, `dp_shard`) with hybrid sharding."""
+        hybrid = "dp_shard" in (self.mesh.mesh_dim_names or ())
+        return self.sub("dp_replicate", "dp_shard") if hybrid else self.sub("dp")
 
-def build_mesh(grid: RankGrid, *, rank: int, device_type: str) -> Axes:
-    """A mesh whose fastest varying dimension is the grid's first axis; every rank must call this."""
+
+def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int | None = None) -> Axes:
+    """A mesh whose fastest varying dimension is the grid's first axis; every rank must call this.
+
+    With `shard_within` the axis `dp` is two dimensions, `dp_replicate` and `dp_shard`, of which the latter holds so
+    many neighbours; `dp` itself stays a name for both.
+    """
     if dist.get_world_size() != grid.size:
         raise InputError(f"the plan is for {grid.size} ranks, but {dist.get_world_size()} were started: plan again")
-    ranks = torch.arange(grid.size).reshape(tuple(reversed(grid.degrees)))
-    return Axes(grid, rank, DeviceMesh(device_type, ranks, mesh_dim_names=tuple(reversed(grid.axes))))
+    names, degrees = list(reversed(grid.axes)), list(reversed(grid.degrees))
+    if shard_within is not None:
+        at = names.index("dp")
+        names[at : at + 1] = ["dp_replicate", "dp_shard"]
+        degrees[at : at + 1] = [degrees[at] // shard_within, shard_within]
+    mesh = DeviceMesh(device_type, torch.arange(grid.size).reshape(degrees), mesh_dim_names=tuple(names))
+    if shard_within is not None:
+        mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    return Axes(grid, rank, mesh)
 
 
-def shard_domains(mesh: DeviceMesh, *, axis: str, inner: int) -> DeviceMesh:
-    """A two-dimensional mesh (replicate, shard) over `axis`: `inner` neighbours along it share one set of shards.
+def shard_size(plan: Plan) -> int:
+    """How many data-parallel neighbours share one NVSwitch domain: the ranks that hybrid sharding shards over.
 
-    With `inner` the number of data-parallel peers inside an NVSwitch domain this is hybrid sharding.
+    Raises InputError where the domains do not cut every data-parallel group into equal runs of more than one rank.
     """
-    names = mesh.mesh_dim_names or ()
-    position = names.index(axis)
-    shape = list(mesh.mesh.shape)
-    shape[position : position + 1] = [shape[position] // inner, inner]
-    split = [*names[:position], f"{axis}_replicate", f"{axis}_shard", *names[position + 1 :]]
-    return DeviceMesh(mesh.device_type, mesh.mesh.reshape(shape), mesh_dim_names=tuple(split))
+    placement, dp = plan.placement, plan.layout.dp
+    sizes = set()
+    for group in plan.grid.groups("dp"):
+        domains = [placement.domain(rank) for rank in group]
+        sizes |= {len(list(run)) for _, run in groupby(domains)}
+    if len(sizes) != 1 or sizes == {1} or dp % min(sizes):
+        raise InputError(
+            f"train.hybrid_shard=true shards inside NVSwitch domains and replicates across, but those cut the dp={dp} "
+            f"ranks of a group into runs of {', '.join(map(str, sorted(sizes)))}: choose a layout.axis_order with dp "
+            "before pp, a larger dp, or train.hybrid_shard=false"
+        )
+    return sizes.pop()

@@ -6,14 +6,14 @@ dispatch, one fused call for all parameters, and one place where bf16 parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Placement
 
 from launcher.plan.options import TrainOptions
 
@@ -33,13 +33,38 @@ class Piece:
     axes: tuple[str, ...]
     counted: bool
     saved_name: str
+    partial: Sequence[Placement] | None = None  # how `main.grad` is still to be summed up over axes
 
     @property
     def shares_storage(self) -> bool:
         own, working = self.main.untyped_storage(), local(self.param).untyped_storage()
-        return (
-            own._cdata == working._cdata and self.main.dtype == self.param.dtype
-        )  # no data_ptr: fake tensors have none
+        return own._cdata == working._cdata and self.main.dtype == self.param.dtype  # fake tensors have no data_ptr
+
+    def accumulate(self, _: Tensor | None = None) -> None:
+        """Move the gradient off the parameter and add it to the main one, in fp32. What is still a partial sum over an
+        axis stays so until `complete`.
+        """
+        grad, self.param.grad = self.param.grad, None
+        if grad is None:
+            return
+        if isinstance(grad, DTensor) and isinstance(self.param, DTensor) and grad.placements != self.param.placements:
+            if any(placement.is_shard() for placement in (*grad.placements, *self.param.placements)):
+                grad = grad.redistribute(placements=self.param.placements)
+            else:
+                self.partial = grad.placements
+        part = local(grad)
+        if self.main.grad is None:
+            self.main.grad = part.to(torch.float32)
+        else:
+            self.main.grad.add_(part)
+
+    def complete(self) -> None:
+        """Sum `main.grad` over the axes over which it is partial."""
+        if self.partial is None or self.main.grad is None or not isinstance(self.param, DTensor):
+            return
+        grad = DTensor.from_local(self.main.grad, self.param.device_mesh, self.partial, run_check=False)
+        self.main.grad = local(grad.redistribute(placements=self.param.placements))
+        self.partial = None
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -81,13 +106,16 @@ class Optimizer:
         for main in (p.main for p in pieces):
             self.inner.state[main] = first_state(kind, main, momentum=options.momentum)
 
+    def accumulate_in_fp32(self) -> None:
+        """From now on add every micro-batch's gradients to fp32 ones as backward produces them."""
+        for piece in self.pieces:
+            piece.param.register_post_accumulate_grad_hook(piece.accumulate)  # type: ignore[no-untyped-call]
+
     def collect(self) -> None:
         """Take the gradients off the parameters into the main ones, in fp32 and cut like them."""
         for piece in self.pieces:
-            grad = piece.param.grad
-            if grad is not None:
-                piece.main.grad = gradient_part(grad, piece.param).to(torch.float32)
-                piece.param.grad = None
+            piece.accumulate()
+            piece.complete()
 
     def norm(self) -> Tensor:
         """The 2-norm of the whole model's gradient: every element once, over all axes and stages."""
@@ -153,13 +181,6 @@ class Optimizer:
         self.publish()
 
 
-def gradient_part(grad: Tensor, param: Tensor) -> Tensor:
-    """This rank's part of a gradient. A gradient left as partial sums over an axis is summed up first."""
-    if isinstance(grad, DTensor) and isinstance(param, DTensor) and grad.placements != param.placements:
-        grad = grad.redistribute(placements=param.placements)
-    return local(grad)
-
-
 def first_state(kind: str, main: Tensor, *, momentum: float) -> dict[str, Tensor]:
     """The optimizer state before the first step, as torch's own would be: there from the start, to be loaded into."""
     if kind == "sgd":
@@ -184,4 +205,5 @@ def make_inner(
     if kind == "sgd":
         return torch.optim.SGD(dicts, lr=options.lr, momentum=options.momentum)
     cls = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return cls(dicts, lr=options.lr, betas=(options.beta1, options.beta2), eps=1e-8)
+    # Fused: the default on a GPU holds a temporary of every parameter's size during the step.
+    return cls(dicts, lr=options.lr, betas=(options.beta1, options.beta2), eps=1e-8, fused=True)

@@ -16,18 +16,30 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from launcher.layout import Layout
 from launcher.worker.init import InitialWeights
+from launcher.worker.sequence import GatherSequence
 from launcher.worker.transformer import Transformer
+from launcher.worker.vocabulary import VocabularyParallel
+
+SPLIT_BACKWARD = frozenset({"zb_h1", "zbv"})  # schedules that compute input and weight gradients apart
 
 
-def tensor_plan(stage: Transformer, *, sequence_parallel: bool) -> dict[str, ParallelStyle]:
+def tensor_plan(
+    stage: Transformer, *, sequence_parallel: bool, regather: bool, cut_messages: bool
+) -> dict[str, ParallelStyle]:
     """Module name → how it is cut: Megatron's columns and rows (Shoeybi et al. 2019), and with `sequence_parallel`
-    the sequence cut between them (Korthikanti et al. 2022). Stages exchange local tensors, cut likewise.
+    the sequence cut between them (Korthikanti et al. 2022), gathered again for the backward pass with `regather`.
+
+    With `cut_messages` every rank sends its part of the sequence to the next stage, where the parts are gathered
+    (Narayanan et al. 2021, section 4.1).
     """
     between = Shard(1) if sequence_parallel else Replicate()
-    whole_input = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    whole_input: ParallelStyle = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    if sequence_parallel and regather:
+        whole_input = GatherSequence()
     plan: dict[str, ParallelStyle] = {
-        "tokens": RowwiseParallel(input_layouts=Replicate(), output_layouts=Replicate()),
+        "tokens": VocabularyParallel(),
         "head": ColwiseParallel(input_layouts=between),
     }
     if sequence_parallel:
@@ -35,6 +47,12 @@ def tensor_plan(stage: Transformer, *, sequence_parallel: bool) -> dict[str, Par
             input_layouts=(Replicate(),), desired_input_layouts=(Shard(1),), use_local_output=True
         )
         plan["norm"] = SequenceParallel()
+    elif cut_messages:
+        cut, whole = (Shard(1),), (Replicate(),)
+        if stage.tokens is None:
+            plan["entry"] = PrepareModuleInput(input_layouts=cut, desired_input_layouts=whole, use_local_output=True)
+        if stage.head is None:
+            plan["exit"] = PrepareModuleInput(input_layouts=whole, desired_input_layouts=cut, use_local_output=True)
     for name in stage.layers:
         layer = f"layers.{name}"
         # One conversion for q, k and v (gate and up): their input gradients are summed before the one all-reduce.
@@ -49,9 +67,24 @@ def tensor_plan(stage: Transformer, *, sequence_parallel: bool) -> dict[str, Par
     return {name: style for name, style in plan.items() if name in present}
 
 
-def apply_tensor_parallel(stage: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+def apply_tensor_parallel(stage: Transformer, mesh: DeviceMesh, layout: Layout, *, seq_len: int) -> None:
     """Cut `stage` (on the meta device) over `mesh`."""
-    parallelize_module(stage, mesh, tensor_plan(stage, sequence_parallel=sequence_parallel), src_data_rank=None)
+    plan = tensor_plan(
+        stage,
+        sequence_parallel=layout.sequence_parallel,
+        regather=layout.recompute != "full" and layout.schedule not in SPLIT_BACKWARD,
+        cut_messages=cuts_messages(layout, seq_len=seq_len),
+    )
+    parallelize_module(stage, mesh, plan, src_data_rank=None)
+
+
+def cuts_messages(layout: Layout, *, seq_len: int) -> bool:
+    """Whether tensor-parallel peers each send a part of what goes from stage to stage.
+
+    A split backward pass fails on the gathers that this puts at a stage's ends (torch 2.13).
+    """
+    divided = layout.tp > 1 and layout.pp > 1 and seq_len // layout.cp % layout.tp == 0
+    return layout.sequence_parallel or (divided and layout.schedule not in SPLIT_BACKWARD)
 
 
 def shard_data_parallel(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from launcher.model import Model
+from launcher.worker.norm import RMSNorm
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class Attention(nn.Module):
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax(q kᵀ / √d) v over (batch, heads, seq, head_dim); grouped key-value heads are repeated."""
-        if q.shape[1] != k.shape[1]:
-            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+        grouped = q.shape[1] != k.shape[1]
         if self.kernel != "math":
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        if grouped:
+            k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         scores = (q @ k.transpose(-2, -1)) * self.head_dim**-0.5
         future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
         return torch.softmax(scores.float().masked_fill(future, float("-inf")), dim=-1).to(q.dtype) @ v
@@ -130,19 +132,18 @@ class Transformer(nn.Module):
         learned = shape.embedding and model.positions == "learned"
         self.positions = nn.Embedding(model.seq_len, model.hidden) if learned else None
         self.embedded = nn.Identity()  # where sequence parallelism begins
+        self.entry, self.exit = nn.Identity(), nn.Identity()  # what comes from and goes to other stages passes by here
         blocks = {str(i): Block(model, kernel=kernel, recompute=recompute) for i in range(shape.first, shape.last)}
         self.layers = nn.ModuleDict(blocks)
         self.norm = make_norm(model) if shape.head else None
         self.head = nn.Linear(model.hidden, model.vocab, bias=False) if shape.head else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.tokens is not None:
-            x = self.embed(x)
+        x = self.embed(x) if self.tokens is not None else self.entry(x)
         for block in self.layers.values():
             x = block(x)
-        if self.head is not None and self.norm is not None:
-            x = self.head(self.norm(x))
-        return x
+        x = self.head(self.norm(x)) if self.head is not None and self.norm is not None else self.exit(x)
+        return x  # noqa: RET504  typed by its parameter
 
     def embed(self, ids: Tensor) -> Tensor:
         x: Tensor = self.tokens(ids) if self.tokens is not None else ids
@@ -158,7 +159,7 @@ class Transformer(nn.Module):
 
 
 def make_norm(model: Model) -> nn.Module:
-    kind = nn.LayerNorm if model.norm == "layernorm" else nn.RMSNorm
+    kind = nn.LayerNorm if model.norm == "layernorm" else RMSNorm
     return kind(model.hidden, eps=model.norm_eps)
 
 
