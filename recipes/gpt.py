@@ -15,6 +15,7 @@ from launcher.units import format_count, format_seconds
 from launcher.worker import session
 from launcher.worker.data import BatchSource, open_tokens
 from launcher.worker.engine import EngineContext, build_engine
+from launcher.worker.profiling import profiled
 from launcher.worker.report import peak_memory_bytes, result_document, throughput, write_result
 
 WARMUP_STEPS = 3  # steps that the measured step time leaves out: first allocations, first messages between stages
@@ -72,7 +73,8 @@ def train() -> None:
             batch = batches(step)
             loaded = time.perf_counter()
             lr = options.lr_at(step)
-            result = engine.train_step(batch, lr=lr)
+            with profiled(step + 1, rank=run.rank, options=options, run_dir=run.run_dir):
+                result = engine.train_step(batch, lr=lr)
             step_s = time.perf_counter() - begin
             losses.append(result.loss)
             step_times.append(step_s)

@@ -18,8 +18,8 @@ class TrainOptions:
     """Training options of a recipe, typed. The keys and their defaults stand in configs/train/default.yaml."""
 
     steps: int = 80
-    lr: float = 3e-3
-    min_lr: float = 3e-4
+    lr: float = 2e-3
+    min_lr: float = 2e-4
     lr_schedule: str = "cosine"
     warmup_steps: int = 10
     weight_decay: float = 0.1

@@ -27,7 +27,7 @@ from launcher.errors import InputError, LauncherError
 from launcher.plan.options import TrackingOptions, TrainOptions
 from launcher.plan.record import Plan, read_plan
 from launcher.worker.checkpoint import CheckpointManager, State
-from launcher.worker.mesh import Axes, build_mesh
+from launcher.worker.mesh import Axes, build_mesh, shard_size
 from launcher.worker.placement import Place, check_gathered, check_place
 from launcher.worker.stop import Pulse
 from launcher.worker.tracking import Tracker, make_tracker
@@ -46,7 +46,6 @@ class Session:
     axes: Axes
     pulse: Pulse
     started_at: float
-    done_steps: int = 0
 
     @property
     def rank(self) -> int:
@@ -74,7 +73,7 @@ class Session:
     def tracker(self) -> Tracker:
         """Metrics to the terminal, metrics.jsonl and wandb; does nothing on ranks other than 0."""
         tracking = TrackingOptions.from_config(self.plan.config.get("tracking") or {})
-        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main, done=self.done_steps)
+        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main)
 
     @cached_property
     def checkpoints(self) -> CheckpointManager:
@@ -83,11 +82,10 @@ class Session:
 
     def resume(self, state: State) -> int:
         """Load the newest good checkpoint of the run folder into `state`; returns its step, 0 at a fresh start."""
-        if self.options.resume:
-            self.done_steps = self.checkpoints.restore(state)
-        if self.done_steps:
-            self.say(f"going on after step {self.done_steps}, from {self.checkpoints.folder}")
-        return self.done_steps
+        step = self.checkpoints.restore(state) if self.options.resume else 0
+        if step:
+            self.say(f"going on after step {step}, from {self.checkpoints.folder}")
+        return step
 
     def say(self, message: str) -> None:
         """A line for people, from rank 0, on stderr."""
@@ -135,7 +133,9 @@ def start() -> Session:
     device = join(plan, place)
     if rank_env.world_size > 1:
         check_gathered(plan, place)
-    axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type)
+    options = TrainOptions.from_config(plan.config.get("train") or {})
+    within = shard_size(plan) if options.hybrid_shard and plan.layout.zero_stage > 0 else None
+    axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type, shard_within=within)
     session = Session(plan, rank_env, rank_env.run_dir, device, axes, Pulse(), started_at)
     backend = (
         "nccl (and gloo for CPU tensors)"
@@ -168,4 +168,4 @@ def main(body: Callable[[], None]) -> None:
 
 def _describe(axes: Axes) -> str:
     names = axes.mesh.mesh_dim_names or ()
-    return " × ".join(f"{name}={axes.degree(name)}" for name in names)
+    return " × ".join(f"{name}={size}" for name, size in zip(names, axes.mesh.shape, strict=True))

@@ -43,27 +43,34 @@ class Tracker:
 
 
 class JsonLines:
-    """metrics.jsonl: one object a step. After a resume, lines of steps that are run again are dropped."""
+    """metrics.jsonl: one object a step. After a resume, the lines of steps that are run again are dropped."""
 
-    def __init__(self, path: Path, *, done_steps: int = 0) -> None:
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= done_steps]
-            temporary = path.with_name(f".{path.name}")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(path)
-        self._file = path.open("a", buffering=1)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
 
     def log(self, step: int, metrics: Metrics) -> None:
+        if self._file is None:
+            self._file = self._open(before=step)
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
 
+    def _open(self, *, before: int) -> TextIO:
+        if self._path.exists():
+            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) < before]
+            temporary = self._path.with_name(f".{self._path.name}")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(self._path)
+        return self._path.open("a", buffering=1)
+
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Terminal:
     """A progress bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, stream: TextIO, *, total: int, done: int = 0, every: int = 1) -> None:
+    def __init__(self, stream: TextIO, *, total: int, every: int = 1) -> None:
         self._stream, self._total, self._every = stream, total, every
         self._bar: Any = None
         if stream.isatty():
@@ -72,7 +79,7 @@ class Terminal:
 
             columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=Console(file=stream))
-            self._task = self._bar.add_task("", total=total, completed=done)
+            self._task = self._bar.add_task("", total=total)
             self._bar.start()
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -121,15 +128,15 @@ class Wandb:
         self._run.finish()
 
 
-def make_tracker(plan: Plan, *, run_dir: Path, tracking: TrackingOptions, main: bool, done: int = 0) -> Tracker:
+def make_tracker(plan: Plan, *, run_dir: Path, tracking: TrackingOptions, main: bool) -> Tracker:
     """The tracker of a job: with sinks on the main rank, without elsewhere."""
     if not main:
         return Tracker([])
     train = plan.config.get("train") or {}
     stream = sys.stderr if plan.config.get("output") == "json" else sys.stdout
     total, every = int(train.get("steps") or 0), int(train.get("log_every") or 1)
-    sinks: list[Sink] = [JsonLines(run_dir / METRICS_FILE, done_steps=done)]
-    sinks.append(Terminal(stream, total=total, done=done, every=every))
+    sinks: list[Sink] = [JsonLines(run_dir / METRICS_FILE)]
+    sinks.append(Terminal(stream, total=total, every=every))
     if tracking.kind == "wandb" and tracking.mode != "disabled":
         sinks.append(Wandb(plan, run_dir=run_dir, tracking=tracking))
     return Tracker(sinks)

@@ -1,0 +1,61 @@
+"""Hybrid sharding: shards inside an NVSwitch domain, replicas across, and the same loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import TINY, cpu_cluster, make_plan, run_ranks
+from training import SGD, curves, steps
+
+from launcher.errors import InputError
+from launcher.layout import Layout
+from launcher.plan.record import Plan
+from launcher.worker.engine import EngineContext, build_engine
+from launcher.worker.mesh import build_mesh, shard_size
+
+
+def plan_on(layout: Layout, *, domain: int) -> Plan:
+    plan = make_plan(layout, model=TINY, optimizer="sgd")
+    return replace(plan, job=replace(plan.job, cluster=cpu_cluster(layout.world_size, domain=domain)))
+
+
+@pytest.mark.parametrize(
+    ("layout", "domain", "size"),
+    [
+        (Layout(1, 1, 8), 4, 4),
+        (Layout(2, 1, 4), 4, 2),
+        (Layout(1, 2, 4, axis_order="dp-tp-cp-pp"), 2, 2),
+        (Layout(1, 1, 8), 8, 8),
+    ],
+)
+def test_shards_are_as_many_as_data_parallel_peers_in_a_domain(layout: Layout, domain: int, size: int) -> None:
+    assert shard_size(plan_on(layout, domain=domain)) == size
+
+
+def test_a_layout_whose_peers_all_sit_apart_is_refused() -> None:
+    with pytest.raises(InputError, match="runs of 1"):
+        shard_size(plan_on(Layout(2, 1, 4), domain=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_hybrid_sharding_trains_as_one_process_and_holds_a_half(zero_stage: int) -> None:
+    one = {"one": (Layout(1, 1, 1, micro_batch=8), {"model": TINY, "optimizer": "sgd", "num_steps": 5})}
+    right = curves(1, one)["one"]
+    layout = Layout(2, 1, 4, zero_stage=zero_stage)
+    plan = plan_on(layout, domain=4)
+
+    def body(rank: int) -> dict[str, Any]:
+        axes = build_mesh(plan.grid, rank=rank, device_type="cpu", shard_within=shard_size(plan))
+        engine = build_engine(EngineContext(plan, SGD, axes, torch.device("cpu"), Path()))
+        weight = engine.state(loading=False)["model"]["layers.0.mlp.up.weight"]
+        return {"curve": steps(engine, axes, range(5), model=TINY, lr=SGD.lr), "held": weight.to_local().numel()}
+
+    for found in run_ranks(8, body):
+        assert found["held"] == TINY.hidden * TINY.ffn_hidden // (2 * 2)  # tp × the domain's half of dp
+        assert [loss for loss, _ in found["curve"]] == pytest.approx([loss for loss, _ in right], abs=1e-5)
+        assert [norm for _, norm in found["curve"]] == pytest.approx([norm for _, norm in right], abs=1e-4)
