@@ -42,10 +42,12 @@ def divisors(number: int) -> list[int]:
 
 def tensor_parallel_choices(job: Job, *, across_domains: bool) -> list[int]:
     """Every degree of tensor parallelism that the model's shape and the NVSwitch domains allow."""
-    model, limit = job.model, job.cluster.max_ranks
-    if not across_domains:
-        limit = min(limit, job.cluster.node.domain_size)
-    return [tp for tp in divisors(model.heads) if tp <= limit and not list(_tensor_shape(job, tp))]
+    shaped = [
+        tp for tp in divisors(job.model.heads) if tp <= job.cluster.max_ranks and not list(_tensor_shape(job, tp))
+    ]
+    if across_domains:
+        return shaped
+    return [tp for tp in shaped if all(len(domain) % tp == 0 for domain in job.cluster.node.domains)]
 
 
 def _listed(numbers: Iterable[int]) -> str:

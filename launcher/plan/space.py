@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import permutations
 from math import gcd
 from typing import NamedTuple, TypeVar
@@ -208,7 +207,6 @@ def _strides(degrees: Degrees, order: Sequence[str]) -> dict[str, int]:
     return strides
 
 
-@cache
 def _orders(axes: tuple[str, ...], *, tp_first: bool) -> tuple[tuple[str, ...], ...]:
     """Every order of `axes`, then the axes of one rank; the usual order comes first."""
     rest = tuple(axis for axis in DEFAULT_AXIS_ORDER.split("-") if axis not in axes)
