@@ -1,0 +1,13 @@
+"""Tests that start ranks run one at a time, on one worker: side by side they would starve each other of cores."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put every slow or Slurm test in one group of `--dist=loadgroup`."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("slurm"):
+            item.add_marker(pytest.mark.xdist_group("ranks"))
