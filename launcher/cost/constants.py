@@ -35,10 +35,10 @@ class Constants:
     # Host time of the schedule around a micro-batch: batch fetch and its broadcast, loss, synchronising sends. fitted
     host_micro_batch_s: float = 0.45e-3
     # Host time of a step: gradient scan, norm and its synchronisation, optimizer launches, logging. fitted
-    host_step_s: float = 2e-3
+    host_step_s: float = 1e-3
     # FlashAttention 2 and 1 at long sequence, fraction of peak, head dimension 128: 203 and 83 TFLOP/s forward and
     # backward together (flash-attention README charts, A100). fitted
-    flash2_fraction: float = 0.55
+    flash2_fraction: float = 0.52
     flash1_fraction: float = 0.33
     # Sequence length at which half of that rate is reached (same charts: 99, 133, 155, 173, 182 at 512 … 8k causal).
     flash_half_seq: float = 400.0
@@ -53,7 +53,7 @@ class Constants:
     # Of a tensor-parallel collective beside the weight gradient's GEMM, what still lengthens the pass: the backward
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
-    tp_overlap_cost: float = 0.26
+    tp_overlap_cost: float = 0.30
     # Of the rate that nccl-tests reach between nodes, what training does: collectives of all axes, stragglers, buckets.
     # fitted
     inter_node_fraction: float = 0.65

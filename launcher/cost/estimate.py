@@ -10,7 +10,10 @@ from dataclasses import dataclass
 class Estimate:
     """Step time and memory of a layout. Seconds and bytes; FLOP rates in TFLOP/s per GPU, as the field quotes them.
 
-    `time` and `memory` are breakdowns of `step_time_s` and of the worst rank's `memory_bytes_per_gpu`.
+    `time` breaks `step_time_s` down for the busiest rank: compute, tp_comm, cp_comm, ep_comm, pp_comm, dp_comm (the
+    exposed part of each), bubble, optimizer; what ends in `_hidden` runs behind compute and is not in the sum. `memory`
+    breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
+    context, fragmentation.
     MFU and HFU are None where the GPU's peak is not known.
     """
 

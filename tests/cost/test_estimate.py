@@ -128,3 +128,14 @@ def test_training_dtype_fp32_uses_its_own_peak() -> None:
     full = Job(asked.cluster, asked.model, Training(global_batch=64, dtype="fp32"))
     layout = Layout(tp=1, pp=1, dp=8, micro_batch=4)
     assert CostModel(full).estimate(layout).step_time_s > 4 * CostModel(asked).estimate(layout).step_time_s
+
+
+def test_cpu_ranks_that_share_cores_are_slower() -> None:
+    found = load(["cluster=cpu", "model=gpt_tiny", "layout.tp=2", "layout.pp=2", "layout.dp=2"]).job
+    layout = Layout(tp=2, pp=2, dp=2)
+    steps = {}
+    for cores in (2, 8, 64):
+        shared = replace(found.cluster, node=replace(found.cluster.node, cores=cores))
+        steps[cores] = CostModel(Job(shared, found.model, found.training)).estimate(layout).step_time_s
+    assert steps[2] > 3 * steps[8]
+    assert steps[64] == steps[8]
