@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from launcher.cost.activations import LayerActivations
 from launcher.cost.constants import Constants
-from launcher.cost.parameters import RankParameters, padded_vocab
+from launcher.cost.parameters import RankParameters, end_parameters, padded_vocab
 from launcher.cost.pipeline import in_flight
 from launcher.layout import Layout
 from launcher.model import Model, Training
@@ -52,6 +52,8 @@ def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateByte
     optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0)
     if training.dtype == "fp16" and gradient < 4 and layout.zero_stage < 3:
         optimizer += 4.0
+    if layout.zero_stage >= 3:  # gradients reach the optimizer in the dtype of its fp32 shards
+        e, gradient = (e if e >= 4 else 0), 4
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),
         gradients=gradient / shards if layout.zero_stage >= 2 else float(gradient),
@@ -95,7 +97,7 @@ def stage_memory(
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
         "activations": stored + max(0.0, activations.working - logits),
         "logits": logits,
-        "buffers": _buffers(model, training, layout, constants, parameters, layers, cuda),
+        "buffers": _buffers(model, training, layout, constants, parameters, layers, stage, cuda),
         "context": constants.context_bytes if cuda else 0.0,
         "fragmentation": fragmented * (stored + activations.working),
     }
@@ -121,12 +123,20 @@ def _buffers(
     constants: Constants,
     parameters: RankParameters,
     layers: int,
+    stage: int,
     cuda: bool,
 ) -> float:
-    """NCCL's buffers of each communicator; with ZeRO-3 two layers' whole weights and gradients."""
+    """NCCL's buffers of each communicator, and what fully sharded data parallelism gathers and reduces.
+
+    ZeRO-3 (as PyTorch's FSDP2): a layer's weights and those of the next, its gradients, and their copy in the dtype of
+    the reduction; embedding and head stay gathered from forward to backward, the head's gradient until the end.
+    """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
     nccl = groups * constants.communicator_bytes if cuda else 0.0
-    reduced_bytes = DTYPE_BYTES[training.reduce_dtype]
-    if layout.zero_stage >= 3:
-        return nccl + 2.0 * (training.dtype_bytes + reduced_bytes) * parameters.total / max(1, layers)
-    return nccl
+    if layout.zero_stage < 3:
+        return nccl
+    e, reduced = training.dtype_bytes, DTYPE_BYTES[training.reduce_dtype]
+    first, last = stage == 0, stage == layout.pp - 1
+    ends = end_parameters(model, tp=layout.tp, first=first, last=last)
+    head = padded_vocab(model, layout.tp) / layout.tp * model.hidden if last else 0.0
+    return nccl + (3.0 * e + reduced) * (parameters.total - ends) / max(1, layers) + e * (ends + head)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 from worker.ranks import cpu_cluster
 
@@ -33,6 +34,15 @@ GPT_22B = Model(
 )  # fmt: skip
 GPT_175B = replace(GPT_22B, name="gpt3_175b", hidden=12288, layers=96, heads=96, kv_heads=96, ffn_hidden=49152)
 
+# What of the software stacks that the estimate knows our engine is. It keeps the rotated queries and keys alone, as a
+# fused kernel does: its projections are separate, so that nothing refers to what came before the rotation.
+ENGINE_SETTINGS: dict[str, Any] = {
+    "dropout": 0.0,
+    "fused_rotary": True,
+    "grad_reduce_dtype": "fp32",
+    "loss_parallel": True,
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -48,7 +58,7 @@ class Case:
     def job(self) -> Job:
         layout = self.layout
         batch = self.num_micro_batches * layout.dp * layout.micro_batch
-        training = Training(batch, attention=self.attention, grad_reduce_dtype="fp32", loss_parallel=True)
+        training = Training(batch, attention=self.attention, dropout=0.0, grad_reduce_dtype="fp32", loss_parallel=True)
         return Job(cpu_cluster(8, num_nodes=-(-layout.world_size // 8)), self.model, training)
 
     @property
@@ -67,6 +77,8 @@ CASES = [
     Case(LLAMA_7B, Layout(1, 1, 16, zero_stage=2, recompute="full", micro_batch=2), 2),
     Case(LLAMA_7B, Layout(4, 2, 2), 2, stage=1),
     Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=1, recompute="full", micro_batch=2), 2),
+    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=3), 2),
+    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=2, recompute="full"), 2, stage=1),
     Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 1, attention="math"),
     Case(LLAMA_70B, sp(8, 4, 2), 4),
     Case(LLAMA_70B, sp(8, 8, 2, schedule="interleaved", virtual_stages=2), 8, stage=1),
