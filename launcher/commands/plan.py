@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cli import Invocation
+from launcher.cluster import Cluster
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
+from launcher.fields import AUTO
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.plan import Plan, compare, document, write_plan
@@ -26,13 +28,24 @@ Case = tuple[str, Job, LayoutRequest]
 
 def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
+    overrides = [_as_one_value(word) for word in invocation.overrides]
     if invocation.multirun:
-        combinations = sweep(invocation.overrides)
+        combinations = sweep(overrides)
         return _compare(_swept_cases(combinations), load(combinations[0]).config)
-    settings = load(invocation.overrides)
+    settings = load(overrides)
     if settings.config["sizes"]:
         return _compare(_sized_cases(settings), settings.config)
     return _rank(settings)
+
+
+def _as_one_value(override: str) -> str:
+    """`sizes=8,16` and `why_not=tp=4,pp=16` as people type them: a bare comma would be a sweep to Hydra."""
+    key, _, value = override.partition("=")
+    if key == "sizes" and value[:1] not in ("[", "n"):
+        return f"sizes=[{value}]"
+    if key == "why_not" and "=" in value and value[:1] not in ("'", '"'):
+        return f"why_not='{value}'"
+    return override
 
 
 def _rank(settings: Settings) -> int:
@@ -82,9 +95,16 @@ def _sized_cases(settings: Settings) -> list[Case]:
     job = settings.job
     clusters = [compare.resized(job.cluster, size) for size in sizes]
     return [
-        (f"{cluster.name} × {size}", replace(job, cluster=cluster), settings.request)
+        (f"{cluster.name} × {size}", replace(job, cluster=cluster), _request_at(settings, cluster))
         for size, cluster in zip(sizes, clusters, strict=True)
     ]
+
+
+def _request_at(settings: Settings, cluster: Cluster) -> LayoutRequest:
+    """What the user pinned; degrees that only the cluster's default layout pins are free at any other size."""
+    defaults = dict.fromkeys(settings.job.cluster.default_layout)
+    asked = any(settings.config["layout"][key] != AUTO for key in defaults)
+    return settings.request if asked or cluster == settings.job.cluster else replace(settings.request, **defaults)
 
 
 def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[Case]:

@@ -19,7 +19,7 @@ from launcher.units import format_bytes, format_seconds
 AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}
 LINK_NAMES = {
     Link.SAME_GPU: "one GPU",
-    Link.NVLINK: "NVLink inside one NVSwitch domain",
+    Link.NVLINK: "NVLink inside one domain",
     Link.PCIE: "PCIe inside one node, no NVLink between its members",
     Link.LEAF: "the network, under one leaf switch",
     Link.SPINE: "the network, across leaf switches through the spine",

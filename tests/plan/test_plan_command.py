@@ -34,7 +34,7 @@ def test_a_large_model_is_planned_with_tp_inside_the_domain(capsys: pytest.Captu
 
 
 def test_the_table_is_ranked_and_gives_reasons(capsys: pytest.CaptureFixture[str]) -> None:
-    text = text_of(capsys, *LARGE, "top=3", "why_not='tp=4,pp=16'")
+    text = text_of(capsys, *LARGE, "top=3", "why_not=tp=4,pp=16")
     assert "gpt3_175b (174.6B parameters) on dgx_a100_80g: 1024 GPUs, 128 nodes" in text
     assert "Why tp" in text and "considered" in text and "Why not tp=4,pp=16:" in text
 
@@ -67,12 +67,19 @@ def test_what_fits_nowhere_ends_with_3_and_advice(capsys: pytest.CaptureFixture[
 
 
 def test_sizes_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
-    job = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=256", "sizes=[8,16]", "tokens=300e9"]
+    job = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=256", "sizes=8,16", "tokens=300e9"]
     document = planned(capsys, *job)
     assert [row["num_gpus"] for row in document["rows"]] == [8, 16]
     assert document["rows"][0]["scaling"] == 1.0
     assert all(row["cost"] > 0 for row in document["rows"])
     assert "scaling" in text_of(capsys, *job)
+
+
+def test_a_default_layout_holds_at_its_own_size_only(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = planned(capsys, "sizes=2,8")["rows"]
+    assert [row["num_gpus"] for row in rows] == [2, 8]
+    assert all(row["plan"] for row in rows)
+    assert [rows[1]["plan"]["layout"][key] for key in ("tp", "pp", "dp")] == [2, 2, 2]
 
 
 def test_kinds_of_gpu_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
