@@ -230,9 +230,10 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
     return f"regret over {len(found)} sweeps: median {median:.1f} %, worst {worst:.1f} %"
 
 
-# What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant may
-# sensibly be (standard deviation of its logarithm). No microbenchmark is known for group_contention, tp_overlap_cost and
-# inter_node_fraction; their centres, and how tight the GEMM's are held, were chosen with published runs in view.
+# What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant
+# may sensibly be (standard deviation of its logarithm). No microbenchmark is known for group_contention,
+# tp_overlap_cost and inter_node_fraction; their centres, and how tight the GEMM's are held, were chosen with published
+# runs in view.
 PRIORS = {
     "gemm_fraction": (0.79, 0.01),
     "gemm_extra_k": (260, 0.05),
@@ -297,7 +298,7 @@ def slopes_at(runs: list[Run], values: Any) -> Any:
 
 
 def fit(runs: list[Run], slopes: Any, start: Any, *, iterations: int) -> Any:
-    """Logarithms of the fitted constants, most probable given the runs (each source counts much the same) and the priors.
+    """Logarithms of the fitted constants, most probable given the runs and the priors; sources count much the same.
 
     Gauss-Newton with the given slopes, errors reweighted (Huber) in each iteration.
     """

@@ -52,14 +52,14 @@ def test_model_states_of_the_22b_model_are_the_papers() -> None:
         (2, "fp16", (2, 2 / 8, 16 / 8)),
         (0, "bf16", (2, 2, 12)),
         (1, "bf16", (2, 2, 12 / 8)),
-        (3, "bf16", (2 / 8, 2 / 8, 12 / 8)),
+        (3, "bf16", (0, 4 / 8, 12 / 8)),
         (0, "fp32", (4, 4, 8)),
         (3, "fp32", (4 / 8, 4 / 8, 8 / 8)),
     ],
 )  # fmt: skip
 def test_states_divide_by_zero_stage(zero: int, dtype: str, expected: tuple[float, float, float]) -> None:
-    # Rajbhandari et al. 2020, section 5: 2 + 2 + 12 bytes a parameter, of which each stage shards one more; fp16
-    # gradients have an fp32 copy, except fully sharded.
+    # Rajbhandari et al. 2020, section 5: 2 + 2 + 12 bytes a parameter, of which each stage shards one more. fp16
+    # gradients have an fp32 copy; fully sharded, the fp32 shard is the parameter and gradients are fp32.
     found = state_bytes(Training(global_batch=8, dtype=dtype), Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
     assert (found.weights, found.gradients, found.optimizer) == pytest.approx(expected)
 
