@@ -102,7 +102,7 @@ def _sized_cases(settings: Settings) -> list[Case]:
 
 def _request_at(settings: Settings, cluster: Cluster) -> LayoutRequest:
     """What the user pinned; degrees that only the cluster's default layout pins are free at any other size."""
-    defaults = dict.fromkeys(settings.job.cluster.default_layout)
+    defaults: dict[str, Any] = dict.fromkeys(settings.job.cluster.default_layout)
     asked = any(settings.config["layout"][key] != AUTO for key in defaults)
     return settings.request if asked or cluster == settings.job.cluster else replace(settings.request, **defaults)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from launcher.cost.model import CostModel
@@ -14,6 +15,7 @@ from launcher.plan.explain import reasons
 from launcher.plan.record import Plan
 from launcher.plan.search import search
 
+RECIPE_REDUCES_IN = "fp32"
 COMPARED = 3  # how many of the next best the reasons speak about
 
 
@@ -22,8 +24,15 @@ def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to
 
     With `to_run` only layouts count that the recipe can train, if the job is one of ours.
     """
-    ours = config.get("script") is None and (config.get("recipe") or {}).get("name") == "gpt"
+    ours = to_run and config.get("script") is None and (config.get("recipe") or {}).get("name") == "gpt"
+    job = _as_the_recipe_trains(job) if ours else job
     model = CostModel(job)
-    result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if to_run and ours else None)
+    result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if ours else None)
     best = result.best
     return Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
+
+
+def _as_the_recipe_trains(job: Job) -> Job:
+    """The job with what the gpt recipe does where the user left the choice open: it reduces gradients in fp32."""
+    training = job.training
+    return replace(job, training=replace(training, grad_reduce_dtype=training.grad_reduce_dtype or RECIPE_REDUCES_IN))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
+from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.plan.build import make_plan
 from launcher.plan.document import plans_document
@@ -72,3 +74,13 @@ def test_a_plan_is_the_first_choice_and_survives_being_written(tmp_path: object)
     assert plan.layout == search(JOB, LayoutRequest(tp=2), top=1).best.layout
     assert plan.why
     assert read_plan(write_plan(plan, tmp_path)).to_dict() == plan.to_dict()
+
+
+def test_a_plan_for_the_recipe_counts_gradients_as_the_recipe_reduces_them() -> None:
+    config = {"script": None, "recipe": {"name": "gpt"}}
+    assert JOB.training.dtype == "bf16"
+    assert make_plan(JOB, LayoutRequest(), config, to_run=True).job.training.reduce_dtype == "fp32"
+    assert make_plan(JOB, LayoutRequest(), config).job == JOB
+    asked = replace(JOB, training=replace(JOB.training, grad_reduce_dtype="bf16"))
+    with pytest.raises(InputError, match=r"train.grad_reduce_dtype=bf16"):
+        make_plan(asked, LayoutRequest(), config, to_run=True)
