@@ -41,11 +41,12 @@ from launcher.launch.rank_env import Seat
 from launcher.launch.rendezvous import PlanOrdered
 from launcher.launch.run_folder import utc_now, write_json
 from launcher.launch.single_node import SingleNode
-from launcher.launch.watch import Hang, Straggler, Watch
+from launcher.launch.watch import Hang, Pace, Watch
 from launcher.plan.record import PLAN_FILE
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
+_PACE_S = 1.0
 
 
 class Stopped(JobFailed):
@@ -84,6 +85,7 @@ class RankAgent(SimpleElasticAgent):
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
+        self._paced_at = 0.0
         self._watching = False
         self._node = self._first_rank = 0
         self._step_at_start = 0
@@ -206,7 +208,7 @@ class RankAgent(SimpleElasticAgent):
                 return RunResult(state=WorkerState.HEALTHY)
             self._write_state("done", {})
             return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
-        self._tell_stragglers(self._watch.stragglers(self._states()))
+        self._tell_stragglers()
         return RunResult(state=WorkerState.HEALTHY)
 
     def _note_exits(self, worker_group: Any, exits: Sequence[Exit]) -> None:
@@ -268,14 +270,23 @@ class RankAgent(SimpleElasticAgent):
         self._why = "" if left else message
         self._write_state("restarting" if left else "failed", {}, message)
 
-    def _tell_stragglers(self, found: Sequence[Straggler]) -> None:
-        for slow in found:
-            rank = self._first_rank + slow.local_rank
+    def _tell_stragglers(self) -> None:
+        """Name ranks that stay slow, among those of all nodes: on the coordinator's node, once a second."""
+        now = time.monotonic()
+        if now - self._paced_at < _PACE_S:
+            return
+        self._paced_at = now
+        paces = {rank: Pace(state.step, state.step_s) for rank, state in self._global(self._states()).items()}
+        if isinstance(self._handler, PlanOrdered):
+            paces = self._handler.share_paces(paces)
+        for slow in self._watch.stragglers(paces):
+            node = slow.rank // self._job.num_ranks
+            host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
             tell(
-                f"rank {rank} (node {self._node}, {socket.gethostname()}) is slow: {slow.step_s:.3g} s a step, "
-                f"{slow.factor:.1f} × the median of its node's ranks, for {slow.steps} steps"
+                f"rank {slow.rank} (node {node}, {host}) is slow: {slow.step_s:.3g} s a step, "
+                f"{slow.factor:.1f} × the median of all ranks, for {slow.steps} steps"
             )
-            self._ledger.note("straggler", rank=rank, step_s=slow.step_s, median_s=slow.median_s)
+            self._ledger.note("straggler", rank=slow.rank, step_s=slow.step_s, median_s=slow.median_s)
 
     def _work_on_stop(self) -> None:
         """The first signal asks ranks that heed it to stop at a step's end and ends the others; a second ends all."""

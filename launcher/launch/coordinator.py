@@ -53,6 +53,7 @@ class Coordinator:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
         self._closing_at: float | None = None
+        self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, seconds of the last), as the agents report them
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def start(self) -> None:
@@ -129,6 +130,8 @@ class Coordinator:
                 self._send_all([(fd, {"missing": self._roster.missing()})])
             case "close":
                 self._send_all(self._roster.close(str(message["reason"])))
+            case "pace":
+                self.paces |= {int(rank): (int(step), float(s)) for rank, (step, s) in message["paces"].items()}
             case "done":
                 self._send_all(self._roster.done(fd))
             case "leave":

@@ -38,6 +38,7 @@ from launcher.launch.coordinator import Coordinator, keep_alive, listen
 from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
 from launcher.launch.present import Present
 from launcher.launch.roster import Roster
+from launcher.launch.watch import Pace
 
 BACKEND = "launcher"
 STORE_TIMEOUT = timedelta(seconds=300)
@@ -94,6 +95,12 @@ class PlanOrdered(RendezvousHandler):
         except ConnectionError:
             self._disconnect()
         return int(self._connection is None or self._waiting or self._closed is not None)
+
+    def share_paces(self, paces: Mapping[int, Pace]) -> dict[int, Pace]:
+        """Tell the coordinator how fast this node's ranks are; on its own node, returns what all have told."""
+        self._try_send({"op": "pace", "paces": paces})
+        told = self._coordinator.paces if self._coordinator else {}
+        return {rank: Pace(*pace) for rank, pace in dict(told).items()}
 
     def all_finished(self) -> bool:
         """This node's ranks have finished well: tell the others, and say whether all nodes have."""
@@ -191,6 +198,8 @@ class PlanOrdered(RendezvousHandler):
 
     def _enter(self, go: Mapping[str, Any]) -> RendezvousInfo:
         self._round = go["round"]
+        if self._coordinator:
+            self._coordinator.paces.clear()
         self.present = Present(tuple(go["absent"]), {int(node): host for node, host in go["moved"].items()})
         try:
             store = TCPStore(self._meeting.host, go["store_port"], is_master=False, timeout=STORE_TIMEOUT)

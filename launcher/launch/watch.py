@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 from launcher.board import RankState
 
@@ -24,11 +25,18 @@ class Hang:
         return tuple(r for r, step in self.steps.items() if step == least) if least < max(self.steps.values()) else ()
 
 
+class Pace(NamedTuple):
+    """How far a rank is, and how long its last step took."""
+
+    step: int
+    step_s: float
+
+
 @dataclass(frozen=True)
 class Straggler:
-    """A rank (local) whose steps stay slower than the median of its node's by `factor`, for `steps` of them."""
+    """A rank whose steps stay slower than the median of all by `factor`, for `steps` of them."""
 
-    local_rank: int
+    rank: int
     step_s: float
     median_s: float
     steps: int
@@ -45,8 +53,8 @@ class Watch:
     hang_timeout_s: float | None
     straggler_factor: float
     straggler_steps: int
-    _slow: dict[int, int] = field(default_factory=dict)  # local rank → slow steps in a row
-    _seen: dict[int, int] = field(default_factory=dict)  # local rank → the step last looked at
+    _slow: dict[int, int] = field(default_factory=dict)  # rank → slow steps in a row
+    _seen: dict[int, int] = field(default_factory=dict)  # rank → the step last looked at
     _named: set[int] = field(default_factory=set)
 
     def hang(self, states: Mapping[int, RankState], *, now: float) -> Hang | None:
@@ -60,27 +68,27 @@ class Watch:
             return None
         return Hang(tuple(silent), silence[silent[0]], {rank: state.step for rank, state in watched.items()})
 
-    def stragglers(self, states: Mapping[int, RankState]) -> list[Straggler]:
+    def stragglers(self, paces: Mapping[int, Pace]) -> list[Straggler]:
         """Ranks that have just become stragglers; each is told once.
 
         A rank counts by what it reports as its step time, which shows its own slowness only where it leaves out the
         waiting for others.
         """
-        timed = {rank: state for rank, state in states.items() if state.step and state.step_s > 0}
+        timed = {rank: pace for rank, pace in paces.items() if pace.step and pace.step_s > 0}
         if len(timed) < 3:  # the median of two cannot tell which of them is odd
             return []
-        middle = median(state.step_s for state in timed.values())
+        middle = median(pace.step_s for pace in timed.values())
         found = []
-        for rank, state in timed.items():
-            new_steps = state.step - self._seen.get(rank, 0)
-            self._seen[rank] = state.step
+        for rank, pace in timed.items():
+            new_steps = pace.step - self._seen.get(rank, 0)
+            self._seen[rank] = pace.step
             if new_steps <= 0:
                 continue
-            slow = state.step_s > self.straggler_factor * middle
+            slow = pace.step_s > self.straggler_factor * middle
             self._slow[rank] = self._slow.get(rank, 0) + new_steps if slow else 0
             if self._slow[rank] >= self.straggler_steps and rank not in self._named:
                 self._named.add(rank)
-                found.append(Straggler(rank, state.step_s, middle, self._slow[rank]))
+                found.append(Straggler(rank, pace.step_s, middle, self._slow[rank]))
         return found
 
 

@@ -29,7 +29,7 @@ from launcher.launch import process, stacks
 
 HOSTS = ("node2", "node10", "NODE1")
 KINDS = ("rank", "agent", "coordinator", "stopped rank")
-TRIAL_S, HANG_S = 90.0, 4.0
+TRIAL_S, HANG_S = 240.0, 4.0
 
 
 def strike(job: Nodes, kind: str, chance: random.Random) -> None:

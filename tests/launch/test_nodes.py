@@ -74,6 +74,15 @@ def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_
     assert set(job.finish().values()) == {0}
 
 
+def test_a_slow_rank_of_another_node_is_named_by_the_first(nodes: Callable[..., Nodes]) -> None:
+    job = nodes("slow=2", "steps=40", "step_s=0.1", hosts=HOSTS, launch={"straggler_steps": 5})
+    for name in HOSTS:
+        job.start(name)
+    assert set(job.finish().values()) == {0}
+    assert "rank 2 (node 2, NODE1) is slow" in job.told("node2")
+    assert not [name for name in HOSTS[1:] if "is slow" in job.told(name)]
+
+
 def test_missing_nodes_are_named_when_the_wait_is_over(nodes: Callable[..., Nodes]) -> None:
     job = nodes(hosts=HOSTS, launch={"join_timeout_s": 3.0})
     job.start("node2")

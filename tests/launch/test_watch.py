@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from launcher.board import Board, RankState
 from launcher.launch.rank_env import NCCL_PIPE_STEM, nccl_recorder
 from launcher.launch.stacks import ask_nccl, parse
-from launcher.launch.watch import Watch, odd_ones_out
+from launcher.launch.watch import Pace, Watch, odd_ones_out
 
 
 def state(*, beat_at: float = 0.0, step: int = 0, step_s: float = 0.0) -> RankState:
@@ -50,8 +50,7 @@ def told(times: list[list[float]]) -> list[int]:
     """Ranks named over steps; times[step][rank]."""
     one, named = watch(), []
     for step, row in enumerate(times, start=1):
-        states = {rank: state(beat_at=1.0, step=step, step_s=t) for rank, t in enumerate(row)}
-        named += [slow.local_rank for slow in one.stragglers(states)]
+        named += [slow.rank for slow in one.stragglers({rank: Pace(step, t) for rank, t in enumerate(row)})]
     return named
 
 
