@@ -12,6 +12,7 @@ from launcher.layout.split import balanced_split
 def plain_layout(job: Job, request: LayoutRequest) -> Layout:
     """The layout that `request` pins, open degrees 1, `dp` filling the cluster, no recomputation, ZeRO off.
 
+    Sequence parallelism over one rank shards nothing, and is taken as off: published sweeps name it so.
     Not searched and not checked: `layout.legality.problems` says whether it is legal.
     """
     tp, pp, cp = request.tp or 1, request.pp or 1, request.cp or 1
@@ -27,7 +28,7 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
         micro_batch=request.micro_batch or 1,
         zero_stage=request.zero_stage or 0,
         recompute=request.recompute or "none",
-        sequence_parallel=bool(request.sequence_parallel),
+        sequence_parallel=bool(request.sequence_parallel) and tp > 1,
         axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
         schedule=request.schedule or default_schedule(stages),
         layer_split=request.layer_split or (),
