@@ -46,6 +46,11 @@ EXPECTED = {
 }  # fmt: skip
 
 
+def test_our_own_batch_script_has_no_trap() -> None:
+    ours = Path(__file__).parents[2] / "slurm" / "train.sbatch"
+    assert lint(ours.read_text()) == []
+
+
 def test_every_script_has_an_expectation() -> None:
     assert {path.name for path in SCRIPTS.iterdir()} == set(EXPECTED)
 

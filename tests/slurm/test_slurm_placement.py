@@ -74,6 +74,16 @@ def test_small_jobs_are_placed_as_well_as_brute_force(traffic: Traffic, leaves: 
     assert [tree.leaf[tree.hosts.index(host)] for host in found.hosts] == list(found.leaves)
 
 
+@settings(deadline=None, max_examples=60)
+@given(traffics, st.lists(st.sampled_from(["s0", "s1", "s2"]), min_size=6, max_size=6))
+def test_the_heuristic_lies_between_brute_force_and_slurm_s_order(traffic: Traffic, leaves: list[str]) -> None:
+    tree = Tree(tuple("abcdef"), tuple(leaves), {"s0": "a", "s1": "a", "s2": "b", "a": "root", "b": "root"})
+    found = assign(traffic, tree, exact_limit=0)
+    best = min(cost(traffic, tree, order) for order in set(permutations(leaves)))
+    assert not found.exact
+    assert best * (1 - 1e-9) <= found.cost <= found.as_given * (1 + 1e-9)
+
+
 @pytest.mark.parametrize(("pp", "dp"), [(4, 16), (16, 4), (64, 1), (1, 64)])
 def test_a_large_scattered_job_is_placed_no_worse_than_in_order_over_full_leaves(pp: int, dp: int) -> None:
     hosts = tuple(f"n{i}" for i in range(64))

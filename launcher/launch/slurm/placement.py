@@ -2,8 +2,8 @@
 
 The cost of an assignment is the sum over pairs of plan nodes of bytes × levels climbed: 0 under one leaf, 1 where
 their leaves meet at the next switch, 2 above that. Small jobs are solved exactly (branch and bound over leaves);
-large ones by the better of two fillings, improved by swapping two nodes as long as that helps: a local optimum, whose
-distance from the best is not known.
+large ones by the better of two fillings, improved by moving a node to the leaf of one of its peers, in exchange for a
+node there, as long as that helps: a local optimum, whose distance from the best is not known.
 """
 
 from __future__ import annotations
@@ -76,17 +76,13 @@ class Tree:
         return path
 
 
-def assign(traffic: Traffic, tree: Tree) -> Assignment:
-    """The hosts of a tree in plan order; as many plan nodes as hosts."""
-    given = cost(traffic, tree, tree.leaf)
+def assign(traffic: Traffic, tree: Tree, *, exact_limit: int = EXACT_LIMIT) -> Assignment:
+    """The hosts of a tree in plan order; as many plan nodes as hosts. Exact below `exact_limit` assignments."""
     sizes = {leaf: len(members) for leaf, members in tree.members.items()}
-    num_ways = (
-        factorial(len(tree.hosts)) // prod(factorial(size) for size in sizes.values())
-        if len(tree.hosts) < 50
-        else EXACT_LIMIT
-    )
-    exact = num_ways < EXACT_LIMIT
+    num_ways = factorial(len(tree.hosts)) // prod(factorial(size) for size in sizes.values())
+    exact = num_ways < exact_limit
     leaves = _Exact(traffic, tree, sizes).best() if exact else _improved(traffic, tree, sizes)
+    given = cost(traffic, tree, tree.leaf)
     return Assignment(_hosts(tree, leaves), leaves, cost(traffic, tree, leaves), given, exact)
 
 
@@ -159,10 +155,9 @@ def _swapped(traffic: Traffic, tree: Tree, leaves: list[str]) -> tuple[str, ...]
     for _ in range(MAX_PASSES):
         improved = False
         for a in range(len(leaves)):
-            if not any(leaves[peer] != leaves[a] for peer, _ in neighbours[a]):
-                continue  # nothing of this node crosses: moving it cannot help it
-            for b in range(len(leaves)):
-                if leaves[a] == leaves[b]:
+            wanted = {leaves[peer] for peer, _ in neighbours[a]} - {leaves[a]}  # where a peer of this node is
+            for b in range(len(leaves)) if wanted else ():
+                if leaves[b] not in wanted or leaves[b] == leaves[a]:
                     continue
                 before = at(a, leaves[a], b) + at(b, leaves[b], a)
                 after = at(a, leaves[b], b) + at(b, leaves[a], a)
