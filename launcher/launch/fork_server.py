@@ -106,6 +106,7 @@ class ForkServer:
 
     pid: int
     connection: socket.socket
+    others: frozenset[int] = frozenset()  # processes that were below this one before, and are none of ours
     running: dict[int, int] = field(default_factory=dict)  # local rank → pid
     _buffer: bytes = b""
 
@@ -117,11 +118,12 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         process.adopt_orphans()
+        others = frozenset(process.descendants(os.getpid()))
         pid = os.fork()
         if pid == 0:
             _serve_and_exit(ours, theirs)
         theirs.close()
-        return cls(pid, ours)
+        return cls(pid, ours, others)
 
     def start_ranks(self, ranks: Sequence[RankStart]) -> dict[int, int]:
         """Start ranks on top of this process's present environment; returns local rank → pid."""
@@ -158,7 +160,7 @@ class ForkServer:
             if time.monotonic() > deadline:
                 process.signal_all([self.pid], signal.SIGKILL)
             time.sleep(0.002)
-        process.kill_descendants()
+        process.kill_descendants(spare=self.others)
 
     def _send(self, message: Mapping[str, Any]) -> None:
         try:

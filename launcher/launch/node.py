@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -43,23 +44,25 @@ class NodeJob:
     num_threads: int
 
 
-@dataclass
-class EarlySignals:
-    """Stop signals that come before the agent listens are kept for it; a second one ends the process as usual."""
+@contextmanager
+def _kept_signals(numbers: Sequence[signal.Signals]) -> Iterator[list[int]]:
+    """Stop signals that come before the agent listens are kept for it in a list; a second one interrupts at once.
 
-    came: list[int]
+    At the end the handlers are as they were.
+    """
+    came: list[int] = []
 
-    @classmethod
-    def keep(cls, numbers: Sequence[signal.Signals]) -> EarlySignals:
-        kept = cls([])
-        for number in numbers:
-            signal.signal(number, kept._note)
-        return kept
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.came.append(number)
-        if len(self.came) > 1:
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        if len(came) > 1:
             raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_node(
@@ -80,18 +83,23 @@ def run_node(
     have one thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
     """
     meeting = meeting and _with_settings(meeting, launch)
-    early = EarlySignals.keep(launch.stop_signals)
     ledger = Ledger(folder, node=node, began=command_began() if began is None else began)
-    ledger.note("planned")
-    if launch.start == "fork":
-        fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
-        fork_server.check_forkable()
-    ledger.note("preloaded")
-    num_ranks = plan.placement.ranks_per_node
-    num_threads = _threads(plan, launch, num_ranks=num_ranks)
-    job = NodeJob(plan, folder, script, args, launch, num_ranks, num_threads)
-    board = Board.create(num_ranks=num_ranks)
-    streams = rank_streams(num_ranks, console=launch.console, first_node=node == 0)
+    with _kept_signals(launch.stop_signals) as early:
+        ledger.note("planned")
+        if launch.start == "fork":
+            fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
+            fork_server.check_forkable()
+        ledger.note("preloaded")
+        num_ranks = plan.placement.ranks_per_node
+        num_threads = _threads(plan, launch, num_ranks=num_ranks)
+        job = NodeJob(plan, folder, script, args, launch, num_ranks, num_threads)
+        return _run_ranks(job, meeting=meeting, ledger=ledger, early=early, first_node=node == 0)
+
+
+def _run_ranks(job: NodeJob, *, meeting: Meeting | None, ledger: Ledger, early: Sequence[int], first_node: bool) -> int:
+    """Fork the server while this process has one thread; only then come threads, sockets and the agent."""
+    board = Board.create(num_ranks=job.num_ranks)
+    streams = rank_streams(job.num_ranks, console=job.launch.console, first_node=first_node)
     server = fork_server.ForkServer.start()
     ledger.note("server")
     try:
@@ -103,7 +111,7 @@ def run_node(
             agent = RankAgent(
                 job, handler=_handler(meeting), server=server, board=board, pump=pump, streams=streams, ledger=ledger
             )
-            agent.handle_signals(early.came)
+            agent.handle_signals(early)
             return _run(agent)
         finally:
             pump.close()

@@ -9,7 +9,8 @@ import select
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
@@ -41,12 +42,12 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def kill_descendants(*, timeout_s: float = 5.0) -> list[int]:
-    """Kill and reap everything below this process; returns what could not be killed in time."""
+def kill_descendants(*, spare: Collection[int] = (), timeout_s: float = 5.0) -> list[int]:
+    """Kill and reap everything below this process but `spare`; returns what could not be killed in time."""
     deadline = time.monotonic() + timeout_s
-    while remaining := descendants(os.getpid()):
+    while remaining := [pid for pid in descendants(os.getpid()) if pid not in spare]:
         signal_all(remaining, signal.SIGKILL)
-        _reap()
+        _reap(remaining)
         if time.monotonic() > deadline:
             return remaining
         time.sleep(0.005)
@@ -129,9 +130,7 @@ def _stat(pid: int) -> list[str] | None:
     return text[text.rindex(")") + 2 :].split()
 
 
-def _reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return
+def _reap(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ChildProcessError):  # a grandchild still: it becomes ours when its parent is reaped
+            os.waitpid(pid, os.WNOHANG)

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ def dump(pids: Mapping[int, int], *, logs: Mapping[int, Path], send: Callable[[l
 
 def py_spy(pid: int) -> str | None:
     """py-spy's dump of a process; None where py-spy is not installed or not allowed to trace."""
-    program = shutil.which("py-spy")
+    beside = Path(sys.executable).with_name("py-spy")  # in a virtual environment that is not on the PATH
+    program = shutil.which("py-spy") or (str(beside) if beside.exists() else None)
     if program is None:
         return None
     try:

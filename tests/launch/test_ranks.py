@@ -6,12 +6,14 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from jobs import Job, gone
+from jobs import HERE, Job, gone
 
 pytestmark = pytest.mark.slow
 
@@ -124,3 +126,18 @@ def test_a_module_that_does_not_exist_is_told_before_anything_starts(start: Call
     assert code == 2
     assert "no_such_module_at_all" in err
     assert "launch.preload" in err
+
+
+def test_processes_of_the_caller_are_left_alone(tmp_path: Path) -> None:
+    code = f"""
+import json, signal, subprocess, sys
+sys.path.insert(0, {str(HERE)!r})
+import driver
+other = subprocess.Popen(["sleep", "1000"])
+before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+code = driver.main({str(tmp_path / "run")!r}, {str(HERE / "job_script.py")!r}, "2", "{{}}", "child")
+print(json.dumps([code, other.poll(), before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))]))
+other.kill()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [0, None, True], done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from jobs import HERE, Job
 
-from launcher.launch import runs
+from launcher.launch import runs, stacks
 from launcher.launch.run_folder import RunFolder, read_lines
 
 pytestmark = pytest.mark.slow
@@ -64,6 +64,9 @@ def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., J
     assert re.search(r"rank 2 \(step 2\): .*step_script.py:<module>", err)
     assert re.search(r"rank 0 \(step 2\), 1 \(step 2\), 3 \(step 2\): .*all_reduce", err)
     assert "most recent call first" in job.log(2)
+    if stacks.py_spy(os.getpid()):
+        assert "py-spy on a hang" in job.log(2)
+        assert "step_script.py" in job.log(2).partition("py-spy on a hang")[2]
 
 
 def test_a_stopped_process_is_named_and_the_job_comes_back(start: Callable[..., Job], tmp_path: Path) -> None:
