@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from launcher.cluster import Node
 from launcher.cost.constants import Constants
+from launcher.errors import InputError
 from launcher.model import Training
 from launcher.units import DTYPE_BYTES
 
@@ -50,16 +51,27 @@ def host_constants(node: Node, constants: Constants) -> Constants:
 def device_of(node: Node, training: Training, constants: Constants) -> Device:
     """The device for a training's dtype.
 
-    The GEMM rate is the measured one where the GPU has it (`gemm_flops`), else a fraction of the peak; a CPU with
-    neither is taken at CPU_CORE_FLOPS. Ranks that share cores divide both rates.
+    The GEMM rate is what training sustains of the measured one where the GPU has it (`gemm_flops`), else of the peak; a
+    CPU rank without a measured rate is taken at CPU_CORE_FLOPS times its share of a core. Raises InputError for a GPU
+    whose rate in that dtype is unknown.
     """
-    gpu, share = node.gpu, core_share(node)
-    peak = gpu.peak(training.dtype)
-    measured = gpu.gemm_flops.get(training.dtype)
-    rate = measured or (peak * constants.gemm_fraction if peak else CPU_CORE_FLOPS)
+    gpu = node.gpu
     cuda = gpu.kind == "cuda"
+    peak, measured = gpu.peak(training.dtype), gpu.gemm_flops.get(training.dtype)
+    if cuda and not (measured or peak):
+        known = ", ".join(gpu.peak_flops) or "none"
+        raise InputError(
+            f"nothing is known of {gpu.name}'s rate in {training.dtype} (known: {known}): "
+            f"set train.dtype, or cluster.node.gpu.peak_tflops.{training.dtype}"
+        )
+    share = core_share(node)
+    if cuda:
+        sustained = constants.gemm_fraction / constants.best_gemm_fraction
+        rate = measured * sustained if measured else (peak or 0.0) * constants.gemm_fraction
+    else:
+        rate = measured or CPU_CORE_FLOPS * share
     return Device(
-        gemm_flops=rate * share,
+        gemm_flops=rate,
         hbm_bytes_per_s=gpu.hbm_bytes_per_s * constants.hbm_fraction * share,
         peak_flops=peak,
         num_sms=gpu.num_sms,

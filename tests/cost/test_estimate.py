@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shapes import cluster, job, model
 
 from launcher.cost import CostModel
+from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Training
@@ -106,7 +107,6 @@ def test_a_measured_gemm_rate_replaces_the_fraction_of_the_peak() -> None:
     node = asked.cluster.node
     slower = replace(asked.cluster, node=replace(node, gpu=replace(node.gpu, gemm_flops={"bf16": 123e12})))
     rated = CostModel(Job(slower, asked.model, asked.training))
-    assert rated.device.gemm_flops == 123e12
     layout = Layout(tp=8, pp=1, dp=1, micro_batch=4)
     assert rated.estimate(layout).step_time_s > 1.5 * CostModel(asked).estimate(layout).step_time_s
 
@@ -139,3 +139,12 @@ def test_cpu_ranks_that_share_cores_are_slower() -> None:
         steps[cores] = CostModel(Job(shared, found.model, found.training)).estimate(layout).step_time_s
     assert steps[2] > 3 * steps[8]
     assert steps[64] == steps[8]
+
+
+def test_a_gpu_of_unknown_rate_is_told_not_guessed() -> None:
+    asked = job()
+    unknown = replace(
+        asked.cluster, node=replace(asked.cluster.node, gpu=replace(asked.cluster.node.gpu, peak_flops={}))
+    )
+    with pytest.raises(InputError, match="nothing is known of a100_sxm_80g's rate in bf16"):
+        CostModel(Job(unknown, asked.model, asked.training))
