@@ -71,8 +71,24 @@ class TrainOptions:
         for key in ("beta1", "beta2"):
             if getattr(options, key) >= 1:
                 fields.problem(f"train.{key}={getattr(options, key)} must be below 1: 0.9 and 0.95 are usual")
+        if fields.text("engine", "torch") == "deepspeed":
+            fields.problems += options._without_deepspeed()
         raise_problems(fields.problems)
         return options
+
+    def _without_deepspeed(self) -> list[str]:
+        """What is asked for that only the torch engine does."""
+        problems = []
+        if self.checkpoint_every:
+            problems.append(
+                f"train.checkpoint_every={self.checkpoint_every}: the DeepSpeed engine writes no checkpoints here "
+                "(its own are pickles, which loading executes): set it to 0, or train.engine=torch"
+            )
+        if self.hybrid_shard:
+            problems.append(
+                "train.hybrid_shard=true: the DeepSpeed engine shards over all of dp: set train.engine=torch"
+            )
+        return problems
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to `min_lr`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -82,6 +83,7 @@ def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -
         return pid, reader
     code = 1
     try:
+        faulthandler.enable()
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)

@@ -111,6 +111,14 @@ def test_deepspeed_engine_gives_the_loss_of_one_process_where_it_is_allowed(
     assert differences(curves(world_size, wanted), wanted, reference) == []
 
 
+@pytest.mark.slow
+def test_deepspeed_offloads_its_optimizer_without_a_difference(reference: dict[tuple[str, str], Curve]) -> None:
+    pytest.importorskip("deepspeed")
+    layouts = {f"deepspeed dp2 zero{stage} offloaded": Layout(1, 1, 2, zero_stage=stage) for stage in (1, 2, 3)}
+    wanted = cases(2, layouts, engine="deepspeed", offload_optimizer=True)
+    assert differences(curves(2, wanted), wanted, reference) == []
+
+
 def test_the_reference_run_clips_and_learns(reference: dict[tuple[str, str], Curve]) -> None:
     for curve in reference.values():
         assert max(norm for _, norm in curve if norm is not None) > 0.5

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import make_plan
 
+from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.plan.options import TrackingOptions, TrainOptions
 from launcher.worker.report import result_document, throughput
@@ -75,3 +76,11 @@ def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
 def test_learning_rate_warms_up_and_falls_on_a_cosine(step: int, lr: float) -> None:
     options = TrainOptions(steps=100, lr=1.0, min_lr=0.1, warmup_steps=10)
     assert options.lr_at(step) == pytest.approx(lr)
+
+
+@pytest.mark.parametrize("key", ["checkpoint_every", "hybrid_shard"])
+def test_what_deepspeed_does_not_do_here_is_refused_before_anything_starts(key: str) -> None:
+    value = {"checkpoint_every": 5, "hybrid_shard": True}[key]
+    assert getattr(TrainOptions.from_config({"engine": "torch", key: value}), key) == value
+    with pytest.raises(InputError, match=rf"train\.{key}.*train\.engine=torch"):
+        TrainOptions.from_config({"engine": "deepspeed", key: value})
