@@ -35,10 +35,11 @@ def run_node(run_folder: Path) -> int:
     submission = read_submission(run_folder)
     node, name = node_index(plan)
     run_id = f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
+    host, _, port = (launch.coordinator or "").rpartition(":")
     meeting = Meeting(
         run_id=run_id,
-        host=env.get(COORDINATOR) or plan.hosts[0],
-        port=derived_port(run_id),
+        host=host or env.get(COORDINATOR) or plan.hosts[0],
+        port=int(port) if port else derived_port(run_id),
         num_nodes=plan.placement.num_nodes,
         node=node,
         name=name,
