@@ -23,6 +23,7 @@ LEAVES = ("node10,node2", "node1,node9")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
+PREFIX = "launcher-slurm-"
 LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
 
 
@@ -73,6 +74,13 @@ class Slurm:
         self.run(str(TESTCLUSTER), command, *words, "--dir", str(self.folder))
 
 
+def stop_left_over() -> None:
+    """Stop the cluster of a test run that was killed; while the lock is held, any other one is such."""
+    for folder in Path("/tmp").glob(f"{PREFIX}*"):
+        subprocess.run([str(TESTCLUSTER), "stop", "--dir", str(folder)], capture_output=True, timeout=60)
+        shutil.rmtree(folder)
+
+
 def wait_for(path: Path, text: str, *, timeout_s: float = 240) -> str:
     """The content of a file, as soon as it holds `text`."""
     deadline = time.monotonic() + timeout_s
@@ -110,7 +118,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
         pytest.skip("slurm/testcluster needs root: it gives every node a host name of its own")
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # munge's socket wants a short path
+        stop_left_over()
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # munge's socket wants a short path
         cluster = Slurm(folder, tmp_path)
         for name in ("PATH", "SLURM_CONF"):
             monkeypatch.setenv(name, cluster.environment[name])
