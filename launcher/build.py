@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from launcher import env
@@ -190,10 +191,10 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
 
 
 def build_request(data: Mapping[str, Any], cluster: Cluster, problems: list[str]) -> LayoutRequest:
-    """`layout.*` as asked for; where no degree was pinned, the cluster's own default layout pins it."""
+    """`layout.*` as asked for; where no degree was pinned, a default layout that fills the cluster pins them."""
     fields = Fields(data, "layout", problems)
     degrees = {key: fields.auto_integer(key) for key in ("tp", "pp", "dp", "cp", "ep")}
-    if not any(degrees.values()):
+    if not any(degrees.values()) and prod(cluster.default_layout.values()) == cluster.max_ranks:
         degrees |= {key: int(value) for key, value in cluster.default_layout.items()}
     zero_stage = fields.auto_integer("zero_stage", minimum=0)
     axis_order = None if fields.raw("axis_order", AUTO) == AUTO else fields.text("axis_order")

@@ -96,7 +96,7 @@ def _tensor_shape(job: Job, tp: int) -> Iterator[Problem]:
     model = job.model
     if model.heads % tp:
         yield Problem("tp does not divide the heads", f"the {model.heads} heads of {model.name}")
-    if model.kv_heads % tp and tp % model.kv_heads:
+    if model.kv_heads != model.heads and model.kv_heads % tp and tp % model.kv_heads:
         yield Problem(
             "tp and the key-value heads do not divide", f"the {model.kv_heads} key-value heads of {model.name}"
         )

@@ -155,3 +155,11 @@ def test_divisors_are_all_of_them_in_order(number: int) -> None:
 def test_tensor_parallel_choices_stop_at_the_domain() -> None:
     assert tensor_parallel_choices(job(on=cluster(nodes=2)), across_domains=False) == [1, 2, 4, 8]
     assert tensor_parallel_choices(job(on=cluster(nodes=2)), across_domains=True) == [1, 2, 4, 8, 16]
+
+
+def test_grouped_heads_are_told_only_where_they_differ_from_the_heads() -> None:
+    grouped = job(of=replace(model(heads=24, hidden=24 * 64), kv_heads=6))
+    rules = {p.rule for p in broken_rules(grouped, Layout(tp=4, pp=1, dp=2, layer_split=(24,)))}
+    assert rules == {"tp and the key-value heads do not divide"}
+    same = {p.rule for p in broken_rules(job(), Layout(tp=3, pp=1, dp=2))}
+    assert "tp and the key-value heads do not divide" not in same
