@@ -23,7 +23,7 @@ LEAVES = ("node10,node2", "node1,node9")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
-PREFIX = "launcher-slurm-"
+PREFIX = "launcher-lab-"
 LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
 
 
