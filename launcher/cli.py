@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
 
 from launcher.errors import InputError, LauncherError
 
@@ -97,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Plan, place and run distributed training on NVLink clusters.",
         epilog="Overrides are Hydra's: cluster=dgx_a100_80g cluster.num_nodes=64 model=gpt3_175b layout.tp=8",
     )
-    parser.add_argument("--version", action="version", version=f"launcher {version('nvlink-launcher')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -111,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
         sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: reading package metadata takes as long as a small plan."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"launcher {version('nvlink-launcher')}\n")
 
 
 class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
