@@ -14,6 +14,7 @@ from training import Curve, curves
 
 from launcher.layout import Layout
 
+pytestmark = pytest.mark.timeout(900)  # the eight ranks of a case share whatever cores there are
 TOLERANCE = 1e-5
 STEPS = 10
 Case = tuple[Layout, dict[str, Any]]

@@ -60,7 +60,7 @@ def train(layout: Layout, rank: int, *, model: Model, optimizer: str, num_steps:
 
 
 def curves(
-    world_size: int, cases: Mapping[str, tuple[Layout, dict[str, Any]]], *, timeout_s: float = 400.0
+    world_size: int, cases: Mapping[str, tuple[Layout, dict[str, Any]]], *, timeout_s: float = 850.0
 ) -> dict[str, Curve]:
     """Train every case, one after the other, in one start of `world_size` ranks; rank 0's curves, all ranks' equal."""
 
