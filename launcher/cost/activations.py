@@ -19,13 +19,19 @@ class LayerActivations:
     working: float
 
 
-def layer_activations(model: Model, training: Training, shape: LayerShape, recompute: str) -> LayerActivations:
-    """What a layer stores, and what its recomputation or gradients need on top while it runs."""
+def layer_activations(
+    model: Model, training: Training, shape: LayerShape, recompute: str, *, gathered: bool = False
+) -> LayerActivations:
+    """What a layer stores, and what its recomputation or gradients need on top while it runs.
+
+    `gathered`: with sequence parallelism the projections' inputs stay gathered, instead of being gathered again.
+    """
     tokens = shape.sequences * model.seq_len // shape.cp
     sharded = tokens / (shape.tp if shape.sequence_parallel else 1)
     e = training.dtype_bytes
     core = _core(model, training, shape, tokens)
-    whole = _rest(model, training, shape, tokens, sharded) + core
+    inputs = tokens if gathered else sharded
+    whole = _rest(model, training, shape, tokens, sharded, inputs) + core
     gradients = 2.0 * e * tokens * max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.hidden) / shape.tp
     if recompute == "full":
         return LayerActivations(e * sharded * model.hidden, whole + gradients)
@@ -45,12 +51,12 @@ def _core(model: Model, training: Training, shape: LayerShape, tokens: int) -> f
     return scores * (softmax + (e + 1 if runs_dropout(model, training) else 0))
 
 
-def _rest(model: Model, training: Training, shape: LayerShape, tokens: int, sharded: float) -> float:
+def _rest(model: Model, training: Training, shape: LayerShape, tokens: int, sharded: float, inputs: float) -> float:
     """Everything but the core. With LayerNorm, dropout and no gating: the paper's 34 s·b·h at tp = 1."""
     e, hidden, tp = training.dtype_bytes, model.hidden, shape.tp
     norm = e if model.norm == "layernorm" or training.fused_norm else 4 + e
     masks = 2 if runs_dropout(model, training) else 0
-    replicated = sharded * hidden * (2 * norm + 2 * e + masks)
+    replicated = sharded * hidden * (2 * norm + masks) + inputs * hidden * 2 * e
     qkv = hidden + 2 * model.kv_hidden
     rotated = hidden + model.kv_hidden if model.positions == "rotary" and not training.fused_rotary else 0
     attention = e * tokens * (qkv + rotated + hidden) / tp

@@ -56,7 +56,8 @@ def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateByte
         e, gradient = (e if e >= 4 else 0), 4
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),
-        gradients=gradient / shards if layout.zero_stage >= 2 else float(gradient),
+        # A pipeline sums the gradients of all micro-batches before it reduces them (PyTorch's stages under FSDP2).
+        gradients=gradient / shards if layout.zero_stage >= 2 and layout.pp == 1 else float(gradient),
         optimizer=0.0 if training.offload_optimizer else (optimizer / shards if layout.zero_stage >= 1 else optimizer),
     )
 
@@ -92,7 +93,9 @@ def stage_memory(
     # together.
     fragmented = constants.pipeline_fragmentation_fraction if cuda and layout.pp > 1 else 0.0
     return {
-        "parameters": dense.weights * parameters.dense + expert.weights * parameters.experts,
+        "parameters": dense.weights * parameters.dense
+        + expert.weights * parameters.experts
+        + _gathered_ends(model, training, layout, stage),
         "gradients": dense.gradients * parameters.dense + expert.gradients * parameters.experts,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
         "activations": stored + max(0.0, activations.working - logits),
@@ -129,14 +132,22 @@ def _buffers(
     """NCCL's buffers of each communicator, and what fully sharded data parallelism gathers and reduces.
 
     ZeRO-3 (as PyTorch's FSDP2): a layer's weights and those of the next, its gradients, and their copy in the dtype of
-    the reduction; embedding and head stay gathered from forward to backward, the head's gradient until the end.
+    the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:
         return nccl
     e, reduced = training.dtype_bytes, DTYPE_BYTES[training.reduce_dtype]
-    first, last = stage == 0, stage == layout.pp - 1
-    ends = end_parameters(model, tp=layout.tp, first=first, last=last)
+    last = stage == layout.pp - 1
+    ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=last)
     head = padded_vocab(model, layout.tp) / layout.tp * model.hidden if last else 0.0
-    return nccl + (3.0 * e + reduced) * (parameters.total - ends) / max(1, layers) + e * (ends + head)
+    return nccl + (3.0 * e + reduced) * (parameters.total - ends) / max(1, layers) + e * head
+
+
+def _gathered_ends(model: Model, training: Training, layout: Layout, stage: int) -> float:
+    """With ZeRO-3 embedding and head, which stay gathered from forward to backward (FSDP's root)."""
+    if layout.zero_stage < 3:
+        return 0.0
+    ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=stage == layout.pp - 1)
+    return training.dtype_bytes * ends

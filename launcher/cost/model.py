@@ -24,6 +24,7 @@ from launcher.cost.optimizer import optimizer_s
 from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
+from launcher.cost.traffic_bytes import activation_bytes, message_bytes
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.layout.split import balanced_split
@@ -151,12 +152,12 @@ class CostModel:
 
     def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
-        model, training = self.job.model, self.job.training
+        model = self.job.model
         tokens = layout.micro_batch * model.seq_len // layout.cp
         group = self._group(layout, "tp")
 
         def make() -> tuple[Cost, Cost]:
-            num_bytes = float(tokens * model.hidden * training.dtype_bytes)
+            num_bytes = activation_bytes(self.job, layout)
             collective = 0.5 * all_reduce_s(self.fabric, group, num_bytes) * self.constants.collective_slowdown
             head = head_part(self.device, self.constants, model, tokens=tokens, tp=layout.tp)
             embedding = embedding_part(self.device, model, tokens=tokens)
@@ -194,15 +195,12 @@ class CostModel:
         """
         if layout.pp == 1:
             return 0.0
-        model = self.job.model
         group, tp = self._group(layout, "pp"), self._group(layout, "tp")
 
         def make() -> float:
-            num_bytes = float(
-                layout.micro_batch * model.seq_len // layout.cp * model.hidden * self.job.training.dtype_bytes
-            )
-            gather = 0.0 if layout.sequence_parallel else all_gather_s(self.fabric, tp, num_bytes)
-            return layout.virtual_stages * (send_s(self.fabric, group, num_bytes / layout.tp) + gather)
+            whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
+            gather = 0.0 if layout.sequence_parallel else all_gather_s(self.fabric, tp, whole)
+            return layout.virtual_stages * (send_s(self.fabric, group, message) + gather)
 
         key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
         return self._once(key, make)
@@ -303,9 +301,10 @@ class CostModel:
     def activations(self, layout: Layout) -> LayerActivations:
         """Of one layer and one micro-batch."""
         job, shape = self.job, _shape(layout)
+        gathered = layout.schedule == "zb_h1"  # the engine cannot gather again in a backward pass that is split
         return self._once(
-            ("activations", shape, layout.recompute),
-            lambda: layer_activations(job.model, job.training, shape, layout.recompute),
+            ("activations", shape, layout.recompute, gathered),
+            lambda: layer_activations(job.model, job.training, shape, layout.recompute, gathered=gathered),
         )
 
     def stage_parts(self, layout: Layout, stage: int) -> dict[str, float]:

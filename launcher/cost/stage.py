@@ -10,6 +10,7 @@ from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, 
 from launcher.cost.constants import Constants
 from launcher.cost.layer import LayerParts, LayerShape, Part
 from launcher.cost.network import Fabric, Group
+from launcher.cost.traffic_bytes import layer_passes
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
 
@@ -67,7 +68,8 @@ def layer_cost(
     cp_exposed = max(0.0, cp_s - parts.core.forward_s)
     cp_back = max(0.0, 2 * cp_s - parts.core.backward_s)
     tp_hidden = min(tp_s, parts.rest.weight_s) if training.async_tensor_parallel else 0.0
-    regathered = 0.5 * tp_s if shape.sequence_parallel else 0.0
+    ahead, back = layer_passes(sequence_parallel=shape.sequence_parallel)
+    regathered = (back - ahead) / ahead * tp_s
     tp_back = tp_s + regathered - tp_hidden * (1 - constants.tp_overlap_cost)
     device = parts.rest + parts.core
     forward = max(device.forward_s + tp_s + cp_exposed + ep_s, constants.host_forward_s)
@@ -105,9 +107,10 @@ def _tensor_parallel_s(model: Model, training: Training, fabric: Fabric, group: 
     """
     reduced = DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)]
     num_bytes = _activation_bytes(model, training, shape) * reduced / training.dtype_bytes
+    passes, _ = layer_passes(sequence_parallel=shape.sequence_parallel)
     if shape.sequence_parallel:
-        return 4 * all_gather_s(fabric, group, num_bytes)
-    return 2 * all_reduce_s(fabric, group, num_bytes)
+        return passes * all_gather_s(fabric, group, num_bytes)
+    return passes // 2 * all_reduce_s(fabric, group, num_bytes)
 
 
 def _context_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:

@@ -50,6 +50,11 @@ class TorchEngine:
         self._tied_group = self._make_tied_group()
 
     @property
+    def sharded(self) -> bool:
+        """Whether FSDP2 holds the parameters."""
+        return self._fsdp
+
+    @property
     def num_stages(self) -> int:
         return self._layout.pp * self._layout.virtual_stages
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-from worker.ranks import cpu_cluster
+from ranks import cpu_cluster
 
 from launcher.cost import CostModel
 from launcher.layout import Layout
@@ -58,7 +58,7 @@ class Case:
     def job(self) -> Job:
         layout = self.layout
         batch = self.num_micro_batches * layout.dp * layout.micro_batch
-        training = Training(batch, attention=self.attention, dropout=0.0, grad_reduce_dtype="fp32", loss_parallel=True)
+        training = Training(batch, attention=self.attention, **ENGINE_SETTINGS)
         return Job(cpu_cluster(8, num_nodes=-(-layout.world_size // 8)), self.model, training)
 
     @property
@@ -77,12 +77,12 @@ CASES = [
     Case(LLAMA_7B, Layout(1, 1, 16, zero_stage=2, recompute="full", micro_batch=2), 2),
     Case(LLAMA_7B, Layout(4, 2, 2), 2, stage=1),
     Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=1, recompute="full", micro_batch=2), 2),
-    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=3), 2),
-    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=2, recompute="full"), 2, stage=1),
-    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 1, attention="math"),
-    Case(LLAMA_70B, sp(8, 4, 2), 4),
+    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=3), 4),
+    Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=2, recompute="full"), 4, stage=1),
+    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 2, attention="math"),
+    Case(LLAMA_70B, sp(8, 4, 2), 5),
     Case(LLAMA_70B, sp(8, 8, 2, schedule="interleaved", virtual_stages=2), 8, stage=1),
-    Case(LLAMA_70B, Layout(1, 1, 64, zero_stage=3, recompute="full"), 1),
+    Case(LLAMA_70B, Layout(1, 1, 64, zero_stage=3, recompute="full"), 2),
     Case(GPT_175B, Layout(8, 8, 16, recompute="full"), 8),
     Case(GPT_175B, Layout(8, 16, 4, schedule="gpipe", recompute="full"), 16, stage=15),
     Case(GPT_175B, sp(8, 16, 2, recompute="selective"), 16),

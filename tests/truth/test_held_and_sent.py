@@ -1,0 +1,109 @@
+"""What real ranks hold and send is what the cost model says, within 2 %: small models, CPU ranks, real gloo groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from counting import HeldBytes, SentBytes
+from ranks import make_plan, run_ranks
+from training import ADAMW, make_engine, random_batch
+
+from launcher.cost import CostModel
+from launcher.cost.traffic_bytes import RankStage, rank_bytes
+from launcher.layout import Layout
+from launcher.model import Model
+
+TOLERANCE = 0.02
+GLOBAL_BATCH = 16
+SETTINGS: dict[str, Any] = {
+    "dtype": "bf16", "grad_reduce_dtype": "fp32", "loss_parallel": True, "dropout": 0.0, "fused_rotary": True,
+    "global_batch": GLOBAL_BATCH,
+}  # fmt: skip
+GPT = Model(
+    "small_gpt", hidden=64, layers=4, heads=4, kv_heads=4, ffn_hidden=256, gated_mlp=False, vocab=128, seq_len=32,
+    tied_embeddings=True,
+)  # fmt: skip
+LLAMA = Model(
+    "small_llama", hidden=64, layers=4, heads=4, kv_heads=2, ffn_hidden=192, gated_mlp=True, vocab=128, seq_len=32,
+    tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
+)  # fmt: skip
+CASES: list[tuple[Layout, Model]] = [
+    (Layout(4, 1, 1, micro_batch=4), GPT),
+    (Layout(4, 1, 1, micro_batch=4, sequence_parallel=True), GPT),
+    (Layout(2, 1, 2, micro_batch=4, sequence_parallel=True), LLAMA),
+    (Layout(1, 4, 1, micro_batch=2), GPT),
+    (Layout(1, 2, 2, micro_batch=2, schedule="gpipe"), LLAMA),
+    (Layout(2, 2, 1, micro_batch=2), LLAMA),
+    (Layout(2, 2, 1, micro_batch=2, schedule="interleaved", virtual_stages=2, sequence_parallel=True), LLAMA),
+    (Layout(1, 1, 4, micro_batch=2), GPT),
+    (Layout(1, 1, 4, micro_batch=2, zero_stage=1), LLAMA),
+    (Layout(1, 1, 4, micro_batch=2, zero_stage=2), LLAMA),
+    (Layout(1, 1, 4, micro_batch=2, zero_stage=3), LLAMA),
+    (Layout(2, 1, 2, micro_batch=2, zero_stage=3), LLAMA),
+    (Layout(1, 2, 2, micro_batch=2, zero_stage=1), LLAMA),
+    (Layout(2, 2, 2, micro_batch=2), GPT),
+    (Layout(2, 2, 2, micro_batch=2, zero_stage=1, sequence_parallel=True), LLAMA),
+]
+
+
+def cases(world_size: int) -> list[tuple[Layout, Model]]:
+    return [case for case in CASES if case[0].world_size == world_size]
+
+
+def measure(rank: int) -> list[dict[str, dict[str, float]]]:
+    """For every case of this world's size, what this rank holds at most and sends in a step."""
+    found = []
+    for layout, model in cases(dist.get_world_size()):
+        engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **SETTINGS)
+        batch = random_batch(axes, model=model, global_batch=GLOBAL_BATCH, step=0)
+        engine.train_step(batch, lr=1e-3)  # the first step also agrees on the pipeline's messages
+        held = HeldBytes(engine)  # type: ignore[arg-type]
+        with SentBytes(axes) as sent:
+            engine.train_step(batch, lr=1e-3)
+        found.append({"held": dict(held.most), "sent": dict(sent.by_axis)})
+    return found
+
+
+def expected(layout: Layout, model: Model, rank: int) -> dict[str, dict[str, float]]:
+    """The cost model's figures for a rank."""
+    plan = make_plan(layout, model=model, **SETTINGS)
+    costs, stage = CostModel(plan.job), plan.grid.coordinate(rank)["pp"]
+    parts = costs.stage_parts(layout, stage)
+    held = RankStage(
+        costs.rank_layers(layout)[stage], first=stage == 0, last=stage == layout.pp - 1, chunks=layout.virtual_stages
+    )
+    return {
+        "held": {part: parts[part] for part in ("parameters", "gradients", "optimizer")},
+        "sent": rank_bytes(plan.job, layout, held),
+    }
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[int, list[Any]]:
+    """By world size, what its ranks found: one start of the ranks for all cases."""
+    return {size: run_ranks(size, measure, timeout_s=400) for size in (4, 8)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["held", "sent"])
+@pytest.mark.parametrize("world_size", [4, 8])
+def test_ranks_hold_and_send_what_the_cost_model_says(
+    kind: str, world_size: int, measured: dict[int, list[Any]]
+) -> None:
+    wrong = []
+    for number, (layout, model) in enumerate(cases(world_size)):
+        for rank, found in enumerate(measured[world_size]):
+            true = found[number][kind]
+            for part, said in expected(layout, model, rank)[kind].items():
+                if abs(said - true.get(part, 0.0)) > TOLERANCE * max(true.get(part, 0.0), said):
+                    name = f"{model.name} {layout.brief()} {layout.schedule} rank {rank}"
+                    wrong.append(f"{name} {part}: {true.get(part, 0.0):.0f}, said {said:.0f}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_nothing_but_scalars_is_sent_outside_the_axes(measured: dict[int, list[Any]]) -> None:
+    others = [case["sent"].get("other", 0.0) for ranks in measured.values() for found in ranks for case in found]
+    assert max(others) < 64
