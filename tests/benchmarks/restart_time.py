@@ -2,7 +2,9 @@
 
     python tests/benchmarks/restart_time.py [--ranks 4] [--repeats 5]
 
-Both run tests/launch/step_script.py, which resumes from its newest finished step. The last line on stdout is JSON.
+Both run tests/launch/step_script.py, which resumes from its newest finished step. torchrun gets
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it its new ranks hung in init_process_group here (torch 2.13, 4 of 4
+tries, one node). The last line on stdout is JSON.
 """
 
 from __future__ import annotations
@@ -57,7 +59,12 @@ def measure(kind: str, ranks: int) -> float:
     """Seconds from the kill of the last rank to a step that was finished after it."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        job = subprocess.Popen(command(kind, folder, ranks), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        job = subprocess.Popen(
+            command(kind, folder, ranks),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        )
         try:
             wait_for_step(folder, 20)
             victim = ranks_below(job.pid, ranks)[-1]
@@ -80,6 +87,7 @@ def main() -> None:
     for _ in range(arguments.repeats):
         for kind, found in times.items():
             found.append(measure(kind, arguments.ranks))
+            print(f"{kind}: {found[-1]:.2f} s", file=sys.stderr, flush=True)
     middle = {kind: median(found) for kind, found in times.items()}
     ratio = middle["ours"] / middle["torchrun"]
     print(
