@@ -31,7 +31,7 @@ class RankState:
     step: int  # steps it has finished
     step_s: float  # duration of the last one
     script_at: float  # the script began
-    failed_at: float  # an exception left the script
+    failed_at: float  # the script ended badly: an exception, or an exit code
     first_step_at: float  # the first step was finished
     groups_at: float  # the process groups stood
     heeds_stop: bool  # it looks at the stop flag at the end of each step
@@ -105,7 +105,7 @@ class Board:
         self._put(_DOUBLE, local_rank + 1, _SCRIPT, time.monotonic())
 
     def mark_failed(self, local_rank: int) -> None:
-        """An exception has just left the rank's script."""
+        """The rank's script has just ended badly."""
         self._put(_DOUBLE, local_rank + 1, _FAILED, time.monotonic())
 
     def mark_groups(self, local_rank: int) -> None:

@@ -19,7 +19,7 @@ LOG_HEADER = "=== launcher: "  # begins the line that each start of a rank write
 
 @dataclass(frozen=True)
 class RankEnd:
-    """The end of one rank. `at` (CLOCK_MONOTONIC): when its exception left the script, else when its process ended."""
+    """The end of one rank. `at` (CLOCK_MONOTONIC): when its script ended badly, else when its process ended."""
 
     rank: int
     local_rank: int

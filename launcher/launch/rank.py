@@ -42,7 +42,10 @@ def _run_script(script: str, args: Sequence[str]) -> int:
         runpy.run_path(script, run_name="__main__")
         return 0
     except SystemExit as error:
-        return _exit_code(error.code)
+        code = _exit_code(error.code)
+        if watched and code:  # now: its peers notice before its process has ended
+            watched[0].mark_failed(watched[1])
+        return code
     except BaseException as error:
         if watched:
             watched[0].mark_failed(watched[1])
