@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from posed import CASES, truth_and_estimate
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # about 3 minutes of CPU time, on two cores or beside others
 TOLERANCE = 0.10
 WORKERS = 2
 
@@ -26,14 +27,12 @@ def found() -> dict[int, dict[str, float]]:
         return dict(pair for share in pool.map(measure, shares, chunksize=1) for pair in share)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.name for case in CASES])
 def test_estimate_is_the_peak_of_live_bytes(number: int, found: dict[int, dict[str, float]]) -> None:
     row = found[number]
     assert row["ratio"] == pytest.approx(1.0, abs=TOLERANCE), f"GiB: {row}"
 
 
-@pytest.mark.slow
 def test_cases_span_what_the_estimate_must_know() -> None:
     layouts = [case.layout for case in CASES]
     assert {layout.zero_stage for layout in layouts} == {0, 1, 2, 3}
