@@ -1,6 +1,6 @@
 """A small training job for the tests of a job's life: steps of 0.2 s, a checkpoint when asked to stop, resume.
 
-stepper.py STEPS [fail=STEP]: writes steps.jsonl (every step that was done, and in which start).
+stepper.py STEPS [fail=STEP] [after-resume=STEPS]: writes steps.jsonl (every step that was done, and in which start).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def main() -> int:
     pulse = Pulse()
     checkpoints = folder / "checkpoints"
     first = max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+    if start and "after-resume" in options:
+        num_steps = first + int(options["after-resume"])
     for step in range(first + 1, num_steps + 1):
         time.sleep(STEP_S)
         dist.all_reduce(torch.ones(1))
