@@ -3,8 +3,8 @@
     python tests/benchmarks/restart_time.py [--ranks 4] [--repeats 5]
 
 Both run tests/launch/step_script.py, which resumes from its newest finished step. torchrun gets
-TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it its new ranks hung in init_process_group here (torch 2.13, 4 of 4
-tries, one node). The last line on stdout is JSON.
+TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: without it its new ranks hung in init_process_group here (torch 2.13, one
+node, in the three tries watched). The last line on stdout is JSON.
 """
 
 from __future__ import annotations
