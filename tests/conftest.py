@@ -7,7 +7,8 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put every slow or Slurm test in one group of `--dist=loadgroup`."""
+    """Put every slow or Slurm test in one group of `--dist=loadgroup`, but for those that name their own."""
     for item in items:
-        if item.get_closest_marker("slow") or item.get_closest_marker("slurm"):
+        marked = item.get_closest_marker("slow") or item.get_closest_marker("slurm")
+        if marked and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("ranks"))

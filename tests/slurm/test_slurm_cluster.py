@@ -12,7 +12,7 @@ from conftest import ROOT, STEPPER, Slurm, events, ledger, steps, wait_for
 from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
 
 # One group: with pytest-xdist's --dist loadgroup one worker runs them all, instead of two that wait for each other.
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")

@@ -9,7 +9,11 @@ from collections.abc import Sequence
 import pytest
 from posed import CASES, truth_and_estimate
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]  # about 3 minutes of CPU time, on two cores or beside others
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("posed"),
+    pytest.mark.timeout(1500),
+]  # about 3 minutes of CPU time, on two cores or beside others
 TOLERANCE = 0.10
 WORKERS = 2
 
