@@ -34,7 +34,7 @@ ALLOWED = {
     "api": PLANNING | {"settings"},
     "commands": PLANNING | {"settings", "report", "launch", "cli", "api"},
     "cli": BASE | {"commands", "settings"},
-    "__init__": {"api"},
+    "__init__": {"api", "plan"},
 }
 WORKER_PLAN_MODULES = {"launcher.plan", "launcher.plan.record", "launcher.plan.options"}
 HEAVY = {"torch", "deepspeed", "wandb", "numpy", "transformers", "safetensors", "tokenizers"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,10 @@ def test_a_smaller_node_clips_its_domains() -> None:
 def test_pinning_any_degree_leaves_the_default_layout_of_the_cluster() -> None:
     assert load([]).request.pinned() == {"tp": 2, "pp": 2, "dp": 2}
     assert load(["layout.tp=1"]).request.pinned() == {"tp": 1}
+
+
+def test_plan_stays_a_function_beside_the_subpackage_of_its_name() -> None:
+    import_module("launcher.plan.build")
+    from launcher import plan
+
+    assert plan(["model=gpt_tiny"]).layout.world_size == 8
