@@ -29,13 +29,14 @@ def ring_bytes(ranks: int, num_bytes: float, *, passes: float = 1) -> float:
     return passes * (ranks - 1) / ranks * num_bytes
 
 
-def layer_passes(*, sequence_parallel: bool) -> tuple[int, int]:
+def layer_passes(*, sequence_parallel: bool, regathers: bool = True) -> tuple[int, int]:
     """Passes over a layer's activations, forward and backward.
 
     Two all-reduces each way (Shoeybi et al. 2019); with sequence parallelism an all-gather and a reduce-scatter for
-    each, and backward gathers both projections' inputs again (Korthikanti et al. 2022, section 4.2.2).
+    each, and where it `regathers`, backward gathers both projections' inputs again (Korthikanti et al. 2022, section
+    4.2.2) instead of keeping them.
     """
-    return 4, 6 if sequence_parallel else 4
+    return 4, 6 if sequence_parallel and regathers else 4
 
 
 def activation_bytes(job: Job, layout: Layout) -> float:
@@ -50,11 +51,15 @@ def message_bytes(job: Job, layout: Layout) -> float:
 
 
 def tensor_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Layers, embedding, head and loss; without sequence parallelism what stages exchange is gathered."""
+    """Layers, embedding, head and loss; without sequence parallelism what stages exchange is gathered.
+
+    CPU ranks keep what sequence parallelism gathered (`can_regather` in launcher/worker/parallel.py).
+    """
     model, training, parallel = job.model, job.training, layout.sequence_parallel
     whole = activation_bytes(job, layout)
     summed = whole * DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=parallel)] / training.dtype_bytes
-    passes = stage.layers * sum(layer_passes(sequence_parallel=parallel))
+    regathers = job.cluster.node.gpu.kind != "cpu"
+    passes = stage.layers * sum(layer_passes(sequence_parallel=parallel, regathers=regathers))
     passes += stage.first * (3 if parallel else 2) + stage.last * 2
     loss = 12.0 * layout.micro_batch * model.seq_len // layout.cp  # maximum, sum, target's logit, in fp32
     joined = 0 if parallel else 2 * stage.chunks - stage.first - stage.last
