@@ -44,4 +44,5 @@ def test_quoted_words_survive_the_round_trip(plain: list[str]) -> None:
 
 @given(st.text(st.sampled_from("#!SBATCH -=\n\"'`$(){}\\;&|<> srun torchrun A=1"), max_size=200))
 def test_no_text_breaks_the_reader(text: str) -> None:
-    lint(text)
+    lines = text.count("\n") + 1
+    assert all(1 <= finding.line <= lines for finding in lint(text))
