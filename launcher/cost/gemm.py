@@ -17,12 +17,14 @@ def gemm_s(device: Device, m: int, n: int, k: int, *, batch: int = 1) -> float:
     """
     if not m or not n or not k:
         return 0.0
-    sms = device.num_sms
+    sms, margin = device.num_sms, device.clock_margin
     best = float("inf")
     for tile_m, tile_n, rate in device.tiles:
         blocks = -(-m // tile_m) * -(-n // tile_n) * batch
-        waves = -(-blocks // sms) * sms / device.clock_margin
-        best = min(best, max(waves, blocks) * tile_m * tile_n / rate)
+        waves = -(-blocks // sms) * sms / margin
+        work = (waves if waves > blocks else blocks) * tile_m * tile_n / rate
+        if work < best:  # no min and max: most of an estimate's time goes through here
+            best = work
     math_s = 2.0 * best * (k + device.extra_k) / device.gemm_flops
     memory_s = batch * device.dtype_bytes * (m * k + k * n + m * n) / device.hbm_bytes_per_s
     return max(math_s, memory_s) + device.gap_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.cost import elementwise
 from launcher.cost.attention import CoreTime, core_time
@@ -35,8 +36,7 @@ class Part:
         )
 
 
-@dataclass(frozen=True)
-class LayerShape:
+class LayerShape(NamedTuple):
     """What a rank sees of a layer: everything that its time depends on."""
 
     sequences: int  # of one micro-batch

@@ -77,7 +77,9 @@ def stage_memory(
 ) -> dict[str, float]:
     """Bytes of one rank of pipeline stage `stage`, by part."""
     dense = state_bytes(training, layout, shards=layout.dp * layout.cp)
-    expert = state_bytes(training, layout, shards=max(1, layout.dp * layout.cp // layout.ep))
+    expert = dense
+    if layout.ep > 1:
+        expert = state_bytes(training, layout, shards=max(1, layout.dp * layout.cp // layout.ep))
     held = in_flight(
         layout.schedule if layout.virtual_stages == 1 else "interleaved",
         stage=stage,

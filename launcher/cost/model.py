@@ -19,15 +19,15 @@ from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
 from launcher.cost.layer import LayerShape, layer_parts
 from launcher.cost.memory import Memory, stage_memory
-from launcher.cost.network import Group, fabric_of, group_of
+from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
-from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
+from launcher.cost.parameters import RankParameters, padded_vocab
 from launcher.cost.pipeline import pipeline_time
+from launcher.cost.ranks import PipelineRanks, pipeline_ranks
 from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
 from launcher.cost.traffic_bytes import activation_bytes, message_bytes
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.layout.split import balanced_split
 from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")
@@ -109,30 +109,32 @@ class CostModel:
         return busiest * layout.num_micro_batches(self.job.training.global_batch)
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
-        if key not in self._kept:
-            self._kept[key] = make()
-        found: _T = self._kept[key]
+        found: _T | None = self._kept.get(key)
+        if found is None:
+            found = self._kept[key] = make()
         return found
 
-    def _group(self, layout: Layout, axis: str) -> Group:
-        key = ("group", axis, layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep)
-        return self._once(key, lambda: group_of(self.job.cluster, layout, axis))
+    def _groups(self, layout: Layout) -> AxisGroups:
+        key = ("groups", layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep)
+        return self._once(key, lambda: groups_of(self.job.cluster, layout))
 
     def rank_layers(self, layout: Layout) -> tuple[int, ...]:
         """Layers of each pipeline rank, over its virtual stages."""
-        pp, chunks = layout.pp, layout.pp * layout.virtual_stages
+        return self._ranks(layout).layers
 
-        def count() -> tuple[int, ...]:
-            split = layout.layer_split or balanced_split(self.job.model, num_stages=chunks)
-            return tuple(sum(split[rank::pp]) for rank in range(pp))
+    def parameters(self, layout: Layout) -> tuple[RankParameters, ...]:
+        """Parameters of each pipeline rank."""
+        return self._ranks(layout).parameters
 
-        return self._once(("layers", pp, chunks, layout.layer_split), count)
+    def _ranks(self, layout: Layout) -> PipelineRanks:
+        key = ("ranks", layout.tp, layout.pp, layout.ep, layout.virtual_stages, layout.layer_split)
+        return self._once(key, lambda: pipeline_ranks(self.job.model, layout))
 
     def layer_cost(self, layout: Layout) -> Cost:
         """One layer and one micro-batch."""
         job, constants = self.job, self.constants
         shape = _shape(layout)
-        tp, cp, ep = (self._group(layout, axis) for axis in ("tp", "cp", "ep"))
+        tp, cp, _, _, ep = self._groups(layout)
         parts = self._once(
             ("parts", shape), lambda: layer_parts(self.device, constants, job.model, job.training, shape)
         )
@@ -154,7 +156,7 @@ class CostModel:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
         model = self.job.model
         tokens = layout.micro_batch * model.seq_len // layout.cp
-        group = self._group(layout, "tp")
+        group = self._groups(layout).tp
 
         def make() -> tuple[Cost, Cost]:
             num_bytes = activation_bytes(self.job, layout)
@@ -195,7 +197,8 @@ class CostModel:
         """
         if layout.pp == 1:
             return 0.0
-        group, tp = self._group(layout, "pp"), self._group(layout, "tp")
+        groups = self._groups(layout)
+        group, tp = groups.pp, groups.tp
 
         def make() -> float:
             whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
@@ -205,31 +208,14 @@ class CostModel:
         key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
         return self._once(key, make)
 
-    def parameters(self, layout: Layout) -> tuple[RankParameters, ...]:
-        """Parameters of each pipeline rank."""
-        layers, tp, ep = self.rank_layers(layout), layout.tp, layout.ep
-
-        def make() -> tuple[RankParameters, ...]:
-            model, pp = self.job.model, len(layers)
-            one = layer_parameters(model, tp=tp, ep=ep)
-            return tuple(
-                RankParameters(
-                    count * one.dense + end_parameters(model, tp=tp, first=rank == 0, last=rank == pp - 1),
-                    count * one.experts,
-                )
-                for rank, count in enumerate(layers)
-            )
-
-        return self._once(("parameters", layers, tp, ep), make)
-
     def gradients(self, layout: Layout, *, forward_s: float, backward_s: float) -> Exposed:
         """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction.
 
         They hide behind `forward_s` and `backward_s`, a rank's seconds for one micro-batch.
         """
         training = self.job.training
-        heaviest = max(self.parameters(layout), key=lambda p: p.total)
-        group = self._group(layout, "dp")
+        heaviest = self._ranks(layout).heaviest
+        group = self._groups(layout).dp
         if layout.cp > 1:
             group = Group(group.ranks * layout.cp, group.per_domain, group.per_node, group.nodes, group.spine)
         traffic = GradientTraffic(
@@ -255,14 +241,14 @@ class CostModel:
         model = self.job.model
         if layout.pp == 1 or not model.tied_embeddings:
             return 0.0
-        group = self._group(layout, "pp")
+        group = self._groups(layout).pp
         pair = Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
         table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
         return all_reduce_s(self.fabric, pair, float(table * DTYPE_BYTES[self.job.training.reduce_dtype]))
 
     def _optimizer_s(self, layout: Layout) -> float:
         shards = layout.dp * layout.cp if layout.zero_stage else 1
-        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self.parameters(layout))
+        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self._ranks(layout).distinct)
         seconds = optimizer_s(
             self.device,
             self.constants,
@@ -324,14 +310,11 @@ class CostModel:
         )
 
     def _memory(self, layout: Layout) -> Memory:
-        worst: Memory | None = None
-        for stage in sorted({0, layout.pp - 1, min(1, layout.pp - 1)}):
-            parts = self.stage_parts(layout, stage)
-            total = sum(parts.values())
-            if worst is None or total > worst.total_bytes:
-                worst = Memory(stage, parts, total, self.usable_bytes)
-        assert worst is not None
-        return worst
+        each = [(stage, self.stage_parts(layout, stage)) for stage in self._ranks(layout).fullest]
+        totals = [sum(parts.values()) for _, parts in each]
+        total = max(totals)
+        stage, parts = each[totals.index(total)]
+        return Memory(stage, parts, total, self.usable_bytes)
 
     def _estimate(self, layout: Layout, total: float, time: dict[str, float], memory: Memory) -> Estimate:
         job, peak = self.job, self.device.peak_flops

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
+from typing import NamedTuple
 
 from launcher.cluster import Cluster
 from launcher.cost.constants import Constants
@@ -10,8 +12,7 @@ from launcher.cost.device import core_share
 from launcher.layout import Layout
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """Ranks that communicate: how many, how many of them in one NVSwitch domain and on one node, over how many nodes.
 
     The worst group of an axis where groups differ. `spine`: it crosses leaf switches.
@@ -28,14 +29,42 @@ class Group:
         return self.per_domain >= self.ranks
 
 
+ALONE = Group(1, 1, 1, 1)
+
+
+class AxisGroups(NamedTuple):
+    """The groups of a layout, by axis."""
+
+    tp: Group
+    cp: Group
+    dp: Group
+    pp: Group
+    ep: Group
+
+
 def group_of(cluster: Cluster, layout: Layout, axis: str) -> Group:
-    """The group of `axis`, ranks filling nodes in order with the axes of `axis_order`, fastest first."""
-    stride = 1
-    for name in layout.axis_order.split("-"):
-        if name == ("dp" if axis == "ep" else axis):
-            break
-        stride *= layout.degree(name)
-    ranks, node, world = layout.degree(axis), cluster.node, layout.world_size
+    """The group of `axis`."""
+    found: Group = getattr(groups_of(cluster, layout), axis)
+    return found
+
+
+def groups_of(cluster: Cluster, layout: Layout) -> AxisGroups:
+    """The groups of every axis, ranks filling nodes in order with the axes of `axis_order`, fastest first."""
+    world, stride, found = layout.world_size, 1, {}
+    for axis in layout.axis_order.split("-"):
+        degree = layout.degree(axis)
+        found[axis] = _group(cluster, world, degree, stride)
+        if axis == "dp":
+            found["ep"] = _group(cluster, world, layout.ep, stride)
+        stride *= degree
+    return AxisGroups(**found)
+
+
+def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
+    """The worst group of `ranks` ranks `stride` apart."""
+    if ranks == 1:
+        return ALONE
+    node = cluster.node
     size = min(node.num_gpus, world)
     nodes = _blocks(ranks, stride, size, world)
     per_node = -(-ranks // nodes)
@@ -51,7 +80,9 @@ def _blocks(ranks: int, stride: int, size: int, world: int) -> int:
     if ranks == 1 or stride >= size:
         return ranks
     span, group = (ranks - 1) * stride, ranks * stride
-    starts = {start % size for start in range(0, world, group)} if group % size and size % group else {0}
+    starts = {0}
+    if group % size and size % group:
+        starts = {start % size for start in range(0, min(world, lcm(group, size)), group)}
     firsts = {first for s in starts for first in (s, s + stride - 1, min(max(s, size - 1), s + stride - 1))}
     return max((first + span) // size - first // size for first in firsts) + 1
 

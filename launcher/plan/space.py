@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import permutations
 from math import gcd
 from typing import NamedTuple, TypeVar
@@ -56,6 +55,8 @@ class Space:
 
     def __init__(self, job: Job, request: LayoutRequest, refuse: Refuse | None = None) -> None:
         self.job, self.request, self.refuse = job, request, refuse
+        cluster = job.cluster
+        self._spine_is_slower = cluster.oversubscription > 1 or "spine" in cluster.node.busbw_bytes_per_s
         self._groups: dict[tuple[int, int], Group] = {}
         self._splits: dict[int, tuple[int, ...]] = {}
 
@@ -158,8 +159,8 @@ class Space:
             rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
             layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
             found = group_of(self.job.cluster, layout, "dp")
-            if self.job.cluster.oversubscription == 1:  # then the spine carries what the leaves do
-                found = replace(found, spine=False)
+            if not self._spine_is_slower:
+                found = found._replace(spine=False)
             self._groups[stride, ranks] = found
         return found
 

@@ -105,3 +105,12 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
     experts = 2 * of.layers * of.mlp_params * of.num_experts
     assert held[1] - held[8] == pytest.approx(experts * 7 / 8)
     assert held[1] - held[2] == pytest.approx(experts / 2)
+
+
+def test_the_worst_rank_is_found_wherever_a_split_puts_it() -> None:
+    some_job = job(on=cluster(nodes=4), of=model(hidden=1024, layers=16, heads=16), global_batch=64)
+    cost = CostModel(some_job)
+    layout = Layout(tp=1, pp=4, dp=8, micro_batch=2, layer_split=(2, 2, 10, 2))
+    needs = [sum(cost.stage_parts(layout, stage).values()) for stage in range(4)]
+    assert cost.memory(layout).stage == 2
+    assert cost.memory(layout).total_bytes == max(needs)

@@ -22,7 +22,7 @@ from launcher.layout.resolve import default_schedule, with_layer_split
 from launcher.model import Training
 from launcher.plan.floors import least_memory
 from launcher.plan.search import SLOWER, UNFIT, search
-from launcher.plan.space import Space
+from launcher.plan.space import Degrees, Space
 
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {
@@ -214,6 +214,14 @@ def test_tp_stays_in_the_domain_unless_it_may_leave() -> None:
 def test_gpus_without_nvlink_get_no_tensor_parallelism_unasked() -> None:
     result = search(SMALL_JOBS["no NVLink"], LayoutRequest(), top=1000)
     assert {c.layout.tp for c in result.candidates} == {1}
+
+
+def test_orders_that_differ_in_the_spine_alone_count_where_its_measured_rate_is_lower() -> None:
+    fabric = cluster(nodes=4, domains=(1,), nodes_per_leaf=2)
+    slow = replace(fabric, node=replace(fabric.node, busbw_bytes_per_s={"leaf": 100e9, "spine": 25e9}))
+    degrees = Degrees(tp=1, cp=1, pp=2, dp=2, ep=1)
+    few, many = (len(Space(job(on=on, of=TINY), LayoutRequest()).axis_orders(degrees)) for on in (fabric, slow))
+    assert few < many
 
 
 def test_a_mig_cluster_is_planned_as_islands_of_one() -> None:

@@ -1,0 +1,45 @@
+"""What each rank of a pipeline holds: layers and parameters, and which ranks can be the worst."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters
+from launcher.layout import Layout
+from launcher.layout.split import balanced_split
+from launcher.model import Model
+
+
+class PipelineRanks(NamedTuple):
+    """What the pipeline ranks hold. `heaviest`: the most parameters of one; `distinct`: each kind of rank once.
+
+    `fullest`: the ranks that may need most memory. A rank holds no more micro-batches than the one before it, so that
+    of those between the ends only one with more layers than all before it can need more.
+    """
+
+    layers: tuple[int, ...]
+    parameters: tuple[RankParameters, ...]
+    heaviest: RankParameters
+    distinct: tuple[RankParameters, ...]
+    fullest: tuple[int, ...]
+
+
+def pipeline_ranks(model: Model, layout: Layout) -> PipelineRanks:
+    """The ranks of a layout's pipeline; layers count over all virtual stages of a rank."""
+    pp, tp = layout.pp, layout.tp
+    split = layout.layer_split or balanced_split(model, num_stages=pp * layout.virtual_stages)
+    layers = split if layout.virtual_stages == 1 else tuple(sum(split[rank::pp]) for rank in range(pp))
+    one = layer_parameters(model, tp=tp, ep=layout.ep)
+    kinds = {count: RankParameters(count * one.dense, count * one.experts) for count in set(layers)}
+    parameters = [kinds[count] for count in layers]
+    for rank in {0, pp - 1}:
+        ends = end_parameters(model, tp=tp, first=rank == 0, last=rank == pp - 1)
+        parameters[rank] = RankParameters(parameters[rank].dense + ends, parameters[rank].experts)
+    middle = [rank for rank in range(1, pp - 1) if layers[rank] > max(layers[1:rank], default=0)]
+    return PipelineRanks(
+        layers,
+        tuple(parameters),
+        max(parameters, key=lambda p: p.total),
+        tuple(dict.fromkeys(parameters)),
+        tuple(dict.fromkeys((0, *middle, pp - 1))),
+    )
