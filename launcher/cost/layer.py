@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.cost import elementwise
-from launcher.cost.attention import CoreTime, core_time
+from launcher.cost.attention import core_time
 from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
@@ -64,10 +64,32 @@ def runs_dropout(model: Model, training: Training) -> bool:
 
 
 def layer_parts(
-    device: Device, constants: Constants, model: Model, training: Training, shape: LayerShape
+    device: Device, model: Model, training: Training, shape: LayerShape, *, tokenwise: Part, core: Part
 ) -> LayerParts:
-    """Device time of one layer, by part."""
+    """Device time of one layer: the parts that layouts of other shapes share, `tokenwise_part` and `core_part`, and
+    what depends on sequence parallelism.
+    """
     tokens = shape.sequences * model.seq_len // shape.cp
+    rest = tokenwise
+    if (
+        shape.tp > 1
+        and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
+    ):
+        rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
+    rest += _accumulation(device, model, training, shape)
+    rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
+    return LayerParts(rest, core)
+
+
+def tokenwise_part(device: Device, model: Model, training: Training, *, tokens: int, tp: int, ep: int) -> Part:
+    """What depends on the number of tokens alone, however they are cut into sequences."""
+    part = _projections(device, model, tokens, tp)
+    part += _mlp(device, model, training, tokens, tp=tp, ep=ep)
+    return part + _around_attention(device, model, training, tokens, tp)
+
+
+def core_part(device: Device, constants: Constants, model: Model, training: Training, shape: LayerShape) -> Part:
+    """The attention core."""
     core = core_time(
         device,
         constants,
@@ -79,20 +101,6 @@ def layer_parts(
         head_dim=model.head_dim,
         dropout=runs_dropout(model, training),
     )
-    rest = _projections(device, model, tokens, shape.tp)
-    rest += _mlp(device, model, training, tokens, shape)
-    rest += _around_attention(device, model, training, tokens, shape.tp)
-    if (
-        shape.tp > 1
-        and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
-    ):
-        rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
-    rest += _accumulation(device, model, training, shape)
-    rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
-    return LayerParts(rest, _core_part(core))
-
-
-def _core_part(core: CoreTime) -> Part:
     return Part(core.forward_s, core.backward_s, 0.0, core.forward_kernels, core.backward_kernels)
 
 
@@ -122,13 +130,13 @@ def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
     return linear(device, tokens, model.hidden, hidden + 2 * kv_hidden) + linear(device, tokens, hidden, model.hidden)
 
 
-def _mlp(device: Device, model: Model, training: Training, tokens: int, shape: LayerShape) -> Part:
+def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: int, ep: int) -> Part:
     """The MLP; with experts, the share of this rank: its experts' tokens from all ranks of its expert group."""
-    width = model.ffn_hidden // shape.tp
+    width = model.ffn_hidden // tp
     experts, rows = 1, tokens
     if model.num_experts:
-        experts = max(1, model.num_experts // shape.ep)
-        rows = -(-tokens * model.experts_per_token * shape.ep // model.num_experts)
+        experts = max(1, model.num_experts // ep)
+        rows = -(-tokens * model.experts_per_token * ep // model.num_experts)
     matrices = 2 if model.gated_mlp else 1
     part = linear(device, rows, model.hidden, matrices * width, batch=experts)
     part += linear(device, rows, width, model.hidden, batch=experts)

@@ -17,7 +17,7 @@ from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
-from launcher.cost.layer import LayerShape, layer_parts
+from launcher.cost.layer import LayerParts, LayerShape, core_part, layer_parts, tokenwise_part
 from launcher.cost.memory import Memory, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
@@ -132,25 +132,38 @@ class CostModel:
 
     def layer_cost(self, layout: Layout) -> Cost:
         """One layer and one micro-batch."""
-        job, constants = self.job, self.constants
-        shape = _shape(layout)
-        tp, cp, _, _, ep = self._groups(layout)
-        parts = self._once(
-            ("parts", shape), lambda: layer_parts(self.device, constants, job.model, job.training, shape)
-        )
+        job, shape = self.job, _shape(layout)
+        groups = self._groups(layout)
         return self._once(
-            ("layer", shape, tp, cp, ep, layout.recompute),
+            ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute),
             lambda: layer_cost(
                 model=job.model,
                 training=job.training,
-                constants=constants,
+                constants=self.constants,
                 fabric=self.fabric,
-                parts=parts,
-                groups=LayerGroups(tp, cp, ep),
+                parts=self._layer_parts(shape),
+                groups=LayerGroups(groups.tp, groups.cp, groups.ep),
                 shape=shape,
                 recompute=layout.recompute,
             ),
         )
+
+    def _layer_parts(self, shape: LayerShape) -> LayerParts:
+        device, model, training = self.device, self.job.model, self.job.training
+
+        def make() -> LayerParts:
+            tokens, tp, ep = shape.sequences * model.seq_len // shape.cp, shape.tp, shape.ep
+            tokenwise = self._once(
+                ("tokenwise", tokens, tp, ep),
+                lambda: tokenwise_part(device, model, training, tokens=tokens, tp=tp, ep=ep),
+            )
+            core = self._once(
+                ("core", shape.sequences, tp, shape.cp),
+                lambda: core_part(device, self.constants, model, training, shape),
+            )
+            return layer_parts(device, model, training, shape, tokenwise=tokenwise, core=core)
+
+        return self._once(("parts", shape), make)
 
     def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
