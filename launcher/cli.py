@@ -11,7 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from typing import NoReturn
 
+from launcher.ending import end_process
 from launcher.errors import InputError, LauncherError
 
 INTERRUPTED = 130
@@ -55,8 +57,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _dispatch(arguments))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Do it, with errors turned into messages on stderr and exit codes."""
     try:
-        return _dispatch(arguments)
+        return work()
     except LauncherError as error:
         print(_message(error), file=sys.stderr)
         return error.exit_code
@@ -138,5 +145,10 @@ def _message(error: LauncherError) -> str:
     return "\n".join([f"launcher: {len(problems)} problems:", *(f"  - {problem}" for problem in problems)])
 
 
+def command() -> NoReturn:
+    """The `launcher` command as a process: run it, and end."""
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

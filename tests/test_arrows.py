@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"errors", "units", "env", "fields", "resources", "board"}
+BASE = {"errors", "units", "env", "fields", "resources", "board", "ending"}
 LOWER = BASE | {"cluster", "model", "layout"}
 PLANNING = LOWER | {"cost", "plan"}
 ALLOWED = {
@@ -21,6 +21,7 @@ ALLOWED = {
     "fields": {"errors", "units"},
     "board": {"errors", "units", "env"},
     "resources": set(),
+    "ending": set(),
     "cluster": BASE,
     "model": BASE,
     "layout": LOWER - {"env"},

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-from launcher.cli import Invocation
-from launcher.commands.common import checked_settings, work
+from launcher.cli import Invocation, guarded
 from launcher.errors import InputError
-from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
-from launcher.launch.settings import LaunchSettings
-from launcher.plan import Plan, write_plan
-from launcher.plan.build import make_plan
-from launcher.settings import Settings, as_yaml
+from launcher.launch import early, warm
+from launcher.launch.early import HandOver, Order
+from launcher.launch.local import run_local
+from launcher.plan import read_plan
 
 
 def run(invocation: Invocation) -> int:
     """Run the job here; 0 done, 1 failed. Standard output carries rank 0's, whose last line is JSON for a recipe."""
     if invocation.multirun:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
-    settings = checked_settings(invocation.overrides)
-    job = work(settings, invocation.rest)
-    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
-    if plan.placement.num_nodes > 1:
-        raise InputError(
-            f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
-            "use `launcher submit`, or set cluster.num_nodes=1"
+    if _starts_cold(invocation) and early.possible():
+        order: Order | None = early.planned_meanwhile(
+            lambda hand_over: guarded(lambda: _plan(invocation, hand_over=hand_over))
         )
-    tell_plan(plan)
-    if settings.config["dry_run"]:
-        print("dry run: nothing was started", file=sys.stderr)
-        return 0
-    folder = prepare(plan, settings, name=job.name)
-    print(f"run folder: {folder.path}", file=sys.stderr)
-    from launcher.launch.local import run_local
+    else:
+        from launcher.commands.prepare import order as make_order
 
-    launch = LaunchSettings.from_config(settings.config["launch"])
-    return run_local(plan, run_folder=folder.path, script=job.script, args=job.args, launch=launch)
+        order = make_order(invocation)
+    return _start(order) if order else 0
 
 
-def tell_plan(plan: Plan) -> None:
-    """The plan in a few lines, for people."""
-    model, cluster = plan.job.model, plan.job.cluster
-    print(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}", file=sys.stderr)
-    for reason in plan.why:
-        print(f"  {reason}", file=sys.stderr)
+def _starts_cold(invocation: Invocation) -> bool:
+    """Whether torch will have to be imported here: where no warm server may serve the run, and ranks are wanted."""
+    words = invocation.overrides
+    return "dry_run=true" not in words and ("launch.warm=never" in words or not warm.socket_path().exists())
 
 
-def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = None) -> RunFolder:
-    """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
-    given = path or settings.config["run_dir"]
-    folder = create_run_folder(Path(given)) if given else new_run_folder(name)
-    write_plan(plan, folder.path)
-    (folder.path / "config.yaml").write_text(as_yaml(settings.config))
-    return folder
+def _plan(invocation: Invocation, *, hand_over: HandOver) -> int:
+    from launcher.commands.prepare import order as make_order  # Hydra, which the process that imports torch needs not
+
+    order = make_order(invocation)
+    return hand_over(order) if order else 0
+
+
+def _start(order: Order) -> int:
+    plan = read_plan(order.run_folder)
+    return run_local(
+        plan,
+        run_folder=order.run_folder,
+        script=order.script,
+        args=order.args,
+        launch=order.launch,
+        planned_at=order.planned_at,
+    )

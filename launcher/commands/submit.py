@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.cli import Invocation
 from launcher.commands.common import checked_settings, work
-from launcher.commands.run import prepare, tell_plan
+from launcher.commands.prepare import prepare, tell_plan
 from launcher.errors import InputError
 from launcher.launch.run_folder import create_run_folder, new_run_folder
 from launcher.launch.settings import LaunchSettings

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from launcher import env
+from launcher.ending import leave_to_parent
 from launcher.errors import InputError, LauncherError
 from launcher.launch import process, rank
 
@@ -334,7 +335,8 @@ def _freshen(num_threads: int) -> None:
     """What a new interpreter would have of its own: numpy's random state (a fork copies it), threads, streams."""
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
+    leave_to_parent()
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(num_threads)

@@ -18,11 +18,20 @@ from launcher.plan import Plan
 __all__ = ["PRELOADED", "recipe_preload", "run_local", "tell"]
 
 
-def run_local(plan: Plan, *, run_folder: Path, script: Path, args: Sequence[str], launch: LaunchSettings) -> int:
+def run_local(
+    plan: Plan,
+    *,
+    run_folder: Path,
+    script: Path,
+    args: Sequence[str],
+    launch: LaunchSettings,
+    planned_at: float | None = None,
+) -> int:
     """Start the ranks of a one-node plan here and wait for them; returns 0, or 1 where the job failed.
 
     Rank 0's output goes to the terminal, every rank's to `run_folder`/logs/rank-<r>.log; what the launcher has to say
-    goes to stderr. The calling process must have one thread only with launch.start=fork. Raises InputError.
+    goes to stderr. `planned_at`: when the plan was made (CLOCK_MONOTONIC), if not just now. The calling process must
+    have one thread only with launch.start=fork. Raises InputError.
     """
     if plan.placement.num_nodes > 1:
         raise InputError(
@@ -36,7 +45,7 @@ def run_local(plan: Plan, *, run_folder: Path, script: Path, args: Sequence[str]
         code = _run_warm(plan, folder=folder, script=script, args=args, launch=launch)
         if code is not None:
             return code
-    return run_node(plan, folder=folder, script=script, args=args, launch=launch)
+    return run_node(plan, folder=folder, script=script, args=args, launch=launch, planned_at=planned_at)
 
 
 def _run_warm(

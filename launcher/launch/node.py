@@ -75,17 +75,19 @@ def run_node(
     node: int | None = 0,
     meeting: Meeting | None = None,
     began: float | None = None,
+    planned_at: float | None = None,
 ) -> int:
     """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
 
     `node` is None for a spare, which gets a lost node's place. `meeting` says where the nodes of the plan meet; None
-    for a plan of one node. `began`: when the command was typed, if not with this process. The calling process must
-    have one thread only with launch.start=fork. Raises InputError and LauncherError before any rank starts.
+    for a plan of one node. `began`: when the command was typed, if not with this process; `planned_at`: when the
+    plan was made, if not just now. The calling process must have one thread only with launch.start=fork. Raises
+    InputError and LauncherError before any rank starts.
     """
     meeting = meeting and _with_settings(meeting, launch)
     ledger = Ledger(folder, node=node, began=command_began() if began is None else began)
     with _kept_signals(launch.stop_signals) as early:
-        ledger.note("planned")
+        ledger.note("planned", at=planned_at)
         if launch.start == "fork":
             fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
             fork_server.check_forkable()

@@ -5,19 +5,17 @@
 
 from __future__ import annotations
 
-import atexit
 import faulthandler
-import os
 import runpy
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from launcher.board import Board
+from launcher.ending import end_process
 
 # Dumps the stacks of all threads into the rank's log. A real-time signal: NCCL and scripts use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 3
@@ -29,7 +27,7 @@ def run(script: Path, args: Sequence[str]) -> NoReturn:
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
     code = _run_script(str(script), args)
-    _finish(code)
+    end_process(code)
 
 
 def _run_script(script: str, args: Sequence[str]) -> int:
@@ -68,20 +66,6 @@ def _from_script(traceback: TracebackType | None, script: str) -> TracebackType 
     while frame and frame.tb_frame.f_code.co_filename != script:
         frame = frame.tb_next
     return frame or traceback
-
-
-def _finish(code: int) -> NoReturn:
-    """Threads, exit handlers, buffers: as the interpreter ends, but without freeing every module (0.4 s with torch)."""
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except Exception as error:
-        os.write(2, f"launcher: an exit handler failed: {error!r}\n".encode())
-        code = code or 1
-    finally:
-        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -54,5 +54,18 @@ def test_a_run_that_is_broken_off_ends_with_code_1_and_leaves_nothing(ending: st
         assert node.verdict == "failed"
 
 
+def test_ctrl_c_while_planning_ends_the_command_and_its_child_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launcher.cli", "run", "run_dir=run", "launch.warm=never"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    while not (planner := process.descendants(job.pid)):
+        assert job.poll() is None
+    job.send_signal(signal.SIGINT)
+    out, err = job.communicate(timeout=60)
+    assert (job.returncode, out) == (130, "")
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert gone(planner)
+
+
 def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""

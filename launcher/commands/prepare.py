@@ -1,0 +1,54 @@
+"""From a command line to a run folder with its plan: what `launcher run` and `launcher submit` share."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from launcher.cli import Invocation
+from launcher.commands.common import checked_settings, work
+from launcher.errors import InputError
+from launcher.launch.early import Order
+from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
+from launcher.launch.settings import LaunchSettings
+from launcher.plan import Plan, write_plan
+from launcher.plan.build import make_plan
+from launcher.settings import Settings, as_yaml
+
+
+def order(invocation: Invocation) -> Order | None:
+    """Plan a job for this machine, say so, and write its run folder; None for a dry run. Raises InputError."""
+    settings = checked_settings(invocation.overrides)
+    job = work(settings, invocation.rest)
+    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
+    if plan.placement.num_nodes > 1:
+        raise InputError(
+            f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
+            "use `launcher submit`, or set cluster.num_nodes=1"
+        )
+    tell_plan(plan)
+    if settings.config["dry_run"]:
+        print("dry run: nothing was started", file=sys.stderr)
+        return None
+    folder = prepare(plan, settings, name=job.name)
+    print(f"run folder: {folder.path}", file=sys.stderr)
+    launch = LaunchSettings.from_config(settings.config["launch"])
+    return Order(folder.path, job.script, job.args, launch, planned_at=time.monotonic())
+
+
+def tell_plan(plan: Plan) -> None:
+    """The plan in a few lines, for people."""
+    model, cluster = plan.job.model, plan.job.cluster
+    print(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}", file=sys.stderr)
+    for reason in plan.why:
+        print(f"  {reason}", file=sys.stderr)
+
+
+def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = None) -> RunFolder:
+    """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
+    given = path or settings.config["run_dir"]
+    folder = create_run_folder(Path(given)) if given else new_run_folder(name)
+    write_plan(plan, folder.path)
+    (folder.path / "config.yaml").write_text(as_yaml(settings.config))
+    return folder

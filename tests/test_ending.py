@@ -1,0 +1,47 @@
+"""How our processes end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+FORKED = """
+import os, tempfile, weakref
+from pathlib import Path
+from launcher.ending import end_process, leave_to_parent
+
+folder = tempfile.TemporaryDirectory()
+child = os.fork()
+if child == 0:
+    leave_to_parent()
+    own = weakref.finalize(leave_to_parent, print, "finalized", flush=True)
+    end_process(3)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status), Path(folder.name).is_dir())
+"""
+
+
+def test_a_forked_process_finalizes_what_is_its_own_and_not_its_parents() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["finalized", "3", "True"]
+
+
+def test_threads_and_exit_handlers_are_waited_for_and_a_reader_that_left_is_no_error() -> None:
+    code = (
+        "import atexit, sys, threading, time\n"
+        "from launcher.ending import end_process\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread', file=sys.stderr))).start()\n"
+        "atexit.register(lambda: print('handler', file=sys.stderr))\n"
+        "print('into the void')\n"
+        "end_process(0)\n"
+    )
+    ended = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )  # fmt: skip
+    assert ended.stdout is not None
+    ended.stdout.close()
+    assert ended.stderr is not None
+    assert ended.stderr.read().split() == ["thread", "handler"]
+    assert ended.wait(timeout=60) == 0
