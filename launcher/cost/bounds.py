@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from launcher.cost.memory import state_bytes
 from launcher.cost.model import CostModel
@@ -67,27 +68,39 @@ def busiest_s(time: PassTime, stages: Stages) -> float:
 
 
 def step_time_s(
-    time: PassTime, stages: Stages, *, busiest: float, schedule: str, virtual_stages: int, num_micro_batches: int
+    time: PassTime,
+    stages: Stages,
+    *,
+    busiest: float,
+    schedule: str,
+    virtual_stages: int,
+    num_micro_batches: int,
+    sends_s: float = 0.0,
 ) -> float:
     """Seconds that a step takes at least: the busiest rank's work, then each other rank once to fill and drain.
 
-    Left out: sends between stages, gradients and sharded weights, the optimizer.
+    `sends_s`: what a rank passes on for a micro-batch, there and back. Left out: gradients and sharded weights, the
+    optimizer.
     """
     if stages.pp == 1 or schedule == "zb_h1":
-        return num_micro_batches * busiest
-    work = stages.total * time.layer_s + time.head_s + time.embedding_s + stages.pp * time.host_s
-    return num_micro_batches * busiest + (work - busiest) / virtual_stages
+        return num_micro_batches * (busiest + sends_s)
+    others = stages.total * time.layer_s + time.head_s + time.embedding_s + stages.pp * time.host_s - busiest
+    return num_micro_batches * (busiest + sends_s) + (others + (stages.pp - 1) * sends_s) / virtual_stages
 
 
-def gradients_s(model: CostModel, layout: Layout) -> float:
-    """Seconds of gradient and sharded weight traffic in a step if none of it hid behind compute."""
-    return model.gradients(layout, forward_s=0.0, backward_s=0.0).exposed_s
+def gradients_s(model: CostModel, layout: Layout) -> tuple[float, float]:
+    """Seconds that gradient and sharded weight traffic adds to a step: where none of it hides, where all can."""
+    unhidden = model.gradients(layout, forward_s=0.0, backward_s=0.0)
+    hidden = model.gradients(layout, forward_s=inf, backward_s=inf)
+    return unhidden.exposed_s, hidden.exposed_s
 
 
-def exposed_gradients_s(unhidden_s: float, *, zero_stage: int, busiest: float, num_micro_batches: int) -> float:
-    """Seconds of that traffic which nothing hides: ZeRO 0 and 1 hide behind one micro-batch, 2 and 3 behind each."""
-    window = busiest if zero_stage < 2 else num_micro_batches * busiest
-    return max(0.0, unhidden_s - window)
+def exposed_gradients_s(gradients: tuple[float, float], *, zero_stage: int, busiest: float, count: int) -> float:
+    """Seconds of that traffic which lengthen a step: ZeRO 0 and 1 hide behind one micro-batch, 2 and 3 behind each of
+    `count`.
+    """
+    unhidden, hidden = gradients
+    return max(hidden, unhidden - (busiest if zero_stage < 2 else count * busiest))
 
 
 def held_by_first_rank(stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int) -> float:

@@ -78,7 +78,7 @@ class CostModel:
         )
         window = {"forward_s": stages.forward_s[stages.worst], "backward_s": stages.backward_s[stages.worst]}
         gradients = self.gradients(layout, **window)
-        optimizer = self._optimizer_s(layout)
+        optimizer = self.optimizer_s(layout)
         total = pipeline.total_s + gradients.exposed_s + optimizer
         time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
         return self._estimate(layout, total, time, self.memory(layout))
@@ -183,7 +183,7 @@ class CostModel:
     def _stage_times(self, layout: Layout) -> StageTimes:
         layer, layers = self.layer_cost(layout), self.rank_layers(layout)
         embedding, head = self.end_costs(layout)
-        sends = self._send_s(layout)
+        sends = self.send_s(layout)
         host = self.constants.host_micro_batch_s
         forward = [count * layer.forward_s + sends + host for count in layers]
         backward = [count * layer.backward_s + sends for count in layers]
@@ -202,7 +202,7 @@ class CostModel:
         )
         return StageTimes(tuple(forward), tuple(backward), tuple(weight), worst, layers, layer, ends, 2 * sends)
 
-    def _send_s(self, layout: Layout) -> float:
+    def send_s(self, layout: Layout) -> float:
         """Seconds to pass one micro-batch's activations on, for all virtual stages of a rank, one way.
 
         Tensor-parallel peers each send their share and gather it on the other side (Narayanan et al. 2021, section
@@ -259,7 +259,8 @@ class CostModel:
         table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
         return all_reduce_s(self.fabric, pair, float(table * DTYPE_BYTES[self.job.training.reduce_dtype]))
 
-    def _optimizer_s(self, layout: Layout) -> float:
+    def optimizer_s(self, layout: Layout) -> float:
+        """Seconds of the optimizer's step on the rank with most to update."""
         shards = layout.dp * layout.cp if layout.zero_stage else 1
         heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self._ranks(layout).distinct)
         seconds = optimizer_s(

@@ -19,6 +19,13 @@ ONE_PASS = Passes(1, "none", False)
 PLAIN = Schedule(1, "1f1b")
 
 
+class Way(NamedTuple):
+    """One way to run a micro-batch and the memory that it takes, at least."""
+
+    passes: Passes
+    memory: bounds.PassMemory
+
+
 class PassFloor(NamedTuple):
     """What layouts of the same degrees and passes share; `busiest_s` is the busiest rank's time of a micro-batch."""
 
@@ -27,7 +34,7 @@ class PassFloor(NamedTuple):
     stages: bounds.Stages
     num_micro_batches: int
 
-    def step_time_s(self, schedule: Schedule) -> float:
+    def step_time_s(self, schedule: Schedule, *, sends_s: float = 0.0) -> float:
         return bounds.step_time_s(
             self.time,
             self.stages,
@@ -35,6 +42,7 @@ class PassFloor(NamedTuple):
             schedule=schedule.name,
             virtual_stages=schedule.virtual_stages,
             num_micro_batches=self.num_micro_batches,
+            sends_s=sends_s,
         )
 
 
@@ -50,8 +58,8 @@ class Floors:
         self._layers: dict[Degrees, list[tuple[int, str]]] = {}
         self._numbers: dict[tuple[Group, ...], int] = {}
         self._times: dict[tuple[object, ...], bounds.PassTime] = {}
-        self._memories: dict[tuple[object, ...], bounds.PassMemory] = {}
-        self._gradients: dict[tuple[object, ...], float] = {}
+        self._ways: dict[tuple[int, ...], list[Way]] = {}
+        self._after: dict[tuple[object, ...], tuple[tuple[float, float], float]] = {}
 
     def broken_by_all(self, degrees: Degrees) -> list[Problem]:
         """Rules that every layout of these degrees breaks.
@@ -125,20 +133,38 @@ class Floors:
             num_micro_batches=self.batch // (degrees.dp * micro_batch),
         )
 
-    def activation_bytes(self, degrees: Degrees, passes: Passes, held: float) -> float:
-        """Bytes of activations, at least."""
-        return bounds.activation_bytes(self._memory(degrees, passes), self.stages(degrees), held)
+    def ways(self, degrees: Degrees, micro_batch: int) -> list[Way]:
+        """Every way to run a micro-batch, with the memory that it takes."""
+        key = (degrees.tp, degrees.cp, degrees.ep, micro_batch)
+        found = self._ways.get(key)
+        if found is None:
+            passes = self.space.passes(degrees, micro_batch)
+            found = [Way(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in passes]
+            self._ways[key] = found
+        return found
 
-    def exposed_gradients_s(self, degrees: Degrees, floor: PassFloor, *, zero_stage: int, order: str) -> float:
-        """Seconds of gradient and weight traffic that no compute hides, at least."""
+    def activation_bytes(self, degrees: Degrees, way: Way, held: float) -> float:
+        """Bytes of activations, at least."""
+        return bounds.activation_bytes(way.memory, self.stages(degrees), held)
+
+    def sends_s(self, degrees: Degrees, passes: Passes, schedule: Schedule, order: str) -> float:
+        """Seconds that a rank passes activations on and gradients back for a micro-batch."""
+        if degrees.pp == 1:
+            return 0.0
+        return 2 * self.model.send_s(self.space.layout(degrees, passes, schedule, zero_stage=0, axis_order=order))
+
+    def after_s(self, degrees: Degrees, floor: PassFloor, *, zero_stage: int, order: str, sends_s: float) -> float:
+        """Seconds after the last micro-batch: gradients and weights that no compute hides, the optimizer."""
         key = (degrees, zero_stage, order, floor.num_micro_batches)
-        unhidden = self._gradients.get(key)
-        if unhidden is None:
+        found = self._after.get(key)
+        if found is None:
             passes = Passes(self.batch // (degrees.dp * floor.num_micro_batches), "none", False)
             layout = self._layout(degrees, passes, zero_stage=zero_stage, order=order)
-            unhidden = self._gradients[key] = bounds.gradients_s(self.model, layout)
-        return bounds.exposed_gradients_s(
-            unhidden, zero_stage=zero_stage, busiest=floor.busiest_s, num_micro_batches=floor.num_micro_batches
+            found = self._after[key] = bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
+        gradients, optimizer = found
+        busiest = floor.busiest_s + sends_s
+        return optimizer + bounds.exposed_gradients_s(
+            gradients, zero_stage=zero_stage, busiest=busiest, count=floor.num_micro_batches
         )
 
     def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
@@ -155,13 +181,6 @@ class Floors:
         found = self._times.get(key)
         if found is None:
             found = self._times[key] = bounds.pass_time(self.model, self._layout(degrees, passes, order=order))
-        return found
-
-    def _memory(self, degrees: Degrees, passes: Passes) -> bounds.PassMemory:
-        key = (degrees.tp, degrees.cp, degrees.ep, passes)
-        found = self._memories.get(key)
-        if found is None:
-            found = self._memories[key] = bounds.pass_memory(self.model, self._layout(degrees, passes))
         return found
 
     def stages(self, degrees: Degrees) -> bounds.Stages:
@@ -204,5 +223,5 @@ def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, P
         for micro_batch in space.micro_batches(degrees):
             for schedule in space.schedules(degrees, micro_batch):
                 held = floors.held(degrees, micro_batch, schedule)
-                for passes in space.passes(degrees, micro_batch):
-                    yield states + floors.activation_bytes(degrees, passes, held), degrees, passes, schedule
+                for way in floors.ways(degrees, micro_batch):
+                    yield states + floors.activation_bytes(degrees, way, held), degrees, way.passes, schedule

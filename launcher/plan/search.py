@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import Counter
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, NoReturn
 
+from launcher.cost.bounds import activation_bytes
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem
-from launcher.plan.floors import Floors, PassFloor, least_memory
+from launcher.plan.floors import Floors, PassFloor, Way, least_memory
 from launcher.plan.nearest import no_fit_message, refusal
 from launcher.plan.result import Candidate, SearchResult
 from launcher.plan.space import Degrees, Passes, Refuse, Schedule, Space
@@ -42,8 +44,8 @@ class _Unit(NamedTuple):
     floor_s: float
     number: int
     degrees: Degrees
-    passes: list[Passes]
-    schedules: list[Schedule]
+    ways: Sequence[Way]
+    schedules: Sequence[Schedule]
 
 
 class _Leaf(NamedTuple):
@@ -92,7 +94,7 @@ class _Search:
             else:
                 self._open(heappop(self.units))
         self.rejected[SLOWER] += len(self.leaves) + sum(
-            len(unit.passes) * self._size(unit.degrees, unit.schedules) for unit in self.units
+            len(unit.ways) * self._size(unit.degrees, unit.schedules) for unit in self.units
         )
         if not self.ranked:
             self._give_up()
@@ -109,7 +111,7 @@ class _Search:
         heads = [heap[0][0] for heap in (self.units, self.leaves) if heap]
         return min(heads, default=None)
 
-    def _size(self, degrees: Degrees, schedules: list[Schedule]) -> int:
+    def _size(self, degrees: Degrees, schedules: Sequence[Schedule]) -> int:
         """Layouts of one way to run a micro-batch."""
         return len(schedules) * len(self.space.zero_stages(degrees)) * len(self.floors.orders(degrees))
 
@@ -124,7 +126,7 @@ class _Search:
             else:
                 self._reject([Problem(UNINTERLEAVED, "")])
 
-    def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: list[Schedule]) -> None:
+    def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: Sequence[Schedule]) -> None:
         """One unit, but for passes that cannot fit whatever their schedule and ZeRO stage.
 
         More virtual stages hold more and wait less; more recomputation takes longer: the bound of a unit is that of its
@@ -133,13 +135,13 @@ class _Search:
         floors = self.floors
         room = self.model.usable_bytes - min(floors.states(degrees))
         held = floors.held(degrees, micro_batch, schedules[0])
-        every = self.space.passes(degrees, micro_batch)
-        fitting = [passes for passes in every if floors.activation_bytes(degrees, passes, held) <= room]
+        every, stages = floors.ways(degrees, micro_batch), floors.stages(degrees)
+        fitting = [way for way in every if activation_bytes(way.memory, stages, held) <= room]
         if len(fitting) < len(every):
             self.rejected[UNFIT] += (len(every) - len(fitting)) * self._size(degrees, schedules)
         if not fitting:
             return
-        least = {passes.sequence_parallel: passes for passes in reversed(fitting)}
+        least = {way.passes.sequence_parallel: way.passes for way in reversed(fitting)}
         floor = min(floors.passes(degrees, passes).step_time_s(schedules[-1]) for passes in least.values())
         self.units.append(_Unit(floor, len(self.units), degrees, fitting, schedules))
 
@@ -151,35 +153,36 @@ class _Search:
         """Put the layouts of a unit that may fit and be among the best in line, each with its own bound."""
         place = 0
         for schedule in unit.schedules:
-            held = self.floors.held(unit.degrees, unit.passes[0].micro_batch, schedule)
-            for passes in unit.passes:
-                size = self._size(unit.degrees, [schedule])
-                floor = self.floors.passes(unit.degrees, passes)
+            held = self.floors.held(unit.degrees, unit.ways[0].passes.micro_batch, schedule)
+            size = self._size(unit.degrees, [schedule])
+            for way in unit.ways:
+                floor = self.floors.passes(unit.degrees, way.passes)
                 if floor.step_time_s(schedule) * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += size
                 else:
-                    room = self.model.usable_bytes - self.floors.activation_bytes(unit.degrees, passes, held)
-                    self._line_up(unit, passes, schedule, floor, room_bytes=room, place=place)
+                    room = self.model.usable_bytes - self.floors.activation_bytes(unit.degrees, way, held)
+                    self._line_up(unit, way.passes, schedule, floor, room_bytes=room, place=place)
                 place += size
 
     def _line_up(
         self, unit: _Unit, passes: Passes, schedule: Schedule, floor: PassFloor, *, room_bytes: float, place: int
     ) -> None:
         """The ZeRO stages and axis orders of one way to run a unit; `place` is that of the first."""
-        degrees, seconds = unit.degrees, floor.step_time_s(schedule)
-        orders = self.floors.orders(degrees)
-        for zero_stage, states in zip(self.space.zero_stages(degrees), self.floors.states(degrees), strict=True):
+        degrees, floors = unit.degrees, self.floors
+        sends = [(order, floors.sends_s(degrees, passes, schedule, order)) for order in floors.orders(degrees)]
+        steps = [(order, sends_s, floor.step_time_s(schedule, sends_s=sends_s)) for order, sends_s in sends]
+        for zero_stage, states in zip(self.space.zero_stages(degrees), floors.states(degrees), strict=True):
             if states > room_bytes:
-                self.rejected[UNFIT] += len(orders)
-                place += len(orders)
+                self.rejected[UNFIT] += len(steps)
+                place += len(steps)
                 continue
-            for order in orders:
+            for order, sends_s, seconds in steps:
                 place += 1
-                exposed = self.floors.exposed_gradients_s(degrees, floor, zero_stage=zero_stage, order=order)
-                if (seconds + exposed) * ROUNDING > self._threshold:
+                bound = seconds + floors.after_s(degrees, floor, zero_stage=zero_stage, order=order, sends_s=sends_s)
+                if bound * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += 1
                     continue
-                leaf = _Leaf(seconds + exposed, unit.number, place, degrees, passes, schedule, zero_stage, order)
+                leaf = _Leaf(bound, unit.number, place, degrees, passes, schedule, zero_stage, order)
                 heappush(self.leaves, leaf)
 
     def _judge(self, leaf: _Leaf) -> None:

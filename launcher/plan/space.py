@@ -59,6 +59,8 @@ class Space:
         self._spine_is_slower = cluster.oversubscription > 1 or "spine" in cluster.node.busbw_bytes_per_s
         self._groups: dict[tuple[int, int], Group] = {}
         self._splits: dict[int, tuple[int, ...]] = {}
+        self._passes: dict[tuple[bool, int], tuple[Passes, ...]] = {}
+        self._schedules: dict[tuple[int, bool], tuple[Schedule, ...]] = {}
 
     def broken(self, layout: Layout) -> list[Problem]:
         """Every rule that a layout breaks."""
@@ -99,27 +101,37 @@ class Space:
         share = max(1, self.job.training.global_batch // degrees.dp)
         return _pinned_or(self.request.micro_batch, divisors(share))
 
-    def passes(self, degrees: Degrees, micro_batch: int) -> list[Passes]:
+    def passes(self, degrees: Degrees, micro_batch: int) -> tuple[Passes, ...]:
         """Every way to run a micro-batch over these degrees, by rising recomputation."""
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
-        flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
-        modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
-        return [Passes(micro_batch, mode, flag) for mode in modes for flag in flags]
+        found = self._passes.get((divides, micro_batch))
+        if found is None:
+            flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
+            modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
+            found = tuple(Passes(micro_batch, mode, flag) for mode in modes for flag in flags)
+            self._passes[divides, micro_batch] = found
+        return found
 
-    def schedules(self, degrees: Degrees, micro_batch: int) -> list[Schedule]:
+    def schedules(self, degrees: Degrees, micro_batch: int) -> tuple[Schedule, ...]:
         """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
 
         Empty where virtual stages are pinned and the micro-batches do not divide for them.
         """
-        pinned, pp, layers = self.request.schedule, degrees.pp, self.job.model.layers
-        even = self.job.training.global_batch // (degrees.dp * micro_batch) % pp == 0
+        even = self.job.training.global_batch // (degrees.dp * micro_batch) % degrees.pp == 0
+        found = self._schedules.get((degrees.pp, even))
+        if found is None:
+            found = self._schedules[degrees.pp, even] = self._schedules_of(degrees.pp, even=even)
+        return found
+
+    def _schedules_of(self, pp: int, *, even: bool) -> tuple[Schedule, ...]:
+        pinned, layers = self.request.schedule, self.job.model.layers
         virtual = [1]
         if self.request.virtual_stages is not None:
             virtual = [self.request.virtual_stages] if even or self.request.virtual_stages == 1 else []
         elif pp > 1 and layers % pp == 0 and even and pinned in (None, "interleaved"):
             virtual = divisors(layers // pp)
             virtual = virtual[1:] or virtual if pinned == "interleaved" else virtual
-        return [Schedule(v, pinned or default_schedule(v)) for v in virtual]
+        return tuple(Schedule(v, pinned or default_schedule(v)) for v in virtual)
 
     def zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0."""
