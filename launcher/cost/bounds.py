@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from launcher.cost.layer import LayerShape
 from launcher.cost.memory import state_bytes
 from launcher.cost.model import CostModel
 from launcher.cost.pipeline import in_flight
@@ -46,6 +47,11 @@ def pass_time(model: CostModel, layout: Layout) -> PassTime:
     return PassTime(
         model.layer_cost(layout).total_s, embedding.total_s, head.total_s, model.constants.host_micro_batch_s
     )
+
+
+def compute_time(model: CostModel, shape: LayerShape) -> PassTime:
+    """The same without collectives, norms and the two ends: no more than `pass_time` of any layout of this shape."""
+    return PassTime(model.compute_s(shape), 0.0, 0.0, model.constants.host_micro_batch_s)
 
 
 def pass_memory(model: CostModel, layout: Layout) -> PassMemory:

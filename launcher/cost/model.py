@@ -17,7 +17,7 @@ from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
-from launcher.cost.layer import LayerParts, LayerShape, core_part, layer_parts, tokenwise_part
+from launcher.cost.layer import LayerParts, LayerShape, Part, core_part, layer_parts, tokenwise_part
 from launcher.cost.memory import Memory, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
@@ -149,21 +149,31 @@ class CostModel:
         )
 
     def _layer_parts(self, shape: LayerShape) -> LayerParts:
-        device, model, training = self.device, self.job.model, self.job.training
-
         def make() -> LayerParts:
-            tokens, tp, ep = shape.sequences * model.seq_len // shape.cp, shape.tp, shape.ep
-            tokenwise = self._once(
-                ("tokenwise", tokens, tp, ep),
-                lambda: tokenwise_part(device, model, training, tokens=tokens, tp=tp, ep=ep),
-            )
-            core = self._once(
-                ("core", shape.sequences, tp, shape.cp),
-                lambda: core_part(device, self.constants, model, training, shape),
-            )
-            return layer_parts(device, model, training, shape, tokenwise=tokenwise, core=core)
+            tokenwise, core = self._shared_parts(shape)
+            return layer_parts(self.device, self.job.model, self.job.training, shape, tokenwise=tokenwise, core=core)
 
         return self._once(("parts", shape), make)
+
+    def _shared_parts(self, shape: LayerShape) -> tuple[Part, Part]:
+        """The parts of a layer that other shapes have too."""
+        device, model, training = self.device, self.job.model, self.job.training
+        tokens, tp, ep = shape.sequences * model.seq_len // shape.cp, shape.tp, shape.ep
+        tokenwise = self._once(
+            ("tokenwise", tokens, tp, ep),
+            lambda: tokenwise_part(device, model, training, tokens=tokens, tp=tp, ep=ep),
+        )
+        core = self._once(
+            ("core", shape.sequences, tp, shape.cp),
+            lambda: core_part(device, self.constants, model, training, shape),
+        )
+        return tokenwise, core
+
+    def compute_s(self, shape: LayerShape) -> float:
+        """Seconds that one layer and one micro-batch take at least, forward and backward: its products, or the host."""
+        tokenwise, core = self._shared_parts(shape)
+        forward = max(tokenwise.forward_s + core.forward_s, self.constants.host_forward_s)
+        return forward + max(tokenwise.backward_s + core.backward_s, self.constants.host_backward_s)
 
     def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from launcher.cost import bounds
+from launcher.cost.layer import LayerShape
 from launcher.cost.model import CostModel
 from launcher.cost.network import Group
 from launcher.layout import Layout
@@ -121,8 +122,16 @@ class Floors:
         stages = self.stages(degrees)
         times = [self._time(degrees, passes, groups, order) for groups, order in self._layer_orders(degrees)]
         time = times[0] if len(times) == 1 else min(times, key=lambda time: bounds.busiest_s(time, stages))
-        count = self.batch // (degrees.dp * passes.micro_batch)
-        return PassFloor(bounds.busiest_s(time, stages), time, stages, count)
+        return PassFloor(bounds.busiest_s(time, stages), time, stages, self._count(degrees, passes.micro_batch))
+
+    def compute(self, degrees: Degrees, micro_batch: int) -> PassFloor:
+        """The time bound of compute alone, of any way to run a micro-batch: coarser, and sooner worked out."""
+        shape = LayerShape(micro_batch, degrees.tp, degrees.cp, degrees.ep, sequence_parallel=False)
+        time, stages = bounds.compute_time(self.model, shape), self.stages(degrees)
+        return PassFloor(bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch))
+
+    def _count(self, degrees: Degrees, micro_batch: int) -> int:
+        return self.batch // (degrees.dp * micro_batch)
 
     def held(self, degrees: Degrees, micro_batch: int, schedule: Schedule) -> float:
         """Micro-batches whose activations the first rank holds at its worst moment."""
@@ -130,7 +139,7 @@ class Floors:
             self.stages(degrees),
             schedule=schedule.name,
             virtual_stages=schedule.virtual_stages,
-            num_micro_batches=self.batch // (degrees.dp * micro_batch),
+            num_micro_batches=self._count(degrees, micro_batch),
         )
 
     def ways(self, degrees: Degrees, micro_batch: int) -> list[Way]:

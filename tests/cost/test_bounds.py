@@ -69,6 +69,7 @@ def test_the_time_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -> 
     floors = Floors(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), cost)
     floor, order = floors.passes(degrees, passes), layout.axis_order
     time = cost.estimate(layout).step_time_s
+    assert floors.compute(degrees, layout.micro_batch).step_time_s(schedule) <= floor.step_time_s(schedule) * ROUNDING
     assert floor.step_time_s(schedule) <= time * ROUNDING
     sends = floors.sends_s(degrees, passes, schedule, order)
     after = floors.after_s(degrees, floor, zero_stage=layout.zero_stage, order=order, sends_s=sends)
