@@ -43,7 +43,7 @@ def search(
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """A search makes hundreds of thousands of small values and no cycles: looking for those takes a tenth of its time."""
+    """A search makes very many small values and no cycles: looking for those takes a tenth of its time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
