@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -63,10 +64,9 @@ def _rank(settings: Settings) -> int:
         extra = {"why_not": answer} if answer else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
         return 0
-    to = terminal.console()
-    terminal.show_plans(to, result, why, seconds=seconds)
+    terminal.show_plans(sys.stdout, result, why, seconds=seconds)
     if answer:
-        to.print(f"\nWhy not {question}: {answer}", soft_wrap=True)
+        print(f"\nWhy not {question}: {answer}")
     return 0
 
 
@@ -84,7 +84,7 @@ def _compare(cases: Sequence[Case], config: Mapping[str, Any]) -> int:
     if _wants_json(config):
         print(json.dumps(compare.comparison_data(comparison)))
     else:
-        terminal.show_comparison(terminal.console(), comparison)
+        terminal.show_comparison(sys.stdout, comparison)
     return 0
 
 

@@ -2,55 +2,42 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
-
-from rich.console import Console
-from rich.table import Table
+from typing import TextIO
 
 from launcher.layout import Layout
 from launcher.plan.compare import Comparison, Row
 from launcher.plan.result import Candidate, SearchResult
+from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 
-PLAIN_WIDTH = 100  # columns where nobody says how wide the reader's screen is
 UNKNOWN = "unknown"
 
 
-def console(*, stderr: bool = False) -> Console:
-    """A console that draws on a terminal and writes plain lines of fixed width elsewhere."""
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PLAIN_WIDTH, highlight=False, soft_wrap=False)
-
-
-def show_plans(to: Console, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
+def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
     """The ranked plans, why the first is first, and what became of the others."""
-    to.print(plans_table(result))
-    to.print("TFLOP/s, memory and tok/s are those of one GPU")
-    to.print(f"\nWhy {result.best.layout.brief()}:" if why and why[0] else "", soft_wrap=True)
-    _bullets(to, why[0] if why else ())
-    to.print(f"\n{rejected_text(result)} in {format_seconds(seconds)}", soft_wrap=True)
+    _print(to, plans_table(result, bold=to.isatty()))
+    _print(to, ["TFLOP/s, memory and tok/s are those of one GPU"])
+    if why and why[0]:
+        _print(to, ["", f"Why {result.best.layout.brief()}:", *_bullets(why[0])])
+    _print(to, ["", f"{rejected_text(result)} in {format_seconds(seconds)}"])
 
 
-def plans_table(result: SearchResult) -> Table:
-    """One line a plan, at most 100 columns."""
-    job = result.job
-    table = _table(f"{job.model.name} ({format_count(job.model.params)} parameters) on {_where(result)}")
-    for name in ("#", "tp", "pp", "dp"):
-        table.add_column(name, justify="right")
-    extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in result.candidates)]
-    for name in (*extra, "v", "mb", "zero"):
-        table.add_column(name, justify="right")
-    table.add_column("recompute")
-    table.add_column("sp")
-    for name in ("step", "TFLOP/s", "MFU", "memory", "tok/s"):
-        table.add_column(name, justify="right")
-    orders = len({candidate.layout.axis_order for candidate in result.candidates}) > 1
-    if orders:
-        table.add_column("order")
-    for rank, candidate in enumerate(result.candidates, 1):
-        table.add_row(str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders))
-    return table
+def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
+    """A title, a line of names and one line a plan, at most 100 columns."""
+    model, candidates = result.job.model, result.candidates
+    extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in candidates)]
+    orders = len({candidate.layout.axis_order for candidate in candidates}) > 1
+    columns = dict.fromkeys(("#", "tp", "pp", "dp", *extra, "v", "mb", "zero"), RIGHT)
+    columns |= {"recompute": LEFT, "sp": LEFT}
+    columns |= dict.fromkeys(("step", "TFLOP/s", "MFU", "memory", "tok/s"), RIGHT)
+    columns |= {"order": LEFT} if orders else {}
+    rows = [
+        [str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders)]
+        for rank, candidate in enumerate(candidates, 1)
+    ]
+    title = f"{model.name} ({format_count(model.params)} parameters) on {_where(result)}"
+    return [title, *draw(columns, rows, bold=bold)]
 
 
 def _where(result: SearchResult) -> str:
@@ -89,33 +76,30 @@ def rejected_text(result: SearchResult) -> str:
     return f"considered {result.searched:,} layouts" + (f": {told}" if told else "")
 
 
-def show_comparison(to: Console, comparison: Comparison) -> None:
+def show_comparison(to: TextIO, comparison: Comparison) -> None:
     """The best plan of each cluster or size, and what follows for the choice between them."""
-    to.print(comparison_table(comparison))
-    _bullets(to, [f"{row.label}: {row.note}" for row in comparison.rows if row.note])
-    _bullets(to, comparison.verdicts)
+    _print(to, comparison_table(comparison, bold=to.isatty()))
+    _print(to, _bullets(f"{row.label}: {row.note}" for row in comparison.rows if row.note))
+    _print(to, _bullets(comparison.verdicts))
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """One line a cluster; what is not known of any row has no column."""
+def comparison_table(comparison: Comparison, *, bold: bool = False) -> list[str]:
+    """A title, a line of names and one line a cluster; what is not known of any row has no column."""
     tokens = comparison.tokens
     scaled = any(row.scaling is not None for row in comparison.rows)
-    table = _table("best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else ""))
-    table.add_column("cluster")
-    table.add_column("GPUs", justify="right")
-    table.add_column("best layout")
     names = [
         "tok/s",
         "MFU",
         *(["scaling"] if scaled else []),
         *(["days", "GPU-h", "cost"] if tokens else ["$/M tokens"]),
     ]
-    for name in names:
-        table.add_column(name, justify="right")
+    columns = {"cluster": LEFT, "GPUs": RIGHT, "best layout": LEFT} | dict.fromkeys(names, RIGHT)
+    rows = []
     for row in comparison.rows:
         cells = _row_cells(row, scaled=scaled, timed=bool(tokens)) if row.best else ["-"] * len(names)
-        table.add_row(row.label, f"{row.num_gpus:,}", row.brief, *cells)
-    return table
+        rows.append([row.label, f"{row.num_gpus:,}", row.brief, *cells])
+    title = "best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else "")
+    return [title, *draw(columns, rows, bold=bold)]
 
 
 def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
@@ -138,10 +122,9 @@ def _optional(value: float | None, form: str) -> str:
     return UNKNOWN if value is None else form.format(value)
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+def _bullets(lines: Iterable[str]) -> list[str]:
+    return [f"  - {line}" for line in lines]
 
 
-def _bullets(to: Console, lines: Iterable[str]) -> None:
-    for line in lines:
-        to.print(f"  - {line}", soft_wrap=True, markup=False)
+def _print(to: TextIO, lines: Iterable[str]) -> None:
+    to.writelines(f"{line}\n" for line in lines)
