@@ -20,7 +20,7 @@ _NAME = "launcher-board"
 _SLOT_BYTES = 128
 _DOUBLE, _INT = struct.Struct("=d"), struct.Struct("=q")
 _STOP = 0
-_BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _HEEDS_STOP = range(8)
+_BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _HEEDS_STOP, _OWN_S = range(9)
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class RankState:
     first_step_at: float  # the first step was finished
     groups_at: float  # the process groups stood
     heeds_stop: bool  # it looks at the stop flag at the end of each step
+    own_s: float = 0.0  # all its steps together, without waiting for others where that is known
 
 
 class Board:
@@ -98,6 +99,7 @@ class Board:
             first_step_at=float(self._get(_DOUBLE, slot, _FIRST_STEP)),
             groups_at=float(self._get(_DOUBLE, slot, _GROUPS)),
             heeds_stop=bool(self._get(_INT, slot, _HEEDS_STOP)),
+            own_s=float(self._get(_DOUBLE, slot, _OWN_S)),
         )
 
     def mark_script(self, local_rank: int) -> None:
@@ -116,14 +118,20 @@ class Board:
         """The rank will look at the stop flag: the agent need not end it by force at once."""
         self._put(_INT, local_rank + 1, _HEEDS_STOP, 1)
 
-    def beat(self, local_rank: int, *, step: int | None = None, step_s: float = 0.0) -> None:
-        """A sign of life; with `step`, that so many steps are finished, the last in `step_s` seconds."""
+    def beat(
+        self, local_rank: int, *, step: int | None = None, step_s: float = 0.0, own_s: float | None = None
+    ) -> None:
+        """A sign of life; with `step`, that so many steps are finished, the last in `step_s` seconds.
+
+        `own_s`: what of these seconds the rank was busy itself; None where that is not known.
+        """
         slot, now = local_rank + 1, time.monotonic()
         self._put(_DOUBLE, slot, _BEAT, now)
         if step is None:
             return
         self._put(_INT, slot, _STEP, step)
         self._put(_DOUBLE, slot, _STEP_S, step_s)
+        self._put(_DOUBLE, slot, _OWN_S, self._get(_DOUBLE, slot, _OWN_S) + (step_s if own_s is None else own_s))
         if not self._get(_DOUBLE, slot, _FIRST_STEP):
             self._put(_DOUBLE, slot, _FIRST_STEP, now)
 

@@ -276,17 +276,19 @@ class RankAgent(SimpleElasticAgent):
         if now - self._paced_at < _PACE_S:
             return
         self._paced_at = now
-        paces = {rank: Pace(state.step, state.step_s) for rank, state in self._global(self._states()).items()}
+        paces = {rank: Pace(state.step, state.own_s) for rank, state in self._global(self._states()).items()}
         if isinstance(self._handler, PlanOrdered):
             paces = self._handler.share_paces(paces)
-        for slow in self._watch.stragglers(paces):
+        grid = self._plan.grid
+        stages = {rank: grid.coordinate(rank)["pp"] for rank in paces}
+        for slow in self._watch.stragglers(paces, stages=stages):
             node = slow.rank // self._job.num_ranks
             host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
             tell(
-                f"rank {slow.rank} (node {node}, {host}) is slow: {slow.step_s:.3g} s a step, "
-                f"{slow.factor:.1f} × the median of all ranks, for {slow.steps} steps"
+                f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s a step, "
+                f"{slow.factor:.1f} × the median of its peers, for {slow.steps} steps"
             )
-            self._ledger.note("straggler", rank=slow.rank, step_s=slow.step_s, median_s=slow.median_s)
+            self._ledger.note("straggler", rank=slow.rank, own_s=slow.own_s, median_s=slow.median_s)
 
     def _work_on_stop(self) -> None:
         """The first signal asks ranks that heed it to stop at a step's end and ends the others; a second ends all."""

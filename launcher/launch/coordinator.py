@@ -53,7 +53,7 @@ class Coordinator:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
         self._closing_at: float | None = None
-        self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, seconds of the last), as the agents report them
+        self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, own seconds until then), by its agent
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def start(self) -> None:

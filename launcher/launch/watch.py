@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from launcher.board import RankState
 
+COMPARABLE = 3  # the median of two cannot tell which of them is odd
+
 
 @dataclass(frozen=True)
 class Hang:
@@ -26,24 +28,24 @@ class Hang:
 
 
 class Pace(NamedTuple):
-    """How far a rank is, and how long its last step took."""
+    """How far a rank is, and the seconds that it was busy itself with all these steps."""
 
     step: int
-    step_s: float
+    own_s: float
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank whose steps stay slower than the median of all by `factor`, for `steps` of them."""
+    """A rank whose own time a step stays above the median of its peers by `factor`, for `steps` of them."""
 
     rank: int
-    step_s: float
+    own_s: float
     median_s: float
     steps: int
 
     @property
     def factor(self) -> float:
-        return self.step_s / self.median_s
+        return self.own_s / self.median_s
 
 
 @dataclass
@@ -54,7 +56,8 @@ class Watch:
     straggler_factor: float
     straggler_steps: int
     _slow: dict[int, int] = field(default_factory=dict)  # rank → slow steps in a row
-    _seen: dict[int, int] = field(default_factory=dict)  # rank → the step last looked at
+    _seen: dict[int, Pace] = field(default_factory=dict)  # rank → as last looked at
+    _own_s: dict[int, float] = field(default_factory=dict)  # rank → own seconds a step, between the last two looks
     _named: set[int] = field(default_factory=set)
 
     def hang(self, states: Mapping[int, RankState], *, now: float) -> Hang | None:
@@ -68,28 +71,40 @@ class Watch:
             return None
         return Hang(tuple(silent), silence[silent[0]], {rank: state.step for rank, state in watched.items()})
 
-    def stragglers(self, paces: Mapping[int, Pace]) -> list[Straggler]:
+    def stragglers(self, paces: Mapping[int, Pace], *, stages: Mapping[int, int] | None = None) -> list[Straggler]:
         """Ranks that have just become stragglers; each is told once.
 
-        A rank counts by what it reports as its step time, which shows its own slowness only where it leaves out the
-        waiting for others.
+        A rank is compared with those of its pipeline stage, whose work is the same, where there are three or more;
+        else with all.
         """
-        timed = {rank: pace for rank, pace in paces.items() if pace.step and pace.step_s > 0}
-        if len(timed) < 3:  # the median of two cannot tell which of them is odd
-            return []
-        middle = median(pace.step_s for pace in timed.values())
+        new_steps = self._look(paces)
+        by_stage: dict[int, list[float]] = {}
+        for rank, own_s in self._own_s.items():
+            by_stage.setdefault((stages or {}).get(rank, 0), []).append(own_s)
         found = []
-        for rank, pace in timed.items():
-            new_steps = pace.step - self._seen.get(rank, 0)
-            self._seen[rank] = pace.step
-            if new_steps <= 0:
+        for rank in new_steps:
+            peers = by_stage[(stages or {}).get(rank, 0)]
+            peers = peers if len(peers) >= COMPARABLE else list(self._own_s.values())
+            if len(peers) < COMPARABLE or rank in self._named:
                 continue
-            slow = pace.step_s > self.straggler_factor * middle
-            self._slow[rank] = self._slow.get(rank, 0) + new_steps if slow else 0
-            if self._slow[rank] >= self.straggler_steps and rank not in self._named:
+            slow = Straggler(rank, self._own_s[rank], median(peers), self._slow.get(rank, 0) + new_steps[rank])
+            self._slow[rank] = slow.steps if slow.own_s > self.straggler_factor * slow.median_s else 0
+            if self._slow[rank] >= self.straggler_steps:
                 self._named.add(rank)
-                found.append(Straggler(rank, pace.step_s, middle, self._slow[rank]))
+                found.append(slow)
         return found
+
+    def _look(self, paces: Mapping[int, Pace]) -> dict[int, int]:
+        """Take in how far the ranks are; returns how many steps each has made since the last look, where any."""
+        new_steps: dict[int, int] = {}
+        for rank, pace in paces.items():
+            before = self._seen.get(rank)
+            if before and pace.step > before.step:
+                new_steps[rank] = pace.step - before.step
+                self._own_s[rank] = (pace.own_s - before.own_s) / new_steps[rank]
+            if pace.step:  # the first look only marks the place: the first steps warm up
+                self._seen[rank] = pace
+        return new_steps
 
 
 def odd_ones_out(signatures: Mapping[int, Sequence[str]]) -> list[int]:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.board import Board
+from launcher.worker.busy import BusyClock
 
 
 class Pulse:
@@ -25,8 +26,11 @@ class Pulse:
         self._group = group or _cpu_group()
         self._ballot = torch.zeros(1, dtype=torch.int32)
         self._vote: Any = None
+        self._busy: BusyClock | None = None
         if self._board:
             board, local_rank = self._board
+            on_cpu = not dist.is_initialized() or dist.get_backend() == "gloo"
+            self._busy = BusyClock(num_ranks=board.num_ranks) if on_cpu else None
             board.mark_groups(local_rank)
             board.heed_stop(local_rank)
             board.beat(local_rank)
@@ -37,12 +41,17 @@ class Pulse:
             board, local_rank = self._board
             board.beat(local_rank)
 
-    def step_done(self, step: int, *, step_s: float) -> bool:
-        """`step` steps are finished, the last took `step_s`; True, on all ranks at once, when the job should stop."""
+    def step_done(self, step: int, *, step_s: float, own_s: float | None = None) -> bool:
+        """`step` steps are finished, the last took `step_s`; True, on all ranks at once, when the job should stop.
+
+        `own_s` is what of it this rank was busy itself, by which slow ranks are found; by default it is measured on
+        a CPU (`BusyClock`), and taken to be all of `step_s` on a GPU.
+        """
         asked = False
         if self._board:
             board, local_rank = self._board
-            board.beat(local_rank, step=step, step_s=step_s)
+            busy_s = self._busy.lap() if self._busy else None
+            board.beat(local_rank, step=step, step_s=step_s, own_s=busy_s if own_s is None else own_s)
             asked = board.stop_requested
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return asked

@@ -1,6 +1,7 @@
 """A job of steps with a checkpoint: resumes where the newest finished step left off, tells its agent of every step.
 
 Arguments: steps=N, dir=FOLDER (the checkpoint and marks), step_s=S; until=PATH goes on until that file exists.
+slow=RANK sleeps longer and says so itself; busy=RANK computes longer, and is measured by the pulse.
 """
 
 import os
@@ -33,7 +34,11 @@ for step in range(int(first.item()) + 1, steps + 1):
     time.sleep(step_s)
     if options.get("slow") == str(rank):
         time.sleep(3 * step_s)
-    own_s = time.monotonic() - began
+    own_s: float | None = time.monotonic() - began
+    if "busy" in options:
+        own_s, enough = None, time.thread_time() + step_s * (4 if options["busy"] == str(rank) else 0.5)
+        while time.thread_time() < enough:
+            pass
     if options.get("stuck") == f"{rank}:{step}":
         time.sleep(1000)
     total[0] = rank == 0 and "until" in options and Path(options["until"]).exists()
@@ -42,7 +47,7 @@ for step in range(int(first.item()) + 1, steps + 1):
         temporary = folder / ".step"
         temporary.write_text(str(step))
         temporary.replace(saved)
-    if pulse.step_done(step, step_s=own_s):
+    if pulse.step_done(step, step_s=time.monotonic() - began, own_s=own_s):
         print(f"rank {rank} was asked to stop after step {step}", flush=True)
         break
     if total.item():

@@ -46,11 +46,13 @@ def test_hang_detection_can_be_off() -> None:
     assert watch(hang_timeout_s=None).hang({0: state(beat_at=1.0)}, now=1e9) is None
 
 
-def told(times: list[list[float]]) -> list[int]:
-    """Ranks named over steps; times[step][rank]."""
-    one, named = watch(), []
-    for step, row in enumerate(times, start=1):
-        named += [slow.rank for slow in one.stragglers({rank: Pace(step, t) for rank, t in enumerate(row)})]
+def told(times: list[list[float]], *, stages: dict[int, int] | None = None) -> list[int]:
+    """Ranks named over steps; times[step][rank] is what the rank was busy itself."""
+    one, named, spent = watch(), [], [0.0] * 4
+    for step, row in enumerate([[9.0] * 4, *times], start=1):  # the first look sees the warm-up
+        spent = [before + own_s for before, own_s in zip(spent, row, strict=True)]
+        paces = {rank: Pace(step, own_s) for rank, own_s in enumerate(spent)}
+        named += [slow.rank for slow in one.stragglers(paces, stages=stages)]
     return named
 
 
@@ -61,6 +63,16 @@ def test_a_rank_that_stays_slow_is_named_once() -> None:
 def test_a_rank_that_was_slow_for_a_moment_is_not_named() -> None:
     fast, slow = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 1.0]
     assert told([slow, slow, fast, slow, slow, fast]) == []
+
+
+def test_a_rank_is_compared_with_those_of_its_stage_where_they_are_enough() -> None:
+    times = [[1.0, 1.0, 1.0, 3.0]] * 9
+    assert told(times, stages={0: 0, 1: 0, 2: 0, 3: 1}) == [3]  # one in its stage: compared with all
+    one = watch()
+    uneven = {rank: 1 if rank < 3 else 3 for rank in range(6)}  # the second stage has three times the work
+    for look in range(1, 9):
+        paces = {rank: Pace(look * 10, float(look * work)) for rank, work in uneven.items()}
+        assert one.stragglers(paces, stages={rank: rank // 3 for rank in uneven}) == []
 
 
 @settings(deadline=None)
@@ -100,10 +112,12 @@ def test_the_board_carries_what_each_rank_tells() -> None:
         seen = Board.attach(board.fd)
         assert seen is not None
         assert seen.num_ranks == 3
+        board.beat(1, step=40, step_s=0.5, own_s=0.125)
         board.beat(1, step=41, step_s=0.25)
         board.heed_stop(2)
         assert (seen.state(1).step, seen.state(1).step_s) == (41, 0.25)
-        assert seen.state(1).first_step_at == seen.state(1).beat_at > 0
+        assert seen.state(1).own_s == 0.375
+        assert seen.state(1).beat_at >= seen.state(1).first_step_at > 0
         assert seen.state(2).heeds_stop
         assert seen.state(0) == state()
         assert not seen.stop_requested
