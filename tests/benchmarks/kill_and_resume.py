@@ -1,10 +1,11 @@
 """Kill -9 a whole training job at a random moment, start it again, and compare the end with an undisturbed run's.
 
 Usage: python tests/benchmarks/kill_and_resume.py [--runs 20] [--seed 0]. Every run trains two ranks with asynchronous
-checkpoints every 3 steps; all its processes are killed at once, during a step or during a save as drawn from the seed,
-then the same command is given again. A run passes when it resumes from the last checkpoint that was committed (or a
-later one), and when its final loss equals the undisturbed run's exactly. The last line is one JSON document; the exit
-code is 1 if a run fails.
+checkpoints every 3 steps; all its processes are killed at once, during a step, during a save or between two steps in
+turn, at a moment drawn from the seed; then the same command is given again. A run passes when it goes on from the last checkpoint that
+was committed when it died, and when its metrics then hold every step once, each with exactly the loss of the undisturbed
+run. Whether a save was cut short is told by what it left behind. The last line is one JSON document; the exit code is 1
+if a run fails.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.worker.data import standard_library_tokens, write_token_file
 from launcher.worker.manifest import committed_steps
 
-STEPS = 30
+STEPS = 24
+DATA = "stdlib.tokens"  # made once, not by every run
+KINDS = ("step", "save", "between")
 COMMAND = [
     *(sys.executable, "-c", "from launcher.cli import main; raise SystemExit(main())", "run", "tracking=none"),
     *("cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2", "layout.zero_stage=1"),
@@ -36,19 +40,20 @@ class Outcome:
     """What became of one killed run."""
 
     wanted: str
-    saving: bool  # a checkpoint was being written at that moment
-    committed: int  # step of the newest committed checkpoint when it was killed
+    after_step: int  # steps whose numbers it had told when it died
+    in_a_save: bool  # it left a checkpoint half written
+    committed: int  # step of the newest committed checkpoint when it died
     resumed_after: int
     final_loss: float
-    equal: bool
+    equal: bool  # every step's loss, the last one's included
 
     @property
     def passed(self) -> bool:
-        return self.equal and self.resumed_after >= self.committed
+        return self.equal and self.resumed_after == self.committed
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    command = [*COMMAND, f"run_dir={folder}"]
+    command = [*COMMAND, f"run_dir={folder}", f"train.data={folder.parent / DATA}"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -87,36 +92,49 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def wait_for(process: subprocess.Popen[str], folder: Path, *, kind: str, step: int, extra_s: float) -> None:
-    """Return `extra_s` after `step` is done, or after a save about then has begun; or when all is over."""
-    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+def told_losses(folder: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every line of metrics.jsonl; a torn last line is left out."""
+    path = folder / "metrics.jsonl"
+    text = path.read_text() if path.is_file() else ""
+    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def half_written(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob(".saving-*"))
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, *, kind: str, step: int, part: float) -> None:
+    """Return when `step` is done (`kind` between), that `part` of a step later (step), or when a save after about that
+    step has begun and a `part` of 5 ms has passed (save); or when all is over.
+    """
+    metrics, told_at = folder / "metrics.jsonl", []
     while process.poll() is None:
         done = metrics.read_text().count("\n") if metrics.is_file() else 0
-        if kind == "step" and done >= step:
-            break
-        if kind == "save" and done >= step - 3 and any(checkpoints.glob(".saving-*")):
+        told_at += [time.monotonic()] * (done - len(told_at))
+        if kind == "save" and done >= step - 3 and half_written(folder):
+            time.sleep(0.005 * part)
+            return
+        if kind != "save" and done >= step:
             break
         time.sleep(0.001)
-    time.sleep(extra_s)
+    if kind == "step" and len(told_at) > 1:
+        time.sleep(part * (told_at[-1] - told_at[0]) / (len(told_at) - 1))
 
 
-def one_run(folder: Path, *, draw: random.Random, right: float) -> Outcome:
+def one_run(folder: Path, *, kind: str, draw: random.Random, right: list[tuple[int, float]]) -> Outcome:
     checkpoints = folder / "checkpoints"
-    kind, step = draw.choice(("step", "save")), draw.randint(1, STEPS - 1)
+    step, part = draw.randint(1, STEPS - 1), draw.random()
     process = start(folder)
-    wait_for(process, folder, kind=kind, step=step, extra_s=draw.uniform(0.0, 0.05 if kind == "step" else 0.005))
-    saving = any(checkpoints.glob(".saving-*"))
-    committed = max(committed_steps(checkpoints), default=0) if checkpoints.is_dir() else 0
+    wait_for(process, folder, kind=kind, step=step, part=part)
     kill(process)
-    document = finish(start(folder))
-    losses, resumed = document["losses"], document["resumed_after_step"]
-    if not isinstance(losses, dict) or not isinstance(resumed, int):
-        raise SystemExit(f"a run ended with another document than expected: {document}")
-    # A run that had ended before it was killed has nothing left to train; its metrics hold the last loss.
-    final = losses["last"]
-    if final is None:
-        final = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["loss"]
-    return Outcome(f"{kind} {step}", saving, committed, resumed, final, final == right)
+    after, in_a_save = len(told_losses(folder)), half_written(folder)
+    committed = max(committed_steps(checkpoints), default=0) if checkpoints.is_dir() else 0
+    resumed = finish(start(folder))["resumed_after_step"]
+    if not isinstance(resumed, int):
+        raise SystemExit(f"a run ended with another document than expected: resumed_after_step={resumed!r}")
+    found = told_losses(folder)
+    return Outcome(f"{kind} {step}", after, in_a_save, committed, resumed, found[-1][1], found == right)
 
 
 def main() -> int:
@@ -126,17 +144,17 @@ def main() -> int:
     parsed = parser.parse_args()
     draw = random.Random(parsed.seed)
     with tempfile.TemporaryDirectory() as name:
-        undisturbed = finish(start(Path(name) / "undisturbed"))
-        losses = undisturbed["losses"]
-        if not isinstance(losses, dict):
-            raise SystemExit("the undisturbed run told no losses")
+        write_token_file(Path(name) / DATA, standard_library_tokens(), vocab=256)
+        finish(start(Path(name) / "undisturbed"))
+        right = told_losses(Path(name) / "undisturbed")
         outcomes = []
         for number in range(parsed.runs):
-            outcomes.append(one_run(Path(name) / f"run-{number}", draw=draw, right=losses["last"]))
+            kind = KINDS[number % len(KINDS)]
+            outcomes.append(one_run(Path(name) / f"run-{number}", kind=kind, draw=draw, right=right))
             print(number, asdict(outcomes[-1]), "ok" if outcomes[-1].passed else "FAILED", flush=True)
     passed = sum(outcome.passed for outcome in outcomes)
-    during_save = sum(outcome.saving for outcome in outcomes)
-    print(json.dumps({"runs": parsed.runs, "passed": passed, "killed_during_a_save": during_save}))
+    in_a_save = sum(outcome.in_a_save for outcome in outcomes)
+    print(json.dumps({"runs": parsed.runs, "passed": passed, "killed_in_a_save": in_a_save, "loss": right[-1][1]}))
     return 0 if passed == parsed.runs else 1
 
 
