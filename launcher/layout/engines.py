@@ -49,14 +49,6 @@ def _numbers(job: Job, layout: Layout) -> Iterator[str]:
         yield f"train.dropout={job.training.dropout}: the gpt recipe trains without dropout: set it to auto or 0"
 
 
-def _context(job: Job, layout: Layout) -> Iterator[str]:
-    if layout.cp > 1:
-        yield (
-            f"layout.cp={layout.cp}: the gpt recipe has no context parallelism: "
-            "set layout.cp=1, and layout.sequence_parallel=true with tp > 1 to cut the sequence"
-        )
-
-
 def _torch_pipeline(job: Job, layout: Layout) -> Iterator[str]:
     if layout.pp == 1:
         return
@@ -117,6 +109,11 @@ def _deepspeed_numbers(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def _deepspeed_sequence(job: Job, layout: Layout) -> Iterator[str]:
+    if layout.cp > 1:
+        yield (
+            f"layout.cp={layout.cp}: the DeepSpeed engine has no context parallelism here: "
+            "set layout.cp=1, or train.engine=torch"
+        )
     if layout.sequence_parallel:
         yield (
             "the DeepSpeed engine has no sequence parallelism here: "
@@ -125,7 +122,7 @@ def _deepspeed_sequence(job: Job, layout: Layout) -> Iterator[str]:
 
 
 ENGINES: dict[str, tuple[Rule, ...]] = {"deepspeed": (_deepspeed_pipeline, _deepspeed_numbers)}
-RECIPE: tuple[Rule, ...] = (_model, _numbers, _context)
+RECIPE: tuple[Rule, ...] = (_model, _numbers)
 RECIPE_ENGINES: dict[str, tuple[Rule, ...]] = {
     "torch": (_torch_pipeline, _torch_offload),
     "deepspeed": (_deepspeed_sequence,),

@@ -12,6 +12,7 @@ from launcher.layout.engines import recipe_problems
 from launcher.layout.job import Job
 from launcher.plan.document import estimate_data
 from launcher.plan.explain import reasons
+from launcher.plan.hybrid import shard_size, shards_hybrid
 from launcher.plan.record import Plan
 from launcher.plan.search import search
 
@@ -29,7 +30,10 @@ def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to
     model = CostModel(job)
     result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if ours else None)
     best = result.best
-    return Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
+    plan = Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
+    if ours and shards_hybrid(plan):
+        shard_size(plan)  # refuses what the ranks would
+    return plan
 
 
 def _as_the_recipe_trains(job: Job) -> Job:

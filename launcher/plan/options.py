@@ -79,11 +79,6 @@ class TrainOptions:
     def _without_deepspeed(self) -> list[str]:
         """What is asked for that only the torch engine does."""
         problems = []
-        if self.checkpoint_every:
-            problems.append(
-                f"train.checkpoint_every={self.checkpoint_every}: the DeepSpeed engine writes no checkpoints here "
-                "(its own are pickles, which loading executes): set it to 0, or train.engine=torch"
-            )
         if self.hybrid_shard:
             problems.append(
                 "train.hybrid_shard=true: the DeepSpeed engine shards over all of dp: set train.engine=torch"

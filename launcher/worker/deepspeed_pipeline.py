@@ -14,7 +14,7 @@ from launcher.layout.split import balanced_split
 from launcher.model import Model
 from launcher.worker.engine import EngineContext
 from launcher.worker.mesh import Axes
-from launcher.worker.tensor_layers import VocabEmbedding, VocabHead, copy_to, cut_block, fill, mean_loss
+from launcher.worker.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, cut_block, fill, mean_loss
 from launcher.worker.transformer import Block, make_norm
 
 AXIS_NAMES = {"tp": "model", "dp": "data", "pp": "pipe"}  # DeepSpeed's names of our axes
@@ -99,6 +99,7 @@ def pipeline_module(context: EngineContext) -> nn.Module:
 def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec], list[LayerSpec]]:
     """What comes before the blocks, the blocks, and what comes after them."""
     plan, weights, group = context.plan, context.weights, context.axes.group("tp")
+    axis = TensorAxis(group)
     model, training = plan.job.model, plan.job.training
 
     def filled(module: nn.Module, prefix: str) -> nn.Module:
@@ -107,13 +108,13 @@ def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec
 
     def block(index: int) -> nn.Module:
         made = Block(model, kernel=training.attention, recompute=plan.layout.recompute)
-        return filled(cut_block(made, group) if group.size() > 1 else made, f"layers.{index}.")
+        return filled(cut_block(made, axis) if group.size() > 1 else made, f"layers.{index}.")
 
     def tokens() -> nn.Module:
-        return filled(VocabEmbedding(model.vocab, model.hidden, group=group), "tokens.")
+        return filled(VocabEmbedding(model.vocab, model.hidden, axis=axis), "tokens.")
 
     def tied_logits(embedding: VocabEmbedding, x: Tensor) -> Tensor:
-        return nn.functional.linear(copy_to(x, group), embedding.weight)
+        return nn.functional.linear(axis.enter(x), embedding.weight)
 
     tied = model.tied_embeddings
     before = [TiedSpec(tokens, None) if tied else Spec(tokens)]
@@ -123,7 +124,7 @@ def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec
     after += [
         TiedSpec(tokens, tied_logits)
         if tied
-        else Spec(lambda: filled(VocabHead(model.hidden, model.vocab, group=group), "head."))
+        else Spec(lambda: filled(VocabHead(model.hidden, model.vocab, axis=axis), "head."))
     ]
     return before, blocks, after
 

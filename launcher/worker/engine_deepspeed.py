@@ -18,14 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launcher import env
-from launcher.errors import InputError
 from launcher.worker.data import Batch
 from launcher.worker.deepspeed_config import CONFIG_FILE, deepspeed_config
+from launcher.worker.deepspeed_state import DeepSpeedState
 from launcher.worker.engine import EngineContext, StepResult
 from launcher.worker.mesh import Axes
 from launcher.worker.optim import make_inner
-from launcher.worker.tensor_layers import VocabEmbedding, VocabHead, cut_block, fill, mean_loss
-from launcher.worker.transformer import Block, StageShape, Transformer
+from launcher.worker.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
+from launcher.worker.transformer import StageShape, Transformer
 
 
 def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
@@ -58,6 +58,7 @@ class DeepSpeedEngine:
     def __init__(self, engine: Any, context: EngineContext) -> None:
         self.inner = engine
         self._context = context
+        self._state = DeepSpeedState(engine, context)
         self._num_micro_batches = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
@@ -71,10 +72,10 @@ class DeepSpeedEngine:
         return StepResult(loss, None if norm is None else float(norm), {"step_inner_s": time.perf_counter() - start})
 
     def state(self, *, loading: bool) -> dict[str, Any]:
-        raise InputError("DeepSpeed keeps its own checkpoints: use train.engine=torch for ones that change layout")
+        return self._state.empty() if loading else self._state.gathered()
 
     def loaded(self) -> None:
-        raise InputError("DeepSpeed keeps its own checkpoints: use train.engine=torch for ones that change layout")
+        self._state.take_over()
 
     def _pipelined(self, parts: list[tuple[Tensor, Tensor]]) -> float:
         return float(self.inner.train_batch(iter(parts)))
@@ -125,11 +126,7 @@ def whole_module(context: EngineContext) -> nn.Module:
     recompute = context.plan.layout.recompute
     module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
     if group.size() > 1:
-        module.tokens = VocabEmbedding(model.vocab, model.hidden, group=group)
-        module.head = VocabHead(model.hidden, model.vocab, group=group)
-        for block in module.layers.values():
-            if isinstance(block, Block):
-                cut_block(block, group)
+        cut_whole(module, TensorAxis(group), model=model)
     if model.tied_embeddings:
         module.tie()
     fill(module, prefix="", model=model, weights=context.weights, group=group)

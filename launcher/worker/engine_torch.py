@@ -1,4 +1,4 @@
-"""The torch engine: DTensor tensor parallelism × torch's pipeline schedules × data parallelism by ZeRO stage."""
+"""The torch engine: tensor and context parallelism × torch's pipeline schedules × data parallelism by ZeRO stage."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.layout.split import balanced_split
+from launcher.worker.collectives import sum_all
+from launcher.worker.context import positions_of
 from launcher.worker.data import Batch
 from launcher.worker.engine import TORCH_DTYPES, EngineContext, StepResult
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.optim import Optimizer, make_pieces
-from launcher.worker.parallel import (
-    SPLIT_BACKWARD,
-    accumulate_without_sync,
-    apply_tensor_parallel,
-    materialise,
-    shard_data_parallel,
-)
+from launcher.worker.parallel import SPLIT_BACKWARD, accumulate_without_sync, cut_stage, shard_data_parallel
+from launcher.worker.spread import Spreads
+from launcher.worker.tensor_layers import fill
 from launcher.worker.transformer import StageShape, Transformer, stage_shapes
-
-BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
 
 
 class TorchEngine:
@@ -43,11 +39,13 @@ class TorchEngine:
         self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
         self._ddp = self._make_ddp()
         copies = {"head.weight": "tokens.weight"} if self._tied_apart() else {}
-        pieces = make_pieces(self._named_parameters(), copies=copies)
+        spreads = Spreads(self._axes, self._layout, self._model)
+        pieces = make_pieces(self._named_parameters(), copies=copies, spread=spreads)
         self.optimizer = Optimizer(pieces, context.plan.job.training.optimizer, context.options, groups=self._groups())
         if not self._fsdp and self._ddp is None:  # those two accumulate by hooks of their own, in fp32
             self.optimizer.accumulate_in_fp32()
         self._tied_group = self._make_tied_group()
+        self._columns = self._own_columns()
 
     @property
     def sharded(self) -> bool:
@@ -60,7 +58,7 @@ class TorchEngine:
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
         start = self._now()
-        loss = self._run(batch.ids.to(self._device), batch.targets.to(self._device))
+        loss = self._run(*(tokens.to(self._device) for tokens in self._own_part(batch)))
         computed = self._now()
         self.optimizer.collect()
         self._average_gradients()
@@ -88,8 +86,7 @@ class TorchEngine:
         training = context.plan.job.training
         with torch.device("meta"):
             stage = Transformer(self._model, shape, kernel=training.attention, recompute=self._layout.recompute)
-        if self._layout.tp > 1:
-            apply_tensor_parallel(stage, self._axes.sub("tp"), self._layout, seq_len=self._model.seq_len)
+            cut_stage(stage, self._axes, self._layout, model=self._model)
         if self._model.tied_embeddings:
             stage.tie()
         # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
@@ -102,7 +99,10 @@ class TorchEngine:
         return stage
 
     def _materialise(self, stage: Transformer, context: EngineContext, *, dtype: torch.dtype) -> None:
-        materialise(stage, weights=context.weights, device=self._device, dtype=dtype)
+        """Give every parameter its storage on the device and its initial value, of which a rank keeps its own part."""
+        stage.to(dtype=dtype)
+        stage.to_empty(device=self._device)
+        fill(stage, prefix="", model=self._model, weights=context.weights, group=self._axes.group("tp"))
 
     def _shard(self, stage: Transformer, context: EngineContext) -> None:
         shard_data_parallel(
@@ -114,15 +114,13 @@ class TorchEngine:
         )
 
     def _make_ddp(self) -> DistributedDataParallel | None:
-        """DDP reduces behind the backward pass; it takes neither pipelines nor DTensors, and would reduce in bf16."""
+        """DDP reduces behind the backward pass; it takes no pipelines, and would reduce in bf16."""
         layout = self._layout
-        if self._fsdp or layout.dp * layout.cp == 1 or layout.tp > 1 or layout.pp > 1:
+        if self._fsdp or layout.dp * layout.cp == 1 or layout.pp > 1:
             return None
         if self._compute_dtype != torch.float32:
             return None
-        return DistributedDataParallel(
-            self.stages[0], process_group=self._axes.group("dp"), gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(self.stages[0], process_group=self._axes.replicas, gradient_as_bucket_view=True)
 
     def _own_stages(self) -> list[int]:
         if self._layout.pp == 1:
@@ -137,8 +135,20 @@ class TorchEngine:
 
     def _groups(self) -> Mapping[str, dist.ProcessGroup]:
         groups = {axis: self._axes.group(axis) for axis in self._axes.grid.axes if self._axes.degree(axis) > 1}
-        names = self._axes.shards.mesh_dim_names or ()
-        return groups | {name: self._axes.group(name) for name in names}
+        shards = self._axes.shards
+        return groups | {name: shards.get_group(name) for name in shards.mesh_dim_names or ()}
+
+    def _own_columns(self) -> Tensor | None:
+        """Which tokens of every sequence are this rank's, with context parallelism."""
+        size, rank = self._layout.cp, self._axes.coordinate["cp"]
+        if size == 1:
+            return None
+        return positions_of(rank, torch.device("cpu"), size=size, seq_len=self._model.seq_len)
+
+    def _own_part(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self._columns is None:
+            return batch.ids, batch.targets
+        return batch.ids[:, self._columns], batch.targets[:, self._columns]
 
     # -- forward and backward ------------------------------------------------------------------------------------
 
@@ -200,14 +210,8 @@ class TorchEngine:
         size = self._layout.dp * self._layout.cp
         if self._fsdp or self._ddp is not None or size == 1:
             return
-        group = self._axes.group("dp")
         grads = [p.main.grad for p in self.optimizer.pieces if p.main.grad is not None]
-        for bucket in _buckets(grads):
-            flat = torch.cat([grad.flatten() for grad in bucket])
-            dist.all_reduce(flat, group=group)
-            flat.div_(size)
-            for grad, part in zip(bucket, torch.split(flat, [grad.numel() for grad in bucket]), strict=True):
-                grad.copy_(part.view_as(grad))
+        sum_all(grads, self._axes.replicas, divide_by=size)
 
     def _tied_apart(self) -> bool:
         """Whether a tied head lives on another stage than the embedding."""
@@ -221,8 +225,6 @@ class TorchEngine:
 
         last = rank_of_stage(self._layout, self.num_stages - 1)
         mine = None
-        if last == 0:
-            return None
         for peers in self._axes.grid.groups("pp"):
             group = dist.new_group([peers[0], peers[last]])
             if self._axes.rank in (peers[0], peers[last]):
@@ -234,29 +236,10 @@ class TorchEngine:
         if not self._tied_apart():
             return
         tied = [p.main.grad for p in self.optimizer.pieces if p.name in ("tokens.weight", "head.weight")]
-        grads = [grad for grad in tied if grad is not None]
-        if len(grads) == 2:  # a V-shaped schedule: both stages on this rank
-            total = grads[0] + grads[1]
-            for grad in grads:
-                grad.copy_(total)
-        elif grads and self._tied_group is not None:
-            dist.all_reduce(grads[0], group=self._tied_group)
+        if self._tied_group is not None and tied and tied[0] is not None:
+            dist.all_reduce(tied[0], group=self._tied_group)
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
-
-
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Runs of tensors of about BUCKET_BYTES each."""
-    bucket: list[Tensor] = []
-    size = 0
-    for tensor in tensors:
-        bucket.append(tensor)
-        size += tensor.numel() * tensor.element_size()
-        if size >= BUCKET_BYTES:
-            yield bucket
-            bucket, size = [], 0
-    if bucket:
-        yield bucket

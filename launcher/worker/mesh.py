@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from launcher.errors import InputError
 from launcher.layout import RankGrid
-from launcher.plan.record import Plan
+
+DATA_AND_CONTEXT = "dp_cp"
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,27 @@ class Axes:
         ordered = tuple(name for name in self.mesh.mesh_dim_names or () if name in axes)
         return self.mesh[ordered if len(ordered) > 1 else ordered[0]]
 
-    @property
+    @cached_property
     def shards(self) -> DeviceMesh:
-        """What ZeRO shards over: `dp`, or (`dp_replicate`, `dp_shard`) with hybrid sharding."""
-        hybrid = "dp_shard" in (self.mesh.mesh_dim_names or ())
-        return self.sub("dp_replicate", "dp_shard") if hybrid else self.sub("dp")
+        """What ZeRO shards over: `dp`, (`dp_replicate`, `dp_shard`) with hybrid sharding, `dp_cp` with context
+        parallelism, whose ranks share all parameters.
+        """
+        if "dp_shard" in (self.mesh.mesh_dim_names or ()):
+            return self.sub("dp_replicate", "dp_shard")
+        return self.sub("dp", "cp")._flatten(DATA_AND_CONTEXT) if self.degree("cp") > 1 else self.sub("dp")
+
+    @property
+    def replicas(self) -> dist.ProcessGroup:
+        """The ranks that have the same parameters and other tokens: over which gradients are averaged."""
+        return self.shards.get_group() if self.degree("cp") > 1 else self.group("dp")
+
+    def parts(self) -> DeviceMesh:
+        """`shards` × `tp` without process groups, to say where parts of parameters belong. No communication."""
+        shards, stride = self.shards, self.grid.strides["tp"]
+        offsets = stride * (torch.arange(self.degree("tp")) - self.coordinate["tp"])
+        ranks = shards.mesh[..., None] + offsets
+        names = (*(shards.mesh_dim_names or ()), "tp")
+        return DeviceMesh(shards.device_type, ranks, mesh_dim_names=names, _init_backend=False)
 
 
 def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int | None = None) -> Axes:
@@ -62,22 +78,3 @@ def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int
     if shard_within is not None:
         mesh["dp_replicate", "dp_shard"]._flatten("dp")
     return Axes(grid, rank, mesh)
-
-
-def shard_size(plan: Plan) -> int:
-    """How many data-parallel neighbours share one NVSwitch domain: the ranks that hybrid sharding shards over.
-
-    Raises InputError where the domains do not cut every data-parallel group into equal runs of more than one rank.
-    """
-    placement, dp = plan.placement, plan.layout.dp
-    sizes = set()
-    for group in plan.grid.groups("dp"):
-        domains = [placement.domain(rank) for rank in group]
-        sizes |= {len(list(run)) for _, run in groupby(domains)}
-    if len(sizes) != 1 or sizes == {1} or dp % min(sizes):
-        raise InputError(
-            f"train.hybrid_shard=true shards inside NVSwitch domains and replicates across, but those cut the dp={dp} "
-            f"ranks of a group into runs of {', '.join(map(str, sorted(sizes)))}: choose a layout.axis_order with dp "
-            "before pp, a larger dp, or train.hybrid_shard=false"
-        )
-    return sizes.pop()

@@ -6,16 +6,36 @@ dispatch, one fused call for all parameters, and one place where bf16 parameters
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 
 from launcher.plan.options import TrainOptions
+from launcher.worker.collectives import sum_all
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How this rank's part of a parameter lies in the whole one."""
+
+    shape: torch.Size  # of the whole
+    axes: tuple[str, ...] = ()  # mesh axes over which it is cut
+    mesh: DeviceMesh | None = None  # None: every rank has the whole
+    placements: tuple[Placement, ...] = ()
+    summed: bool = False  # a rank's gradient is that of its part of the sequence, to be summed over tp
+
+    def global_tensor(self, part: Tensor) -> Tensor:
+        """`part`, this rank's, as a tensor that knows where in the whole it belongs."""
+        if self.mesh is None:
+            return part
+        stride = torch.empty(self.shape, device="meta").stride()
+        return DTensor.from_local(part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=stride)
 
 
 @dataclass
@@ -23,17 +43,16 @@ class Piece:
     """A rank's part of one parameter.
 
     `main` is the fp32 tensor that the optimizer steps: the parameter's own storage where that is fp32.
-    `axes` names the mesh axes over which the whole parameter is cut; `counted` is False for a second copy of a
-    parameter (a tied head on another stage), which the global norm must not see twice.
+    `counted` is False for a second copy of a parameter (a tied head on another stage), which the global norm must not
+    see twice.
     """
 
     name: str
     param: nn.Parameter
     main: nn.Parameter
-    axes: tuple[str, ...]
+    spread: Spread
     counted: bool
     saved_name: str
-    partial: Sequence[Placement] | None = None  # how `main.grad` is still to be summed up over axes
 
     @property
     def shares_storage(self) -> bool:
@@ -41,30 +60,15 @@ class Piece:
         return own._cdata == working._cdata and self.main.dtype == self.param.dtype  # fake tensors have no data_ptr
 
     def accumulate(self, _: Tensor | None = None) -> None:
-        """Move the gradient off the parameter and add it to the main one, in fp32. What is still a partial sum over an
-        axis stays so until `complete`.
-        """
+        """Move the gradient off the parameter and add it to the main one, in fp32."""
         grad, self.param.grad = self.param.grad, None
         if grad is None:
             return
-        if isinstance(grad, DTensor) and isinstance(self.param, DTensor) and grad.placements != self.param.placements:
-            if any(placement.is_shard() for placement in (*grad.placements, *self.param.placements)):
-                grad = grad.redistribute(placements=self.param.placements)
-            else:
-                self.partial = grad.placements
         part = local(grad)
         if self.main.grad is None:
             self.main.grad = part.to(torch.float32)
         else:
             self.main.grad.add_(part)
-
-    def complete(self) -> None:
-        """Sum `main.grad` over the axes over which it is partial."""
-        if self.partial is None or self.main.grad is None or not isinstance(self.param, DTensor):
-            return
-        grad = DTensor.from_local(self.main.grad, self.param.device_mesh, self.partial, run_check=False)
-        self.main.grad = local(grad.redistribute(placements=self.param.placements))
-        self.partial = None
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -72,22 +76,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def cut_axes(tensor: Tensor) -> tuple[str, ...]:
-    """Names of the mesh axes over which a tensor is sharded."""
-    if not isinstance(tensor, DTensor):
-        return ()
-    names = tensor.device_mesh.mesh_dim_names or ()
-    # Not `isinstance(…, Shard)`: where FSDP2 cuts what tensor parallelism cut already, the placement is another class.
-    return tuple(name for name, placement in zip(names, tensor.placements, strict=True) if not placement.is_replicate())
-
-
-def make_pieces(named: Iterable[tuple[str, nn.Parameter]], *, copies: Mapping[str, str]) -> list[Piece]:
+def make_pieces(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    copies: Mapping[str, str],
+    spread: Callable[[str, nn.Parameter], Spread],
+) -> list[Piece]:
     """The pieces of a rank's parameters; `copies` maps the name of a second copy to the name of the first."""
     pieces = []
     for name, param in named:
         part = local(param)
         main = nn.Parameter(part if part.dtype == torch.float32 else part.float())
-        pieces.append(Piece(name, param, main, cut_axes(param), name not in copies, copies.get(name, name)))
+        pieces.append(Piece(name, param, main, spread(name, param), name not in copies, copies.get(name, name)))
     return pieces
 
 
@@ -112,26 +112,33 @@ class Optimizer:
             piece.param.register_post_accumulate_grad_hook(piece.accumulate)  # type: ignore[no-untyped-call]
 
     def collect(self) -> None:
-        """Take the gradients off the parameters into the main ones, in fp32 and cut like them."""
+        """Take the gradients off the parameters into the main ones, in fp32, each the whole sequence's."""
         for piece in self.pieces:
             piece.accumulate()
-            piece.complete()
+        summed = [p.main.grad for p in self.pieces if p.spread.summed and p.main.grad is not None]
+        if summed:
+            sum_all(summed, self._groups["tp"])
 
     def norm(self) -> Tensor:
         """The 2-norm of the whole model's gradient: every element once, over all axes and stages."""
-        squares = {
-            axes: torch.zeros((), device=self.pieces[0].main.device) for axes in sorted({p.axes for p in self.pieces})
-        }
-        for axes, total in squares.items():
-            grads = [p.main.grad for p in self.pieces if p.axes == axes and p.counted and p.main.grad is not None]
-            if grads:
-                total += torch.stack(torch._foreach_norm(grads)).square().sum()
-            for axis in axes:
-                dist.all_reduce(total, group=self._groups[axis])
-        norm = torch.stack(list(squares.values())).sum()
+        cuts = sorted({p.spread.axes for p in self.pieces})
+        squares = torch.stack([self._square(axes) for axes in cuts])
+        for axis in sorted({axis for axes in cuts for axis in axes}):
+            cut = [number for number, axes in enumerate(cuts) if axis in axes]
+            part = squares[cut]
+            dist.all_reduce(part, group=self._groups[axis])
+            squares[cut] = part
+        norm = squares.sum()
         if "pp" in self._groups:
             dist.all_reduce(norm, group=self._groups["pp"])
         return norm.sqrt()
+
+    def _square(self, axes: tuple[str, ...]) -> Tensor:
+        """The sum of squares of this rank's part of the gradients that are cut over `axes`."""
+        grads = [p.main.grad for p in self.pieces if p.spread.axes == axes and p.counted and p.main.grad is not None]
+        if not grads:
+            return torch.zeros((), device=self.pieces[0].main.device)
+        return torch.stack(torch._foreach_norm(grads)).square().sum()
 
     def step(self, lr: float) -> float:
         """Clip, step at learning rate `lr`, and hand the result to the parameters; returns the norm before clipping."""
@@ -159,10 +166,11 @@ class Optimizer:
         copies of tied parameters, under the name of the first.
         """
         wanted = {p.saved_name: p for p in reversed(self.pieces) if p.counted or copies}
-        model = {name: like(p.param, p.main.detach()) for name, p in wanted.items()}
+        model = {name: p.spread.global_tensor(p.main.detach()) for name, p in wanted.items()}
         optim = {
             name: {
-                key: value if key == "step" else like(p.param, value) for key, value in self.inner.state[p.main].items()
+                key: value if key == "step" else p.spread.global_tensor(value)
+                for key, value in self.inner.state[p.main].items()
             }
             for name, p in wanted.items()
         }
@@ -186,15 +194,6 @@ def first_state(kind: str, main: Tensor, *, momentum: float) -> dict[str, Tensor
     if kind == "sgd":
         return {"momentum_buffer": torch.zeros_like(main)} if momentum else {}
     return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(main), "exp_avg_sq": torch.zeros_like(main)}
-
-
-def like(param: Tensor, part: Tensor) -> Tensor:
-    """`part`, this rank's shard, as a tensor cut the way `param` is."""
-    if not isinstance(param, DTensor):
-        return part
-    return DTensor.from_local(
-        part, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-    )
 
 
 def make_inner(

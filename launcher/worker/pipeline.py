@@ -14,7 +14,6 @@ from torch.distributed.pipelining import (
     ScheduleGPipe,
     ScheduleInterleaved1F1B,
     ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
 )
 
 from launcher.layout import Layout
@@ -30,21 +29,16 @@ _SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "1f1b": Schedule1F1B,
     "interleaved": ScheduleInterleaved1F1B,
     "zb_h1": ScheduleInterleavedZeroBubble,  # with one stage per rank this is ZB-H1 (Qi et al. 2023)
-    "zbv": ScheduleZBVZeroBubble,
 }
 
 
 def stages_of_rank(layout: Layout, pp_rank: int) -> list[int]:
-    """The stages that a pipeline rank holds: round robin, or down and up again for the V-shaped schedule."""
-    if layout.schedule == "zbv":
-        return [pp_rank, 2 * layout.pp - 1 - pp_rank]
+    """The stages that a pipeline rank holds: round robin."""
     return [pp_rank + i * layout.pp for i in range(layout.virtual_stages)]
 
 
 def rank_of_stage(layout: Layout, stage: int) -> int:
     """The pipeline rank that holds a stage."""
-    if layout.schedule == "zbv":
-        return stage if stage < layout.pp else 2 * layout.pp - 1 - stage
     return stage % layout.pp
 
 

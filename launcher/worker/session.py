@@ -24,10 +24,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from launcher import env
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
+from launcher.plan.hybrid import shard_size, shards_hybrid
 from launcher.plan.options import TrackingOptions, TrainOptions
 from launcher.plan.record import Plan, read_plan
 from launcher.worker.checkpoint import CheckpointManager, State
-from launcher.worker.mesh import Axes, build_mesh, shard_size
+from launcher.worker.mesh import Axes, build_mesh
 from launcher.worker.placement import Place, check_gathered, check_place
 from launcher.worker.stop import Pulse
 from launcher.worker.tracking import Tracker, make_tracker
@@ -133,8 +134,7 @@ def start() -> Session:
     device = join(plan, place)
     if rank_env.world_size > 1:
         check_gathered(plan, place)
-    options = TrainOptions.from_config(plan.config.get("train") or {})
-    within = shard_size(plan) if options.hybrid_shard and plan.layout.zero_stage > 0 else None
+    within = shard_size(plan) if shards_hybrid(plan) else None
     axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type, shard_within=within)
     session = Session(plan, rank_env, rank_env.run_dir, device, axes, Pulse(), started_at)
     backend = (

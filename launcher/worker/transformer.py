@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from launcher.model import Model
 from launcher.worker.norm import RMSNorm
+
+Core = Callable[[Tensor, Tensor, Tensor], Tensor]
+Place = Callable[[torch.device], Tensor]  # which positions of the sequence a stage works on
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class Attention(nn.Module):
         self.theta = model.rope_theta if model.positions == "rotary" else None
         self.kernel = kernel
         self.recompute = recompute
-        self.core: Callable[[Tensor, Tensor, Tensor], Tensor] = self._core
+        self.core: Core = self._core
+        self.place: Place | None = None  # None: from the first on
         self.q = nn.Linear(model.hidden, model.hidden, bias=model.bias)
         self.k = nn.Linear(model.hidden, model.kv_hidden, bias=model.bias)
         self.v = nn.Linear(model.hidden, model.kv_hidden, bias=model.bias)
@@ -60,7 +66,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._heads(projection(x)) for projection in (self.q, self.k, self.v))
         if self.theta is not None:
-            q, k = apply_rotary(q, theta=self.theta), apply_rotary(k, theta=self.theta)
+            turns = rotations(positions(self.place, q.shape[2], q.device), dim=self.head_dim, theta=self.theta)
+            q, k = apply_rotary(q, turns), apply_rotary(k, turns)
         mixed: Tensor
         if self.recompute and torch.is_grad_enabled():
             mixed = checkpoint(self.core, q, k, v, use_reentrant=False, preserve_rng_state=False)
@@ -73,14 +80,20 @@ class Attention(nn.Module):
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax(q kᵀ / √d) v over (batch, heads, seq, head_dim); grouped key-value heads are repeated."""
-        grouped = q.shape[1] != k.shape[1]
+        """Softmax(q kᵀ / √d) v over (batch, heads, seq, head_dim); grouped key-value heads are repeated.
+
+        Where there are more keys than queries, the queries are the last ones of the sequence so far.
+        """
+        grouped, queries, keys = q.shape[1] != k.shape[1], q.shape[2], k.shape[2]
         if self.kernel != "math":
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            if queries == keys:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            mask: Any = causal_lower_right(queries, keys)
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         if grouped:
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
         scores = (q @ k.transpose(-2, -1)) * self.head_dim**-0.5
-        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        future = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(1 + keys - queries)
         return torch.softmax(scores.float().masked_fill(future, float("-inf")), dim=-1).to(q.dtype) @ v
 
 
@@ -131,6 +144,7 @@ class Transformer(nn.Module):
         self.tokens = nn.Embedding(model.vocab, model.hidden) if shape.embedding else None
         learned = shape.embedding and model.positions == "learned"
         self.positions = nn.Embedding(model.seq_len, model.hidden) if learned else None
+        self.place: Place | None = None
         self.embedded = nn.Identity()  # where sequence parallelism begins
         self.entry, self.exit = nn.Identity(), nn.Identity()  # what comes from and goes to other stages passes by here
         blocks = {str(i): Block(model, kernel=kernel, recompute=recompute) for i in range(shape.first, shape.last)}
@@ -148,7 +162,7 @@ class Transformer(nn.Module):
     def embed(self, ids: Tensor) -> Tensor:
         x: Tensor = self.tokens(ids) if self.tokens is not None else ids
         if self.positions is not None:
-            x = x + self.positions(torch.arange(ids.shape[1], device=ids.device))
+            x = x + self.positions(positions(self.place, ids.shape[1], ids.device))
         x = self.embedded(x)
         return x  # noqa: RET504  typed by its parameter
 
@@ -163,11 +177,21 @@ def make_norm(model: Model) -> nn.Module:
     return kind(model.hidden, eps=model.norm_eps)
 
 
-def apply_rotary(x: Tensor, *, theta: float) -> Tensor:
-    """Rotate the halves of each head by position (the convention of Llama in Hugging Face); x is (…, seq, head_dim)."""
-    seq, dim = x.shape[-2:]
-    inverse = theta ** (-torch.arange(0, dim, 2, device=x.device, dtype=torch.float32) / dim)
-    angles = torch.outer(torch.arange(seq, device=x.device, dtype=torch.float32), inverse)
+def positions(place: Place | None, count: int, device: torch.device) -> Tensor:
+    """Where in the sequence `count` entries stand."""
+    return torch.arange(count, device=device) if place is None else place(device)
+
+
+def rotations(at: Tensor, *, dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (seq, dim) in fp32, by which the positions `at` turn the halves of each head."""
+    inverse = theta ** (-torch.arange(0, dim, 2, device=at.device, dtype=torch.float32) / dim)
+    angles = torch.outer(at.to(torch.float32), inverse)
     cos, sin = (torch.cat([t, t], dim=-1) for t in (angles.cos(), angles.sin()))
+    return cos, sin
+
+
+def apply_rotary(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the halves of each head (the convention of Llama in Hugging Face); x is (…, seq, head_dim)."""
+    cos, sin = turns
     first, second = x.float().chunk(2, dim=-1)
     return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

@@ -2,10 +2,10 @@
 
 Usage: python tests/benchmarks/kill_and_resume.py [--runs 20] [--seed 0]. Every run trains two ranks with asynchronous
 checkpoints every 3 steps; all its processes are killed at once, during a step, during a save or between two steps in
-turn, at a moment drawn from the seed; then the same command is given again. A run passes when it goes on from the last checkpoint that
-was committed when it died, and when its metrics then hold every step once, each with exactly the loss of the undisturbed
-run. Whether a save was cut short is told by what it left behind. The last line is one JSON document; the exit code is 1
-if a run fails.
+turn, at a moment drawn from the seed; then the same command is given again. A run passes when it goes on from the last
+checkpoint that was committed when it died, and when its metrics then hold every step once, each with exactly the loss
+of the undisturbed run. Whether a save was cut short is told by what it left behind. The last line is one JSON document;
+the exit code is 1 if a run fails.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ REFUSED_BY_RECIPE = [
     (job(dtype="fp16"), Layout(1, 1, 8), "train.dtype=bf16"),
     (job(grad_reduce_dtype="bf16"), Layout(1, 1, 8), "fp32"),
     (job(dropout=0.1), Layout(1, 1, 8), "dropout"),
-    (job(), Layout(1, 1, 4, cp=2), "layout.cp=1"),
+    (job(engine="deepspeed"), Layout(1, 1, 4, cp=2), "layout.cp=1"),
     (job(), Layout(1, 4, 2, micro_batch=4), "gpipe"),
     (job(global_batch=20), Layout(1, 2, 4, schedule="zb_h1"), "multiple of pp=2"),
     (job(offload_optimizer=True), Layout(1, 1, 8), "train.engine=deepspeed"),

@@ -35,12 +35,12 @@ SYNC = TrainOptions(**{**vars(ADAMW), "checkpoint_async": False})
 
 
 def saves(
-    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, at: tuple[int, ...] = (SAVED,)
+    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, at: tuple[int, ...] = (SAVED,), **training: Any
 ) -> Callable[[int], Curve]:
-    """A rank's body: train to TOTAL, saving on the way."""
+    """A rank's body: train to TOTAL, saving on the way; `training` are fields of Training."""
 
     def body(rank: int) -> Curve:
-        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw")
+        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw", **training)
         manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
         curve: Curve = []
         for step in range(TOTAL):
@@ -53,12 +53,14 @@ def saves(
     return body
 
 
-def continues(folder: Path, layout: Layout, *, options: TrainOptions = ADAMW) -> Callable[[int], dict[str, Any]]:
+def continues(
+    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, **training: Any
+) -> Callable[[int], dict[str, Any]]:
     """A rank's body: restore into a model of another seed, and train on to TOTAL."""
 
     def body(rank: int) -> dict[str, Any]:
         other_seed = TrainOptions(**{**vars(options), "seed": 999})
-        engine, axes = make_engine(layout, rank, options=other_seed, model=TINY, optimizer="adamw")
+        engine, axes = make_engine(layout, rank, options=other_seed, model=TINY, optimizer="adamw", **training)
         manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
         step = manager.restore(engine.state(loading=True))
         engine.loaded()
@@ -96,6 +98,46 @@ def test_a_run_continues_on_another_layout_as_if_nothing_had_happened(
 def test_the_same_layout_continues_bit_for_bit(saved: tuple[Path, Curve]) -> None:
     folder, curve = saved
     assert run_ranks(8, continues(folder, SOURCE))[0]["curve"] == curve[SAVED:]
+
+
+BY_DEEPSPEED: dict[str, Any] = {"engine": "deepspeed"}
+OFFLOADED = {**BY_DEEPSPEED, "offload_optimizer": True}
+DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
+    "zero0 tp2": (Layout(2, 1, 2, zero_stage=0), BY_DEEPSPEED),
+    "zero1 offloaded": (Layout(1, 1, 4, zero_stage=1), OFFLOADED),
+    "zero2 tp2": (Layout(2, 1, 2, zero_stage=2), BY_DEEPSPEED),
+    "zero3": (Layout(1, 1, 4, zero_stage=3), BY_DEEPSPEED),
+    "zero3 tp2 offloaded": (Layout(2, 1, 2, zero_stage=3), OFFLOADED),
+    "pp2 tp2 zero1": (Layout(2, 2, 1, zero_stage=1), BY_DEEPSPEED),
+    "torch pp2": (Layout(1, 2, 2, zero_stage=2), {}),
+}
+
+
+@pytest.mark.slow
+def test_deepspeed_saves_what_it_and_the_torch_engine_continue_from(tmp_path: Path) -> None:
+    """Each case goes on bit for bit from its own save, and from that of the case before as if it had been its own."""
+    pytest.importorskip("deepspeed")
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before the forks
+
+    names = list(DEEPSPEED)
+
+    def body(rank: int) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for before, name in zip([names[-1], *names], names, strict=False):
+            layout, training = DEEPSPEED[name]
+            curve = saves(tmp_path / name, layout, **training)(rank)
+            found[name] = [curve] + [
+                continues(tmp_path / folder, layout, **training)(rank)
+                for folder in (name, before)
+                if (tmp_path / folder).is_dir()
+            ]
+        return found
+
+    for name, (curve, *continued) in run_ranks(4, body)[0].items():
+        assert continued[0] == {"step": SAVED, "curve": curve[SAVED:]}, name
+        right = [loss for loss, _ in curve[SAVED:]]
+        for other in continued[1:]:
+            assert [loss for loss, _ in other["curve"]] == pytest.approx(right, abs=1e-5), name
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from training import SGD, curves, steps
 
 from launcher.errors import InputError
 from launcher.layout import Layout
+from launcher.plan.hybrid import shard_size
 from launcher.plan.record import Plan
 from launcher.worker.engine import EngineContext, build_engine
-from launcher.worker.mesh import build_mesh, shard_size
+from launcher.worker.mesh import build_mesh
 
 
 def plan_on(layout: Layout, *, domain: int) -> Plan:

@@ -41,8 +41,16 @@ TORCH: dict[str, Layout] = {
     "tp2 pp2 dp2 zero3 full": Layout(2, 2, 2, zero_stage=3, recompute="full"),
     "tp2 pp2 dp2 interleaved zero2": Layout(2, 2, 2, zero_stage=2, schedule="interleaved", virtual_stages=2),
     "tp2 pp2 dp2 zb sp": Layout(2, 2, 2, schedule="zb_h1", sequence_parallel=True),
-    "tp2 pp2 dp2 zbv zero2": Layout(2, 2, 2, zero_stage=2, schedule="zbv", virtual_stages=2),
+    "tp2 pp2 dp2 zb zero2": Layout(2, 2, 2, zero_stage=2, schedule="zb_h1"),
     "tp2 pp2 dp2 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp"),
+    "cp2": Layout(1, 1, 1, cp=2),
+    "cp2 zero3": Layout(1, 1, 1, cp=2, zero_stage=3, micro_batch=2),
+    "cp4": Layout(1, 1, 1, cp=4, recompute="selective"),
+    "tp2 cp2 sp": Layout(2, 1, 1, cp=2, sequence_parallel=True),
+    "pp2 cp2": Layout(1, 2, 1, cp=2, recompute="full"),
+    "dp2 cp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1),
+    "tp2 cp2 dp2 zero2 sp": Layout(2, 1, 2, cp=2, zero_stage=2, sequence_parallel=True),
+    "tp2 cp2 pp2 other order": Layout(2, 2, 1, cp=2, axis_order="cp-pp-tp-dp"),
 }
 DEEPSPEED: dict[str, Layout] = {
     f"deepspeed tp2 dp2 zero{stage}": Layout(2, 1, 2, zero_stage=stage, micro_batch=2) for stage in range(4)

@@ -1,0 +1,121 @@
+"""Collectives of tensor parallelism with their gradients, on plain tensors; the sequence is dimension 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Move = Callable[[Tensor, dist.ProcessGroup], Tensor]
+BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
+
+
+class _Moved(torch.autograd.Function):
+    """`there(x)`, with `back` for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return there(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grads[0], ctx.group), None, None, None
+
+
+def _moved(x: Tensor, group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
+    out: Tensor = _Moved.apply(x, group, there, back)  # type: ignore[no-untyped-call]
+    return out
+
+
+def copy_to(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Identity; the gradient is summed over the group. For the input of linears: it is summed in place."""
+    return _moved(x, group, _same, _sum_in_place)
+
+
+def reduce_from(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Sum over the group, of what nobody else needs: it is summed in place. The gradient is passed on."""
+    return _moved(x, group, _sum, _same)
+
+
+def gather_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """(batch, seq / ranks, …) → (batch, seq, …); gradients are summed and cut."""
+    return _moved(x, group, gather, sum_and_cut)
+
+
+def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over the group, cut: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
+    return _moved(x, group, sum_and_cut, gather)
+
+
+def cut_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part of what every rank has; gradients are gathered."""
+    return _moved(x, group, _cut, gather)
+
+
+def join_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The whole of what every rank has a part of and then uses alike; the gradient is cut."""
+    return _moved(x, group, gather, _cut)
+
+
+def _same(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return x
+
+
+def _sum_in_place(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.contiguous()
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=group)
+    return total
+
+
+def gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Every rank's (batch, part, …), joined along dimension 1. No gradient."""
+    parts = x.new_empty(group.size(), *x.shape)
+    dist.all_gather_single(parts.flatten(0, 1), x.contiguous(), group=group)
+    return parts.movedim(0, 1).flatten(1, 2)
+
+
+def sum_and_cut(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """This rank's part, along dimension 1, of the sum over ranks. No gradient."""
+    parts = x.reshape(len(x), group.size(), -1, *x.shape[2:]).movedim(1, 0).contiguous()
+    mine = torch.empty_like(parts[0])
+    dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=group)
+    return mine
+
+
+def _cut(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+
+def sum_all(tensors: Iterable[Tensor], group: dist.ProcessGroup, *, divide_by: int = 1) -> None:
+    """Replace every tensor by its sum over the group ÷ `divide_by`, many in one message."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket]) if len(bucket) > 1 else bucket[0].flatten()
+        dist.all_reduce(flat, group=group)
+        if divide_by > 1:
+            flat.div_(divide_by)
+        for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of about BUCKET_BYTES each."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= BUCKET_BYTES:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
