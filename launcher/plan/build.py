@@ -9,10 +9,10 @@ from typing import Any
 from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
 from launcher.layout.engines import recipe_problems
+from launcher.layout.hybrid import shard_size
 from launcher.layout.job import Job
 from launcher.plan.document import estimate_data
 from launcher.plan.explain import reasons
-from launcher.plan.hybrid import shard_size, shards_hybrid
 from launcher.plan.record import Plan
 from launcher.plan.search import search
 
@@ -31,8 +31,8 @@ def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to
     result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if ours else None)
     best = result.best
     plan = Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
-    if ours and shards_hybrid(plan):
-        shard_size(plan)  # refuses what the ranks would
+    if ours and plan.layout.zero_stage and (config.get("train") or {}).get("hybrid_shard"):
+        shard_size(plan.layout, plan.placement)  # refuses what the ranks would
     return plan
 
 

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Move = Callable[[Tensor, dist.ProcessGroup], Tensor]
+from launcher.worker.peers import Peers
+
+Move = Callable[[Tensor, Peers], Tensor]
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
 
 
@@ -17,83 +19,79 @@ class _Moved(torch.autograd.Function):
     """`there(x)`, with `back` for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
-        ctx.group, ctx.back = group, back
-        return there(x, group)
+    def forward(ctx: Any, x: Tensor, peers: Peers, there: Move, back: Move) -> Tensor:
+        ctx.peers, ctx.back = peers, back
+        return there(x, peers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.back(grads[0], ctx.group), None, None, None
+        return ctx.back(grads[0], ctx.peers), None, None, None
 
 
-def _moved(x: Tensor, group: dist.ProcessGroup, there: Move, back: Move) -> Tensor:
-    out: Tensor = _Moved.apply(x, group, there, back)  # type: ignore[no-untyped-call]
+def _moved(x: Tensor, peers: Peers, there: Move, back: Move) -> Tensor:
+    out: Tensor = _Moved.apply(x, peers, there, back)  # type: ignore[no-untyped-call]
     return out
 
 
-def copy_to(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def copy_to(x: Tensor, peers: Peers) -> Tensor:
     """Identity; the gradient is summed over the group. For the input of linears: it is summed in place."""
-    return _moved(x, group, _same, _sum_in_place)
+    return _moved(x, peers, _same, _sum_in_place)
 
 
-def reduce_from(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def reduce_from(x: Tensor, peers: Peers) -> Tensor:
     """Sum over the group, of what nobody else needs: it is summed in place. The gradient is passed on."""
-    return _moved(x, group, _sum, _same)
+    return _moved(x, peers, _sum, _same)
 
 
-def gather_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather_sequence(x: Tensor, peers: Peers) -> Tensor:
     """(batch, seq / ranks, …) → (batch, seq, …); gradients are summed and cut."""
-    return _moved(x, group, gather, sum_and_cut)
+    return _moved(x, peers, gather, sum_and_cut)
 
 
-def scatter_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def scatter_sequence(x: Tensor, peers: Peers) -> Tensor:
     """The sum over the group, cut: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
-    return _moved(x, group, sum_and_cut, gather)
+    return _moved(x, peers, sum_and_cut, gather)
 
 
-def cut_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def cut_sequence(x: Tensor, peers: Peers) -> Tensor:
     """This rank's part of what every rank has; gradients are gathered."""
-    return _moved(x, group, _cut, gather)
+    return _moved(x, peers, _cut, gather)
 
 
-def join_sequence(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def join_sequence(x: Tensor, peers: Peers) -> Tensor:
     """The whole of what every rank has a part of and then uses alike; the gradient is cut."""
-    return _moved(x, group, gather, _cut)
+    return _moved(x, peers, gather, _cut)
 
 
-def _same(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _same(x: Tensor, peers: Peers) -> Tensor:
     return x
 
 
-def _sum_in_place(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _sum_in_place(x: Tensor, peers: Peers) -> Tensor:
     total = x.contiguous()
-    dist.all_reduce(total, group=group)
+    peers.all_reduce(total)
     return total
 
 
-def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _sum(x: Tensor, peers: Peers) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=group)
+    peers.all_reduce(total)
     return total
 
 
-def gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather(x: Tensor, peers: Peers) -> Tensor:
     """Every rank's (batch, part, …), joined along dimension 1. No gradient."""
-    parts = x.new_empty(group.size(), *x.shape)
-    dist.all_gather_single(parts.flatten(0, 1), x.contiguous(), group=group)
-    return parts.movedim(0, 1).flatten(1, 2)
+    return peers.all_gather(x).movedim(0, 1).flatten(1, 2)
 
 
-def sum_and_cut(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+def sum_and_cut(x: Tensor, peers: Peers) -> Tensor:
     """This rank's part, along dimension 1, of the sum over ranks. No gradient."""
-    parts = x.reshape(len(x), group.size(), -1, *x.shape[2:]).movedim(1, 0).contiguous()
-    mine = torch.empty_like(parts[0])
-    dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=group)
-    return mine
+    return peers.reduce_scatter(x.reshape(len(x), peers.size, -1, *x.shape[2:]).movedim(1, 0).contiguous())
 
 
-def _cut(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+def _cut(x: Tensor, peers: Peers) -> Tensor:
+    # A copy, not a view: the whole can go.
+    return x.chunk(peers.size, dim=1)[peers.rank].clone(memory_format=torch.contiguous_format)
 
 
 def sum_all(tensors: Iterable[Tensor], group: dist.ProcessGroup, *, divide_by: int = 1) -> None:

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from launcher.worker.peers import Peers
 from launcher.worker.regather import made_again
 from launcher.worker.transformer import Core, Transformer
 
@@ -26,13 +26,13 @@ def positions_of(rank: int, device: torch.device, *, size: int, seq_len: int) ->
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def apply_context_parallel(stage: Transformer, group: dist.ProcessGroup, *, seq_len: int, regather: bool) -> None:
+def apply_context_parallel(stage: Transformer, peers: Peers, *, seq_len: int, regather: bool) -> None:
     """Let `stage` work on this rank's part of the sequence."""
-    stage.place = partial(positions_of, group.rank(), size=group.size(), seq_len=seq_len)
+    stage.place = partial(positions_of, peers.rank, size=peers.size, seq_len=seq_len)
     for block in stage.layers.values():
         attention: Any = block.attention
         attention.place = stage.place
-        attention.core = ContextAttention(attention.core, group, regather=regather)
+        attention.core = ContextAttention(attention.core, peers, regather=regather)
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class ContextAttention:
     """Attention of this rank's queries to the keys of all ranks; `core` masks keys after the last query's."""
 
     core: Core
-    group: dist.ProcessGroup
+    peers: Peers
     regather: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        whole: Tensor = _GatherChunks.apply(torch.stack([k, v]), self.group)  # type: ignore[no-untyped-call]
+        whole: Tensor = _GatherChunks.apply(torch.stack([k, v]), self.peers)  # type: ignore[no-untyped-call]
         if not self.regather:
             return self._attend(q, whole)
         kept = torch.stack([k, v]).detach()
-        with made_again(whole, lambda: gather_chunks(kept, self.group)):
+        with made_again(whole, lambda: gather_chunks(kept, self.peers)):
             return self._attend(q, whole)
 
     def _attend(self, q: Tensor, whole: Tensor) -> Tensor:
-        rank, size, length = self.group.rank(), self.group.size(), q.shape[2] // 2
+        rank, size, length = self.peers.rank, self.peers.size, q.shape[2] // 2
         chunks = (rank, 2 * size - 1 - rank)
         ends = [(chunk + 1) * length for chunk in chunks]
         parts = zip(q.chunk(2, dim=2), ends, strict=True)
@@ -61,29 +61,24 @@ class ContextAttention:
 
 class _GatherChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group
-        return gather_chunks(part, group)
+    def forward(ctx: Any, part: Tensor, peers: Peers) -> Tensor:
+        ctx.peers = peers
+        return gather_chunks(part, peers)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return sum_chunks(grads[0], ctx.group), None
+        return sum_chunks(grads[0], ctx.peers), None
 
 
-def gather_chunks(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather_chunks(part: Tensor, peers: Peers) -> Tensor:
     """(2, batch, heads, seq / ranks, head_dim) of every rank → (2, batch, heads, seq, head_dim), in sequence order."""
-    parts = part.new_empty(group.size(), *part.shape)
-    dist.all_gather_single(parts.flatten(0, 1), part.contiguous(), group=group)
-    early, late = parts.chunk(2, dim=-2)
+    early, late = peers.all_gather(part).chunk(2, dim=-2)
     chunks = torch.cat([early, late.flip(0)])
     return chunks.movedim(0, -3).flatten(-3, -2)
 
 
-def sum_chunks(whole: Tensor, group: dist.ProcessGroup) -> Tensor:
+def sum_chunks(whole: Tensor, peers: Peers) -> Tensor:
     """The reverse of `gather_chunks`: this rank's part of the sum over ranks."""
-    chunks = torch.stack(whole.chunk(2 * group.size(), dim=-2))
+    chunks = torch.stack(whole.chunk(2 * peers.size, dim=-2))
     early, late = chunks.chunk(2)
-    parts = torch.cat([early, late.flip(0)], dim=-2).contiguous()
-    mine = torch.empty_like(parts[0])
-    dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=group)
-    return mine
+    return peers.reduce_scatter(torch.cat([early, late.flip(0)], dim=-2))

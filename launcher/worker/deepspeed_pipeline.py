@@ -14,6 +14,7 @@ from launcher.layout.split import balanced_split
 from launcher.model import Model
 from launcher.worker.engine import EngineContext
 from launcher.worker.mesh import Axes
+from launcher.worker.peers import Peers
 from launcher.worker.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, cut_block, fill, mean_loss
 from launcher.worker.transformer import Block, make_norm
 
@@ -99,7 +100,7 @@ def pipeline_module(context: EngineContext) -> nn.Module:
 def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec], list[LayerSpec]]:
     """What comes before the blocks, the blocks, and what comes after them."""
     plan, weights, group = context.plan, context.weights, context.axes.group("tp")
-    axis = TensorAxis(group)
+    axis = TensorAxis(Peers(group))
     model, training = plan.job.model, plan.job.training
 
     def filled(module: nn.Module, prefix: str) -> nn.Module:

@@ -24,6 +24,7 @@ from launcher.worker.deepspeed_state import DeepSpeedState
 from launcher.worker.engine import EngineContext, StepResult
 from launcher.worker.mesh import Axes
 from launcher.worker.optim import make_inner
+from launcher.worker.peers import Peers
 from launcher.worker.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
 from launcher.worker.transformer import StageShape, Transformer
 
@@ -126,7 +127,7 @@ def whole_module(context: EngineContext) -> nn.Module:
     recompute = context.plan.layout.recompute
     module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
     if group.size() > 1:
-        cut_whole(module, TensorAxis(group), model=model)
+        cut_whole(module, TensorAxis(Peers(group)), model=model)
     if model.tied_embeddings:
         module.tie()
     fill(module, prefix="", model=model, weights=context.weights, group=group)

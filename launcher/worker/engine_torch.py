@@ -20,6 +20,7 @@ from launcher.worker.engine import TORCH_DTYPES, EngineContext, StepResult
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.optim import Optimizer, make_pieces
 from launcher.worker.parallel import SPLIT_BACKWARD, accumulate_without_sync, cut_stage, shard_data_parallel
+from launcher.worker.peers import Peers, Watch
 from launcher.worker.spread import Spreads
 from launcher.worker.tensor_layers import fill
 from launcher.worker.transformer import StageShape, Transformer, stage_shapes
@@ -34,6 +35,8 @@ class TorchEngine:
         self._fsdp = self._layout.zero_stage > 0 and self._layout.dp * self._layout.cp > 1
         self._compute_dtype = TORCH_DTYPES[context.plan.job.training.dtype]
         self._num_micro_batches = self._layout.num_micro_batches(context.plan.job.training.global_batch)
+        self._peers = {axis: Peers(self._axes.group(axis), Watch(self._device)) for axis in ("tp", "cp")}
+        self._chunks = Watch(self._device)  # forward and backward of pipeline stages, without waiting for others
         shapes = stage_shapes(self._layout.layer_split or balanced_split(self._model, num_stages=self.num_stages))
         self.stages = {index: self._build_stage(shapes[index], context) for index in self._own_stages()}
         self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
@@ -67,12 +70,19 @@ class TorchEngine:
         norm = self.optimizer.step(lr)
         dist.all_reduce(loss)
         value = float(loss) / (self._layout.tp * self._layout.dp * self._layout.cp)
-        times = {
-            "forward_backward_s": computed - start,
-            "exposed_dp_s": reduced - computed,
-            "optimizer_s": self._now() - reduced,
-        }
-        return StepResult(value, norm, times)
+        times = {"forward_backward_s": computed - start, "exposed_dp_s": reduced - computed}
+        times |= self._exposed(computed - start)
+        return StepResult(value, norm, times | {"optimizer_s": self._now() - reduced})
+
+    def _exposed(self, forward_backward_s: float) -> dict[str, float]:
+        """What of forward and backward was spent in collectives of tp and cp, and outside the stages' own work: in
+        messages of the pipeline or waiting for them, its bubble included.
+        """
+        axes = [axis for axis in ("tp", "cp") if self._layout.degree(axis) > 1]
+        times = {f"exposed_{axis}_s": self._peers[axis].watch.take() for axis in axes}
+        if self._layout.pp > 1:
+            times["exposed_pp_s"] = max(0.0, forward_backward_s - self._chunks.take())
+        return times
 
     def state(self, *, loading: bool) -> dict[str, Any]:
         return self.optimizer.state(copies=loading)
@@ -86,7 +96,7 @@ class TorchEngine:
         training = context.plan.job.training
         with torch.device("meta"):
             stage = Transformer(self._model, shape, kernel=training.attention, recompute=self._layout.recompute)
-            cut_stage(stage, self._axes, self._layout, model=self._model)
+            cut_stage(stage, self._peers, self._layout, model=self._model)
         if self._model.tied_embeddings:
             stage.tie()
         # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
@@ -156,8 +166,8 @@ class TorchEngine:
         """This micro-batch's part of the mean loss of the rank's batch."""
         tokens = targets.numel() * self._num_micro_batches
         start, _ = vocab_range(self._model.vocab, rank=self._axes.coordinate["tp"], size=self._layout.tp)
-        group = self._axes.group("tp") if self._layout.tp > 1 else None
-        return cross_entropy_sum(logits, targets, start=start, group=group) / tokens
+        peers = self._peers["tp"] if self._layout.tp > 1 else None
+        return cross_entropy_sum(logits, targets, start=start, peers=peers) / tokens
 
     def _accumulate(self, ids: Tensor, targets: Tensor) -> Tensor:
         """No pipeline: micro-batches one after the other."""
@@ -188,6 +198,7 @@ class TorchEngine:
                     examples=examples,
                     device=self._device,
                     group=self._axes.group("pp"),
+                    watch=self._chunks,
                 )
             )
         schedule = make_schedule(self._layout, stages, num_micro_batches=self._num_micro_batches, loss=self._loss)

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launcher.worker.peers import Peers
+
 CHUNK_LOGITS = 2**24  # in fp32 at once: 64 MiB
 
 
@@ -18,15 +20,13 @@ def vocab_range(vocab: int, *, rank: int, size: int) -> tuple[int, int]:
     return min(rank * chunk, vocab), min((rank + 1) * chunk, vocab)
 
 
-def cross_entropy_sum(
-    logits: Tensor, targets: Tensor, *, start: int = 0, group: dist.ProcessGroup | None = None
-) -> Tensor:
+def cross_entropy_sum(logits: Tensor, targets: Tensor, *, start: int = 0, peers: Peers | None = None) -> Tensor:
     """Sum over tokens of the cross-entropy; logits (…, vocab on this rank), targets (…) in the whole vocabulary.
 
-    `group` is the tensor-parallel group over which the vocabulary is sharded, None where it is not; `start` is the
+    `peers` are the tensor-parallel ranks over which the vocabulary is sharded, None where it is not; `start` is the
     first token id of this rank's shard. Sums are in fp32 whatever the dtype of the logits.
     """
-    shared = group if group is not None and group.size() > 1 else None
+    shared = peers if peers is not None and peers.size > 1 else None
     loss: Tensor = _CrossEntropy.apply(logits.flatten(0, -2), targets.flatten(), start, shared)  # type: ignore[no-untyped-call]
     return loss
 
@@ -39,21 +39,21 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, start: int, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, start: int, peers: Peers | None) -> Tensor:
         width = logits.shape[-1]
         if not width:  # a rank beyond the vocabulary
             logits = logits.new_full((len(targets), 1), float("-inf"))
         peak = logits.amax(dim=-1).float()
-        if group is not None:
-            dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
+        if peers is not None:
+            peers.all_reduce(peak, op=dist.ReduceOp.MAX)
         index = targets - start
         here = (index >= 0) & (index < logits.shape[-1])
         index = index.clamp(0, logits.shape[-1] - 1)[:, None]
         picked = torch.where(here, logits.gather(-1, index)[:, 0].float() - peak, 0.0)
         exps = torch.cat([_exps(logits[rows], peak[rows]).sum(dim=-1) for rows in _chunks(logits)])
         sums = torch.stack([exps, picked])
-        if group is not None:
-            dist.all_reduce(sums, group=group)
+        if peers is not None:
+            peers.all_reduce(sums)
         if ctx.needs_input_grad[0]:
             gradient = torch.empty_like(logits)
             for rows in _chunks(logits):

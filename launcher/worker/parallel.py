@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -11,25 +13,23 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from launcher.layout import Layout
 from launcher.model import Model
 from launcher.worker.context import apply_context_parallel
-from launcher.worker.mesh import Axes
+from launcher.worker.peers import Peers
 from launcher.worker.tensor_layers import TensorAxis, cut_ends, cut_whole
 from launcher.worker.transformer import Transformer
 
 SPLIT_BACKWARD = frozenset({"zb_h1"})  # schedules that compute input and weight gradients apart
 
 
-def cut_stage(stage: Transformer, axes: Axes, layout: Layout, *, model: Model) -> None:
-    """Cut `stage` (on the meta device) over the axes `tp` and `cp`."""
+def cut_stage(stage: Transformer, peers: Mapping[str, Peers], layout: Layout, *, model: Model) -> None:
+    """Cut `stage` (on the meta device) over the axes `tp` and `cp`, whose ranks are `peers`."""
     if layout.tp > 1:
-        group = axes.group("tp")
-        regather = layout.sequence_parallel and can_regather(layout, group)
-        axis = TensorAxis(group, sequence=layout.sequence_parallel, regather=regather)
+        regather = layout.sequence_parallel and can_regather(layout, peers["tp"].group)
+        axis = TensorAxis(peers["tp"], sequence=layout.sequence_parallel, regather=regather)
         cut_whole(stage, axis, model=model)
         cut_ends(stage, axis, cut_messages=cuts_messages(layout, seq_len=model.seq_len))
     if layout.cp > 1:
-        group = axes.group("cp")
-        regather = can_regather(layout, group) and layout.recompute == "none"
-        apply_context_parallel(stage, group, seq_len=model.seq_len, regather=regather)
+        regather = can_regather(layout, peers["cp"].group) and layout.recompute == "none"
+        apply_context_parallel(stage, peers["cp"], seq_len=model.seq_len, regather=regather)
 
 
 def can_regather(layout: Layout, group: dist.ProcessGroup) -> bool:

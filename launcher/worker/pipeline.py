@@ -20,6 +20,7 @@ from launcher.layout import Layout
 from launcher.model import Model
 from launcher.worker.loss import vocab_range
 from launcher.worker.parallel import cuts_messages
+from launcher.worker.peers import Watch
 from launcher.worker.transformer import StageShape
 
 Schedule = Any
@@ -47,7 +48,10 @@ class InFlightStage(PipelineStage):
 
     torch (2.13) has one for every micro-batch of a step, for its input and for its output's gradient, keeps them all,
     and keeps the inputs' gradients until the next step: with 64 micro-batches of 175B, 9.7 GB a rank.
+    `watch` times its own work, forward and backward.
     """
+
+    watch: Watch
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
         with self._without_bytes():
@@ -67,14 +71,20 @@ class InFlightStage(PipelineStage):
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+        with self.watch:
+            output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         self._place(self.args_recv_info[fwd_chunk_id], META)
         return output
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
-        super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
+        with self.watch:
+            super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         if not self.is_last:
             self._place(self.grad_recv_info[bwd_chunk_id], META)
+
+    def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> None:
+        with self.watch:
+            super().backward_weight_one_chunk(*args, **kwargs)
 
     @contextmanager
     def _without_bytes(self) -> Iterator[None]:
@@ -92,12 +102,21 @@ class InFlightStage(PipelineStage):
 
 
 def make_stage(
-    module: nn.Module, *, index: int, num_stages: int, examples: tuple[Tensor, Tensor], device: torch.device, group: Any
+    module: nn.Module,
+    *,
+    index: int,
+    num_stages: int,
+    examples: tuple[Tensor, Tensor],
+    device: torch.device,
+    group: Any,
+    watch: Watch,
 ) -> PipelineStage:
     """A stage whose message shapes are known beforehand: otherwise torch runs an extra forward and backward."""
-    return InFlightStage(
+    stage = InFlightStage(
         module, index, num_stages, device, input_args=examples[0], output_args=examples[1], group=group
     )
+    stage.watch = watch
+    return stage
 
 
 def stage_examples(

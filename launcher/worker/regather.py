@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from launcher.worker.collectives import gather, gather_sequence
+from launcher.worker.peers import Peers
 
 Packed = Tensor | tuple[torch.Size, tuple[int, ...], Any]
 
 
-def regathered(module: nn.Module, group: dist.ProcessGroup) -> None:
+def regathered(module: nn.Module, peers: Peers) -> None:
     """Give `module` the whole of an input that is cut over the sequence, and keep only the cut for the backward pass
     (Korthikanti et al. 2022, section 4.2.2).
 
@@ -26,9 +26,9 @@ def regathered(module: nn.Module, group: dist.ProcessGroup) -> None:
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         cut = inputs[0]
-        whole = gather_sequence(cut, group)
+        whole = gather_sequence(cut, peers)
         kept = cut.detach()
-        entered.append(made_again(whole, lambda: gather(kept, group)))
+        entered.append(made_again(whole, lambda: gather(kept, peers)))
         entered[-1].__enter__()
         return (whole, *inputs[1:])
 

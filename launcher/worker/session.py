@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from launcher import env
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
-from launcher.plan.hybrid import shard_size, shards_hybrid
+from launcher.layout.hybrid import shard_size
 from launcher.plan.options import TrackingOptions, TrainOptions
 from launcher.plan.record import Plan, read_plan
 from launcher.worker.checkpoint import CheckpointManager, State
@@ -134,7 +134,9 @@ def start() -> Session:
     device = join(plan, place)
     if rank_env.world_size > 1:
         check_gathered(plan, place)
-    within = shard_size(plan) if shards_hybrid(plan) else None
+    options = TrainOptions.from_config(plan.config.get("train") or {})
+    hybrid = options.hybrid_shard and plan.layout.zero_stage > 0
+    within = shard_size(plan.layout, plan.placement) if hybrid else None
     axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type, shard_within=within)
     session = Session(plan, rank_env, rank_env.run_dir, device, axes, Pulse(), started_at)
     backend = (

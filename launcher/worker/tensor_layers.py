@@ -26,6 +26,7 @@ from launcher.worker.collectives import (
 from launcher.worker.init import InitialWeights
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.mesh import Axes
+from launcher.worker.peers import Peers
 from launcher.worker.regather import regathered
 from launcher.worker.transformer import Block, Transformer
 
@@ -42,17 +43,17 @@ class TensorAxis:
     of the gathered sequence is its part, gathered again for the backward pass.
     """
 
-    group: dist.ProcessGroup
+    peers: Peers
     sequence: bool = False
     regather: bool = False
 
     def enter(self, x: Tensor) -> Tensor:
         """What every rank has in part, or alike, whole on each; gradients are summed."""
-        return gather_sequence(x, self.group) if self.sequence else copy_to(x, self.group)
+        return gather_sequence(x, self.peers) if self.sequence else copy_to(x, self.peers)
 
     def leave(self, partial: Tensor) -> Tensor:
         """The sum over ranks, of which each keeps its part with sequence parallelism."""
-        return scatter_sequence(partial, self.group) if self.sequence else reduce_from(partial, self.group)
+        return scatter_sequence(partial, self.peers) if self.sequence else reduce_from(partial, self.peers)
 
 
 def cut_dim(name: str) -> int | None:
@@ -73,7 +74,7 @@ class RowLinear(nn.Linear):
     """A linear whose input is cut over the group; the bias is added once, after the sum."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, axis: TensorAxis) -> None:
-        super().__init__(in_features // axis.group.size(), out_features, bias=bias)
+        super().__init__(in_features // axis.peers.size, out_features, bias=bias)
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,24 +86,24 @@ class VocabEmbedding(nn.Embedding):
     """A token embedding whose rows are cut over the group: whole ids in, whole embeddings out."""
 
     def __init__(self, vocab: int, hidden: int, *, axis: TensorAxis) -> None:
-        self.start, self.end = vocab_range(vocab, rank=axis.group.rank(), size=axis.group.size())
-        self.group = axis.group
+        self.start, self.end = vocab_range(vocab, rank=axis.peers.rank, size=axis.peers.size)
+        self.peers = axis.peers
         super().__init__(self.end - self.start, hidden)
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.start == self.end:  # a rank beyond the vocabulary still takes part in the sum, and in backward
             nothing = self.weight.sum() + self.weight.new_zeros(*ids.shape, self.embedding_dim)
-            return reduce_from(nothing, self.group)
+            return reduce_from(nothing, self.peers)
         here = (ids >= self.start) & (ids < self.end)
         rows = F.embedding((ids - self.start).clamp(0, self.end - self.start - 1), self.weight)
-        return reduce_from(rows * here[..., None], self.group)
+        return reduce_from(rows * here[..., None], self.peers)
 
 
 class VocabHead(nn.Linear):
     """An output projection whose vocabulary is cut over the group; gives this rank's logits."""
 
     def __init__(self, hidden: int, vocab: int, *, axis: TensorAxis) -> None:
-        start, end = vocab_range(vocab, rank=axis.group.rank(), size=axis.group.size())
+        start, end = vocab_range(vocab, rank=axis.peers.rank, size=axis.peers.size)
         super().__init__(hidden, end - start, bias=False)
         self.axis = axis
 
@@ -112,7 +113,7 @@ class VocabHead(nn.Linear):
 
 def cut_block(block: Block, axis: TensorAxis) -> Block:
     """Replace the linears of a block by this rank's parts of them."""
-    size = axis.group.size()
+    size = axis.peers.size
     for parent in (block.attention, block.mlp):
         for name, linear in list(parent.named_children()):
             if name in COLUMNS and isinstance(linear, nn.Linear):
@@ -123,7 +124,7 @@ def cut_block(block: Block, axis: TensorAxis) -> Block:
                 setattr(parent, name, RowLinear(linear.in_features, linear.out_features, bias=bias, axis=axis))
         # Once for q, k and v (gate and up): one sum of their input gradients.
         if axis.sequence and axis.regather:
-            regathered(parent, axis.group)
+            regathered(parent, axis.peers)
         else:
             parent.register_forward_pre_hook(lambda _, inputs: (axis.enter(inputs[0]), *inputs[1:]))
     return block
@@ -170,9 +171,9 @@ def whole_shape(name: str, part: torch.Size, *, model: Model, size: int) -> torc
 
 def mean_loss(logits: Tensor, targets: Tensor, axes: Axes, *, vocab: int) -> Tensor:
     """Mean cross-entropy of one micro-batch; logits are this rank's part of the vocabulary."""
-    group = axes.group("tp") if axes.degree("tp") > 1 else None
+    peers = Peers(axes.group("tp")) if axes.degree("tp") > 1 else None
     start, _ = vocab_range(vocab, rank=axes.coordinate["tp"], size=axes.degree("tp"))
-    return cross_entropy_sum(logits, targets, start=start, group=group) / targets.numel()
+    return cross_entropy_sum(logits, targets, start=start, peers=peers) / targets.numel()
 
 
 def cut_ends(stage: Transformer, axis: TensorAxis, *, cut_messages: bool) -> None:
@@ -182,7 +183,7 @@ def cut_ends(stage: Transformer, axis: TensorAxis, *, cut_messages: bool) -> Non
     (Narayanan et al. 2021, section 4.1); under sequence parallelism they are parts anyhow.
     """
     if axis.sequence:
-        stage.embedded.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.group))
+        stage.embedded.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.peers))
     elif cut_messages:
-        stage.entry.register_forward_hook(lambda _, __, out: join_sequence(out, axis.group))
-        stage.exit.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.group))
+        stage.entry.register_forward_hook(lambda _, __, out: join_sequence(out, axis.peers))
+        stage.exit.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.peers))

@@ -13,7 +13,7 @@ from training import SGD, curves, steps
 
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.plan.hybrid import shard_size
+from launcher.layout.hybrid import shard_size
 from launcher.plan.record import Plan
 from launcher.worker.engine import EngineContext, build_engine
 from launcher.worker.mesh import build_mesh
@@ -34,12 +34,12 @@ def plan_on(layout: Layout, *, domain: int) -> Plan:
     ],
 )
 def test_shards_are_as_many_as_data_parallel_peers_in_a_domain(layout: Layout, domain: int, size: int) -> None:
-    assert shard_size(plan_on(layout, domain=domain)) == size
+    assert shard_size(layout, plan_on(layout, domain=domain).placement) == size
 
 
 def test_a_layout_whose_peers_all_sit_apart_is_refused() -> None:
     with pytest.raises(InputError, match="runs of 1"):
-        shard_size(plan_on(Layout(2, 1, 4), domain=2))
+        shard_size(Layout(2, 1, 4), plan_on(Layout(2, 1, 4), domain=2).placement)
 
 
 @pytest.mark.slow
@@ -51,7 +51,7 @@ def test_hybrid_sharding_trains_as_one_process_and_holds_a_half(zero_stage: int)
     plan = plan_on(layout, domain=4)
 
     def body(rank: int) -> dict[str, Any]:
-        axes = build_mesh(plan.grid, rank=rank, device_type="cpu", shard_within=shard_size(plan))
+        axes = build_mesh(plan.grid, rank=rank, device_type="cpu", shard_within=shard_size(layout, plan.placement))
         engine = build_engine(EngineContext(plan, SGD, axes, torch.device("cpu"), Path()))
         weight = engine.state(loading=False)["model"]["layers.0.mlp.up.weight"]
         return {"curve": steps(engine, axes, range(5), model=TINY, lr=SGD.lr), "held": weight.to_local().numel()}
