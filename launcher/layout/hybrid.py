@@ -27,7 +27,7 @@ def shard_size(layout: Layout, placement: Placement) -> int:
     if len(sizes) != 1 or sizes == {1} or layout.dp % min(sizes):
         raise InputError(
             "train.hybrid_shard=true shards inside NVSwitch domains and replicates across, but those cut the "
-            f"dp={layout.dp} ranks of a group into runs of {', '.join(map(str, sorted(sizes)))}: choose a layout.axis_order with dp "
-            "before pp, a larger dp, or train.hybrid_shard=false"
+            f"dp={layout.dp} ranks of a group into runs of {', '.join(map(str, sorted(sizes)))}: "
+            "choose a layout.axis_order with dp before pp, a larger dp, or train.hybrid_shard=false"
         )
     return sizes.pop()
