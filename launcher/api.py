@@ -19,9 +19,9 @@ def estimate(overrides: Sequence[str]) -> Estimate:
     from launcher.errors import InputError
     from launcher.layout.legality import problems
     from launcher.layout.resolve import plain_layout
-    from launcher.settings import load
+    from launcher.recompose import load_again
 
-    settings = load(overrides)
+    settings = load_again(overrides)
     layout = plain_layout(settings.job, settings.request)
     if found := problems(settings.job, layout):
         raise InputError(found)
@@ -34,7 +34,7 @@ def plan(overrides: Sequence[str]) -> Plan:
     Raises InputError for wrong input and NoLayoutFits where nothing fits.
     """
     from launcher.plan.build import make_plan
-    from launcher.settings import load
+    from launcher.recompose import load_again
 
-    settings = load(overrides)
+    settings = load_again(overrides)
     return make_plan(settings.job, settings.request, settings.config)

@@ -59,6 +59,13 @@ def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
         return _to_plain(_compose(overrides))
 
 
+def raw_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed configuration as plain data, interpolations and missing values as they stand."""
+    with _hydra():
+        plain = OmegaConf.to_container(_compose(overrides), resolve=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
 def config_text(overrides: Sequence[str]) -> str:
     """The composed configuration as YAML, as `--cfg job` shows it."""
     with _hydra():
@@ -84,10 +91,15 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 def choices() -> dict[str, list[str]]:
     """The entries of every configuration group, the user's own folder included."""
-    folders = [resource("configs"), *_user_configs()]
     return {
-        group: sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")}) for group in GROUPS
+        group: sorted({file.stem for folder in sources() for file in (folder / group).glob("*.yaml")})
+        for group in GROUPS
     }
+
+
+def sources() -> list[Path]:
+    """The folders that configuration files come from."""
+    return [resource("configs"), *_user_configs()]
 
 
 def keys() -> list[str]:
@@ -116,7 +128,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     )
     try:
         return compose("config", overrides=[*search, *map(_quoted, overrides)])
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # model=7: Hydra's own ValueError
         raise InputError(_explain(error, overrides)) from error
 
 
@@ -152,20 +164,24 @@ def _hydra_string(value: str) -> str:
     return "'" + escaped.replace("${", "\\${") + "'"
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """What was wrong with the overrides, with what is allowed instead."""
-    if malformed := [message for override in map(_quoted, overrides) if (message := _syntax_problem(override))]:
-        return "; ".join(malformed)
-    for override in overrides:
-        key, _, value = override.lstrip("+~").partition("=")
-        group = key.partition("@")[0]
-        if group in GROUPS and value and value not in choices()[group] and not value.startswith("{"):
-            return _unknown_choice(group, value)
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if override[:1] not in "+~" and not _exists(key):
-            return _unknown_override(key)
-    return _first_line(error)
+def _explain(error: Exception, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with the overrides, with what is allowed instead: the worst kind of mistake, every one of it."""
+    malformed = [message for override in map(_quoted, overrides) if (message := _syntax_problem(override))]
+    if malformed:
+        return malformed
+    words = [override.lstrip("+~").partition("=") for override in overrides]
+    chosen = [(key.partition("@")[0], value) for key, _, value in words if value and not value.startswith("{")]
+    known = choices()
+    unknown = [(group, value) for group, value in chosen if group in GROUPS and value not in known[group]]
+    if unknown:
+        return [_unknown_choice(value, group, known[group]) for group, value in unknown]
+    keys = _all_keys([override for override in overrides if override.partition("=")[0] in GROUPS])
+    lost = [key for key in (o.partition("=")[0] for o in overrides if o[:1] not in "+~") if key not in keys]
+    there = [key for key in (o[1:].partition("=")[0] for o in overrides if o[0] == "+") if key in keys]
+    return [
+        *(_unknown_override(key, keys) for key in lost if not key.startswith("hydra.")),
+        *(f"+{key}: the key is there already: write {key}=VALUE, without the +" for key in there),
+    ] or [_first_line(error)]
 
 
 def _syntax_problem(override: str) -> str | None:
@@ -178,27 +194,27 @@ def _syntax_problem(override: str) -> str | None:
     return None
 
 
-def _unknown_override(key: str) -> str:
+def _unknown_override(key: str, keys: Sequence[str]) -> str:
     """What is wrong with a key that does not exist: the nearest keys, else those beside it."""
     parent = key.rpartition(".")[0]
-    beside = [known for known in _all_keys() if known.rpartition(".")[0] == parent]
-    message = unknown_key(key, _all_keys())
-    return message if "did you mean" in message else unknown_key(key, beside or list(GROUPS))
+    message = unknown_key(key, keys)
+    if "did you mean" in message:
+        return message
+    return unknown_key(key, [known for known in keys if known.rpartition(".")[0] == parent] or GROUPS)
 
 
-def _unknown_choice(group: str, value: str) -> str:
-    known = choices()[group]
+def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
     message = unknown_key(value, known).replace("is not a known key", f"is not a known {group}")
     return message if "known:" in message.partition(":")[2] else f"{message} (known: {', '.join(known)})"
 
 
-def _all_keys() -> list[str]:
-    config = OmegaConf.to_container(compose("config"), resolve=False)
-    return sorted(name for name, _ in _items(config))
-
-
-def _exists(key: str) -> bool:
-    return key in _all_keys() or key.partition(".")[0] == "hydra"
+def _all_keys(overrides: Sequence[str]) -> list[str]:
+    """Every key of the configuration with these choices of groups; of the default one where they do not compose."""
+    try:
+        config = compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException):
+        config = compose("config")
+    return sorted(name for name, _ in _items(OmegaConf.to_container(config, resolve=False)))
 
 
 def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -212,5 +228,6 @@ def _items(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _first_line(error: BaseException) -> str:
     """The first line of a message, and of what caused it: Hydra's own next lines repeat the configuration."""
-    lines = [str(e).strip().splitlines()[0] for e in (error, error.__cause__) if e is not None and str(e).strip()]
+    texts = [str(e).strip() for e in (error, error.__cause__) if e is not None]
+    lines = [text.splitlines()[0] for text in texts if text not in ("", "None")]
     return "; ".join(dict.fromkeys(lines))

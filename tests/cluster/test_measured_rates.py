@@ -27,18 +27,18 @@ def busbw(group: Group, *overrides: str) -> float:
 
 
 def test_measured_nvlink_bandwidth_is_what_an_all_reduce_reaches() -> None:
-    assert busbw(EIGHT, "+cluster.node.busbw_gbytes_per_s={nvlink: 115}") == pytest.approx(115, rel=0.01)
+    assert busbw(EIGHT, "cluster.node.busbw_gbytes_per_s={nvlink: 115}") == pytest.approx(115, rel=0.01)
 
 
 def test_measured_bandwidth_between_nodes_replaces_the_line_rate() -> None:
-    slow = busbw(FOUR_NODES, "+cluster.node.busbw_gbytes_per_s={leaf: 50}")
+    slow = busbw(FOUR_NODES, "cluster.node.busbw_gbytes_per_s={leaf: 50}")
 
     assert slow == pytest.approx(50 * DEFAULT.inter_node_fraction, rel=0.02)
     assert slow < 0.5 * busbw(FOUR_NODES)
 
 
 def test_measured_spine_bandwidth_counts_where_a_group_crosses_it() -> None:
-    measured = "+cluster.node.busbw_gbytes_per_s={leaf: 180, spine: 60}"
+    measured = "cluster.node.busbw_gbytes_per_s={leaf: 180, spine: 60}"
     across = Group(32, 8, 8, 4, spine=True)
 
     assert busbw(across, measured) == pytest.approx(busbw(FOUR_NODES, measured) / 3, rel=0.02)
@@ -47,11 +47,11 @@ def test_measured_spine_bandwidth_counts_where_a_group_crosses_it() -> None:
 @pytest.mark.parametrize("given", ["{nvlink: fast}", "{pci: 3}", "{leaf: -1}", "{leaf: 0}"])
 def test_rates_that_are_none_are_refused(given: str) -> None:
     with pytest.raises(InputError, match="busbw_gbytes_per_s"):
-        load([*DGX, f"+cluster.node.busbw_gbytes_per_s={given}"])
+        load([*DGX, f"cluster.node.busbw_gbytes_per_s={given}"])
 
 
 def test_measured_rates_survive_the_plan_file(tmp_path: Path) -> None:
-    job = load([*DGX, "+cluster.node.busbw_gbytes_per_s={leaf: 50}"]).job
+    job = load([*DGX, "cluster.node.busbw_gbytes_per_s={leaf: 50}"]).job
     plan = Plan(job, Layout(tp=1, pp=1, dp=1), {}, (), {})
     write_plan(plan, tmp_path)
 

@@ -79,8 +79,8 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     overrides = [
         "cluster.num_nodes=2",
         "cluster.node.num_gpus=2",
-        "+cluster.node.num_nics=1",
-        "+cluster.node.nic_gbps=10",
+        "cluster.node.num_nics=1",
+        "cluster.node.nic_gbps=10",
     ]
     # The nodes are one machine here, so that neither is slow: the threshold is the lowest that means anything.
     settings = load(["recipe=bandwidth", "recipe.bytes=65536", "recipe.threshold=0.001", *overrides, "layout.dp=4"])
