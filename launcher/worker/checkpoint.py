@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save, save
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from launcher.errors import InputError
 from launcher.plan.options import TrainOptions
 from launcher.plan.record import Plan
 from launcher.worker.manifest import PREFIX, committed_steps, file_problem, folder_name, read_manifest, temporary_name
+from launcher.worker.staging import Staging
 from launcher.worker.storage import ManifestReader, ManifestWriter
 
 State = Mapping[str, Any]
@@ -41,6 +42,8 @@ class CheckpointManager:
         rank = dist.get_rank() if dist.is_initialized() else 0
         self._main = rank == 0
         self._rng_name = f"rng.{rank:05d}"
+        self._staging = Staging()
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[Any]] | None = None
         if self._main:
             for leftover in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
@@ -68,12 +71,7 @@ class CheckpointManager:
         }
         tensors = {**flatten(state), self._rng_name: torch.get_rng_state()}
         if self._options.checkpoint_async:
-            pending = async_save({PREFIX: tensors}, **arguments)
-            if not isinstance(pending, Future):
-                raise TypeError(
-                    f"async_save gave {type(pending).__name__}, not a future: torch is not the version we know"
-                )
-            self._pending = (step, pending)
+            self._pending = (step, self._writer.submit(save, {PREFIX: self._staging.copy(tensors)}, **arguments))
             return
         try:
             save({PREFIX: tensors}, **arguments)
@@ -128,6 +126,7 @@ class CheckpointManager:
 
     def close(self) -> None:
         self.wait()
+        self._writer.shutdown()
 
     def _problems(self, folder: Path) -> list[str]:
         """What is wrong with a checkpoint; the ranks share the reading of its files."""

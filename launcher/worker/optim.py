@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from launcher.plan.options import TrainOptions
 from launcher.worker.collectives import sum_all
@@ -35,7 +36,9 @@ class Spread:
         if self.mesh is None:
             return part
         stride = torch.empty(self.shape, device="meta").stride()
-        return DTensor.from_local(part, self.mesh, self.placements, run_check=False, shape=self.shape, stride=stride)
+        # Not `DTensor.from_local`, which moves what it is given to the mesh's device.
+        spec = DTensorSpec(self.mesh, self.placements, TensorMeta(self.shape, stride, part.dtype))
+        return DTensor(part, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 @dataclass

@@ -76,7 +76,7 @@ class Peers:
 
     def reduce_scatter(self, parts: Tensor) -> Tensor:
         """(…), this rank's part of the sum over peers of (peers, …), which is contiguous."""
-        mine = torch.empty_like(parts[0])
+        mine = parts.new_empty(parts.shape[1:])
         with self.watch:
             dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=self.group)
         return mine

@@ -74,8 +74,8 @@ class ManifestWriter(StorageWriter):
                 data = tensor_bytes(_as_tensor(planner.resolve_data(item), item.index.fqn))
                 file.write(data)
                 digest.update(data)
-                written.append((item.index, Extent(name, offset, len(data))))
-                offset += len(data)
+                written.append((item.index, Extent(name, offset, data.nbytes)))
+                offset += data.nbytes
             file.flush()
             os.fsync(file.fileno())
         told = {"name": name, "bytes": offset, "sha256": digest.hexdigest()}
@@ -162,10 +162,10 @@ class ManifestReader(StorageReader):
         return True
 
 
-def tensor_bytes(tensor: Tensor) -> bytes:
-    """The elements of a tensor in row-major order, little-endian."""
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The elements of a tensor in row-major order, little-endian; not copied where they lie so on the host."""
     flat = tensor.detach().cpu().contiguous().flatten()
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _as_tensor(data: Any, name: str) -> Tensor:

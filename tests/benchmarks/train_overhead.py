@@ -1,13 +1,17 @@
-"""Tokens/s of the torch engine against a plain hand-written loop: same model, data, layout (dp=2), side by side.
+"""Tokens/s of the gpt recipe against a plain hand-written loop: same model, data, layout (dp=2), side by side.
 
-Both loops run in the same two forked gloo ranks and take turns in blocks, so that both see the same machine. The plain
-loop is what a person would write: DistributedDataParallel, torch's clip_grad_norm_, torch.optim.AdamW.
+Both loops run in the same two forked gloo ranks and take turns in blocks, so that both see the same machine. Ours is
+the recipe's own step, with its metrics, its sign of life and its vote on stopping; the plain loop is what a person
+would write: DistributedDataParallel, torch's clip_grad_norm_, torch.optim.AdamW, the loss read at every step. Both
+read the same batches from the same file.
 Usage: python tests/benchmarks/train_overhead.py [--blocks 8] [--steps 10]. The last line is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
+import itertools
 import json
 import sys
 import tempfile
@@ -22,20 +26,28 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "worker"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ranks import TINY, make_plan, run_ranks
-from training import ADAMW, make_engine, random_batch
+from training import ADAMW, make_engine
 
+from launcher.env import RankEnv
 from launcher.layout import Layout
 from launcher.model import Model
 from launcher.plan.options import TrainOptions
-from launcher.worker.checkpoint import CheckpointManager
-from launcher.worker.data import Batch
+from launcher.worker.data import Batch, BatchSource, TokenFile, standard_library_tokens, write_token_file
+from launcher.worker.mesh import Axes
+from launcher.worker.session import Session
+from launcher.worker.stop import Pulse
+from launcher.worker.tracking import JsonLines, Terminal, Tracker
 from launcher.worker.transformer import StageShape, Transformer
+from recipes.gpt import Progress, one_step
 
 # gpt_tiny's shape: a step is long enough that a fixed cost of a millisecond would show, not drown.
 GPT_TINY = replace(TINY, name="gpt_tiny", hidden=128, ffn_hidden=512, vocab=256, seq_len=128)
 GLOBAL_BATCH = 16
+SAVE_EVERY = 5
+DATA = "stdlib.tokens"
 LAYOUT = Layout(1, 1, 2, micro_batch=8)
 
 
@@ -58,6 +70,17 @@ def plain_loop(model: Model, options: TrainOptions) -> Callable[[Batch], float]:
     return step
 
 
+def our_session(axes: Axes, folder: Path, *, every: int) -> Session:
+    """What the recipe's step works with, saving every so many steps (0: never)."""
+    config = {**vars(ADAMW), "steps": 10**6, "checkpoint_every": every}
+    plan = make_plan(LAYOUT, model=GPT_TINY, train=config, global_batch=GLOBAL_BATCH)
+    rank_env = RankEnv(axes.rank, 2, axes.rank, 2, 0, 0, plan=None, run_dir=folder)
+    session = Session(plan, rank_env, folder, torch.device("cpu"), axes, Pulse(), time.monotonic())
+    sinks = [JsonLines(folder / "metrics.jsonl"), Terminal(io.StringIO(), total=10**6)]
+    session.__dict__["tracker"] = Tracker(sinks if session.is_main else [])
+    return session
+
+
 def measure(rank: int, *, blocks: int, steps: int, folder: Path) -> dict[str, list[float]]:
     """Seconds of CPU and of the clock that a block of each loop takes, in turn, without the first as a warm-up.
 
@@ -66,37 +89,30 @@ def measure(rank: int, *, blocks: int, steps: int, folder: Path) -> dict[str, li
     engine, axes = make_engine(
         LAYOUT, rank, options=ADAMW, model=GPT_TINY, optimizer="adamw", global_batch=GLOBAL_BATCH
     )
-    manager = CheckpointManager(folder, plan=make_plan(LAYOUT, model=GPT_TINY), options=ADAMW)
+    batches = BatchSource(
+        TokenFile(folder / DATA), seq_len=GPT_TINY.seq_len, global_batch=GLOBAL_BATCH, dp_rank=rank, dp=2, seed=0
+    )
     by_hand = plain_loop(GPT_TINY, ADAMW)
-    batches = [random_batch(axes, model=GPT_TINY, global_batch=GLOBAL_BATCH, step=step) for step in range(steps)]
+    sessions = {name: our_session(axes, folder / name, every=n) for name, n in (("engine", 0), ("saving", SAVE_EVERY))}
+    numbers = {name: itertools.count() for name in ("plain", *sessions)}
 
-    def ours() -> None:
-        for batch in batches:
-            engine.train_step(batch, lr=ADAMW.lr)
+    def block(name: str) -> None:
+        for step in itertools.islice(numbers[name], steps):
+            if name == "plain":
+                by_hand(batches(step))
+            else:
+                one_step(sessions[name], engine, batches, Progress(0), step)
+        if name == "saving":
+            sessions[name].checkpoints.wait()
 
-    def theirs() -> None:
-        for batch in batches:
-            by_hand(batch)
-
-    def saving() -> None:
-        for number, batch in enumerate(batches):
-            engine.train_step(batch, lr=ADAMW.lr)
-            if number % 5 == 4:
-                saving.count += 1  # type: ignore[attr-defined]
-                manager.save(saving.count, engine.state(loading=False))  # type: ignore[attr-defined]
-
-    saving.count = 0  # type: ignore[attr-defined]
-    loops: dict[str, Callable[[], None]] = {"plain": theirs, "engine": ours, "saving": saving}
-    times: dict[str, list[float]] = {f"{name}{kind}": [] for name in loops for kind in ("", " cpu")}
+    times: dict[str, list[float]] = {f"{name}{kind}": [] for name in numbers for kind in ("", " cpu")}
     for _ in range(blocks + 1):
-        for name, loop in loops.items():
+        for name in numbers:
             begin, cpu = time.perf_counter(), time.process_time()
-            loop()
-            if name == "saving":
-                manager.wait()
+            block(name)
             times[name].append(time.perf_counter() - begin)
             times[f"{name} cpu"].append(time.process_time() - cpu)
-    manager.close()
+    sessions["saving"].checkpoints.close()
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
@@ -105,10 +121,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parsed = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        times = run_ranks(2, lambda rank: measure(rank, blocks=parsed.blocks, steps=parsed.steps, folder=Path(folder)))[
-            0
-        ]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_token_file(folder / DATA, standard_library_tokens(), vocab=GPT_TINY.vocab)
+        for kind in ("engine", "saving"):
+            (folder / kind).mkdir()
+        times = run_ranks(2, lambda rank: measure(rank, blocks=parsed.blocks, steps=parsed.steps, folder=folder))[0]
     step_ms = {name: 1e3 * median(seconds) / parsed.steps for name, seconds in times.items()}
     ratios = {
         f"{name}{kind}": median(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import resource
-import signal
-from collections.abc import Callable
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import TINY, make_plan, run_ranks
 from training import ADAMW, Curve, make_engine, steps
 
@@ -178,31 +179,51 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert str(file) in warning and folder_name(4) in warning and "not used" in warning
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 8 MiB; skips where this user may not mount one."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", mounted], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
+    yield mounted
+    subprocess.run(["umount", "--lazy", mounted], check=True)
+
+
 @pytest.mark.slow
-def test_a_save_that_cannot_be_written_is_told_and_harms_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("checkpoint_async", [True, False])
+def test_a_full_disk_is_told_and_harms_neither_the_run_nor_older_checkpoints(
+    checkpoint_async: bool, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    layout = Layout(1, 1, 2, zero_stage=1)
+    layout, folder, filler = Layout(1, 1, 2, zero_stage=1), small_disk / "checkpoints", small_disk / "filler"
+    options = TrainOptions(**{**vars(ADAMW), "checkpoint_async": checkpoint_async})
 
     def body(rank: int) -> dict[str, Any]:
-        engine, axes = make_engine(layout, rank, options=ADAMW, model=TINY, optimizer="adamw")
-        manager = CheckpointManager(tmp_path, plan=make_plan(layout, model=TINY), options=ADAMW)
-        steps(engine, axes, range(2), model=TINY, lr=1e-2)
-        manager.save(2, engine.state(loading=False))
-        manager.wait()
-        if rank == 1:  # writes on this rank fail from here on, as on a full disk
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-        manager.save(3, engine.state(loading=False))
-        manager.wait()
-        curve = steps(engine, axes, range(3, 4), model=TINY, lr=1e-2)
-        return {"good": manager.newest_good(), "curve": curve}
+        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw")
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        found = {}
+        for step in (1, 2, 3):
+            found["curve"] = steps(engine, axes, range(step - 1, step), model=TINY, lr=1e-2)
+            if rank == 0 and step == 2:
+                filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 65536))
+            dist.barrier()
+            manager.save(step, engine.state(loading=False))
+            manager.wait()
+            found[f"after {step}"] = manager.newest_good()
+            if rank == 0 and step == 2:
+                filler.unlink()
+            dist.barrier()
+        return found
 
-    found = run_ranks(2, body)
-    assert found[0]["good"] == 2 and len(found[0]["curve"]) == 1
+    found = run_ranks(2, body)[0]
+    assert [found[f"after {step}"] for step in (1, 2, 3)] == [1, 1, 3] and len(found["curve"]) == 1
     warning = capfd.readouterr().err
-    assert "after step 3 could not be written" in warning and "rank 1" in warning and folder_name(2) in warning
-    assert [path.name for path in tmp_path.iterdir()] == [folder_name(2)]
+    assert "after step 2 could not be written" in warning and "No space left on device" in warning
+    assert f"the last good one is {folder_name(1)}" in warning
+    assert sorted(path.name for path in folder.iterdir()) == [folder_name(1), folder_name(3)]
 
 
 @pytest.mark.slow
