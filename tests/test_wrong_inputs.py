@@ -46,6 +46,12 @@ CASES = {
         ["DeepSpeed", "ZeRO-3"]),
     "options out of range": (["run", "train.steps=0", "launch.start=thread"], 2, ["train.steps", "launch.start"]),
     "a script that is not there": (["run", "script=nowhere.py"], 2, ["script=nowhere.py", "not a file"]),
+    "a script that is none": (
+        ["run", f"script={Path(__file__).parent.parent / 'LICENSE'}"], 2,
+        ["LICENSE, line", "cannot run it"]),
+    "a key of launch that is misspelt": (
+        ["run", "launch.max_restart=3"], 2, ["launch.max_restart is not a known key", "launch.max_restarts"]),
+    "logs of a folder that is no run": (["logs", "."], 2, ["no log of a rank", "run folder"]),
     "a model that fits nowhere": (
         ["plan", "cluster=fly_a10", "model=gpt3_175b", "train.global_batch=8"], 3, ["gpt3_175b"]),
     "unreadable run folder": (["report", "no/such/run"], 2, ["no/such/run", "run folder"]),

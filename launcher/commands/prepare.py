@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from pathlib import Path
 
 from launcher.cli import Invocation
@@ -21,6 +22,7 @@ def order(invocation: Invocation) -> Order | None:
     """Plan a job for this machine, say so, and write its run folder; None for a dry run. Raises InputError."""
     settings = checked_settings(invocation.overrides)
     job = work(settings, invocation.rest)
+    check_syntax(job.script)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     if plan.placement.num_nodes > 1:
         raise InputError(
@@ -31,10 +33,37 @@ def order(invocation: Invocation) -> Order | None:
     if settings.config["dry_run"]:
         print("dry run: nothing was started", file=sys.stderr)
         return None
+    check_devices(plan)
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
     launch = LaunchSettings.from_config(settings.config["launch"])
     return Order(folder.path, job.script, job.args, launch, planned_at=time.monotonic())
+
+
+def check_devices(plan: Plan) -> None:
+    """Where a plan for GPUs meets a machine without any: a script of the user's may do without, a recipe may not."""
+    gpu = plan.job.cluster.node.gpu
+    if gpu.kind != "cuda" or any(Path("/dev").glob("nvidia[0-9]*")):
+        return
+    found = f"the plan is for {plan.placement.ranks_per_node} × {gpu.name}, and this machine has no NVIDIA device"
+    if not plan.config.get("script"):
+        raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
+    print(f"launcher: {found}: the script runs without them", file=sys.stderr)
+
+
+def check_syntax(script: Path) -> None:
+    """Raise InputError where Python cannot compile the script: before planning, not in every rank."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the ranks will tell them
+            compile(script.read_bytes(), script, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        where = f"{script}, line {error.lineno}" if error.lineno else str(script)
+        line = f": {error.text.strip()}" if error.text else ""
+        raise InputError(
+            f"{where}: {error.msg}{line} (Python {sys.version.partition(' ')[0]} cannot run it)"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(f"{script} is no Python script: {error}") from error
 
 
 def tell_plan(plan: Plan) -> None:

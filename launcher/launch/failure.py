@@ -103,4 +103,16 @@ def last_words(log: Path) -> list[str]:
     lines = lines[headers[-1] + 1 :] if headers else lines
     # torch puts "[rank3]: " before every line of a traceback
     starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
-    return lines[starts[-1] :][-_SHOWN_LINES:] if starts else lines[-_SHOWN_LINES:]
+    return _without_our_frames(lines[starts[-1] :] if starts else lines)[-_SHOWN_LINES:]
+
+
+def _without_our_frames(lines: Sequence[str]) -> list[str]:
+    """A crash's own dump ends with the frames that led to the script, and a list of all extension modules."""
+    kept: list[str] = []
+    dump = below = False
+    for line in lines:
+        dump = "(most recent call first)" in line or (dump and line.startswith('  File "'))
+        below = dump and (below or '"<frozen runpy>"' in line)
+        if not below and not line.startswith("Extension modules: "):
+            kept.append(line)
+    return kept

@@ -6,9 +6,11 @@ import hashlib
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from random import randrange
 
-from launcher.errors import InputError
+from launcher.errors import InputError, LauncherError
 
 FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
 
@@ -65,11 +67,13 @@ def derived_port(run_id: str) -> int:
 
 
 def free_port(host: str) -> int:
-    """A port that is free on `host` now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free on `host` now, outside the range from which the kernel gives ports away in the meantime."""
+    for port in (*(FIRST_PORT + randrange(NUM_PORTS) for _ in range(100)), 0):
+        with socket.socket() as probe, suppress(OSError):  # taken
+            probe.bind((host, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise LauncherError(f"{host} has no free port, or is no address of this machine")
 
 
 def _short(host: str) -> str:

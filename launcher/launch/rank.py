@@ -61,11 +61,11 @@ def _exit_code(code: object) -> int:
 
 
 def _from_script(traceback: TracebackType | None, script: str) -> TracebackType | None:
-    """The traceback without our own frames and runpy's."""
+    """The traceback without our own frames and runpy's; None where the script did not begin (a syntax error)."""
     frame = traceback
     while frame and frame.tb_frame.f_code.co_filename != script:
         frame = frame.tb_next
-    return frame or traceback
+    return frame
 
 
 if __name__ == "__main__":

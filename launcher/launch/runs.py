@@ -87,8 +87,10 @@ def stop(folder: RunFolder) -> list[int]:
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:
     """The logs of a run by rank; raises InputError where there is none, naming those there are."""
     logs = {_number(file): file for file in sorted(folder.logs.glob("rank-*.log"), key=_number)}
+    if not logs:
+        raise InputError(f"{folder.path} holds no log of a rank: give a run folder, as `launcher run` names it")
     if rank is not None and rank not in logs:
-        there = ", ".join(map(str, logs)) or "none"
+        there = ", ".join(map(str, logs))
         raise InputError(f"{folder.path} has no log of rank {rank} (ranks with a log: {there})")
     return logs if rank is None else {rank: logs[rank]}
 
