@@ -17,14 +17,13 @@ NAMED_MISSING = 20
 
 @dataclass
 class Member:
-    """One connected agent. `node` is its place in the plan, None for a spare; `joined`: it waits for the next round."""
+    """One connected agent. `node` is its place in the plan, None for a spare."""
 
     connection: int
     host: str
     address: str
     port: int
     node: int | None
-    joined: bool = True
     done: bool = False  # its ranks have finished well
 
 
@@ -44,7 +43,9 @@ class Roster:
         self._hosts = tuple(hosts)
         self._last_call_s, self._spare_wait_s = last_call_s, spare_wait_s
         self._members: dict[int, Member] = {}
-        self._running: set[int] = set()
+        self._seats: dict[int, Member] = {}  # by node, of those that have one
+        self._ready: set[int] = set()  # nodes that wait for the next round
+        self._running: set[int] = set()  # connections
         self._told = False  # the running members know that they must join again
         self._changed_at = 0.0
         self._closed: str | None = None
@@ -70,26 +71,28 @@ class Roster:
         outgoing: Outgoing = []
         present = self._members.get(connection)
         if present:
-            present.joined, present.port = True, message["port"]
+            present.port = message["port"]
             self._running.discard(connection)
+            if present.node is not None:
+                self._ready.add(present.node)
         else:
             outgoing += self._make_room(node, host=message["host"])
-            seat = None if self._holder(node) else node
-            self._members[connection] = Member(connection, message["host"], message["address"], message["port"], seat)
+            member = Member(connection, message["host"], message["address"], message["port"], None)
+            self._members[connection] = member
+            if node is not None and node not in self._seats:
+                self._seat(member, node)
         self._changed_at = now
         outgoing += self._call_in() if self._members[connection].node is not None else []
         return outgoing + self.tick(now=now)
 
     def lost(self, connection: int, *, now: float) -> Outgoing:
         """A connection ended without a word."""
-        member = self._members.pop(connection, None)
-        if member is None:
+        if connection not in self._members:
             return []
         self._changed_at = now
-        if connection in self._running:
-            self._running.discard(connection)
-            return self._call_in() + self.tick(now=now)
-        return self.tick(now=now)
+        was_running = connection in self._running
+        self._remove(connection)
+        return (self._call_in() if was_running else []) + self.tick(now=now)
 
     def done(self, connection: int) -> Outgoing:
         """A node's ranks have finished; when all have, everyone is told, and until then a new round may call it in."""
@@ -101,8 +104,7 @@ class Roster:
 
     def leave(self, connection: int) -> Outgoing:
         """An agent is done."""
-        self._members.pop(connection, None)
-        self._running.discard(connection)
+        self._remove(connection)
         return []
 
     def close(self, reason: str) -> Outgoing:
@@ -118,11 +120,9 @@ class Roster:
         waited = now - self._changed_at
         if waited >= self._spare_wait_s:
             self._seat_spares()
-        seated = sorted(
-            (m for m in self._members.values() if m.node is not None and m.joined), key=lambda m: m.node or 0
-        )
-        enough = len(seated) == self.num_nodes or (len(seated) >= self.min_nodes and waited >= self._last_call_s)
-        return self._begin(seated) if enough else []
+        ready = len(self._ready)
+        enough = ready == self.num_nodes or (ready >= self.min_nodes and waited >= self._last_call_s)
+        return self._begin([self._seats[node] for node in sorted(self._ready)]) if enough else []
 
     def next_tick_s(self, *, now: float) -> float | None:
         """After how long `tick` may have something to do; None where only a message can."""
@@ -134,8 +134,7 @@ class Roster:
 
     def missing(self) -> list[str]:
         """The nodes of the plan that have not joined, by name where names are known."""
-        there = {m.node for m in self._members.values() if m.joined}
-        absent = [node for node in range(self.num_nodes) if node not in there]
+        absent = [node for node in range(self.num_nodes) if node not in self._ready]
         names = [f"{self._hosts[n]} (node {n})" if n < len(self._hosts) else f"node {n}" for n in absent]
         extra = len(names) - NAMED_MISSING
         return names if extra <= 0 else [*names[:NAMED_MISSING], f"and {extra} more"]
@@ -149,16 +148,24 @@ class Roster:
     def _planned(self, node: int, unknown: str) -> str:
         return self._hosts[node] if node < len(self._hosts) else unknown
 
-    def _holder(self, node: int | None) -> Member | None:
-        return next((m for m in self._members.values() if node is not None and m.node == node), None)
+    def _seat(self, member: Member, node: int) -> None:
+        member.node = node
+        self._seats[node] = member
+        self._ready.add(node)
+
+    def _remove(self, connection: int) -> None:
+        member = self._members.pop(connection, None)
+        self._running.discard(connection)
+        if member and member.node is not None:
+            del self._seats[member.node]
+            self._ready.discard(member.node)
 
     def _make_room(self, node: int | None, *, host: str) -> Outgoing:
         """A second agent for one node and host replaces the first: that one was restarted, or is a ghost."""
-        holder = self._holder(node)
+        holder = self._seats.get(node) if node is not None else None
         if holder is None or holder.host != host:
             return []
-        self._members.pop(holder.connection)
-        self._running.discard(holder.connection)
+        self._remove(holder.connection)
         return [(holder.connection, {"refused": f"another agent joined as node {node} from {host}"})]
 
     def _call_in(self) -> Outgoing:
@@ -169,11 +176,10 @@ class Roster:
         return [(connection, {"waiting": 1}) for connection in self._running]
 
     def _seat_spares(self) -> None:
-        taken = {m.node for m in self._members.values()}
-        vacant = [node for node in range(self.num_nodes) if node not in taken]
+        vacant = [node for node in range(self.num_nodes) if node not in self._seats]
         spares = [m for m in self._members.values() if m.node is None]
         for member, node in zip(spares, vacant, strict=False):
-            member.node = node
+            self._seat(member, node)
 
     def _begin(self, seated: Sequence[Member]) -> Outgoing:
         self.round += 1
@@ -182,6 +188,7 @@ class Roster:
         first = seated[0]
         common = {"round": self.round, "world": len(seated), "address": first.address, "port": first.port}
         common |= self._departures(seated)
+        self._ready.clear()
         for member in seated:
-            member.joined = member.done = False
+            member.done = False
         return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(seated)]
