@@ -78,7 +78,14 @@ def explain(run: session.Session) -> None:
 def open_batches(run: session.Session) -> BatchSource:
     """The same global batch whatever the layout; each data-parallel rank reads its own part."""
     model, training, options = run.plan.job.model, run.plan.job.training, run.options
-    tokens = open_tokens(options.data, run_dir=run.run_dir, vocab=model.vocab, build=run.is_main, barrier=dist.barrier)
+    tokens = open_tokens(
+        options.data,
+        run_dir=run.run_dir,
+        vocab=model.vocab,
+        seq_len=model.seq_len,
+        build=run.is_main,
+        barrier=dist.barrier,
+    )
     batches = BatchSource(
         tokens,
         seq_len=model.seq_len,

@@ -13,8 +13,10 @@ from launcher.errors import InputError
 from launcher.launch.early import Order
 from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
 from launcher.launch.settings import LaunchSettings
+from launcher.model.token_file import check_fits, read_header
 from launcher.plan import Plan, write_plan
 from launcher.plan.build import make_plan
+from launcher.plan.options import TrainOptions
 from launcher.settings import Settings, as_yaml
 
 
@@ -29,6 +31,7 @@ def order(invocation: Invocation) -> Order | None:
             f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
+    check_inputs(plan)
     tell_plan(plan)
     if settings.config["dry_run"]:
         print("dry run: nothing was started", file=sys.stderr)
@@ -64,6 +67,18 @@ def check_syntax(script: Path) -> None:
         ) from error
     except (ValueError, OSError) as error:
         raise InputError(f"{script} is no Python script: {error}") from error
+
+
+def check_inputs(plan: Plan) -> None:
+    """Raise InputError where files that the gpt recipe is to read are not here, or do not fit its model."""
+    if plan.config.get("script") is not None or plan.config["recipe"]["name"] != "gpt":
+        return
+    options, model = TrainOptions.from_config(plan.config["train"]), plan.job.model
+    if options.data is not None:
+        path = Path(options.data)
+        check_fits(read_header(path), path, vocab=model.vocab, seq_len=model.seq_len)
+    if options.init_from is not None and not Path(options.init_from).is_dir():
+        raise InputError(f"train.init_from={options.init_from} is not a folder: give a Hugging Face folder of weights")
 
 
 def tell_plan(plan: Plan) -> None:

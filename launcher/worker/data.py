@@ -1,14 +1,12 @@
 """Token files and batches: memory-mapped, shuffled by a pure function of (seed, position), cut by data-parallel rank.
 
-Token file, little-endian: 8 bytes magic `NVLTOKEN`, u32 version (1), u32 bytes per token (1, 2 or 4), u32 vocabulary
-(every token is below it), u32 zero, u64 number of tokens, then the tokens.
+The format of a token file stands in launcher/model/token_file.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import sysconfig
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +19,9 @@ import torch
 from torch import Tensor
 
 from launcher.errors import InputError
+from launcher.model.token_file import HEADER, MAGIC, VERSION, check_fits, read_header
 
 Tokens = npt.NDArray[Any]
-MAGIC = b"NVLTOKEN"
-VERSION = 1
-HEADER = struct.Struct("<8sIIIIQ")
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 
 
@@ -33,23 +29,10 @@ class TokenFile:
     """A token file, memory-mapped; raises InputError where it is not one."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                header = file.read(HEADER.size)
-                size = os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise InputError(f"cannot read the token file {path} ({error.strerror}): give train.data=FILE") from error
-        if len(header) < HEADER.size or header[:8] != MAGIC:
-            raise InputError(f"{path} is not a token file: make one with python -m launcher.worker.tokens TEXT OUT")
-        _, version, width, self.vocab, _, self.num_tokens = HEADER.unpack(header)
-        expected = HEADER.size + width * self.num_tokens
-        if version != VERSION or width not in _DTYPES or size != expected:
-            raise InputError(
-                f"{path}: version {version}, {width} bytes per token and {size} bytes do not fit "
-                f"(expected version {VERSION}, 1, 2 or 4, and {expected} bytes): the file is damaged, make it again"
-            )
+        self.header = read_header(path)
+        self.vocab, self.num_tokens = self.header.vocab, self.header.num_tokens
         self.path = path
-        self.tokens = np.memmap(path, dtype=_DTYPES[width], mode="r", offset=HEADER.size)
+        self.tokens = np.memmap(path, dtype=_DTYPES[self.header.width], mode="r", offset=HEADER.size)
 
 
 def write_token_file(path: Path, chunks: Iterable[Tokens], *, vocab: int) -> Path:
@@ -127,8 +110,6 @@ class BatchSource:
         self._first = dp_rank * self._per_rank
         self._seed = seed
         self.num_windows = (file.num_tokens - 1) // seq_len
-        if self.num_windows < 1:
-            raise InputError(f"{file.path} has {file.num_tokens} tokens, fewer than one sequence of {seq_len} + 1")
         self._epoch = -1
         self._shuffle = Shuffle(self.num_windows, key="")
 
@@ -149,7 +130,7 @@ class BatchSource:
 
 
 def open_tokens(
-    data: str | None, *, run_dir: Path, vocab: int, build: bool, barrier: Callable[[], object]
+    data: str | None, *, run_dir: Path, vocab: int, seq_len: int, build: bool, barrier: Callable[[], object]
 ) -> TokenFile:
     """The user's token file, or the standard library's, which the rank with `build` writes into the run folder first.
 
@@ -161,8 +142,5 @@ def open_tokens(
         write_token_file(path, standard_library_tokens(), vocab=256)
     barrier()
     tokens = TokenFile(path)
-    if tokens.vocab > vocab:
-        raise InputError(
-            f"{path} has a vocabulary of {tokens.vocab}, the model one of {vocab}: set model.vocab={tokens.vocab}"
-        )
+    check_fits(tokens.header, path, vocab=vocab, seq_len=seq_len)
     return tokens

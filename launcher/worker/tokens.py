@@ -1,6 +1,6 @@
 """Text to a token file: python -m launcher.worker.tokens OUT TEXT… [--tokenizer tokenizer.json]
 
-Without a tokenizer the text is taken as bytes (vocabulary 256). The format stands in launcher/worker/data.py.
+Without a tokenizer the text is taken as bytes (vocabulary 256). The format stands in launcher/model/token_file.py.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import InputError
-from launcher.worker.data import HEADER, BatchSource, Shuffle, TokenFile, open_tokens, write_token_file
+from launcher.model.token_file import HEADER
+from launcher.worker.data import BatchSource, Shuffle, TokenFile, open_tokens, write_token_file
 
 
 @given(size=st.integers(1, 5000), key=st.text(max_size=8))
@@ -94,10 +95,10 @@ def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
         write_token_file(tmp_path / "t", [np.array([5])], vocab=5)
     path = write_token_file(tmp_path / "u", [np.arange(300)], vocab=300)
     with pytest.raises(InputError, match=r"model.vocab=300"):
-        open_tokens(str(path), run_dir=tmp_path, vocab=256, build=True, barrier=lambda: None)
+        open_tokens(str(path), run_dir=tmp_path, vocab=256, seq_len=1, build=True, barrier=lambda: None)
 
 
 def test_the_standard_library_is_the_text_where_none_is_given(tmp_path: Path) -> None:
-    found = open_tokens(None, run_dir=tmp_path, vocab=256, build=True, barrier=lambda: None)
+    found = open_tokens(None, run_dir=tmp_path, vocab=256, seq_len=64, build=True, barrier=lambda: None)
     assert found.num_tokens > 1_000_000
     assert b"def " in bytes(found.tokens[:100_000])
