@@ -17,7 +17,14 @@ from launcher.worker import session
 from launcher.worker.data import BatchSource, open_tokens
 from launcher.worker.engine import Engine, EngineContext, build_engine
 from launcher.worker.profiling import profiled
-from launcher.worker.report import peak_memory_bytes, result_document, throughput, write_result
+from launcher.worker.report import (
+    describe_split,
+    median_split,
+    peak_memory_bytes,
+    result_document,
+    throughput,
+    write_result,
+)
 
 WARMUP_STEPS = 3  # steps that the measured step time leaves out: first allocations, first messages between stages
 
@@ -29,6 +36,7 @@ class Progress:
     first_step: int
     losses: list[float] = field(default_factory=list)
     step_times: list[float] = field(default_factory=list)
+    splits: list[dict[str, float]] = field(default_factory=list)  # seconds of each step, by what they went into
     stopped: bool = False
 
 
@@ -110,8 +118,9 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
     step_s = time.perf_counter() - begin
     progress.losses.append(result.loss)
     progress.step_times.append(step_s)
-    numbers = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "step_s": step_s, "data_s": loaded - begin}
-    numbers |= {**result.times, **throughput(run.plan, step_s=step_s), "memory_bytes": peak_memory_bytes(run.device)}
+    progress.splits.append({"data_s": loaded - begin, **result.times})
+    numbers = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "step_s": step_s, **progress.splits[-1]}
+    numbers |= {**throughput(run.plan, step_s=step_s), "memory_bytes": peak_memory_bytes(run.device)}
     run.tracker.log(step + 1, numbers)
     progress.stopped = run.end_step(step + 1, step_s=step_s)
     last = progress.stopped or step + 1 == options.steps
@@ -126,10 +135,14 @@ def conclude(run: session.Session, progress: Progress) -> None:
     told = ["unknown" if s is None else format_seconds(s) for s in (run.plan.estimate.get("step_time_s"), measured_s)]
     after = progress.first_step + WARMUP_STEPS
     run.say(f"step time: predicted {told[0]}, measured {told[1]} (median after step {after})")
+    split = median_split(progress.splits[WARMUP_STEPS:] or progress.splits)
+    if split:
+        run.say(f"of which, on this rank: {describe_split(split)}")
     document = result_document(
         run.plan,
         losses=progress.losses,
         measured_s=measured_s,
+        split=split,
         first_step=progress.first_step,
         stopped=progress.stopped,
     )

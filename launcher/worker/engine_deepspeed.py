@@ -24,7 +24,7 @@ from launcher.worker.deepspeed_state import DeepSpeedState
 from launcher.worker.engine import EngineContext, StepResult
 from launcher.worker.mesh import Axes
 from launcher.worker.optim import make_inner
-from launcher.worker.peers import Peers
+from launcher.worker.peers import Peers, Watch
 from launcher.worker.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
 from launcher.worker.transformer import StageShape, Transformer
 
@@ -60,6 +60,7 @@ class DeepSpeedEngine:
         self.inner = engine
         self._context = context
         self._state = DeepSpeedState(engine, context)
+        self._stepping = Watch(context.device)  # with the last sums of gradients, which DeepSpeed leaves to its step
         self._num_micro_batches = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
@@ -68,9 +69,12 @@ class DeepSpeedEngine:
             group["lr"] = lr
         ids, targets = batch.ids.to(self._context.device), batch.targets.to(self._context.device)
         parts = list(zip(ids.chunk(self._num_micro_batches), targets.chunk(self._num_micro_batches), strict=True))
-        loss = self._pipelined(parts) if self._context.plan.layout.pp > 1 else self._accumulated(parts)
+        pipelined = self._context.plan.layout.pp > 1
+        loss = self._pipelined(parts) if pipelined else self._accumulated(parts)
         norm = self.inner.get_global_grad_norm()
-        return StepResult(loss, None if norm is None else float(norm), {"step_inner_s": time.perf_counter() - start})
+        times = {} if pipelined else {"optimizer_s": self._stepping.take()}  # a pipeline's is inside its one call
+        times = {"forward_backward_s": time.perf_counter() - start - times.get("optimizer_s", 0.0), **times}
+        return StepResult(loss, None if norm is None else float(norm), times)
 
     def state(self, *, loading: bool) -> dict[str, Any]:
         return self._state.empty() if loading else self._state.gathered()
@@ -86,7 +90,8 @@ class DeepSpeedEngine:
         for ids, targets in parts:
             loss = mean_loss(self.inner(ids), targets, self._context.axes, vocab=self._context.plan.job.model.vocab)
             self.inner.backward(loss)
-            self.inner.step()
+            with self._stepping:
+                self.inner.step()
             total += loss.detach()
         dist.all_reduce(total)
         return float(total) / (dist.get_world_size() * self._num_micro_batches)

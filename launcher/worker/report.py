@@ -8,11 +8,13 @@ import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from launcher.plan.record import Plan
+from launcher.units import format_seconds
 
 RESULT_FILE = "result.json"
 
@@ -33,12 +35,40 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def median_split(splits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The median over steps of each part of a step, in seconds."""
+    return {name: median(split[name] for split in splits) for name in (splits[0] if splits else ())}
+
+
+def describe_split(split: Mapping[str, float]) -> str:
+    """The parts of a step in words. Those called exposed lie within forward and backward, except data parallelism's,
+    which follows them; waiting in the pipeline includes its bubble.
+    """
+    known = {
+        "data_s": "data",
+        "forward_backward_s": "forward and backward",
+        "exposed_tp_s": "in it tensor-parallel collectives",
+        "exposed_cp_s": "in it context-parallel collectives",
+        "exposed_pp_s": "in it waiting for other stages",
+        "exposed_dp_s": "gradients after it",
+        "optimizer_s": "optimizer",
+    }
+    return ", ".join(f"{known[name]} {format_seconds(split[name])}" for name in known if name in split)
+
+
 def result_document(
-    plan: Plan, *, losses: Sequence[float], measured_s: float | None, first_step: int, stopped: bool
+    plan: Plan,
+    *,
+    losses: Sequence[float],
+    measured_s: float | None,
+    split: Mapping[str, float],
+    first_step: int,
+    stopped: bool,
 ) -> dict[str, Any]:
     """What a run found, as plain data: the last line of its output and result.json.
 
     `losses` are those of the steps after `first_step`; none, and no measured time, where a resumed run had ended.
+    `split` is where the measured time went.
     """
     speed = {"tokens_per_s": None, "mfu": None} if measured_s is None else throughput(plan, step_s=measured_s)
     return {
@@ -54,6 +84,7 @@ def result_document(
         },
         "predicted_step_time_s": plan.estimate.get("step_time_s"),
         "measured_step_time_s": measured_s,
+        "measured_split_s": dict(split),
         **speed,
         "stopped": stopped,
     }

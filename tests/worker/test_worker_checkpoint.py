@@ -102,15 +102,13 @@ def test_the_same_layout_continues_bit_for_bit(saved: tuple[Path, Curve]) -> Non
 
 
 BY_DEEPSPEED: dict[str, Any] = {"engine": "deepspeed"}
-OFFLOADED = {**BY_DEEPSPEED, "offload_optimizer": True}
 DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
-    "zero0 tp2": (Layout(2, 1, 2, zero_stage=0), BY_DEEPSPEED),
-    "zero1 offloaded": (Layout(1, 1, 4, zero_stage=1), OFFLOADED),
-    "zero2 tp2": (Layout(2, 1, 2, zero_stage=2), BY_DEEPSPEED),
-    "zero3": (Layout(1, 1, 4, zero_stage=3), BY_DEEPSPEED),
-    "zero3 tp2 offloaded": (Layout(2, 1, 2, zero_stage=3), OFFLOADED),
-    "pp2 tp2 zero1": (Layout(2, 2, 1, zero_stage=1), BY_DEEPSPEED),
-    "torch pp2": (Layout(1, 2, 2, zero_stage=2), {}),
+    "zero0 tp2": (Layout(2, 1, 1, zero_stage=0), BY_DEEPSPEED),
+    "zero1 offloaded": (Layout(1, 1, 2, zero_stage=1), {**BY_DEEPSPEED, "offload_optimizer": True}),
+    "zero2": (Layout(1, 1, 2, zero_stage=2), BY_DEEPSPEED),
+    "zero3": (Layout(1, 1, 2, zero_stage=3), BY_DEEPSPEED),
+    "pp2 zero1": (Layout(1, 2, 1, zero_stage=1), BY_DEEPSPEED),
+    "torch": (Layout(1, 1, 2, zero_stage=2), {}),
 }
 
 
@@ -134,7 +132,7 @@ def test_deepspeed_saves_what_it_and_the_torch_engine_continue_from(tmp_path: Pa
             ]
         return found
 
-    for name, (curve, *continued) in run_ranks(4, body)[0].items():
+    for name, (curve, *continued) in run_ranks(2, body)[0].items():
         assert continued[0] == {"step": SAVED, "curve": curve[SAVED:]}, name
         right = [loss for loss, _ in curve[SAVED:]]
         for other in continued[1:]:

@@ -61,6 +61,8 @@ def test_a_run_ends_with_its_document_resumes_by_itself_and_profiles(tmp_path: P
         "mfu",
         "memory_bytes",
         "forward_backward_s",
+        "exposed_pp_s",
+        "optimizer_s",
     }
     assert wanted <= set(metrics[0])
 

@@ -12,7 +12,7 @@ from ranks import make_plan
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.plan.options import TrackingOptions, TrainOptions
-from launcher.worker.report import result_document, throughput
+from launcher.worker.report import describe_split, median_split, result_document, throughput
 from launcher.worker.tracking import METRICS_FILE, JsonLines, Terminal, make_tracker
 
 
@@ -59,6 +59,12 @@ def test_wandb_keeps_one_offline_run_a_job(tmp_path: Path) -> None:
     assert (tmp_path / METRICS_FILE).exists()
 
 
+def test_where_a_step_went_is_the_median_of_each_part_in_words() -> None:
+    splits = [{"data_s": 1e-3, "forward_backward_s": s, "exposed_tp_s": s / 4} for s in (0.1, 0.2, 9.0)]
+    told = describe_split(median_split(splits))
+    assert told == "data 1.0 ms, forward and backward 200.0 ms, in it tensor-parallel collectives 50.0 ms"
+
+
 def test_mfu_is_unknown_where_the_peak_is() -> None:
     plan = make_plan(Layout(2, 2, 2))
     assert throughput(plan, step_s=0.5)["mfu"] is None
@@ -66,7 +72,8 @@ def test_mfu_is_unknown_where_the_peak_is() -> None:
 
 
 def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
-    document = result_document(make_plan(Layout(1, 1, 1)), losses=[], measured_s=None, first_step=9, stopped=False)
+    plan = make_plan(Layout(1, 1, 1))
+    document = result_document(plan, losses=[], measured_s=None, split=median_split([]), first_step=9, stopped=False)
     assert document["losses"] == {"first": None, "last": None, "all": []}
     assert document["resumed_after_step"] == 9
     json.dumps(document)
