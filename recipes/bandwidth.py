@@ -1,23 +1,26 @@
 """Measure every node's bandwidth inside and towards others, and name the slow ones.
 
-Started by `launcher run` or `launcher submit recipe=bandwidth` in every rank; ends with exit code 1 and the --exclude
-to use where a node is slow. Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is
-paired with another one and all their ranks exchange buffers at once. The last line on stdout is one JSON document.
+Started in every rank by a batch job before its own ranks (launch.check_bandwidth), by `launcher check`, or as a job of
+its own (`launcher run|submit recipe=bandwidth`); ends with exit code 1 and the --exclude to use where a node is slow.
+Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is paired with another one and all
+their ranks exchange buffers at once. Messages shrink where a link is slow, so that it ends within a minute all the
+same. The last line on stdout is one JSON document.
 
-Has run with gloo only, on four Slurm nodes of two CPU ranks that share a machine: no GPU has run it yet.
+Has run with gloo only, on Slurm nodes of two CPU ranks that share a machine: no GPU has run it yet.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median_high
 
 import torch
 import torch.distributed as dist
 
+from launcher.cluster import Cluster
 from launcher.errors import JobFailed
 from launcher.plan.options import BandwidthOptions
 from launcher.worker import session
@@ -25,6 +28,8 @@ from launcher.worker.measure import from_all_ranks, seconds_per_call
 from launcher.worker.report import write_result
 
 MESSAGE_BYTES = {"cuda": 2**28, "cpu": 2**22}
+GROWTH = 8  # messages grow by this factor up to the wanted size, as long as the next one would not take too long
+MEASURE_S = 3.0  # for the calls of one measurement; with seven rounds the whole takes about half a minute at worst
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,18 @@ def main() -> None:
         num_bytes = options.num_bytes or MESSAGE_BYTES[run.device.type]
         node, ranks = run.rank_env.node, ranks_by_node(run)
         groups = [dist.new_group(members) for members in ranks]  # every rank makes every group
-        inside_s = time_inside(groups[node], num_bytes, run.device, options) if len(ranks[node]) > 1 else None
-        between_s = [
-            time_exchange(run.rank, ranks, partners.get(node), num_bytes, run.device, options)
+        inside = inside_rate(groups[node], num_bytes, run.device, options) if len(ranks[node]) > 1 else None
+        between = [
+            exchange_rate(run.rank, ranks, partners.get(node), num_bytes, run.device, options)
             for partners in rounds(len(ranks), options.rounds)
         ]
-        everyone = from_all_ranks((socket.gethostname(), node, inside_s, between_s))
-        rates = [node_rates([e for e in everyone if e[1] == n], num_bytes) for n in range(len(ranks))]
+        everyone = from_all_ranks((host_of(run, node), node, inside, between))
+        rates = [node_rates([e for e in everyone if e[1] == n]) for n in range(len(ranks))]
         for found in rates:
             run.say(
                 f"{found.host}: inside {told(found.inside_gbytes_per_s)}, between {told(found.between_gbytes_per_s)}"
             )
-        slow = slow_nodes(rates, threshold=options.threshold)
+        slow = slow_nodes(rates, run.plan.job.cluster, threshold=options.threshold)
         exclude = sorted({rates[n].host for n in slow})
         document = {
             "recipe": "bandwidth",
@@ -95,19 +100,27 @@ def rounds(num_nodes: int, wanted: int) -> list[dict[int, int]]:
     return found
 
 
-def time_inside(group: dist.ProcessGroup, num_bytes: int, device: torch.device, options: BandwidthOptions) -> float:
-    """Seconds of an all-reduce over the ranks of this node."""
-    buffer = torch.zeros(num_bytes // 4, device=device)
+def host_of(run: session.Session, node: int) -> str:
+    """The name of a node for --exclude: the plan's, which is Slurm's, where there is one."""
+    return run.plan.hosts[node] if run.plan.hosts else socket.gethostname()
+
+
+def inside_rate(group: dist.ProcessGroup, num_bytes: int, device: torch.device, options: BandwidthOptions) -> float:
+    """Bytes/s at which this rank sees an all-reduce over the ranks of its node."""
+
+    def agreed(seconds: float) -> float:
+        slowest = torch.tensor(seconds, device=device)
+        dist.all_reduce(slowest, dist.ReduceOp.MAX, group=group)
+        return float(slowest)
+
+    def all_reduce(buffer: torch.Tensor) -> None:
+        dist.all_reduce(buffer, group=group)
+
     dist.barrier(group=group)
-    return seconds_per_call(
-        lambda: dist.all_reduce(buffer, group=group),
-        device=device,
-        warmup=options.warmup,
-        iterations=options.iterations,
-    )
+    return rate(all_reduce, agreed, num_bytes, device, options)
 
 
-def time_exchange(
+def exchange_rate(
     rank: int,
     ranks: Sequence[Sequence[int]],
     partner: int | None,
@@ -115,47 +128,89 @@ def time_exchange(
     device: torch.device,
     options: BandwidthOptions,
 ) -> float | None:
-    """Seconds in which this rank and the same one of the partner node send each other a buffer; None without one."""
+    """Bytes/s each way between this rank and the same one of the partner node; None without one."""
     node = next(i for i, members in enumerate(ranks) if rank in members)
     local = ranks[node].index(rank)
     dist.barrier()  # all pairs of a round at once: they share leaves and spine as in a job
     if partner is None or local >= len(ranks[partner]):
         return None
     other = ranks[partner][local]
-    given, taken = torch.zeros(num_bytes // 4, device=device), torch.empty(num_bytes // 4, device=device)
 
-    def exchange() -> None:
-        for work in dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, given, other), dist.P2POp(dist.irecv, taken, other)]
-        ):
+    def exchange(given: torch.Tensor) -> torch.Tensor:
+        taken = torch.empty_like(given)
+        works = [dist.P2POp(dist.isend, given, other), dist.P2POp(dist.irecv, taken, other)]
+        for work in dist.batch_isend_irecv(works):
             work.wait()
+        return taken
 
-    return seconds_per_call(exchange, device=device, warmup=options.warmup, iterations=options.iterations)
+    def agreed(seconds: float) -> float:
+        return max(seconds, float(exchange(torch.tensor([seconds], device=device))))
+
+    return rate(exchange, agreed, num_bytes, device, options)
 
 
-def node_rates(members: Sequence[tuple[str, int, float | None, list[float | None]]], num_bytes: int) -> NodeRates:
-    """One node's rates out of what its ranks timed: a node is as fast as its slowest rank."""
+def rate(
+    call: Callable[[torch.Tensor], object],
+    agreed: Callable[[float], float],
+    num_bytes: int,
+    device: torch.device,
+    options: BandwidthOptions,
+) -> float:
+    """Bytes/s of a call with a buffer of `num_bytes`, or of less where smaller ones show that it would take too long.
+
+    Growing messages are the warm-up as well. `agreed` makes one time out of those of all who take part, so that all of
+    them choose the same size.
+    """
+
+    def seconds(size: int, *, iterations: int) -> float:
+        buffer = torch.zeros(size // 4, device=device)
+        return seconds_per_call(lambda: call(buffer), device=device, warmup=0, iterations=iterations)
+
+    agreed(0.0)  # the first call connects the ranks
+    size = max(4, num_bytes // GROWTH**2)
+    taken_s = agreed(seconds(size, iterations=1))
+    while size < num_bytes and taken_s * GROWTH < MEASURE_S / options.iterations:
+        size = min(num_bytes, size * GROWTH)
+        taken_s = agreed(seconds(size, iterations=1))
+    return size / seconds(size, iterations=calls_in_time(taken_s, wanted=options.iterations))
+
+
+def calls_in_time(taken_s: float, *, wanted: int) -> int:
+    """How many calls that take so long end in MEASURE_S: at least one, at most `wanted`."""
+    return max(1, min(wanted, int(MEASURE_S / max(taken_s, 1e-9))))
+
+
+def node_rates(members: Sequence[tuple[str, int, float | None, list[float | None]]]) -> NodeRates:
+    """One node's rates out of those of its ranks (bytes/s): a node is as fast as its slowest rank."""
     host, node = members[0][:2]
     inside = [found[2] for found in members if found[2] is not None]
     n = len(members)
-    rate = num_bytes / max(inside) / 1e9 * 2 * (n - 1) / n if inside else None
+    bus = min(inside) / 1e9 * 2 * (n - 1) / n if inside else None
     meetings = []
     for turn in range(len(members[0][3])):
-        times = [seconds for found in members if (seconds := found[3][turn]) is not None]
-        if times:
-            meetings.append(len(times) * num_bytes / max(times) / 1e9)
-    return NodeRates(host, node, rate, max(meetings, default=None))
+        met = [speed for found in members if (speed := found[3][turn]) is not None]
+        if met:
+            meetings.append(len(met) * min(met) / 1e9)
+    return NodeRates(host, node, bus, max(meetings, default=None))
 
 
-def slow_nodes(rates: Sequence[NodeRates], *, threshold: float) -> dict[int, list[str]]:
-    """Node → what it is slow at: below `threshold` of the median node (of two nodes, of the faster)."""
+def slow_nodes(rates: Sequence[NodeRates], cluster: Cluster, *, threshold: float) -> dict[int, list[str]]:
+    """Node → what it is slow at: below `threshold` of the median node (of two nodes, of the faster).
+
+    Between nodes, one that is alone under its leaf may get no more than its share of an oversubscribed spine. Where the
+    cluster file has measured bandwidths, every node is held against those as well.
+    """
+    taper = cluster.oversubscription if 0 < cluster.nodes_per_leaf < cluster.num_nodes else 1.0
+    measured = cluster.node.busbw_bytes_per_s
+    inside = measured.get("nvlink" if cluster.node.domain_size == cluster.node.num_gpus else "pcie", 0.0) / 1e9
+    between = measured.get("leaf", measured.get("spine", 0.0)) / 1e9
     slow: dict[int, list[str]] = {}
-    for name in ("inside", "between"):
+    for name, share, least in (("inside", threshold, inside), ("between", threshold / taper, between)):
         values = {found.node: getattr(found, f"{name}_gbytes_per_s") for found in rates}
         known = {node: value for node, value in values.items() if value is not None}
-        usual = median_high(known.values()) if known else 0.0
+        usual = max(median_high(known.values()), least) if known else 0.0
         for node, value in known.items():
-            if value < threshold * usual:
+            if value < share * usual:
                 slow.setdefault(node, []).append(f"{name} {value:.3g} of {usual:.3g} GB/s")
     return slow
 

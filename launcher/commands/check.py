@@ -1,33 +1,116 @@
-"""`launcher check`: is this node what the cluster file says, and can a job live on it?"""
+"""`launcher check`: is this node, or every node of an allocation, what the cluster file says, and can a job live there?
+
+launcher check cluster=NAME                                              this machine
+salloc -N4 --gpus-per-node=8 launcher check cluster=NAME                 every node, and bandwidth between them
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from launcher import env
 from launcher.cli import Invocation
+from launcher.cluster.hostlist import compress_hostlist
+from launcher.commands.submit import with_slurm
+from launcher.launch.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.launch.findings import Finding, Level, hosts_to_exclude, worst
 from launcher.launch.preflight import preflight
-from launcher.settings import load
+from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
+from launcher.launch.slurm import nodecheck
+from launcher.launch.slurm.allocation import read_allocation
+from launcher.launch.slurm.record import Submission, write_submission
+from launcher.launch.slurm.settings import SlurmSettings
+from launcher.layout import Layout
+from launcher.plan import Plan, write_plan
+from launcher.settings import Settings, load
 
 
 def run(invocation: Invocation) -> int:
-    """Print every finding about this node; 0 where no job would suffer from it, 1 with a problem."""
-    settings = load(invocation.overrides)
-    config = settings.config
-    findings = preflight(settings.job.cluster, run_folder=Path(config["run_dir"] or "runs"))
-    as_json = config["output"] == "json"
+    """Print every finding; 0 where no job would suffer from it, 1 with a problem."""
+    settings = load(with_slurm(invocation.overrides))
+    slurm = SlurmSettings.from_config(settings.config["launch"])
+    as_json = settings.config["output"] == "json"
+    if _owns_allocation():
+        findings = check_allocation(settings, slurm)
+    else:
+        findings = check_here(settings, slurm, invocation.overrides)
     for finding in findings:
         print(_line(finding), file=sys.stderr if as_json else sys.stdout)
     excluded = hosts_to_exclude(findings)
     if excluded:
-        print(f"leave it out with: sbatch --exclude={','.join(excluded)}", file=sys.stderr)
+        print(f"leave them out with: sbatch --exclude={compress_hostlist(excluded)}", file=sys.stderr)
     if as_json:
         told = [finding.to_dict() for finding in findings]
         print(json.dumps({"findings": told, "worst": worst(findings).name.lower(), "exclude": list(excluded)}))
     return 1 if worst(findings) is Level.PROBLEM else 0
 
 
+def check_here(settings: Settings, slurm: SlurmSettings, overrides: Sequence[str]) -> list[Finding]:
+    """This machine alone, with launch.check_bandwidth=true also the bandwidth among its ranks."""
+    run_dir = settings.config["run_dir"]
+    findings = preflight(settings.job.cluster, run_folder=Path(run_dir or "runs"))
+    if slurm.check_bandwidth:
+        folder = _folder(run_dir)
+        findings += _measured_here(folder, overrides, threshold=slurm.bandwidth_threshold)
+    elif settings.job.cluster.scheduler == "slurm" and settings.job.cluster.num_nodes > 1:
+        print("this looks at this machine; to look at nodes: salloc -N… launcher check …", file=sys.stderr)
+    return findings
+
+
+def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
+    """Every node of the allocation that this process was given, and the bandwidth between them."""
+    hosts = read_allocation().hosts
+    job = replace(settings.job, cluster=replace(settings.job.cluster, num_nodes=len(hosts)))
+    plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.config, hosts=hosts)
+    folder = _folder(settings.config["run_dir"]).path.absolute()
+    submission = Submission("", (), str(Path.cwd()))
+    write_plan(plan, folder)
+    write_submission(folder, submission)
+    steps = nodecheck.Steps(folder, slurm, submission, hosts)
+    findings = nodecheck.look_at(steps, plan, hosts)
+    sound = [host for host in hosts if host not in hosts_to_exclude(findings)]
+    if sound and nodecheck.wants_bandwidth(plan, slurm):
+        findings += nodecheck.measure(steps, plan, sound)
+    return findings
+
+
+def _owns_allocation() -> bool:
+    """Whether this is the shell of an allocation, and not one of the tasks that srun started on each node."""
+    in_job, in_step = (int(env.get(name) or 0) for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
+    return in_job > in_step
+
+
+def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: float) -> list[Finding]:
+    """The recipe `bandwidth` on this machine, as `launcher run` runs it."""
+    path, log = folder.path / RECIPE, folder.logs / f"{RECIPE}.out"
+    ours = re.compile(r"[+~]*(launch|recipe|layout|output|run_dir|dry_run)\b")
+    words = [word for word in overrides if not ours.match(word)]
+    fixed = [
+        f"recipe={RECIPE}",
+        f"recipe.threshold={threshold}",
+        "cluster.num_nodes=1",
+        "layout.tp=1",
+        "layout.pp=1",
+        f"run_dir={path}",
+    ]
+    argv = [sys.executable, "-m", "launcher.cli", "run", *words, *fixed]
+    with log.open("wb") as file:
+        try:
+            code = subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    return bandwidth_findings(path, code=code, log=log)
+
+
+def _folder(run_dir: str | None) -> RunFolder:
+    return create_run_folder(Path(run_dir)) if run_dir else new_run_folder("check")
+
+
 def _line(finding: Finding) -> str:
-    return f"{finding.host}  {finding.level.name.lower():<8} {finding.check}: {finding.message}"
+    return f"{finding.host or 'all nodes'}  {finding.level.name.lower():<8} {finding.check}: {finding.message}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.cli import Invocation
+from launcher.cluster import Cluster
 from launcher.commands.common import checked_settings, work
 from launcher.commands.prepare import prepare, tell_plan
 from launcher.errors import InputError
@@ -15,8 +16,9 @@ from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm import submit
 from launcher.launch.slurm.settings import SlurmSettings
 from launcher.launch.slurm.sweep import Member
+from launcher.plan import Plan
 from launcher.plan.build import make_plan
-from launcher.settings import sweep
+from launcher.settings import load, sweep
 
 
 def run(invocation: Invocation) -> int:
@@ -33,11 +35,10 @@ def run(invocation: Invocation) -> int:
     tell_plan(plan)
     for warning in submit.warnings(plan, slurm, LaunchSettings.from_config(settings.config["launch"])):
         print(f"launcher: {warning}", file=sys.stderr)
+    to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plan, slurm))
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
-    request = submit.prepare(
-        plan, slurm, run_folder=folder.path, script=job.script, args=job.args, python=sys.executable
-    )
+    request = submit.prepare(plan, slurm, to_run, run_folder=folder.path)
     if settings.config["dry_run"]:
         print(submit.dry_run_text(request, run_folder=folder.path))
         return 0
@@ -57,6 +58,7 @@ def run_sweep(invocation: Invocation) -> int:
     slurm = SlurmSettings.from_config(first.config["launch"])
     job = work(first, invocation.rest)
     plans = [make_plan(s.job, s.request, s.config, to_run=True) for s in every]
+    to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plans[0], slurm))
     given = first.config["run_dir"]
     folder = (create_run_folder(Path(given)) if given else new_run_folder(f"{job.name}-sweep")).path
     for index, (settings, plan) in enumerate(zip(every, plans, strict=True)):
@@ -67,14 +69,21 @@ def run_sweep(invocation: Invocation) -> int:
         for words, plan in zip(combinations, plans, strict=True)
     ]
     print(f"sweep folder: {folder} ({len(members)} runs)", file=sys.stderr)
-    request = submit.prepare_sweep(
-        members, slurm, folder=folder, script=job.script, args=job.args, python=sys.executable
-    )
+    request = submit.prepare_sweep(members, slurm, to_run, folder=folder)
     if first.config["dry_run"]:
         print(submit.dry_run_text(request, run_folder=folder))
     else:
         print(submit.submit_sweep(request, folder=folder, size=len(members)))
     return 0
+
+
+def other_clusters(plan: Plan, slurm: SlurmSettings) -> dict[str, Cluster]:
+    """The clusters that launch.gpu_clusters names, by Slurm's GRES type."""
+    found = {}
+    for gpu_type, name in slurm.gpu_clusters.items():
+        cluster = load([f"cluster={name}", "cluster.num_nodes=1"]).job.cluster
+        found[gpu_type] = submit.checked_cluster(cluster, plan, slurm)
+    return found
 
 
 def with_slurm(overrides: Sequence[str]) -> list[str]:

@@ -208,7 +208,6 @@ class BandwidthOptions:
 
     num_bytes: int | None = None  # None: by the backend
     rounds: int = 7
-    warmup: int = 1
     iterations: int = 5
     threshold: float = 0.8
 
@@ -219,7 +218,6 @@ class BandwidthOptions:
         options = cls(
             num_bytes=fields.auto_integer("bytes", minimum=4),
             rounds=fields.integer("rounds", cls.rounds, minimum=1),
-            warmup=fields.integer("warmup", cls.warmup, minimum=0),
             iterations=fields.integer("iterations", cls.iterations, minimum=1),
             threshold=fields.number("threshold", cls.threshold, minimum=0.0),
         )

@@ -48,7 +48,7 @@ class Plan:
         """Plain data, as in plan.json."""
         return {
             "version": self.version,
-            "cluster": _cluster_to_dict(self.job.cluster),
+            "cluster": cluster_to_dict(self.job.cluster),
             "model": asdict(self.job.model),
             "training": asdict(self.job.training),
             "layout": asdict(self.layout),
@@ -68,7 +68,7 @@ class Plan:
             )
         try:
             layout = {**data["layout"], "layer_split": tuple(data["layout"]["layer_split"])}
-            job = Job(_cluster_from_dict(data["cluster"]), Model(**data["model"]), Training(**data["training"]))
+            job = Job(cluster_from_dict(data["cluster"]), Model(**data["model"]), Training(**data["training"]))
             return cls(
                 job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"])
             )
@@ -101,7 +101,8 @@ def read_plan(path: Path) -> Plan:
     return Plan.from_dict(data)
 
 
-def _cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
+def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
+    """Plain data, as plan.json has it."""
     node, gpu = cluster.node, cluster.node.gpu
     plain_gpu = {f.name: getattr(gpu, f.name) for f in fields(gpu)} | {
         "peak_flops": dict(gpu.peak_flops),
@@ -115,7 +116,8 @@ def _cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
     return plain | {"node": plain_node, "default_layout": dict(cluster.default_layout)}
 
 
-def _cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
+def cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
+    """The inverse of `cluster_to_dict`; raises KeyError or TypeError for other data."""
     node = data["node"]
     domains = tuple(tuple(domain) for domain in node["domains"])
     return Cluster(**{**data, "node": Node(**{**node, "gpu": Gpu(**node["gpu"]), "domains": domains})})

@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from launcher.plan.record import Plan, write_plan
 from launcher.resources import resource
 from launcher.settings import load
 from tests.recipes.test_measuring import recipe
+from tests.shapes import cluster
 
 bandwidth = recipe("bandwidth")
 
@@ -60,13 +63,41 @@ def rates(*pairs: tuple[float | None, float | None]) -> list[Any]:
     ],
 )
 def test_slow_nodes_are_those_below_their_peers(found: list[Any], slow: dict[int, list[str]]) -> None:
-    assert bandwidth.slow_nodes(found, threshold=0.8) == slow
+    assert bandwidth.slow_nodes(found, cluster(nodes=4), threshold=0.8) == slow
+
+
+def test_the_cluster_file_s_own_measurements_and_taper_count() -> None:
+    found = rates((230, 180), (229, 80))
+    tapered = replace(cluster(nodes=8), nodes_per_leaf=4, oversubscription=2.0)
+    node = replace(tapered.node, busbw_bytes_per_s={"nvlink": 300e9})
+
+    assert bandwidth.slow_nodes(found, tapered, threshold=0.8) == {}
+    measured = bandwidth.slow_nodes(found, replace(tapered, node=node), threshold=0.8)
+    assert measured == {0: ["inside 230 of 300 GB/s"], 1: ["inside 229 of 300 GB/s"]}
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "measured_with", "calls"),
+    [(1e9, 64_000_000, 5), (20e6, 8_000_000, 5), (1e6, 1_000_000, 3), (1e5, 1_000_000, 1)],
+)
+def test_messages_are_as_large_and_as_many_as_their_time_allows(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_s: float, measured_with: int, calls: int
+) -> None:
+    made: list[tuple[int, int]] = []
+
+    def timed(call: Callable[[], int], *, device: object, warmup: int, iterations: int) -> float:
+        made.append((call(), iterations))
+        return made[-1][0] / bytes_per_s
+
+    monkeypatch.setattr(bandwidth, "seconds_per_call", timed)
+    found = bandwidth.rate(lambda buffer: 4 * len(buffer), float, 64_000_000, "cpu", BandwidthOptions())
+    assert (found, made[-1]) == (pytest.approx(bytes_per_s), (measured_with, calls))
 
 
 def test_a_node_is_as_fast_as_its_slowest_rank_and_judged_by_its_best_meeting() -> None:
-    members = [("n0", 0, 1.0, [2.0, 1.0]), ("n0", 0, 2.0, [1.0, 1.0])]
+    members = [("n0", 0, 1e9, [0.5e9, 1e9]), ("n0", 0, 0.5e9, [1e9, 1e9])]
 
-    found = bandwidth.node_rates(members, 10**9)
+    found = bandwidth.node_rates(members)
     assert (found.inside_gbytes_per_s, found.between_gbytes_per_s) == (0.5, 2.0)
 
 

@@ -18,12 +18,13 @@ from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit_request
 from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
 from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings
-from launcher.launch.slurm.step import step_argv
+from launcher.launch.slurm.step import Step, rank_variables, step_argv
 from launcher.launch.slurm.submit import dry_run_text, warnings
 from launcher.settings import compose_config
 
 GOLDEN = Path(__file__).parent / "golden"
 WHERE = Where(Path("/home/me/runs/gpt-1"), Path("/opt/launcher/slurm/train.sbatch"), "/home/me/venv/bin/python")
+STEP = Step(WHERE.run_folder, "/home/me", "/opt/launcher/recipes/gpt.py", WHERE.python, num_nodes=4)
 ALL_SITE_KEYS = {
     "job_name": "big", "account": "phys", "partition": "gpu", "qos": "long", "time": "1-12:00:00",
     "constraint": "a100&nvswitch", "reservation": "r1", "exclude": "node[03,07]", "nodelist": "node[01-16]",
@@ -39,6 +40,7 @@ CASES = {
             "runtime": "pyxis", "image": "nvcr.io#nvidia/pytorch:24.10-py3", "mounts": ["/data:/data:ro"],
             "options": ["--no-container-mount-home"],
         },
+        "environment": {"NCCL_DEBUG": "WARN", "HF_HOME": "/data/hf"},
     },
     "apptainer": {
         "container": {
@@ -47,6 +49,7 @@ CASES = {
     },
     "shrinkable": {"replan": "shrink", "min_nodes": 2},
     "clean environment": {"export": "none"},
+    "spares": {"spares": 2},
 }  # fmt: skip
 
 
@@ -58,12 +61,31 @@ def request(**keys: object) -> SubmitRequest:
 def test_the_commands_of_a_site_are_these(name: str) -> None:
     settings = SlurmSettings.from_config(CASES[name])
     submission = submit_request(plan(), settings, WHERE, without=("WANDB_API_KEY",))
-    step = step_argv(plan(), settings, run_folder=WHERE.run_folder, work_dir="/home/me", python=WHERE.python)
+    step = step_argv(plan(), settings, STEP)
     text = f"{submission.as_shell()}\n\n# in the job:\n{shlex.join(step)}\n"
     golden = GOLDEN / f"{name.replace(' ', '_')}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_a_step_on_some_hosts_names_them_and_shares_what_a_dead_one_holds() -> None:
+    argv = step_argv(plan(), SlurmSettings(), replace(STEP, num_nodes=3, hosts=("n1", "n2", "n4"), shares=True))
+    assert {"--nodes=3", "--ntasks=3", "--nodelist=n[1-2,4]", "--overlap"} <= set(argv)
+
+
+def test_the_folder_of_the_script_is_mounted_unless_it_is_already() -> None:
+    container = {"container": {"runtime": "apptainer", "image": "x.sif"}}
+    settings = SlurmSettings.from_config(container)
+    inside = replace(STEP, script="/home/me/code/train.py")
+    assert "--bind=/opt/launcher/recipes:/opt/launcher/recipes" in step_argv(plan(), settings, STEP)
+    assert len([word for word in step_argv(plan(), settings, inside) if word.startswith("--bind")]) == 2
+
+
+def test_launch_environment_wins_over_the_image_s_own() -> None:
+    keys = {"container": {"runtime": "apptainer", "image": "x.sif"}, "environment": {"A": "1"}}
+    assert rank_variables(SlurmSettings.from_config(keys)) == {"A": "1", "APPTAINERENV_A": "1"}
+    assert rank_variables(SlurmSettings.from_config({"environment": {"A": "1"}})) == {"A": "1"}
 
 
 def test_a_sweep_is_one_array_and_its_log_names_the_task() -> None:
@@ -126,6 +148,11 @@ REFUSED = {
     "a secret in the environment": ({"environment": {"WANDB_API_KEY": "0123"}}, "launch.secrets"),
     "a value among the names of secrets": ({"secrets": ["WANDB_API_KEY=0123"]}, "never values"),
     "a line break": ({"comment": "a\nb"}, "control character"),
+    "other GPUs without leave": ({"gpu_clusters": {"h100": "dgx_h100"}}, "replan=any"),
+    "other GPUs and a fixed type": (
+        {"gpu_clusters": {"h100": "dgx_h100"}, "replan": "any", "gpu_type": "a100"},
+        "drop one",
+    ),
 }
 
 

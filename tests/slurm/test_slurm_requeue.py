@@ -10,9 +10,8 @@ from plans import plan
 
 from launcher.errors import InputError
 from launcher.launch.run_folder import RunFolder, append_line, create_run_folder, write_json
-from launcher.launch.slurm.allocation import Allocation
 from launcher.launch.slurm.progress import newest_checkpoint, starts, was_stopped
-from launcher.launch.slurm.replan import fit_allocation
+from launcher.launch.slurm.replan import Fit, Hosts, fit_allocation
 from launcher.launch.slurm.request import Where
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
 from launcher.launch.slurm.settings import SlurmSettings
@@ -96,7 +95,7 @@ def fit(num_hosts: int, **keys: object) -> tuple[object, list[str]]:
     told: list[str] = []
     hosts = tuple(f"n{i}" for i in range(num_hosts))
     settings = SlurmSettings.from_config(keys)
-    return fit_allocation(plan(), Allocation("1", hosts, 0), settings, tell=told.append), told
+    return fit_allocation(plan(), Hosts(hosts), settings, tell=told.append).plan, told
 
 
 def test_the_plan_stays_when_the_allocation_fits() -> None:
@@ -108,13 +107,45 @@ def test_fewer_nodes_get_a_new_layout_with_the_same_batch() -> None:
     assert found.layout.world_size == 16
     assert found.job.cluster.num_nodes == 2
     assert found.job.training == plan().job.training
-    assert "2 nodes instead of 4" in told[0]
+    assert "2 nodes of test_cluster instead of 4" in told[0]
 
 
 @pytest.mark.parametrize(("hosts", "replan", "allowed"), [(2, "never", "shrink or any"), (6, "shrink", "any")])
 def test_another_number_of_nodes_needs_leave(hosts: int, replan: str, allowed: str) -> None:
     with pytest.raises(InputError, match=rf"launch\.replan={allowed}"):
         fit(hosts, replan=replan)
+
+
+def test_spares_leave_the_plan_as_it_is() -> None:
+    assert fit(6, spares=2) == (plan(), [])
+    assert fit(5, spares=2) == (plan(), [])
+    with pytest.raises(InputError, match=r"launch\.replan=any"):
+        fit(7, spares=2)
+
+
+def other_gpus(*types: str, **keys: object) -> tuple[Fit, list[str]]:
+    """The planned cluster has GPUs called a100; b200 stands for nodes like it with twice the speed."""
+    planned = plan().job.cluster
+    gpu = replace(planned.node.gpu, name="b200", peak_flops={"bf16": 624e12, "fp32": 39e12})
+    clusters = {"b200": replace(planned, name="newer", num_nodes=1, node=replace(planned.node, gpu=gpu))}
+    hosts = Hosts(tuple(f"n{i}" for i in range(len(types))), {f"n{i}": t for i, t in enumerate(types)}, clusters)
+    told: list[str] = []
+    return fit_allocation(plan(), hosts, SlurmSettings.from_config({"replan": "any", **keys}), tell=told.append), told
+
+
+def test_other_gpus_get_a_layout_of_their_own_with_the_same_batch() -> None:
+    found, told = other_gpus(*["b200"] * 4)
+    assert (found.plan.job.cluster.name, found.plan.job.cluster.num_nodes) == ("newer", 4)
+    assert found.plan.job.training == plan().job.training
+    assert "4 nodes of newer instead of 4 of test_cluster" in told[0]
+    assert other_gpus(*["a100"] * 4) == (Fit(plan(), ("n0", "n1", "n2", "n3")), [])
+
+
+def test_of_mixed_gpus_the_faster_plan_runs_and_the_others_idle() -> None:
+    found, told = other_gpus("a100", "b200", "b200", "a100", "b200", "b200")
+    assert found.hosts == ("n1", "n2", "n4", "n5")
+    assert "n0, n3 stay idle" in told[1]
+    assert other_gpus(*["a100"] * 4, "b200", min_nodes=2)[0].hosts == ("n0", "n1", "n2", "n3")
 
 
 def test_more_nodes_are_used_where_that_is_allowed() -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from launcher import env
 from launcher.cluster import commands
-from launcher.cluster.hostlist import expand_hostlist
-from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_topology
+from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
+from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_nodes, read_slurm_topology
 from launcher.errors import InputError
 
 PROBE_TIMEOUT_S = 3.0
@@ -60,12 +60,20 @@ def node_address(host: str) -> str:
         return host
 
 
+def gpu_types(hosts: Sequence[str]) -> dict[str, str | None]:
+    """Host → the GRES type of its GPUs; None where Slurm tells none."""
+    said = commands.run(("scontrol", "show", "node", "-o", compress_hostlist(hosts)))
+    records = read_slurm_nodes(said.text) if said.text else ()
+    found = {name: record.gpu_type for record in records for name in record.names}
+    return {host: found.get(host) for host in hosts}
+
+
 def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
     """The hosts whose slurmd cannot be reached, or that Slurm has given up already.
 
     Slurm itself needs SlurmdTimeout (300 s by default) to notice a dead node; its daemon's port tells at once.
     """
-    text = commands.run(("scontrol", "show", "node", "-o", ",".join(hosts))).text or ""
+    text = commands.run(("scontrol", "show", "node", "-o", compress_hostlist(hosts))).text or ""
     default_port = _slurmd_port()
     lost = []
     for record in text.splitlines():
@@ -75,6 +83,16 @@ def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
         if down or not _answers(fields.get("NodeAddr", ""), port):
             lost.append(fields.get("NodeName", "?"))
     return tuple(lost)
+
+
+def removed_nodes(job_id: str, hosts: Sequence[str]) -> tuple[str, ...]:
+    """The hosts that Slurm has taken out of a running job since its start, for they died (sbatch --no-kill).
+
+    One question to slurmctld, and none to the nodes.
+    """
+    state, _, nodelist = (commands.run(("squeue", "-h", "-j", job_id, "-o", "%T|%N")).text or "").strip().partition("|")
+    left = expand_hostlist(nodelist) if state == "RUNNING" and nodelist else hosts
+    return tuple(host for host in hosts if host not in left)
 
 
 def _slurmd_port() -> int:

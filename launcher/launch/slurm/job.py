@@ -5,62 +5,44 @@ It runs once for each start of the job, on the first node, and imports no torch:
     1. read the plan and what Slurm gave; stop a crash loop
     2. plan again where the allocation differs and launch.replan allows it
     3. decide which host is which node of the plan, print it, write it into plan.json
-    4. start one agent a node with srun, pass Slurm's signal on to them, wait
-    5. requeue where the time limit, preemption or a lost node ended the run, never after an application error
+    4. look at every node, measure their bandwidth; go on without the bad ones where there are enough others
+    5. start one agent a node with srun, pass Slurm's signal on to them, wait; spares replace lost nodes
+    6. requeue where the time limit, preemption or a lost node ended the run, never after an application error
 """
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from launcher import env
 from launcher.cluster.hostlist import compress_hostlist
 from launcher.errors import InputError, JobFailed, LauncherError
-from launcher.launch.findings import Level, hosts_to_exclude
+from launcher.launch.bandwidth import RECIPE
+from launcher.launch.findings import Finding, Level, hosts_to_exclude
 from launcher.launch.run_folder import RunFolder, append_line, create_run_folder
-from launcher.launch.slurm.allocation import Allocation, lost_nodes, node_address, read_allocation, read_topology
-from launcher.launch.slurm.check import read_findings
+from launcher.launch.slurm import nodecheck
+from launcher.launch.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
 from launcher.launch.slurm.command import ask
+from launcher.launch.slurm.guard import guard_argv
+from launcher.launch.slurm.nodecheck import Steps
 from launcher.launch.slurm.placement import Assignment, Tree, assign
 from launcher.launch.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
-from launcher.launch.slurm.record import read_submission
-from launcher.launch.slurm.replan import fit_allocation
+from launcher.launch.slurm.record import Submission, read_planned, read_submission
+from launcher.launch.slurm.replan import Hosts, fit_allocation
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
 from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, step_argv
+from launcher.launch.slurm.step import AGENT
 from launcher.launch.slurm.sweep import update_table
 from launcher.launch.slurm.traffic import node_traffic
-from launcher.plan import Plan, read_plan, write_plan
-
-SRUN_LISTENS_S = 3.0  # srun dies of a signal that comes before it has set up its handlers
-POLL_S = 0.5
-
-
-@dataclass
-class Signals:
-    """Slurm's signals to the batch script, counted by their handlers and passed on by the driver."""
-
-    stop: int = 0  # before the time limit, at preemption
-    terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm tells the steps itself
-
-    def listen(self, name: str) -> None:
-        """Take over the stop signal and TERM."""
-        signal.signal(getattr(signal, f"SIG{name}"), self._on_stop)
-        signal.signal(signal.SIGTERM, self._on_terminate)
-
-    def _on_stop(self, number: int, frame: FrameType | None) -> None:
-        self.stop += 1
-
-    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
-        self.terminate += 1
+from launcher.launch.slurm.watching import Signals, Watch, end, forget_node_states, node_states
+from launcher.plan import Plan, write_plan
 
 
 @dataclass(frozen=True)
@@ -70,23 +52,30 @@ class Driver:
     folder: RunFolder
     settings: SlurmSettings
     allocation: Allocation
+    submission: Submission
 
-    def run(self, plan: Plan, signals: Signals) -> int:
+    def run(self, planned: Plan, signals: Signals) -> int:
         """Place, start, wait, decide; returns the exit code of the batch script."""
         start = self._begin()
+        hosts = self.allocation.hosts
+        lost: tuple[str, ...] = ()
         try:
-            began = time.monotonic()
-            plan = self._place(fit_allocation(plan, self.allocation, self.settings, tell=tell))
-            self._note("slurm_placed", hosts=plan.hosts, layout=plan.layout.brief(), seconds=time.monotonic() - began)
-            self._preflight(plan)
-            code = self._run_step(plan, signals)
+            while True:
+                steps = self._steps(shares=bool(lost))
+                plan, hosts = self._ready(planned, hosts, steps)
+                with self._guarded(plan, hosts):
+                    code = self._run_step(plan, steps, signals)
+                lost = lost_nodes(plan.hosts) if code and not signals.terminate else ()
+                if not self._replaces(lost, plan, hosts, signals):
+                    break
+                hosts = tuple(host for host in hosts if host not in lost)
         except LauncherError as error:
             self._note("slurm_end", code=error.exit_code, why=str(error))
             raise
-        if code and (signals.terminate or not self._is_running()):
+        if self._was_ended(plan, code, signals):
             self._note("slurm_end", code=code, why="ended by Slurm (scancel, requeue or preemption)")
             return code
-        return self._end(plan, code, start, signals)
+        return self._end(plan, code, lost, start, signals)
 
     def _begin(self) -> Start:
         """Note this start; raises JobFailed where it must not go on."""
@@ -101,69 +90,98 @@ class Driver:
             raise JobFailed(problem)
         return history[-1]
 
-    def _place(self, plan: Plan) -> Plan:
-        """The plan with its hosts, written for every rank to read and to check itself against."""
+    def _steps(self, *, shares: bool) -> Steps:
+        return Steps(self.folder.path, self.settings, self.submission, self.allocation.hosts, shares)
+
+    def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
+        """The plan on sound nodes, and the hosts that are left: bad ones are left out where there are enough others."""
+        plan, chosen = self._place(planned, hosts)
+        bad = self._bad_nodes(plan, chosen, steps)
+        if not bad:
+            return plan, hosts
+        left = tuple(host for host in hosts if host not in bad)
+        if len(left) < self.settings.fewest_nodes(planned.placement.num_nodes):
+            raise JobFailed(_excluded(bad))
+        tell(f"going on without {', '.join(bad)}: {len(left)} nodes are left")
+        return self._place(planned, left)[0], left
+
+    def _place(self, planned: Plan, hosts: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
+        """The plan with its hosts, written for every rank to read and check itself against; all hosts it chose from."""
+        began = time.monotonic()
+        clusters = self.submission.other_clusters()
+        found = Hosts(tuple(hosts), gpu_types(hosts) if clusters else {}, clusters)
+        fit = fit_allocation(planned, found, self.settings, tell=tell)
         topology, why = read_topology()
         if topology is None:
             tell(f"placement: Slurm's topology is not known ({why}); all nodes count as one leaf, in Slurm's order")
-        assignment = assign(node_traffic(plan), Tree.of(self.allocation.hosts, topology))
-        tell(placement_text(plan, assignment))
-        placed = replace(plan, hosts=assignment.hosts)
+        assignment = assign(node_traffic(fit.plan), Tree.of(fit.hosts, topology))
+        placed = replace(fit.plan, hosts=assignment.hosts[: fit.plan.placement.num_nodes])
+        tell(placement_text(placed, assignment))
         write_plan(placed, self.folder.path)
-        return placed
+        self._note("slurm_placed", hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
+        return placed, assignment.hosts
 
-    def _preflight(self, plan: Plan) -> None:
-        """Look at every node before any rank starts; raises JobFailed naming the nodes to leave out."""
-        if not self.settings.preflight:
-            return
+    def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> tuple[str, ...]:
+        """Nodes that must not take part: by what they are, then by how fast they are."""
+        bad: tuple[str, ...] = ()
+        if self.settings.preflight:
+            bad = self._judge("slurm_preflight", lambda: nodecheck.look_at(steps, plan, hosts))
+        # Spares were measured at the start, and a node that is bad already would spoil the measurement.
+        if not bad and not steps.shares and nodecheck.wants_bandwidth(plan, self.settings):
+            bad = self._judge("slurm_bandwidth", lambda: nodecheck.measure(steps, plan, hosts))
+        return bad
+
+    def _judge(self, event: str, check: Callable[[], list[Finding]]) -> tuple[str, ...]:
+        """The bad nodes by a check, which is timed, told as far as it is not well, and noted."""
         began = time.monotonic()
-        said = ask(self._step(plan, CHECK), environment=self._variables(plan))
-        findings = read_findings(said.out)
+        findings = check()
+        seconds, bad = time.monotonic() - began, hosts_to_exclude(findings)
         for finding in findings:
-            if finding.level >= Level.WARNING:
-                tell(f"preflight: {finding.host}: {finding.check}: {finding.message}")
-        silent = sorted(set(plan.hosts) - {finding.host for finding in findings})
-        bad = sorted({*hosts_to_exclude(findings), *silent})
-        self._note("slurm_preflight", bad=bad, seconds=time.monotonic() - began)
-        if silent:
-            tell(f"preflight: no answer from {', '.join(silent)}: {said.reason}")
-        if bad:
-            raise JobFailed(
-                f"preflight: {', '.join(bad)} cannot run this job, see above: submit it again with "
-                f"launch.exclude={compress_hostlist(bad)}, or with launch.preflight=false to try all the same"
-            )
+            if finding.level >= Level.WARNING or finding.check == RECIPE:
+                tell(f"{finding.host or 'all nodes'}: {finding.check}: {finding.message}")
+        self._note(event, bad=bad, seconds=seconds)
+        return bad
 
-    def _step(self, plan: Plan, module: str) -> tuple[str, ...]:
-        work_dir = read_submission(self.folder.path).work_dir
-        return step_argv(
-            plan, self.settings, run_folder=self.folder.path, work_dir=work_dir, python=sys.executable, module=module
-        )
+    @contextmanager
+    def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
+        """With spares: a guard on another node, a spare where there is one, requeues the job if this one dies."""
+        here = env.get("SLURMD_NODENAME")
+        others = sorted((host for host in hosts if host != here), key=lambda host: host in plan.hosts)
+        if not (self.settings.spares and here and others):
+            yield
+            return
+        process = subprocess.Popen(guard_argv(self.allocation.job_id, here, on=others[0]))
+        try:
+            yield
+        finally:
+            end(process)
 
-    def _variables(self, plan: Plan) -> dict[str, str]:
-        return {**env.environment(), **self.settings.environment, COORDINATOR: node_address(plan.hosts[0])}
-
-    def _run_step(self, plan: Plan, signals: Signals) -> int:
-        """Start the agents and wait for them, passing the stop signal on; returns srun's exit code."""
-        argv = self._step(plan, AGENT)
+    def _run_step(self, plan: Plan, steps: Steps, signals: Signals) -> int:
+        """Start the agents and wait for them; returns srun's exit code."""
+        argv = steps.argv(plan, AGENT, plan.hosts)
+        forget_node_states(self.folder)
         self._note("slurm_step", argv=argv)
-        process = subprocess.Popen(argv, env=self._variables(plan))
-        listens_at = time.monotonic() + SRUN_LISTENS_S
-        passed_on = 0
-        while True:
-            try:
-                return process.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                if signals.stop > passed_on and time.monotonic() > listens_at:
-                    passed_on = signals.stop
-                    tell(f"SIG{self.settings.signal}: asking the ranks to write a checkpoint and stop")
-                    process.send_signal(getattr(signal, f"SIG{self.settings.signal}"))
+        process = subprocess.Popen(argv, env=steps.variables(plan))
+        spared_job = self.allocation.job_id if self.settings.spares else None
+        return Watch(process, signals, self.folder, plan.hosts, tell, spared_job).wait()
 
-    def _end(self, plan: Plan, code: int, start: Start, signals: Signals) -> int:
+    def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
+        """Whether spares take the place of the lost nodes at once, without a requeue."""
+        left = [host for host in hosts if host not in lost]
+        if not lost or signals.stop or not self.settings.spares or len(left) < plan.placement.num_nodes:
+            return False
+        spares = [host for host in left if host not in plan.hosts]
+        tell(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
+        self._note("slurm_replaced", lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder.path))
+        return True
+
+    def _end(self, plan: Plan, code: int, lost: Sequence[str], start: Start, signals: Signals) -> int:
+        """Decide what follows, note it, requeue where that is decided; returns the job's exit code."""
         outcome = Outcome(
             code=code,
             signalled=signals.stop > 0,
             stopped=was_stopped(self.folder, num_nodes=plan.placement.num_nodes),
-            lost_nodes=lost_nodes(self.allocation.hosts) if code else (),
+            lost_nodes=tuple(lost),
             checkpoint_step=newest_checkpoint(self.folder.path),
         )
         decision = decide(outcome, start, requeue=self.settings.requeue, max_requeues=self.settings.max_requeues)
@@ -175,10 +193,11 @@ class Driver:
                 raise JobFailed(f"scontrol requeue {self.allocation.job_id} failed: {answer.reason}")
         return decision.code
 
-    def _is_running(self) -> bool:
-        """Whether Slurm means this job to run on: not when it is being cancelled or requeued at this moment."""
-        answer = ask(("squeue", "-h", "-j", self.allocation.job_id, "-o", "%T"))
-        return answer.out.strip() == "RUNNING"
+    def _was_ended(self, plan: Plan, code: int, signals: Signals) -> bool:
+        """Whether Slurm is cancelling or requeueing this job at this moment; srun may end with 0 then."""
+        if signals.terminate:
+            return set(node_states(self.folder, num_nodes=plan.placement.num_nodes)) != {"done"}
+        return code != 0 and ask(("squeue", "-h", "-j", self.allocation.job_id, "-o", "%T")).out.strip() != "RUNNING"
 
     def _note(self, event: str, **details: Any) -> None:
         line = {"event": event, "at": time.time(), "job_id": self.allocation.job_id, **details}
@@ -191,16 +210,27 @@ def placement_text(plan: Plan, assignment: Assignment) -> str:
     """Which host is which node of the plan, and what that saves."""
     ranks = plan.placement.ranks_per_node
     width = max(len(host) for host in assignment.hosts)
-    rows = [
-        f"  node {node:<4} {host:<{width}}  {leaf}  ranks {node * ranks}-{node * ranks + ranks - 1}"
-        for node, (host, leaf) in enumerate(zip(assignment.hosts, assignment.leaves, strict=True))
-    ]
+    rows = []
+    for node, (host, leaf) in enumerate(zip(assignment.hosts, assignment.leaves, strict=True)):
+        planned = node < plan.placement.num_nodes
+        who, told = (
+            (f"node {node}", f"ranks {node * ranks}-{node * ranks + ranks - 1}") if planned else ("spare", "idle")
+        )
+        rows.append(f"  {who:<9} {host:<{width}}  {leaf}  {told}")
     how = "exact" if assignment.exact else "heuristic"
     summary = f"placement ({how}): {assignment.num_leaves} leaf switch{'es' if assignment.num_leaves > 1 else ''}"
     if assignment.as_given > 0:
         spared = 1 - assignment.cost / assignment.as_given
         summary += f", {spared:.0%} less over the spine than in Slurm's order"
     return "\n".join([summary, *rows])
+
+
+def _excluded(bad: Sequence[str]) -> str:
+    return (
+        f"{', '.join(bad)} cannot run this job, see above: submit it again with --exclude={compress_hostlist(bad)} "
+        f"(launch.exclude='{compress_hostlist(bad)}'), or with launch.preflight=false or launch.check_bandwidth=false "
+        "to try all the same"
+    )
 
 
 def tell(message: str) -> None:
@@ -214,11 +244,11 @@ def main(argv: Sequence[str]) -> int:
         if len(argv) != 1:
             raise InputError("usage: python -m launcher.launch.slurm.job RUN_FOLDER (slurm/train.sbatch does it)")
         folder = create_run_folder(Path(argv[0]).absolute())
-        plan = read_plan(folder.path)
+        plan = read_planned(folder.path)
         settings = SlurmSettings.from_config(plan.config.get("launch") or {})
-        signals = Signals()
-        signals.listen(settings.signal)
-        return Driver(folder, settings, read_allocation()).run(plan, signals)
+        signals = Signals(settings.signal)
+        signals.listen()
+        return Driver(folder, settings, read_allocation(), read_submission(folder.path)).run(plan, signals)
     except LauncherError as error:
         tell(str(error))
         return error.exit_code

@@ -34,7 +34,8 @@ def run_node(run_folder: Path) -> int:
     launch = LaunchSettings.from_config(plan.config.get("launch") or {})
     submission = read_submission(run_folder)
     node, name = node_index(plan)
-    run_id = f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
+    step = env.get("SLURM_STEP_ID") or 0  # one start has several: the bandwidth check, the job, after a loss again
+    run_id = f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}-{step}"
     host, _, port = (launch.coordinator or "").rpartition(":")
     meeting = Meeting(
         run_id=run_id,

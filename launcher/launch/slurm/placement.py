@@ -22,7 +22,10 @@ MAX_PASSES = 20
 
 @dataclass(frozen=True)
 class Assignment:
-    """`hosts[i]` is plan node i, under `leaves[i]`. Costs in bytes × levels; `as_given` is Slurm's own order."""
+    """`hosts[i]` is plan node i, under `leaves[i]`; hosts beyond the plan's nodes are spares.
+
+    Costs in bytes × levels; `as_given` is that of Slurm's own order.
+    """
 
     hosts: tuple[str, ...]
     leaves: tuple[str, ...]
@@ -77,7 +80,10 @@ class Tree:
 
 
 def assign(traffic: Traffic, tree: Tree, *, exact_limit: int = EXACT_LIMIT) -> Assignment:
-    """The hosts of a tree in plan order; as many plan nodes as hosts. Exact below `exact_limit` assignments."""
+    """The hosts of a tree in plan order. Exact below `exact_limit` assignments.
+
+    Hosts beyond the plan's nodes are spares: nodes without traffic, which go where they are least in the way.
+    """
     sizes = {leaf: len(members) for leaf, members in tree.members.items()}
     num_ways = factorial(len(tree.hosts)) // prod(factorial(size) for size in sizes.values())
     exact = num_ways < exact_limit

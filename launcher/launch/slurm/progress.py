@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.launch.run_folder import RunFolder, read_lines
 from launcher.launch.slurm.requeue import Start
+from launcher.launch.slurm.watching import node_states
 
 CHECKPOINTS, RESULT_FILE = "checkpoints", "result.json"
 START_EVENT = "slurm_start"
@@ -32,8 +33,7 @@ def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
 
     One that learns from another that the job is over may still be `stopping`.
     """
-    files = [folder.node_state(node) for node in range(num_nodes)]
-    states = {json.loads(file.read_text())["state"] if file.exists() else "absent" for file in files}
+    states = set(node_states(folder, num_nodes=num_nodes))
     return "stopped" in states and states <= {"stopped", "stopping", "done"}
 
 

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.launch.run_folder import write_json
+from launcher.plan import Plan, read_plan
+from launcher.plan.record import cluster_from_dict
 
 SUBMIT_FILE = "submit.json"
 SETUP_FILE = "setup.sh"
+PLANNED_FILE = "planned.json"  # the plan as submitted: plan.json becomes that of the present start
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What every rank runs, from which folder, and the job id once Slurm has given one."""
+    """What every rank runs, from which folder, and the job id once Slurm has given one.
+
+    `clusters`: by Slurm's GRES type, the clusters that launch.gpu_clusters allows besides the planned one, as in
+    plan.json.
+    """
 
     script: str
     args: tuple[str, ...]
     work_dir: str
     job_id: str | None = None
+    clusters: Mapping[str, Any] = field(default_factory=dict)
+
+    def other_clusters(self) -> dict[str, Cluster]:
+        """The clusters as values."""
+        return {gpu_type: cluster_from_dict(data) for gpu_type, data in self.clusters.items()}
 
 
 def write_submission(folder: Path, submission: Submission) -> None:
@@ -34,7 +48,8 @@ def read_submission(folder: Path) -> Submission:
     path = folder / SUBMIT_FILE
     try:
         data = json.loads(path.read_text())
-        return Submission(data["script"], tuple(data["args"]), data["work_dir"], data["job_id"])
+        args, clusters = tuple(data["args"]), data.get("clusters", {})
+        return Submission(data["script"], args, data["work_dir"], data["job_id"], clusters)
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} was not submitted to Slurm: it has no {SUBMIT_FILE}; `launcher submit` makes it"
@@ -46,6 +61,17 @@ def read_submission(folder: Path) -> Submission:
 def record_job_id(folder: Path, job_id: str) -> None:
     """Note under which job id a run was submitted."""
     write_submission(folder, replace(read_submission(folder), job_id=job_id))
+
+
+def write_planned(folder: Path, plan: Plan) -> None:
+    """Keep a plan as it was submitted, whatever becomes of it on other nodes."""
+    write_json(folder / PLANNED_FILE, plan.to_dict())
+
+
+def read_planned(folder: Path) -> Plan:
+    """The plan as submitted; where nothing was kept, plan.json."""
+    kept = folder / PLANNED_FILE
+    return read_plan(kept if kept.is_file() else folder)
 
 
 def setup_text(lines: Sequence[str]) -> str:

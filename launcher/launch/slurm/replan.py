@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from launcher.cluster import Cluster
 from launcher.errors import InputError, NoLayoutFits
 from launcher.fields import AUTO
-from launcher.launch.slurm.allocation import Allocation
 from launcher.launch.slurm.settings import SlurmSettings
 from launcher.layout import LayoutRequest
 from launcher.plan import Plan
@@ -17,31 +17,87 @@ from launcher.plan import Plan
 SIZE_KEYS = ("dp", "pp")
 
 
-def fit_allocation(plan: Plan, allocation: Allocation, settings: SlurmSettings, *, tell: Callable[[str], None]) -> Plan:
-    """The plan for the nodes at hand: the same one where their number fits, else a new one with the same global batch.
+@dataclass(frozen=True)
+class Hosts:
+    """What Slurm gave: host names in its order, the GRES type of each one's GPUs where it counts, other clusters.
 
-    Raises InputError where launch.replan does not allow that, NoLayoutFits where nothing fits.
+    `clusters`: by GRES type, what the job may run on besides the planned cluster (launch.gpu_clusters).
     """
-    planned, given = plan.placement.num_nodes, len(allocation.hosts)
-    if planned == given:
+
+    names: tuple[str, ...]
+    gpu_types: Mapping[str, str | None] = field(default_factory=dict)
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
+
+    def by_cluster(self, planned: Cluster) -> list[tuple[Cluster, tuple[str, ...]]]:
+        """The hosts of each kind; those whose GRES type names no other cluster are taken for the planned one."""
+        groups: dict[str, tuple[Cluster, list[str]]] = {}
+        for name in self.names:
+            cluster = self.clusters.get(self.gpu_types.get(name) or "", planned)
+            groups.setdefault(cluster.name, (cluster, []))[1].append(name)
+        return [(cluster, tuple(names)) for cluster, names in groups.values()]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A plan, and the hosts to choose its nodes from: as many, or more of them."""
+
+    plan: Plan
+    hosts: tuple[str, ...]
+
+
+def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, tell: Callable[[str], None]) -> Fit:
+    """The plan for the nodes at hand: the same one where they fit, else a new one with the same global batch.
+
+    With GPUs of several kinds the fastest plan on one of them: a layout runs on one kind. Raises InputError where
+    launch.replan does not allow what is needed, NoLayoutFits where nothing fits.
+    """
+    fits: list[Fit] = []
+    problems: list[InputError | NoLayoutFits] = []
+    for cluster, names in hosts.by_cluster(plan.job.cluster):
+        try:
+            fits.append(Fit(_fitted(plan, cluster, names, settings), names))
+        except (InputError, NoLayoutFits) as problem:
+            problems.append(problem)
+    if not fits:
+        raise problems[0]
+    best = min(fits, key=lambda fit: float(fit.plan.estimate.get("step_time_s", 0.0))) if len(fits) > 1 else fits[0]
+    if best.plan is not plan:
+        before, now = plan.job.cluster, best.plan.job.cluster
+        tell(
+            f"planned again: {now.num_nodes} nodes of {now.name} instead of {before.num_nodes} of {before.name}: "
+            f"{plan.layout.brief()} → {best.plan.layout.brief()}"
+        )
+    if idle := [name for name in hosts.names if name not in best.hosts]:
+        tell(
+            f"{', '.join(idle)} stay idle: a layout runs on one kind of GPU, and {best.plan.job.cluster.name} is faster"
+        )
+    return best
+
+
+def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmSettings) -> Plan:
+    """The plan on nodes of one kind; raises InputError where launch.replan does not allow so many."""
+    planned, given = plan.placement.num_nodes, len(names)
+    num_nodes = given if given <= planned else max(planned, given - settings.spares)
+    if num_nodes == planned and cluster == plan.job.cluster:
         return plan
-    grows = given > planned
+    grows = num_nodes > planned
     if settings.replan == "never" or (grows and settings.replan == "shrink"):
         needed = "any" if grows else "shrink or any"
         raise InputError(
-            f"Slurm gave {given} nodes ({', '.join(allocation.hosts)}) and the plan is for {planned}: "
+            f"Slurm gave {given} nodes ({', '.join(names)}) and the plan is for {planned}: "
             f"ask for --nodes={planned}, or set launch.replan={needed}"
         )
-    found = _plan_again(plan, num_nodes=given)
-    tell(f"planned again: {given} nodes instead of {planned}: {plan.layout.brief()} → {found.layout.brief()}")
-    return found
+    fewest = settings.fewest_nodes(planned)
+    if num_nodes < fewest:
+        raise InputError(f"{', '.join(names)} are fewer nodes than launch.min_nodes={fewest}: wait, or lower it")
+    return _plan_again(plan, replace(cluster, num_nodes=num_nodes))
 
 
-def _plan_again(plan: Plan, *, num_nodes: int) -> Plan:
-    """The best plan on so many nodes; what the user pinned is kept as far as it can be."""
+def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
+    """The best plan on another cluster; what the user pinned is kept as far as it can be."""
     from launcher.plan.build import make_plan
 
-    job = replace(plan.job, cluster=replace(plan.job.cluster, num_nodes=num_nodes))
+    job = replace(plan.job, cluster=cluster)
     pinned = _pinned(plan.config.get("layout") or {})
     kept = {key: value for key, value in pinned.items() if key not in SIZE_KEYS}
     attempts = [kept, {}] if kept else [{}]
@@ -49,7 +105,7 @@ def _plan_again(plan: Plan, *, num_nodes: int) -> Plan:
         try:
             return make_plan(job, LayoutRequest(**request), plan.config, to_run=True)
         except (InputError, NoLayoutFits):
-            continue  # the pins do not fit the smaller cluster: search without them
+            continue  # the pins do not fit the other cluster: search without them
     return make_plan(job, LayoutRequest(**attempts[-1]), plan.config, to_run=True)
 
 

@@ -76,6 +76,7 @@ def submit_request(
         *_resources(plan, settings),
         *(f"--{option}={getattr(settings, key)}" for key, option in OPTION_KEYS.items() if getattr(settings, key)),
         *(["--exclusive"] if settings.exclusive else []),
+        *(["--no-kill"] if settings.spares else []),
         f"--signal=B:{settings.signal}@{settings.signal_lead_s}",
         "--requeue" if settings.requeue else "--no-requeue",
         f"--chdir={where.run_folder}",
@@ -122,17 +123,15 @@ def _resources(plan: Plan, settings: SlurmSettings) -> list[str]:
 
 
 def _nodes(nodes: int, settings: SlurmSettings) -> str:
-    fewest = settings.min_nodes or 1
-    if settings.replan == "never":
-        if settings.min_nodes:
-            raise InputError(
-                f"launch.min_nodes={settings.min_nodes} needs launch.replan=shrink or any: with never the job takes "
-                f"exactly the {nodes} nodes of its plan"
-            )
-        return str(nodes)
-    if fewest > nodes:
-        raise InputError(f"launch.min_nodes={fewest} is more than the {nodes} nodes of the plan: lower it")
-    return str(nodes) if fewest == nodes else f"{fewest}-{nodes}"
+    if settings.replan == "never" and settings.min_nodes:
+        raise InputError(
+            f"launch.min_nodes={settings.min_nodes} needs launch.replan=shrink or any: with never the job takes "
+            f"exactly the {nodes} nodes of its plan"
+        )
+    if (settings.min_nodes or 1) > nodes:
+        raise InputError(f"launch.min_nodes={settings.min_nodes} is more than the {nodes} nodes of the plan: lower it")
+    fewest, most = settings.fewest_nodes(nodes), nodes + settings.spares
+    return str(nodes) if fewest == most else f"{fewest}-{most}"
 
 
 def gpus_per_node(plan: Plan, settings: SlurmSettings) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.fields import AUTO, Fields, raise_problems
 from launcher.launch.slurm.secret import is_secret_name
+from launcher.plan.options import BandwidthOptions
 
 RUNTIMES = ("bare", "apptainer", "pyxis")
 REPLANS = ("never", "shrink", "any")
@@ -70,7 +71,11 @@ class SlurmSettings:
     max_requeues: int = 50
     replan: str = "never"
     min_nodes: int | None = None
+    gpu_clusters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    spares: int = 0
     preflight: bool = True
+    check_bandwidth: bool | None = None
+    bandwidth_threshold: float = BandwidthOptions.threshold
     array_limit: int | None = None
     container: Container = Container()
 
@@ -99,13 +104,27 @@ class SlurmSettings:
             max_requeues=keys.integer("max_requeues", 50, minimum=0),
             replan=keys.choice("replan", REPLANS, "never"),
             min_nodes=_count(keys, "min_nodes"),
+            gpu_clusters=_gpu_clusters(keys),
+            spares=keys.integer("spares", 0, minimum=0),
             preflight=keys.flag("preflight", True),
+            check_bandwidth=keys.auto_flag("check_bandwidth"),
+            bandwidth_threshold=keys.number("bandwidth_threshold", cls.bandwidth_threshold, minimum=0.0),
             array_limit=_count(keys, "array_limit"),
             container=_container(keys.nested("container")),
         )
         keys.close()
+        if settings.gpu_clusters and settings.replan != "any":
+            keys.problem("launch.gpu_clusters names other GPUs to run on, which needs launch.replan=any")
+        if settings.gpu_clusters and settings.gpu_type:
+            keys.problem(
+                f"launch.gpu_type={settings.gpu_type} keeps the job from the GPUs of launch.gpu_clusters: drop one"
+            )
         raise_problems(keys.problems)
         return settings
+
+    def fewest_nodes(self, planned: int) -> int:
+        """On how many nodes the job may start, of the so many that it was planned for."""
+        return planned if self.replan == "never" else min(planned, self.min_nodes or 1)
 
 
 SLURM_KEYS = frozenset(f.name for f in fields(SlurmSettings))
@@ -188,6 +207,14 @@ def _environment(keys: Fields) -> dict[str, str]:
                 f"launch.secrets=[{name}]"
             )
     return {str(name): str(value) for name, value in given.items()}
+
+
+def _gpu_clusters(keys: Fields) -> dict[str, str]:
+    given = keys.mapping("gpu_clusters")
+    for gpu_type, name in given.items():
+        if not isinstance(name, str):
+            keys.problem(f"launch.gpu_clusters.{gpu_type} = {name!r} must be the name of a cluster file, as dgx_h100")
+    return {str(gpu_type): str(name) for gpu_type, name in given.items()}
 
 
 def _container(keys: Fields) -> Container:

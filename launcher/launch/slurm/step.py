@@ -1,10 +1,12 @@
-"""The srun command that starts one agent on every node of the job. Pure."""
+"""The srun command that starts one agent on every node of a plan. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.cluster.hostlist import compress_hostlist
 from launcher.launch.slurm.request import cpus_per_task, gpus_per_node
 from launcher.launch.slurm.settings import Container, SlurmSettings
 from launcher.plan import Plan
@@ -14,49 +16,87 @@ CHECK = "launcher.launch.slurm.check"
 COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
 
 
-def step_argv(
-    plan: Plan, settings: SlurmSettings, *, run_folder: Path, work_dir: str, python: str, module: str = AGENT
-) -> tuple[str, ...]:
-    """One task a node over all nodes of the plan, which runs the node's agent, in the container where there is one.
+@dataclass(frozen=True)
+class Step:
+    """What one task on every node is to run.
+
+    `module` runs with the run folder as its argument, on `num_nodes` nodes: on `hosts` where not on all of the job's.
+    `shares`: a step that has not ended yet, on a node that is gone, may still hold the job's cores and GPUs.
+    """
+
+    run_folder: Path
+    work_dir: str
+    script: str
+    python: str
+    num_nodes: int
+    module: str = AGENT
+    hosts: tuple[str, ...] = ()
+    shares: bool = False
+
+
+def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...]:
+    """One task a node over the nodes of the plan, which runs the node's agent, in the container where there is one.
 
     No GPU binding: every process of a node sees all its GPUs, and with them NVLink. The agents end each other when one
     fails; --wait is for one that can no longer do so.
     """
-    nodes, cpus = plan.placement.num_nodes, cpus_per_task(plan, settings)
+    cpus = cpus_per_task(plan, settings)
     return (
         "srun",
-        f"--nodes={nodes}",
-        f"--ntasks={nodes}",
+        f"--nodes={step.num_nodes}",
+        f"--ntasks={step.num_nodes}",
         "--ntasks-per-node=1",
+        *([f"--nodelist={compress_hostlist(step.hosts)}"] if step.hosts else []),
+        *(["--overlap"] if step.shares else []),
         "--export=ALL",
         "--kill-on-bad-exit=0",
         "--wait=120",
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         *(["--gpu-bind=none"] if gpus_per_node(plan, settings) else []),
-        f"--chdir={work_dir}",
-        *_task(
-            settings.container,
-            ["-m", module, str(run_folder)],
-            mounts=[f"{run_folder}:{run_folder}", f"{work_dir}:{work_dir}", *settings.container.mounts],
-            work_dir=work_dir,
-            python=python,
-            gpus=plan.job.cluster.node.gpu.kind == "cuda",
-        ),
+        f"--chdir={step.work_dir}",
+        *_task(settings, step, gpus=plan.job.cluster.node.gpu.kind == "cuda"),
     )
 
 
-def _task(
-    container: Container, agent: Sequence[str], *, mounts: Sequence[str], work_dir: str, python: str, gpus: bool
-) -> Sequence[str]:
+def rank_variables(settings: SlurmSettings) -> dict[str, str]:
+    """launch.environment as srun must get it: apptainer lets an image's own value win, unless it is told so."""
+    forced = {f"APPTAINERENV_{name}": value for name, value in settings.environment.items()}
+    return {**settings.environment, **(forced if settings.container.runtime == "apptainer" else {})}
+
+
+def _task(settings: SlurmSettings, step: Step, *, gpus: bool) -> Sequence[str]:
     """The agent's command, on the bare node or in the image."""
+    agent = ["-m", step.module, str(step.run_folder)]
+    container = settings.container
     if container.runtime == "pyxis":
-        options = [f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}", *container.options]
-        return [*options, f"--container-workdir={work_dir}", container.python, *agent]
+        return [*_pyxis(container, step, settings.environment), container.python, *agent]
     if container.runtime == "apptainer":
-        binds = [f"--bind={mount}" for mount in mounts]
+        binds = [f"--bind={mount}" for mount in _mounts(container, step)]
         device = ["--nv"] if gpus else []
-        return [
-            "apptainer", "exec", *device, *binds, f"--pwd={work_dir}", *container.options,
-            str(container.image), container.python, *agent,
-        ]  # fmt: skip
-    return [python, *agent]
+        image = str(container.image)
+        options = [*device, *binds, f"--pwd={step.work_dir}", *container.options]
+        return ["apptainer", "exec", *options, image, container.python, *agent]
+    return [step.python, *agent]
+
+
+def _pyxis(container: Container, step: Step, environment: Mapping[str, str]) -> list[str]:
+    """Options of pyxis, which srun takes: https://github.com/NVIDIA/pyxis#usage.
+
+    An image's own value of a variable wins, unless --container-env names it.
+    """
+    return [
+        f"--container-image={container.image}",
+        f"--container-mounts={','.join(_mounts(container, step))}",
+        f"--container-workdir={step.work_dir}",
+        *([f"--container-env={','.join(environment)}"] if environment else []),
+        *container.options,
+    ]
+
+
+def _mounts(container: Container, step: Step) -> list[str]:
+    """Run folder, working folder and the folder of the script, at their own paths, then the user's."""
+    own = [str(step.run_folder), step.work_dir]
+    folder = Path(step.script).parent
+    if not any(folder.is_relative_to(path) for path in own):
+        own.append(str(folder))
+    return [*(f"{path}:{path}" for path in own), *container.mounts]

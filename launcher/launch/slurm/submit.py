@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher import env
+from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.launch.run_folder import write_text
 from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm.command import ask
-from launcher.launch.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_submission
-from launcher.launch.slurm.request import SubmitRequest, Where, submit_request
+from launcher.launch.slurm.record import (
+    SETUP_FILE,
+    Submission,
+    record_job_id,
+    setup_text,
+    write_planned,
+    write_submission,
+)
+from launcher.launch.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.launch.slurm.secret import secrets_to_remove
 from launcher.launch.slurm.settings import SlurmSettings
 from launcher.launch.slurm.sweep import Member, sweep_request, write_sweep
 from launcher.plan import Plan
+from launcher.plan.record import cluster_to_dict
 from launcher.resources import resource
 
 
-def prepare(
-    plan: Plan, settings: SlurmSettings, *, run_folder: Path, script: Path, args: Sequence[str], python: str
-) -> SubmitRequest:
+@dataclass(frozen=True)
+class ToRun:
+    """What the job runs: script and arguments, the driver's interpreter, other clusters that it may land on."""
+
+    script: Path
+    args: tuple[str, ...]
+    python: str
+    clusters: Mapping[str, Cluster] = field(default_factory=dict)
+
+    def submission(self) -> Submission:
+        """As it is written into the run folder."""
+        clusters = {gpu_type: cluster_to_dict(cluster) for gpu_type, cluster in self.clusters.items()}
+        return Submission(str(self.script.absolute()), self.args, str(Path.cwd()), clusters=clusters)
+
+
+def prepare(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: Path) -> SubmitRequest:
     """Write what the job reads (submit.json, setup.sh) beside the folder's plan.json; returns the command to run.
 
     Raises InputError where the plan cannot be submitted with these settings.
     """
     folder = run_folder.absolute()
     without = _removed_secrets(settings)
-    request = submit_request(plan, settings, Where(folder, batch_script(), python), without=without)
-    write_run_files(folder, settings, Submission(str(script.absolute()), tuple(args), str(Path.cwd())))
+    request = submit_request(plan, settings, Where(folder, batch_script(), to_run.python), without=without)
+    write_run_files(folder, plan, settings, to_run.submission())
     return request
 
 
-def prepare_sweep(
-    members: Sequence[Member], settings: SlurmSettings, *, folder: Path, script: Path, args: Sequence[str], python: str
-) -> SubmitRequest:
+def prepare_sweep(members: Sequence[Member], settings: SlurmSettings, to_run: ToRun, *, folder: Path) -> SubmitRequest:
     """As `prepare`, for a sweep whose runs lie in `folder`/0, `folder`/1, … (each with its plan.json)."""
     folder = folder.absolute()
     without = _removed_secrets(settings)
-    request = sweep_request(members, settings, Where(folder, batch_script(), python), without=without)
-    submission = Submission(str(script.absolute()), tuple(args), str(Path.cwd()))
-    for index in range(len(members)):
-        write_run_files(folder / str(index), settings, submission)
-    write_submission(folder, submission)
+    request = sweep_request(members, settings, Where(folder, batch_script(), to_run.python), without=without)
+    for index, member in enumerate(members):
+        write_run_files(folder / str(index), member.plan, settings, to_run.submission())
+    write_submission(folder, to_run.submission())
     write_sweep(folder, members)
     return request
 
@@ -62,6 +82,20 @@ def _removed_secrets(settings: SlurmSettings) -> tuple[str, ...]:
     if missing:
         raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
     return secrets_to_remove(env.environment(), wanted=settings.secrets)
+
+
+def checked_cluster(other: Cluster, plan: Plan, settings: SlurmSettings) -> Cluster:
+    """A cluster of launch.gpu_clusters as the job will find it: every node gives as many GPUs and cores as asked for.
+
+    Raises InputError where its nodes have another number of GPUs.
+    """
+    asked = plan.placement.ranks_per_node
+    if other.node.num_gpus != asked:
+        raise InputError(
+            f"launch.gpu_clusters: {other.name} has {other.node.num_gpus} GPUs in a node, and the job asks every node "
+            f"for {asked}: name a cluster file whose nodes have {asked}"
+        )
+    return replace(other, node=replace(other.node, cores=cpus_per_task(plan, settings)))
 
 
 def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> list[str]:
@@ -85,9 +119,10 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
     return found
 
 
-def write_run_files(folder: Path, settings: SlurmSettings, submission: Submission) -> None:
-    """submit.json, and setup.sh where there is something to set up."""
+def write_run_files(folder: Path, plan: Plan, settings: SlurmSettings, submission: Submission) -> None:
+    """submit.json, the plan as submitted, and setup.sh where there is something to set up."""
     write_submission(folder, submission)
+    write_planned(folder, plan)
     if settings.setup:
         write_text(folder / SETUP_FILE, setup_text(settings.setup))
 

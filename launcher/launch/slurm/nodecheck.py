@@ -1,0 +1,123 @@
+"""The nodes of an allocation, looked at and measured before any rank starts on them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import env
+from launcher.launch.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
+from launcher.launch.findings import Finding, Level
+from launcher.launch.run_folder import create_run_folder
+from launcher.launch.slurm.allocation import node_address
+from launcher.launch.slurm.check import read_findings
+from launcher.launch.slurm.command import Answer
+from launcher.launch.slurm.record import Submission, write_submission
+from launcher.launch.slurm.settings import SlurmSettings
+from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, Step, rank_variables, step_argv
+from launcher.launch.slurm.watching import end
+from launcher.layout import Layout
+from launcher.plan import Plan, write_plan
+from launcher.resources import resource
+
+PREFLIGHT_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How this job starts tasks on its nodes. `given`: all hosts of the allocation; `shares` as in Step."""
+
+    folder: Path
+    settings: SlurmSettings
+    submission: Submission
+    given: tuple[str, ...]
+    shares: bool = False
+
+    def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
+        """srun with `module` on these hosts of the allocation."""
+        work_dir, script = self.submission.work_dir, self.submission.script
+        some = tuple(hosts) if set(hosts) != set(self.given) else ()
+        step = Step(self.folder, work_dir, script, sys.executable, len(hosts), module, some, self.shares)
+        return step_argv(plan, self.settings, step)
+
+    def variables(self, plan: Plan) -> dict[str, str]:
+        """The environment of a step."""
+        return {**env.environment(), **rank_variables(self.settings), COORDINATOR: node_address(plan.hosts[0])}
+
+
+def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
+    """The findings of launcher/launch/preflight.py on every host; to say nothing is a problem too."""
+    said = _said(steps.argv(plan, CHECK, hosts), steps.variables(plan))
+    findings = read_findings(said.out)
+    silent = sorted(set(hosts) - {finding.host for finding in findings})
+    why = " ".join(said.err.split()) or f"exit code {said.code}"
+    return [*findings, *(Finding(Level.PROBLEM, "answer", f"none to srun ({why})", host) for host in silent)]
+
+
+def wants_bandwidth(plan: Plan, settings: SlurmSettings) -> bool:
+    """launch.check_bandwidth, whose `auto` means with GPUs on two nodes or more."""
+    if settings.check_bandwidth is None:
+        return plan.placement.num_nodes > 1 and plan.job.cluster.node.gpu.kind == "cuda"
+    return settings.check_bandwidth
+
+
+def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
+    """Run the recipe `bandwidth` on every host, spares too, for a minute at most; the slow nodes have a problem."""
+    folder = create_run_folder(steps.folder / RECIPE)
+    (folder.path / "result.json").unlink(missing_ok=True)
+    submission = replace(steps.submission, script=str(resource("recipes") / f"{RECIPE}.py"), args=())
+    write_submission(folder.path, submission)
+    plan = measuring_plan(plan, hosts, steps.settings)
+    write_plan(plan, folder.path)
+    inner = replace(steps, folder=folder.path, submission=submission)
+    log = folder.logs / "step.out"
+    code = _run_for(inner.argv(plan, AGENT, hosts), inner.variables(plan), log=log)
+    return bandwidth_findings(folder.path, code=code, log=log)
+
+
+def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) -> Plan:
+    """A plan of the bandwidth recipe: as many ranks on every host as the job has on each of its nodes."""
+    cluster = replace(plan.job.cluster, num_nodes=len(hosts))
+    layout = Layout(tp=1, pp=1, dp=len(hosts) * plan.placement.ranks_per_node)
+    config = _recipe_config(plan, settings)
+    return Plan(replace(plan.job, cluster=cluster), layout, {}, (), config, hosts=tuple(hosts))
+
+
+def _recipe_config(plan: Plan, settings: SlurmSettings) -> dict[str, Any]:
+    """The plan's configuration as that of a job of the bandwidth recipe."""
+    recipe = {
+        "name": RECIPE,
+        "preload": ["launcher.worker.session"],
+        "bytes": "auto",
+        "threshold": settings.bandwidth_threshold,
+    }
+    launch = {**(plan.config.get("launch") or {}), "max_restarts": 0, "console": "rank0"}
+    return {**plan.config, "script": None, "recipe": recipe, "launch": launch, "tracking": {"kind": "none"}}
+
+
+def _said(argv: Sequence[str], variables: Mapping[str, str]) -> Answer:
+    """What a step said, as far as it came in its time: on a sick node it may never end."""
+    process = subprocess.Popen(argv, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    late = ""
+    try:
+        out, err = process.communicate(timeout=PREFLIGHT_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        end(process)
+        out, err = process.communicate()
+        late = f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s\n"
+    return Answer(process.returncode, out.decode(errors="replace"), late + err.decode(errors="replace"))
+
+
+def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) -> int | None:
+    """The exit code of srun, which speaks to a log of its own; None where it was ended because its time was over."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(argv, env=variables, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        end(process)
+        return None

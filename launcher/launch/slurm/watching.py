@@ -1,0 +1,119 @@
+"""Waiting for a step: Slurm's signals are passed on to it, and a dead node does not keep it waiting."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from launcher.launch.run_folder import RunFolder
+from launcher.launch.slurm.allocation import lost_nodes, removed_nodes
+
+SRUN_LISTENS_S = 3.0  # srun dies of a signal that comes before it has set up its handlers
+POLL_S = 0.5
+SETTLE_S = 5.0  # after one agent has failed, the others end by themselves within so long
+ASK_EVERY_S = 15.0  # one question to slurmctld
+STOP_S = 10.0  # how long srun may take to end its tasks
+
+
+@dataclass
+class Signals:
+    """Slurm's signals to the batch script, counted by their handlers and passed on by the driver."""
+
+    name: str
+    stop: int = 0  # before the time limit, at preemption
+    terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm tells the steps itself
+
+    @property
+    def number(self) -> signal.Signals:
+        """The stop signal."""
+        return signal.Signals[f"SIG{self.name}"]
+
+    def listen(self) -> None:
+        """Take over the stop signal and TERM."""
+        signal.signal(self.number, self._on_stop)
+        signal.signal(signal.SIGTERM, self._on_terminate)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop += 1
+
+    def _on_terminate(self, number: int, frame: FrameType | None) -> None:
+        self.terminate += 1
+
+
+@dataclass
+class Watch:
+    """One step of agents, watched until srun ends.
+
+    srun waits for the tasks of a dead node until Slurm ends the job for it, and where the job has spares (sbatch
+    --no-kill) beyond that. So the nodes are asked, once an agent has failed; and for a job with spares Slurm is asked
+    from time to time, for a node that goes silent fails no agent.
+    """
+
+    process: subprocess.Popen[bytes]
+    signals: Signals
+    folder: RunFolder
+    hosts: Sequence[str]
+    tell: Callable[[str], None]
+    spared_job: str | None  # the job's id where it has spares
+    _passed_on: int = 0
+    _failed_at: float | None = None
+    _asked_at: float = field(default_factory=time.monotonic)
+    _listens_at: float = field(default_factory=lambda: time.monotonic() + SRUN_LISTENS_S)
+
+    def wait(self) -> int:
+        """The exit code of srun."""
+        while True:
+            try:
+                return self.process.wait(POLL_S)
+            except subprocess.TimeoutExpired:
+                self._pass_signals_on()
+                self._end_for_lost_nodes()
+
+    def _pass_signals_on(self) -> None:
+        if self.signals.stop > self._passed_on and time.monotonic() > self._listens_at:
+            self._passed_on = self.signals.stop
+            self.tell(f"SIG{self.signals.name}: asking the ranks to write a checkpoint and stop")
+            self.process.send_signal(self.signals.number)
+
+    def _end_for_lost_nodes(self) -> None:
+        if lost := self._lost_nodes(time.monotonic()):
+            self.tell(f"ending the step, which {', '.join(lost)} cannot end any more")
+            end(self.process)
+
+    def _lost_nodes(self, now: float) -> Sequence[str]:
+        if self._failed_at is None and "failed" in node_states(self.folder, num_nodes=len(self.hosts)):
+            self._failed_at = now
+        if self._failed_at is not None and now > self._failed_at + SETTLE_S:
+            self._failed_at = now  # looked at again as long as srun does not end
+            return lost_nodes(self.hosts)
+        if self.spared_job and now > self._asked_at + ASK_EVERY_S:
+            self._asked_at = now
+            return removed_nodes(self.spared_job, self.hosts)
+        return ()
+
+
+def node_states(folder: RunFolder, *, num_nodes: int) -> list[str]:
+    """What the agent of each node last said of itself; `absent` where it has said nothing."""
+    files = [folder.node_state(node) for node in range(num_nodes)]
+    return [json.loads(file.read_text())["state"] if file.exists() else "absent" for file in files]
+
+
+def forget_node_states(folder: RunFolder) -> None:
+    """Remove what the agents of an earlier step said."""
+    for file in folder.node_state(0).parent.glob("node-*.json"):
+        file.unlink()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End srun and with it its step: TERM, which it passes on to its tasks, then KILL."""
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,79 @@
+"""A network of its own for every node of slurm/testcluster: a network namespace behind a bridge of this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+# Run in the node's namespace before slurmd: the interface comes from outside.
+NODE_NETWORK = """
+ip link set lo up || exit 1
+until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
+ip addr add "$3/24" dev eth0 && ip link set eth0 up || exit 1
+"""
+WAIT_S = 10.0
+
+
+class Network:
+    """One bridge, known by the port of the controller, and an address for every node."""
+
+    def __init__(self, port: int) -> None:
+        self.bridge = f"lab{port}"
+        self.subnet = f"10.87.{port % 250}"
+
+    @property
+    def controller(self) -> str:
+        return f"{self.subnet}.254"
+
+    def address(self, index: int) -> str:
+        return f"{self.subnet}.{index + 1}"
+
+    def start(self) -> None:
+        self.stop()  # what a cluster that was killed left behind
+        ip("link", "add", self.bridge, "type", "bridge")
+        ip("addr", "add", f"{self.controller}/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+
+    def stop(self) -> None:
+        """Remove the bridge and the nodes' interfaces, which the kernel does too once a node's namespace is gone."""
+        for path in Path("/sys/class/net").glob(f"{self.bridge}*"):
+            try:
+                ip("link", "del", path.name)
+            except OSError:
+                if path.exists():
+                    raise
+
+    def connect(self, index: int, pid: int) -> None:
+        """Give the process `pid`, which is making its namespace at this moment, the interface eth0."""
+        deadline = time.monotonic() + WAIT_S
+        while own_network(pid) == own_network(os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        ip("link", "set", self.link(index), "master", self.bridge, "up")
+
+    def link(self, index: int) -> str:
+        return f"{self.bridge}n{index + 1}"
+
+    def slow_down(self, index: int, pid: int, rate: str) -> None:
+        """Limit what a node sends and receives to a rate as tc takes it (20mbit)."""
+        bucket = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
+        inside = ["nsenter", f"--net=/proc/{pid}/ns/net"]
+        run("tc", "qdisc", "replace", "dev", self.link(index), "root", *bucket)
+        run(*inside, "tc", "qdisc", "replace", "dev", "eth0", "root", *bucket)
+
+
+def own_network(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/ns/net").readlink())
+
+
+def ip(*words: str) -> None:
+    """Run ip; raises OSError with what it said."""
+    run("ip", *words)
+
+
+def run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"{' '.join(argv)}: {done.stderr.strip()}")
