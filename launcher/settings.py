@@ -23,8 +23,10 @@ from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.resources import resource
 
-# Keys whose value is taken as it stands, without Hydra's grammar: paths, and why_not=tp=4,pp=16.
-VERBATIM_KEYS = ("why_not", "run_dir", "script", "run_name")
+# Keys whose value is taken as it stands, without Hydra's grammar: paths, why_not=tp=4,pp=16, and what goes to sbatch,
+# as launch.exclude=node[03,07]. The runs of one sweep share the latter.
+SBATCH_KEYS = ("nodelist", "exclude", "constraint", "comment", "mail_type", "dependency", "job_name")
+VERBATIM_KEYS = ("why_not", "run_dir", "script", "run_name", *(f"launch.{key}" for key in SBATCH_KEYS))
 GROUPS = ("cluster", "model", "layout", "train", "recipe", "launch", "tracking")
 
 
@@ -121,15 +123,16 @@ def _hydra() -> Iterator[None]:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    search = (
-        [f"hydra.searchpath=[{','.join(_hydra_string(f'file://{folder}') for folder in _user_configs())}]"]
-        if _user_configs()
-        else []
-    )
     try:
-        return compose("config", overrides=[*search, *map(_quoted, overrides)])
+        return compose("config", overrides=[*_search_path(), *map(_quoted, overrides)])
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # model=7: Hydra's own ValueError
         raise InputError(_explain(error, overrides)) from error
+
+
+def _search_path() -> list[str]:
+    """The override that makes the user's own folder of configurations known."""
+    folders = ",".join(_hydra_string(f"file://{folder}") for folder in _user_configs())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def _to_plain(config: DictConfig) -> dict[str, Any]:
@@ -187,7 +190,9 @@ def _explain(error: Exception, overrides: Sequence[str]) -> list[str]:
 def _syntax_problem(override: str) -> str | None:
     """What Hydra's grammar has against one override, or None."""
     try:
-        OverridesParser.create().parse_override(override)
+        if OverridesParser.create().parse_override(override).is_sweep_override():
+            key, _, value = override.partition("=")
+            return f"{override} gives several values: sweep with -m, or quote what is one value: \"{key}='{value}'\""
     except HydraException as error:
         why = _first_line(error)
         return f"{override} is not an override ({why}): write key=value, close brackets, quote what is special"
@@ -211,7 +216,7 @@ def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
 def _all_keys(overrides: Sequence[str]) -> list[str]:
     """Every key of the configuration with these choices of groups; of the default one where they do not compose."""
     try:
-        config = compose("config", overrides=list(overrides))
+        config = compose("config", overrides=[*_search_path(), *overrides])
     except (HydraException, OmegaConfBaseException):
         config = compose("config")
     return sorted(name for name, _ in _items(OmegaConf.to_container(config, resolve=False)))

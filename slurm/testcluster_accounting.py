@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PROGRAMS = ("mariadbd", "mariadb-install-db", "mariadb", "slurmdbd")
@@ -53,26 +55,34 @@ class Accounting:
         (self.db / "slurm.conf").write_text("ClusterName=lab\nSlurmctldHost=localhost\n")
         # libmariadb takes the socket from the environment
         variables = {"SLURM_CONF": str(self.db / "slurm.conf"), "MYSQL_UNIX_PORT": str(self.db / "mysql.sock")}
-        self._call("slurmdbd", **variables)
+        self._call("slurmdbd", **variables)  # it forks before it listens, and slurmctld needs its answer to start
+        self._wait("slurmdbd", self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + WAIT_S
+        while not ready():
+            if time.monotonic() > deadline:
+                raise OSError(f"{name} did not start: see {self.dir}/log/{name}.*")
+            time.sleep(0.05)
 
     def _start_database(self) -> None:
-        data, socket = self.db / "data", self.db / "mysql.sock"
+        data, path = self.db / "data", self.db / "mysql.sock"
         if not (data / "mysql").is_dir():
             auth = "--auth-root-authentication-method=socket"
             self._call("mariadb-install-db", "--no-defaults", f"--user={self.user}", f"--datadir={data}", auth)
         argv = [
-            "mariadbd", "--no-defaults", f"--user={self.user}", f"--datadir={data}", f"--socket={socket}",
+            "mariadbd", "--no-defaults", f"--user={self.user}", f"--datadir={data}", f"--socket={path}",
             f"--pid-file={self.dir}/run/mariadbd.pid", "--skip-networking", "--innodb-buffer-pool-size=64M",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-lock-wait-timeout=900",
         ]  # fmt: skip
         with (self.dir / "log" / "mariadbd.out").open("ab") as log:
             subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        ask = ["mariadb", "--no-defaults", f"--socket={socket}", "-e", "CREATE DATABASE IF NOT EXISTS slurm_acct_db"]
-        deadline = time.monotonic() + WAIT_S
-        while subprocess.run(ask, capture_output=True).returncode:
-            if time.monotonic() > deadline:
-                raise OSError(f"mariadbd did not start: see {self.dir}/log/mariadbd.out")
-            time.sleep(0.1)
+        ask = ["mariadb", "--no-defaults", f"--socket={path}", "-e", "CREATE DATABASE IF NOT EXISTS slurm_acct_db"]
+        self._wait("mariadbd", lambda: subprocess.run(ask, capture_output=True).returncode == 0)
 
     def _call(self, *argv: str, **variables: str) -> None:
         with (self.dir / "log" / f"{argv[0]}.out").open("ab") as log:

@@ -19,7 +19,11 @@ ROOT = Path(__file__).parents[2]
 TESTCLUSTER = ROOT / "slurm" / "testcluster"
 STEPPER = Path(__file__).parent / "stepper.py"
 # Slurm's order (node1, node2, node9, node10) alternates between the leaves; by string node10 comes before node2.
-LEAVES = ("node10,node2", "node1,node9")
+# Jobs of the tests get these four; SIDE and NEWER must be asked for.
+NODES = ("node1", "node2", "node9", "node10")
+SIDE, NEWER = "side1,side2", "new1,new2"
+LEAVES = ("node10,node2", "node1,node9", SIDE, NEWER)
+ACCOUNTING = all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("mariadbd", "slurmdbd"))
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
@@ -46,7 +50,9 @@ class Slurm:
 
     def submit(self, run: Path, *words: str, args: Sequence[str] = (), **environment: str) -> str:
         """`launcher submit` on the test cluster; returns the job id."""
-        overrides = ["cluster=testcluster", f"run_dir={run}", *words]
+        chosen = any(word.startswith(("launch.nodelist=", "launch.exclude=")) for word in words)
+        elsewhere = [] if chosen else [f"launch.exclude={SIDE},{NEWER}"]
+        overrides = ["cluster=testcluster", f"run_dir={run}", *elsewhere, *words]
         rest = ["--", *args] if args else []
         return self.launcher("submit", *overrides, *rest, **environment).stdout.strip()
 
@@ -68,6 +74,23 @@ class Slurm:
 
     def logs(self) -> str:
         return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(self.runs.glob("*/logs/slurm-*.out")))
+
+    def clear(self, *, but: str) -> None:
+        """Cancel all jobs but one, bring killed nodes back, wait until the nodes are idle."""
+        jobs = self.run("squeue", "-h", "-o", "%A").stdout.split()
+        self.run("scancel", *[job for job in set(jobs) if job != but], check=False)
+        deadline = time.monotonic() + 60
+        while set(states := self.nodes()) != {"idle"}:
+            assert time.monotonic() < deadline, states
+            for node in NODES:
+                if self.nodes(node)[0].startswith("down"):
+                    self.run(str(TESTCLUSTER), "start-node", node, "--dir", str(self.folder), check=False)
+            time.sleep(POLL_S)
+
+    def nodes(self, *names: str) -> list[str]:
+        """The states of these nodes, by default of all that tests use."""
+        wanted = ",".join(names or (*NODES, NEWER))
+        return self.run("sinfo", "-h", "-N", "-p", "debug", "-n", wanted, "-o", "%T").stdout.split()
 
     def testcluster(self, command: str, *words: str) -> None:
         """slurm/testcluster on this cluster."""
@@ -105,9 +128,9 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
     return [line for line in ledger(run) if line.get("event") == name]
 
 
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
-    """A fresh cluster, that this process too takes for its own; one at a time on this machine.
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Slurm]:
+    """One cluster for all tests; one at a time on this machine.
 
     Two at once would share the control groups of nodes that have the same names.
     """
@@ -120,13 +143,46 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stop_left_over()
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))  # munge's socket wants a short path
-        cluster = Slurm(folder, tmp_path)
-        for name in ("PATH", "SLURM_CONF"):
-            monkeypatch.setenv(name, cluster.environment[name])
+        slurm = Slurm(folder, folder)
         try:
             leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
-            cluster.testcluster("start", "--port", str(17000 + os.getpid() % 3000), "--grace", "120", *leaves)
-            yield cluster
-            cluster.testcluster("stop")
+            port = str(17000 + os.getpid() % 3000)
+            options = [
+                "--gpu-type",
+                f"{NEWER}=h100",
+                *(["--network"] * can_network()),
+                *(["--accounting"] * ACCOUNTING),
+            ]
+            slurm.testcluster("start", "--port", port, "--grace", "120", *leaves, *options)
+            yield slurm
+            slurm.testcluster("stop")
         finally:
             shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def limited(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Slurm, Path, str]:
+    """A job with a time limit of two minutes, on nodes of its own: it runs while other tests do."""
+    slurm = Slurm(cluster.folder, tmp_path_factory.mktemp("limited"))
+    run = slurm.runs / "limit"
+    words = ("launch.time=2", "launch.signal_lead_s=45", "launch.grace_s=40", f"launch.nodelist={SIDE}")
+    return slurm, run, slurm.submit_steps(run, *words, nodes=2, args=["5000", "after-resume=10"])
+
+
+@pytest.fixture
+def slurm(
+    cluster: Slurm, limited: tuple[Slurm, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Slurm]:
+    """The cluster with idle nodes, which this process too takes for its own."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    yield Slurm(cluster.folder, tmp_path)
+    cluster.clear(but=limited[2])
+
+
+def can_network() -> bool:
+    """Whether nodes may have a network of their own, which tc can slow down."""
+    try:
+        return subprocess.run(["unshare", "--net", "tc", "qdisc"], capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False

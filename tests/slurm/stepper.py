@@ -1,6 +1,8 @@
 """A small training job for the tests of a job's life: steps of 0.2 s, a checkpoint when asked to stop, resume.
 
-stepper.py STEPS [fail=STEP] [after-resume=STEPS]: writes steps.jsonl (every step that was done, and in which start).
+stepper.py STEPS [fail=STEP] [checkpoint-every=STEPS] [after-resume=STEPS]
+
+It writes steps.jsonl: every step that was done, and in which start.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ def main() -> int:
         if rank == 0:
             with (folder / "steps.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "start": start, "world": dist.get_world_size()}) + "\n")
+        if rank == 0 and step % int(options.get("checkpoint-every", num_steps + 1)) == 0:
+            (checkpoints / f"step-{step}").mkdir(parents=True)
         if step == int(options.get("fail", 0)):
             raise RuntimeError("this job fails by itself")
         if pulse.step_done(step, step_s=STEP_S):
@@ -44,7 +48,7 @@ def main() -> int:
             dist.destroy_process_group()
             if rank == 0:
                 time.sleep(2)  # a checkpoint that takes its time, when the other ranks have ended already
-                (checkpoints / f"step-{step}").mkdir(parents=True)
+                (checkpoints / f"step-{step}").mkdir(parents=True, exist_ok=True)
             return 0
     pulse.close()
     if rank == 0:

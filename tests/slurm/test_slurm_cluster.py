@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STEPPER, Slurm, events, ledger, steps, wait_for
+from conftest import ACCOUNTING, NEWER, NODES, ROOT, STEPPER, Slurm, can_network, events, ledger, steps, wait_for
 
+from launcher.launch.slurm import life
 from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
 
 # One group: with pytest-xdist's --dist loadgroup one worker runs them all, instead of two that wait for each other.
@@ -53,27 +56,26 @@ def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here
     assert "srun" in str(step["argv"])
 
 
-def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(slurm: Slurm) -> None:
-    run = slurm.runs / "limit"
-    limit = ("launch.time=2", "launch.signal_lead_s=45", "launch.grace_s=40")
-    job_id = slurm.submit_steps(run, *limit, nodes=2, args=["5000", "after-resume=10"])
-    slurm.wait(job_id, "COMPLETED")
-    done = steps(run)
-    assert [line["step"] for line in done] == list(range(1, len(done) + 1))  # nothing twice, nothing left out
-    assert {line["start"] for line in done} >= {0, 1}
-    assert len(events(run, "slurm_start")) == done[-1]["start"] + 1
-    assert "requeued" in str(events(run, "slurm_end")[0]["why"])
-
-
-def test_preemption_checkpoints_requeues_and_changes_no_loss(slurm: Slurm) -> None:
+def test_a_preempted_job_comes_back_on_other_gpus_and_no_loss_changes(slurm: Slurm) -> None:
     run, local = slurm.runs / "preempted", slurm.runs / "uninterrupted"
+    other = slurm.runs / "configs" / "cluster" / "other.yaml"
+    other.parent.mkdir(parents=True)
+    other.write_text("defaults: [testcluster, _self_]\nname: other\nnode: {num_gpus: 1, domain_size: 1}\n")
     shape = ("cluster.node.num_gpus=1", "cluster.node.domain_size=1", "cluster.num_nodes=2")
     job = ("train.steps=40", "train.checkpoint_every=100", "layout.tp=1", "layout.pp=1", "layout.dp=2")
-    job_id = slurm.submit(run, *shape, *job)
+    kinds = ("launch.replan=any", "launch.min_nodes=2", "+launch.gpu_clusters={h100:other}", "launch.exclude=side[1-2]")
+    job_id = slurm.submit(run, *shape, *job, *kinds)
     wait_for(run / "metrics.jsonl", '"step": 4')
-    high = slurm.run("sbatch", "--parsable", "-p", "high", "-N4", "-o", "/dev/null", "--wrap", "sleep 1").stdout.strip()
-    slurm.wait(high, "COMPLETED")
+    assert not set(json.loads((run / "plan.json").read_text())["hosts"]) & set(NEWER.split(","))
+    wanted = ",".join(NODES)
+    high = slurm.run(
+        "sbatch", "--parsable", "-p", "high", "-w", wanted, "-o", "/dev/null", "--wrap", "sleep 300"
+    ).stdout
     slurm.wait(job_id, "COMPLETED")
+    assert slurm.state(high.strip()) == "RUNNING"
+    plan = json.loads((run / "plan.json").read_text())
+    assert (plan["cluster"]["name"], sorted(plan["hosts"])) == ("other", NEWER.split(","))
+    assert "2 nodes of other instead of 2 of testcluster" in slurm.logs()
     assert len(events(run, "slurm_start")) == 2
     slurm.launcher("run", "cluster=cpu", "cluster.node.num_gpus=2", *job, f"run_dir={local}")
     assert len(losses(run)) == 40  # no step twice, none left out
@@ -83,12 +85,10 @@ def test_preemption_checkpoints_requeues_and_changes_no_loss(slurm: Slurm) -> No
 def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm) -> None:
     run = slurm.runs / "node failure"
     words = ["launch.replan=shrink", "launch.min_nodes=2", "train.global_batch=12"]
-    job_id = slurm.submit_steps(run, *words, nodes=4, args=["40"])
-    wait_for(run / "steps.jsonl", '"step": 5')
-    slurm.run("scancel", "--signal=USR1", "--batch", job_id)  # a checkpoint to come back to
-    wait_for(run / "steps.jsonl", '"start": 1')
-    first = "node1"  # of Slurm's order: the batch script runs there
-    victim = next(host for host in json.loads((run / "plan.json").read_text())["hosts"] if host != first)
+    job_id = slurm.submit_steps(run, *words, nodes=4, args=["40", "checkpoint-every=5"])
+    wait_for(run / "steps.jsonl", '"step": 6')
+    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    victim = next(host for host in hosts if host != "node1")  # the batch script runs on Slurm's first
     slurm.testcluster("kill-node", victim)
     slurm.wait(job_id, "COMPLETED")
     done, plan = steps(run), json.loads((run / "plan.json").read_text())
@@ -97,6 +97,40 @@ def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm
     assert done[0]["world"] == 4
     assert done[-1] == {"step": 40, "start": done[-1]["start"], "world": len(plan["hosts"])}
     assert plan["training"]["global_batch"] == 12
+
+
+def test_spares_take_the_place_of_a_slow_node_and_of_a_dead_one(slurm: Slurm) -> None:
+    if not can_network():
+        pytest.skip("a node's network cannot be slowed down here: that takes network namespaces and tc (iproute2)")
+    run, slow = slurm.runs / "spares", "node9"
+    slurm.testcluster("slow-node", slow, "50mbit")
+    words = ["launch.spares=2", "launch.check_bandwidth=true", "launch.bandwidth_threshold=0.2"]
+    job_id = slurm.submit_steps(run, *words, nodes=2, args=["40", "checkpoint-every=5"])
+    wait_for(run / "steps.jsonl", '"step": 6')
+    [measured] = events(run, "slurm_bandwidth")
+    assert (measured["bad"], float(str(measured["seconds"])) < 60) == ([slow], True)
+    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    victim = next(host for host in hosts if host != "node1")
+    slurm.testcluster("kill-node", victim)
+    slurm.wait(job_id, "COMPLETED")
+    [replaced] = events(run, "slurm_replaced")
+    assert replaced["lost"] == [victim]
+    assert not {slow, victim} & set(json.loads((run / "plan.json").read_text())["hosts"])
+    assert len(events(run, "slurm_start")) == 1  # in the same allocation, without a requeue
+    assert steps(run)[-1] == {"step": 40, "start": 0, "world": 2}
+
+
+def test_launcher_check_in_an_allocation_names_the_slow_node_and_the_exclude_to_use(slurm: Slurm) -> None:
+    if not can_network():
+        pytest.skip("a node's network cannot be slowed down here: that takes network namespaces and tc (iproute2)")
+    slurm.testcluster("slow-node", "node2", "50mbit")
+    words = ["cluster=testcluster", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
+    keys = ["launch.check_bandwidth=true", "launch.bandwidth_threshold=0.2", f"run_dir={slurm.runs / 'check'}"]
+    argv = [sys.executable, "-m", "launcher.cli", "check", *words, *keys]
+    done = slurm.run("salloc", "-w", "node1,node2,node10", *argv, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "node2  problem  bandwidth: slow: between" in done.stdout
+    assert "sbatch --exclude=node2\n" in done.stderr
 
 
 def test_an_application_error_ends_the_job_and_is_explained(slurm: Slurm) -> None:
@@ -127,10 +161,35 @@ def test_a_sweep_is_one_array_with_one_table(slurm: Slurm) -> None:
     folder = slurm.runs / "sweep"
     shape = ["cluster.num_nodes=1", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
     words = ["cluster=testcluster", *shape, "train.seed=1,2", f"script={STEPPER}", f"run_dir={folder}"]
-    job_id = slurm.launcher("submit", "-m", *words, "--", "5").stdout.strip()
+    job_id = slurm.launcher("submit", "-m", *words, "launch.exclude=side[1-2]", "--", "5").stdout.strip()
     for task in ("0", "1"):
         slurm.wait(f"{job_id}_{task}", "COMPLETED")
     told = slurm.launcher("status", str(folder)).stdout
     assert (folder / "results.txt").read_text().strip() in told
     assert [line.split()[1] for line in told.splitlines() if line[:1].isdigit()] == ["done", "done"]
     assert [len(steps(folder / task)) for task in ("0", "1")] == [5, 5]
+
+
+def test_a_job_that_slurm_has_forgotten_is_known_by_its_accounting(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ACCOUNTING:
+        pytest.skip("no accounting here: see slurm/testcluster --help for what to install")
+    job_id = slurm.run("sbatch", "--parsable", "-N2", "-o", "/dev/null", "--wrap", "exit 3").stdout.strip()
+    with pytest.raises(AssertionError, match="FAILED"):
+        slurm.wait(job_id, "COMPLETED")
+    monkeypatch.setattr(life, "_from_squeue", lambda job_id: None)
+    deadline = time.monotonic() + 30
+    while (told := status(SubmittedRun(job_id, None))).state != "FAILED" and time.monotonic() < deadline:
+        time.sleep(0.2)  # slurmctld tells slurmdbd by and by
+    assert (told.state, told.exit_code, told.num_nodes, told.source) == ("FAILED", "3:0", 2, "sacct")
+
+
+def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(limited: tuple[Slurm, Path, str]) -> None:
+    slurm, run, job_id = limited
+    slurm.wait(job_id, "COMPLETED")
+    done = steps(run)
+    assert [line["step"] for line in done] == list(range(1, len(done) + 1))  # nothing twice, nothing left out
+    assert {line["start"] for line in done} >= {0, 1}
+    assert len(events(run, "slurm_start")) == done[-1]["start"] + 1
+    assert "requeued" in str(events(run, "slurm_end")[0]["why"])

@@ -15,6 +15,7 @@ from plans import plan
 
 from launcher.errors import InputError
 from launcher.launch.settings import LaunchSettings
+from launcher.launch.slurm.allocation import given_cpus
 from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit_request
 from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
 from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings
@@ -72,6 +73,13 @@ def test_the_commands_of_a_site_are_these(name: str) -> None:
 def test_a_step_on_some_hosts_names_them_and_shares_what_a_dead_one_holds() -> None:
     argv = step_argv(plan(), SlurmSettings(), replace(STEP, num_nodes=3, hosts=("n1", "n2", "n4"), shares=True))
     assert {"--nodes=3", "--ntasks=3", "--nodelist=n[1-2,4]", "--overlap"} <= set(argv)
+
+
+def test_a_step_takes_no_more_cores_than_the_job_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_CPUS_PER_NODE", "72(x2),36")
+    assert given_cpus() == 36
+    assert "--cpus-per-task=36" in step_argv(plan(), SlurmSettings(), replace(STEP, cpus=36))
+    assert "--cpus-per-task=128" in step_argv(plan(), SlurmSettings(), replace(STEP, cpus=256))
 
 
 def test_the_folder_of_the_script_is_mounted_unless_it_is_already() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ def call(*words: str, path: str = "/nowhere") -> subprocess.CompletedProcess[str
 def test_help_explains_the_commands_and_what_to_install() -> None:
     text = call("--help").stdout
     assert "apt-get install -y --no-install-recommends slurm-wlm munge" in text
-    for word in ("start", "stop", "status", "conf", "kill-node", "start-node", "--leaf"):
+    for word in ("start", "stop", "status", "conf", "kill-node", "start-node", "slow-node", "--leaf"):
         assert word in text
 
 
@@ -25,6 +26,8 @@ def test_without_slurm_it_installs_nothing_and_says_what_is_missing(tmp_path: Pa
     source = COMMAND.read_text().replace(":/usr/sbin:/sbin", "")
     copy = tmp_path / "testcluster"
     copy.write_text(source)
+    for part in COMMAND.parent.glob("testcluster_*.py"):
+        shutil.copy(part, tmp_path)
     done = subprocess.run(
         [sys.executable, str(copy), "start", "--dir", str(tmp_path / "lab")],
         env={"PATH": "/nowhere"}, capture_output=True, text=True, timeout=60,

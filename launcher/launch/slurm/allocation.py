@@ -39,6 +39,12 @@ def read_allocation() -> Allocation:
     return Allocation(job_id, expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
 
 
+def given_cpus() -> int:
+    """CPUs that the job has on each of its nodes, the fewest of them; 0 where Slurm does not say."""
+    counts = re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE") or "")  # as 72(x2),36
+    return min(map(int, counts), default=0)
+
+
 def read_topology() -> tuple[SlurmTopology | None, str | None]:
     """Slurm's switches, or None and why they are not known."""
     said = commands.run(("scontrol", "show", "topology"))

@@ -150,7 +150,9 @@ class Driver:
         if not (self.settings.spares and here and others):
             yield
             return
-        process = subprocess.Popen(guard_argv(self.allocation.job_id, here, on=others[0]))
+        argv = guard_argv(self.allocation.job_id, here, on=others[0])
+        with (self.folder.logs / "guard.out").open("ab") as log:
+            process = subprocess.Popen(argv, stdout=log, stderr=log)
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from launcher import env
 from launcher.launch.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.launch.findings import Finding, Level
 from launcher.launch.run_folder import create_run_folder
-from launcher.launch.slurm.allocation import node_address
+from launcher.launch.slurm.allocation import given_cpus, node_address
 from launcher.launch.slurm.check import read_findings
 from launcher.launch.slurm.command import Answer
 from launcher.launch.slurm.record import Submission, write_submission
@@ -41,7 +41,7 @@ class Steps:
         """srun with `module` on these hosts of the allocation."""
         work_dir, script = self.submission.work_dir, self.submission.script
         some = tuple(hosts) if set(hosts) != set(self.given) else ()
-        step = Step(self.folder, work_dir, script, sys.executable, len(hosts), module, some, self.shares)
+        step = Step(self.folder, work_dir, script, sys.executable, len(hosts), given_cpus(), module, some, self.shares)
         return step_argv(plan, self.settings, step)
 
     def variables(self, plan: Plan) -> dict[str, str]:

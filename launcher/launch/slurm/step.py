@@ -21,6 +21,7 @@ class Step:
     """What one task on every node is to run.
 
     `module` runs with the run folder as its argument, on `num_nodes` nodes: on `hosts` where not on all of the job's.
+    `cpus`: how many the job has on each of its nodes; 0: not known.
     `shares`: a step that has not ended yet, on a node that is gone, may still hold the job's cores and GPUs.
     """
 
@@ -29,6 +30,7 @@ class Step:
     script: str
     python: str
     num_nodes: int
+    cpus: int = 0
     module: str = AGENT
     hosts: tuple[str, ...] = ()
     shares: bool = False
@@ -40,7 +42,8 @@ def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...
     No GPU binding: every process of a node sees all its GPUs, and with them NVLink. The agents end each other when one
     fails; --wait is for one that can no longer do so.
     """
-    cpus = cpus_per_task(plan, settings)
+    wanted = cpus_per_task(plan, settings)  # a job that was submitted by hand may have got fewer, or nobody knows
+    cpus = min(wanted or step.cpus, step.cpus or wanted)
     return (
         "srun",
         f"--nodes={step.num_nodes}",
