@@ -18,15 +18,14 @@ class Exposed:
 
 @dataclass(frozen=True)
 class GradientTraffic:
-    """What one rank reduces and gathers in a step. `shard_steps`: how many micro-batches reduce (ZeRO ≥ 2) or gather
-    (3).
-    """
+    """What one rank reduces and gathers in a step of `num_micro_batches`; `pipeline`: it is a pipeline's rank."""
 
     parameters: float
     gradient_bytes: int
     weight_bytes: int
     zero_stage: int
     num_micro_batches: int
+    pipeline: bool = False
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:
@@ -59,7 +58,7 @@ def gradient_time(
     if traffic.zero_stage == 0:
         return overlapped(all_reduce_s(fabric, group, gradients), window, slowdown)
     scatter, gather = all_gather_s(fabric, group, gradients), all_gather_s(fabric, group, weights)
-    if traffic.zero_stage == 1:
+    if traffic.zero_stage == 1 or (traffic.zero_stage == 2 and traffic.pipeline):
         reduced = overlapped(scatter, window, slowdown)
         return Exposed(reduced.exposed_s + gather, reduced.hidden_s)
     steps = traffic.num_micro_batches
@@ -67,5 +66,8 @@ def gradient_time(
         reduced = overlapped(scatter, window, slowdown)
         return Exposed(steps * reduced.exposed_s + gather, steps * reduced.hidden_s)
     ahead = overlapped(gather, forward_s, slowdown)
+    if traffic.pipeline:
+        last = overlapped(gather + scatter, window, slowdown)
+        return Exposed(steps * ahead.exposed_s + last.exposed_s, steps * ahead.hidden_s + last.hidden_s)
     back = overlapped(gather + scatter, backward_s, slowdown)
     return Exposed(steps * (ahead.exposed_s + back.exposed_s), steps * (ahead.hidden_s + back.hidden_s))

@@ -91,16 +91,20 @@ def stage_memory(
     last = stage == layout.pp - 1
     stored = activations.stored * layers * held
     logits = last * tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
+    gathered_layers, gathered_ends = _gathered(model, training, layout, stage, parameters)
+    # A backward pass gathers a layer as it drops the layer's activations, a forward pass the other way round.
+    traded = min(gathered_layers, activations.stored * layers)
     # The loss comes before the first layer's backward pass: its logits and a layer's gradients are never alive
     # together.
     fragmented = constants.pipeline_fragmentation_fraction if cuda and layout.pp > 1 else 0.0
     return {
         "parameters": dense.weights * parameters.dense
         + expert.weights * parameters.experts
-        + _gathered_ends(model, training, layout, stage),
+        + gathered_layers
+        + gathered_ends,
         "gradients": dense.gradients * parameters.dense + expert.gradients * parameters.experts,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
-        "activations": stored + max(0.0, activations.working - logits),
+        "activations": stored - traded + max(0.0, activations.working - logits),
         "logits": logits,
         "buffers": _buffers(model, training, layout, constants, parameters, layers, stage, cuda),
         "context": constants.context_bytes if cuda else 0.0,
@@ -147,9 +151,16 @@ def _buffers(
     return nccl + (3.0 * e + reduced) * (parameters.total - ends) / max(1, layers) + e * head
 
 
-def _gathered_ends(model: Model, training: Training, layout: Layout, stage: int) -> float:
-    """With ZeRO-3 embedding and head, which stay gathered from forward to backward (FSDP's root)."""
+def _gathered(
+    model: Model, training: Training, layout: Layout, stage: int, parameters: RankParameters
+) -> tuple[float, float]:
+    """Bytes of weights that ZeRO-3 holds gathered: of layers, and of embedding and head, which stay so from forward to
+    backward (FSDP's root).
+
+    Layers are gathered one at a time (see `_buffers`), but in a pipeline torch's stages keep what a backward pass
+    gathered until the next forward pass.
+    """
     if layout.zero_stage < 3:
-        return 0.0
-    ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=stage == layout.pp - 1)
-    return training.dtype_bytes * ends
+        return 0.0, 0.0
+    e, ends = training.dtype_bytes, end_parameters(model, tp=layout.tp, first=stage == 0, last=stage == layout.pp - 1)
+    return (e * (parameters.total - ends) if layout.pp > 1 else 0.0), e * ends

@@ -247,6 +247,7 @@ class CostModel:
             training.dtype_bytes,
             layout.zero_stage,
             layout.num_micro_batches(self.job.training.global_batch),
+            pipeline=layout.pp > 1,
         )
         reduced = gradient_time(
             self.fabric,

@@ -1,7 +1,7 @@
 """Bytes that one rank sends in a step, by axis, as collectives over rings send them.
 
 A pass of a ring over n ranks sends (n - 1)/n of the buffer: once for an all-gather or a reduce-scatter, twice for an
-all-reduce (Thakur et al. 2005). Scalars (loss, norm) are left out. Without context and expert parallelism.
+all-reduce (Thakur et al. 2005). Scalars (loss, norm) are left out. Without expert parallelism.
 """
 
 from __future__ import annotations
@@ -39,6 +39,24 @@ def layer_passes(*, sequence_parallel: bool, regathers: bool = True) -> tuple[in
     return 4, 6 if sequence_parallel and regathers else 4
 
 
+def repeated_passes(*, sequence_parallel: bool) -> int:
+    """Passes that recomputing a whole layer repeats: all of its forward pass but for the last collective.
+
+    torch's checkpointing stops once it has what the backward pass needs, and nothing needs the layer's output.
+    """
+    ahead, _ = layer_passes(sequence_parallel=sequence_parallel)
+    return ahead - (1 if sequence_parallel else 2)
+
+
+def pipeline_gathers(schedule: str, num_micro_batches: int) -> int:
+    """How often ZeRO-3 gathers a layer's weights in a pipeline: a forward pass gathers them unless a backward pass
+    came before it, and a backward pass unless it follows another, whatever the schedule.
+
+    torch's stages keep what a backward pass gathered; where the backward pass is split in two, all of it (2.13).
+    """
+    return 1 if schedule == "zb_h1" else num_micro_batches + 1
+
+
 def activation_bytes(job: Job, layout: Layout) -> float:
     """A micro-batch's hidden states."""
     model = job.model
@@ -51,18 +69,17 @@ def message_bytes(job: Job, layout: Layout) -> float:
 
 
 def tensor_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Layers, embedding, head and loss; without sequence parallelism what stages exchange is gathered.
-
-    CPU ranks keep what sequence parallelism gathered (`can_regather` in launcher/worker/parallel.py).
-    """
+    """Layers, embedding, head and loss; without sequence parallelism what stages exchange is gathered."""
     model, training, parallel = job.model, job.training, layout.sequence_parallel
     whole = activation_bytes(job, layout)
     summed = whole * DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=parallel)] / training.dtype_bytes
-    regathers = job.cluster.node.gpu.kind != "cpu"
-    passes = stage.layers * sum(layer_passes(sequence_parallel=parallel, regathers=regathers))
+    layer = sum(layer_passes(sequence_parallel=parallel, regathers=_regathers(job, layout)))
+    layer += repeated_passes(sequence_parallel=parallel) if layout.recompute == "full" else 0
+    passes = stage.layers * layer
     passes += stage.first * (3 if parallel else 2) + stage.last * 2
     loss = 12.0 * layout.micro_batch * model.seq_len // layout.cp  # maximum, sum, target's logit, in fp32
-    joined = 0 if parallel else 2 * stage.chunks - stage.first - stage.last
+    whole_messages = parallel or layout.schedule == "zb_h1"
+    joined = 0 if whole_messages else 2 * stage.chunks - stage.first - stage.last
     volume = passes * summed + joined * whole + stage.last * 2 * loss
     replicated = stage.layers * 2 * model.norm_params + stage.last * model.norm_params
     replicated += stage.layers * 2 * model.hidden if model.bias else 0
@@ -70,24 +87,46 @@ def tensor_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
     return ring_bytes(layout.tp, layout.num_micro_batches(training.global_batch) * volume + step)
 
 
+def _regathers(job: Job, layout: Layout) -> bool:
+    """Whether what was gathered for a layer is gathered again for its backward pass, as the engine does where it can
+    (`can_regather` in launcher/worker/parallel.py): not on CPU ranks.
+    """
+    allowed = layout.recompute != "full" and layout.schedule != "zb_h1"
+    return allowed and job.cluster.node.gpu.kind != "cpu"
+
+
+def context_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
+    """Keys and values of the whole sequence, gathered; their gradients, summed and cut: as much as a ring sends."""
+    model = job.model
+    heads = -(-model.kv_heads // layout.tp)
+    whole = 2.0 * layout.micro_batch * model.seq_len * heads * model.head_dim * job.training.dtype_bytes
+    again = layout.recompute != "none" or _regathers(job, layout)
+    volume = layout.num_micro_batches(job.training.global_batch) * stage.layers * (3 if again else 2) * whole
+    return ring_bytes(layout.cp, volume)
+
+
 def pipeline_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
     """Activations on, gradients back, for every chunk that has a neighbour; a tied table's gradients between its two
-    ranks.
+    ranks, of which ZeRO leaves each a shard.
     """
     if layout.pp == 1:
         return 0.0
     messages = 2 * stage.chunks - stage.first - stage.last
-    volume = layout.num_micro_batches(job.training.global_batch) * messages * message_bytes(job, layout)
+    whole = layout.schedule == "zb_h1" and not layout.sequence_parallel
+    message = activation_bytes(job, layout) if whole else message_bytes(job, layout)
+    volume = layout.num_micro_batches(job.training.global_batch) * messages * message
     if job.model.tied_embeddings and stage.first != stage.last:
         table = padded_vocab(job.model, layout.tp) // layout.tp * job.model.hidden
-        volume += ring_bytes(2, table * DTYPE_BYTES[job.training.reduce_dtype], passes=2)
+        shards = layout.dp * layout.cp if layout.zero_stage else 1
+        volume += ring_bytes(2, table / shards * DTYPE_BYTES[job.training.reduce_dtype], passes=2)
     return volume
 
 
 def data_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Gradients, and with ZeRO the weights (Rajbhandari et al. 2020, section 7).
+    """Gradients, and with ZeRO the weights (Rajbhandari et al. 2020, section 7), over dp × cp.
 
-    ZeRO-2 reduces and ZeRO-3 gathers for every micro-batch; embedding and head stay gathered from forward to backward.
+    ZeRO-2 reduces and ZeRO-3 gathers for every micro-batch, but in a pipeline, which sums the gradients of all first;
+    embedding and head stay gathered from forward to backward.
     """
     model, training = job.model, job.training
     layers = stage.layers * layer_parameters(model, tp=layout.tp, ep=layout.ep).total
@@ -96,8 +135,12 @@ def data_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
     ranks, count = layout.dp * layout.cp, layout.num_micro_batches(training.global_batch)
     if layout.zero_stage == 0:
         return ring_bytes(ranks, (layers + ends) * gradients, passes=2)
-    reduced = (layers + ends) * gradients * (count if layout.zero_stage > 1 else 1)
-    gathered = count * (2 * layers + ends) if layout.zero_stage > 2 else layers + ends
+    if layout.pp > 1:
+        reduced = (layers + ends) * gradients
+        gathered = layers * (pipeline_gathers(layout.schedule, count) if layout.zero_stage > 2 else 1) + ends
+    else:
+        reduced = (layers + ends) * gradients * (count if layout.zero_stage > 1 else 1)
+        gathered = count * (2 * layers + ends) if layout.zero_stage > 2 else layers + ends
     return ring_bytes(ranks, reduced + gathered * weights)
 
 
@@ -106,5 +149,6 @@ def rank_bytes(job: Job, layout: Layout, stage: RankStage) -> dict[str, float]:
     return {
         "tp": tensor_parallel_bytes(job, layout, stage),
         "pp": pipeline_bytes(job, layout, stage),
+        "cp": context_parallel_bytes(job, layout, stage),
         "dp": data_parallel_bytes(job, layout, stage),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from launcher.worker.engine_torch import TorchEngine
 from launcher.worker.mesh import Axes
 from launcher.worker.optim import local
+from launcher.worker.pipeline import InFlightStage
 
 # Passes of a ring over the largest buffer of the call, by operator of torch's two collective libraries.
 PASSES = {
@@ -32,6 +34,8 @@ class SentBytes(TorchDispatchMode):  # type: ignore[misc]
     def __init__(self, axes: Axes) -> None:
         super().__init__()
         names = {tuple(axes.grid.group(axis, axes.rank)): axis for axis in axes.grid.axes if axes.degree(axis) > 1}
+        if axes.degree("cp") > 1:
+            names[tuple(dist.get_process_group_ranks(axes.replicas))] = "dp"
         self._names: Mapping[tuple[int, ...], str] = names
         self._pp = set(axes.grid.group("pp", axes.rank))
         self.by_axis: Counter[str] = Counter()
@@ -69,8 +73,8 @@ def _group(args: tuple[Any, ...]) -> dist.ProcessGroup:
 
 
 class HeldBytes:
-    """The most bytes of parameters, gradients and optimizer states that a rank holds at the end of any forward pass,
-    and before and after the gradients are handed to the optimizer.
+    """The most bytes of parameters, gradients and optimizer states that a rank holds at the end of any forward pass
+    and of a pipeline's backward passes, and before and after the gradients are handed to the optimizer.
     """
 
     def __init__(self, engine: TorchEngine) -> None:
@@ -86,6 +90,20 @@ class HeldBytes:
             self.look()
 
         engine.optimizer.collect = collected  # type: ignore[method-assign]
+
+    def __enter__(self) -> HeldBytes:
+        backward = InFlightStage.backward_one_chunk
+
+        def looked(stage: InFlightStage, *args: Any, **options: Any) -> None:
+            backward(stage, *args, **options)
+            self.look()
+
+        self._patch = patch.object(InFlightStage, "backward_one_chunk", looked)
+        self._patch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._patch.stop()
 
     def look(self) -> None:
         for part, tensors in self._parts().items():

@@ -43,24 +43,44 @@ CASES: list[tuple[Layout, Model]] = [
     (Layout(1, 1, 4, micro_batch=2, zero_stage=3), LLAMA),
     (Layout(2, 1, 2, micro_batch=2, zero_stage=3), LLAMA),
     (Layout(1, 2, 2, micro_batch=2, zero_stage=1), LLAMA),
+    (Layout(4, 1, 1, micro_batch=4, recompute="full"), GPT),
+    (Layout(4, 1, 1, micro_batch=4, recompute="full", sequence_parallel=True), GPT),
+    (Layout(2, 2, 1, micro_batch=2, recompute="full"), GPT),
+    (Layout(2, 1, 2, micro_batch=2, recompute="full", zero_stage=3), LLAMA),
+    (Layout(1, 2, 2, micro_batch=2, zero_stage=2), LLAMA),
+    (Layout(1, 2, 2, micro_batch=2, zero_stage=3), GPT),
+    (Layout(1, 2, 2, micro_batch=2, zero_stage=3, schedule="interleaved", virtual_stages=2), LLAMA),
+    (Layout(1, 1, 2, cp=2, micro_batch=2), LLAMA),
+    (Layout(2, 2, 1, micro_batch=2, schedule="zb_h1"), LLAMA),
+    (Layout(1, 2, 2, micro_batch=2, schedule="zb_h1", zero_stage=3), GPT),
+    (Layout(2, 1, 2, cp=2, micro_batch=4, recompute="full", zero_stage=1), GPT),
+    (Layout(1, 2, 2, cp=2, micro_batch=2, zero_stage=3, recompute="selective"), LLAMA),
     (Layout(2, 2, 2, micro_batch=2), GPT),
     (Layout(2, 2, 2, micro_batch=2, zero_stage=1, sequence_parallel=True), LLAMA),
 ]
+
+# With a backward pass that is split in two FSDP2 (2.13) leaves the last stage's gradients where autograd put them, in
+# the training dtype, for as long as it likes: what it holds of them is not modelled.
+UNMODELLED = {"zb_h1": {"gradients"}}
 
 
 def cases(world_size: int) -> list[tuple[Layout, Model]]:
     return [case for case in CASES if case[0].world_size == world_size]
 
 
+def settings_of(layout: Layout) -> dict[str, Any]:
+    """torch's flash attention makes a mask of its own kind with cp, which the counting of bytes does not let it."""
+    return SETTINGS | ({"attention": "math"} if layout.cp > 1 else {})
+
+
 def measure(rank: int) -> list[dict[str, dict[str, float]]]:
     """For every case of this world's size, what this rank holds at most and sends in a step."""
     found = []
     for layout, model in cases(dist.get_world_size()):
-        engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **SETTINGS)
+        engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **settings_of(layout))
         batch = random_batch(axes, model=model, global_batch=GLOBAL_BATCH, step=0)
         engine.train_step(batch, lr=1e-3)  # the first step also agrees on the pipeline's messages
-        held = HeldBytes(engine)  # type: ignore[arg-type]
-        with SentBytes(axes) as sent:
+        with HeldBytes(engine) as held, SentBytes(axes) as sent:  # type: ignore[arg-type]
             engine.train_step(batch, lr=1e-3)
         found.append({"held": dict(held.most), "sent": dict(sent.by_axis)})
     return found
@@ -68,7 +88,7 @@ def measure(rank: int) -> list[dict[str, dict[str, float]]]:
 
 def expected(layout: Layout, model: Model, rank: int) -> dict[str, dict[str, float]]:
     """The cost model's figures for a rank."""
-    plan = make_plan(layout, model=model, **SETTINGS)
+    plan = make_plan(layout, model=model, **settings_of(layout))
     costs, stage = CostModel(plan.job), plan.grid.coordinate(rank)["pp"]
     parts = costs.stage_parts(layout, stage)
     held = RankStage(
@@ -96,8 +116,11 @@ def test_ranks_hold_and_send_what_the_cost_model_says(
     for number, (layout, model) in enumerate(cases(world_size)):
         for rank, found in enumerate(measured[world_size]):
             true = found[number][kind]
+            unmodelled = UNMODELLED.get(layout.schedule, set()) if layout.zero_stage else set()
             for part, said in expected(layout, model, rank)[kind].items():
-                if abs(said - true.get(part, 0.0)) > TOLERANCE * max(true.get(part, 0.0), said):
+                if part not in unmodelled and abs(said - true.get(part, 0.0)) > TOLERANCE * max(
+                    true.get(part, 0.0), said
+                ):
                     name = f"{model.name} {layout.brief()} {layout.schedule} rank {rank}"
                     wrong.append(f"{name} {part}: {true.get(part, 0.0):.0f}, said {said:.0f}")
     assert not wrong, "\n".join(wrong)
