@@ -10,6 +10,16 @@ from launcher.cost.elementwise import softmax
 from launcher.cost.gemm import gemm_s
 
 BLOCK_ROWS = 128  # query rows of one block of FlashAttention 2 (Dao 2023, section 3.3)
+HEAD_DIM_MULTIPLE = 32  # FlashAttention 2 pads heads to a multiple of it (flash_api.cpp, head_size_rounded)
+# Forward rate over the rate of both passes together. Version 2 reaches 73 % of the peak forward and 63 % backward;
+# version 1 30–50 and 25–35 %, of which 50 and 30 agree with runs with and without recomputation (Dao 2023, abstract and
+# section 1; the Triton kernel's own notes say that its forward is the faster and its backward the slower).
+FLASH_FORWARD_LEAD = {"flash": 1.11, "flash1": 1.475}
+# Rows that start at no multiple of 16 bytes keep batched products from the tensor cores: heads of 108 instead of 144
+# half-precision elements lengthen a layer by 41 ms, 10 TFLOP/s for those products (BLOOM's layout search, 13,824 wide
+# with 128 and with 96 heads).
+ALIGNED_BYTES = 16
+UNALIGNED_SLOWDOWN = 14.0
 
 
 @dataclass(frozen=True)
@@ -54,19 +64,19 @@ def core_time(
 def _flash(
     device: Device, constants: Constants, *, kernel: str, rows: int, queries: int, keys: int, head_dim: int
 ) -> CoreTime:
-    """FlashAttention: only the causal half is computed; 2 products forward, 5 backward (Dao et al. 2022, 2023)."""
+    """FlashAttention: only the causal half is computed; 2 products forward, 5 backward (Dao et al. 2022, 2023).
+
+    Heads are padded; 64-wide ones run at 0.9 of 128-wide ones in version 2 (README charts), in version 1 as fast.
+    """
     fraction = constants.flash2_fraction if kernel == "flash" else constants.flash1_fraction
-    narrow = head_dim / (head_dim + 16.0) * 144.0 / 128.0  # 64-wide heads run at 0.87 of 128-wide ones (same charts)
-    rate = (
-        (device.peak_flops or device.gemm_flops)
-        * fraction
-        * min(narrow, 1.05)
-        * keys
-        / (keys + constants.flash_half_seq)
-    )
-    forward = 2.0 * rows * queries * keys * head_dim  # half of 4 · queries · keys · head_dim
-    blocks_s = _occupancy(device, rows, queries)
-    return CoreTime(forward / rate * blocks_s, 2.5 * forward / rate * blocks_s, 1, 3)
+    lead = FLASH_FORWARD_LEAD[kernel]
+    padded = -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
+    narrow = 1.0 if kernel == "flash1" else min(1.05, padded / (padded + 16.0) * 144.0 / 128.0)
+    peak = device.peak_flops or device.gemm_flops
+    rate = peak * fraction * narrow * keys / (keys + constants.flash_half_seq)
+    product_s = float(rows) * queries * keys * padded / rate * _occupancy(device, rows, queries)
+    forward_s = 2.0 / lead * product_s
+    return CoreTime(forward_s, 7.0 * product_s - forward_s, 1, 3)  # 7 products at the rate of both passes together
 
 
 def _occupancy(device: Device, rows: int, queries: int) -> float:
@@ -90,11 +100,12 @@ def _separate(
     scores = float(rows * queries * keys)
     traffic = softmax(device.dtype_bytes, kernel=kernel, dropout=dropout, math_bytes=constants.math_softmax_bytes)
     scores *= 1.0 if kernel == "math" else constants.score_slowdown
-    product_s = gemm_s(device, queries, keys, head_dim, batch=rows)
-    values_s = gemm_s(device, queries, head_dim, keys, batch=rows)
+    slower = UNALIGNED_SLOWDOWN if head_dim * device.dtype_bytes % ALIGNED_BYTES else 1.0
+    product_s = slower * gemm_s(device, queries, keys, head_dim, batch=rows)
+    values_s = slower * gemm_s(device, queries, head_dim, keys, batch=rows)
     hbm, gap = device.hbm_bytes_per_s, device.gap_s
     forward = product_s + values_s + scores * traffic.forward_bytes / hbm + traffic.forward_kernels * gap
-    transposed_s = gemm_s(device, keys, head_dim, queries, batch=rows)
+    transposed_s = slower * gemm_s(device, keys, head_dim, queries, batch=rows)
     backward = (
         product_s + values_s + 2 * transposed_s + scores * traffic.backward_bytes / hbm + traffic.backward_kernels * gap
     )

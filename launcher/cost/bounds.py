@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -46,6 +47,16 @@ def pass_time(model: CostModel, layout: Layout) -> PassTime:
     embedding, head = model.end_costs(layout)
     return PassTime(
         model.layer_cost(layout).total_s, embedding.total_s, head.total_s, model.constants.host_micro_batch_s
+    )
+
+
+def least(times: Sequence[PassTime]) -> PassTime:
+    """Each part at its least: what suits a layer may not suit the two ends."""
+    return PassTime(
+        min(time.layer_s for time in times),
+        min(time.embedding_s for time in times),
+        min(time.head_s for time in times),
+        min(time.host_s for time in times),
     )
 
 

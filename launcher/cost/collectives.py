@@ -72,7 +72,7 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.nodes > 1:
-        return fabric.base_latency_s + num_bytes / nic_bytes_per_s(fabric, group, 1)
+        return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, group, 1))
     rate = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
 

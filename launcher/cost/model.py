@@ -256,7 +256,7 @@ class CostModel:
             forward_s=forward_s,
             backward_s=backward_s,
             overlap=training.overlaps_grad_reduce(layout.pp),
-            slowdown=self.constants.overlap_slowdown,
+            slowdown=self.constants.overlap_slowdown if group.nodes == 1 else self.constants.network_overlap_slowdown,
         )
         return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)
 

@@ -99,6 +99,7 @@ class Fabric:
     base_latency_s: float
     hop_latency_s: float
     local_latency_s: float
+    send_lead: float = 1.0  # rate between two GPUs over that of collectives between nodes
     group_contention: float = 0.0  # exponent of the number of groups that share a node's NVLink switches
 
 
@@ -109,6 +110,8 @@ HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "efa": 50e-6, "ethernet": 50e
 # Line rate that NCCL reaches: 192 of 200 GB/s on DGX A100, 187 on Azure NDv4, 86–91 of 100 on 4-NIC boxes, 78 GB/s of
 # (inflated by the 2-node tree) 50 on p4de: EFA is taken at its sustained 0.6.
 LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
+# One GPU sending to one on another node: 19.3 of 25 GB/s between DGX A100 (FlagPerf), of the line rate above.
+SEND_FRACTION = 0.82
 # Ring over PCIe switches and the host bridge: 20 of 32 GB/s between bridged pairs (nccl-tests#178).
 PCIE_FRACTION = 0.62
 # Gloo over loopback between CPU ranks, per rank with a core of its own: 0.9 ms for 1 KiB and 0.19 GB/s for 4 MiB with
@@ -136,5 +139,6 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
         group_contention=constants.group_contention if node.nvlink == "nvswitch" else 0.0,
+        send_lead=SEND_FRACTION / constants.inter_node_fraction,
         local_latency_s=LOOPBACK_LATENCY_S / share if cpu else 20e-6,
     )

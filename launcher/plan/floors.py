@@ -118,10 +118,10 @@ class Floors:
         return found
 
     def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
-        """The time bound of one way to run a micro-batch, with the axis order that suits it best."""
+        """The time bound of one way to run a micro-batch, each part with the axis order that suits it best."""
         stages = self.stages(degrees)
         times = [self._time(degrees, passes, groups, order) for groups, order in self._layer_orders(degrees)]
-        time = times[0] if len(times) == 1 else min(times, key=lambda time: bounds.busiest_s(time, stages))
+        time = times[0] if len(times) == 1 else bounds.least(times)
         return PassFloor(bounds.busiest_s(time, stages), time, stages, self._count(degrees, passes.micro_batch))
 
     def compute(self, degrees: Degrees, micro_batch: int) -> PassFloor:
