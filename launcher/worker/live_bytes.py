@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.live_bytes = 0
         self.peak_bytes = 0
         self._scalars = scalars
-        self._paused = False
         self._sizes: dict[int, int] = {}
         self._ends: dict[int, Any] = {}
         self._resize: Callable[..., Any] | None = None
@@ -56,8 +54,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._scalars and func is torch.ops.aten._local_scalar_dense.default:
             return type_of_scalar(args[0])(1)
         result = func(*args, **(kwargs or {}))
-        if self._paused:
-            return result
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._follow(leaf.untyped_storage())
@@ -69,15 +65,6 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             self._follow(tensor.untyped_storage())
         return self.live_bytes - before
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Storages that first appear now are not counted."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()

