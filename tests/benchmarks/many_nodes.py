@@ -5,6 +5,10 @@
 Each process plays many nodes, one thread and one connection a node; the first plays node 0 and thereby coordinates.
 Then one node is lost and comes back, which brings all nodes into a second round. And `--world` (16384): one rank of
 so many GPUs builds the mesh and all groups of its plan on torch's fake process group. The last line is JSON.
+
+torch's store looks up the name of each address that it connects to (torch 2.13). Thousands of nodes in a few processes
+ask the resolver thousands of times at once, which real nodes do not: when it drops some, its patience of 2 × 5 s is
+all that one would measure, so it is set to 1 s here.
 """
 
 from __future__ import annotations
@@ -26,14 +30,14 @@ from launcher.launch.meeting import Meeting, free_port
 ROUNDS = 2
 
 
-def play(first: int, last: int, nodes: int, port: int) -> list[dict[str, float]]:
-    """Nodes first … last-1 through two rounds; node 1 is lost between them."""
+def play(first: int, last: int, nodes: int, port: int) -> None:
+    """Nodes first … last-1 through two rounds; node 1 is lost between them. They leave at the end of standard input."""
     from launcher.launch.rendezvous import PlanOrdered
 
     order = random.Random(first).sample(range(first, last), last - first)
     threading.stack_size(256 * 1024)
-    here = threading.Barrier(last - first)
     ready = time.time()
+    handlers = {}
     process.allow_open_files()
 
     def node(number: int) -> dict[str, float]:
@@ -52,13 +56,14 @@ def play(first: int, last: int, nodes: int, port: int) -> list[dict[str, float]]
             elif turn == 0:
                 while not handler.num_nodes_waiting():
                     process.readable([handler.fileno()], timeout_s=60)
-        here.wait()  # node 0 takes the coordinator with it
-        if number:
-            handler.shutdown()
+        handlers[number] = handler
         return found
 
     with ThreadPoolExecutor(last - first) as pool:
-        return list(pool.map(node, order))
+        print(json.dumps(list(pool.map(node, order))), flush=True)
+    sys.stdin.read()  # node 0 takes the coordinator and the store with it
+    for number in sorted(handlers, reverse=True):
+        handlers[number].shutdown()
 
 
 def mesh_seconds(world: int) -> dict[str, float]:
@@ -91,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.play:
         first, last, port = arguments.play
-        print(json.dumps(play(first, last, arguments.nodes, port)), flush=True)
+        play(first, last, arguments.nodes, port)
         return
     mesh = mesh_seconds(arguments.world)
     port = free_port("127.0.0.1")
@@ -99,11 +104,15 @@ def main() -> None:
     players = [
         subprocess.Popen(
             [sys.executable, __file__, "--nodes", str(arguments.nodes), "--play", str(a), str(b), str(port)],
+            stdin=subprocess.PIPE,
+            env={**os.environ, "RES_OPTIONS": "timeout:1 attempts:1"},
             stdout=subprocess.PIPE,
         )
         for a, b in pairwise(edges)
     ]
-    found = [node for player in players for node in json.loads(player.communicate(timeout=900)[0])]
+    found = [node for player in players for node in json.loads(player.stdout.readline() if player.stdout else b"")]
+    for player in players:
+        player.communicate(timeout=300)
     lost = next(node["lost"] for node in found if "lost" in node)
     report = {
         "nodes": len(found),
