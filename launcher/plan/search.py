@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from math import isclose
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, NoReturn
 
@@ -23,6 +25,7 @@ from launcher.plan.space import Degrees, Passes, Refuse, Schedule, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
+TWIN = "are as fast as a plan shown and need as much memory"
 UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
@@ -88,6 +91,13 @@ class _Ranked(NamedTuple):
     number: int
     place: int
     candidate: Candidate
+
+
+def _twins(one: _Ranked, other: _Ranked) -> bool:
+    if not (isclose(one.step_time_s, other.step_time_s) and isclose(one.memory_bytes, other.memory_bytes)):
+        return False
+    a, b = one.candidate.layout, other.candidate.layout
+    return a == replace(b, zero_stage=a.zero_stage, axis_order=a.axis_order)
 
 
 class _Search:
@@ -234,6 +244,14 @@ class _Search:
             self._rank(ranked)
 
     def _rank(self, place: _Ranked) -> None:
+        """Keep a candidate, or the first of twins: layouts whose ZeRO stage or axis order changes nothing."""
+        at = bisect_left(self.ranked, place.step_time_s * ROUNDING, key=lambda ranked: ranked.step_time_s)
+        while at < len(self.ranked) and self.ranked[at].step_time_s * ROUNDING <= place.step_time_s:
+            if _twins(self.ranked[at], place):
+                self.ranked[at] = min(self.ranked[at], place, key=lambda ranked: ranked[:4])
+                self.rejected[TWIN] += 1
+                return
+            at += 1
         insort(self.ranked, place, key=lambda ranked: ranked[:4])
         if len(self.ranked) > self.top:
             self.ranked.pop()
