@@ -44,7 +44,7 @@ COMMANDS = {
     "discover": Command("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
     "check": Command("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
     "status": Command("status", "what a run is doing", "RUN"),
-    "logs": Command("logs", "the logs of a run", "RUN [rank=N] [follow=true]"),
+    "logs": Command("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
     "cancel": Command("cancel", "stop a run", "RUN"),
     "warm": Command("warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"),
     "export": Command("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
@@ -81,7 +81,9 @@ def _dispatch(arguments: list[str]) -> int:
     if parsed.command is None:
         _parser().print_help()
         return 0
-    invocation = Invocation(tuple(parsed.overrides), parsed.multirun, tuple(arguments[split + 1 :]))
+    invocation = Invocation(
+        (*parsed.overrides, *_flags_as_words(parsed)), parsed.multirun, tuple(arguments[split + 1 :])
+    )
     if parsed.cfg:
         from launcher.settings import config_text
 
@@ -89,6 +91,12 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
     return run(invocation)
+
+
+def _flags_as_words(parsed: argparse.Namespace) -> list[str]:
+    """The flags of `logs` as its options."""
+    rank, follow = getattr(parsed, "rank", None), getattr(parsed, "follow", False)
+    return [*([] if rank is None else [f"rank={rank}"]), *(["follow=true"] if follow else [])]
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -115,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra takes them")
         sub.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
+        if name == "logs":
+            sub.add_argument("--rank", metavar="N", help="of this rank alone; as rank=N")
+            sub.add_argument("-f", "--follow", action="store_true", help="until the run ends; as follow=true")
         sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     return parser
 

@@ -180,11 +180,20 @@ def _explain(error: Exception, overrides: Sequence[str]) -> list[str]:
         return [_unknown_choice(value, group, known[group]) for group, value in unknown]
     keys = _all_keys([override for override in overrides if override.partition("=")[0] in GROUPS])
     lost = [key for key in (o.partition("=")[0] for o in overrides if o[:1] not in "+~") if key not in keys]
-    there = [key for key in (o[1:].partition("=")[0] for o in overrides if o[0] == "+") if key in keys]
+    added = [o[1:].partition("=") for o in overrides if o[0] == "+"]
+    there = [key for key, _, value in added if key in keys and not value.startswith("{")]
     return [
         *(_unknown_override(key, keys) for key in lost if not key.startswith("hydra.")),
         *(f"+{key}: the key is there already: write {key}=VALUE, without the +" for key in there),
-    ] or [_first_line(error)]
+    ] or _unopened(error, overrides)
+
+
+def _unopened(error: Exception, overrides: Sequence[str]) -> list[str]:
+    """Hydra's complaint; where a mapping is to get new keys, how that is written."""
+    mappings = [word for word in overrides if word[:1] not in "+~" and word.partition("=")[2].startswith("{")]
+    if "not in struct" in _first_line(error) and mappings:
+        return [f"{word} adds keys: write +{word}" for word in mappings]
+    return [_first_line(error)]
 
 
 def _syntax_problem(override: str) -> str | None:

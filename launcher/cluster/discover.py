@@ -215,8 +215,9 @@ def _nic_lines(
         up = [nic for nic in up if nic.name in near]
     if not up:
         up = [nic for nic in machine.ethernet if nic.active and nic.gbps]
-        told = ", ".join(nic.name for nic in up) or "unknown: set cluster.node.num_nics and nic_gbps for several nodes"
-        notes.append(f"no RDMA adapters found; traffic between nodes takes {told}")
+        told = ", ".join(nic.name for nic in up)
+        unknown = "no Ethernet interface tells its speed: set cluster.node.num_nics and nic_gbps for several nodes"
+        notes.append(f"no RDMA adapters found; {f'traffic between nodes takes {told}' if told else unknown}")
     if not up:
         return (), (), tuple(notes)
     slowest = min(nic.gbps for nic in up)

@@ -1,4 +1,4 @@
-"""`launcher logs RUN [rank=N] [follow=true]`: what the ranks of a run said."""
+"""`launcher logs RUN [--rank N] [--follow]` (or rank=N follow=true): what the ranks of a run said."""
 
 from __future__ import annotations
 

@@ -42,6 +42,7 @@ def run(invocation: Invocation) -> int:
     if settings.config["dry_run"]:
         print(submit.dry_run_text(request, run_folder=folder.path))
         return 0
+    submit.check_size(plan, slurm)
     print(submit.submit(request, run_folder=folder.path))
     return 0
 
@@ -73,6 +74,7 @@ def run_sweep(invocation: Invocation) -> int:
     if first.config["dry_run"]:
         print(submit.dry_run_text(request, run_folder=folder))
     else:
+        submit.check_size(plans[0], slurm)
         print(submit.submit_sweep(request, folder=folder, size=len(members)))
     return 0
 

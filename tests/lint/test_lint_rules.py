@@ -87,7 +87,7 @@ CASES = {
     "exit-code-lost": (HEAD + "srun ./t 2>&1 | tee log\n", HEAD + "set -euo pipefail\nsrun ./t 2>&1 | tee log\n"),
     "secret-in-clear": (
         HEAD + "wandb login 0123456789abcdef0123456789abcdef01234567\n",
-        HEAD + "export WANDB_API_KEY=$(cat ~/.wandb_key)\n",
+        HEAD + "export WANDB_API_KEY=$(cat ~/.wandb_key)\ngit checkout 0123456789abcdef0123456789abcdef01234567\n",
     ),
     "one-thread": (
         HEAD + "#SBATCH --cpus-per-task=64\nexport OMP_NUM_THREADS=1\n",
@@ -122,8 +122,11 @@ def test_a_rule_says_why_and_what_to_do(rule) -> None:
 
 def test_no_secret_is_repeated_in_a_finding() -> None:
     key = "0123456789abcdef0123456789abcdef01234567"
-    findings = lint(f"#!/bin/bash\nexport WANDB_API_KEY={key}\nwandb login {key}\nHF_TOKEN=hf_{key} srun ./t\n")
-    assert [finding.line for finding in findings if finding.rule == "secret-in-clear"] == [2, 3, 4]
+    findings = lint(
+        f"#!/bin/bash\nexport WANDB_API_KEY={key}\nwandb login {key}\nHF_TOKEN=hf_{key} srun ./t\n"
+        f"srun ./t --wandb_key {key}\nsrun ./t --hub-token=abcdefghijklmnopqrstuvwxyz\n"
+    )
+    assert [finding.line for finding in findings if finding.rule == "secret-in-clear"] == [2, 3, 4, 5, 6]
     assert not any(key[:8] in str(finding) for finding in findings)
 
 

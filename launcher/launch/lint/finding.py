@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launcher.launch.lint.script import BatchScript
+
+# Keys of Hugging Face, GitHub, OpenAI and AWS by their beginnings. Those of wandb look as a git commit does.
+SECRET_VALUES = r"\b(?:hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9-]{20,}|AKIA[A-Z0-9]{16})\b"
+NOT_SHOWN = re.compile(rf"{SECRET_VALUES}|\b[0-9a-f]{{40,}}\b")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,6 @@ class Rule:
 
     def findings(self, subject: Subject) -> Iterator[Finding]:
         for trap in self.check(subject):
-            found = " ".join(trap.found.split())
+            found = NOT_SHOWN.sub(lambda secret: f"{secret[0][:3]}…", " ".join(trap.found.split()))
             shown = found if len(found) <= 100 else f"{found[:97]}..."
             yield Finding(trap.line, self.name, self.severity, shown, self.reason, self.fix)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.launch.lint.finding import Rule, Subject, Trap
+from launcher.launch.lint.finding import SECRET_VALUES, Rule, Subject, Trap
 from launcher.launch.lint.shell import assignments, program, unquote
 
 SECRET_NAMES = re.compile(r"\w*(API_?KEY|TOKEN|SECRET\w*|PASSWORD|PASSWD|ACCESS_KEY)", re.I)
-SECRET_VALUES = re.compile(r"\b(hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9-]{20,}|AKIA[A-Z0-9]{16})\b")
+# In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.
+SECRET_ARGUMENT = re.compile(
+    rf"({SECRET_VALUES})|(?:--[\w-]*(?:key|token|password|secret)[ =]+|wandb\s+login\s+(?:--\S+\s+)*)[\"']?([\w-]{{20,}})",
+    re.IGNORECASE,
+)
 DEBUG = {"CUDA_LAUNCH_BLOCKING": ("1",), "NCCL_DEBUG": ("TRACE",), "TORCH_DISTRIBUTED_DEBUG": ("DETAIL",)}
 
 
@@ -92,12 +96,10 @@ def secret_in_clear(subject: Subject) -> Iterator[Trap]:
             value = unquote(raw)
             if SECRET_NAMES.fullmatch(name) and len(value) >= 8 and "$" not in value and "`" not in value:
                 yield Trap(command.line, f"{name}={value[:3]}…")
-        for match in (
-            *SECRET_VALUES.finditer(command.text),
-            *re.finditer(r"wandb\s+login\s+\S*([0-9a-f]{40})", command.text),
-        ):
-            if not any(SECRET_NAMES.fullmatch(name) for name in assignments(command)):
-                yield Trap(command.line, f"{command.text[: command.text.index(match[1]) + 3]}…")
+        for match in SECRET_ARGUMENT.finditer(command.text):
+            secret = match[1] or match[2]
+            if secret not in map(unquote, assignments(command).values()):
+                yield Trap(command.line, f"{command.text[: command.text.index(secret) + 3]}…")
 
 
 def one_thread_by_accident(subject: Subject) -> Iterator[Trap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """What a failed command complained of, on one line."""
-        return " ".join((self.err.strip() or self.out.strip() or f"exit code {self.code}").split())
+        """What a failed command complained of, on one line, without its own name before each complaint."""
+        said = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
+        return "; ".join(dict.fromkeys(re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in said))
 
 
 def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Answer:

@@ -34,7 +34,7 @@ from launcher.launch.slurm.guard import guard_argv
 from launcher.launch.slurm.nodecheck import Steps
 from launcher.launch.slurm.placement import Assignment, Tree, assign
 from launcher.launch.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
-from launcher.launch.slurm.record import Submission, read_planned, read_submission
+from launcher.launch.slurm.record import Submission, read_planned, read_submission, record_job_id
 from launcher.launch.slurm.replan import Hosts, fit_allocation
 from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
 from launcher.launch.slurm.settings import SlurmSettings
@@ -80,6 +80,8 @@ class Driver:
     def _begin(self) -> Start:
         """Note this start; raises JobFailed where it must not go on."""
         checkpoint = newest_checkpoint(self.folder.path)
+        if self.submission.job_id != self.allocation.job_id:  # submitted by hand, from a dry run
+            record_job_id(self.folder.path, self.allocation.job_id)
         self._note(
             START_EVENT, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
         )

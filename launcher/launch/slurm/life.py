@@ -13,6 +13,7 @@ from launcher.launch.run_folder import RunFolder, read_lines, tail
 from launcher.launch.slurm.command import ask
 from launcher.launch.slurm.progress import is_finished, newest_checkpoint, starts
 from launcher.launch.slurm.record import SUBMIT_FILE, read_submission
+from launcher.plan import read_plan
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
 COLUMNS = {
@@ -29,6 +30,7 @@ COLUMNS = {
 ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 })  # fmt: skip
+UNKNOWN = "UNKNOWN"
 POLL_S = 0.5
 LINE_LENGTH = 160
 
@@ -92,7 +94,8 @@ class SubmittedRun:
             job_id = read_submission(folder).job_id
             if job_id is None:
                 raise InputError(
-                    f"{name} was prepared but never submitted (dry_run=true): submit it with sbatch or again"
+                    f"{name} was prepared and not submitted by the launcher (dry_run=true): a job that was submitted "
+                    "by hand is known from its start on, before it by its job id"
                 )
             return cls(job_id, folder)
         if name and set(name) <= set("0123456789_") and name[0].isdigit():
@@ -101,14 +104,22 @@ class SubmittedRun:
 
 
 def status(run: SubmittedRun) -> JobStatus:
-    """What the job is doing: from squeue, from sacct once Slurm has forgotten the job (MinJobAge), from its folder."""
-    seen = _from_squeue(run.job_id) or _from_sacct(run.job_id) or {"state": "UNKNOWN", "source": "run folder"}
+    """What the job is doing: from squeue, from sacct once Slurm has forgotten the job (MinJobAge), from its folder.
+
+    Raises InputError where none of them knows the job.
+    """
+    seen = _from_squeue(run.job_id) or _from_sacct(run.job_id)
+    if seen is None and run.folder is None:
+        raise InputError(_unknown(run))
+    seen = seen or {"state": UNKNOWN, "reason": "Slurm has forgotten it", "source": "run folder"}
     return JobStatus(job_id=run.job_id, **seen, **(_from_folder(run.folder) if run.folder else {}))
 
 
 def cancel(run: SubmittedRun) -> str:
     """End a job, running or waiting; returns what was done. Raises InputError where Slurm refuses."""
     before = status(run)
+    if before.state == UNKNOWN:
+        raise InputError(_unknown(run))
     if before.ended:
         return f"job {run.job_id} has ended already: {before.state}"
     answer = ask(("scancel", run.job_id))
@@ -123,6 +134,9 @@ def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
         raise InputError(f"the run folder of job {run.job_id} is not known: give the folder itself")
     folder = RunFolder(run.folder)
     if rank is not None:
+        world_size = read_plan(run.folder).layout.world_size
+        if rank >= world_size:
+            raise InputError(f"rank={rank} is no rank of this run: there are 0 to {world_size - 1}")
         return folder.rank_log(rank)
     array, _, task = run.job_id.partition("_")
     shared = run.folder.parent / "logs" / f"slurm-{array}_{task}.out"
@@ -153,7 +167,11 @@ def read_log(run: SubmittedRun, *, rank: int | None, following: bool) -> Iterato
             raise JobFailed(f"there is no log {path} yet: the job is {status(run).state}")
         yield path.read_bytes()
         return
-    yield from follow(path, ended=lambda: status(run).state in ENDED | {"UNKNOWN"})
+    yield from follow(path, ended=lambda: status(run).state in ENDED | {UNKNOWN})
+
+
+def _unknown(run: SubmittedRun) -> str:
+    return f"Slurm knows no job {run.job_id} (any more): see squeue, or sacct -S for jobs of earlier days"
 
 
 def _from_squeue(job_id: str) -> dict[str, Any] | None:
@@ -162,9 +180,7 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
     lines = [line for line in answer.out.splitlines() if line.strip()]
     if answer.code or not lines:
         return None
-    values, line = {}, lines[0]
-    for name, width in COLUMNS.items():
-        values[name], line = line[:width].strip(), line[width:]
+    values = _representative([_columns(line) for line in lines])
     running = values["State"] == "RUNNING"
     return {
         "state": values["State"],
@@ -178,12 +194,24 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
     }
 
 
+def _columns(line: str) -> dict[str, str]:
+    values = {}
+    for name, width in COLUMNS.items():
+        values[name], line = line[:width].strip(), line[width:]
+    return values
+
+
+def _representative(rows: list[dict[str, str]]) -> dict[str, str]:
+    """The row that stands for a job: of an array a task that runs, else one that waits, else one that went wrong."""
+    return min(rows, key=lambda row: (row["State"] in ENDED, row["State"] == "PENDING", row["State"] == "COMPLETED"))
+
+
 def _from_sacct(job_id: str) -> dict[str, Any] | None:
     answer = ask(("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,NNodes,Start"))
     rows = [line.split("|") for line in answer.out.splitlines() if line]
-    if answer.code or not rows or len(rows[-1]) != 4:
+    if answer.code or not rows or any(len(row) != 4 for row in rows):
         return None
-    state, exit_code, nodes, start = rows[-1]
+    state, exit_code, nodes, start = min(rows, key=lambda row: row[0] == "COMPLETED")
     return {
         "state": state.split()[0],  # "CANCELLED by 1000"
         "exit_code": exit_code,

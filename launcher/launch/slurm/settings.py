@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
@@ -98,7 +99,7 @@ class SlurmSettings:
             environment=_environment(keys),
             secrets=_names(keys, "secrets"),
             export=keys.choice("export", EXPORTS, "all"),
-            signal=keys.text("signal", "USR1").upper().removeprefix("SIG"),
+            signal=_signal(keys),
             signal_lead_s=keys.integer("signal_lead_s", 300, minimum=1),
             requeue=keys.flag("requeue", True),
             max_requeues=keys.integer("max_requeues", 50, minimum=0),
@@ -186,6 +187,13 @@ def _extra(keys: Fields) -> tuple[str, ...]:
                 f"launch.extra has {word!r}, which would be taken for the script: write options as --name=value"
             )
     return words
+
+
+def _signal(keys: Fields) -> str:
+    name = keys.text("signal", "USR1").upper().removeprefix("SIG")
+    if name not in {known.name.removeprefix("SIG") for known in Signals} - {"KILL", "STOP"}:
+        keys.problem(f"launch.signal = {name!r} is no signal that can be caught: USR1, USR2, TERM, HUP …")
+    return name
 
 
 def _names(keys: Fields, key: str) -> tuple[str, ...]:

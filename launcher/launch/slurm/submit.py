@@ -132,17 +132,38 @@ def batch_script() -> Path:
     return resource("slurm") / "train.sbatch"
 
 
+def check_size(plan: Plan, settings: SlurmSettings) -> None:
+    """Raise InputError where no partition has as many nodes as the job needs: Slurm would let it wait for ever."""
+    rows = [line.rpartition("|") for line in ask(("sinfo", "-h", "-o", "%R|%D")).out.splitlines()]
+    sizes = {name: int(count) for name, _, count in rows if count.isdigit()}
+    wanted = [settings.partition] if settings.partition else list(sizes)
+    known = {name: sizes[name] for name in wanted if name in sizes}
+    needed = settings.fewest_nodes(plan.placement.num_nodes)
+    if known and needed > max(known.values()):
+        there = ", ".join(f"{name} has {size}" for name, size in known.items())
+        raise InputError(f"the job needs {needed} nodes ({there}): set cluster.num_nodes, or launch.partition")
+
+
 def submit(request: SubmitRequest, *, run_folder: Path) -> str:
     """Run sbatch; returns the job id and notes it in the run folder. Raises InputError with Slurm's reason."""
     answer = ask(request.argv, environment=request.environment(env.environment()))
     if answer.code:
-        raise InputError(
-            f"sbatch refused the job: {answer.reason}\n  the command was: {request.as_shell()}\n"
-            "  see sinfo for partitions and nodes, and launch.* for the options"
-        )
+        raise InputError(f"Slurm refused the job ({answer.reason}): {_way_out(answer.reason)}")
     job_id = answer.out.strip().partition(";")[0]
     record_job_id(run_folder, job_id)
     return job_id
+
+
+def _way_out(reason: str) -> str:
+    """What to do about a refusal, with what is there where that is the question."""
+    if "partition" in reason.lower():
+        there = ask(("sinfo", "-h", "-o", "%R")).out.split()
+        return f"set launch.partition to one of {', '.join(dict.fromkeys(there)) or 'those that sinfo shows'}"
+    if "node" in reason.lower():
+        rows = [line.split("|") for line in ask(("sinfo", "-h", "-e", "-o", "%R|%D|%c|%G")).out.splitlines()]
+        there = [f"{row[0]}: {row[1]} nodes with {row[2]} cores and {row[3]}" for row in rows if len(row) == 4]
+        return f"ask for nodes that exist ({'; '.join(there) or 'sinfo shows them'}), or choose another cluster="
+    return "correct what it names under launch.*; dry_run=true prints the command"
 
 
 def dry_run_text(request: SubmitRequest, *, run_folder: Path) -> str:
