@@ -11,7 +11,8 @@ from launcher.launch.lint.shell import assignments, program, unquote
 SECRET_NAMES = re.compile(r"\w*(API_?KEY|TOKEN|SECRET\w*|PASSWORD|PASSWD|ACCESS_KEY)", re.I)
 # In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.
 SECRET_ARGUMENT = re.compile(
-    rf"({SECRET_VALUES})|(?:--[\w-]*(?:key|token|password|secret)[ =]+|wandb\s+login\s+(?:--\S+\s+)*)[\"']?([\w-]{{20,}})",
+    rf"({SECRET_VALUES})"
+    r"|(?:--[\w-]*(?:key|token|password|secret)[ =]+|wandb\s+login\s+(?:--\S+\s+)*)[\"']?([\w-]{20,})",
     re.IGNORECASE,
 )
 DEBUG = {"CUDA_LAUNCH_BLOCKING": ("1",), "NCCL_DEBUG": ("TRACE",), "TORCH_DISTRIBUTED_DEBUG": ("DETAIL",)}
