@@ -18,7 +18,7 @@ def run(invocation: Invocation) -> int:
     as_json = options(words, allowed=["output"]).get("output") == "json"
     if submitted(name):
         job = life.status(life.SubmittedRun.find(name))
-        rows = results(Path(name))  # of a sweep: one for each of its runs
+        rows = results(Path(name), ended=job.ended)  # of a sweep: one for each of its runs
         print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
         if rows and not as_json:
             print(table(rows))

@@ -170,6 +170,7 @@ def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     (tmp_path / "2").mkdir()
     rows = results(tmp_path)
     assert [row["state"] for row in rows] == ["done", "running", "waiting"]
+    assert [row["state"] for row in results(tmp_path, ended=True)] == ["done", "ended by Slurm", "never started"]
     assert (rows[0]["loss"], rows[0]["step_s"], rows[0]["layout"]) == (2.0, pytest.approx(0.3), "tp8 pp1 dp4")
     update_table(tmp_path / "0")
     assert (tmp_path / "results.txt").read_text() == table(rows) + "\n"

@@ -67,9 +67,10 @@ class JobStatus:
     def __str__(self) -> str:
         lines = [f"job {self.job_id}: {self.state}" + (f" ({self.reason})" if self.reason not in ("", "None") else "")]
         if self.time_used:
-            lines.append(
-                f"  running {self.time_used} on {self.num_nodes} nodes, {self.time_left} left of its time limit"
+            left = (
+                "without a time limit" if self.time_left == "UNLIMITED" else f"{self.time_left} left of its time limit"
             )
+            lines.append(f"  running {self.time_used} on {self.num_nodes} nodes, {left}")
         lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
         if self.step is not None:
             loss = f", loss {self.loss:.4f}" if self.loss is not None else ""

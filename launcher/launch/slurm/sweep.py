@@ -47,13 +47,18 @@ def write_sweep(folder: Path, members: Sequence[Member]) -> None:
     write_json(folder / SWEEP_FILE, {"runs": [list(member.overrides) for member in members]})
 
 
-def results(folder: Path) -> list[dict[str, Any]]:
-    """One row for each run of a sweep, from its folder; empty where the folder is no sweep."""
+def results(folder: Path, *, ended: bool = False) -> list[dict[str, Any]]:
+    """One row for each run of a sweep, from its folder; empty where the folder is no sweep.
+
+    `ended`: Slurm says that the whole array has, so that a run without an end of its own was cancelled or killed.
+    """
     try:
         runs = json.loads((folder / SWEEP_FILE).read_text())["runs"]
     except FileNotFoundError:
         return []
-    return [{"run": i, "overrides": " ".join(words), **_row(folder / str(i))} for i, words in enumerate(runs)]
+    rows = [{"run": i, "overrides": " ".join(words), **_row(folder / str(i))} for i, words in enumerate(runs)]
+    cut_off = {"waiting": "never started", "running": "ended by Slurm"} if ended else {}
+    return [row | {"state": cut_off.get(row["state"], row["state"])} for row in rows]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
