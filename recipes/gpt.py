@@ -12,12 +12,13 @@ from statistics import median
 
 import torch.distributed as dist
 
-from launcher.units import format_count, format_seconds
+from launcher.units import format_bytes, format_count, format_seconds
 from launcher.worker import session
 from launcher.worker.data import BatchSource, open_tokens
 from launcher.worker.engine import Engine, EngineContext, build_engine
 from launcher.worker.profiling import profiled
 from launcher.worker.report import (
+    Measured,
     describe_split,
     median_split,
     peak_memory_bytes,
@@ -130,19 +131,24 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
 
 def conclude(run: session.Session, progress: Progress) -> None:
     """Predicted beside measured, and the document as the last line."""
-    times = progress.step_times
-    measured_s = median(times[WARMUP_STEPS:] or times) if times else None
-    told = ["unknown" if s is None else format_seconds(s) for s in (run.plan.estimate.get("step_time_s"), measured_s)]
+    times, estimate = progress.step_times, run.plan.estimate
+    measured = Measured(
+        step_s=median(times[WARMUP_STEPS:] or times) if times else None,
+        split_s=median_split(progress.splits[WARMUP_STEPS:] or progress.splits),
+        memory_bytes=peak_memory_bytes(run.device),
+    )
     after = progress.first_step + WARMUP_STEPS
+    told = ["unknown" if s is None else format_seconds(s) for s in (estimate.get("step_time_s"), measured.step_s)]
     run.say(f"step time: predicted {told[0]}, measured {told[1]} (median after step {after})")
-    split = median_split(progress.splits[WARMUP_STEPS:] or progress.splits)
-    if split:
-        run.say(f"of which, on this rank: {describe_split(split)}")
+    if times:
+        run.say(f"of which, on this rank: {describe_split(measured.split_s)}")
+    room = [format_bytes(b) for b in (estimate.get("memory_bytes_per_gpu", 0), measured.memory_bytes)]
+    kind = "allocated" if run.device.type == "cuda" else "resident, the interpreter and its libraries included"
+    run.say(f"memory: predicted {room[0]}, measured {room[1]} {kind}")
     document = result_document(
         run.plan,
         losses=progress.losses,
-        measured_s=measured_s,
-        split=split,
+        measured=measured,
         first_step=progress.first_step,
         stopped=progress.stopped,
     )

@@ -6,7 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -56,21 +56,24 @@ def describe_split(split: Mapping[str, float]) -> str:
     return ", ".join(f"{known[name]} {format_seconds(split[name])}" for name in known if name in split)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What this rank measured: medians over the steps after the first ones, and its peak of memory."""
+
+    step_s: float | None  # None where a resumed run had no step left
+    split_s: Mapping[str, float]
+    memory_bytes: int
+
+
 def result_document(
-    plan: Plan,
-    *,
-    losses: Sequence[float],
-    measured_s: float | None,
-    split: Mapping[str, float],
-    first_step: int,
-    stopped: bool,
+    plan: Plan, *, losses: Sequence[float], measured: Measured, first_step: int, stopped: bool
 ) -> dict[str, Any]:
     """What a run found, as plain data: the last line of its output and result.json.
 
     `losses` are those of the steps after `first_step`; none, and no measured time, where a resumed run had ended.
-    `split` is where the measured time went.
     """
-    speed = {"tokens_per_s": None, "mfu": None} if measured_s is None else throughput(plan, step_s=measured_s)
+    step_s = measured.step_s
+    speed = {"tokens_per_s": None, "mfu": None} if step_s is None else throughput(plan, step_s=step_s)
     return {
         "recipe": "gpt",
         "engine": plan.job.training.engine,
@@ -83,8 +86,10 @@ def result_document(
             "all": list(losses),
         },
         "predicted_step_time_s": plan.estimate.get("step_time_s"),
-        "measured_step_time_s": measured_s,
-        "measured_split_s": dict(split),
+        "measured_step_time_s": step_s,
+        "measured_split_s": dict(measured.split_s),
+        "predicted_memory_bytes": plan.estimate.get("memory_bytes_per_gpu"),
+        "measured_memory_bytes": measured.memory_bytes,
         **speed,
         "stopped": stopped,
     }

@@ -33,6 +33,7 @@ BF16 = {
     "dp2": Layout(1, 1, 2, micro_batch=2),
     "dp2 zero1": Layout(1, 1, 2, zero_stage=1, micro_batch=2),
     "dp2 zero3": Layout(1, 1, 2, zero_stage=3, micro_batch=2),
+    "cp2": Layout(1, 1, 1, cp=2, micro_batch=4),
     "tp2 sp": Layout(2, 1, 1, sequence_parallel=True, micro_batch=4),
     "pp2": Layout(1, 2, 1, micro_batch=2),
     "tp2 pp2 dp2 zero2 sp": Layout(2, 2, 2, zero_stage=2, sequence_parallel=True),

@@ -37,9 +37,10 @@ def test_shards_are_as_many_as_data_parallel_peers_in_a_domain(layout: Layout, d
     assert shard_size(layout, plan_on(layout, domain=domain).placement) == size
 
 
-def test_a_layout_whose_peers_all_sit_apart_is_refused() -> None:
-    with pytest.raises(InputError, match="runs of 1"):
-        shard_size(Layout(2, 1, 4), plan_on(Layout(2, 1, 4), domain=2).placement)
+@pytest.mark.parametrize(("layout", "why"), [(Layout(2, 1, 4), "runs of 1"), (Layout(1, 1, 4, cp=2), "layout.cp=1")])
+def test_a_layout_whose_peers_all_sit_apart_or_cut_sequences_is_refused(layout: Layout, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        shard_size(layout, plan_on(layout, domain=2).placement)
 
 
 @pytest.mark.slow

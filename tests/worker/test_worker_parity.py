@@ -21,11 +21,13 @@ Case = tuple[Layout, dict[str, Any]]
 
 DEGREES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 TORCH: dict[str, Layout] = {
-    "-".join(f"{axis}{degree}" for axis, degree in zip(("tp", "pp", "dp"), degrees, strict=True)): Layout(*degrees)
+    "-".join(f"{axis}{degree}" for axis, degree in zip(("tp", "pp", "dp"), degrees, strict=True)): Layout(
+        *degrees, micro_batch=2
+    )
     for degrees in DEGREES
 } | {
-    "tp2 sequence parallel": Layout(2, 1, 1, sequence_parallel=True),
-    "dp2 zero1": Layout(1, 1, 2, zero_stage=1),
+    "tp2 sequence parallel": Layout(2, 1, 1, sequence_parallel=True, micro_batch=4),
+    "dp2 zero1": Layout(1, 1, 2, zero_stage=1, micro_batch=2),
     "dp2 zero2 accumulated": Layout(1, 1, 2, zero_stage=2, micro_batch=1),
     "dp2 zero3 accumulated": Layout(1, 1, 2, zero_stage=3, micro_batch=2),
     "pp2 gpipe": Layout(1, 2, 1, schedule="gpipe", micro_batch=2),
@@ -36,21 +38,22 @@ TORCH: dict[str, Layout] = {
     "pp2 dp2 zero3 zb": Layout(1, 2, 2, zero_stage=3, schedule="zb_h1"),
     "pp4 selective": Layout(1, 4, 1, recompute="selective"),
     "dp4 zero3": Layout(1, 1, 4, zero_stage=3),
-    "tp4": Layout(4, 1, 1, sequence_parallel=True),
-    "tp2 pp2 dp2 zero1 sp": Layout(2, 2, 2, zero_stage=1, sequence_parallel=True),
-    "tp2 pp2 dp2 zero3 full": Layout(2, 2, 2, zero_stage=3, recompute="full"),
-    "tp2 pp2 dp2 interleaved zero2": Layout(2, 2, 2, zero_stage=2, schedule="interleaved", virtual_stages=2),
-    "tp2 pp2 dp2 zb sp": Layout(2, 2, 2, schedule="zb_h1", sequence_parallel=True),
-    "tp2 pp2 dp2 zb zero2": Layout(2, 2, 2, zero_stage=2, schedule="zb_h1"),
-    "tp2 pp2 dp2 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp"),
-    "cp2": Layout(1, 1, 1, cp=2),
-    "cp2 zero3": Layout(1, 1, 1, cp=2, zero_stage=3, micro_batch=2),
-    "cp4": Layout(1, 1, 1, cp=4, recompute="selective"),
-    "tp2 cp2 sp": Layout(2, 1, 1, cp=2, sequence_parallel=True),
-    "pp2 cp2": Layout(1, 2, 1, cp=2, recompute="full"),
-    "dp2 cp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1),
-    "tp2 cp2 dp2 zero2 sp": Layout(2, 1, 2, cp=2, zero_stage=2, sequence_parallel=True),
-    "tp2 cp2 pp2 other order": Layout(2, 2, 1, cp=2, axis_order="cp-pp-tp-dp"),
+    "tp4": Layout(4, 1, 1, sequence_parallel=True, micro_batch=4),
+    "tp2 pp2 dp2 zero1 sp": Layout(2, 2, 2, zero_stage=1, sequence_parallel=True, micro_batch=2),
+    "tp2 pp2 dp2 zero3 full": Layout(2, 2, 2, zero_stage=3, recompute="full", micro_batch=2),
+    "tp2 pp2 dp2 interleaved zero2": Layout(
+        2, 2, 2, zero_stage=2, schedule="interleaved", virtual_stages=2, micro_batch=2
+    ),
+    "tp2 pp2 dp2 zb sp": Layout(2, 2, 2, schedule="zb_h1", sequence_parallel=True, micro_batch=2),
+    "tp2 pp2 dp2 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp", micro_batch=2),
+    "cp2": Layout(1, 1, 1, cp=2, micro_batch=4),
+    "cp2 zero3": Layout(1, 1, 1, cp=2, zero_stage=3, micro_batch=4),
+    "cp4": Layout(1, 1, 1, cp=4, recompute="selective", micro_batch=4),
+    "tp2 cp2 sp": Layout(2, 1, 1, cp=2, sequence_parallel=True, micro_batch=4),
+    "pp2 cp2": Layout(1, 2, 1, cp=2, recompute="full", micro_batch=2),
+    "dp2 cp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1, micro_batch=2),
+    "tp2 cp2 dp2 zero2 sp": Layout(2, 1, 2, cp=2, zero_stage=2, sequence_parallel=True, micro_batch=2),
+    "tp2 cp2 pp2 other order": Layout(2, 2, 1, cp=2, axis_order="cp-pp-tp-dp", micro_batch=2),
 }
 DEEPSPEED: dict[str, Layout] = {
     f"deepspeed tp2 dp2 zero{stage}": Layout(2, 1, 2, zero_stage=stage, micro_batch=2) for stage in range(4)

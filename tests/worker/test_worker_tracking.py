@@ -12,7 +12,7 @@ from ranks import make_plan
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.plan.options import TrackingOptions, TrainOptions
-from launcher.worker.report import describe_split, median_split, result_document, throughput
+from launcher.worker.report import Measured, describe_split, median_split, result_document, throughput
 from launcher.worker.tracking import METRICS_FILE, JsonLines, Terminal, make_tracker
 
 
@@ -73,7 +73,8 @@ def test_mfu_is_unknown_where_the_peak_is() -> None:
 
 def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
     plan = make_plan(Layout(1, 1, 1))
-    document = result_document(plan, losses=[], measured_s=None, split=median_split([]), first_step=9, stopped=False)
+    measured = Measured(None, median_split([]), 2**20)
+    document = result_document(plan, losses=[], measured=measured, first_step=9, stopped=False)
     assert document["losses"] == {"first": None, "last": None, "all": []}
     assert document["resumed_after_step"] == 9
     json.dumps(document)
