@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from math import isclose
 from heapq import heapify, heappop, heappush
+from math import isclose
 from typing import NamedTuple, NoReturn
 
 from launcher.cost.bounds import activation_bytes
