@@ -47,6 +47,14 @@ def rotary(e: int, *, fused: bool) -> Traffic:
     return Traffic(2 * e, 1, 2 * e, 1) if fused else Traffic(11 * e, 5, 11 * e, 6)
 
 
+def routing(e: int) -> Traffic:
+    """Tokens sorted by their expert and put back, weighted and summed: per element of the routed copies.
+
+    A gather and a scatter each way, and the router's softmax, choice and counts.
+    """
+    return Traffic(5 * e, 9, 7 * e, 8)
+
+
 def softmax(e: int, *, kernel: str, dropout: bool, math_bytes: float) -> Traffic:
     """Softmax over attention scores: `fused` (one kernel that reads the causal half and writes all), or `math` in fp32
     steps; with attention dropout.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import NamedTuple
 
 from launcher.cost import elementwise
@@ -13,6 +14,10 @@ from launcher.cost.gemm import gemm_s
 from launcher.cost.parameters import layer_parameters
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
+
+# Tokens of the busiest experts over an even share, for which all others wait: capacity factors of 1.0 to 1.25 hold what
+# routers with a balancing loss send (Fedus et al. 2021, section 2.2; Lepikhin et al. 2021). An assumption.
+EXPERT_IMBALANCE = 1.1
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: i
     experts, rows = 1, tokens
     if model.num_experts:
         experts = max(1, model.num_experts // ep)
-        rows = -(-tokens * model.experts_per_token * ep // model.num_experts)
+        rows = ceil(EXPERT_IMBALANCE * tokens * model.experts_per_token * ep / model.num_experts)
     matrices = 2 if model.gated_mlp else 1
     part = linear(device, rows, model.hidden, matrices * width, batch=experts)
     part += linear(device, rows, width, model.hidden, batch=experts)
@@ -146,6 +151,8 @@ def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: i
         part += streamed(device, elementwise.Traffic(0.0, 0, 3.0 * device.dtype_bytes, 1), float(tokens * model.hidden))
     if model.num_experts:
         part += linear(device, tokens, model.hidden, model.num_experts)
+        routed = float(tokens * model.experts_per_token * model.hidden)
+        part += streamed(device, elementwise.routing(device.dtype_bytes), routed)
     return part
 
 
