@@ -133,6 +133,8 @@ class RankAgent(SimpleElasticAgent):
         """Where this round's plan is: the job's own, or one for the nodes and hosts that are there, written here."""
         handler, folder = self._handler, self._job.folder
         if not isinstance(handler, PlanOrdered) or handler.present.as_planned:
+            if self._node == 0 and self._plan.layout != self._job.plan.layout:
+                tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
             return folder.path / PLAN_FILE
         self._plan = plan_of_round(self._job.plan, handler.present)

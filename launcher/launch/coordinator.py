@@ -129,7 +129,7 @@ class Coordinator:
             case "who":
                 self._send_all([(fd, {"missing": self._roster.missing()})])
             case "close":
-                self._send_all(self._roster.close(str(message["reason"])))
+                self._send_all(self._roster.close(fd, str(message["reason"])))
             case "pace":
                 self.paces |= {int(rank): (int(step), float(s)) for rank, (step, s) in message["paces"].items()}
             case "done":

@@ -107,8 +107,11 @@ class Roster:
         self._remove(connection)
         return []
 
-    def close(self, reason: str) -> Outgoing:
-        """The job is over: nobody may join any more."""
+    def close(self, connection: int, reason: str) -> Outgoing:
+        """A node says that the job is over: nobody may join any more. A spare or a replaced agent has no say."""
+        member = self._members.get(connection)
+        if member is None or member.node is None:
+            return []
         if self._closed is None:
             self._closed = reason
         return [(connection, {"closed": self._closed}) for connection in self._members]

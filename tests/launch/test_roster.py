@@ -156,8 +156,18 @@ def test_missing_nodes_are_named() -> None:
 
 def test_a_closed_job_admits_nobody_and_says_why() -> None:
     roster = begun(2)
-    assert roster.close("rank 3 failed") == [(0, {"closed": "rank 3 failed"}), (1, {"closed": "rank 3 failed"})]
+    closed = {"closed": "rank 3 failed"}
+    assert roster.close(1, "rank 3 failed") == [(0, closed), (1, closed)]
     assert join(roster, 5, 0) == [(5, {"closed": "rank 3 failed"})]
+
+
+def test_neither_a_spare_nor_a_replaced_agent_can_close_the_job() -> None:
+    roster = begun(2)
+    join(roster, 7, None, host="spare")
+    join(roster, 9, 1)
+    assert roster.close(7, "the spare was ended") == []
+    assert roster.close(1, "the ghost of node 1 was refused") == []
+    assert ranks(join(roster, 0, 0)) == {0: 0, 9: 1}
 
 
 @pytest.mark.parametrize("node", [-1, 2, 99])
