@@ -7,6 +7,7 @@ salloc -N4 --gpus-per-node=8 launcher check cluster=NAME                 every n
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
     submission = Submission("", (), str(Path.cwd()))
     write_plan(plan, folder)
     write_submission(folder, submission)
-    steps = nodecheck.Steps(folder, slurm, submission, hosts)
+    steps = nodecheck.Steps(folder, slurm, submission, hosts, run_id=f"check-{os.getpid()}")
     findings = nodecheck.look_at(steps, plan, hosts)
     sound = [host for host in hosts if host not in hosts_to_exclude(findings)]
     if sound and nodecheck.wants_bandwidth(plan, slurm):

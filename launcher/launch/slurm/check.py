@@ -16,8 +16,10 @@ from launcher import env
 from launcher.errors import LauncherError
 from launcher.launch.findings import Finding, Level
 from launcher.launch.preflight import preflight
-from launcher.launch.slurm.step import COORDINATOR
-from launcher.plan import read_plan
+from launcher.launch.settings import LaunchSettings
+from launcher.launch.slurm.node import meeting_port
+from launcher.launch.slurm.step import COORDINATOR, RUN_ID
+from launcher.plan import Plan, read_plan
 
 MARK = "launcher-preflight "
 
@@ -36,16 +38,23 @@ def main(argv: Sequence[str]) -> int:
     """Print this node's findings; 0 also where they are bad: the driver judges."""
     try:
         folder = Path(argv[0])
-        findings = preflight(read_plan(folder).job.cluster, run_folder=folder)
+        plan = read_plan(folder)
+        host = env.get("SLURMD_NODENAME")
+        port = _port(plan) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
+        findings = preflight(plan.job.cluster, run_folder=folder, port=port)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    host = env.get("SLURMD_NODENAME")
     if _on_one_machine():
         findings = [finding for finding in findings if finding.check != "name"]
     told = [replace(finding, host=host or finding.host).to_dict() for finding in findings]
     print(MARK + json.dumps(told), flush=True)
     return 0
+
+
+def _port(plan: Plan) -> int:
+    launch = LaunchSettings.from_config(plan.config.get("launch") or {})
+    return meeting_port(launch, env.get(RUN_ID) or "")
 
 
 def _on_one_machine() -> bool:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ class Driver:
         hosts = self.allocation.hosts
         lost: tuple[str, ...] = ()
         try:
-            while True:
-                steps = self._steps(shares=bool(lost))
+            for attempt in count():
+                steps = self._steps(attempt)
                 plan, hosts = self._ready(planned, hosts, steps)
                 with self._guarded(plan, hosts):
                     code = self._run_step(plan, steps, signals)
@@ -92,8 +93,9 @@ class Driver:
             raise JobFailed(problem)
         return history[-1]
 
-    def _steps(self, *, shares: bool) -> Steps:
-        return Steps(self.folder.path, self.settings, self.submission, self.allocation.hosts, shares)
+    def _steps(self, attempt: int) -> Steps:
+        hosts, run_id = self.allocation.hosts, f"{self.allocation.job_id}-{self.allocation.restart}"
+        return Steps(self.folder.path, self.settings, self.submission, hosts, run_id, attempt)
 
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
         """The plan on sound nodes, and the hosts that are left: bad ones are left out where there are enough others."""
@@ -129,7 +131,7 @@ class Driver:
         if self.settings.preflight:
             bad = self._judge("slurm_preflight", lambda: nodecheck.look_at(steps, plan, hosts))
         # Spares were measured at the start, and a node that is bad already would spoil the measurement.
-        if not bad and not steps.shares and nodecheck.wants_bandwidth(plan, self.settings):
+        if not bad and not steps.attempt and nodecheck.wants_bandwidth(plan, self.settings):
             bad = self._judge("slurm_bandwidth", lambda: nodecheck.measure(steps, plan, hosts))
         return bad
 

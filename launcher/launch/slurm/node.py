@@ -14,7 +14,7 @@ from launcher.launch.meeting import Meeting, derived_port
 from launcher.launch.run_folder import create_run_folder
 from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm.record import read_submission
-from launcher.launch.slurm.step import COORDINATOR
+from launcher.launch.slurm.step import COORDINATOR, RUN_ID
 from launcher.plan import Plan, read_plan
 
 
@@ -28,19 +28,24 @@ def node_index(plan: Plan) -> tuple[int, str]:
     return plan.hosts.index(name), name
 
 
+def meeting_port(launch: LaunchSettings, run_id: str) -> int:
+    """Where the plan's first node listens for the others."""
+    port = (launch.coordinator or "").rpartition(":")[2]
+    return int(port) if port else derived_port(run_id)
+
+
 def run_node(run_folder: Path) -> int:
     """Start this node's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
     plan = read_plan(run_folder)
     launch = LaunchSettings.from_config(plan.config.get("launch") or {})
     submission = read_submission(run_folder)
     node, name = node_index(plan)
-    step = env.get("SLURM_STEP_ID") or 0  # one start has several: the bandwidth check, the job, after a loss again
-    run_id = f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}-{step}"
-    host, _, port = (launch.coordinator or "").rpartition(":")
+    run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
+    host = (launch.coordinator or "").rpartition(":")[0]
     meeting = Meeting(
         run_id=run_id,
         host=host or env.get(COORDINATOR) or plan.hosts[0],
-        port=int(port) if port else derived_port(run_id),
+        port=meeting_port(launch, run_id),
         num_nodes=plan.placement.num_nodes,
         node=node,
         name=name,

@@ -18,7 +18,7 @@ from launcher.launch.slurm.check import read_findings
 from launcher.launch.slurm.command import Answer
 from launcher.launch.slurm.record import Submission, write_submission
 from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, Step, rank_variables, step_argv
+from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
 from launcher.launch.slurm.watching import end
 from launcher.layout import Layout
 from launcher.plan import Plan, write_plan
@@ -29,24 +29,31 @@ PREFLIGHT_LIMIT_S = 60.0
 
 @dataclass(frozen=True)
 class Steps:
-    """How this job starts tasks on its nodes. `given`: all hosts of the allocation; `shares` as in Step."""
+    """How this job starts tasks on its nodes.
+
+    `given`: all hosts of the allocation. `attempt`: how often spares have replaced lost nodes in this start; a step
+    that a lost node keeps from ending may still hold the cores and GPUs that the next one needs.
+    """
 
     folder: Path
     settings: SlurmSettings
     submission: Submission
     given: tuple[str, ...]
-    shares: bool = False
+    run_id: str
+    attempt: int = 0
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
         """srun with `module` on these hosts of the allocation."""
         work_dir, script = self.submission.work_dir, self.submission.script
         some = tuple(hosts) if set(hosts) != set(self.given) else ()
-        step = Step(self.folder, work_dir, script, sys.executable, len(hosts), given_cpus(), module, some, self.shares)
+        shares = self.attempt > 0
+        step = Step(self.folder, work_dir, script, sys.executable, len(hosts), given_cpus(), module, some, shares)
         return step_argv(plan, self.settings, step)
 
     def variables(self, plan: Plan) -> dict[str, str]:
         """The environment of a step."""
-        return {**env.environment(), **rank_variables(self.settings), COORDINATOR: node_address(plan.hosts[0])}
+        ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: f"{self.run_id}-{self.attempt}"}
+        return {**env.environment(), **rank_variables(self.settings), **ours}
 
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
@@ -73,7 +80,7 @@ def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     write_submission(folder.path, submission)
     plan = measuring_plan(plan, hosts, steps.settings)
     write_plan(plan, folder.path)
-    inner = replace(steps, folder=folder.path, submission=submission)
+    inner = replace(steps, folder=folder.path, submission=submission, run_id=f"{steps.run_id}-{RECIPE}")
     log = folder.logs / "step.out"
     code = _run_for(inner.argv(plan, AGENT, hosts), inner.variables(plan), log=log)
     return bandwidth_findings(folder.path, code=code, log=log)

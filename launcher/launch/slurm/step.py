@@ -14,6 +14,7 @@ from launcher.plan import Plan
 AGENT = "launcher.launch.slurm.node"
 CHECK = "launcher.launch.slurm.check"
 COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
+RUN_ID = "LAUNCHER_RUN_ID"  # as whom the agents of a step meet; their port follows from it
 
 
 @dataclass(frozen=True)
