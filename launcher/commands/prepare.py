@@ -20,9 +20,9 @@ from launcher.plan.options import TrainOptions
 from launcher.settings import Settings, as_yaml
 
 
-def order(invocation: Invocation) -> Order | None:
+def order(invocation: Invocation, settings: Settings | None = None) -> Order | None:
     """Plan a job for this machine, say so, and write its run folder; None for a dry run. Raises InputError."""
-    settings = checked_settings(invocation.overrides)
+    settings = settings or checked_settings(invocation.overrides)
     job = work(settings, invocation.rest)
     check_syntax(job.script)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)

@@ -7,6 +7,7 @@ from launcher.errors import InputError
 from launcher.launch import early, warm
 from launcher.launch.early import HandOver, Order
 from launcher.launch.local import run_local
+from launcher.launch.warm import WarmRun
 from launcher.plan import read_plan
 
 
@@ -14,37 +15,44 @@ def run(invocation: Invocation) -> int:
     """Run the job here; 0 done, 1 failed. Standard output carries rank 0's, whose last line is JSON for a recipe."""
     if invocation.multirun:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
-    if _starts_cold(invocation) and early.possible():
+    if _may_be_warm(invocation):
+        code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
+        if code is not None:
+            return code
+    if "dry_run=true" not in invocation.overrides and early.possible():
         order: Order | None = early.planned_meanwhile(
             lambda hand_over: guarded(lambda: _plan(invocation, hand_over=hand_over))
         )
     else:
-        from launcher.commands.prepare import order as make_order
-
-        order = make_order(invocation)
-    return _start(order) if order else 0
+        order = _make_order(invocation)
+    return start_ranks(order) if order else 0
 
 
-def _starts_cold(invocation: Invocation) -> bool:
-    """Whether torch will have to be imported here: where no warm server may serve the run, and ranks are wanted."""
-    words = invocation.overrides
-    return "dry_run=true" not in words and ("launch.warm=never" in words or not warm.socket_path().exists())
-
-
-def _plan(invocation: Invocation, *, hand_over: HandOver) -> int:
-    from launcher.commands.prepare import order as make_order  # Hydra, which the process that imports torch needs not
-
-    order = make_order(invocation)
-    return hand_over(order) if order else 0
-
-
-def _start(order: Order) -> int:
-    plan = read_plan(order.run_folder)
+def start_ranks(order: Order, *, began: float | None = None) -> int:
+    """Run what was planned. `began`: when the command was typed, if not with this process (CLOCK_MONOTONIC)."""
     return run_local(
-        plan,
+        read_plan(order.run_folder),
         run_folder=order.run_folder,
         script=order.script,
         args=order.args,
         launch=order.launch,
         planned_at=order.planned_at,
+        began=began,
     )
+
+
+def _may_be_warm(invocation: Invocation) -> bool:
+    """Whether a warm server may take the run; it looks at launch.warm itself, where that is not on the command line."""
+    unwanted = {"launch.warm=never", "dry_run=true"} & {*invocation.overrides}
+    return not unwanted and warm.socket_path().exists()
+
+
+def _plan(invocation: Invocation, *, hand_over: HandOver) -> int:
+    order = _make_order(invocation)
+    return hand_over(order) if order else 0
+
+
+def _make_order(invocation: Invocation) -> Order | None:
+    from launcher.commands.prepare import order  # Hydra, which the process that imports torch meanwhile needs not
+
+    return order(invocation)

@@ -8,6 +8,7 @@ from launcher.cli import Invocation
 from launcher.errors import InputError
 
 USAGE = "`launcher warm [overrides]` starts the server, `launcher warm stop` ends it, `launcher warm status` looks"
+SERVER = "launcher.commands.warm_server"
 
 
 def run(invocation: Invocation) -> int:
@@ -36,7 +37,7 @@ def _start(invocation: Invocation) -> int:
     config = compose_config(invocation.overrides)
     launch = LaunchSettings.from_config(config["launch"])
     modules = (*((config.get("recipe") or {}).get("preload") or ()), *launch.preload)
-    pid = warm.start(modules, idle_s=launch.warm_idle_s)
+    pid = warm.start(SERVER, modules, idle_s=launch.warm_idle_s)
     _tell(
         f"warm server started (pid {pid}, {warm.socket_path()}); it ends after {launch.warm_idle_s:g} s without a run"
     )

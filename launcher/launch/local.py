@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import env
 from launcher.errors import InputError
-from launcher.launch.ledger import command_began
 from launcher.launch.node import PRELOADED, recipe_preload, run_node, tell
-from launcher.launch.run_folder import RunFolder, create_run_folder
-from launcher.launch.settings import LaunchSettings, as_config
-from launcher.launch.warm import WarmRun, run_warm
+from launcher.launch.run_folder import create_run_folder
+from launcher.launch.settings import LaunchSettings
 from launcher.plan import Plan
 
 __all__ = ["PRELOADED", "recipe_preload", "run_local", "tell"]
@@ -26,12 +22,14 @@ def run_local(
     args: Sequence[str],
     launch: LaunchSettings,
     planned_at: float | None = None,
+    began: float | None = None,
 ) -> int:
     """Start the ranks of a one-node plan here and wait for them; returns 0, or 1 where the job failed.
 
     Rank 0's output goes to the terminal, every rank's to `run_folder`/logs/rank-<r>.log; what the launcher has to say
-    goes to stderr. `planned_at`: when the plan was made (CLOCK_MONOTONIC), if not just now. The calling process must
-    have one thread only with launch.start=fork. Raises InputError.
+    goes to stderr. `began`: when the command was typed, if not with this process; `planned_at`: when the plan was
+    made, if not just now (CLOCK_MONOTONIC). The calling process must have one thread only with launch.start=fork.
+    Raises InputError.
     """
     if plan.placement.num_nodes > 1:
         raise InputError(
@@ -41,27 +39,4 @@ def run_local(
     if not script.is_file():
         raise InputError(f"there is no script {script}: give the path of a Python file")
     folder = create_run_folder(run_folder.resolve())
-    if launch.warm == "auto" and launch.start == "fork":
-        code = _run_warm(plan, folder=folder, script=script, args=args, launch=launch)
-        if code is not None:
-            return code
-    return run_node(plan, folder=folder, script=script, args=args, launch=launch, planned_at=planned_at)
-
-
-def _run_warm(
-    plan: Plan, *, folder: RunFolder, script: Path, args: Sequence[str], launch: LaunchSettings
-) -> int | None:
-    """Run through this user's warm server; None where there is none that fits."""
-    run = WarmRun(
-        run_folder=str(folder.path),
-        script=str(script.resolve()),
-        args=tuple(args),
-        launch=as_config(launch),
-        preload=(*PRELOADED, *recipe_preload(plan), *launch.preload),
-        directory=str(Path.cwd()),
-        environment=env.environment(),
-        executable=sys.executable,
-        path=tuple(sys.path),
-        began=command_began(),
-    )
-    return run_warm(run, stop_signals=launch.stop_signals)
+    return run_node(plan, folder=folder, script=script, args=args, launch=launch, planned_at=planned_at, began=began)

@@ -1,8 +1,9 @@
 """A warm node: an idle fork server with torch imported, for one developer's repeated runs on one machine.
 
 `launcher warm` starts it, `launcher warm stop` or an hour without a run ends it. Only its user can reach its socket.
-It refuses a run when a file that it has imported, or a variable that was read at import, has changed since; the run
-then starts cold, and says so.
+A run sends its command line; the server forks, and the child plans and becomes the agent, with the command's streams,
+folder and environment. A run is refused when a file that the server has imported, or a variable that was read at
+import, has changed since; it then starts cold, and says so.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from launcher import env
-from launcher.errors import InputError, LauncherError
+from launcher.errors import LauncherError
 from launcher.launch import fork_server, process
-from launcher.launch.node import PRELOADED, run_node, tell
-from launcher.launch.run_folder import RunFolder
-from launcher.launch.settings import LaunchSettings
-from launcher.plan import read_plan
+from launcher.launch.ledger import command_began
+from launcher.launch.node import PRELOADED, tell
 
 # Ours that a run needs, imported while there is time.
 OWN_MODULES = ("launcher.launch.agent", "launcher.launch.single_node", "launcher.launch.rendezvous")
@@ -38,23 +37,37 @@ OWN_MODULES = ("launcher.launch.agent", "launcher.launch.single_node", "launcher
 IMPORT_PREFIXES = ("PYTHON", "LD_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX")
 START_TIMEOUT_S = 120.0
 MAX_MESSAGE_BYTES = 1 << 20
+GO_COLD = 76  # the exit code of a run that found, when it had read its configuration, that it must not be warm
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True)
 class WarmRun:
-    """A run handed to the warm server. `began` is when the command was typed (CLOCK_MONOTONIC)."""
+    """A command line handed to the warm server. `began` is when it was typed (CLOCK_MONOTONIC)."""
 
-    run_folder: str
-    script: str
-    args: tuple[str, ...]
-    launch: Mapping[str, Any]
-    preload: tuple[str, ...]
+    overrides: tuple[str, ...]
+    rest: tuple[str, ...]
     directory: str
     environment: Mapping[str, str]
     executable: str
     path: tuple[str, ...]
     began: float
+
+    @classmethod
+    def of_this_process(cls, overrides: Sequence[str], rest: Sequence[str]) -> WarmRun:
+        return cls(
+            overrides=tuple(overrides),
+            rest=tuple(rest),
+            directory=str(Path.cwd()),
+            environment=env.environment(),
+            executable=sys.executable,
+            path=tuple(sys.path),
+            began=command_began(),
+        )
+
+
+Work = Callable[[WarmRun], int]  # plans and runs in the forked child, and gives the exit code
 
 
 def socket_path() -> Path:
@@ -68,11 +81,14 @@ def socket_path() -> Path:
     return folder / "warm.sock"
 
 
-def start(modules: Sequence[str], *, idle_s: float) -> int:
-    """Start this user's server with these modules imported, in place of one that runs; returns its process id."""
+def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
+    """Start this user's server with these modules imported, in place of one that runs; returns its process id.
+
+    `program` is the module that calls `serve` with the arguments IDLE_S MODULE ….
+    """
     stop()
     path = socket_path()
-    command = [sys.executable, "-m", "launcher.launch.warm", str(idle_s), *modules]
+    command = [sys.executable, "-m", program, str(idle_s), *modules]
     with path.with_suffix(".log").open("w") as log:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
@@ -111,8 +127,10 @@ def stop() -> int | None:
     return pid
 
 
-def run_warm(run: WarmRun, *, stop_signals: Sequence[signal.Signals]) -> int | None:
-    """Run through the server and return the exit code; None where there is none, or it refuses (which is told)."""
+def run_warm(run: WarmRun) -> int | None:
+    """Run through the server and return the exit code; None where the run must start cold: there is no server, or it
+    refuses (which is told), or the run's configuration does not want it.
+    """
     connection = _connect()
     if connection is None:
         return None
@@ -127,17 +145,17 @@ def run_warm(run: WarmRun, *, stop_signals: Sequence[signal.Signals]) -> int | N
         if "refused" in first:
             tell(f"the warm server is not used: {first['refused']}; this start imports torch again")
             return None
-        for number in stop_signals:
+        for number in FORWARDED:
             signal.signal(number, lambda number, _: process.signal_all([first["pid"]], number))
         last = answers.readline()
         if not last:
             raise LauncherError("the warm server ended, and the run with it")
         code: int = json.loads(last)["exit"]
-        return code
+        return None if code == GO_COLD else code
 
 
-def serve(modules: Sequence[str], *, idle_s: float) -> None:
-    """The server's life: import, then a fork for every run, until nobody has come for `idle_s`."""
+def serve(modules: Sequence[str], *, idle_s: float, work: Work) -> None:
+    """The server's life: import, then a fork for every run, which does `work`, until nobody has come for `idle_s`."""
     variables = _import_variables(env.environment())  # before torch adds its own
     fork_server.preload((*PRELOADED, *modules))
     for name in OWN_MODULES:
@@ -151,13 +169,13 @@ def serve(modules: Sequence[str], *, idle_s: float) -> None:
     listener.bind(str(path))
     path.chmod(0o600)
     listener.listen(16)
-    _Server(listener, variables, idle_s).serve()
+    _Server(listener, variables, idle_s, work).serve()
     path.unlink(missing_ok=True)
 
 
 class _Server:
-    def __init__(self, listener: socket.socket, variables: Mapping[str, str], idle_s: float) -> None:
-        self._listener, self._variables, self._idle_s = listener, variables, idle_s
+    def __init__(self, listener: socket.socket, variables: Mapping[str, str], idle_s: float, work: Work) -> None:
+        self._listener, self._variables, self._idle_s, self._work = listener, variables, idle_s, work
         self._imported = _snapshot()
         self._runs: dict[int, socket.socket] = {}  # agent's pid → its command's connection
         self._ending = False
@@ -221,8 +239,6 @@ class _Server:
         """Why this run must start cold, if it must."""
         if run.executable != sys.executable:
             return f"it runs {sys.executable}"
-        if missing := [name for name in run.preload if name not in sys.modules]:
-            return f"it has not imported {', '.join(missing)}"
         wanted = _import_variables(run.environment)
         if changed := sorted(n for n in {*wanted, *self._variables} if wanted.get(n) != self._variables.get(n)):
             return f"{', '.join(changed)} changed since it started"
@@ -235,13 +251,13 @@ class _Server:
         server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _become_agent(run, fds, server)
+            _become_agent(run, fds, server, self._work)
         connection.sendall((json.dumps({"pid": pid}) + "\n").encode())
         connection.setblocking(False)
         self._runs[pid] = connection
 
 
-def _become_agent(run: WarmRun, fds: Sequence[int], server: int) -> NoReturn:
+def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> NoReturn:
     """The forked child: the command's streams, folder and environment; then a run like any other."""
     code = 1
     try:
@@ -257,27 +273,12 @@ def _become_agent(run: WarmRun, fds: Sequence[int], server: int) -> NoReturn:
         os.chdir(run.directory)
         env.replace(run.environment)
         sys.path[:] = run.path
-        code = _run(run)
-    except LauncherError as error:
-        tell(str(error))
-        code = error.exit_code
+        code = work(run)
     except BaseException as error:
         tell(f"the warm start failed: {error!r}")
     finally:
         sys.stdout.flush()
         os._exit(code)
-
-
-def _run(run: WarmRun) -> int:
-    folder = RunFolder(Path(run.run_folder))
-    return run_node(
-        read_plan(folder.path),
-        folder=folder,
-        script=Path(run.script),
-        args=run.args,
-        launch=LaunchSettings.from_config(run.launch),
-        began=run.began,
-    )
 
 
 def _connect() -> socket.socket | None:
@@ -311,7 +312,7 @@ def _read_request(connection: socket.socket) -> tuple[WarmRun, list[int]] | None
     while len(data) < size and (more := connection.recv(size - len(data))):
         data += more
     fields = json.loads(data)
-    sequences = {key: tuple(fields[key]) for key in ("args", "preload", "path")}
+    sequences = {key: tuple(fields[key]) for key in ("overrides", "rest", "path")}
     return WarmRun(**{**fields, **sequences}), fds
 
 
@@ -331,10 +332,3 @@ def _mark(name: str) -> tuple[int, int]:
 
 def _import_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(IMPORT_PREFIXES)}
-
-
-if __name__ == "__main__":
-    try:
-        serve(sys.argv[2:], idle_s=float(sys.argv[1]))
-    except InputError as error:
-        sys.exit(str(error))

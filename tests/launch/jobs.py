@@ -15,13 +15,27 @@ HERE = Path(__file__).parent
 
 
 class Job:
-    """One `driver.py` process and its run folder."""
+    """One `driver.py` process and its run folder; with `cli` a `launcher run` in its place, `launch` being strings."""
 
-    def __init__(self, folder: Path, *args: str, ranks: int = 4, script: Path | None = None, **launch: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *args: str,
+        ranks: int = 4,
+        script: Path | None = None,
+        cli: bool = False,
+        **launch: object,
+    ) -> None:
         self.folder = folder
-        command = [sys.executable, HERE / "driver.py", folder, script or HERE / "job_script.py", str(ranks)]
+        script = script or HERE / "job_script.py"
+        if cli:
+            shape = [f"cluster.node.num_gpus={ranks}", "layout.tp=1", "layout.pp=1", f"layout.dp={ranks}"]
+            options = [f"launch.{key}={value}" for key, value in launch.items()]
+            command = ["-m", "launcher.cli", "run", f"script={script}", f"run_dir={folder}", *shape, *options, "--"]
+        else:
+            command = [str(HERE / "driver.py"), str(folder), str(script), str(ranks), json.dumps(launch)]
         self.process = subprocess.Popen(
-            [*map(str, command), json.dumps(launch), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, *command, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def log(self, rank: int) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from jobs import Job, gone
 
+from launcher.commands.warm import SERVER
+from launcher.commands.warm_server import work
 from launcher.launch import process, warm
 
 pytestmark = pytest.mark.slow
@@ -26,7 +28,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     (tmp_path / "extra_module.py").write_text("value = 1\n")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    yield warm.start(["extra_module"], idle_s=300)
+    yield warm.start(SERVER, ["extra_module"], idle_s=300)
     warm.stop()
 
 
@@ -37,18 +39,18 @@ def test_a_run_goes_through_the_server_and_the_server_outlives_it(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
-    code, out, err = start("fail=1", ranks=2, warm="auto").finish()
+    code, out, err = start("fail=1", ranks=2, cli=True).finish()
     assert code == 1
     assert "rank 1 failed first" in err
     assert "not used" not in err
 
     monkeypatch.setenv("MARK", "of this shell")
-    code, out, err = start(ranks=4, warm="auto", preload=["extra_module"]).finish()
+    code, out, err = start(ranks=4, cli=True, preload="[extra_module]").finish()
     assert code == 0, err
     assert json.loads(out.splitlines()[-1])["sum"] == 6.0
     assert warm.running() == server
 
-    job = start("loop", "child", ranks=2, warm="auto")
+    job = start("loop", "child", ranks=2, cli=True)
     job.wait_until_looping(2)
     members = process.descendants(server)
     assert len(members) == 6  # agent, fork server, two ranks and a child of each
@@ -56,7 +58,11 @@ def test_a_run_goes_through_the_server_and_the_server_outlives_it(
     assert job.finish()[0] == 1
     assert gone(members)
 
-    job = start("loop", ranks=2, warm="auto")
+    code, out, err = start(ranks=1, cli=True, console="nowhere").finish()
+    assert (code, out) == (2, "")
+    assert "launch.console = 'nowhere' is not one of" in err
+
+    job = start("loop", ranks=2, cli=True)
     job.wait_until_looping(2)
     members = process.descendants(server)
     job.process.kill()
@@ -68,27 +74,32 @@ def test_a_run_goes_through_the_server_and_the_server_outlives_it(
 def test_a_changed_environment_or_file_makes_a_cold_start_that_is_announced(
     server: int, start: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    code, _, err = start(ranks=1, warm="auto", preload=["launcher.plan", "this"]).finish()
+    code, _, err = start(ranks=1, cli=True, warm="never").finish()
     assert code == 0
-    assert "it has not imported this" in err
+    assert "warm server" not in err
 
     with monkeypatch.context() as changed:
         changed.setenv("TORCH_MARK", "1")
-        code, _, err = start(ranks=1, warm="auto").finish()
+        code, _, err = start(ranks=1, cli=True).finish()
     assert code == 0
     assert "TORCH_MARK changed since it started" in err
 
     (tmp_path / "extra_module.py").write_text("value = 2  # changed\n")
-    code, out, err = start(ranks=1, warm="auto").finish()
+    code, out, err = start(ranks=1, cli=True).finish()
     assert code == 0
     assert "extra_module.py changed since it was imported" in err
     assert json.loads(out.splitlines()[-1])["sum"] == 0.0
     assert gone([server])
 
 
+def test_a_run_whose_configuration_wants_no_server_goes_cold(capfd: pytest.CaptureFixture[str]) -> None:
+    assert work(warm.WarmRun.of_this_process(["launch.warm=never"], [])) == warm.GO_COLD
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_idle_server_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    pid = warm.start([], idle_s=0.5)
+    pid = warm.start(SERVER, [], idle_s=0.5)
     assert gone([pid])
     assert warm.running() is None
 

@@ -1,0 +1,34 @@
+"""The process behind `launcher warm`: `python -m launcher.commands.warm_server IDLE_S MODULE …`."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import Invocation, guarded
+from launcher.commands.common import checked_settings
+from launcher.commands.prepare import order as make_order
+from launcher.commands.run import start_ranks
+from launcher.launch import warm
+from launcher.launch.warm import GO_COLD, WarmRun
+
+
+def work(run: WarmRun) -> int:
+    """What the forked child does: the whole of `launcher run`, in which only the imports are done already."""
+    return guarded(lambda: _plan_and_run(run))
+
+
+def _plan_and_run(run: WarmRun) -> int:
+    settings = checked_settings(run.overrides)
+    if settings.config["launch"]["warm"] == "never":
+        return GO_COLD
+    order = make_order(Invocation(run.overrides, rest=run.rest), settings)
+    return start_ranks(order, began=run.began) if order else 0
+
+
+def main(idle_s: str, *modules: str) -> int:
+    warm.serve(modules, idle_s=float(idle_s), work=work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(*sys.argv[1:])))
