@@ -50,7 +50,7 @@ class WarmRun:
     rest: tuple[str, ...]
     directory: str
     environment: Mapping[str, str]
-    executable: str
+    prefix: str  # which Python this is: the folder of its (virtual) environment
     path: tuple[str, ...]
     began: float
 
@@ -61,7 +61,7 @@ class WarmRun:
             rest=tuple(rest),
             directory=str(Path.cwd()),
             environment=env.environment(),
-            executable=sys.executable,
+            prefix=sys.prefix,
             path=tuple(sys.path),
             began=command_began(),
         )
@@ -237,8 +237,8 @@ class _Server:
 
     def _refusal(self, run: WarmRun) -> str | None:
         """Why this run must start cold, if it must."""
-        if run.executable != sys.executable:
-            return f"it runs {sys.executable}"
+        if run.prefix != sys.prefix:
+            return f"it runs the Python of {sys.prefix}"
         wanted = _import_variables(run.environment)
         if changed := sorted(n for n in {*wanted, *self._variables} if wanted.get(n) != self._variables.get(n)):
             return f"{', '.join(changed)} changed since it started"
