@@ -18,7 +18,11 @@ from launcher.units import GIB, MIB
 
 NVLINKS = ("nvswitch", "direct", "bridge", "none")
 BUSBW_LINKS = ("nvlink", "pcie", "leaf", "spine")
+DEGREES = ("tp", "pp", "dp", "cp", "ep")
 FABRICS = ("infiniband", "efa", "roce", "ethernet", "none")
+
+# Far above what anybody has, and low enough for a search to end.
+MOST_NODES, MOST_GPUS, MOST_LAYERS, MOST_SEQUENCES = 10**6, 10**4, 10**4, 10**8
 
 
 def build_cluster(data: Mapping[str, Any], problems: list[str]) -> Cluster:
@@ -26,7 +30,7 @@ def build_cluster(data: Mapping[str, Any], problems: list[str]) -> Cluster:
     fields = Fields(data, "cluster", problems)
     cluster = Cluster(
         name=fields.text("name"),
-        num_nodes=fields.integer("num_nodes", minimum=1),
+        num_nodes=fields.integer("num_nodes", minimum=1, maximum=MOST_NODES),
         node=_node(fields.nested("node")),
         fabric=fields.choice("fabric", FABRICS, "none"),
         nodes_per_leaf=fields.integer("nodes_per_leaf", 0, minimum=0),
@@ -34,7 +38,7 @@ def build_cluster(data: Mapping[str, Any], problems: list[str]) -> Cluster:
         oversubscription=fields.number("oversubscription", 1.0, minimum=1.0),
         scheduler=fields.choice("scheduler", ("local", "slurm"), "local"),
         price_per_node_hour=fields.optional_number("price_per_node_hour"),
-        default_layout=dict(fields.mapping("default_layout")),
+        default_layout=_default_layout(fields),
     )
     fields.close()
     if cluster.num_nodes > 1 and not (cluster.node.num_nics and cluster.node.nic_gbps):
@@ -45,9 +49,17 @@ def build_cluster(data: Mapping[str, Any], problems: list[str]) -> Cluster:
     return cluster
 
 
+def _default_layout(fields: Fields) -> dict[str, int]:
+    given = fields.mapping("default_layout")
+    sound = {key: value for key, value in given.items() if key in DEGREES and type(value) is int and value > 0}
+    if len(sound) < len(given):
+        fields.problem(f"cluster.default_layout={dict(given)} must give numbers for some of {', '.join(DEGREES)}")
+    return sound
+
+
 def _node(fields: Fields) -> Node:
     gpu = _gpu(fields.nested("gpu"))
-    num_gpus = fields.integer("num_gpus", minimum=1)
+    num_gpus = fields.integer("num_gpus", minimum=1, maximum=MOST_GPUS)
     cores = fields.raw("cores", 0)
     node = Node(
         gpu=gpu,
@@ -98,7 +110,7 @@ def _gpu(fields: Fields) -> Gpu:
         name=fields.text("name"),
         kind=fields.choice("kind", ("cuda", "cpu")),
         memory_bytes=_memory_bytes(fields),
-        hbm_bytes_per_s=fields.number("hbm_gbytes_per_s", minimum=0.0) * 1e9,
+        hbm_bytes_per_s=fields.number("hbm_gbytes_per_s", above=0.0) * 1e9,
         peak_flops={dtype: float(tflops) * 1e12 for dtype, tflops in fields.mapping("peak_tflops").items()},
         gemm_flops={dtype: float(tflops) * 1e12 for dtype, tflops in fields.mapping("gemm_tflops").items()},
         num_sms=fields.integer("num_sms", minimum=1),
@@ -118,7 +130,10 @@ def _memory_bytes(fields: Fields) -> int:
     gib = fields.optional_number("memory_gib")
     if mib is None and gib is None:
         fields.problem("cluster.node.gpu needs memory_gib or memory_mib")
-    return int(mib * MIB if mib is not None else (gib or 0.0) * GIB)
+    found = int(mib * MIB if mib is not None else (gib or 0.0) * GIB)
+    if found < MIB and (mib, gib) != (None, None):
+        fields.problem("cluster.node.gpu.memory_gib or memory_mib must be above 0")
+    return found
 
 
 def build_model(data: Mapping[str, Any], problems: list[str]) -> Model:
@@ -130,7 +145,7 @@ def build_model(data: Mapping[str, Any], problems: list[str]) -> Model:
     model = Model(
         name=fields.text("name"),
         hidden=hidden,
-        layers=fields.integer("layers", minimum=1),
+        layers=fields.integer("layers", minimum=1, maximum=MOST_LAYERS),
         heads=heads,
         kv_heads=fields.auto_integer("kv_heads") or heads,
         ffn_hidden=fields.auto_integer("ffn_hidden") or 4 * hidden,
@@ -173,19 +188,19 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
     fields = Fields(data, "train", problems)
     default_dtype = "bf16" if cluster.node.gpu.kind == "cuda" else "fp32"
     return Training(
-        global_batch=fields.integer("global_batch", minimum=1),
+        global_batch=fields.integer("global_batch", minimum=1, maximum=MOST_SEQUENCES),
         dtype=fields.auto_choice("dtype", DTYPES) or default_dtype,
         optimizer=fields.choice("optimizer", OPTIMIZERS, "adamw"),
         attention=fields.choice("attention", ATTENTION_KERNELS, "flash"),
         fused_norm=fields.flag("fused_norm", True),
-        software_year=fields.integer("software_year", Training.software_year, minimum=2018),
+        software_year=fields.integer("software_year", Training.software_year, minimum=2018, maximum=2100),
         engine=fields.choice("engine", ENGINES, "torch"),
         overlap_grad_reduce=fields.flag("overlap_grad_reduce", True),
         grad_reduce_dtype=fields.auto_choice("grad_reduce_dtype", DTYPES),
         tp_reduce_dtype=fields.auto_choice("tp_reduce_dtype", DTYPES),
         offload_optimizer=fields.flag("offload_optimizer", False),
         fused_rotary=fields.flag("fused_rotary", Training.fused_rotary),
-        dropout=fields.auto_number("dropout"),
+        dropout=fields.auto_number("dropout", below=1.0),
         loss_parallel=fields.auto_flag("loss_parallel"),
     )
 
@@ -193,7 +208,7 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
 def build_request(data: Mapping[str, Any], cluster: Cluster, problems: list[str]) -> LayoutRequest:
     """`layout.*` as asked for; where no degree was pinned, a default layout that fills the cluster pins them."""
     fields = Fields(data, "layout", problems)
-    degrees = {key: fields.auto_integer(key) for key in ("tp", "pp", "dp", "cp", "ep")}
+    degrees = {key: fields.auto_integer(key) for key in DEGREES}
     if not any(degrees.values()) and prod(cluster.default_layout.values()) == cluster.max_ranks:
         degrees |= {key: int(value) for key, value in cluster.default_layout.items()}
     zero_stage = fields.auto_integer("zero_stage", minimum=0)

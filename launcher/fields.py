@@ -10,6 +10,7 @@ from launcher.errors import InputError
 
 _T = TypeVar("_T")
 AUTO = "auto"
+MOST = 10**9  # of any whole number that has no limit of its own: what is above is a slip of the finger
 
 
 class Fields:
@@ -32,12 +33,14 @@ class Fields:
             value = {}
         return Fields(value, self._name(key), self.problems)
 
-    def integer(self, key: str, default: int | None = None, *, minimum: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, minimum: int | None = None, maximum: int = MOST) -> int:
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             return self._tell(key, value, "must be a whole number", minimum or 0)
         if minimum is not None and value < minimum:
             return self._tell(key, value, f"must be at least {minimum}", minimum)
+        if value > maximum:
+            return self._tell(key, value, f"must be at most {maximum:,}", minimum or 0)
         return value
 
     def auto_integer(self, key: str, *, minimum: int = 1) -> int | None:
@@ -47,14 +50,29 @@ class Fields:
         value = self._data[key]
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             return self._tell(key, value, f"must be a whole number of at least {minimum}, or auto", minimum)
+        if value > MOST:
+            return self._tell(key, value, f"must be at most {MOST:,}, or auto", minimum)
         return value
 
-    def number(self, key: str, default: float | None = None, *, minimum: float | None = None) -> float:
+    def number(
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        minimum: float | None = None,
+        above: float | None = None,
+        below: float | None = None,
+    ) -> float:
+        """`minimum` may be reached, `above` and `below` may not."""
         value = self._take(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return self._tell(key, value, "must be a number", minimum or 0.0)
         if minimum is not None and value < minimum:
             return self._tell(key, value, f"must be at least {minimum:g}", minimum)
+        if above is not None and not value > above:
+            return self._tell(key, value, f"must be above {above:g}", above + 1)
+        if below is not None and not value < below:
+            return self._tell(key, value, f"must be below {below:g}", below)
         return float(value)
 
     def optional_number(self, key: str, *, minimum: float = 0.0) -> float | None:
@@ -62,9 +80,9 @@ class Fields:
             return None
         return self.number(key, minimum=minimum)
 
-    def auto_number(self, key: str, *, minimum: float = 0.0) -> float | None:
+    def auto_number(self, key: str, *, minimum: float = 0.0, below: float | None = None) -> float | None:
         """A number, or None for `auto`."""
-        return None if self._is_auto(key) else self.number(key, minimum=minimum)
+        return None if self._is_auto(key) else self.number(key, minimum=minimum, below=below)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self._take(key, default)

@@ -34,7 +34,7 @@ ALLOWED = {
     "settings": LOWER | {"build"},
     "recompose": LOWER | {"settings"},
     "api": PLANNING | {"recompose"},
-    "commands": PLANNING | {"settings", "report", "launch", "cli", "api"},
+    "commands": PLANNING | {"settings", "recompose", "report", "launch", "cli", "api"},
     "cli": BASE | {"commands", "settings"},
     "__init__": {"api", "plan"},
 }

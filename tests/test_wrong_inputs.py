@@ -28,6 +28,18 @@ CASES = {
     "a plus before a key that is there": (["plan", "+layout.tp=2"], 2, ["+layout.tp", "without the +"]),
     "two keys that do not exist": (
         ["plan", *DGX, "layout.ttp=2", "cluster.node=3", "trian.dtype=bf16"], 2, ["layout.tp", "train.dtype"]),
+    "a number beyond all reason": (
+        ["plan", *DGX, "train.global_batch=99999999999999999999999"], 2, ["train.global_batch", "at most 100,000,000"]),
+    "memory of a GPU below nothing": (["plan", *DGX, "cluster.node.gpu.memory_mib=0"], 2, ["memory_mib", "above 0"]),
+    "a rate of nothing": (["plan", *DGX, "cluster.node.gpu.hbm_gbytes_per_s=0"], 2, ["hbm_gbytes_per_s", "above 0"]),
+    "dropout above 1": (["plan", "train.dropout=2"], 2, ["train.dropout", "below 1"]),
+    "sizes that are words": (["plan", *DGX, "sizes=abc"], 2, ["sizes=['abc']", "sizes=[8,16,32]"]),
+    "no sizes": (["plan", *DGX, "sizes="], 2, ["sizes=[]", "sizes=[8,16,32]"]),
+    "part of a node": (["plan", *DGX, "sizes=12"], 2, ["sizes=12", "multiple of 8"]),
+    "more GPUs than a node without a network": (["plan", "sizes=16"], 2, ["sizes=16", "network", "num_nics"]),
+    "tokens that are none": (["plan", "tokens=many"], 2, ["tokens='many'", "tokens=300e9"]),
+    "a question about two layouts": (["plan", *DGX, "why_not=tp=2,tp=4"], 2, ["two values, 2 and 4"]),
+    "a default layout of words": (["plan", "cluster.default_layout={tp: x}"], 2, ["default_layout", "numbers"]),
     "zero nodes": (["plan", *DGX, "cluster.num_nodes=0"], 2, ["cluster.num_nodes", "at least 1"]),
     "negative batch": (["run", "train.global_batch=-8"], 2, ["train.global_batch", "-8", "at least 1"]),
     "batch that does not divide": (

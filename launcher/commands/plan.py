@@ -21,6 +21,7 @@ from launcher.plan import Plan, compare, document, write_plan
 from launcher.plan.explain import reasons
 from launcher.plan.search import search
 from launcher.plan.why_not import why_not
+from launcher.recompose import load_again
 from launcher.report import terminal
 from launcher.settings import Settings, load, sweep
 
@@ -31,10 +32,10 @@ def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
     overrides = [_as_one_value(word) for word in invocation.overrides]
     if invocation.multirun:
-        combinations = sweep(overrides)
-        return _compare(_swept_cases(combinations), load(combinations[0]).config)
+        cases = _swept_cases(sweep(overrides))
+        return _compare([case for _, several in cases for case in several], cases[0][0])
     settings = load(overrides)
-    if settings.config["sizes"]:
+    if settings.config["sizes"] is not None:
         return _compare(_sized_cases(settings), settings.config)
     return _rank(settings)
 
@@ -50,21 +51,24 @@ def _as_one_value(override: str) -> str:
 
 
 def _rank(settings: Settings) -> int:
+    tokens, question = _tokens(settings.config), settings.config["why_not"]
     started = time.perf_counter()
     model = CostModel(settings.job)
     result = search(settings.job, settings.request, top=_top(settings.config), model=model)
     why = reasons(result, model)
     seconds = time.perf_counter() - started
-    question = settings.config["why_not"]
-    answer = why_not(result, question, model) if question else None
+    answer = why_not(result, question, model) if question is not None else None
     if settings.config["run_dir"]:
         best = result.best
         _keep(Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config))
     if _wants_json(settings.config):
-        extra = {"why_not": answer} if answer else {}
+        extra: dict[str, Any] = {"why_not": answer} if answer else {}
+        extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
         return 0
     terminal.show_plans(sys.stdout, result, why, seconds=seconds)
+    if tokens:
+        print(f"\n{terminal.bill_text(compare.bill(result.best, tokens))}")
     if answer:
         print(f"\nWhy not {question}: {answer}")
     return 0
@@ -88,14 +92,16 @@ def _compare(cases: Sequence[Case], config: Mapping[str, Any]) -> int:
     return 0
 
 
-def _sized_cases(settings: Settings) -> list[Case]:
+def _sized_cases(settings: Settings, label: str | None = None) -> list[Case]:
+    """One case a size; `label` stands for the cluster where several things are compared."""
     sizes = settings.config["sizes"]
-    if not isinstance(sizes, list) or not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+    numbers = isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes)
+    if not numbers:
         raise InputError(f"sizes={sizes} must be a list of numbers of GPUs: sizes=[8,16,32]")
     job = settings.job
     clusters = [compare.resized(job.cluster, size) for size in sizes]
     return [
-        (f"{cluster.name} × {size}", replace(job, cluster=cluster), _request_at(settings, cluster))
+        (f"{label or cluster.name} × {size}", replace(job, cluster=cluster), _request_at(settings, cluster))
         for size, cluster in zip(sizes, clusters, strict=True)
     ]
 
@@ -107,16 +113,18 @@ def _request_at(settings: Settings, cluster: Cluster) -> LayoutRequest:
     return settings.request if asked or cluster == settings.job.cluster else replace(settings.request, **defaults)
 
 
-def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[Case]:
-    """One case a combination, labelled by the values of the keys that differ between them."""
+def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Mapping[str, Any], list[Case]]]:
+    """For every combination its configuration and cases: one, or one a size, labelled by the values that differ."""
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
-    cases = []
+    found = []
     for combination, value in zip(combinations, values, strict=True):
-        settings = load(combination)
-        label = " ".join(value[key] for key in differing)
-        cases.append((label or settings.job.cluster.name, settings.job, settings.request))
-    return cases
+        settings = load_again(combination)
+        label = " ".join(value[key] for key in differing) or settings.job.cluster.name
+        sized = settings.config["sizes"] is not None
+        cases = _sized_cases(settings, label) if sized else [(label, settings.job, settings.request)]
+        found.append((settings.config, cases))
+    return found
 
 
 def _tokens(config: Mapping[str, Any]) -> float | None:

@@ -87,7 +87,7 @@ def _world(job: Job, layout: Layout) -> Iterator[Problem]:
         yield Problem(
             "degrees do not fill the GPUs",
             f"{product} does not fill the {ranks} GPUs of {name} "
-            f"({job.cluster.num_nodes} nodes × {job.cluster.node.num_gpus}): change a degree, leave one auto, "
+            f"({job.cluster.num_nodes} × {job.cluster.node.num_gpus}): change a degree, leave one auto, "
             "or set cluster.num_nodes / cluster.node.num_gpus",
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.cluster import Cluster
 from launcher.cost.model import CostModel
@@ -18,6 +18,15 @@ from launcher.plan.search import search
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
 SMALLER = 0.9  # of the memory: below this a GPU counts as a smaller one
 SPARE_MEMORY = 0.5  # below this share of a GPU's memory in use, a smaller one is worth a word
+
+
+class Bill(NamedTuple):
+    """What training for so many tokens takes: days, GPU-hours, and USD where the price is known."""
+
+    tokens: float
+    days: float
+    gpu_hours: float
+    cost: float | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,11 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
             f"sizes={num_gpus} is not a whole number of {cluster.name} nodes ({node.num_gpus} GPUs each): "
             f"choose a multiple of {node.num_gpus}, or at most {node.num_gpus}"
         )
+    if num_gpus > node.num_gpus and not (node.num_nics and node.nic_gbps):
+        raise InputError(
+            f"sizes={num_gpus} needs a network between the nodes, and {cluster.name} has none: choose at most "
+            f"{node.num_gpus}, or set cluster.node.num_nics and cluster.node.nic_gbps"
+        )
     return replace(cluster, num_nodes=num_gpus // node.num_gpus)
 
 
@@ -93,13 +107,16 @@ def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None) -> 
         row = replace(row, note=f"{row.jobs} such jobs run side by side, one on each slice")
     if not tokens:
         return row
-    price = best.estimate.cost_per_million_tokens
-    return replace(
-        row,
-        days=tokens / speed / SECONDS_PER_DAY,
-        gpu_hours=tokens / speed * used / SECONDS_PER_HOUR,
-        cost=None if price is None else price * tokens / 1e6,
-    )
+    due = bill(best, tokens)
+    return replace(row, days=due.days, gpu_hours=due.gpu_hours, cost=due.cost)
+
+
+def bill(plan: Candidate, tokens: float) -> Bill:
+    """What training for `tokens` tokens takes."""
+    used, price = plan.layout.world_size, plan.estimate.cost_per_million_tokens
+    seconds = tokens / (plan.estimate.tokens_per_s_per_gpu * used)
+    cost = None if price is None else price * tokens / 1e6
+    return Bill(tokens, seconds / SECONDS_PER_DAY, seconds * used / SECONDS_PER_HOUR, cost)
 
 
 def _with_scaling(rows: Sequence[Row]) -> list[Row]:
@@ -146,13 +163,15 @@ def _worth_an_a100(priced: Sequence[Row]) -> list[str]:
         return []
     a100, other = whole[0], others[0]
     ratio = (_price(other) or 0.0) / (_price(a100) or 1.0)
-    pace = f"{_per_gpu(other) / _per_gpu(a100):.2f}× its speed per GPU"
-    if ratio < 1:
-        return [
-            f"a whole A100 is more than this job needs: {other.label} is enough, and costs {1 - ratio:.0%} less per "
-            f"token than {a100.label}, at {pace}"
-        ]
-    return [f"an A100 earns its price: {other.label} costs {ratio - 1:.0%} more per token than {a100.label}, at {pace}"]
+    speed = _per_gpu(other) / _per_gpu(a100)
+    pace = f"{speed:.2f}× its speed per GPU"
+    if ratio >= 1:
+        more = f"{other.label} costs {ratio - 1:.0%} more per token than {a100.label}, at {pace}"
+        return [f"an A100 earns its price: {more}"]
+    less = f"costs {1 - ratio:.0%} less per token than {a100.label}, at {pace}"
+    if speed > 1:
+        return [f"an A100 is not the best buy: {other.label} {less}"]
+    return [f"a whole A100 is more than this job needs: {other.label} is enough, and {less}"]
 
 
 def _smaller(planned: Sequence[Row]) -> list[str]:

@@ -12,10 +12,12 @@ from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem, divisors
 from launcher.layout.resolve import plain_layout
+from launcher.model import Training
 from launcher.plan.floors import least_memory
 from launcher.plan.space import Space
 from launcher.units import format_bytes
 
+FREED = ("recompute", "zero_stage", "micro_batch", "sequence_parallel", "virtual_stages", "tp", "pp", "cp", "dp")
 MOST_TIMES_NODES = 64  # beyond this many times the nodes, more of them is no advice
 
 
@@ -49,42 +51,54 @@ def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
     pinned = ", ".join(f"{key}={_plain(value)}" for key, value in space.request.pinned().items())
     given = f" with {pinned}" if pinned else ""
     needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.usable_bytes)} usable on stage {memory.stage}"
-    changes = list(_changes(space))
-    if cluster.max_ranks == 1:
-        changes.append(f"a GPU that leaves at least {format_bytes(memory.total_bytes)}")
-    told = f"; what would help: {'; '.join(changes)}" if changes else ""
     kind = "MIG slices, one job each" if cluster.node.is_mig else "GPUs"
-    return (
-        f"no layout of {name} on {cluster.name} ({cluster.num_gpus} {kind}){given} fits in memory. "
-        f"Nearest miss: {layout.brief()} needs {needs}, {missing} too much (largest part: {largest}){told}"
-    )
+    changes = list(_changes(space))
+    if cluster.max_ranks == 1 or not changes:
+        changes.append(f"GPUs that leave at least {format_bytes(memory.total_bytes)} each")
+    lines = [
+        f"no layout of {name} on {cluster.name} ({cluster.num_gpus} {kind}){given} fits in memory",
+        f"Nearest miss: {layout.brief()} needs {needs}, {missing} too much (largest part: {largest})",
+    ]
+    return "\n  ".join([*lines, *([f"What would help: {'; '.join(changes)}"] if changes else [])])
 
 
 def _changes(space: Space) -> Iterator[str]:
-    """Changes that make some layout fit, cheapest first: a key set free, then a smaller shape, then more hardware."""
+    """Changes that make some layout fit, cheapest first: a key set free (or several, where one is not enough), then
+    another setting, then more hardware.
+    """
     job, request = space.job, space.request
-    for key in (
-        "recompute",
-        "zero_stage",
-        "micro_batch",
-        "sequence_parallel",
-        "virtual_stages",
-        "tp",
-        "pp",
-        "cp",
-        "dp",
-    ):
-        if getattr(request, key) is not None:
-            freed: dict[str, Any] = {key: None} | ({"dp": None} if key in ("tp", "pp", "cp") else {})
-            loose = replace(request, **freed)
-            if (found := _fitting(job, loose)) is not None:
-                yield f"layout.{key}={_plain(getattr(found, key))} instead of {_plain(getattr(request, key))}"
-    if not job.training.offload_optimizer and job.cluster.node.gpu.kind == "cuda":
-        offloaded = replace(job, training=replace(job.training, offload_optimizer=True))
-        if _fitting(offloaded, request) is not None:
-            yield "train.offload_optimizer=true"
+    yield from list(_freed(job, request)) or _several_freed(job, request)
+    for told, training in _other_settings(job):
+        if _fitting(replace(job, training=training), request) is not None:
+            yield told
     if (nodes := _nodes_needed(job, request)) is not None:
         yield f"cluster.num_nodes={nodes} instead of {job.cluster.num_nodes}"
+
+
+def _freed(job: Job, request: LayoutRequest) -> Iterator[str]:
+    """Each key that helps by itself when it is set free."""
+    for key in FREED:
+        if getattr(request, key) is not None:
+            freed: dict[str, Any] = {key: None} | ({"dp": None} if key in ("tp", "pp", "cp") else {})
+            if (found := _fitting(job, replace(request, **freed))) is not None:
+                yield f"layout.{key}={_plain(getattr(found, key))} instead of {_plain(getattr(request, key))}"
+
+
+def _several_freed(job: Job, request: LayoutRequest) -> Iterator[str]:
+    """All keys set free together."""
+    pinned = [key for key in FREED if getattr(request, key) is not None]
+    freed: dict[str, Any] = dict.fromkeys(pinned)
+    found = _fitting(job, replace(request, **freed)) if len(pinned) > 1 else None
+    if found is not None:
+        changed = [key for key in pinned if getattr(found, key) != getattr(request, key)]
+        yield " together with ".join(f"layout.{key}={_plain(getattr(found, key))}" for key in changed)
+
+
+def _other_settings(job: Job) -> Iterator[tuple[str, Training]]:
+    if job.training.attention in ("math", "fused"):  # which keep all scores
+        yield "train.attention=flash", replace(job.training, attention="flash")
+    if not job.training.offload_optimizer and job.cluster.node.gpu.kind == "cuda":
+        yield "train.offload_optimizer=true", replace(job.training, offload_optimizer=True)
 
 
 def _fitting(job: Job, request: LayoutRequest) -> Layout | None:

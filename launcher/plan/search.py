@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gc
-from bisect import bisect_left, insort
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
-from math import isclose
 from typing import NamedTuple, NoReturn
 
 from launcher.cost.bounds import activation_bytes
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
-from launcher.layout import LayoutRequest
+from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem
 from launcher.plan.floors import Floors, PassFloor, Way, least_memory
@@ -25,7 +24,7 @@ from launcher.plan.space import Degrees, Passes, Refuse, Schedule, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
-TWIN = "are as fast as a plan shown and need as much memory"
+OTHER_ORDER = "differ from a plan shown in axis order alone"
 UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
@@ -34,6 +33,8 @@ def search(
     job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None, refuse: Refuse | None = None
 ) -> SearchResult:
     """The `top` fastest layouts that are legal and fit, keeping what `request` pins; ties in a fixed order.
+
+    Of layouts that differ in nothing but the axis order the best is told.
 
     `refuse` adds reasons against a layout to the rules of legality: what the program that is to run it cannot do.
 
@@ -93,13 +94,6 @@ class _Ranked(NamedTuple):
     candidate: Candidate
 
 
-def _twins(one: _Ranked, other: _Ranked) -> bool:
-    if not (isclose(one.step_time_s, other.step_time_s) and isclose(one.memory_bytes, other.memory_bytes)):
-        return False
-    a, b = one.candidate.layout, other.candidate.layout
-    return a == replace(b, zero_stage=a.zero_stage, axis_order=a.axis_order)
-
-
 class _Search:
     """Best first: units by their bound, then their layouts by a sharper one, until no bound is below the worst kept."""
 
@@ -108,6 +102,7 @@ class _Search:
         self.job, self.request = space.job, space.request
         self.floors = Floors(space, model)
         self.ranked: list[_Ranked] = []
+        self.orders: dict[Layout, _Ranked] = {}  # those, by layout without its axis order
         self.rejected: Counter[str] = Counter()
         self.units: list[_Unit] = []
         self.leaves: list[_Leaf] = []
@@ -244,17 +239,17 @@ class _Search:
             self._rank(ranked)
 
     def _rank(self, place: _Ranked) -> None:
-        """Keep a candidate, or the first of twins: layouts whose ZeRO stage or axis order changes nothing."""
-        at = bisect_left(self.ranked, place.step_time_s * ROUNDING, key=lambda ranked: ranked.step_time_s)
-        while at < len(self.ranked) and self.ranked[at].step_time_s * ROUNDING <= place.step_time_s:
-            if _twins(self.ranked[at], place):
-                self.ranked[at] = min(self.ranked[at], place, key=lambda ranked: ranked[:4])
-                self.rejected[TWIN] += 1
+        key = _without_order(place)
+        twin = self.orders.get(key)
+        if twin is not None:
+            self.rejected[OTHER_ORDER] += 1
+            if twin[:4] < place[:4]:
                 return
-            at += 1
+            self.ranked.remove(twin)
+        self.orders[key] = place
         insort(self.ranked, place, key=lambda ranked: ranked[:4])
         if len(self.ranked) > self.top:
-            self.ranked.pop()
+            del self.orders[_without_order(self.ranked.pop())]
             self.rejected[SLOWER] += 1
 
     def _give_up(self) -> NoReturn:
@@ -262,3 +257,7 @@ class _Search:
         if nearest is None:
             raise InputError(refusal(self.space, self.illegal))
         raise NoLayoutFits(no_fit_message(self.space, self.model, nearest))
+
+
+def _without_order(place: _Ranked) -> Layout:
+    return replace(place.candidate.layout, axis_order="")

@@ -15,7 +15,7 @@ from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisor
 from launcher.layout.resolve import default_schedule
 from launcher.layout.split import balanced_split
 
-ZERO_STAGES = (0, 1, 2, 3)
+ZERO_STAGES, PIPELINE_ZERO_STAGES = (0, 1, 2, 3), (0, 1, 3)
 T = TypeVar("T")
 Refuse = Callable[[Job, Layout], list[str]]
 
@@ -134,9 +134,14 @@ class Space:
         return tuple(Schedule(v, pinned or default_schedule(v)) for v in virtual)
 
     def zero_stages(self, degrees: Degrees) -> Sequence[int]:
-        """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0."""
-        if self.request.zero_stage is not None or degrees.dp * degrees.cp > 1:
-            return _pinned_or(self.request.zero_stage, ZERO_STAGES)
+        """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0.
+
+        Unasked, a pipeline has no ZeRO-2: it reduces its gradients once a step, as with ZeRO-1.
+        """
+        if self.request.zero_stage is not None:
+            return (self.request.zero_stage,)
+        if degrees.dp * degrees.cp > 1:
+            return ZERO_STAGES if degrees.pp == 1 else PIPELINE_ZERO_STAGES
         return (1,) if self.refused(Layout(degrees.tp, degrees.pp, 1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:

@@ -55,8 +55,8 @@ def parse(question: str) -> dict[str, Any]:
         value = _value(key, text)
         if value is None:
             problems.append(f"why_not={part!r}: {text!r} is not a value of {key}")
-        else:
-            pins[key] = value
+        elif pins.setdefault(key, value) != value:
+            problems.append(f"why_not gives {key} two values, {pins[key]} and {value}: ask for one of them")
     if problems:
         raise InputError(problems)
     return pins

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from launcher.layout import Layout
-from launcher.plan.compare import Comparison, Row
+from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
+from launcher.plan.compare import Bill, Comparison, Row
 from launcher.plan.result import Candidate, SearchResult
+from launcher.plan.search import OTHER_ORDER, SLOWER, UNFIT
 from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 
 UNKNOWN = "unknown"
+BESIDES = (UNFIT, SLOWER, OTHER_ORDER)  # what may be wrong with a layout that is legal
 
 
 def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
@@ -27,7 +30,7 @@ def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
     """A title, a line of names and one line a plan, at most 100 columns."""
     model, candidates = result.job.model, result.candidates
     extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in candidates)]
-    orders = len({candidate.layout.axis_order for candidate in candidates}) > 1
+    orders = any(_order(candidate.layout) != _order(candidate.layout, USUAL_ORDER) for candidate in candidates)
     columns = dict.fromkeys(("#", "tp", "pp", "dp", *extra, "v", "mb", "zero"), RIGHT)
     columns |= {"recompute": LEFT, "sp": LEFT}
     columns |= dict.fromkeys(("step", "TFLOP/s", "MFU", "memory", "tok/s"), RIGHT)
@@ -64,15 +67,15 @@ def _estimate_cells(candidate: Candidate, *, orders: bool) -> list[str]:
     return cells + ([_order(candidate.layout)] if orders else [])
 
 
-def _order(layout: Layout) -> str:
-    """The axis order without the axes of one rank."""
-    return "-".join(axis for axis in layout.axis_order.split("-") if layout.degree(axis) > 1)
+def _order(layout: Layout, axis_order: str | None = None) -> str:
+    """The layout's axis order, or another, without the axes of one rank."""
+    return "-".join(axis for axis in (axis_order or layout.axis_order).split("-") if layout.degree(axis) > 1)
 
 
 def rejected_text(result: SearchResult) -> str:
     """How many layouts were considered and what became of them, by reason."""
     counts = sorted(result.rejected.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{count:,} {reason}" for reason, count in counts)
+    told = ", ".join(f"{count:,} {reason if reason in BESIDES else f'illegal ({reason})'}" for reason, count in counts)
     return f"considered {result.searched:,} layouts" + (f": {told}" if told else "")
 
 
@@ -116,6 +119,13 @@ def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
         _optional(row.gpu_hours, "{:,.0f}"),
         _optional(row.cost, "${:,.0f}"),
     ]
+
+
+def bill_text(bill: Bill) -> str:
+    """What training for so many tokens takes, in a sentence."""
+    paid = f"${bill.cost:,.0f}" if bill.cost is not None else "at a price that is not known"
+    taken = f"{bill.days:,.1f} days, {bill.gpu_hours:,.0f} GPU-hours, {paid}"
+    return f"{format_count(bill.tokens)} training tokens take {taken} with the first plan"
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -88,3 +88,20 @@ def test_kinds_of_gpu_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["label"] for row in document["rows"]] == kinds.partition("=")[2].split(",")
     assert all(row["plan"] for row in document["rows"])
     assert any("A100" in verdict for verdict in document["verdicts"])
+
+
+def test_a_sweep_of_clusters_takes_sizes_too(capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["model=gpt3_125m", "train.global_batch=64", "sizes=8,16"]
+    document = planned(capsys, "-m", "cluster=dgx_a100_80g,dgx_h100", *job)
+    labels = ["dgx_a100_80g × 8", "dgx_a100_80g × 16", "dgx_h100 × 8", "dgx_h100 × 16"]
+    assert [row["label"] for row in document["rows"]] == labels
+    assert any(verdict.startswith("an A100 is not the best buy: dgx_h100") for verdict in document["verdicts"])
+
+
+def test_a_number_of_tokens_is_told_in_days_gpu_hours_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    job = ["cluster=dgx_a100_80g", "model=gpt3_125m", "train.global_batch=64", "tokens=1e9"]
+    bill, plan = (document := planned(capsys, *job))["training"], document["plans"][0]
+    assert bill["gpu_hours"] == pytest.approx(1e9 / plan["tokens_per_s_per_gpu"] / 3600)
+    assert bill["days"] == pytest.approx(bill["gpu_hours"] / 8 / 24)
+    assert bill["cost"] == pytest.approx(1000 * plan["cost_per_million_tokens"])
+    assert "1.0B training tokens take" in text_of(capsys, *job, "cluster.price_per_node_hour=20")

@@ -21,7 +21,7 @@ from launcher.layout.legality import divisors, problems
 from launcher.layout.resolve import default_schedule, with_layer_split
 from launcher.model import Training
 from launcher.plan.floors import least_memory
-from launcher.plan.search import SLOWER, UNFIT, search
+from launcher.plan.search import OTHER_ORDER, SLOWER, UNFIT, search
 from launcher.plan.space import Degrees, Space
 
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
@@ -67,10 +67,14 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
 
 
 def times(some_job: Job, layouts: list[Layout]) -> list[float]:
-    """Step times of the layouts that fit, ascending, equal ones once."""
-    cost = CostModel(some_job)
-    fitting = [e.step_time_s for e in map(cost.estimate, layouts) if e.fits]
-    return sorted(set(fitting))
+    """Step times of the layouts that fit, ascending, equal ones once; of axis orders the fastest."""
+    cost, fastest = CostModel(some_job), dict[Layout, float]()
+    for layout in layouts:
+        found = cost.estimate(layout)
+        if found.fits:
+            key = replace(layout, axis_order="")
+            fastest[key] = min(found.step_time_s, fastest.get(key, float("inf")))
+    return sorted(set(fastest.values()))
 
 
 @cache
@@ -122,6 +126,13 @@ def test_candidates_are_legal_fit_and_are_ranked_by_time() -> None:
     seconds = [c.estimate.step_time_s for c in result.candidates]
     assert seconds == sorted(seconds)
     assert len({c.layout for c in result.candidates}) == len(result.candidates) == 50
+
+
+def test_of_axis_orders_the_best_is_shown() -> None:
+    result = search(SMALL_JOBS["two leaves"], LayoutRequest(), top=200)
+    without = [replace(candidate.layout, axis_order="") for candidate in result.candidates]
+    assert len(set(without)) == len(without)
+    assert result.rejected[OTHER_ORDER] > 0
 
 
 def test_every_layout_considered_is_accounted_for() -> None:
@@ -296,3 +307,11 @@ def test_where_a_pinned_key_is_what_does_not_fit_setting_it_free_is_advised() ->
     with pytest.raises(NoLayoutFits) as caught:
         search(edge, pinned)
     assert "layout.micro_batch=" in str(caught.value) and "instead of 64" in str(caught.value)
+
+
+def test_where_no_single_key_helps_several_are_set_free_together() -> None:
+    pinned = LayoutRequest(dp=1, tp=1, micro_batch=64, recompute="none", zero_stage=0)
+    some_job = with_memory(job(on=cluster(domains=(4, 4)), of=TINY, global_batch=64), 1_300_000_000)
+    with pytest.raises(NoLayoutFits) as caught:
+        search(some_job, pinned)
+    assert " together with " in str(caught.value)
