@@ -1,8 +1,15 @@
-"""Tests that start ranks run one at a time, on one worker: side by side they would starve each other of cores."""
+"""Tests that start ranks run one at a time, on one worker: side by side they would starve each other of cores.
+
+Examples of property tests have no deadline: on a busy machine wall-clock time says nothing about the code.
+"""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(tryfirst=True)
