@@ -42,7 +42,8 @@ def committed_steps(folder: Path) -> list[int]:
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     """Write the manifest with its digest; the caller renames the folder afterwards."""
-    (folder / MANIFEST).write_text(json.dumps({"digest": _digest(body), "body": body}))
+    text = json.dumps(body, sort_keys=True)
+    (folder / MANIFEST).write_text(f'{{"digest": "{_digest(text)}", "body": {text}}}')
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         body, digest = document["body"], document["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
-    if not isinstance(body, dict) or digest != _digest(body):
+    if not isinstance(body, dict) or digest != _digest(json.dumps(body, sort_keys=True)):
         raise InputError(f"{path} does not match its own digest: it was changed after it was written")
     if body.get("version") != VERSION:
         raise InputError(f"{path} has version {body.get('version')!r}; this launcher reads version {VERSION}")
@@ -83,5 +84,5 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
