@@ -196,7 +196,8 @@ def first_state(kind: str, main: Tensor, *, momentum: float) -> dict[str, Tensor
     """The optimizer state before the first step, as torch's own would be: there from the start, to be loaded into."""
     if kind == "sgd":
         return {"momentum_buffer": torch.zeros_like(main)} if momentum else {}
-    return {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(main), "exp_avg_sq": torch.zeros_like(main)}
+    step = torch.zeros((), device=main.device)  # where the fused kernel of a GPU reads it
+    return {"step": step, "exp_avg": torch.zeros_like(main), "exp_avg_sq": torch.zeros_like(main)}
 
 
 def make_inner(

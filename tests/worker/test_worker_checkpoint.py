@@ -28,6 +28,7 @@ RESHAPES = {
     "tp1 pp1 dp8": Layout(1, 1, 8),
     "tp1 pp1 dp4": Layout(1, 1, 4),
     "tp2 dp2 zero3": Layout(2, 1, 2, zero_stage=3, sequence_parallel=True),
+    "cp2 dp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1, micro_batch=2),
     "pp4": Layout(1, 4, 1),
     "tp4": Layout(4, 1, 1),
     "one rank": Layout(1, 1, 1, micro_batch=8),
