@@ -58,7 +58,7 @@ def _layout_cells(layout: Layout, extra: Iterable[str]) -> list[str]:
 def _estimate_cells(candidate: Candidate, *, orders: bool) -> list[str]:
     e = candidate.estimate
     cells = [
-        format_seconds(e.step_time_s),
+        f"{e.step_time_s:.2f} s" if 1 <= e.step_time_s < 100 else format_seconds(e.step_time_s),
         f"{e.model_tflops_per_gpu:.1f}" if e.model_tflops_per_gpu >= 1 else f"{e.model_tflops_per_gpu:.3f}",
         f"{e.mfu:.1%}" if e.mfu is not None else UNKNOWN,
         format_bytes(e.memory_bytes_per_gpu),
