@@ -35,6 +35,22 @@ def test_an_array_is_what_its_busiest_task_is(monkeypatch: pytest.MonkeyPatch, s
     assert life.status(life.SubmittedRun("17", None)).state == told
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("RESIZING|0:0|3|2026-01-01T00:00:00\nCOMPLETED|0:0|2|2026-01-01T00:01:00\n", ("COMPLETED", 2)),
+        ("CANCELLED by 1000|0:15|4|2026-01-01T00:00:00\n", ("CANCELLED", 4)),
+        ("COMPLETED|0:0|2|x\nFAILED|1:0|2|x\nCOMPLETED|0:0|2|x\n", ("FAILED", 2)),
+    ],
+)
+def test_accounting_is_asked_for_what_the_queue_has_forgotten(
+    monkeypatch: pytest.MonkeyPatch, said: str, told: tuple[str, int]
+) -> None:
+    says(monkeypatch, life, sacct=Answer(0, said, ""))
+    found = life.status(life.SubmittedRun("17", None))
+    assert ((found.state, found.num_nodes), found.source) == (told, "sacct")
+
+
 def test_a_job_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     says(monkeypatch, life)
     for command in (life.status, life.cancel):

@@ -30,6 +30,7 @@ COLUMNS = {
 ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 })  # fmt: skip
+EARLIER = frozenset({"RESIZING", "REQUEUED"})  # sacct keeps a record of the job before it lost a node, or came back
 UNKNOWN = "UNKNOWN"
 POLL_S = 0.5
 LINE_LENGTH = 160
@@ -210,6 +211,7 @@ def _representative(rows: list[dict[str, str]]) -> dict[str, str]:
 def _from_sacct(job_id: str) -> dict[str, Any] | None:
     answer = ask(("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "State,ExitCode,NNodes,Start"))
     rows = [line.split("|") for line in answer.out.splitlines() if line]
+    rows = [row for row in rows if row[0] not in EARLIER]
     if answer.code or not rows or any(len(row) != 4 for row in rows):
         return None
     state, exit_code, nodes, start = min(rows, key=lambda row: row[0] == "COMPLETED")
@@ -239,6 +241,10 @@ def _from_folder(path: Path) -> dict[str, Any]:
 
 def _folder_of(job_id: str) -> Path | None:
     """The run folder of a job that Slurm still knows: the working folder that it was submitted with."""
-    answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%Z"))
-    folder = Path(answer.out.rstrip("\n"))
-    return folder if not answer.code and (folder / SUBMIT_FILE).is_file() else None
+    queue = ("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%Z")
+    accounts = ("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "WorkDir")
+    for command in (queue, accounts):
+        folder = Path((ask(command).out.splitlines() or [""])[0])
+        if (folder / SUBMIT_FILE).is_file():
+            return folder
+    return None
