@@ -202,6 +202,7 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
         fused_rotary=fields.flag("fused_rotary", Training.fused_rotary),
         dropout=fields.auto_number("dropout", below=1.0),
         loss_parallel=fields.auto_flag("loss_parallel"),
+        fused_accumulation=fields.auto_flag("fused_accumulation"),
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from launcher.cost.collectives import all_gather_s, all_reduce_s
 from launcher.cost.network import Fabric, Group
+from launcher.layout import Layout
+from launcher.model import Model, Training
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class GradientTraffic:
     zero_stage: int
     num_micro_batches: int
     pipeline: bool = False
+
+
+def added_share(model: Model, training: Training, layout: Layout) -> float:
+    """Of a step's micro-batches, those whose gradients a pass over memory adds to the sums: all but the first.
+
+    None with ZeRO 2 and 3, which add shards (but not in a pipeline), and where products add in place.
+    """
+    sharded = layout.zero_stage >= 2 and layout.pp == 1
+    count = layout.num_micro_batches(training.global_batch)
+    return 0.0 if sharded or training.accumulates_in_place(model) else (count - 1) / count
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:

@@ -81,7 +81,6 @@ def layer_parts(
         and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
     ):
         rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
-    rest += _accumulation(device, model, training, shape)
     rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
     return LayerParts(rest, core)
 
@@ -179,10 +178,7 @@ def _norms_and_residuals(device: Device, model: Model, training: Training, token
     return norm + norm + residual + residual
 
 
-def _accumulation(device: Device, model: Model, training: Training, shape: LayerShape) -> Part:
-    """Sums of gradients over micro-batches: the weight gradient's GEMM adds in place with Megatron-LM's
-    gradient_accumulation_fusion of late 2021; before, a pass over memory."""
-    if training.software_year >= 2022:
-        return Part()
+def accumulation_s(device: Device, model: Model, training: Training, *, tp: int, ep: int) -> float:
+    """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory."""
     traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduce_dtype])
-    return streamed(device, traffic, layer_parameters(model, tp=shape.tp, ep=shape.ep).total)
+    return streamed(device, traffic, layer_parameters(model, tp=tp, ep=ep).total).backward_s

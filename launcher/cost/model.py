@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
-from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time
+from launcher.cost.data_parallel import Exposed, GradientTraffic, added_share, gradient_time
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
-from launcher.cost.layer import LayerParts, LayerShape, Part, core_part, layer_parts, tokenwise_part
+from launcher.cost.layer import LayerParts, LayerShape, Part, accumulation_s, core_part, layer_parts, tokenwise_part
 from launcher.cost.memory import Memory, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
@@ -196,7 +196,8 @@ class CostModel:
         sends = self.send_s(layout)
         host = self.constants.host_micro_batch_s
         forward = [count * layer.forward_s + sends + host for count in layers]
-        backward = [count * layer.backward_s + sends for count in layers]
+        per_layer = layer.backward_s + self._accumulation_s(layout)
+        backward = [count * per_layer + sends for count in layers]
         weight = [count * layer.weight_s for count in layers]
         forward[0] += embedding.forward_s
         backward[0] += embedding.backward_s
@@ -211,6 +212,15 @@ class CostModel:
             tp_s=(worst == 0) * embedding.tp_s + (worst == layout.pp - 1) * head.tp_s,
         )
         return StageTimes(tuple(forward), tuple(backward), tuple(weight), worst, layers, layer, ends, 2 * sends)
+
+    def _accumulation_s(self, layout: Layout) -> float:
+        """Seconds a layer's gradients of a micro-batch take to be added to those before."""
+        model, training, tp, ep = self.job.model, self.job.training, layout.tp, layout.ep
+        share = added_share(model, training, layout)
+        if not share:
+            return 0.0
+        key = ("accumulation", tp, ep)
+        return share * self._once(key, lambda: accumulation_s(self.device, model, training, tp=tp, ep=ep))
 
     def send_s(self, layout: Layout) -> float:
         """Seconds to pass one micro-batch's activations on, for all virtual stages of a rank, one way.

@@ -23,6 +23,8 @@ class Training:
     dropout: probability in attention and residuals; None: whatever the layer's implementation runs (see launcher.cost).
     tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
     grad_reduce_dtype: dtype of gradients as they are held and reduced; None: the training dtype.
+    fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
+        `accumulates_in_place`.
     loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
         None: see `divides_logits`.
     """
@@ -41,6 +43,7 @@ class Training:
     fused_rotary: bool = False
     dropout: float | None = None
     loss_parallel: bool | None = None
+    fused_accumulation: bool | None = None
 
     @property
     def dtype_bytes(self) -> int:
@@ -58,6 +61,16 @@ class Training:
         trained with `F.cross_entropy` on gathered fp32 logits, and memory is not promised on anything better.
         """
         return model.norm == "layernorm" if self.loss_parallel is None else self.loss_parallel
+
+    def accumulates_in_place(self, model: Model) -> bool:
+        """Whether gradients are summed over micro-batches without a pass over memory of their own.
+
+        Where that is not set: with LayerNorm models since Megatron-LM's gradient_accumulation_fusion of late 2021.
+        Plain PyTorch, in which Llama's family is commonly trained, adds them one by one.
+        """
+        if self.fused_accumulation is not None:
+            return self.fused_accumulation
+        return model.norm == "layernorm" and self.software_year >= 2022
 
     def tensor_parallel_dtype(self, *, sequence_parallel: bool) -> str:
         """Dtype in which tensor-parallel partial sums are reduced: as set, else the training dtype.

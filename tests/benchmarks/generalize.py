@@ -247,7 +247,7 @@ PRIORS = {
     "flash1_fraction": (0.3, 0.1),
     "collective_slowdown": (1.2, 0.05),
     "group_contention": (0.35, 0.1),
-    "overlap_slowdown": (0.4, 0.5),
+    "overlap_slowdown": (0.5, 0.3),
     "network_overlap_slowdown": (0.3, 0.4),
     "tp_overlap_cost": (0.25, 0.4),
     "inter_node_fraction": (0.7, 0.3),

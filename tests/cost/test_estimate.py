@@ -80,6 +80,20 @@ def test_gradients_reduced_behind_the_backward_pass_cost_less() -> None:
     assert behind.step_time_s < after.step_time_s
 
 
+def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but_for_the_first() -> None:
+    asked = job(of=model(hidden=8192, layers=8, heads=64), global_batch=32)
+    apart = Job(asked.cluster, asked.model, replace(asked.training, fused_accumulation=False))
+
+    def added(layout: Layout) -> float:
+        return CostModel(apart).estimate(layout).step_time_s - CostModel(asked).estimate(layout).step_time_s
+
+    once, four = Layout(tp=1, pp=1, dp=8, micro_batch=4), Layout(tp=1, pp=1, dp=8, micro_batch=1)
+    traffic = 6 * asked.model.layers * asked.model.layer_params  # bf16: read the gradient, read and write the sum
+    assert added(once) == 0
+    assert added(four) == pytest.approx(3 * traffic / (0.8 * asked.cluster.node.gpu.hbm_bytes_per_s), rel=0.1)
+    assert added(replace(four, zero_stage=2)) == 0
+
+
 def test_tensor_parallelism_across_pcie_or_nodes_is_dear() -> None:
     inside = CostModel(job(on=cluster(domains=(8,)))).estimate(Layout(tp=8, pp=1, dp=1))
     pcie = CostModel(job(on=cluster(domains=(2, 2, 2, 2)))).estimate(Layout(tp=8, pp=1, dp=1))
