@@ -44,6 +44,8 @@ def core_share(node: Node) -> float:
 def host_constants(node: Node, constants: Constants) -> Constants:
     """Constants of the host, slower where ranks share cores."""
     share = core_share(node)
+    if share == 1:
+        return constants
     names = ("host_forward_s", "host_backward_s", "host_checkpoint_s", "host_micro_batch_s", "host_step_s")
     return replace(constants, **{name: getattr(constants, name) / share for name in names})
 

@@ -90,7 +90,9 @@ def stage_memory(
     tokens = layout.micro_batch * model.seq_len // layout.cp
     last = stage == layout.pp - 1
     stored = activations.stored * layers * held
-    logits = last * tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
+    logits = 0.0
+    if last:
+        logits = tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
     gathered_layers, gathered_ends = _gathered(model, training, layout, stage, parameters)
     # A backward pass gathers a layer as it drops the layer's activations, a forward pass the other way round.
     traded = min(gathered_layers, activations.stored * layers)

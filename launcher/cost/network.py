@@ -68,7 +68,8 @@ def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
     size = min(node.num_gpus, world)
     nodes = _blocks(ranks, stride, size, world)
     per_node = -(-ranks // nodes)
-    domains = _blocks(ranks, stride, min(node.domain_size, size), world) if node.nvlink != "none" else ranks
+    domains = nodes if node.domain_size >= size else _blocks(ranks, stride, node.domain_size, world)
+    domains = domains if node.nvlink != "none" else ranks
     per_domain = min(per_node, -(-ranks // domains))
     leaf = cluster.nodes_per_leaf * node.num_gpus
     spine = nodes > 1 and leaf > 0 and _blocks(ranks, stride, leaf, world) > 1

@@ -44,7 +44,8 @@ class Layout:
         return global_batch // (self.dp * self.micro_batch)
 
     def degree(self, axis: str) -> int:
-        return {"tp": self.tp, "pp": self.pp, "dp": self.dp, "cp": self.cp, "ep": self.ep}[axis]
+        found: int = getattr(self, axis)
+        return found
 
     def brief(self) -> str:
         """The layout in a few words: `tp8 pp8 dp24 mb1 v3 zero1 selective sp`."""
