@@ -35,10 +35,21 @@ class Command:
     module: str
     help: str
     usage: str
+    keys: str = ""  # of the command itself, besides the configuration's
 
+
+PLAN_KEYS = """\
+keys of its own:
+  top=10               how many plans to show
+  why_not=tp=4,pp=16   why this layout is not the first choice
+  sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
+  tokens=300e9         days, GPU-hours and cost of so many training tokens
+  run_dir=FOLDER       write the first plan there
+  output=json          one JSON document on standard output
+every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
 
 COMMANDS = {
-    "plan": Command("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]"),
+    "plan": Command("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
     "run": Command("run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"),
     "submit": Command("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
     "discover": Command("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
@@ -119,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]}.",
             usage=f"launcher {name} [-m] [--cfg job] {command.usage}",
+            epilog=command.keys or None,
             formatter_class=_GroupsHelp,
         )
         sub.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra takes them")
