@@ -19,7 +19,7 @@ from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
 from launcher.cost.layer import LayerParts, LayerShape, Part, accumulation_s, core_part, layer_parts, tokenwise_part
 from launcher.cost.memory import Memory, stage_memory
-from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
+from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of, joined
 from launcher.cost.optimizer import optimizer_s
 from launcher.cost.parameters import RankParameters, padded_vocab
 from launcher.cost.pipeline import pipeline_time
@@ -250,7 +250,7 @@ class CostModel:
         heaviest = self._ranks(layout).heaviest
         group = self._groups(layout).dp
         if layout.cp > 1:
-            group = Group(group.ranks * layout.cp, group.per_domain, group.per_node, group.nodes, group.spine)
+            group = joined(group, self._groups(layout).cp)
         traffic = GradientTraffic(
             heaviest.dense,
             DTYPE_BYTES[training.reduce_dtype],

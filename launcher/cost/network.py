@@ -76,6 +76,13 @@ def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
     return Group(ranks, per_domain, per_node, nodes, spine)
 
 
+def joined(one: Group, other: Group) -> Group:
+    """The group that two axes of a layout span together: each member of one has a group of the other."""
+    ranks, nodes = one.ranks * other.ranks, one.nodes * other.nodes
+    per_node = -(-ranks // nodes)
+    return Group(ranks, min(per_node, one.per_domain * other.per_domain), per_node, nodes, one.spine or other.spine)
+
+
 def _blocks(ranks: int, stride: int, size: int, world: int) -> int:
     """Into how many blocks of `size` neighbouring ranks a group of `ranks` ranks `stride` apart falls, at worst."""
     if ranks == 1 or stride >= size:

@@ -11,7 +11,7 @@ from shapes import cluster
 
 from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, ring_bytes_per_s, send_s
 from launcher.cost.constants import DEFAULT
-from launcher.cost.network import Fabric, Group, fabric_of, group_of
+from launcher.cost.network import Fabric, Group, fabric_of, group_of, groups_of, joined
 from launcher.layout import Layout, Placement, RankGrid
 from launcher.units import MIB
 
@@ -110,3 +110,13 @@ def test_a_groups_shape_agrees_with_the_placement_of_its_ranks(
         spread = max(len({placement.slot(rank).node for rank in ranks}) for ranks in placement.grid.groups(axis))
         assert group.ranks == layout.degree(axis)
         assert group.nodes == spread, (axis, group)
+
+
+@pytest.mark.parametrize("order", ["tp-cp-dp-pp", "tp-dp-cp-pp", "tp-pp-cp-dp"])
+@pytest.mark.parametrize("cp", [2, 4, 8])
+def test_the_ranks_that_data_and_context_parallelism_span_are_those_of_one_axis(cp: int, order: str) -> None:
+    """Gradients are reduced over dp × cp: the group of a layout whose dp is both."""
+    on = cluster(nodes=8, nodes_per_leaf=4)
+    apart = groups_of(on, Layout(tp=1, pp=2, dp=32 // cp, cp=cp, axis_order=order))
+    together = groups_of(on, Layout(tp=1, pp=2, dp=32, axis_order=order))
+    assert joined(apart.dp, apart.cp) == together.dp
