@@ -4,7 +4,7 @@ Both loops run in the same two forked gloo ranks and take turns in blocks, so th
 the recipe's own step, with its metrics, its sign of life and its vote on stopping; the plain loop is what a person
 would write: DistributedDataParallel, torch's clip_grad_norm_, torch.optim.AdamW, the loss read at every step. Both
 read the same batches from the same file.
-Usage: python tests/benchmarks/train_overhead.py [--blocks 8] [--steps 10]. The last line is one JSON document.
+Usage: python tests/benchmarks/train_overhead.py [--blocks 20] [--steps 5]. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def measure(rank: int, *, blocks: int, steps: int, folder: Path) -> dict[str, li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5)
     parsed = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
