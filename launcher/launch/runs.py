@@ -66,10 +66,12 @@ def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime]) -> list[str]:
         lines += [f"  {line}" for line in node.message.splitlines()[:1]]
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
-    lines += [
-        f"  {p.phase}: {p.median_s:.2f} s after the command (slowest {p.slowest_s:.2f} s, {p.slowest})" for p in last
-    ]
-    return lines
+    return lines + [f"  {_in_words(phase)}" for phase in last]
+
+
+def _in_words(phase: PhaseTime) -> str:
+    slowest = f" (slowest {phase.slowest_s:.2f} s, {phase.slowest})" if phase.slowest_s > phase.median_s else ""
+    return f"{phase.phase}: {phase.median_s:.2f} s after the command{slowest}"
 
 
 def phases(folder: RunFolder) -> list[PhaseTime]:
