@@ -20,8 +20,7 @@ from launcher.units import DTYPE_BYTES
 EXPERT_IMBALANCE = 1.1
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Seconds on the device, and operators that the host issues, forward and backward; `weight_s` is the part of
     the backward pass that computes weight gradients (Qi et al. 2024 split the two)."""
 
@@ -31,7 +30,7 @@ class Part:
     forward_ops: int = 0
     backward_ops: int = 0
 
-    def __add__(self, other: Part) -> Part:
+    def __add__(self, other: Part) -> Part:  # type: ignore[override]  # a sum, not a longer tuple
         return Part(
             self.forward_s + other.forward_s,
             self.backward_s + other.backward_s,
