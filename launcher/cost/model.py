@@ -62,6 +62,7 @@ class CostModel:
         self.fabric = fabric_of(job.cluster, constants)
         kept = DRIVER_FRACTION * gpu.memory_bytes + DRIVER_BYTES if gpu.kind == "cuda" else 0.0
         self.usable_bytes = gpu.memory_bytes - kept
+        self.context_bytes = constants.context_bytes if gpu.kind == "cuda" else 0.0
         self._kept: dict[tuple[Any, ...], Any] = {}
 
     def estimate(self, layout: Layout) -> Estimate:

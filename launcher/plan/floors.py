@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import inf
 from typing import Any, NamedTuple
 
 from launcher.cost import bounds
@@ -208,12 +209,12 @@ class Floors:
         return self.space.layout(degrees, passes, schedule, zero_stage=zero_stage, axis_order=order)
 
 
-def least_memory(space: Space, model: CostModel) -> Layout | None:
-    """The legal layout that needs the least memory, whether or not it fits; None where none is legal."""
+def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> Layout | None:
+    """The legal layout that needs the least memory; None where none is legal, or each needs more than `most_bytes`."""
     floors = Floors(space, model)
     best: tuple[float, Layout] | None = None
     for floor, degrees, passes, schedule in sorted(_by_memory(space, floors)):
-        if best and floor >= best[0]:
+        if floor > most_bytes or (best and floor >= best[0]):
             break
         for zero_stage in space.zero_stages(degrees):
             order = floors.orders(degrees)[0]
@@ -221,14 +222,14 @@ def least_memory(space: Space, model: CostModel) -> Layout | None:
             used = model.memory(layout).total_bytes
             if (best is None or used < best[0]) and not space.broken(layout):
                 best = used, layout
-    return best[1] if best else None
+    return best[1] if best and best[0] <= most_bytes else None
 
 
 def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, Passes, Schedule]]:
     for degrees in space.degrees():
         if floors.broken_by_all(degrees):
             continue
-        states = min(floors.states(degrees))
+        states = min(floors.states(degrees)) + floors.model.context_bytes
         for micro_batch in space.micro_batches(degrees):
             for schedule in space.schedules(degrees, micro_batch):
                 held = floors.held(degrees, micro_batch, schedule)

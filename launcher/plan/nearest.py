@@ -51,7 +51,7 @@ def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
     pinned = ", ".join(f"{key}={_plain(value)}" for key, value in space.request.pinned().items())
     given = f" with {pinned}" if pinned else ""
     needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.usable_bytes)} usable on stage {memory.stage}"
-    kind = "MIG slices, one job each" if cluster.node.is_mig else "GPUs"
+    kind = "MIG slices, one job each" if cluster.node.is_mig else "GPU" if cluster.num_gpus == 1 else "GPUs"
     changes = list(_changes(space))
     if cluster.max_ranks == 1 or not changes:
         changes.append(f"GPUs that leave at least {format_bytes(memory.total_bytes)} each")
@@ -104,8 +104,7 @@ def _other_settings(job: Job) -> Iterator[tuple[str, Training]]:
 def _fitting(job: Job, request: LayoutRequest) -> Layout | None:
     """A layout that fits, or None."""
     model = CostModel(job)
-    layout = least_memory(Space(job, request), model)
-    return layout if layout is not None and model.memory(layout).fits else None
+    return least_memory(Space(job, request), model, most_bytes=model.usable_bytes)
 
 
 def _nodes_needed(job: Job, request: LayoutRequest) -> int | None:

@@ -68,11 +68,11 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
 
 def times(some_job: Job, layouts: list[Layout]) -> list[float]:
     """Step times of the layouts that fit, ascending, equal ones once; of axis orders the fastest."""
-    cost, fastest = CostModel(some_job), dict[Layout, float]()
+    cost, fastest = CostModel(some_job), dict[tuple[object, ...], float]()
     for layout in layouts:
         found = cost.estimate(layout)
         if found.fits:
-            key = replace(layout, axis_order="")
+            key = tuple(value for name, value in vars(layout).items() if name != "axis_order")
             fastest[key] = min(found.step_time_s, fastest.get(key, float("inf")))
     return sorted(set(fastest.values()))
 
