@@ -128,9 +128,24 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
     return [line for line in ledger(run) if line.get("event") == name]
 
 
-@pytest.fixture(scope="session")
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep Slurm tests on one worker with pytest 9.2 too: two workers would wait for each other's cluster.
+
+    pytest-xdist 3.8 writes the group of a test into `_nodeid`, which pytest no longer reads:
+    https://github.com/pytest-dev/pytest-xdist/issues/1386
+    """
+    for item in items:
+        grouped = getattr(item, "_nodeid", item.nodeid)
+        if item.get_closest_marker("slurm") and grouped != item.nodeid:
+            from _pytest.nodeid import coerce_node_id
+
+            item._id = coerce_node_id(grouped)
+
+
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
-    """One cluster for all tests; one at a time on this machine.
+    """One cluster for the tests of a module; one at a time on this machine.
 
     Two at once would share the control groups of nodes that have the same names.
     """
@@ -160,7 +175,7 @@ def cluster() -> Iterator[Slurm]:
             shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def limited(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Slurm, Path, str]:
     """A job with a time limit of two minutes, on nodes of its own: it runs while other tests do."""
     slurm = Slurm(cluster.folder, tmp_path_factory.mktemp("limited"))
