@@ -47,6 +47,14 @@ def rotary(e: int, *, fused: bool) -> Traffic:
     return Traffic(2 * e, 1, 2 * e, 1) if fused else Traffic(11 * e, 5, 11 * e, 6)
 
 
+def joined_chunks(e: int) -> Traffic:
+    """Context parallelism: gathered keys and values put into the order of the sequence; back: again, and gradients cut.
+
+    Two copies each time, per element of the whole sequence.
+    """
+    return Traffic(4 * e, 3, 8 * e, 6)
+
+
 def routing(e: int) -> Traffic:
     """Tokens sorted by their expert and put back, weighted and summed: per element of the routed copies.
 

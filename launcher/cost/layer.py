@@ -80,6 +80,9 @@ def layer_parts(
         and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
     ):
         rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
+    if shape.cp > 1:
+        kept = 2.0 * shape.sequences * model.seq_len * model.kv_hidden / shape.tp
+        rest += streamed(device, elementwise.joined_chunks(device.dtype_bytes), kept)
     rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
     return LayerParts(rest, core)
 

@@ -316,7 +316,6 @@ class CostModel:
             "bubble": bubble_s,
             "optimizer": optimizer,
             "tp_comm_hidden": m * count * layer.tp_hidden_s,
-            "cp_comm_hidden": m * count * layer.cp_hidden_s,
             "dp_comm_hidden": gradients.hidden_s,
         }
 

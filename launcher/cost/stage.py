@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, send_s
+from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s
 from launcher.cost.constants import Constants
 from launcher.cost.layer import LayerParts, LayerShape, Part
 from launcher.cost.network import Fabric, Group
@@ -30,7 +30,6 @@ class Cost:
     cp_s: float = 0.0
     ep_s: float = 0.0
     tp_hidden_s: float = 0.0
-    cp_hidden_s: float = 0.0
 
     @property
     def total_s(self) -> float:
@@ -65,19 +64,15 @@ def layer_cost(
     cp_s = _context_parallel_s(model, training, fabric, groups.cp, shape) * constants.collective_slowdown
     ep_s = _expert_parallel_s(model, training, fabric, groups.ep, shape) * constants.collective_slowdown
     again = 1 if recompute == "full" else 0
-    cp_exposed = max(0.0, cp_s - parts.core.forward_s)
-    cp_back = max(0.0, 2 * cp_s - parts.core.backward_s)
     tp_hidden = min(tp_s, parts.rest.weight_s) if training.async_tensor_parallel else 0.0
     ahead, back = layer_passes(sequence_parallel=shape.sequence_parallel)
     regathered = (back - ahead) / ahead * tp_s
     tp_back = tp_s + regathered - tp_hidden * (1 - constants.tp_overlap_cost)
     device = parts.rest + parts.core
-    forward = max(device.forward_s + tp_s + cp_exposed + ep_s, constants.host_forward_s)
-    backward = max(device.backward_s + tp_back + cp_back + ep_s, constants.host_backward_s)
+    forward = max(device.forward_s + tp_s + cp_s + ep_s, constants.host_forward_s)
+    backward = max(device.backward_s + tp_back + 2 * cp_s + ep_s, constants.host_backward_s)
     if again:
-        backward += max(
-            device.forward_s + tp_s + cp_exposed + ep_s, constants.host_forward_s + constants.host_checkpoint_s
-        )
+        backward += max(device.forward_s + tp_s + cp_s + ep_s, constants.host_forward_s + constants.host_checkpoint_s)
     elif recompute == "selective":
         backward += parts.core.forward_s
     return Cost(
@@ -85,10 +80,9 @@ def layer_cost(
         backward_s=backward,
         weight_s=parts.rest.weight_s,
         tp_s=tp_s * (1 + again) + tp_back,
-        cp_s=cp_exposed * (1 + again) + cp_back,
+        cp_s=cp_s * (3 + again),
         ep_s=ep_s * (2 + again),
         tp_hidden_s=tp_hidden,
-        cp_hidden_s=cp_s * (3 + again) - cp_exposed * (1 + again) - cp_back,
     )
 
 
@@ -114,12 +108,13 @@ def _tensor_parallel_s(model: Model, training: Training, fabric: Fabric, group: 
 
 
 def _context_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:
-    """Ring attention: keys and values visit every rank (Liu et al. 2023); gradients double that on the way back."""
+    """Keys and values are gathered before the attention (Llama 3, section 3.3.2), nothing behind it; in the backward
+    pass once more, and their gradients are summed and cut.
+    """
     if shape.cp < 2:
         return 0.0
-    tokens = shape.sequences * model.seq_len // shape.cp
-    chunk = 2.0 * tokens * model.kv_hidden / shape.tp * training.dtype_bytes
-    return (shape.cp - 1) * send_s(fabric, group, chunk)
+    whole = 2.0 * shape.sequences * model.seq_len * model.kv_hidden / shape.tp * training.dtype_bytes
+    return all_gather_s(fabric, group, whole)
 
 
 def _expert_parallel_s(model: Model, training: Training, fabric: Fabric, group: Group, shape: LayerShape) -> float:

@@ -113,7 +113,7 @@ def test_experts_talk_all_to_all_and_long_contexts_in_a_ring() -> None:
     experts = CostModel(job(of=model(num_experts=8))).estimate(Layout(tp=1, pp=1, dp=8, ep=8))
     assert experts.time["ep_comm"] > 0
     long = CostModel(job(of=model(seq_len=32768), global_batch=8)).estimate(Layout(tp=1, pp=1, dp=1, cp=8))
-    assert long.time["cp_comm"] + long.time["cp_comm_hidden"] > 0
+    assert long.time["cp_comm"] > 0
 
 
 def test_a_measured_gemm_rate_replaces_the_fraction_of_the_peak() -> None:
