@@ -1,7 +1,7 @@
 """Measure every node's bandwidth inside and towards others, and name the slow ones.
 
-Started in every rank by a batch job before its own ranks (launch.check_bandwidth), by `launcher check`, or as a job of
-its own (`launcher run|submit recipe=bandwidth`); ends with exit code 1 and the --exclude to use where a node is slow.
+Started by `launcher run|submit recipe=bandwidth`, by `launcher check`, or in every rank by a batch job before its own
+ranks (launch.check_bandwidth); ends with exit code 1 and the --exclude to use where a node is slow.
 Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is paired with another one and all
 their ranks exchange buffers at once. Messages shrink where a link is slow, so that it ends within a minute all the
 same. The last line on stdout is one JSON document.

@@ -128,21 +128,6 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
     return [line for line in ledger(run) if line.get("event") == name]
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep Slurm tests on one worker with pytest 9.2 too: two workers would wait for each other's cluster.
-
-    pytest-xdist 3.8 writes the group of a test into `_nodeid`, which pytest no longer reads:
-    https://github.com/pytest-dev/pytest-xdist/issues/1386
-    """
-    for item in items:
-        grouped = getattr(item, "_nodeid", item.nodeid)
-        if item.get_closest_marker("slurm") and grouped != item.nodeid:
-            from _pytest.nodeid import coerce_node_id
-
-            item._id = coerce_node_id(grouped)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
     """One cluster for the tests of a module; one at a time on this machine.
