@@ -18,7 +18,7 @@ from launcher.launch.settings import LaunchSettings
 from launcher.launch.slurm.allocation import given_cpus
 from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit_request
 from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
-from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings
+from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings, time_limit_s
 from launcher.launch.slurm.step import Step, rank_variables, step_argv
 from launcher.launch.slurm.submit import dry_run_text, warnings
 from launcher.settings import compose_config
@@ -211,6 +211,7 @@ def test_the_configuration_file_and_the_settings_agree() -> None:
 WARNED = {
     "nothing is saved": ({}, {}, "train.checkpoint_every=0"),
     "the signal is not heeded": ({"checkpoint_every": 10}, {"signal": "USR2"}, "launch.stop_signals lacks USR2"),
+    "the signal comes soon after the start": ({"checkpoint_every": 10}, {"time": "9:59"}, "most of launch.time=9:59"),
     "the grace is too long": ({"checkpoint_every": 10}, {"signal_lead_s": 60, "grace_s": 60}, "launch.grace_s=60"),
 }
 
@@ -222,6 +223,14 @@ def test_what_slurm_would_take_and_still_not_work_is_told(case: str) -> None:
     job = replace(plan(), config={"train": train})
     [warning] = warnings(job, SlurmSettings.from_config(keys), launch)
     assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("2", 120), ("2:30", 150), ("1:00:05", 3605), ("1-2", 93600), ("1-02:30", 95400), ("2-00:00:01", 172801)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int) -> None:
+    assert time_limit_s(time) == seconds
 
 
 def test_a_sound_submission_and_a_script_of_the_user_s_get_no_warning() -> None:

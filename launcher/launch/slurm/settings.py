@@ -160,6 +160,19 @@ def _time(keys: Fields) -> str | None:
     return str(value)
 
 
+def time_limit_s(time: str) -> int:
+    """Seconds of a time limit as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    days, _, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if days:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _count(keys: Fields, key: str) -> int | None:
     return None if keys.raw(key) is None else keys.integer(key, minimum=1)
 

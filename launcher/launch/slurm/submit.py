@@ -23,7 +23,7 @@ from launcher.launch.slurm.record import (
 )
 from launcher.launch.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.launch.slurm.secret import secrets_to_remove
-from launcher.launch.slurm.settings import SlurmSettings
+from launcher.launch.slurm.settings import SlurmSettings, time_limit_s
 from launcher.launch.slurm.sweep import Member, sweep_request, write_sweep
 from launcher.plan import Plan
 from launcher.plan.record import cluster_to_dict
@@ -115,6 +115,11 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
         found.append(
             f"launch.grace_s={launch.grace_s:g} is no shorter than launch.signal_lead_s={settings.signal_lead_s}: "
             "the time limit may cut a checkpoint off"
+        )
+    if settings.time and settings.requeue and 2 * settings.signal_lead_s > time_limit_s(settings.time):
+        found.append(
+            f"launch.signal_lead_s={settings.signal_lead_s} takes most of launch.time={settings.time}: each start "
+            "would be sent back soon after it began; shorten it, and launch.grace_s with it"
         )
     return found
 
