@@ -231,9 +231,10 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
 
 
 # What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant
-# may sensibly be (standard deviation of its logarithm). No microbenchmark is known for group_contention,
-# tp_overlap_cost and inter_node_fraction; their centres, and how tight the GEMM's are held, were chosen with published
-# runs in view.
+# may sensibly be (standard deviation of its logarithm). No microbenchmark is known for group_contention, the two
+# overlap slowdowns, tp_overlap_cost and inter_node_fraction; their centres and spreads, and how tight the GEMM's and
+# FlashAttention's are held, were chosen with published runs in view. So were constants of launcher/cost that are not
+# fitted at all, as the cost of unaligned heads: a source that is left out is not wholly unseen.
 PRIORS = {
     "gemm_fraction": (0.79, 0.02),
     "gemm_extra_k": (250, 0.2),
