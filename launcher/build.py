@@ -203,6 +203,7 @@ def build_training(data: Mapping[str, Any], cluster: Cluster, problems: list[str
         dropout=fields.auto_number("dropout", below=1.0),
         loss_parallel=fields.auto_flag("loss_parallel"),
         fused_accumulation=fields.auto_flag("fused_accumulation"),
+        recompute_stops_early=fields.auto_flag("recompute_stops_early"),
     )
 
 

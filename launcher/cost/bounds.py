@@ -45,8 +45,12 @@ class Stages:
 def pass_time(model: CostModel, layout: Layout) -> PassTime:
     """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
     embedding, head = model.end_costs(layout)
+    early = model.job.training.stops_early(3)  # the least of any ZeRO stage
     return PassTime(
-        model.layer_cost(layout).total_s, embedding.total_s, head.total_s, model.constants.host_micro_batch_s
+        model.layer_cost(layout, stops_early=early).total_s,
+        embedding.total_s,
+        head.total_s,
+        model.constants.host_micro_batch_s,
     )
 
 

@@ -180,6 +180,14 @@ def _norms_and_residuals(device: Device, model: Model, training: Training, token
     return norm + norm + residual + residual
 
 
+def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> float:
+    """Seconds of a layer's last product and the residual after it; 0 with experts, whose outputs are kept."""
+    if model.num_experts:
+        return 0.0
+    added = streamed(device, elementwise.residual(device.dtype_bytes, dropout=False), float(tokens * model.hidden))
+    return gemm_s(device, tokens, model.hidden, model.ffn_hidden // tp) + added.forward_s
+
+
 def accumulation_s(device: Device, model: Model, training: Training, *, tp: int, ep: int) -> float:
     """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory."""
     traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduce_dtype])

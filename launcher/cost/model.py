@@ -17,7 +17,16 @@ from launcher.cost.data_parallel import Exposed, GradientTraffic, added_share, g
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate
-from launcher.cost.layer import LayerParts, LayerShape, Part, accumulation_s, core_part, layer_parts, tokenwise_part
+from launcher.cost.layer import (
+    LayerParts,
+    LayerShape,
+    Part,
+    accumulation_s,
+    core_part,
+    last_product_s,
+    layer_parts,
+    tokenwise_part,
+)
 from launcher.cost.memory import Memory, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of, joined
 from launcher.cost.optimizer import optimizer_s
@@ -131,12 +140,16 @@ class CostModel:
         key = ("ranks", layout.tp, layout.pp, layout.ep, layout.virtual_stages, layout.layer_split)
         return self._once(key, lambda: pipeline_ranks(self.job.model, layout))
 
-    def layer_cost(self, layout: Layout) -> Cost:
-        """One layer and one micro-batch."""
+    def layer_cost(self, layout: Layout, *, stops_early: bool | None = None) -> Cost:
+        """One layer and one micro-batch; `stops_early`: not the layout's own way to recompute."""
         job, shape = self.job, _shape(layout)
         groups = self._groups(layout)
+        hides_tp = job.training.async_tensor_parallel(layout.zero_stage)
+        early = layout.recompute == "full"
+        if early:
+            early = job.training.stops_early(layout.zero_stage) if stops_early is None else stops_early
         return self._once(
-            ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute),
+            ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute, early, hides_tp),
             lambda: layer_cost(
                 model=job.model,
                 training=job.training,
@@ -146,8 +159,15 @@ class CostModel:
                 groups=LayerGroups(groups.tp, groups.cp, groups.ep),
                 shape=shape,
                 recompute=layout.recompute,
+                hides_tp=hides_tp,
+                skipped_s=self._last_product_s(shape) if early else None,
             ),
         )
+
+    def _last_product_s(self, shape: LayerShape) -> float:
+        tokens = shape.sequences * self.job.model.seq_len // shape.cp
+        key = ("last product", tokens, shape.tp)
+        return self._once(key, lambda: last_product_s(self.device, self.job.model, tokens=tokens, tp=shape.tp))
 
     def _layer_parts(self, shape: LayerShape) -> LayerParts:
         def make() -> LayerParts:
@@ -266,7 +286,7 @@ class CostModel:
             traffic,
             forward_s=forward_s,
             backward_s=backward_s,
-            overlap=training.overlaps_grad_reduce(layout.pp),
+            overlap=training.overlaps_grad_reduce(self.job.model, pp=layout.pp, zero_stage=layout.zero_stage),
             slowdown=self.constants.overlap_slowdown if group.nodes == 1 else self.constants.network_overlap_slowdown,
         )
         return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)

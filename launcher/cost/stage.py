@@ -10,7 +10,7 @@ from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s
 from launcher.cost.constants import Constants
 from launcher.cost.layer import LayerParts, LayerShape, Part
 from launcher.cost.network import Fabric, Group
-from launcher.cost.traffic_bytes import layer_passes
+from launcher.cost.traffic_bytes import layer_passes, repeated_passes
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
 
@@ -55,16 +55,20 @@ def layer_cost(
     groups: LayerGroups,
     shape: LayerShape,
     recompute: str,
+    hides_tp: bool,
+    skipped_s: float | None = None,
 ) -> Cost:
     """One layer: compute, or the host where that is slower, plus the exposed part of every collective.
 
-    With sequence parallelism the backward pass gathers each projection's input again (Korthikanti et al. 2022, 4.2.2).
+    `skipped_s`: seconds at the layer's end that recomputation leaves out, with the collective after them; None: it
+    repeats everything. `hides_tp`: collectives of the backward pass run beside products. With sequence parallelism that
+    pass gathers each projection's input again (Korthikanti et al. 2022, 4.2.2).
     """
     tp_s = _tensor_parallel_s(model, training, fabric, groups.tp, shape) * constants.collective_slowdown
     cp_s = _context_parallel_s(model, training, fabric, groups.cp, shape) * constants.collective_slowdown
     ep_s = _expert_parallel_s(model, training, fabric, groups.ep, shape) * constants.collective_slowdown
-    again = 1 if recompute == "full" else 0
-    tp_hidden = min(tp_s, parts.rest.weight_s) if training.async_tensor_parallel else 0.0
+    again, tp_again = (1 if recompute == "full" else 0), 0.0
+    tp_hidden = min(tp_s, parts.rest.weight_s) if hides_tp else 0.0
     ahead, back = layer_passes(sequence_parallel=shape.sequence_parallel)
     regathered = (back - ahead) / ahead * tp_s
     tp_back = tp_s + regathered - tp_hidden * (1 - constants.tp_overlap_cost)
@@ -72,14 +76,18 @@ def layer_cost(
     forward = max(device.forward_s + tp_s + cp_s + ep_s, constants.host_forward_s)
     backward = max(device.backward_s + tp_back + 2 * cp_s + ep_s, constants.host_backward_s)
     if again:
-        backward += max(device.forward_s + tp_s + cp_s + ep_s, constants.host_forward_s + constants.host_checkpoint_s)
+        tp_again = (
+            tp_s if skipped_s is None else repeated_passes(sequence_parallel=shape.sequence_parallel) / ahead * tp_s
+        )
+        repeated = device.forward_s - (skipped_s or 0.0) + tp_again + cp_s + ep_s
+        backward += max(repeated, constants.host_forward_s + constants.host_checkpoint_s)
     elif recompute == "selective":
         backward += parts.core.forward_s
     return Cost(
         forward_s=forward,
         backward_s=backward,
         weight_s=parts.rest.weight_s,
-        tp_s=tp_s * (1 + again) + tp_back,
+        tp_s=tp_s + tp_again + tp_back,
         cp_s=cp_s * (3 + again),
         ep_s=ep_s * (2 + again),
         tp_hidden_s=tp_hidden,

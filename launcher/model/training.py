@@ -25,6 +25,8 @@ class Training:
     grad_reduce_dtype: dtype of gradients as they are held and reduced; None: the training dtype.
     fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
         `accumulates_in_place`.
+    recompute_stops_early: repeating a layer ends with the last operator whose inputs the backward pass needs; None: see
+        `stops_early`.
     loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
         None: see `divides_logits`.
     """
@@ -44,6 +46,7 @@ class Training:
     dropout: float | None = None
     loss_parallel: bool | None = None
     fused_accumulation: bool | None = None
+    recompute_stops_early: bool | None = None
 
     @property
     def dtype_bytes(self) -> int:
@@ -62,7 +65,7 @@ class Training:
         """
         return model.norm == "layernorm" if self.loss_parallel is None else self.loss_parallel
 
-    def accumulates_in_place(self, model: Model) -> bool:
+    def accumulates_in_place(self, model: Model, zero_stage: int) -> bool:
         """Whether gradients are summed over micro-batches without a pass over memory of their own.
 
         Where that is not set: with LayerNorm models since Megatron-LM's gradient_accumulation_fusion of late 2021.
@@ -70,7 +73,17 @@ class Training:
         """
         if self.fused_accumulation is not None:
             return self.fused_accumulation
-        return model.norm == "layernorm" and self.software_year >= 2022
+        return model.norm == "layernorm" and self.software_year >= 2022 and not self.early_zero(zero_stage)
+
+    def stops_early(self, zero_stage: int) -> bool:
+        """Whether recomputing a layer leaves out its last product, whose result no gradient needs.
+
+        Where that is not set: with fully sharded weights, since those stacks (FSDP) use PyTorch's own checkpointing,
+        which stops early from version 2.1 of late 2023 on. Megatron-LM's repeats everything.
+        """
+        if self.recompute_stops_early is not None:
+            return self.recompute_stops_early
+        return zero_stage == 3 and self.software_year >= 2024
 
     def tensor_parallel_dtype(self, *, sequence_parallel: bool) -> str:
         """Dtype in which tensor-parallel partial sums are reduced: as set, else the training dtype.
@@ -83,17 +96,25 @@ class Training:
         in_fp32 = self.dtype == "bf16" and self.software_year < 2024 and not sequence_parallel
         return "fp32" if in_fp32 else self.dtype
 
-    @property
-    def async_tensor_parallel(self) -> bool:
+    def async_tensor_parallel(self, zero_stage: int) -> bool:
         """Whether the backward pass's tensor-parallel collectives run beside the weight gradient's GEMM.
 
         Megatron-LM does since late 2021 (Korthikanti et al. 2022, section 4.2.2).
         """
-        return self.software_year >= 2022
+        return self.software_year >= 2022 and not self.early_zero(zero_stage)
 
-    def overlaps_grad_reduce(self, pp: int) -> bool:
+    def early_zero(self, zero_stage: int) -> bool:
+        """Whether the optimizer is sharded by software before Megatron-LM's own distributed optimizer (release 3.0, end
+        of 2022): DeepSpeed, under forks of the Megatron-LM of 2021.
+        """
+        return zero_stage > 0 and self.software_year < 2023
+
+    def overlaps_grad_reduce(self, model: Model, *, pp: int, zero_stage: int) -> bool:
         """Whether gradients are reduced behind the backward pass.
 
         Without a pipeline since DDP (Li et al. 2020); with one since Megatron-LM's --overlap-grad-reduce of 2023.
         """
-        return self.overlap_grad_reduce and (pp == 1 or self.software_year >= 2024)
+        if not self.overlap_grad_reduce or self.software_year >= 2024:
+            return self.overlap_grad_reduce
+        own = model.norm == "layernorm" and zero_stage == 0 and self.software_year >= 2022
+        return pp == 1 and not own

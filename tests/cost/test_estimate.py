@@ -94,6 +94,49 @@ def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but
     assert added(replace(four, zero_stage=2)) == 0
 
 
+def test_recomputation_that_stops_early_saves_the_last_product_and_the_collective_after_it() -> None:
+    asked = job(of=model(hidden=8192, layers=8, heads=64), global_batch=8)
+    early = Job(asked.cluster, asked.model, replace(asked.training, recompute_stops_early=True))
+
+    def saved(layout: Layout) -> float:
+        return CostModel(asked).estimate(layout).step_time_s - CostModel(early).estimate(layout).step_time_s
+
+    alone = Layout(tp=1, pp=1, dp=8, recompute="full")
+    product = 2 * asked.model.layers * asked.model.seq_len * asked.model.hidden * asked.model.ffn_hidden / 244e12
+    assert saved(alone) == pytest.approx(product, rel=0.1)
+    assert saved(replace(alone, recompute="none")) == saved(replace(alone, recompute="selective")) == 0
+    assert saved(replace(alone, zero_stage=3)) == 0  # FSDP's stacks stop early anyway
+    assert (
+        saved(Layout(tp=8, pp=1, dp=1, recompute="full")) > 1.2 * product
+    )  # an eighth, eight times; and an all-reduce
+
+
+def test_before_2023_a_sharded_optimizer_is_deepspeeds() -> None:
+    asked = job(on=cluster(nodes=8), of=model(hidden=8192, layers=16, heads=64), global_batch=64)
+    layout = Layout(tp=8, pp=4, dp=2, recompute="full")
+
+    def estimates(year: int) -> list[float]:
+        of_year = Job(asked.cluster, asked.model, replace(asked.training, dtype="fp16", software_year=year))
+        return [CostModel(of_year).estimate(replace(layout, zero_stage=stage)).time["compute"] for stage in (0, 1)]
+
+    plain, sharded = estimates(2022)
+    assert sharded > 1.01 * plain  # gradients are added up in a pass of their own
+    assert estimates(2024)[0] == pytest.approx(estimates(2024)[1])
+
+
+def test_megatrons_own_gradient_reduction_waited_for_the_backward_pass_until_2024() -> None:
+    asked = job(on=cluster(nodes=8), global_batch=256)
+    layout = Layout(tp=1, pp=1, dp=64)
+    hidden = {
+        year: CostModel(Job(asked.cluster, asked.model, replace(asked.training, software_year=year)))
+        .estimate(layout)
+        .time["dp_comm_hidden"]
+        for year in (2021, 2022, 2023, 2024)
+    }
+    assert hidden[2022] == hidden[2023] == 0 < hidden[2021]
+    assert hidden[2024] > 0
+
+
 def test_tensor_parallelism_across_pcie_or_nodes_is_dear() -> None:
     inside = CostModel(job(on=cluster(domains=(8,)))).estimate(Layout(tp=8, pp=1, dp=1))
     pcie = CostModel(job(on=cluster(domains=(2, 2, 2, 2)))).estimate(Layout(tp=8, pp=1, dp=1))

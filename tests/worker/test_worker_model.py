@@ -9,13 +9,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import LLAMA, TINY, run_ranks
+from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.layout.split import balanced_split
 from launcher.model import Model
 from launcher.worker.init import initial_value
 from launcher.worker.loss import cross_entropy_sum, vocab_range
 from launcher.worker.peers import Peers
-from launcher.worker.transformer import StageShape, Transformer, stage_shapes
+from launcher.worker.transformer import Block, StageShape, Transformer, stage_shapes
 
 SHAPES = {
     "gpt": TINY,
@@ -45,6 +46,22 @@ def test_parameters_are_as_many_as_the_plan_counts(name: str) -> None:
     whole = build(model)
     assert count(whole) == model.params
     assert {count(block) for block in whole.layers.values()} == {model.layer_params}
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama"])
+def test_recomputing_a_layer_leaves_out_its_last_product(name: str) -> None:
+    model, tokens = SHAPES[name], 32
+
+    def flops(recompute: str) -> int:
+        block = Block(model, kernel="math", recompute=recompute)
+        with FlopCounterMode(display=False) as counter:
+            block(torch.ones(1, tokens, model.hidden)).sum().backward()
+        return counter.get_total_flops()
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Block(model, kernel="math", recompute="none")(torch.ones(1, tokens, model.hidden))
+    last_product = 2 * tokens * model.hidden * model.ffn_hidden
+    assert flops("full") - flops("none") == counter.get_total_flops() - last_product
 
 
 @pytest.mark.parametrize("num_stages", [1, 2, 3, 4])
