@@ -13,6 +13,9 @@ from launcher.layout import Layout
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
 
+# Communicators of DeepSpeed's pipeline beside those of the Megatron-LM fork in it: model, data, pipe, slice
+# (runtime/pipe/topology.py, PipelineParallelGrid).
+DEEPSPEED_GROUPS = 4
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 0}
 
 
@@ -93,6 +96,7 @@ def stage_memory(
     logits = 0.0
     if last:
         logits = tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
+        logits *= held if layout.schedule == "gpipe" else 1  # else a micro-batch's backward pass follows its loss
     gathered_layers, gathered_ends = _gathered(model, training, layout, stage, parameters)
     # A backward pass gathers a layer as it drops the layer's activations, a forward pass the other way round.
     traded = min(gathered_layers, activations.stored * layers)
@@ -106,7 +110,10 @@ def stage_memory(
         + gathered_ends,
         "gradients": dense.gradients * parameters.dense + expert.gradients * parameters.experts,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
-        "activations": stored - traded + max(0.0, activations.working - logits),
+        "activations": max(
+            stored - traded + max(0.0, activations.working - logits),
+            stored * (1 - 1 / held) + _table_gradient(model, training, layout, stage, num_micro_batches),
+        ),
         "logits": logits,
         "buffers": _buffers(model, training, layout, constants, parameters, layers, stage, cuda),
         "context": constants.context_bytes if cuda else 0.0,
@@ -127,6 +134,16 @@ def logits_bytes(model: Model, training: Training, tp: int, constants: Constants
     return gathered + e + constants.plain_loss_bytes
 
 
+def _table_gradient(model: Model, training: Training, layout: Layout, stage: int, num_micro_batches: int) -> float:
+    """Bytes of the embedding's gradient of one micro-batch, dense in PyTorch, beside the sum to which it is added; it
+    comes last, when the micro-batch's activations are gone.
+    """
+    sharded = layout.zero_stage > 1 and layout.pp == 1
+    if stage > 0 or sharded or num_micro_batches < 2:
+        return 0.0
+    return float(padded_vocab(model, layout.tp) // layout.tp * model.hidden * training.dtype_bytes)
+
+
 def _buffers(
     model: Model,
     training: Training,
@@ -143,6 +160,8 @@ def _buffers(
     the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
+    if layout.pp > 1 and training.early_zero(layout.zero_stage):
+        groups += DEEPSPEED_GROUPS
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:
         return nccl

@@ -96,6 +96,35 @@ def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
     assert estimate.fits == (estimate.memory_bytes_per_gpu <= estimate.usable_memory_bytes)
 
 
+def test_the_embeddings_gradient_stands_beside_its_sum() -> None:
+    of = replace(model(hidden=4096, layers=8, heads=32), vocab=512_000)
+    training = Training(global_batch=64, dtype="bf16", attention="flash")
+    cost = CostModel(Job(cluster(nodes=2), of, training))
+    layout = Layout(tp=2, pp=4, dp=2, recompute="full")
+    table, held = of.vocab // 2 * of.hidden * 2, 3  # bytes; micro-batches in flight when the first one's are gone
+    stored = held * 2 * of.seq_len * of.hidden * 2  # a layer's input for each, two layers
+    assert cost.stage_parts(layout, 0)["activations"] == pytest.approx(table + stored)
+    assert cost.stage_parts(layout, 1)["activations"] < table
+
+
+def test_gpipes_last_stage_holds_the_logits_of_every_micro_batch() -> None:
+    cost = CostModel(job(on=cluster(nodes=2), global_batch=64))
+    one, all_of_them = (
+        cost.stage_parts(Layout(tp=2, pp=4, dp=2, schedule=schedule), 3)["logits"] for schedule in ("1f1b", "gpipe")
+    )
+    assert all_of_them == 32 * one
+
+
+def test_deepspeeds_pipeline_has_communicators_of_its_own() -> None:
+    asked = job(on=cluster(nodes=2), global_batch=64)
+    layout = Layout(tp=2, pp=4, dp=2, zero_stage=1)
+    old, new = (
+        CostModel(Job(asked.cluster, asked.model, replace(asked.training, software_year=year))).memory(layout)
+        for year in (2022, 2023)
+    )
+    assert old.parts["buffers"] - new.parts["buffers"] == pytest.approx(4 * 0.15 * GIB)
+
+
 def test_experts_are_divided_by_expert_parallelism() -> None:
     of = model(num_experts=8)
     held = {
