@@ -18,8 +18,10 @@ def gemm_s(device: Device, m: int, n: int, k: int, *, batch: int = 1) -> float:
     if not m or not n or not k:
         return 0.0
     sms, margin = device.num_sms, device.clock_margin
-    best = float("inf")
+    best, area = float("inf"), m * n * batch
     for tile_m, tile_n, rate in device.tiles:
+        if best * rate <= area:  # a smaller tile takes no less, even without waste
+            break
         blocks = -(-m // tile_m) * -(-n // tile_n) * batch
         waves = -(-blocks // sms) * sms / margin
         work = (waves if waves > blocks else blocks) * tile_m * tile_n / rate
