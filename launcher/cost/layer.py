@@ -99,7 +99,7 @@ def core_part(device: Device, constants: Constants, model: Model, training: Trai
     core = core_time(
         device,
         constants,
-        kernel=training.attention,
+        kernel=training.attention_kernel,
         sequences=shape.sequences,
         heads=-(-model.heads // shape.tp),
         queries=model.seq_len // shape.cp,

@@ -57,6 +57,11 @@ class Training:
         """Dtype in which gradients are held and reduced."""
         return self.grad_reduce_dtype or self.dtype
 
+    @property
+    def attention_kernel(self) -> str:
+        """`attention`, but FlashAttention is version 1 in software before its version 2 of July 2023."""
+        return "flash1" if self.attention == "flash" and self.software_year < 2023 else self.attention
+
     def divides_logits(self, model: Model) -> bool:
         """Whether the loss works on the vocabulary as tensor parallelism divides it, in place (`loss_parallel`).
 

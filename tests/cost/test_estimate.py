@@ -111,6 +111,16 @@ def test_recomputation_that_stops_early_saves_the_last_product_and_the_collectiv
     )  # an eighth, eight times; and an all-reduce
 
 
+def test_flash_attention_was_version_1_before_2023() -> None:
+    asked = job(of=model(seq_len=16384), global_batch=8)
+
+    def seconds(year: int, attention: str) -> float:
+        training = replace(asked.training, software_year=year, attention=attention)
+        return CostModel(Job(asked.cluster, asked.model, training)).estimate(Layout(tp=1, pp=1, dp=8)).step_time_s
+
+    assert seconds(2022, "flash") == seconds(2022, "flash1") > seconds(2023, "flash")
+
+
 def test_before_2023_a_sharded_optimizer_is_deepspeeds() -> None:
     asked = job(on=cluster(nodes=8), of=model(hidden=8192, layers=16, heads=64), global_batch=64)
     layout = Layout(tp=8, pp=4, dp=2, recompute="full")
