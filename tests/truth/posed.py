@@ -33,6 +33,9 @@ GPT_22B = Model(
     seq_len=2048, tied_embeddings=True,
 )  # fmt: skip
 GPT_175B = replace(GPT_22B, name="gpt3_175b", hidden=12288, layers=96, heads=96, kv_heads=96, ffn_hidden=49152)
+GPT_WIDE = replace(  # an embedding whose gradient outweighs a layer's work
+    GPT_22B, name="gpt_wide", hidden=14336, layers=24, heads=112, kv_heads=112, ffn_hidden=57344, vocab=250_880
+)
 
 # What of the software stacks that the estimate knows our engine is. It keeps the rotated queries and keys alone, as a
 # fused kernel does: its projections are separate, so that nothing refers to what came before the rotation.
@@ -89,6 +92,7 @@ CASES = [
     Case(GPT_175B, sp(8, 16, 2, recompute="selective"), 16),
     Case(GPT_175B, sp(8, 16, 2, schedule="interleaved", virtual_stages=2), 16),
     Case(GPT_175B, sp(8, 12, 8, schedule="zb_h1", virtual_stages=1), 12, stage=1),
+    Case(GPT_WIDE, Layout(2, 6, 2, zero_stage=1, recompute="full"), 8),
 ]
 
 
