@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.cost.memory import Memory
+from launcher.layout import Layout
+from launcher.layout.job import Job
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -30,3 +34,49 @@ class Estimate:
     cost_per_million_tokens: float | None
     memory: Mapping[str, float]
     time: Mapping[str, float]
+
+
+def estimate_of(
+    job: Job,
+    layout: Layout,
+    step_time_s: float,
+    time: Mapping[str, float],
+    memory: Memory,
+    *,
+    flops: tuple[float, float],
+    peak: float | None,
+) -> Estimate:
+    """The estimate with its rates: `flops` are a step's, of the model and those repeated; `peak` is a GPU's FLOP/s."""
+    gpus = layout.world_size
+    model_flops, repeated = flops
+    rate = model_flops / step_time_s / gpus
+    hardware = (model_flops + repeated) / step_time_s / gpus
+    tokens = job.training.global_batch * job.model.seq_len / step_time_s / gpus
+    price = job.cluster.price_per_gpu_hour
+    return Estimate(
+        step_time_s=step_time_s,
+        fits=memory.fits,
+        memory_bytes_per_gpu=memory.total_bytes,
+        usable_memory_bytes=memory.usable_bytes,
+        worst_stage=memory.stage,
+        model_tflops_per_gpu=rate / 1e12,
+        hardware_tflops_per_gpu=hardware / 1e12,
+        mfu=rate / peak if peak else None,
+        hfu=hardware / peak if peak else None,
+        tokens_per_s_per_gpu=tokens,
+        cost_per_million_tokens=price / 3600 / tokens * 1e6 if price is not None else None,
+        memory=memory.parts,
+        time=time,
+    )
+
+
+def step_flops(job: Job, recompute: str) -> tuple[float, float]:
+    """Model FLOPs of a step, and those that recomputation adds."""
+    model, batch = job.model, job.training.global_batch
+    tokens = batch * model.seq_len
+    repeated = 0.0
+    if recompute == "full":
+        repeated = model.layers * model.layer_forward_flops(tokens=tokens)
+    elif recompute == "selective":
+        repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
+    return model.step_flops(sequences=batch), repeated

@@ -160,7 +160,7 @@ def _buffers(
     the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
-    if layout.pp > 1 and training.early_zero(layout.zero_stage):
+    if layout.pp > 1 and training.runs_deepspeed(layout.zero_stage):
         groups += DEEPSPEED_GROUPS
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:

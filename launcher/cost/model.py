@@ -16,7 +16,7 @@ from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.data_parallel import Exposed, GradientTraffic, added_share, gradient_time
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
-from launcher.cost.estimate import Estimate
+from launcher.cost.estimate import Estimate, estimate_of, step_flops
 from launcher.cost.layer import (
     LayerParts,
     LayerShape,
@@ -40,6 +40,10 @@ from launcher.layout.job import Job
 from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")
+
+# What a rank receives from a neighbour and what it sends there pass at once (Megatron-LM batches the two); DeepSpeed's
+# pipeline does one after the other (runtime/pipe/schedule.py, TrainSchedule).
+SENDS_IN_TURN = 2
 
 # What nvidia-smi reports less what the driver keeps: torch sees 79.35 of 80 GiB on A100 80 GB and 39.59 of 40 on 40 GB.
 DRIVER_FRACTION = 0.005
@@ -91,7 +95,8 @@ class CostModel:
         optimizer = self.optimizer_s(layout)
         total = pipeline.total_s + gradients.exposed_s + optimizer
         time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
-        return self._estimate(layout, total, time, self.memory(layout))
+        flops, peak = self._flops(layout), self.device.peak_flops
+        return estimate_of(self.job, layout, total, time, self.memory(layout), flops=flops, peak=peak)
 
     def memory(self, layout: Layout) -> Memory:
         """Memory of the rank that needs most."""
@@ -253,13 +258,14 @@ class CostModel:
             return 0.0
         groups = self._groups(layout)
         group, tp = groups.pp, groups.tp
+        turns = SENDS_IN_TURN if self.job.training.runs_deepspeed(layout.zero_stage) else 1
 
         def make() -> float:
             whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
             gather = 0.0 if layout.sequence_parallel else all_gather_s(self.fabric, tp, whole)
-            return layout.virtual_stages * (send_s(self.fabric, group, message) + gather)
+            return layout.virtual_stages * (turns * send_s(self.fabric, group, message) + gather)
 
-        key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
+        key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel, turns)
         return self._once(key, make)
 
     def gradients(self, layout: Layout, *, forward_s: float, backward_s: float) -> Exposed:
@@ -371,44 +377,9 @@ class CostModel:
         stage, parts = each[totals.index(total)]
         return Memory(stage, parts, total, self.usable_bytes)
 
-    def _estimate(self, layout: Layout, total: float, time: dict[str, float], memory: Memory) -> Estimate:
-        job, peak = self.job, self.device.peak_flops
-        batch, gpus = job.training.global_batch, layout.world_size
-        model_flops, repeated = self._flops(layout)
-        rate = model_flops / total / gpus
-        hardware = (model_flops + repeated) / total / gpus
-        tokens = batch * job.model.seq_len / total / gpus
-        price = job.cluster.price_per_gpu_hour
-        return Estimate(
-            step_time_s=total,
-            fits=memory.fits,
-            memory_bytes_per_gpu=memory.total_bytes,
-            usable_memory_bytes=memory.usable_bytes,
-            worst_stage=memory.stage,
-            model_tflops_per_gpu=rate / 1e12,
-            hardware_tflops_per_gpu=hardware / 1e12,
-            mfu=rate / peak if peak else None,
-            hfu=hardware / peak if peak else None,
-            tokens_per_s_per_gpu=tokens,
-            cost_per_million_tokens=price / 3600 / tokens * 1e6 if price is not None else None,
-            memory=memory.parts,
-            time=time,
-        )
-
     def _flops(self, layout: Layout) -> tuple[float, float]:
         """Model FLOPs of a step, and those that recomputation adds."""
-        model, batch = self.job.model, self.job.training.global_batch
-
-        def make() -> tuple[float, float]:
-            tokens = batch * model.seq_len
-            repeated = 0.0
-            if layout.recompute == "full":
-                repeated = model.layers * model.layer_forward_flops(tokens=tokens)
-            elif layout.recompute == "selective":
-                repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
-            return model.step_flops(sequences=batch), repeated
-
-        return self._once(("flops", layout.recompute), make)
+        return self._once(("flops", layout.recompute), lambda: step_flops(self.job, layout.recompute))
 
 
 def _shape(layout: Layout) -> LayerShape:

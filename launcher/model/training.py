@@ -78,7 +78,7 @@ class Training:
         """
         if self.fused_accumulation is not None:
             return self.fused_accumulation
-        return model.norm == "layernorm" and self.software_year >= 2022 and not self.early_zero(zero_stage)
+        return model.norm == "layernorm" and self.software_year >= 2022 and not self.runs_deepspeed(zero_stage)
 
     def stops_early(self, zero_stage: int) -> bool:
         """Whether recomputing a layer leaves out its last product, whose result no gradient needs.
@@ -106,13 +106,14 @@ class Training:
 
         Megatron-LM does since late 2021 (Korthikanti et al. 2022, section 4.2.2).
         """
-        return self.software_year >= 2022 and not self.early_zero(zero_stage)
+        return self.software_year >= 2022 and not self.runs_deepspeed(zero_stage)
 
-    def early_zero(self, zero_stage: int) -> bool:
-        """Whether the optimizer is sharded by software before Megatron-LM's own distributed optimizer (release 3.0, end
-        of 2022): DeepSpeed, under forks of the Megatron-LM of 2021.
+    def runs_deepspeed(self, zero_stage: int) -> bool:
+        """Whether DeepSpeed trains, under a fork of the Megatron-LM of 2021.
+
+        As set, or where software shards the optimizer before Megatron-LM did (release 3.0, end of 2022).
         """
-        return zero_stage > 0 and self.software_year < 2023
+        return self.engine == "deepspeed" or (zero_stage > 0 and self.software_year < 2023)
 
     def overlaps_grad_reduce(self, model: Model, *, pp: int, zero_stage: int) -> bool:
         """Whether gradients are reduced behind the backward pass.

@@ -134,6 +134,14 @@ def test_before_2023_a_sharded_optimizer_is_deepspeeds() -> None:
     assert estimates(2024)[0] == pytest.approx(estimates(2024)[1])
 
 
+def test_deepspeeds_pipeline_sends_and_receives_in_turn() -> None:
+    asked = job(on=cluster(nodes=8), of=model(hidden=8192, layers=16, heads=64), global_batch=64)
+    theirs = Job(asked.cluster, asked.model, replace(asked.training, engine="deepspeed"))
+    layout = Layout(tp=8, pp=8, dp=1, sequence_parallel=True)
+    at_once, in_turn = (CostModel(each).estimate(layout).time["pp_comm"] for each in (asked, theirs))
+    assert in_turn == pytest.approx(2 * at_once)
+
+
 def test_megatrons_own_gradient_reduction_waited_for_the_backward_pass_until_2024() -> None:
     asked = job(on=cluster(nodes=8), global_batch=256)
     layout = Layout(tp=1, pp=1, dp=64)
