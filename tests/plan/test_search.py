@@ -32,6 +32,7 @@ SMALL_JOBS = {
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
+    "of 2022": Job(cluster(domains=(4,)), TINY, Training(global_batch=4, dtype="fp16", software_year=2022)),
     "deepspeed": Job(cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed")),
 }
 
