@@ -37,6 +37,15 @@ def make_plan(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to
 
 
 def _as_the_recipe_trains(job: Job) -> Job:
-    """The job with what the gpt recipe does where the user left the choice open: it reduces gradients in fp32."""
-    training = job.training
-    return replace(job, training=replace(training, grad_reduce_dtype=training.grad_reduce_dtype or RECIPE_REDUCES_IN))
+    """The job with what the gpt recipe does where the user left the choice open.
+
+    It reduces gradients in fp32, adds them up in a pass over memory, and recomputes with PyTorch's checkpointing.
+    """
+    chosen = job.training
+    training = replace(
+        chosen,
+        grad_reduce_dtype=chosen.grad_reduce_dtype or RECIPE_REDUCES_IN,
+        fused_accumulation=bool(chosen.fused_accumulation),
+        recompute_stops_early=chosen.recompute_stops_early is not False,
+    )
+    return replace(job, training=training)

@@ -76,10 +76,13 @@ def test_a_plan_is_the_first_choice_and_survives_being_written(tmp_path: object)
     assert read_plan(write_plan(plan, tmp_path)).to_dict() == plan.to_dict()
 
 
-def test_a_plan_for_the_recipe_counts_gradients_as_the_recipe_reduces_them() -> None:
+def test_a_plan_for_the_recipe_counts_gradients_and_recomputation_as_the_recipe_has_them() -> None:
     config = {"script": None, "recipe": {"name": "gpt"}}
     assert JOB.training.dtype == "bf16"
-    assert make_plan(JOB, LayoutRequest(), config, to_run=True).job.training.reduce_dtype == "fp32"
+    trained = make_plan(JOB, LayoutRequest(), config, to_run=True).job
+    assert trained.training.reduce_dtype == "fp32"
+    assert trained.training.stops_early(zero_stage=0)
+    assert not trained.training.accumulates_in_place(trained.model, zero_stage=0)
     assert make_plan(JOB, LayoutRequest(), config).job == JOB
     asked = replace(JOB, training=replace(JOB.training, grad_reduce_dtype="bf16"))
     with pytest.raises(InputError, match=r"train.grad_reduce_dtype=bf16"):
