@@ -145,6 +145,6 @@ def state_bytes_of_first_rank(model: CostModel, layout: Layout) -> float:
         (parameters.dense, layout.dp * layout.cp),
         (parameters.experts, layout.dp * layout.cp // layout.ep),
     ):
-        state = state_bytes(training, layout, shards=max(1, shards))
+        state = state_bytes(model.job.model, training, layout, shards=max(1, shards))
         total += count * (state.weights + state.gradients + state.optimizer)
     return total

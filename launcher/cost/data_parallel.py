@@ -35,9 +35,9 @@ def added_share(model: Model, training: Training, layout: Layout) -> float:
 
     None with ZeRO 2 and 3, which add shards (but not in a pipeline), and where products add in place.
     """
-    sharded = layout.zero_stage >= 2 and layout.pp == 1 and layout.dp * layout.cp > 1
+    sharded = layout.sharding >= 2 and layout.pp == 1
     count = layout.num_micro_batches(training.global_batch)
-    return 0.0 if sharded or training.accumulates_in_place(model, layout.zero_stage) else (count - 1) / count
+    return 0.0 if sharded or training.accumulates_in_place(model, layout.sharding) else (count - 1) / count
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:

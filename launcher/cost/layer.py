@@ -12,6 +12,7 @@ from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
 from launcher.cost.parameters import layer_parameters
+from launcher.layout import Layout
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
 
@@ -188,7 +189,7 @@ def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> flo
     return gemm_s(device, tokens, model.hidden, model.ffn_hidden // tp) + added.forward_s
 
 
-def accumulation_s(device: Device, model: Model, training: Training, *, tp: int, ep: int) -> float:
+def accumulation_s(device: Device, model: Model, training: Training, layout: Layout) -> float:
     """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory."""
-    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduce_dtype])
-    return streamed(device, traffic, layer_parameters(model, tp=tp, ep=ep).total).backward_s
+    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduces_in(model, layout.sharding)])
+    return streamed(device, traffic, layer_parameters(model, tp=layout.tp, ep=layout.ep).total).backward_s

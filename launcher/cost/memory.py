@@ -42,7 +42,7 @@ class StateBytes:
     optimizer: float
 
 
-def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateBytes:
+def state_bytes(model: Model, training: Training, layout: Layout, *, shards: int) -> StateBytes:
     """Bytes a parameter for weights, gradients and optimizer (Rajbhandari et al. 2020, section 5), `shards` ways by
     ZeRO stage.
 
@@ -51,7 +51,7 @@ def state_bytes(training: Training, layout: Layout, *, shards: int) -> StateByte
     the parameter itself: 16/d.
     """
     e = training.dtype_bytes
-    gradient = DTYPE_BYTES[training.reduce_dtype]
+    gradient = DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)]
     optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0)
     if training.dtype == "fp16" and gradient < 4 and layout.zero_stage < 3:
         optimizer += 4.0
@@ -79,10 +79,10 @@ def stage_memory(
     num_micro_batches: int,
 ) -> dict[str, float]:
     """Bytes of one rank of pipeline stage `stage`, by part."""
-    dense = state_bytes(training, layout, shards=layout.dp * layout.cp)
+    dense = state_bytes(model, training, layout, shards=layout.dp * layout.cp)
     expert = dense
     if layout.ep > 1:
-        expert = state_bytes(training, layout, shards=max(1, layout.dp * layout.cp // layout.ep))
+        expert = state_bytes(model, training, layout, shards=max(1, layout.dp * layout.cp // layout.ep))
     held = in_flight(
         layout.schedule if layout.virtual_stages == 1 else "interleaved",
         stage=stage,
@@ -160,12 +160,12 @@ def _buffers(
     the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
-    if layout.pp > 1 and training.runs_deepspeed(layout.zero_stage):
+    if layout.pp > 1 and training.runs_deepspeed(layout.sharding):
         groups += DEEPSPEED_GROUPS
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:
         return nccl
-    e, reduced = training.dtype_bytes, DTYPE_BYTES[training.reduce_dtype]
+    e, reduced = training.dtype_bytes, DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)]
     last = stage == layout.pp - 1
     ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=last)
     head = padded_vocab(model, layout.tp) / layout.tp * model.hidden if last else 0.0

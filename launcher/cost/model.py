@@ -149,10 +149,10 @@ class CostModel:
         """One layer and one micro-batch; `stops_early`: not the layout's own way to recompute."""
         job, shape = self.job, _shape(layout)
         groups = self._groups(layout)
-        hides_tp = job.training.async_tensor_parallel(layout.zero_stage)
+        hides_tp = job.training.async_tensor_parallel(layout.sharding)
         early = layout.recompute == "full"
         if early:
-            early = job.training.stops_early(layout.zero_stage) if stops_early is None else stops_early
+            early = job.training.stops_early(layout.sharding) if stops_early is None else stops_early
         return self._once(
             ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute, early, hides_tp),
             lambda: layer_cost(
@@ -241,12 +241,12 @@ class CostModel:
 
     def _accumulation_s(self, layout: Layout) -> float:
         """Seconds a layer's gradients of a micro-batch take to be added to those before."""
-        model, training, tp, ep = self.job.model, self.job.training, layout.tp, layout.ep
+        model, training = self.job.model, self.job.training
         share = added_share(model, training, layout)
         if not share:
             return 0.0
-        key = ("accumulation", tp, ep)
-        return share * self._once(key, lambda: accumulation_s(self.device, model, training, tp=tp, ep=ep))
+        key = ("accumulation", layout.tp, layout.ep, training.reduces_in(model, layout.sharding))
+        return share * self._once(key, lambda: accumulation_s(self.device, model, training, layout))
 
     def send_s(self, layout: Layout) -> float:
         """Seconds to pass one micro-batch's activations on, for all virtual stages of a rank, one way.
@@ -258,7 +258,7 @@ class CostModel:
             return 0.0
         groups = self._groups(layout)
         group, tp = groups.pp, groups.tp
-        turns = SENDS_IN_TURN if self.job.training.runs_deepspeed(layout.zero_stage) else 1
+        turns = SENDS_IN_TURN if self.job.training.runs_deepspeed(layout.sharding) else 1
 
         def make() -> float:
             whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
@@ -280,7 +280,7 @@ class CostModel:
             group = joined(group, self._groups(layout).cp)
         traffic = GradientTraffic(
             heaviest.dense,
-            DTYPE_BYTES[training.reduce_dtype],
+            DTYPE_BYTES[training.reduces_in(self.job.model, layout.sharding)],
             training.dtype_bytes,
             layout.zero_stage,
             layout.num_micro_batches(self.job.training.global_batch),
@@ -305,7 +305,8 @@ class CostModel:
         group = self._groups(layout).pp
         pair = Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
         table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
-        return all_reduce_s(self.fabric, pair, float(table * DTYPE_BYTES[self.job.training.reduce_dtype]))
+        reduced = DTYPE_BYTES[self.job.training.reduces_in(model, layout.sharding)]
+        return all_reduce_s(self.fabric, pair, float(table * reduced))
 
     def optimizer_s(self, layout: Layout) -> float:
         """Seconds of the optimizer's step on the rank with most to update."""

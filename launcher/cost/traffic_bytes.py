@@ -118,7 +118,9 @@ def pipeline_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
     if job.model.tied_embeddings and stage.first != stage.last:
         table = padded_vocab(job.model, layout.tp) // layout.tp * job.model.hidden
         shards = layout.dp * layout.cp if layout.zero_stage else 1
-        volume += ring_bytes(2, table / shards * DTYPE_BYTES[job.training.reduce_dtype], passes=2)
+        volume += ring_bytes(
+            2, table / shards * DTYPE_BYTES[job.training.reduces_in(job.model, layout.zero_stage)], passes=2
+        )
     return volume
 
 
@@ -131,7 +133,7 @@ def data_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
     model, training = job.model, job.training
     layers = stage.layers * layer_parameters(model, tp=layout.tp, ep=layout.ep).total
     ends = end_parameters(model, tp=layout.tp, first=stage.first, last=stage.last)
-    gradients, weights = DTYPE_BYTES[training.reduce_dtype], training.dtype_bytes
+    gradients, weights = DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)], training.dtype_bytes
     ranks, count = layout.dp * layout.cp, layout.num_micro_batches(training.global_batch)
     if layout.zero_stage == 0:
         return ring_bytes(ranks, (layers + ends) * gradients, passes=2)

@@ -39,6 +39,11 @@ class Layout:
     def world_size(self) -> int:
         return self.tp * self.pp * self.dp * self.cp
 
+    @property
+    def sharding(self) -> int:
+        """The ZeRO stage, where there are ranks to shard over."""
+        return self.zero_stage if self.dp * self.cp > 1 else 0
+
     def num_micro_batches(self, global_batch: int) -> int:
         """Micro-batches that one pipeline runs in a step."""
         return global_batch // (self.dp * self.micro_batch)

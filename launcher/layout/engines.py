@@ -43,8 +43,8 @@ def _model(job: Job, layout: Layout) -> Iterator[str]:
 def _numbers(job: Job, layout: Layout) -> Iterator[str]:
     if job.training.dtype == "fp16":
         yield "train.dtype=fp16 needs loss scaling, which the gpt recipe does not do: set train.dtype=bf16 (or fp32)"
-    elif job.training.reduce_dtype != "fp32":
-        yield f"train.grad_reduce_dtype={job.training.reduce_dtype}: the gpt recipe reduces in fp32: set it to fp32"
+    elif (reduced := job.training.reduces_in(job.model, layout.zero_stage)) != "fp32":
+        yield f"train.grad_reduce_dtype={reduced}: the gpt recipe reduces in fp32: set it to fp32"
     if job.training.dropout:
         yield f"train.dropout={job.training.dropout}: the gpt recipe trains without dropout: set it to auto or 0"
 

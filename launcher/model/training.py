@@ -22,7 +22,7 @@ class Training:
     fused_norm, fused_rotary: RMSNorm and rotary positions in one kernel each, or in plain PyTorch operators.
     dropout: probability in attention and residuals; None: whatever the layer's implementation runs (see launcher.cost).
     tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
-    grad_reduce_dtype: dtype of gradients as they are held and reduced; None: the training dtype.
+    grad_reduce_dtype: dtype of gradients as they are held and reduced; None: see `reduces_in`.
     fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
         `accumulates_in_place`.
     recompute_stops_early: repeating a layer ends with the last operator whose inputs the backward pass needs; None: see
@@ -52,10 +52,16 @@ class Training:
     def dtype_bytes(self) -> int:
         return DTYPE_BYTES[self.dtype]
 
-    @property
-    def reduce_dtype(self) -> str:
-        """Dtype in which gradients are held and reduced."""
-        return self.grad_reduce_dtype or self.dtype
+    def reduces_in(self, model: Model, zero_stage: int) -> str:
+        """Dtype in which gradients are held and reduced: as set, else the training dtype.
+
+        Megatron-LM holds and reduces those of bf16 in fp32 (arguments.py: accumulate_allreduce_grads_in_fp32), and so
+        do the LayerNorm models trained with it; fully sharded stacks (FSDP) do not.
+        """
+        if self.grad_reduce_dtype:
+            return self.grad_reduce_dtype
+        in_fp32 = self.dtype == "bf16" and model.norm == "layernorm" and zero_stage < 3
+        return "fp32" if in_fp32 else self.dtype
 
     @property
     def attention_kernel(self) -> str:

@@ -88,7 +88,7 @@ def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but
         return CostModel(apart).estimate(layout).step_time_s - CostModel(asked).estimate(layout).step_time_s
 
     once, four = Layout(tp=1, pp=1, dp=8, micro_batch=4), Layout(tp=1, pp=1, dp=8, micro_batch=1)
-    traffic = 6 * asked.model.layers * asked.model.layer_params  # bf16: read the gradient, read and write the sum
+    traffic = 10 * asked.model.layers * asked.model.layer_params  # read the bf16 gradient, read and write the fp32 sum
     assert added(once) == 0
     assert added(four) == pytest.approx(3 * traffic / (0.8 * asked.cluster.node.gpu.hbm_bytes_per_s), rel=0.1)
     assert added(replace(four, zero_stage=2)) == 0

@@ -60,8 +60,17 @@ def test_model_states_of_the_22b_model_are_the_papers() -> None:
 def test_states_divide_by_zero_stage(zero: int, dtype: str, expected: tuple[float, float, float]) -> None:
     # Rajbhandari et al. 2020, section 5: 2 + 2 + 12 bytes a parameter, of which each stage shards one more. fp16
     # gradients have an fp32 copy; fully sharded, the fp32 shard is the parameter and gradients are fp32.
-    found = state_bytes(Training(global_batch=8, dtype=dtype), Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
+    layout = Layout(tp=1, pp=1, dp=8, zero_stage=zero)
+    found = state_bytes(replace(model(), norm="rmsnorm"), Training(global_batch=8, dtype=dtype), layout, shards=8)
     assert (found.weights, found.gradients, found.optimizer) == pytest.approx(expected)
+
+
+def test_megatrons_bf16_takes_18_bytes_a_parameter_and_sharded_6_and_12_over_d() -> None:
+    # Megatron-LM, docs of its distributed optimizer; 12.698 GB of a 15B model at d = 24 (its golden values) are that.
+    training = Training(global_batch=8, dtype="bf16")
+    for zero, expected in ((0, 18), (1, 6 + 12 / 8)):
+        found = state_bytes(model(), training, Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
+        assert found.weights + found.gradients + found.optimizer == pytest.approx(expected)
 
 
 # Peak of the largest rank in GiB, PaddleNLP on 8 × A100 (FlagOpen/FlagPerf, training/nvidia, LLaMA READMEs): full

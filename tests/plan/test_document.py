@@ -80,7 +80,7 @@ def test_a_plan_for_the_recipe_counts_gradients_and_recomputation_as_the_recipe_
     config = {"script": None, "recipe": {"name": "gpt"}}
     assert JOB.training.dtype == "bf16"
     trained = make_plan(JOB, LayoutRequest(), config, to_run=True).job
-    assert trained.training.reduce_dtype == "fp32"
+    assert trained.training.reduces_in(trained.model, zero_stage=1) == "fp32"
     assert trained.training.stops_early(zero_stage=0)
     assert not trained.training.accumulates_in_place(trained.model, zero_stage=0)
     assert make_plan(JOB, LayoutRequest(), config).job == JOB

@@ -57,7 +57,8 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
             plain = replace(plain, tp_across_domains=across)
             if any("degree" in problem for problem in problems(some_job, plain)):
                 continue
-            for zero, recompute, sequence, order in product(range(4), RECOMPUTE_MODES, (False, True), orders):
+            stages = range(4 if dp * cp > 1 else 2)  # over one rank there is nothing to shard
+            for zero, recompute, sequence, order in product(stages, RECOMPUTE_MODES, (False, True), orders):
                 layout = replace(
                     plain, zero_stage=zero, recompute=recompute, sequence_parallel=sequence, axis_order=order
                 )

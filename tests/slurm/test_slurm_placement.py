@@ -107,5 +107,5 @@ def test_nothing_is_counted_inside_a_node_and_every_axis_is_counted_between_node
 
 def test_a_two_rank_ring_carries_the_same_as_the_formula_says() -> None:
     small = plan(nodes=2, tp=8, pp=1, dp=2)
-    gradients = small.job.model.params / 8 * DTYPE_BYTES[small.job.training.reduce_dtype]
+    gradients = small.job.model.params / 8 * DTYPE_BYTES[small.job.training.reduces_in(small.job.model, zero_stage=1)]
     assert node_traffic(small)[0, 1] == pytest.approx(8 * 2 * gradients)  # 8 pairs of ranks; V each way

@@ -96,7 +96,11 @@ def _context_bytes(plan: Plan) -> float:
 def _gradient_bytes(plan: Plan) -> float:
     """The gradients of one rank's share of the model."""
     shards = plan.layout.tp * plan.layout.pp
-    return plan.job.model.params / shards * DTYPE_BYTES[plan.job.training.reduce_dtype]
+    return (
+        plan.job.model.params
+        / shards
+        * DTYPE_BYTES[plan.job.training.reduces_in(plan.job.model, plan.layout.zero_stage)]
+    )
 
 
 def _stage_bytes(plan: Plan) -> float:
