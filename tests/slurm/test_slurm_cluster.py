@@ -103,7 +103,7 @@ def test_spares_take_the_place_of_a_slow_node_and_of_a_dead_one(slurm: Slurm) ->
     if not can_network():
         pytest.skip("a node's network cannot be slowed down here: that takes network namespaces and tc (iproute2)")
     run, slow = slurm.runs / "spares", "node9"
-    slurm.testcluster("slow-node", slow, "20mbit")
+    slurm.testcluster("slow-node", slow, "5mbit")
     words = ["launch.spares=2", "launch.check_bandwidth=true", "launch.bandwidth_threshold=0.2"]
     job_id = slurm.submit_steps(run, *words, nodes=2, args=["40", "checkpoint-every=5"])
     wait_for(run / "steps.jsonl", '"step": 6')
@@ -123,7 +123,7 @@ def test_spares_take_the_place_of_a_slow_node_and_of_a_dead_one(slurm: Slurm) ->
 def test_launcher_check_in_an_allocation_names_the_slow_node_and_the_exclude_to_use(slurm: Slurm) -> None:
     if not can_network():
         pytest.skip("a node's network cannot be slowed down here: that takes network namespaces and tc (iproute2)")
-    slurm.testcluster("slow-node", "node2", "20mbit")
+    slurm.testcluster("slow-node", "node2", "5mbit")
     words = ["cluster=testcluster", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
     keys = ["launch.check_bandwidth=true", "launch.bandwidth_threshold=0.2", f"run_dir={slurm.runs / 'check'}"]
     argv = [sys.executable, "-m", "launcher.cli", "check", *words, *keys]
