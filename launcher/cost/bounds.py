@@ -10,6 +10,7 @@ from launcher.cost.layer import LayerShape
 from launcher.cost.memory import state_bytes
 from launcher.cost.model import CostModel
 from launcher.cost.pipeline import in_flight
+from launcher.cost.stack import may_stop_early
 from launcher.layout import Layout
 
 
@@ -45,7 +46,7 @@ class Stages:
 def pass_time(model: CostModel, layout: Layout) -> PassTime:
     """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
     embedding, head = model.end_costs(layout)
-    early = model.job.training.stops_early(3)  # the least of any ZeRO stage
+    early = may_stop_early(model.job.training)  # the least of any ZeRO stage
     return PassTime(
         model.layer_cost(layout, stops_early=early).total_s,
         embedding.total_s,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from launcher.cost.collectives import all_gather_s, all_reduce_s
 from launcher.cost.network import Fabric, Group
+from launcher.cost.stack import accumulates_in_place
 from launcher.layout import Layout
 from launcher.model import Model, Training
 
@@ -37,7 +38,7 @@ def added_share(model: Model, training: Training, layout: Layout) -> float:
     """
     sharded = layout.sharding >= 2 and layout.pp == 1
     count = layout.num_micro_batches(training.global_batch)
-    return 0.0 if sharded or training.accumulates_in_place(model, layout.sharding) else (count - 1) / count
+    return 0.0 if sharded or accumulates_in_place(model, training, layout) else (count - 1) / count
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:

@@ -9,6 +9,7 @@ from launcher.cost.activations import LayerActivations
 from launcher.cost.constants import Constants
 from launcher.cost.parameters import RankParameters, end_parameters, padded_vocab
 from launcher.cost.pipeline import in_flight
+from launcher.cost.stack import runs_deepspeed
 from launcher.layout import Layout
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
@@ -160,7 +161,7 @@ def _buffers(
     the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
-    if layout.pp > 1 and training.runs_deepspeed(layout.sharding):
+    if layout.pp > 1 and runs_deepspeed(training, layout):
         groups += DEEPSPEED_GROUPS
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:

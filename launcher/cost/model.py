@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from launcher.cost import stack
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
@@ -149,10 +150,10 @@ class CostModel:
         """One layer and one micro-batch; `stops_early`: not the layout's own way to recompute."""
         job, shape = self.job, _shape(layout)
         groups = self._groups(layout)
-        hides_tp = job.training.async_tensor_parallel(layout.sharding)
+        hides_tp = stack.async_tensor_parallel(job.training, layout)
         early = layout.recompute == "full"
         if early:
-            early = job.training.stops_early(layout.sharding) if stops_early is None else stops_early
+            early = stack.stops_early(job.training, layout) if stops_early is None else stops_early
         return self._once(
             ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute, early, hides_tp),
             lambda: layer_cost(
@@ -258,7 +259,7 @@ class CostModel:
             return 0.0
         groups = self._groups(layout)
         group, tp = groups.pp, groups.tp
-        turns = SENDS_IN_TURN if self.job.training.runs_deepspeed(layout.sharding) else 1
+        turns = SENDS_IN_TURN if stack.runs_deepspeed(self.job.training, layout) else 1
 
         def make() -> float:
             whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
@@ -292,7 +293,7 @@ class CostModel:
             traffic,
             forward_s=forward_s,
             backward_s=backward_s,
-            overlap=training.overlaps_grad_reduce(self.job.model, pp=layout.pp, zero_stage=layout.zero_stage),
+            overlap=stack.overlaps_grad_reduce(self.job.model, training, layout),
             slowdown=self.constants.overlap_slowdown if group.nodes == 1 else self.constants.network_overlap_slowdown,
         )
         return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)

@@ -24,9 +24,9 @@ class Training:
     tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
     grad_reduce_dtype: dtype of gradients as they are held and reduced; None: see `reduces_in`.
     fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
-        `accumulates_in_place`.
+        launcher.cost.stack.
     recompute_stops_early: repeating a layer ends with the last operator whose inputs the backward pass needs; None: see
-        `stops_early`.
+        launcher.cost.stack.
     loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
         None: see `divides_logits`.
     """
@@ -76,26 +76,6 @@ class Training:
         """
         return model.norm == "layernorm" if self.loss_parallel is None else self.loss_parallel
 
-    def accumulates_in_place(self, model: Model, zero_stage: int) -> bool:
-        """Whether gradients are summed over micro-batches without a pass over memory of their own.
-
-        Where that is not set: with LayerNorm models since Megatron-LM's gradient_accumulation_fusion of late 2021.
-        Plain PyTorch, in which Llama's family is commonly trained, adds them one by one.
-        """
-        if self.fused_accumulation is not None:
-            return self.fused_accumulation
-        return model.norm == "layernorm" and self.software_year >= 2022 and not self.runs_deepspeed(zero_stage)
-
-    def stops_early(self, zero_stage: int) -> bool:
-        """Whether recomputing a layer leaves out its last product, whose result no gradient needs.
-
-        Where that is not set: with fully sharded weights, since those stacks (FSDP) use PyTorch's own checkpointing,
-        which stops early from version 2.1 of late 2023 on. Megatron-LM's repeats everything.
-        """
-        if self.recompute_stops_early is not None:
-            return self.recompute_stops_early
-        return zero_stage == 3 and self.software_year >= 2024
-
     def tensor_parallel_dtype(self, *, sequence_parallel: bool) -> str:
         """Dtype in which tensor-parallel partial sums are reduced: as set, else the training dtype.
 
@@ -106,27 +86,3 @@ class Training:
             return self.tp_reduce_dtype
         in_fp32 = self.dtype == "bf16" and self.software_year < 2024 and not sequence_parallel
         return "fp32" if in_fp32 else self.dtype
-
-    def async_tensor_parallel(self, zero_stage: int) -> bool:
-        """Whether the backward pass's tensor-parallel collectives run beside the weight gradient's GEMM.
-
-        Megatron-LM does since late 2021 (Korthikanti et al. 2022, section 4.2.2).
-        """
-        return self.software_year >= 2022 and not self.runs_deepspeed(zero_stage)
-
-    def runs_deepspeed(self, zero_stage: int) -> bool:
-        """Whether DeepSpeed trains, under a fork of the Megatron-LM of 2021.
-
-        As set, or where software shards the optimizer before Megatron-LM did (release 3.0, end of 2022).
-        """
-        return self.engine == "deepspeed" or (zero_stage > 0 and self.software_year < 2023)
-
-    def overlaps_grad_reduce(self, model: Model, *, pp: int, zero_stage: int) -> bool:
-        """Whether gradients are reduced behind the backward pass.
-
-        Without a pipeline since DDP (Li et al. 2020); with one since Megatron-LM's --overlap-grad-reduce of 2023.
-        """
-        if not self.overlap_grad_reduce or self.software_year >= 2024:
-            return self.overlap_grad_reduce
-        own = model.norm == "layernorm" and zero_stage == 0 and self.software_year >= 2022
-        return pp == 1 and not own

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import cluster, job, model
 
-from launcher.cost import CostModel
+from launcher.cost import CostModel, stack
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
@@ -132,6 +132,10 @@ def test_before_2023_a_sharded_optimizer_is_deepspeeds() -> None:
     plain, sharded = estimates(2022)
     assert sharded > 1.01 * plain  # gradients are added up in a pass of their own
     assert estimates(2024)[0] == pytest.approx(estimates(2024)[1])
+    training = replace(asked.training, software_year=2022)
+    assert stack.runs_deepspeed(training, replace(layout, zero_stage=1))
+    for only in ({"sequence_parallel": True}, {"recompute": "selective"}, {"virtual_stages": 2}):
+        assert not stack.runs_deepspeed(training, replace(layout, zero_stage=1, **only))
 
 
 def test_deepspeeds_pipeline_sends_and_receives_in_turn() -> None:

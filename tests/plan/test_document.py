@@ -9,8 +9,9 @@ import pytest
 from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
+from launcher.cost.stack import accumulates_in_place, stops_early
 from launcher.errors import InputError
-from launcher.layout import LayoutRequest
+from launcher.layout import Layout, LayoutRequest
 from launcher.plan.build import make_plan
 from launcher.plan.document import plans_document
 from launcher.plan.explain import reasons
@@ -81,8 +82,9 @@ def test_a_plan_for_the_recipe_counts_gradients_and_recomputation_as_the_recipe_
     assert JOB.training.dtype == "bf16"
     trained = make_plan(JOB, LayoutRequest(), config, to_run=True).job
     assert trained.training.reduces_in(trained.model, zero_stage=1) == "fp32"
-    assert trained.training.stops_early(zero_stage=0)
-    assert not trained.training.accumulates_in_place(trained.model, zero_stage=0)
+    plain = Layout(tp=1, pp=1, dp=8, recompute="full")
+    assert stops_early(trained.training, plain)
+    assert not accumulates_in_place(trained.model, trained.training, plain)
     assert make_plan(JOB, LayoutRequest(), config).job == JOB
     asked = replace(JOB, training=replace(JOB.training, grad_reduce_dtype="bf16"))
     with pytest.raises(InputError, match=r"train.grad_reduce_dtype=bf16"):
