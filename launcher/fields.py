@@ -89,7 +89,10 @@ class Fields:
         return value if isinstance(value, bool) else self._tell(key, value, "must be true or false", False)
 
     def auto_flag(self, key: str) -> bool | None:
-        return None if self._is_auto(key) else self.flag(key)
+        if self._is_auto(key):
+            return None
+        value = self._take(key, None)
+        return value if isinstance(value, bool) else self._tell(key, value, "must be true, false or auto", None)
 
     def text(self, key: str, default: str | None = None) -> str:
         value = self._take(key, default)
