@@ -28,8 +28,8 @@ class Constants:
     gemm_extra_k: float = 191.8
     # HBM rate of streaming kernels: 1328 of 1555 GB/s copied on A100 40 GB (FlagPerf). fitted
     hbm_fraction: float = 0.8255
-    # From one kernel's last to the next one's first block on a stream, 1 to 2 µs, and the kernel's own ramp and tail,
-    # while its blocks do not fill the GPU. fitted
+    # From one kernel's last to the next one's first block on a stream, and the kernel's own ramp and tail, while its
+    # blocks do not fill the GPU. fitted
     kernel_gap_s: float = 5.379e-06
     # Host time of a layer's pass in eager PyTorch, whatever its size (Python, dispatcher, launches, tensor-parallel
     # regions), forward and back, and of checkpointing it (random-generator states saved, restored): together 3.5 ms a

@@ -70,13 +70,14 @@ def estimate_of(
     )
 
 
-def step_flops(job: Job, recompute: str) -> tuple[float, float]:
-    """Model FLOPs of a step, and those that recomputation adds."""
+def step_flops(job: Job, recompute: str, *, stops_early: bool) -> tuple[float, float]:
+    """Model FLOPs of a step, and those that recomputation adds: without a layer's last product where it stops early."""
     model, batch = job.model, job.training.global_batch
     tokens = batch * model.seq_len
     repeated = 0.0
     if recompute == "full":
-        repeated = model.layers * model.layer_forward_flops(tokens=tokens)
+        last_product = 2.0 * tokens * model.hidden * model.ffn_hidden if stops_early and not model.num_experts else 0.0
+        repeated = model.layers * (model.layer_forward_flops(tokens=tokens) - last_product)
     elif recompute == "selective":
         repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
     return model.step_flops(sequences=batch), repeated

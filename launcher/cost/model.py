@@ -381,7 +381,9 @@ class CostModel:
 
     def _flops(self, layout: Layout) -> tuple[float, float]:
         """Model FLOPs of a step, and those that recomputation adds."""
-        return self._once(("flops", layout.recompute), lambda: step_flops(self.job, layout.recompute))
+        early = stack.stops_early(self.job.training, layout)
+        key = ("flops", layout.recompute, early)
+        return self._once(key, lambda: step_flops(self.job, layout.recompute, stops_early=early))
 
 
 def _shape(layout: Layout) -> LayerShape:

@@ -7,10 +7,11 @@ from launcher.model import Model, Training
 
 
 def runs_deepspeed(training: Training, layout: Layout) -> bool:
-    """Whether DeepSpeed trains, under a fork of the Megatron-LM of 2021.
+    """Whether DeepSpeed trains, under a fork of the Megatron-LM of 2021: as set, else a guess.
 
-    As set, or where software shards the optimizer before Megatron-LM did (release 3.0, end of 2022), with nothing that
-    only Megatron-LM and NeMo had then: sequence parallelism, selective recomputation, interleaved stages.
+    Megatron-LM's own distributed optimizer came in 2022, in the year of sequence parallelism and selective
+    recomputation. Software up to that year which shards the optimizer, and uses neither of them nor interleaved stages,
+    which DeepSpeed lacks too, is taken for DeepSpeed.
     """
     if training.engine == "deepspeed":
         return True
@@ -58,8 +59,9 @@ def async_tensor_parallel(training: Training, layout: Layout) -> bool:
 def overlaps_grad_reduce(model: Model, training: Training, layout: Layout) -> bool:
     """Whether gradients are reduced behind the backward pass.
 
-    Without a pipeline since DDP (Li et al. 2020); with one since Megatron-LM's --overlap-grad-reduce of 2023.
-    Until 2021 Megatron-LM ran without pipelines under torch's DDP, then under its own, which waited.
+    Without a pipeline since DDP (Li et al. 2020); with one since Megatron-LM's --overlap-grad-reduce of September 2023.
+    Megatron-LM's own DDP, its default (--DDP-impl local), waited until then (issue 428); its scripts of 2021 take
+    torch's where there is no pipeline (examples/sc21).
     """
     if not training.overlap_grad_reduce or training.software_year >= 2024:
         return training.overlap_grad_reduce

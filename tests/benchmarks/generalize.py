@@ -231,10 +231,11 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
 
 
 # What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant
-# may sensibly be (standard deviation of its logarithm). No microbenchmark is known for group_contention, the overlap
-# slowdown inside a node and tp_overlap_cost; their centres and spreads, and how tight the others are held, were chosen
-# with published runs in view. So were constants of launcher/cost that are not fitted at all, as the cost of unaligned
-# heads, and what training.py takes each year's software to do: a source that is left out is not wholly unseen.
+# may sensibly be (standard deviation of its logarithm). No microbenchmark is at hand for kernel_gap_s,
+# group_contention, the overlap slowdown inside a node and tp_overlap_cost; their centres and spreads, and how tight the
+# others are held, were chosen with published runs in view. So were constants of launcher/cost that are not fitted at
+# all, as the cost of unaligned heads, and what stack.py takes each year's software to do: a source that is left out is
+# not wholly unseen.
 PRIORS = {
     "gemm_fraction": (0.79, 0.02),
     "gemm_extra_k": (250, 0.2),

@@ -102,6 +102,9 @@ def test_recomputation_that_stops_early_saves_the_last_product_and_the_collectiv
         return CostModel(asked).estimate(layout).step_time_s - CostModel(early).estimate(layout).step_time_s
 
     alone = Layout(tp=1, pp=1, dp=8, recompute="full")
+    rates = [CostModel(each).estimate(alone) for each in (asked, early)]
+    extra = [found.hardware_tflops_per_gpu / found.model_tflops_per_gpu - 1 for found in rates]
+    assert extra[1] / extra[0] == pytest.approx(1 - 8 / (24 + 4 * asked.model.seq_len / asked.model.hidden), rel=1e-6)
     product = 2 * asked.model.layers * asked.model.seq_len * asked.model.hidden * asked.model.ffn_hidden / 244e12
     assert saved(alone) == pytest.approx(product, rel=0.1)
     assert saved(replace(alone, recompute="none")) == saved(replace(alone, recompute="selective")) == 0
