@@ -24,12 +24,12 @@ def norm(e: int, *, fused: bool) -> Traffic:
 
     Fused: read, write; back: read input and gradient, write, then the weight gradient's own pass. Unfused, forward:
     cast to fp32, square, mean, product with the inverse root, cast back, weight. Backward: the weight and its
-    gradient (a product, then its sum), the casts, both factors of the product, mean, square, and the sum of the
-    input's gradients.
+    gradient (a product, then its sum), the casts, both factors of the product, mean, square (whose derivative copies
+    its base first), and the sum of the input's gradients.
     """
     if fused:
         return Traffic(2 * e, 1, 5 * e, 2)
-    return Traffic(28 + 4 * e, 8, 68 + 8 * e, 15)
+    return Traffic(28 + 4 * e, 8, 76 + 8 * e, 16)
 
 
 def residual(e: int, *, dropout: bool) -> Traffic:
@@ -44,7 +44,7 @@ def activation(e: int, *, gated: bool) -> Traffic:
 
 def rotary(e: int, *, fused: bool) -> Traffic:
     """Rotary positions on one tensor (queries or keys): half-rotation, two products, sum; or one kernel."""
-    return Traffic(2 * e, 1, 2 * e, 1) if fused else Traffic(11 * e, 5, 11 * e, 6)
+    return Traffic(2 * e, 1, 2 * e, 1) if fused else Traffic(10 * e, 5, 10 * e, 5)
 
 
 def joined_chunks(e: int) -> Traffic:
