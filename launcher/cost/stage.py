@@ -5,6 +5,7 @@ collectives.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s
 from launcher.cost.constants import Constants
@@ -45,6 +46,14 @@ class LayerGroups:
     ep: Group
 
 
+class Late(NamedTuple):
+    """Seconds that a rank waits for the last of its group: in one pass over activations (tp), in one layer's pass."""
+
+    tp_s: float
+    cp_s: float
+    ep_s: float
+
+
 def layer_cost(
     *,
     model: Model,
@@ -58,7 +67,8 @@ def layer_cost(
     hides_tp: bool,
     skipped_s: float | None = None,
 ) -> Cost:
-    """One layer: compute, or the host where that is slower, plus the exposed part of every collective.
+    """One layer: compute, or the host where that is slower, plus the exposed part of every collective, and the wait
+    for its last rank.
 
     `skipped_s`: seconds at the layer's end that recomputation leaves out, with the collective after them; None: it
     repeats everything. `hides_tp`: collectives of the backward pass run beside products. With sequence parallelism that
@@ -67,6 +77,7 @@ def layer_cost(
     tp_s = _tensor_parallel_s(model, training, fabric, groups.tp, shape) * constants.collective_slowdown
     cp_s = _context_parallel_s(model, training, fabric, groups.cp, shape) * constants.collective_slowdown
     ep_s = _expert_parallel_s(model, training, fabric, groups.ep, shape) * constants.collective_slowdown
+    late = _late(constants, shape)
     again, tp_again = (1 if recompute == "full" else 0), 0.0
     tp_hidden = min(tp_s, parts.rest.weight_s) if hides_tp else 0.0
     ahead, back = layer_passes(sequence_parallel=shape.sequence_parallel)
@@ -75,21 +86,22 @@ def layer_cost(
     device = parts.rest + parts.core
     forward = max(device.forward_s + tp_s + cp_s + ep_s, constants.host_forward_s)
     backward = max(device.backward_s + tp_back + 2 * cp_s + ep_s, constants.host_backward_s)
+    tp_waits = (ahead + back) * late.tp_s
     if again:
-        tp_again = (
-            tp_s if skipped_s is None else repeated_passes(sequence_parallel=shape.sequence_parallel) / ahead * tp_s
-        )
-        repeated = device.forward_s - (skipped_s or 0.0) + tp_again + cp_s + ep_s
+        passes = ahead if skipped_s is None else repeated_passes(sequence_parallel=shape.sequence_parallel)
+        tp_again = passes * (tp_s / ahead + late.tp_s)
+        repeated = device.forward_s - (skipped_s or 0.0) + passes / ahead * tp_s + cp_s + ep_s
         backward += max(repeated, constants.host_forward_s + constants.host_checkpoint_s)
+        backward += passes * late.tp_s + late.cp_s + late.ep_s
     elif recompute == "selective":
         backward += parts.core.forward_s
     return Cost(
-        forward_s=forward,
-        backward_s=backward,
+        forward_s=forward + ahead * late.tp_s + late.cp_s + late.ep_s,
+        backward_s=backward + back * late.tp_s + 2 * late.cp_s + late.ep_s,
         weight_s=parts.rest.weight_s,
-        tp_s=tp_s + tp_again + tp_back,
-        cp_s=cp_s * (3 + again),
-        ep_s=ep_s * (2 + again),
+        tp_s=tp_s + tp_again + tp_back + tp_waits,
+        cp_s=(cp_s + late.cp_s) * (3 + again),
+        ep_s=(ep_s + late.ep_s) * (2 + again),
         tp_hidden_s=tp_hidden,
     )
 
@@ -97,6 +109,13 @@ def layer_cost(
 def part_cost(part: Part, *, collective_s: float = 0.0) -> Cost:
     """An end of the pipeline (embedding, head); `collective_s` runs once forward and once backward."""
     return Cost(part.forward_s + collective_s, part.backward_s + collective_s, part.weight_s, tp_s=2 * collective_s)
+
+
+def _late(constants: Constants, shape: LayerShape) -> Late:
+    """Every other rank of a group may be the late one, on its host too; an all-reduce, two passes, waits once."""
+    one = constants.late_rank_s
+    tp = one * (shape.tp - 1) * (1.0 if shape.sequence_parallel else 0.5)
+    return Late(tp, one * (shape.cp - 1), 2 * one * (shape.ep - 1))
 
 
 def _activation_bytes(model: Model, training: Training, shape: LayerShape) -> float:

@@ -231,14 +231,14 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
 
 
 # What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant
-# may sensibly be (standard deviation of its logarithm). No microbenchmark is at hand for kernel_gap_s,
+# may sensibly be (standard deviation of its logarithm). No microbenchmark is at hand for kernel_gap_s, late_rank_s,
 # group_contention, the overlap slowdown inside a node and tp_overlap_cost; their centres and spreads, and how tight the
 # others are held, were chosen with published runs in view. So were constants of launcher/cost that are not fitted at
 # all, as the cost of unaligned heads, and what stack.py takes each year's software to do: a source that is left out is
 # not wholly unseen.
 PRIORS = {
     "gemm_fraction": (0.79, 0.02),
-    "gemm_extra_k": (250, 0.2),
+    "gemm_extra_k": (300, 0.1),
     "hbm_fraction": (0.82, 0.03),
     "kernel_gap_s": (3.5e-06, 0.4),
     "host_forward_s": (0.001, 0.3),
@@ -247,7 +247,8 @@ PRIORS = {
     "host_micro_batch_s": (0.001, 0.7),
     "flash2_fraction": (0.58, 0.15),
     "flash1_fraction": (0.3, 0.1),
-    "collective_slowdown": (1.2, 0.05),
+    "collective_slowdown": (1.2, 0.1),
+    "late_rank_s": (2e-5, 1.0),
     "group_contention": (0.35, 0.1),
     "overlap_slowdown": (0.5, 0.3),
     "network_overlap_slowdown": (0.3, 0.2),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from shapes import cluster, job, model
 
 from launcher.cost import CostModel, stack
+from launcher.cost.constants import DEFAULT
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
@@ -163,9 +164,34 @@ def test_megatrons_own_gradient_reduction_waited_for_the_backward_pass_until_202
 
 
 def test_tensor_parallelism_across_pcie_or_nodes_is_dear() -> None:
-    inside = CostModel(job(on=cluster(domains=(8,)))).estimate(Layout(tp=8, pp=1, dp=1))
-    pcie = CostModel(job(on=cluster(domains=(2, 2, 2, 2)))).estimate(Layout(tp=8, pp=1, dp=1))
+    links = replace(DEFAULT, late_rank_s=0.0)  # ranks are as late on either
+    inside = CostModel(job(on=cluster(domains=(8,))), links).estimate(Layout(tp=8, pp=1, dp=1))
+    pcie = CostModel(job(on=cluster(domains=(2, 2, 2, 2))), links).estimate(Layout(tp=8, pp=1, dp=1))
     assert pcie.time["tp_comm"] > 5 * inside.time["tp_comm"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "axis", "collectives"),
+    [
+        (Layout(tp=8, pp=1, dp=1), "tp_comm", 4),
+        (Layout(tp=8, pp=1, dp=1, recompute="full"), "tp_comm", 6),
+        (Layout(tp=4, pp=1, dp=1, sequence_parallel=True), "tp_comm", 10),
+        (Layout(tp=1, pp=1, dp=1, cp=4), "cp_comm", 3),
+    ],
+)
+@pytest.mark.parametrize("hidden", [256, 4096])  # the host bounds the small one, the device the large one
+def test_every_collective_of_a_layer_waits_for_each_other_rank(
+    layout: Layout, axis: str, collectives: int, hidden: int
+) -> None:
+    asked = job(of=model(hidden=hidden), global_batch=4)
+    asked = replace(asked, training=replace(asked.training, overlap_grad_reduce=False))
+    ranks = max(layout.tp, layout.cp)
+    punctual, late = (
+        CostModel(asked, replace(DEFAULT, late_rank_s=seconds)).estimate(layout) for seconds in (0.0, 1e-3)
+    )
+    waits = 4 * asked.model.layers * collectives * (ranks - 1) * 1e-3
+    assert late.step_time_s - punctual.step_time_s == pytest.approx(waits)
+    assert late.time[axis] - punctual.time[axis] == pytest.approx(waits)
 
 
 def test_offloading_the_optimizer_trades_memory_for_time() -> None:
