@@ -31,14 +31,21 @@ class GradientTraffic:
     pipeline: bool = False
 
 
-def added_share(model: Model, training: Training, layout: Layout) -> float:
-    """Of a step's micro-batches, those whose gradients a pass over memory adds to the sums: all but the first.
+def reduces_every_pass(layout: Layout) -> bool:
+    """Whether every micro-batch's gradients are reduced: with ZeRO 2 and 3, which add shards, but not in a pipeline."""
+    return layout.sharding >= 2 and layout.pp == 1
 
-    None with ZeRO 2 and 3, which add shards (but not in a pipeline), and where products add in place.
+
+def passed_share(model: Model, training: Training, layout: Layout) -> float:
+    """Of a step's micro-batches, those whose gradients take a pass over memory of their own.
+
+    All are copied where each is reduced; else all but the first are added to the sums, and none where products add in
+    place.
     """
-    sharded = layout.sharding >= 2 and layout.pp == 1
+    if reduces_every_pass(layout):
+        return 1.0
     count = layout.num_micro_batches(training.global_batch)
-    return 0.0 if sharded or accumulates_in_place(model, training, layout) else (count - 1) / count
+    return 0.0 if accumulates_in_place(model, training, layout) else (count - 1) / count
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:

@@ -78,6 +78,14 @@ def accumulation(e: int, gradient_bytes: int) -> Traffic:
     return Traffic(0.0, 0, e + 2.0 * gradient_bytes, 4)
 
 
+def bucketing(e: int) -> Traffic:
+    """Per parameter: a micro-batch's gradient is copied to where it is reduced from.
+
+    FSDP joins the gradients of a flat parameter's views, DeepSpeed fills its buckets (contiguous_gradients).
+    """
+    return Traffic(0.0, 0, 2.0 * e, 1)
+
+
 def reduction_casts(e: int) -> Traffic:
     """A layer's two tensor-parallel sums a pass in fp32: each cast there and back."""
     return Traffic(2 * (2 * e + 8), 4, 2 * (2 * e + 8), 4)

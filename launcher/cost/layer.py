@@ -9,6 +9,7 @@ from typing import NamedTuple
 from launcher.cost import elementwise
 from launcher.cost.attention import core_time
 from launcher.cost.constants import Constants
+from launcher.cost.data_parallel import reduces_every_pass
 from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
 from launcher.cost.parameters import layer_parameters
@@ -190,6 +191,10 @@ def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> flo
 
 
 def accumulation_s(device: Device, model: Model, training: Training, layout: Layout) -> float:
-    """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory."""
+    """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory, or to copy them
+    to where they are reduced.
+    """
     traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduces_in(model, layout.sharding)])
+    if reduces_every_pass(layout):
+        traffic = elementwise.bucketing(device.dtype_bytes)
     return streamed(device, traffic, layer_parameters(model, tp=layout.tp, ep=layout.ep).total).backward_s

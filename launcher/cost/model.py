@@ -14,7 +14,7 @@ from launcher.cost import stack
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
-from launcher.cost.data_parallel import Exposed, GradientTraffic, added_share, gradient_time
+from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time, passed_share, reduces_every_pass
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.ends import embedding_part, head_part
 from launcher.cost.estimate import Estimate, estimate_of, step_flops
@@ -241,12 +241,13 @@ class CostModel:
         return StageTimes(tuple(forward), tuple(backward), tuple(weight), worst, layers, layer, ends, 2 * sends)
 
     def _accumulation_s(self, layout: Layout) -> float:
-        """Seconds a layer's gradients of a micro-batch take to be added to those before."""
+        """Seconds a layer's gradients of a micro-batch take to be added to those before, or to be copied."""
         model, training = self.job.model, self.job.training
-        share = added_share(model, training, layout)
+        share = passed_share(model, training, layout)
         if not share:
             return 0.0
-        key = ("accumulation", layout.tp, layout.ep, training.reduces_in(model, layout.sharding))
+        dtype, copied = training.reduces_in(model, layout.sharding), reduces_every_pass(layout)
+        key = ("accumulation", layout.tp, layout.ep, dtype, copied)
         return share * self._once(key, lambda: accumulation_s(self.device, model, training, layout))
 
     def send_s(self, layout: Layout) -> float:

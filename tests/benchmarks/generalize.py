@@ -250,7 +250,7 @@ PRIORS = {
     "collective_slowdown": (1.2, 0.1),
     "late_rank_s": (2e-5, 1.0),
     "group_contention": (0.35, 0.1),
-    "overlap_slowdown": (0.5, 0.3),
+    "overlap_slowdown": (0.5, 0.2),
     "network_overlap_slowdown": (0.3, 0.2),
     "tp_overlap_cost": (0.25, 0.4),
     "inter_node_fraction": (0.77, 0.12),
@@ -259,11 +259,8 @@ PRIORS = {
     "math_softmax_bytes": (40, 0.2),
     "loss_forward_bytes": (35, 0.15),
 }
-HUBER = 0.04  # errors beyond this count linearly, not squared: some published times are plainly disturbed
+HUBER = 0.1  # errors beyond this count linearly, not squared: some published times are plainly disturbed
 NOISE = 0.05  # of a published step time, to weigh it against the priors
-
-
-SHARE = 0.7  # 0: every run counts the same, 1: every source does
 
 
 def thinned(runs: list[Run]) -> list[Run]:
@@ -302,14 +299,14 @@ def slopes_at(runs: list[Run], values: Any) -> Any:
 
 
 def fit(runs: list[Run], slopes: Any, start: Any, *, iterations: int) -> Any:
-    """Logarithms of the fitted constants, most probable given the runs and the priors; sources count much the same.
+    """Logarithms of the fitted constants, most probable given the runs and the priors; every source counts the same.
 
     Gauss-Newton with the given slopes, errors reweighted (Huber) in each iteration.
     """
     import numpy as np
 
     sizes = Counter(run.group for run in runs)
-    share = np.array([len(runs) / len(sizes) / sizes[run.group] for run in runs]) ** SHARE
+    share = np.array([len(runs) / len(sizes) / sizes[run.group] for run in runs])
     centre, spread = np.array(list(PRIORS.values())).T
     at = start
     for _ in range(iterations):

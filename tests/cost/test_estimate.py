@@ -12,6 +12,7 @@ from shapes import cluster, job, model
 
 from launcher.cost import CostModel, stack
 from launcher.cost.constants import DEFAULT
+from launcher.cost.parameters import layer_parameters
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
@@ -192,6 +193,15 @@ def test_every_collective_of_a_layer_waits_for_each_other_rank(
     waits = 4 * asked.model.layers * collectives * (ranks - 1) * 1e-3
     assert late.step_time_s - punctual.step_time_s == pytest.approx(waits)
     assert late.time[axis] - punctual.time[axis] == pytest.approx(waits)
+
+
+def test_gradients_that_every_pass_reduces_are_copied_there() -> None:
+    asked = job(of=model(hidden=4096), global_batch=64)
+    whole = CostModel(asked)
+    once, always = (whole.estimate(Layout(tp=1, pp=1, dp=8, zero_stage=stage)) for stage in (1, 2))
+    device, parameters = whole.device, layer_parameters(asked.model, tp=1, ep=1).total
+    copied = 2 * 2 * parameters / device.hbm_bytes_per_s + device.gap_s  # read and written, 2 bytes each
+    assert always.time["compute"] - once.time["compute"] == pytest.approx(8 * asked.model.layers * copied)
 
 
 def test_offloading_the_optimizer_trades_memory_for_time() -> None:
