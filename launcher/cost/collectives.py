@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from math import log2
 
-from launcher.cost.network import NVLINK_FRACTION, Fabric, Group
+from launcher.cost.network import NVLINK_FRACTION, SEND_FRACTION, Fabric, Group
 from launcher.units import MIB
 
 # Measured NCCL all-reduce on one DGX A100 (NVSwitch, 300 GB/s), in place, seconds at 1, 2, 4 … 1024 MiB for 2, 4 and 8
@@ -30,26 +30,25 @@ def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.inside_domain and fabric.nvlink_bytes_per_s:
-        sharing: float = max(1.0, fabric.gpus_per_node / group.ranks) ** fabric.group_contention
-        return sharing * _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
+        return _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
     ring = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
     if group.nodes != 2:
         return latency_s(fabric, group) + ring / ring_bytes_per_s(fabric, group)
     # A tree over two nodes sends the buffer once each way, where the ring sends it almost twice: 78 GB/s busbw over
     # 50 GB/s of NICs on p4de (nccl#1576 explains; not to be extrapolated to more nodes).
-    across = num_bytes / nic_bytes_per_s(fabric, group, group.per_node)
+    across = num_bytes / (nic_bytes_per_s(fabric, group, group.per_node) * nic_reach(fabric, group))
     return latency_s(fabric, group) + max(ring / local_bytes_per_s(fabric, group), across)
 
 
 def all_gather_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
-    """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: one pass of the ring of an
-    all-reduce.
+    """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: one pass of an all-reduce's two, at more
+    than half its time. Between nodes both are rings, also where an all-reduce is a tree.
     """
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.nodes == 1:
-        return 0.5 * all_reduce_s(fabric, group, num_bytes)
-    volume = (group.ranks - 1) / group.ranks * num_bytes
+        return fabric.gather_share * all_reduce_s(fabric, group, num_bytes)
+    volume = 2.0 * fabric.gather_share * (group.ranks - 1) / group.ranks * num_bytes
     return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
 
 
@@ -93,7 +92,7 @@ def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:
     local = local_bytes_per_s(fabric, group)
     if group.nodes == 1:
         return local
-    across = nic_bytes_per_s(fabric, group, group.per_node)
+    across = nic_bytes_per_s(fabric, group, group.per_node) * nic_reach(fabric, group)
     return min(local, across) if group.per_node > 1 else across
 
 
@@ -111,9 +110,30 @@ def nic_bytes_per_s(fabric: Fabric, group: Group, ranks: int) -> float:
     return rate / fabric.oversubscription if group.spine else rate
 
 
+def nic_reach(fabric: Fabric, group: Group) -> float:
+    """What a group reaches of its share of a node's NICs: all of it with every GPU of the node, SEND_FRACTION with one,
+    in between by the number of ranks' logarithm.
+    """
+    if group.per_node >= fabric.gpus_per_node:
+        return 1.0
+    missing = 1.0 - log2(group.per_node) / log2(fabric.gpus_per_node)
+    return float(SEND_FRACTION**missing)
+
+
 def _nvlink_all_reduce_s(fabric: Fabric, ranks: int, num_bytes: float) -> float:
-    """From the measured table: a link that is x times as fast carries x times the bytes in the same time."""
+    """From the measured table: a link that is x times as fast carries x times the bytes in the same time.
+
+    The table was measured with one group. Where others share the node, bytes take longer, the start does not.
+    """
     size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_bytes_per_s
+    alone = _table_s(ranks, size)
+    if ranks >= fabric.gpus_per_node:
+        return alone
+    start = _table_s(ranks, min(size, SIZES[0]))
+    return start + fabric.group_contention * (alone - start)
+
+
+def _table_s(ranks: int, size: float) -> float:
     if ranks in ALL_REDUCE_S:
         return _interpolated(ALL_REDUCE_S[ranks], size)
     if ranks > 8:

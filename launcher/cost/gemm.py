@@ -20,11 +20,11 @@ def gemm_s(device: Device, m: int, n: int, k: int, *, batch: int = 1) -> float:
     sms, full_clock = device.num_sms, (k + device.extra_k) / (k * device.clock_margin)
     best, area = float("inf"), m * n * batch
     for tile_m, tile_n, rate in device.tiles:
-        if best * rate <= area:  # a smaller tile takes no less, even without waste
+        if best <= area:  # nothing is wasted
             break
         blocks = -(-m // tile_m) * -(-n // tile_n) * batch
-        waves = -(-blocks // sms) * sms * full_clock
-        work = (waves if waves > blocks else blocks) * tile_m * tile_n / rate
+        waves = -(-blocks // sms) * sms * full_clock / rate
+        work = (waves if waves > blocks else blocks) * tile_m * tile_n
         if work < best:  # no min and max: most of an estimate's time goes through here
             best = work
     math_s = 2.0 * best * k / device.gemm_flops

@@ -162,11 +162,15 @@ def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: i
 def _around_attention(device: Device, model: Model, training: Training, tokens: int, tp: int) -> Part:
     """Rotary positions, and the copies that bring heads into and out of the kernel's order.
 
-    Separate kernels read heads where the projection left them; FlashAttention takes queries, keys and values apart.
+    All kernels read heads where the projection left them. Separate ones leave their result, and take its gradient, in
+    an order of their own; FlashAttention's gradients of queries, keys and values are joined.
     """
     e = device.dtype_bytes
-    copied = model.hidden + (model.hidden + 2 * model.kv_hidden if training.attention.startswith("flash") else 0)
-    part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * (copied / tp))
+    if training.attention.startswith("flash"):
+        joined = elementwise.Traffic(0.0, 0, 2 * e, 1)
+        part = streamed(device, joined, tokens * (model.hidden + 2 * model.kv_hidden) / tp)
+    else:
+        part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * model.hidden / tp)
     if model.positions == "rotary":
         traffic = elementwise.rotary(e, fused=training.fused_rotary)
         for width in (model.hidden, model.kv_hidden):

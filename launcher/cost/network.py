@@ -108,7 +108,8 @@ class Fabric:
     hop_latency_s: float
     local_latency_s: float
     send_lead: float = 1.0  # rate between two GPUs over that of collectives between nodes
-    group_contention: float = 0.0  # exponent of the number of groups that share a node's NVLink switches
+    gather_share: float = 0.5  # all-gather or reduce-scatter over an all-reduce, inside a node
+    group_contention: float = 1.0  # of bytes, where several groups share a node
 
 
 # Latency of a small all-reduce: about 63 µs over 32 nodes of HDR InfiniBand (nccl#652), 161 µs over 2 nodes of EFA
@@ -118,7 +119,8 @@ HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "efa": 50e-6, "ethernet": 50e
 # Line rate that NCCL reaches: 192 of 200 GB/s on DGX A100, 187 on Azure NDv4, 86–91 of 100 on 4-NIC boxes, 78 GB/s of
 # (inflated by the 2-node tree) 50 on p4de: EFA is taken at its sustained 0.6.
 LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
-# One GPU sending to one on another node: 19.3 of 25 GB/s between DGX A100 (FlagPerf), of the line rate above.
+# One GPU sending to one on another node: 19.3 of 25 GB/s between DGX A100 (FlagPerf), of the line rate above, which all
+# eight reach together.
 SEND_FRACTION = 0.82
 # Ring over PCIe switches and the host bridge: 20 of 32 GB/s between bridged pairs (nccl-tests#178).
 PCIE_FRACTION = 0.62
@@ -146,7 +148,8 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
-        group_contention=constants.group_contention if node.nvlink == "nvswitch" else 0.0,
+        gather_share=constants.gather_share,
+        group_contention=constants.group_contention if node.nvlink == "nvswitch" else 1.0,
         send_lead=SEND_FRACTION / constants.inter_node_fraction,
         local_latency_s=LOOPBACK_LATENCY_S / share if cpu else 20e-6,
     )

@@ -247,9 +247,10 @@ PRIORS = {
     "host_micro_batch_s": (0.001, 0.7),
     "flash2_fraction": (0.58, 0.15),
     "flash1_fraction": (0.3, 0.1),
-    "collective_slowdown": (1.2, 0.1),
+    "collective_slowdown": (1.1, 0.07),
     "late_rank_s": (2e-5, 1.0),
-    "group_contention": (0.35, 0.1),
+    "gather_share": (0.6, 0.2),
+    "group_contention": (1.3, 0.2),
     "overlap_slowdown": (0.5, 0.2),
     "network_overlap_slowdown": (0.3, 0.2),
     "tp_overlap_cost": (0.25, 0.4),
@@ -259,7 +260,7 @@ PRIORS = {
     "math_softmax_bytes": (40, 0.2),
     "loss_forward_bytes": (35, 0.15),
 }
-HUBER = 0.1  # errors beyond this count linearly, not squared: some published times are plainly disturbed
+HUBER = 0.08  # errors beyond this count linearly, not squared: some published times are plainly disturbed
 NOISE = 0.05  # of a published step time, to weigh it against the priors
 
 
@@ -301,20 +302,30 @@ def slopes_at(runs: list[Run], values: Any) -> Any:
 def fit(runs: list[Run], slopes: Any, start: Any, *, iterations: int) -> Any:
     """Logarithms of the fitted constants, most probable given the runs and the priors; every source counts the same.
 
-    Gauss-Newton with the given slopes, errors reweighted (Huber) in each iteration.
+    Gauss-Newton with the given slopes, errors reweighted (Huber) in each iteration, steps shortened until they help.
     """
     import numpy as np
 
     sizes = Counter(run.group for run in runs)
     share = np.array([len(runs) / len(sizes) / sizes[run.group] for run in runs])
     centre, spread = np.array(list(PRIORS.values())).T
-    at = start
+
+    def loss(now: Any, at: Any) -> float:
+        size = np.abs(now)
+        misfit = np.where(size < HUBER, 0.5 * size**2, HUBER * (size - 0.5 * HUBER)) / NOISE**2
+        return float(share @ misfit + 0.5 * (((at - np.log(centre)) / spread) ** 2).sum())
+
+    at, now = start, errors_at(runs, start)
     for _ in range(iterations):
-        now = errors_at(runs, at)
         weight = share * np.minimum(1.0, HUBER / np.maximum(np.abs(now), 1e-9)) / NOISE**2
         normal = slopes.T @ (weight[:, None] * slopes) + np.diag(1 / spread**2)
         toward = slopes.T @ (weight * now) + (at - np.log(centre)) / spread**2
-        at = at - np.clip(np.linalg.solve(normal, toward), -0.3, 0.3)
+        step = np.clip(np.linalg.solve(normal, toward), -0.3, 0.3)
+        for part in (1.0, 0.5, 0.25, 0.1, 0.0):  # what bounds a layer, device or host, may change on the way
+            there = errors_at(runs, at - part * step)
+            if loss(there, at - part * step) < loss(now, at) or not part:
+                at, now = at - part * step, there
+                break
     return at
 
 
@@ -366,7 +377,7 @@ def main() -> int:
     parser.add_argument("--years", action="store_true")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
-    parser.add_argument("--iterations", type=int, default=4)
+    parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--worst", type=int, default=0)
     args = parser.parse_args()
     runs = read_runs(args.rows, years=args.years)

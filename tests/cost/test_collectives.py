@@ -16,7 +16,7 @@ from launcher.layout import Layout, Placement, RankGrid
 from launcher.units import MIB
 
 DGX = fabric_of(cluster(nodes=16), DEFAULT)
-ALONE = replace(DGX, group_contention=0.0)
+ALONE = replace(DGX, group_contention=1.0)
 NODE = {n: Group(n, n, n, 1) for n in range(2, 9)}
 
 # VIA-Research/vTrain, trace/a100 (MIT licence): all-reduce on one DGX A100, GPUs, MiB, microseconds in place. Those
@@ -36,6 +36,9 @@ def test_all_reduce_inside_a_node_takes_what_was_measured(ranks: int, mib: int, 
 def test_groups_that_share_a_node_slow_each_other() -> None:
     assert all_reduce_s(DGX, NODE[2], 64 * MIB) > all_reduce_s(ALONE, NODE[2], 64 * MIB)
     assert all_reduce_s(DGX, NODE[8], 64 * MIB) == all_reduce_s(ALONE, NODE[8], 64 * MIB)
+    assert all_reduce_s(DGX, NODE[2], MIB) == all_reduce_s(ALONE, NODE[2], MIB)  # the start takes no longer
+    slower = [all_reduce_s(DGX, NODE[n], 1024 * MIB) / all_reduce_s(ALONE, NODE[n], 1024 * MIB) for n in (2, 4)]
+    assert slower == pytest.approx([DEFAULT.group_contention] * 2, rel=0.01)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -48,8 +51,14 @@ def test_busbw_of_a_large_all_reduce_is_the_ring_rate() -> None:
     group, size = Group(64, 8, 8, 8), 64 * 1024 * MIB
     busbw = size / all_reduce_s(DGX, group, size) * 2 * 63 / 64  # nccl-tests' definition
     assert busbw == pytest.approx(ring_bytes_per_s(DGX, group), rel=0.001)
-    gathered = size / all_gather_s(DGX, group, size) * 63 / 64
+    gathered = size / all_gather_s(replace(DGX, gather_share=0.5), group, size) * 63 / 64
     assert gathered == pytest.approx(ring_bytes_per_s(DGX, group), rel=0.001)
+
+
+@pytest.mark.parametrize("group", [NODE[4], NODE[8], Group(64, 8, 8, 8), Group(8, 1, 1, 8)])
+def test_a_gather_takes_its_share_of_an_all_reduce(group: Group) -> None:
+    whole, gathered = (collective(DGX, group, 64 * 1024 * MIB) for collective in (all_reduce_s, all_gather_s))
+    assert gathered == pytest.approx(DEFAULT.gather_share * whole, rel=0.001)
 
 
 def test_over_two_nodes_the_tree_halves_what_the_nics_carry() -> None:
@@ -61,8 +70,13 @@ def test_over_two_nodes_the_tree_halves_what_the_nics_carry() -> None:
 
 
 def test_groups_of_a_node_share_its_nics() -> None:
-    alone, whole = Group(8, 1, 1, 8), Group(64, 8, 8, 8)
-    assert ring_bytes_per_s(DGX, alone) == pytest.approx(ring_bytes_per_s(DGX, whole) / 8)
+    whole = ring_bytes_per_s(DGX, Group(64, 8, 8, 8))
+    reached = [ring_bytes_per_s(DGX, Group(8 * ranks, ranks, ranks, 8)) * 8 / ranks / whole for ranks in (1, 2, 4, 8)]
+    assert reached[0] == pytest.approx(
+        19.3 / 25 / 0.94, rel=0.01
+    )  # FlagPerf: one GPU to one, of InfiniBand's line rate
+    assert reached == sorted(reached)
+    assert reached[-1] == 1
 
 
 def test_an_oversubscribed_spine_slows_only_groups_that_cross_it() -> None:
