@@ -42,13 +42,13 @@ def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
 
 def all_gather_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     """Seconds of an all-gather to `num_bytes`, or of a reduce-scatter from it: one pass of an all-reduce's two, at more
-    than half its time. Between nodes both are rings, also where an all-reduce is a tree.
+    than half its time inside a node. Between nodes all are rings, but where an all-reduce over two is a tree.
     """
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.nodes == 1:
         return fabric.gather_share * all_reduce_s(fabric, group, num_bytes)
-    volume = 2.0 * fabric.gather_share * (group.ranks - 1) / group.ranks * num_bytes
+    volume = (group.ranks - 1) / group.ranks * num_bytes
     return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
 
 

@@ -249,7 +249,7 @@ PRIORS = {
     "flash1_fraction": (0.3, 0.1),
     "collective_slowdown": (1.1, 0.07),
     "late_rank_s": (2e-5, 1.0),
-    "gather_share": (0.6, 0.2),
+    "gather_share": (0.62, 0.3),
     "group_contention": (1.3, 0.2),
     "overlap_slowdown": (0.5, 0.2),
     "network_overlap_slowdown": (0.3, 0.2),
@@ -260,7 +260,7 @@ PRIORS = {
     "math_softmax_bytes": (40, 0.2),
     "loss_forward_bytes": (35, 0.15),
 }
-HUBER = 0.08  # errors beyond this count linearly, not squared: some published times are plainly disturbed
+HUBER = 0.1  # errors beyond this count linearly, not squared: some published times are plainly disturbed
 NOISE = 0.05  # of a published step time, to weigh it against the priors
 
 

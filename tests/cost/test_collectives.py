@@ -51,14 +51,18 @@ def test_busbw_of_a_large_all_reduce_is_the_ring_rate() -> None:
     group, size = Group(64, 8, 8, 8), 64 * 1024 * MIB
     busbw = size / all_reduce_s(DGX, group, size) * 2 * 63 / 64  # nccl-tests' definition
     assert busbw == pytest.approx(ring_bytes_per_s(DGX, group), rel=0.001)
-    gathered = size / all_gather_s(replace(DGX, gather_share=0.5), group, size) * 63 / 64
+    gathered = size / all_gather_s(DGX, group, size) * 63 / 64
     assert gathered == pytest.approx(ring_bytes_per_s(DGX, group), rel=0.001)
 
 
-@pytest.mark.parametrize("group", [NODE[4], NODE[8], Group(64, 8, 8, 8), Group(8, 1, 1, 8)])
-def test_a_gather_takes_its_share_of_an_all_reduce(group: Group) -> None:
+@pytest.mark.parametrize(
+    ("group", "share"),
+    [(NODE[4], DEFAULT.gather_share), (NODE[8], DEFAULT.gather_share), (Group(64, 8, 8, 8), 0.5)],
+    ids=["part of a node", "node", "nodes"],
+)
+def test_a_gather_takes_its_share_of_an_all_reduce(group: Group, share: float) -> None:
     whole, gathered = (collective(DGX, group, 64 * 1024 * MIB) for collective in (all_reduce_s, all_gather_s))
-    assert gathered == pytest.approx(DEFAULT.gather_share * whole, rel=0.001)
+    assert gathered == pytest.approx(share * whole, rel=0.001)
 
 
 def test_over_two_nodes_the_tree_halves_what_the_nics_carry() -> None:
