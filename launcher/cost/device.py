@@ -31,8 +31,7 @@ class Device:
 
 
 # Output tile of a block, and its rate by what it reads: 2 (m + n) bytes for m·n multiplications, of which the tensor
-# cores of an SM do 1,024 a clock; the L2 cache gives an SM 5120 / 108 bytes a clock (A100 whitepaper). In the order of
-# falling rates, on which gemm_s relies.
+# cores of an SM do 1,024 a clock; the L2 cache gives an SM 5120 / 108 bytes a clock (A100 whitepaper).
 CUDA_TILES = ((128, 128, 1.0), (128, 64, 0.99), (64, 64, 0.74))
 CPU_TILES = ((16, 16, 1.0),)
 

@@ -321,11 +321,13 @@ def fit(runs: list[Run], slopes: Any, start: Any, *, iterations: int) -> Any:
         normal = slopes.T @ (weight[:, None] * slopes) + np.diag(1 / spread**2)
         toward = slopes.T @ (weight * now) + (at - np.log(centre)) / spread**2
         step = np.clip(np.linalg.solve(normal, toward), -0.3, 0.3)
-        for part in (1.0, 0.5, 0.25, 0.1, 0.0):  # what bounds a layer, device or host, may change on the way
+        for part in (1.0, 0.5, 0.25, 0.1):  # what bounds a layer, device or host, may change on the way
             there = errors_at(runs, at - part * step)
-            if loss(there, at - part * step) < loss(now, at) or not part:
+            if loss(there, at - part * step) < loss(now, at):
                 at, now = at - part * step, there
                 break
+        else:
+            break
     return at
 
 

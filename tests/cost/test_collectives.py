@@ -76,9 +76,7 @@ def test_over_two_nodes_the_tree_halves_what_the_nics_carry() -> None:
 def test_groups_of_a_node_share_its_nics() -> None:
     whole = ring_bytes_per_s(DGX, Group(64, 8, 8, 8))
     reached = [ring_bytes_per_s(DGX, Group(8 * ranks, ranks, ranks, 8)) * 8 / ranks / whole for ranks in (1, 2, 4, 8)]
-    assert reached[0] == pytest.approx(
-        19.3 / 25 / 0.94, rel=0.01
-    )  # FlagPerf: one GPU to one, of InfiniBand's line rate
+    assert reached[0] == pytest.approx(19.3 / 25 / 0.94, rel=0.01)  # FlagPerf: one GPU to one, of the line rate
     assert reached == sorted(reached)
     assert reached[-1] == 1
 
