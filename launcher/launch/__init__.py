@@ -1,1 +1,0 @@
-"""Plan → argv and environment, and the places where ranks start: this machine, Slurm."""
