@@ -6,8 +6,6 @@
     estimate(["cluster=dgx_a100_80g", "model=gpt3_1b3", "layout.tp=1"]).step_time_s
 """
 
-# First the subpackage: importing it binds the name `plan` to it, once; then the function takes the name for good.
-import launcher.plan  # noqa: F401
 from launcher.api import estimate, plan
 
 __all__ = ["estimate", "plan"]

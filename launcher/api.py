@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from launcher.cost import Estimate
-    from launcher.plan import Plan
+    from launcher.planner import Plan
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:
@@ -15,11 +15,11 @@ def estimate(overrides: Sequence[str]) -> Estimate:
 
     Raises InputError where the layout is illegal; a layout that does not fit is estimated with `fits=False`.
     """
+    from launcher.config.recompose import load_again
     from launcher.cost.model import CostModel
     from launcher.errors import InputError
     from launcher.layout.legality import problems
     from launcher.layout.resolve import plain_layout
-    from launcher.recompose import load_again
 
     settings = load_again(overrides)
     layout = plain_layout(settings.job, settings.request)
@@ -33,8 +33,8 @@ def plan(overrides: Sequence[str]) -> Plan:
 
     Raises InputError for wrong input and NoLayoutFits where nothing fits.
     """
-    from launcher.plan.build import make_plan
-    from launcher.recompose import load_again
+    from launcher.config.recompose import load_again
+    from launcher.planner.build import make_plan
 
     settings = load_again(overrides)
     return make_plan(settings.job, settings.request, settings.config)

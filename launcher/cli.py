@@ -9,81 +9,19 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from launcher.ending import end_process
-from launcher.errors import InputError, LauncherError
-
-INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Invocation:
-    """What stood on the command line after the command's name."""
-
-    overrides: tuple[str, ...] = ()
-    multirun: bool = False
-    rest: tuple[str, ...] = ()  # everything after --: arguments of the user's own script
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command: where its code is, and the words that `--help` shows."""
-
-    module: str
-    help: str
-    usage: str
-    keys: str = ""  # of the command itself, besides the configuration's
-
-
-PLAN_KEYS = """\
-keys of its own:
-  top=10               how many plans to show
-  why_not=tp=4,pp=16   why this layout is not the first choice
-  sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
-  tokens=300e9         days, GPU-hours and cost of so many training tokens
-  run_dir=FOLDER       write the first plan there
-  output=json          one JSON document on standard output
-every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
-
-COMMANDS = {
-    "plan": Command("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
-    "run": Command("run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"),
-    "submit": Command("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
-    "discover": Command("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
-    "check": Command("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
-    "status": Command("status", "what a run is doing", "RUN"),
-    "logs": Command("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
-    "cancel": Command("cancel", "stop a run", "RUN"),
-    "warm": Command("warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"),
-    "export": Command("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
-    "report": Command("report", "one HTML page about a run", "RUN"),
-    "lint": Command("lint", "known traps in an existing batch script", "SCRIPT"),
-    "completion": Command("completion", "a shell completion script", "bash"),
-}
+from launcher.commands.guard import guarded
+from launcher.commands.invocation import Invocation
+from launcher.commands.table import COMMANDS
+from launcher.fast_exit import end_process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
-
-
-def guarded(work: Callable[[], int]) -> int:
-    """Do it, with errors turned into messages on stderr and exit codes."""
-    try:
-        return work()
-    except LauncherError as error:
-        print(_message(error), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("launcher: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away, as in `launcher plan | head`
-        sys.stderr.close()
-        return 0
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -96,7 +34,7 @@ def _dispatch(arguments: list[str]) -> int:
         (*parsed.overrides, *_flags_as_words(parsed)), parsed.multirun, tuple(arguments[split + 1 :])
     )
     if parsed.cfg:
-        from launcher.settings import config_text
+        from launcher.config.compose import config_text
 
         print(config_text(invocation.overrides), end="")
         return 0
@@ -155,17 +93,10 @@ class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
     """Help that ends with the configuration groups and their entries, read only when help is shown."""
 
     def format_help(self) -> str:
-        from launcher.settings import choices
+        from launcher.config.compose import choices
 
         groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in choices().items())
         return f"{super().format_help()}\nconfiguration groups:\n{groups}\n"
-
-
-def _message(error: LauncherError) -> str:
-    problems = error.problems if isinstance(error, InputError) else (str(error),)
-    if len(problems) == 1:
-        return f"launcher: {problems[0]}"
-    return "\n".join([f"launcher: {len(problems)} problems:", *(f"  - {problem}" for problem in problems)])
 
 
 def command() -> NoReturn:

@@ -22,10 +22,10 @@ import torch.distributed as dist
 
 from launcher.cluster import Cluster
 from launcher.errors import JobFailed
-from launcher.plan.options import BandwidthOptions
+from launcher.planner.options import BandwidthOptions
 from launcher.worker import session
-from launcher.worker.measure import from_all_ranks, seconds_per_call
-from launcher.worker.report import write_result
+from launcher.worker.metrics.measure import from_all_ranks, seconds_per_call
+from launcher.worker.metrics.report import write_result
 
 MESSAGE_BYTES = {"cuda": 2**28, "cpu": 2**22}
 GROWTH = 8  # messages grow by this factor up to the wanted size, as long as the next one would not take too long

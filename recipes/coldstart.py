@@ -19,8 +19,8 @@ import torch.distributed as dist  # noqa: E402
 
 from launcher.units import format_seconds  # noqa: E402
 from launcher.worker import session  # noqa: E402
-from launcher.worker.measure import from_all_ranks, synchronize  # noqa: E402
-from launcher.worker.report import write_result  # noqa: E402
+from launcher.worker.metrics.measure import from_all_ranks, synchronize  # noqa: E402
+from launcher.worker.metrics.report import write_result  # noqa: E402
 
 PHASES = (
     ("start", "from the command to this rank's process: plan, run folder, imports, fork"),

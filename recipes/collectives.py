@@ -25,12 +25,12 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import JobFailed
-from launcher.plan import Plan
-from launcher.plan.options import CollectivesOptions
+from launcher.planner import Plan
+from launcher.planner.options import CollectivesOptions
 from launcher.units import format_bytes
 from launcher.worker import session
-from launcher.worker.measure import DTYPES, from_all_ranks, seconds_per_call, synchronize
-from launcher.worker.report import write_result
+from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call, synchronize
+from launcher.worker.metrics.report import write_result
 
 MAX_BYTES = {"cuda": 2**30, "cpu": 2**22}
 PERIOD = 8  # values repeat, small whole numbers, so that sums are exact in fp32 and, up to 36 ranks, in bf16

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from launcher import env
-from launcher.plan import Plan
-from launcher.plan.options import GemmOptions
+from launcher.planner import Plan
+from launcher.planner.options import GemmOptions
 from launcher.worker import session
-from launcher.worker.measure import DTYPES, from_all_ranks, seconds_per_call
-from launcher.worker.report import write_result
+from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call
+from launcher.worker.metrics.report import write_result
 
 
 @dataclass(frozen=True)

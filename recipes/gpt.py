@@ -14,10 +14,11 @@ import torch.distributed as dist
 
 from launcher.units import format_bytes, format_count, format_seconds
 from launcher.worker import session
-from launcher.worker.data import BatchSource, open_tokens
-from launcher.worker.engine import Engine, EngineContext, build_engine
-from launcher.worker.profiling import profiled
-from launcher.worker.report import (
+from launcher.worker.data.batches import BatchSource, open_tokens
+from launcher.worker.engines.choose import build_engine
+from launcher.worker.engines.engine import Engine, EngineContext
+from launcher.worker.metrics.profiling import profiled
+from launcher.worker.metrics.report import (
     Measured,
     describe_split,
     median_split,

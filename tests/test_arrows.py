@@ -6,49 +6,66 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"errors", "units", "env", "fields", "resources", "board", "ending"}
-LOWER = BASE | {"cluster", "model", "layout"}
-PLANNING = LOWER | {"cost", "plan"}
+PACKAGE = ROOT / "launcher"
+BASE = {"errors", "units", "env", "console", "resources", "process", "fast_exit"}
+VALUES = BASE | {"cluster", "model", "stacks"}
+LAID_OUT = VALUES | {"layout"}
+PLANNED = LAID_OUT | {"cost", "planner"}
+CONFIGURED = PLANNED | {"config"}
+AGENT = {"run", "rendezvous", "agent"}
+PLACES = {"local", "slurm", "ssh"}
 ALLOWED = {
     "errors": set(),
     "units": set(),
-    "env": {"errors", "units"},
-    "fields": {"errors", "units"},
-    "board": {"errors", "units", "env"},
+    "console": set(),
     "resources": set(),
-    "ending": set(),
+    "process": {"errors"},
+    "fast_exit": set(),
+    "env": {"errors", "units"},
     "cluster": BASE,
     "model": BASE,
-    "layout": LOWER - {"env"},
-    "cost": LOWER | {"cost"},
-    "plan": PLANNING,
-    "launch": PLANNING,
-    "worker": LOWER | {"plan"},
-    "report": PLANNING,
-    "build": LOWER,
-    "settings": LOWER | {"build"},
-    "recompose": LOWER | {"settings"},
-    "api": PLANNING | {"recompose"},
-    "commands": PLANNING | {"settings", "recompose", "report", "launch", "cli", "api"},
-    "cli": BASE | {"commands", "settings"},
-    "__init__": {"api", "plan"},
+    "stacks": VALUES,
+    "layout": VALUES,
+    "cost": LAID_OUT,
+    "planner": LAID_OUT | {"cost"},
+    "config": PLANNED,
+    "run": BASE,
+    "rendezvous": BASE | {"run"},
+    "agent": CONFIGURED | {"run", "rendezvous"},
+    "local": CONFIGURED | AGENT,
+    "slurm": CONFIGURED | AGENT | {"preflight"},
+    "ssh": CONFIGURED | AGENT | {"preflight"},
+    "preflight": CONFIGURED | {"run"},
+    "lint": VALUES,
+    "faststart": CONFIGURED | AGENT,
+    "worker": LAID_OUT | {"planner", "run"},
+    "report": CONFIGURED | {"run"},
+    "export": CONFIGURED | {"run"},
+    "api": CONFIGURED,
+    "commands": CONFIGURED | AGENT | PLACES | {"report", "export", "preflight", "lint", "faststart", "api"},
+    "cli": BASE | {"commands", "config"},
+    "__init__": {"api", "errors"},
 }
-WORKER_PLAN_MODULES = {"launcher.plan", "launcher.plan.record", "launcher.plan.options"}
 HEAVY = {"torch", "deepspeed", "wandb", "numpy", "transformers", "safetensors", "tokenizers"}
+MAY_IMPORT_TORCH = {"worker", "rendezvous", "agent"}
+LARGEST_ROOM = 0.20  # of the code
+TWIN_ROOMS = PLACES  # rooms that share file names and class names on purpose
+GENERIC = {"__init__.py", "__main__.py"}
 
 
 def modules() -> list[Path]:
-    return sorted((ROOT / "launcher").rglob("*.py"))
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def room(path: Path) -> str:
-    relative = path.relative_to(ROOT / "launcher")
-    return relative.parts[0].removesuffix(".py")
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imports(path: Path) -> set[str]:
@@ -63,29 +80,98 @@ def imports(path: Path) -> set[str]:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imports(path) if name.startswith("launcher.")}
+    return {name.split(".")[1] for name in imports(path) if name.startswith("launcher.")} & set(ALLOWED)
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports."""
+    found = set()
+    for name in imports(path):
+        file = ROOT / (name.replace(".", "/") + ".py")
+        if name.startswith("launcher.") and file.exists():
+            found.add(file)
+    return found
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Nodes that cannot be put in order; empty where there is no circle."""
+    left = {name: set(targets) for name, targets in arrows.items()}
+    while free := [name for name, targets in left.items() if not targets & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)
+
+
+def test_every_room_has_its_arrows() -> None:
+    assert {room(path) for path in modules()} <= set(ALLOWED)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_room_imports_only_what_lies_below_it(path: Path) -> None:
-    names = {r for r in imported_rooms(path) if r in ALLOWED}
-    assert names <= ALLOWED[room(path)] | {room(path)}
+    assert imported_rooms(path) <= ALLOWED[room(path)] | {room(path)}
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if room(p) == "worker"], ids=lambda p: p.name)
-def test_a_worker_reads_only_the_plan_record(path: Path) -> None:
-    planning = {name for name in imports(path) if name.startswith("launcher.plan.")}
-    assert {".".join(name.split(".")[:3]) for name in planning} <= WORKER_PLAN_MODULES | {
-        "launcher.plan.Plan",
-        "launcher.plan.read_plan",
-    }
+def test_rooms_make_no_circle() -> None:
+    arrows: dict[str, set[str]] = defaultdict(set)
+    for path in modules():
+        arrows[room(path)] |= imported_rooms(path) - {room(path)}
+    assert circle(arrows) == []
 
 
-def test_only_settings_imports_hydra() -> None:
-    users = {
-        str(p.relative_to(ROOT)) for p in modules() if {n.split(".")[0] for n in imports(p)} & {"hydra", "omegaconf"}
-    }
-    assert users == {"launcher/settings.py"}
+def test_files_make_no_circle() -> None:
+    files = {path: imported_files(path) - {path} for path in modules()}
+    arrows = {str(path.relative_to(ROOT)): {str(t.relative_to(ROOT)) for t in found} for path, found in files.items()}
+    assert circle(arrows) == []
+
+
+def test_no_room_holds_over_a_fifth_of_the_code() -> None:
+    lines = Counter[str]()
+    for path in modules():
+        lines[room(path)] += len(path.read_text().splitlines())
+    large = {name: count for name, count in lines.items() if count > LARGEST_ROOM * lines.total()}
+    assert large == {}
+
+
+def public_classes(path: Path) -> Iterable[str]:
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    owners: dict[str, list[str]] = defaultdict(list)
+    for path in modules():
+        for name in public_classes(path):
+            owners[name].append(str(path.relative_to(PACKAGE)))
+    twins = {name: files for name, files in owners.items() if len(files) > 1}
+    assert twins == {}
+
+
+def test_no_file_name_is_in_more_than_two_rooms() -> None:
+    owners: dict[str, set[str]] = defaultdict(set)
+    for path in modules():
+        if path.name not in GENERIC and room(path) not in TWIN_ROOMS:
+            owners[path.name].add(room(path))
+    assert {name: rooms for name, rooms in owners.items() if len(rooms) > 2} == {}
+
+
+def test_the_worker_reads_no_more_of_the_planner_than_the_plan() -> None:
+    allowed = {"launcher.planner", "launcher.planner.record", "launcher.planner.options"}
+    for path in modules():
+        if room(path) == "worker":
+            read = {name for name in imports(path) if name.startswith("launcher.planner.")}
+            read = {name for name in read if (ROOT / (name.replace(".", "/") + ".py")).exists()}
+            assert read <= allowed, path
+
+
+def test_only_config_imports_hydra() -> None:
+    users = {room(p) for p in modules() if {n.split(".")[0] for n in imports(p)} & {"hydra", "omegaconf"}}
+    assert users == {"config"}
+
+
+def test_nothing_private_of_hydra_is_used() -> None:
+    private = {n for p in modules() for n in imports(p) if n.startswith("hydra") and "._" in n}
+    assert private == set()
 
 
 def test_only_env_reads_the_environment() -> None:
@@ -97,9 +183,9 @@ def test_only_env_reads_the_environment() -> None:
     assert readers <= {"launcher/env.py"}
 
 
-def test_torch_and_its_like_stay_in_worker_and_launch() -> None:
+def test_torch_and_its_like_stay_where_ranks_are_started() -> None:
     users = {room(p) for p in modules() if {n.split(".")[0] for n in imports(p)} & HEAVY}
-    assert users <= {"worker", "launch"}
+    assert users <= MAY_IMPORT_TORCH
 
 
 def imported_by(*arguments: str, cwd: Path) -> set[str]:

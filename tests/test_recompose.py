@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.compose import load
+from launcher.config.recompose import load_again
 from launcher.errors import InputError
-from launcher.recompose import load_again
-from launcher.settings import load
 
 SHAPE = ["model=gpt", "model.hidden=512", "model.layers=4", "model.heads=8"]
 CASES = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import _flags_first
+from launcher.config.compose import compose_config, load, sweep
 from launcher.errors import InputError
-from launcher.settings import compose_config, load, sweep
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_pinning_any_degree_leaves_the_default_layout_of_the_cluster() -> None:
 
 
 def test_plan_stays_a_function_beside_the_subpackage_of_its_name() -> None:
-    import_module("launcher.plan.build")
+    import_module("launcher.planner.build")
     from launcher import plan
 
     assert plan(["model=gpt_tiny"]).layout.world_size == 8

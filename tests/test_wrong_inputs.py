@@ -67,7 +67,7 @@ CASES = {
         ["run", "launch.max_restart=3"], 2, ["launch.max_restart is not a known key", "launch.max_restarts"]),
     "logs of a folder that is no run": (["logs", "."], 2, ["no log of a rank", "run folder"]),
     "a token file that is not there": (["run", "train.data=no.tokens"], 2, ["no.tokens", "No such file"]),
-    "a token file that is none": (["run", f"train.data={__file__}"], 2, ["not a token file", "launcher.worker.tokens"]),
+    "a token file that is none": (["run", f"train.data={__file__}"], 2, ["not a token file", "worker.data.tokens"]),
     "weights that are not there": (["run", "train.init_from=no/folder"], 2, ["train.init_from=no/folder"]),
     "fp16 in the recipe": (["run", "train.dtype=fp16"], 2, ["loss scaling", "train.dtype=bf16"]),
     "a model that fits nowhere": (

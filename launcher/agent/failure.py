@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.launch.run_folder import tail
-from launcher.launch.stacks import Stack
-from launcher.launch.watch import Hang, odd_ones_out
+from launcher.agent.stack_dump import Stack
+from launcher.agent.watch import Hang, odd_ones_out
+from launcher.run.folder import tail
 
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25

@@ -22,10 +22,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-from launcher import env
-from launcher.ending import leave_to_parent
+from launcher import env, process
+from launcher.agent import rank
 from launcher.errors import InputError, LauncherError
-from launcher.launch import process, rank
+from launcher.fast_exit import leave_to_parent
 
 # Libraries that start a thread pool when they are imported, unless told not to; a forked process has no such threads.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -291,7 +291,7 @@ def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int)
         _redirect(start)
         env.replace(variables)
         if start.exec_python:
-            command = [sys.executable, "-u", "-m", "launcher.launch.rank", start.script, *start.args]
+            command = [sys.executable, "-u", "-m", "launcher.agent.rank", start.script, *start.args]
             os.execve(sys.executable, command, dict(variables))
         _freshen(start.num_threads)
         rank.run(Path(start.script), start.args)
@@ -318,7 +318,7 @@ def _redirect(start: RankStart) -> None:
     os.dup2(null, 0)
     os.dup2(start.stdout if start.stdout >= 0 else log, 1)
     os.dup2(start.stderr if start.stderr >= 0 else log, 2)
-    board = int(start.variables.get("LAUNCHER_BOARD_FD", -1))
+    board = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))
     for entry in list(Path("/proc/self/fd").iterdir()):
         if int(entry.name) > 2 and int(entry.name) != board:
             _close(int(entry.name))

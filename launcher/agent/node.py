@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import signal
-import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from launcher import env
-from launcher.board import Board
+from launcher.agent import fork_server, rank_env
+from launcher.agent.job import NodeJob
+from launcher.agent.output import Pump, rank_streams
+from launcher.agent.settings import LaunchSettings
+from launcher.console import tell
 from launcher.errors import JobFailed, LauncherError
-from launcher.launch import fork_server, rank_env
-from launcher.launch.ledger import Ledger, command_began
-from launcher.launch.meeting import Meeting
-from launcher.launch.output import Pump, rank_streams
-from launcher.launch.run_folder import RunFolder
-from launcher.launch.settings import LaunchSettings
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.rendezvous.config import RendezvousConfig
+from launcher.run.folder import RunFolder
+from launcher.run.heartbeat import Heartbeats
+from launcher.run.ledger import Ledger, command_began
 
 if TYPE_CHECKING:
-    from launcher.launch.agent import RankAgent
-    from launcher.launch.rendezvous import PlanOrdered
-    from launcher.launch.single_node import SingleNode
+    from launcher.agent.rank_agent import RankAgent
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+    from launcher.rendezvous.single_node import SingleNode
 
 PRELOADED = ("torch", "torch.distributed")
-
-
-@dataclass(frozen=True)
-class NodeJob:
-    """What one node is to run."""
-
-    plan: Plan
-    folder: RunFolder
-    script: Path
-    args: Sequence[str]
-    launch: LaunchSettings
-    num_ranks: int
-    num_threads: int
 
 
 @contextmanager
@@ -73,7 +61,7 @@ def run_node(
     args: Sequence[str],
     launch: LaunchSettings,
     node: int | None = 0,
-    meeting: Meeting | None = None,
+    meeting: RendezvousConfig | None = None,
     began: float | None = None,
     planned_at: float | None = None,
 ) -> int:
@@ -98,9 +86,11 @@ def run_node(
         return _run_ranks(job, meeting=meeting, ledger=ledger, early=early, first_node=node == 0)
 
 
-def _run_ranks(job: NodeJob, *, meeting: Meeting | None, ledger: Ledger, early: Sequence[int], first_node: bool) -> int:
+def _run_ranks(
+    job: NodeJob, *, meeting: RendezvousConfig | None, ledger: Ledger, early: Sequence[int], first_node: bool
+) -> int:
     """Fork the server while this process has one thread; only then come threads, sockets and the agent."""
-    board = Board.create(num_ranks=job.num_ranks)
+    board = Heartbeats.create(num_ranks=job.num_ranks)
     streams = rank_streams(job.num_ranks, console=job.launch.console, first_node=first_node)
     server = fork_server.ForkServer.start()
     ledger.note("server")
@@ -108,7 +98,7 @@ def _run_ranks(job: NodeJob, *, meeting: Meeting | None, ledger: Ledger, early: 
         pump = Pump([stream for pair in streams.values() for stream in pair])
         pump.start()
         try:
-            from launcher.launch.agent import RankAgent
+            from launcher.agent.rank_agent import RankAgent
 
             agent = RankAgent(
                 job, handler=_handler(meeting), server=server, board=board, pump=pump, streams=streams, ledger=ledger
@@ -130,12 +120,7 @@ def recipe_preload(plan: Plan) -> tuple[str, ...]:
     return (*(recipe.get("preload") or ()), *(by_engine.get(plan.job.training.engine) or ()))
 
 
-def tell(message: str) -> None:
-    """A word to the person at the terminal."""
-    print(f"launcher: {message}", file=sys.stderr, flush=True)
-
-
-def _with_settings(meeting: Meeting, launch: LaunchSettings) -> Meeting:
+def _with_settings(meeting: RendezvousConfig, launch: LaunchSettings) -> RendezvousConfig:
     return replace(
         meeting,
         min_nodes=min(launch.shrink_to, meeting.num_nodes) if launch.shrink_to else None,
@@ -146,12 +131,12 @@ def _with_settings(meeting: Meeting, launch: LaunchSettings) -> Meeting:
     )
 
 
-def _handler(meeting: Meeting | None) -> SingleNode | PlanOrdered:
+def _handler(meeting: RendezvousConfig | None) -> SingleNode | PlanOrdered:
     if meeting is None:
-        from launcher.launch.single_node import SingleNode
+        from launcher.rendezvous.single_node import SingleNode
 
         return SingleNode(uuid.uuid4().hex)
-    from launcher.launch.rendezvous import PlanOrdered
+    from launcher.rendezvous.plan_ordered import PlanOrdered
 
     return PlanOrdered(meeting)
 

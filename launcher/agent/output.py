@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.launch import process
+from launcher import process
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Inside a rank: run the user's script as __main__, and end as Python would, without the slow teardown.
 
-`python -m launcher.launch.rank SCRIPT ARGS` is what `launch.start=spawn` starts; a forked rank calls `run` directly.
+`python -m launcher.agent.rank SCRIPT ARGS` is what `launch.start=spawn` starts; a forked rank calls `run` directly.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-from launcher.board import Board
-from launcher.ending import end_process
+from launcher.fast_exit import end_process
+from launcher.run.heartbeat import Heartbeats
 
 # Dumps the stacks of all threads into the rank's log. A real-time signal: NCCL and scripts use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 3
@@ -31,7 +31,7 @@ def run(script: Path, args: Sequence[str]) -> NoReturn:
 
 
 def _run_script(script: str, args: Sequence[str]) -> int:
-    watched = Board.of_this_rank()
+    watched = Heartbeats.of_this_rank()
     if watched:
         watched[0].mark_script(watched[1])
     sys.argv = [script, *args]

@@ -26,23 +26,25 @@ from torch.distributed.elastic.agent.server.api import (
 )
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from launcher import env
-from launcher.board import Board, RankState
+from launcher import env, process
+from launcher.agent import rank_env
+from launcher.agent import stack_dump as stacks
+from launcher.agent.failure import LOG_HEADER, RankEnd, describe, describe_hang, first_failed
+from launcher.agent.fork_server import Exit, ForkServer, RankStart
+from launcher.agent.job import NodeJob
+from launcher.agent.output import Label, Pump, Stream
+from launcher.agent.rank import STACKS_SIGNAL
+from launcher.agent.rank_env import RankAssignment
+from launcher.agent.replan import plan_of_round
+from launcher.agent.watch import Hang, RankWatch
+from launcher.console import tell
 from launcher.errors import JobFailed
-from launcher.launch import process, rank_env, stacks
-from launcher.launch.failure import LOG_HEADER, RankEnd, describe, describe_hang, first_failed
-from launcher.launch.fork_server import Exit, ForkServer, RankStart
-from launcher.launch.ledger import Ledger
-from launcher.launch.node import NodeJob, tell
-from launcher.launch.output import Label, Pump, Stream
-from launcher.launch.present import plan_of_round
-from launcher.launch.rank import STACKS_SIGNAL
-from launcher.launch.rank_env import Seat
-from launcher.launch.rendezvous import PlanOrdered
-from launcher.launch.run_folder import utc_now, write_json
-from launcher.launch.single_node import SingleNode
-from launcher.launch.watch import Hang, Pace, Watch
-from launcher.plan.record import PLAN_FILE
+from launcher.planner.record import PLAN_FILE
+from launcher.rendezvous.plan_ordered import PlanOrdered
+from launcher.rendezvous.single_node import SingleNode
+from launcher.run.folder import utc_now, write_json
+from launcher.run.heartbeat import Heartbeats, Pace, RankState
+from launcher.run.ledger import Ledger
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
@@ -62,7 +64,7 @@ class RankAgent(SimpleElasticAgent):
         *,
         handler: SingleNode | PlanOrdered,
         server: ForkServer,
-        board: Board,
+        board: Heartbeats,
         pump: Pump,
         streams: Mapping[int, tuple[Stream, Stream]],
         ledger: Ledger,
@@ -149,7 +151,7 @@ class RankAgent(SimpleElasticAgent):
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
         job = self._job
-        seat = Seat(
+        seat = RankAssignment(
             rank=worker.global_rank,
             world_size=worker.world_size,
             local_rank=worker.local_rank,
@@ -179,7 +181,7 @@ class RankAgent(SimpleElasticAgent):
                 **rank_env.plan_variables(
                     self._plan, rank=seat.rank, run_folder=job.folder.path, plan_path=self._plan_path
                 ),
-                "LAUNCHER_BOARD_FD": str(self._board.fd),
+                "LAUNCHER_HEARTBEAT_FD": str(self._board.fd),
             },
             log=str(job.folder.rank_log(seat.rank)),
             header=f"{LOG_HEADER}rank {seat.rank} of {seat.world_size}, start {self._ledger.start}, {utc_now()}",
@@ -339,9 +341,9 @@ class RankAgent(SimpleElasticAgent):
         self._end_ranks()
         self._pump.drain()
 
-    def _new_watch(self) -> Watch:
+    def _new_watch(self) -> RankWatch:
         launch = self._job.launch
-        return Watch(launch.hang_timeout_s, launch.straggler_factor, launch.straggler_steps)
+        return RankWatch(launch.hang_timeout_s, launch.straggler_factor, launch.straggler_steps)
 
     def _states(self) -> dict[int, RankState]:
         return {rank: self._board.state(rank) for rank in range(self._job.num_ranks)}

@@ -5,7 +5,7 @@ Ours, for scripts that want to know their place without reading plan.json:
     LAUNCHER_PLAN, LAUNCHER_RUN_DIR       paths of plan.json and of the run folder
     LAUNCHER_{TP,PP,DP,CP}                degree of each axis
     LAUNCHER_{TP,PP,DP,CP}_RANK           this rank's coordinate on it
-    LAUNCHER_BOARD_FD                     descriptor of the node's board (launcher/board.py)
+    LAUNCHER_HEARTBEAT_FD                     descriptor of the node's board (launcher/run/heartbeat.py)
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.plan.record import PLAN_FILE, Plan
+from launcher.planner.record import PLAN_FILE, Plan
 
 AXES = ("tp", "pp", "dp", "cp")
 NCCL_PIPE_STEM = "nccl-ask-"
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankAssignment:
     """One rank's place in one start of the job, as the rendezvous gave it."""
 
     rank: int
@@ -37,7 +37,7 @@ class Seat:
     run_id: str
 
 
-def torchrun_variables(seat: Seat) -> dict[str, str]:
+def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
     """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables")."""
     return {
         "RANK": str(seat.rank),

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.rendezvous.membership_change import MembershipChange
 
 
-@dataclass(frozen=True)
-class Present:
-    """Who is there in a round, as far as it differs from the plan: absent nodes, and nodes on other hosts."""
-
-    absent: tuple[int, ...] = ()
-    moved: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def as_planned(self) -> bool:
-        return not self.absent and not self.moved
-
-
-def plan_of_round(plan: Plan, present: Present) -> Plan:
+def plan_of_round(plan: Plan, present: MembershipChange) -> Plan:
     """The plan for the nodes that are there; every node comes to the same one by itself.
 
     With nodes absent the data-parallel axis shrinks and all else stays, where that is legal for the same global
@@ -38,7 +26,7 @@ def plan_of_round(plan: Plan, present: Present) -> Plan:
 
 
 def _shrunk(plan: Plan) -> Plan:
-    from launcher.plan.build import make_plan  # the search, which a full round does not need
+    from launcher.planner.build import make_plan  # the search, which a full round does not need
 
     layout = plan.layout
     kept = LayoutRequest(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.fields import AUTO, Fields, raise_problems
-from launcher.launch.slurm.settings import SLURM_KEYS
+from launcher.config.fields import AUTO, Fields, raise_problems
+from launcher.slurm.settings import SLURM_KEYS
 
 STARTS = ("fork", "spawn")
 CONSOLES = ("rank0", "all")

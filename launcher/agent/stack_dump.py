@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.launch import process
-from launcher.launch.rank_env import NCCL_PIPE_STEM
-from launcher.launch.run_folder import tail
+from launcher import process
+from launcher.agent.rank_env import NCCL_PIPE_STEM
+from launcher.run.folder import tail
 
 WAIT_S = 2.0
 PY_SPY_TIMEOUT_S = 10.0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
-from typing import NamedTuple
 
-from launcher.board import RankState
+from launcher.run.heartbeat import Pace, RankState
 
 COMPARABLE = 3  # the median of two cannot tell which of them is odd
 
@@ -27,13 +26,6 @@ class Hang:
         return tuple(r for r, step in self.steps.items() if step == least) if least < max(self.steps.values()) else ()
 
 
-class Pace(NamedTuple):
-    """How far a rank is, and the seconds that it was busy itself with all these steps."""
-
-    step: int
-    own_s: float
-
-
 @dataclass(frozen=True)
 class Straggler:
     """A rank whose own time a step stays above the median of its peers by `factor`, for `steps` of them."""
@@ -49,7 +41,7 @@ class Straggler:
 
 
 @dataclass
-class Watch:
+class RankWatch:
     """Follows the board over the life of one start of the ranks."""
 
     hang_timeout_s: float | None

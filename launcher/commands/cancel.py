@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launcher.cli import Invocation
 from launcher.commands.common import named_run, options, run_folder, submitted
-from launcher.launch import runs
-from launcher.launch.slurm import life
+from launcher.commands.invocation import Invocation
+from launcher.run import status as runs
+from launcher.slurm import life
 
 
 def run(invocation: Invocation) -> int:

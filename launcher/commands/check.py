@@ -16,20 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
-from launcher.cli import Invocation
 from launcher.cluster.hostlist import compress_hostlist
+from launcher.commands.invocation import Invocation
 from launcher.commands.submit import with_slurm
-from launcher.launch.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
-from launcher.launch.findings import Finding, Level, hosts_to_exclude, worst
-from launcher.launch.preflight import preflight
-from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
-from launcher.launch.slurm import nodecheck
-from launcher.launch.slurm.allocation import read_allocation
-from launcher.launch.slurm.record import Submission, write_submission
-from launcher.launch.slurm.settings import SlurmSettings
+from launcher.config.compose import Settings, load
 from launcher.layout import Layout
-from launcher.plan import Plan, write_plan
-from launcher.settings import Settings, load
+from launcher.planner import Plan, write_plan
+from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
+from launcher.preflight.checks import preflight
+from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
+from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
+from launcher.slurm import nodecheck
+from launcher.slurm.allocation import read_allocation
+from launcher.slurm.record import Submission, write_submission
+from launcher.slurm.settings import SlurmSettings
 
 
 def run(invocation: Invocation) -> int:

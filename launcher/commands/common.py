@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent.settings import LaunchSettings
+from launcher.config.compose import Settings, load
 from launcher.errors import InputError
-from launcher.launch.run_folder import RunFolder
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm.record import SUBMIT_FILE
-from launcher.plan import Plan, read_plan
-from launcher.plan.options import TrainOptions, check_recipe
+from launcher.planner import Plan, read_plan
+from launcher.planner.options import TrainOptions, check_recipe
 from launcher.resources import resource
-from launcher.settings import Settings, load
+from launcher.run.folder import RunFolder
+from launcher.slurm.record import SUBMIT_FILE
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
 
@@ -67,7 +67,7 @@ def plan_of(words: Sequence[str]) -> Plan:
     """The plan of a run folder if the first word names one, else the plan that overrides make."""
     if words and not OVERRIDE.match(words[0]):
         return read_plan(Path(words[0]))
-    from launcher.plan.build import make_plan
+    from launcher.planner.build import make_plan
 
     settings = load(words)
     return make_plan(settings.job, settings.request, settings.config)

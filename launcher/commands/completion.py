@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.cli import COMMANDS, Invocation
+from launcher.commands.invocation import Invocation
+from launcher.commands.table import COMMANDS
 from launcher.errors import InputError
 
 BASH = """\
@@ -43,7 +44,7 @@ def run(invocation: Invocation) -> int:
 
 def candidates(before: Sequence[str], current: str) -> list[str]:
     """What may stand for `current` after the words `before`: a command, a key, or an entry of a group."""
-    from launcher.settings import choices, keys
+    from launcher.config.compose import choices, keys
 
     if not before:
         return [name for name in COMMANDS if name.startswith(current)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launcher.cli import Invocation
 from launcher.cluster.discover import discover, write_cluster_file
 from launcher.commands.common import options
+from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 
 

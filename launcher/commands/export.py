@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launcher.cli import Invocation
 from launcher.commands.common import OVERRIDE, plan_of
+from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.plan.export import EXPORTERS, export
+from launcher.export.formats import EXPORTERS, export
 
 
 def run(invocation: Invocation) -> int:

@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.cli import Invocation
 from launcher.commands.common import OVERRIDE
+from launcher.commands.invocation import Invocation
+from launcher.config.compose import load
 from launcher.errors import InputError
-from launcher.launch.lint import lint
-from launcher.settings import load
+from launcher.lint import lint
 
 
 def run(invocation: Invocation) -> int:

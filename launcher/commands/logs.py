@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from launcher.cli import Invocation
 from launcher.commands.common import named_run, options, run_folder, submitted
+from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.launch import runs
-from launcher.launch.run_folder import RunFolder
-from launcher.launch.slurm import life
+from launcher.run import status as runs
+from launcher.run.folder import RunFolder
+from launcher.slurm import life
 
 
 def run(invocation: Invocation) -> int:

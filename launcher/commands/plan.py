@@ -10,20 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.cli import Invocation
 from launcher.cluster import Cluster
+from launcher.commands.invocation import Invocation
+from launcher.config.compose import Settings, load, sweep
+from launcher.config.fields import AUTO
+from launcher.config.recompose import load_again
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
-from launcher.fields import AUTO
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.plan import Plan, compare, document, write_plan
-from launcher.plan.explain import reasons
-from launcher.plan.search import search
-from launcher.plan.why_not import why_not
-from launcher.recompose import load_again
+from launcher.planner import Plan, compare, document, write_plan
+from launcher.planner.explain import reasons
+from launcher.planner.search import search
+from launcher.planner.why_not import why_not
 from launcher.report import terminal
-from launcher.settings import Settings, load, sweep
 
 Case = tuple[str, Job, LayoutRequest]
 

@@ -7,17 +7,17 @@ import time
 import warnings
 from pathlib import Path
 
-from launcher.cli import Invocation
+from launcher.agent.settings import LaunchSettings
 from launcher.commands.common import checked_settings, work
+from launcher.commands.invocation import Invocation
+from launcher.config.compose import Settings, as_yaml
 from launcher.errors import InputError
-from launcher.launch.early import Order
-from launcher.launch.run_folder import RunFolder, create_run_folder, new_run_folder
-from launcher.launch.settings import LaunchSettings
+from launcher.faststart.overlapped_import import Order
 from launcher.model.token_file import check_fits, read_header
-from launcher.plan import Plan, write_plan
-from launcher.plan.build import make_plan
-from launcher.plan.options import TrainOptions
-from launcher.settings import Settings, as_yaml
+from launcher.planner import Plan, write_plan
+from launcher.planner.build import make_plan
+from launcher.planner.options import TrainOptions
+from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
 
 
 def order(invocation: Invocation, settings: Settings | None = None) -> Order | None:

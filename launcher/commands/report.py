@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.cli import Invocation
 from launcher.commands.common import named_run, options, run_folder
-from launcher.launch.run_folder import write_text
+from launcher.commands.invocation import Invocation
 from launcher.report.html import run_page
+from launcher.run.folder import write_text
 
 
 def run(invocation: Invocation) -> int:

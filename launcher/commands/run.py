@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from launcher.cli import Invocation, guarded
+from launcher.commands.guard import guarded
+from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.launch import early, warm
-from launcher.launch.early import HandOver, Order
-from launcher.launch.local import run_local
-from launcher.launch.warm import WarmRun
-from launcher.plan import read_plan
+from launcher.faststart import overlapped_import as early
+from launcher.faststart import warm
+from launcher.faststart.overlapped_import import HandOver, Order
+from launcher.faststart.warm import WarmRun
+from launcher.local.start import run_local
+from launcher.planner import read_plan
 
 
 def run(invocation: Invocation) -> int:

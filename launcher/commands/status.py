@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from launcher.cli import Invocation
 from launcher.commands.common import named_run, options, run_folder, submitted
-from launcher.launch import runs
-from launcher.launch.slurm import life
-from launcher.launch.slurm.sweep import results, table
+from launcher.commands.invocation import Invocation
+from launcher.run import status as runs
+from launcher.slurm import life
+from launcher.slurm.sweep import results, table
 
 
 def run(invocation: Invocation) -> int:

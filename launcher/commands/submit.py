@@ -6,19 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.cli import Invocation
+from launcher.agent.settings import LaunchSettings
 from launcher.cluster import Cluster
 from launcher.commands.common import checked_settings, work
+from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import prepare, tell_plan
+from launcher.config.compose import load, sweep
 from launcher.errors import InputError
-from launcher.launch.run_folder import create_run_folder, new_run_folder
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm import submit
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.sweep import Member
-from launcher.plan import Plan
-from launcher.plan.build import make_plan
-from launcher.settings import load, sweep
+from launcher.planner import Plan
+from launcher.planner.build import make_plan
+from launcher.run.folder import create_run_folder, new_run_folder
+from launcher.slurm import submit
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.sweep import SweepMember
 
 
 def run(invocation: Invocation) -> int:
@@ -66,7 +66,7 @@ def run_sweep(invocation: Invocation) -> int:
         prepare(plan, settings, name=job.name, path=folder / str(index))
     swept = [word for word in invocation.overrides if "," in word.partition("=")[2]]
     members = [
-        Member(tuple(w for w in words if w.partition("=")[0] in {s.partition("=")[0] for s in swept}), plan)
+        SweepMember(tuple(w for w in words if w.partition("=")[0] in {s.partition("=")[0] for s in swept}), plan)
         for words, plan in zip(combinations, plans, strict=True)
     ]
     print(f"sweep folder: {folder} ({len(members)} runs)", file=sys.stderr)

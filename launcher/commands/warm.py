@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from launcher.cli import Invocation
+from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 
 USAGE = "`launcher warm [overrides]` starts the server, `launcher warm stop` ends it, `launcher warm status` looks"
@@ -13,7 +13,7 @@ SERVER = "launcher.commands.warm_server"
 
 def run(invocation: Invocation) -> int:
     """Start, end or look at this user's warm server on this machine; 1 where `status` finds none."""
-    from launcher.launch import warm
+    from launcher.faststart import warm
 
     words = [word for word in invocation.overrides if "=" not in word]
     if len(words) > 1 or (words and words[0] not in ("stop", "status")):
@@ -30,9 +30,9 @@ def run(invocation: Invocation) -> int:
 
 
 def _start(invocation: Invocation) -> int:
-    from launcher.launch import warm
-    from launcher.launch.settings import LaunchSettings
-    from launcher.settings import compose_config
+    from launcher.agent.settings import LaunchSettings
+    from launcher.config.compose import compose_config
+    from launcher.faststart import warm
 
     config = compose_config(invocation.overrides)
     launch = LaunchSettings.from_config(config["launch"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from launcher.cli import Invocation, guarded
 from launcher.commands.common import checked_settings
+from launcher.commands.guard import guarded
+from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import order as make_order
 from launcher.commands.run import start_ranks
-from launcher.launch import warm
-from launcher.launch.warm import GO_COLD, WarmRun
+from launcher.faststart import warm
+from launcher.faststart.warm import GO_COLD, WarmRun
 
 
 def work(run: WarmRun) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher import env
 from launcher.cluster import Cluster, Gpu, Node
-from launcher.fields import AUTO, Fields
+from launcher.config.fields import AUTO, Fields
 from launcher.layout import LayoutRequest
 from launcher.layout.degrees import RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.grid import axis_order_problem

@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.build import build_cluster, build_model, build_request, build_training
+from launcher.config.build import build_cluster, build_model, build_request, build_training
+from launcher.config.fields import raise_problems, unknown_key
 from launcher.errors import InputError
-from launcher.fields import raise_problems, unknown_key
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.resources import resource

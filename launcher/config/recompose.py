@@ -14,8 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from launcher.config.compose import GROUPS, VERBATIM_KEYS, Settings, from_config, load, raw_config, sources
 from launcher.errors import InputError
-from launcher.settings import GROUPS, VERBATIM_KEYS, Settings, from_config, load, raw_config, sources
 
 PLAIN = re.compile(r"([a-z_][a-z0-9_.]*)=(?:(0|-?[1-9]\d*)|(-?\d+\.\d+)|([A-Za-z_]\w*))")
 WORDS = {"true": True, "false": False, "null": None}
@@ -31,7 +31,7 @@ class _Base:
 
 
 def load_again(overrides: Sequence[str]) -> Settings:
-    """What `launcher.settings.load` gives, sooner after the first time."""
+    """What `launcher.config.compose.load` gives, sooner after the first time."""
     config = _recomposed(overrides)
     return load(overrides) if config is None else from_config(config)
 

@@ -10,8 +10,8 @@ from launcher.cost.layer import LayerShape
 from launcher.cost.memory import state_bytes
 from launcher.cost.model import CostModel
 from launcher.cost.pipeline import in_flight
-from launcher.cost.stack import may_stop_early
 from launcher.layout import Layout
+from launcher.stacks.habits import may_stop_early
 
 
 @dataclass(frozen=True, slots=True)

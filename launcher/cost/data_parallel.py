@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from launcher.cost.collectives import all_gather_s, all_reduce_s
 from launcher.cost.network import Fabric, Group
-from launcher.cost.stack import accumulates_in_place
 from launcher.layout import Layout
 from launcher.model import Model, Training
+from launcher.stacks.habits import accumulates_in_place
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from launcher.cost.activations import LayerActivations
 from launcher.cost.constants import Constants
 from launcher.cost.parameters import RankParameters, end_parameters, padded_vocab
 from launcher.cost.pipeline import in_flight
-from launcher.cost.stack import runs_deepspeed
 from launcher.layout import Layout
 from launcher.model import Model, Training
+from launcher.stacks.habits import runs_deepspeed
 from launcher.units import DTYPE_BYTES
 
 # Communicators of DeepSpeed's pipeline beside those of the Megatron-LM fork in it: model, data, pipe, slice

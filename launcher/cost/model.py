@@ -10,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from launcher.cost import stack
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time, passed_share, reduces_every_pass
 from launcher.cost.device import device_of, host_constants
-from launcher.cost.ends import embedding_part, head_part
+from launcher.cost.embedding_head import embedding_part, head_part
 from launcher.cost.estimate import Estimate, estimate_of, step_flops
 from launcher.cost.layer import (
     LayerParts,
@@ -35,9 +34,10 @@ from launcher.cost.parameters import RankParameters, padded_vocab
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.ranks import PipelineRanks, pipeline_ranks
 from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
-from launcher.cost.traffic_bytes import activation_bytes, message_bytes
+from launcher.cost.traffic import activation_bytes, message_bytes
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.stacks import habits as stack
 from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")

@@ -11,7 +11,7 @@ from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s
 from launcher.cost.constants import Constants
 from launcher.cost.layer import LayerParts, LayerShape, Part
 from launcher.cost.network import Fabric, Group
-from launcher.cost.traffic_bytes import layer_passes, repeated_passes
+from launcher.cost.traffic import layer_passes, repeated_passes
 from launcher.model import Model, Training
 from launcher.units import DTYPE_BYTES
 

@@ -89,7 +89,7 @@ def tensor_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
 
 def _regathers(job: Job, layout: Layout) -> bool:
     """Whether what was gathered for a layer is gathered again for its backward pass, as the engine does where it can
-    (`can_regather` in launcher/worker/parallel.py): not on CPU ranks.
+    (`can_regather` in launcher/worker/parallel/parallelize.py): not on CPU ranks.
     """
     allowed = layout.recompute != "full" and layout.schedule != "zb_h1"
     return allowed and job.cluster.node.gpu.kind != "cpu"

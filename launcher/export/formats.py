@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+from launcher.config.fields import unknown_key
 from launcher.errors import InputError
-from launcher.fields import unknown_key
-from launcher.plan.record import Plan
+from launcher.planner.record import Plan
 
 
 def export(plan: Plan, target: str) -> str:

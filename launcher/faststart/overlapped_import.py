@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
-from launcher.launch import fork_server, process
-from launcher.launch.node import PRELOADED, tell
-from launcher.launch.settings import LaunchSettings, as_config
+from launcher import process
+from launcher.agent import fork_server
+from launcher.agent.node import PRELOADED
+from launcher.agent.settings import LaunchSettings, as_config
+from launcher.console import tell
 
 HANDED_OVER = 75  # the child's exit code when the job goes on here
 INTERRUPTED = 130

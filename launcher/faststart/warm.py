@@ -25,14 +25,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-from launcher import env
+from launcher import env, process
+from launcher.agent import fork_server
+from launcher.agent.node import PRELOADED
+from launcher.console import tell
 from launcher.errors import LauncherError
-from launcher.launch import fork_server, process
-from launcher.launch.ledger import command_began
-from launcher.launch.node import PRELOADED, tell
+from launcher.run.ledger import command_began
 
 # Ours that a run needs, imported while there is time.
-OWN_MODULES = ("launcher.launch.agent", "launcher.launch.single_node", "launcher.launch.rendezvous")
+OWN_MODULES = ("launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered")
 # Variables that libraries read when they are imported.
 IMPORT_PREFIXES = ("PYTHON", "LD_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX")
 START_TIMEOUT_S = 120.0

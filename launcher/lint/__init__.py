@@ -6,16 +6,16 @@ lint(text, cluster=cluster) -> findings, in the order of the script
 from __future__ import annotations
 
 from launcher.cluster import Cluster
-from launcher.launch.lint import lifetime, network, starting
-from launcher.launch.lint.finding import Finding, Rule, Subject
-from launcher.launch.lint.script import BatchScript
+from launcher.lint import lifetime, network, starting
+from launcher.lint.finding import LintFinding, Rule, Subject
+from launcher.lint.script import BatchScript
 
 __all__ = ["RULES", "Finding", "Rule", "lint"]
 
 RULES: tuple[Rule, ...] = (*starting.RULES, *network.RULES, *lifetime.RULES)
 
 
-def lint(text: str, *, cluster: Cluster | None = None) -> list[Finding]:
+def lint(text: str, *, cluster: Cluster | None = None) -> list[LintFinding]:
     """The traps in a batch script, by line.
 
     GPUs per node are taken from the script's own request, else from `cluster`; rules that need them keep silent where

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from launcher.launch.lint.script import BatchScript
+from launcher.lint.script import BatchScript
 
 # Keys of Hugging Face, GitHub, OpenAI and AWS by their beginnings. Those of wandb look as a git commit does.
 SECRET_VALUES = r"\b(?:hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9-]{20,}|AKIA[A-Z0-9]{16})\b"
@@ -14,7 +14,7 @@ NOT_SHOWN = re.compile(rf"{SECRET_VALUES}|\b[0-9a-f]{{40,}}\b")
 
 
 @dataclass(frozen=True)
-class Finding:
+class LintFinding:
     """One trap in a batch script: where, which rule, how bad (`error`: breaks or hangs; `warning`), why, what to do."""
 
     line: int
@@ -54,8 +54,8 @@ class Rule:
     reason: str
     fix: str
 
-    def findings(self, subject: Subject) -> Iterator[Finding]:
+    def findings(self, subject: Subject) -> Iterator[LintFinding]:
         for trap in self.check(subject):
             found = NOT_SHOWN.sub(lambda secret: f"{secret[0][:3]}…", " ".join(trap.found.split()))
             shown = found if len(found) <= 100 else f"{found[:97]}..."
-            yield Finding(trap.line, self.name, self.severity, shown, self.reason, self.fix)
+            yield LintFinding(trap.line, self.name, self.severity, shown, self.reason, self.fix)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.launch.lint.finding import SECRET_VALUES, Rule, Subject, Trap
-from launcher.launch.lint.shell import assignments, program, unquote
+from launcher.lint.finding import SECRET_VALUES, Rule, Subject, Trap
+from launcher.lint.shell import assignments, program, unquote
 
 SECRET_NAMES = re.compile(r"\w*(API_?KEY|TOKEN|SECRET\w*|PASSWORD|PASSWD|ACCESS_KEY)", re.I)
 # In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.

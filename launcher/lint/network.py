@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.launch.lint.finding import Rule, Subject, Trap
-from launcher.launch.lint.shell import Command, assignments, unquote
+from launcher.lint.finding import Rule, Subject, Trap
+from launcher.lint.shell import ShellCommand, assignments, unquote
 
 ADDRESS_NAMES = re.compile(
     r"MASTER(_ADDR(ESS)?|_NODE|_HOST|_IP)?|HEAD_NODE(_IP|_ADDR)?|RDZV_(ENDPOINT|HOST)|HOST_NODE_ADDR", re.I
@@ -19,7 +19,7 @@ ADDRESS_FLAGS = ("master-addr", "rdzv-endpoint", "main_process_ip")
 PORT_FLAGS = ("master-port", "main_process_port")
 
 
-def _settings(subject: Subject) -> Iterator[tuple[Command, str, str]]:
+def _settings(subject: Subject) -> Iterator[tuple[ShellCommand, str, str]]:
     """Every assignment of the script, also inside its tasks: (command, name, raw value)."""
     for command in (*subject.script.commands, *subject.script.in_tasks):
         for name, value in assignments(command).items():

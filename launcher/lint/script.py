@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from launcher.launch.lint.shell import DECLARATIONS, Command, assignments, commands, expand, program, unquote
+from launcher.lint.shell import DECLARATIONS, ShellCommand, assignments, commands, expand, program, unquote
 
 SHORT_OPTIONS = {
     "-A": "account", "-a": "array", "-C": "constraint", "-c": "cpus-per-task", "-D": "chdir", "-d": "dependency",
@@ -32,7 +32,7 @@ class Directive:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartCommand:
     """A command that starts processes: a launcher, or a starter (srun, mpirun) with what it starts.
 
     `options` are the starter's; `text` is the whole command, the script's own variables put in.
@@ -87,7 +87,7 @@ class BatchScript:
         return {directive.name: directive.value for directive in self.directives}
 
     @cached_property
-    def commands(self) -> list[Command]:
+    def commands(self) -> list[ShellCommand]:
         return commands(self.text)
 
     @cached_property
@@ -96,24 +96,24 @@ class BatchScript:
         return {name: value for command in self.commands for name, value in assignments(command).items()}
 
     @cached_property
-    def in_tasks(self) -> list[Command]:
+    def in_tasks(self) -> list[ShellCommand]:
         """Commands that a `bash -c '…'` of the script runs, once in every task."""
         return [inner for command in self.commands for inner in inner_commands(command)]
 
     @cached_property
-    def starts(self) -> list[Start]:
+    def starts(self) -> list[StartCommand]:
         found = (self._start(command) for command in self.commands)
         return [start for start in found if start is not None]
 
-    def _start(self, command: Command) -> Start | None:
+    def _start(self, command: ShellCommand) -> StartCommand | None:
         words = program(command)
         if not words or words[0] in DECLARATIONS:
             return None
         text = expand(" ".join(words), self.variables)
         first = text.split(maxsplit=1)[0].strip("\"'").rpartition("/")[2] if text.split() else ""
         if first in STARTERS:
-            return Start(command.line, first, starter_options(text), text, command.operator)
-        return Start(command.line, None, {}, text, command.operator) if LAUNCHERS.search(text) else None
+            return StartCommand(command.line, first, starter_options(text), text, command.operator)
+        return StartCommand(command.line, None, {}, text, command.operator) if LAUNCHERS.search(text) else None
 
     def number(self, *names: str) -> int | None:
         """The first of these batch options that is a plain number."""
@@ -134,7 +134,7 @@ class BatchScript:
                 return int(match[1])
         return None
 
-    def tasks_per_node(self, start: Start | None = None) -> int | None:
+    def tasks_per_node(self, start: StartCommand | None = None) -> int | None:
         """Tasks on each node, from the starter's own options first."""
         for options in ([start.options] if start else []) + [self.options]:
             if options.get("ntasks-per-node", "").isdigit():
@@ -181,11 +181,11 @@ def starter_options(text: str) -> dict[str, str]:
     return options
 
 
-def inner_commands(command: Command) -> Iterator[Command]:
+def inner_commands(command: ShellCommand) -> Iterator[ShellCommand]:
     """Commands in the string of a `bash -c STRING` inside `command`, with the line that they stand on."""
     words = command.words
     for shell, flag, string in zip(words, words[1:], words[2:], strict=False):
         if shell.rpartition("/")[2] in ("bash", "sh") and SHELL_C.match(flag):
             before = command.text.partition(string)[0].count("\n")
             for inner in commands(unquote(string)):
-                yield Command(command.line + before + inner.line - 1, inner.words, inner.operator)
+                yield ShellCommand(command.line + before + inner.line - 1, inner.words, inner.operator)

@@ -19,7 +19,7 @@ MAX_EXPANSION = 4  # variables inside variables
 
 
 @dataclass(frozen=True)
-class Command:
+class ShellCommand:
     """One simple command: its line, raw words (quotes kept), and the operator that follows it."""
 
     line: int
@@ -31,7 +31,7 @@ class Command:
         return " ".join(self.words)
 
 
-def commands(text: str) -> list[Command]:
+def commands(text: str) -> list[ShellCommand]:
     """The simple commands of a script, in order."""
     return _Reader(text).read()
 
@@ -43,12 +43,12 @@ class _Reader:
         self.text = text
         self.at = 0
         self.line = 1
-        self.found: list[Command] = []
+        self.found: list[ShellCommand] = []
         self.words: list[str] = []
         self.first_line = 1
         self.here_documents: list[str] = []
 
-    def read(self) -> list[Command]:
+    def read(self) -> list[ShellCommand]:
         while self.at < len(self.text):
             if not (self._blank() or self._comment() or self._operator()):
                 self._word()
@@ -89,7 +89,7 @@ class _Reader:
 
     def _finish(self, operator: str) -> None:
         if self.words:
-            self.found.append(Command(self.first_line, tuple(self.words), operator))
+            self.found.append(ShellCommand(self.first_line, tuple(self.words), operator))
         self.words = []
 
     def _word(self) -> None:
@@ -186,7 +186,7 @@ def unquote(word: str) -> str:
     return "".join(pieces)
 
 
-def assignments(command: Command) -> dict[str, str]:
+def assignments(command: ShellCommand) -> dict[str, str]:
     """Variables that a command sets: `A=1 B=2`, `export A=1`, `A=1 program` (raw values, quotes kept)."""
     words = [word for word in command.words if word not in KEYWORDS]
     if words and words[0] in DECLARATIONS:
@@ -200,7 +200,7 @@ def assignments(command: Command) -> dict[str, str]:
     return found
 
 
-def program(command: Command) -> tuple[str, ...]:
+def program(command: ShellCommand) -> tuple[str, ...]:
     """The words of a command from its program on: keywords, assignments and `env` before it taken away."""
     words = list(command.words)
     while words and (words[0] in KEYWORDS or ASSIGNMENT.fullmatch(words[0]) or words[0] in ("env", "(", ")")):

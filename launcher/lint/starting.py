@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.launch.lint.finding import Rule, Subject, Trap
-from launcher.launch.lint.script import Start
-from launcher.launch.lint.shell import assignments, live_variables
+from launcher.lint.finding import Rule, Subject, Trap
+from launcher.lint.script import StartCommand
+from launcher.lint.shell import assignments, live_variables
 
 PER_TASK = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
 TP_FLAGS = ("tensor-model-parallel-size", "tensor-parallel-size", "tensor_parallel_degree", "tp-size", "tp")
@@ -132,7 +132,7 @@ def keeps_running_after_a_death(subject: Subject) -> Iterator[Trap]:
             yield Trap(start.line, start.text)
 
 
-def _is_work(start: Start) -> bool:
+def _is_work(start: StartCommand) -> bool:
     """Whether a start is the training itself, not a `srun hostname` or a copy of data."""
     return (
         start.launcher is not None or re.search(r"\bpython|\.py\b|\.sh\b|apptainer|singularity", start.text) is not None

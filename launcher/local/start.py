@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.agent.node import run_node
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError
-from launcher.launch.node import PRELOADED, recipe_preload, run_node, tell
-from launcher.launch.run_folder import create_run_folder
-from launcher.launch.settings import LaunchSettings
-from launcher.plan import Plan
-
-__all__ = ["PRELOADED", "recipe_preload", "run_local", "tell"]
+from launcher.planner import Plan
+from launcher.run.folder import create_run_folder
 
 
 def run_local(

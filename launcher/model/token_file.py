@@ -37,7 +37,7 @@ def read_header(path: Path) -> TokenHeader:
     except OSError as error:
         raise InputError(f"cannot read the token file {path} ({error.strerror}): give train.data=FILE") from error
     if len(header) < HEADER.size or header[:8] != MAGIC:
-        raise InputError(f"{path} is not a token file: make one with python -m launcher.worker.tokens OUT TEXT…")
+        raise InputError(f"{path} is not a token file: make one with python -m launcher.worker.data.tokens OUT TEXT…")
     _, version, width, vocab, _, num_tokens = HEADER.unpack(header)
     expected = HEADER.size + width * num_tokens
     if version != VERSION or width not in WIDTHS or size != expected:

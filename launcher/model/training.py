@@ -24,9 +24,9 @@ class Training:
     tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
     grad_reduce_dtype: dtype of gradients as they are held and reduced; None: see `reduces_in`.
     fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
-        launcher.cost.stack.
+        launcher.stacks.habits.
     recompute_stops_early: repeating a layer ends with the last operator whose inputs the backward pass needs; None: see
-        launcher.cost.stack.
+        launcher.stacks.habits.
     loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
         None: see `divides_logits`.
     """

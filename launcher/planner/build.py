@@ -11,10 +11,10 @@ from launcher.layout import LayoutRequest
 from launcher.layout.engines import recipe_problems
 from launcher.layout.hybrid import shard_size
 from launcher.layout.job import Job
-from launcher.plan.document import estimate_data
-from launcher.plan.explain import reasons
-from launcher.plan.record import Plan
-from launcher.plan.search import search
+from launcher.planner.document import estimate_data
+from launcher.planner.explain import reasons
+from launcher.planner.record import Plan
+from launcher.planner.search import search
 
 RECIPE_REDUCES_IN = "fp32"
 COMPARED = 3  # how many of the next best the reasons speak about

@@ -11,9 +11,9 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.plan.document import estimate_data, layout_data
-from launcher.plan.result import Candidate
-from launcher.plan.search import search
+from launcher.planner.document import estimate_data, layout_data
+from launcher.planner.result import Candidate
+from launcher.planner.search import search
 
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
 SMALLER = 0.9  # of the memory: below this a GPU counts as a smaller one

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.cost import Estimate
 from launcher.layout import Layout
-from launcher.plan.result import SearchResult
+from launcher.planner.result import SearchResult
 
 
 def plans_document(result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
-from launcher.plan.result import Candidate, SearchResult
+from launcher.planner.result import Candidate, SearchResult
 from launcher.units import format_bytes, format_seconds
 
 AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}

@@ -15,7 +15,7 @@ from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
-from launcher.plan.space import ZERO_STAGES, Degrees, Passes, Schedule, Space
+from launcher.planner.space import ZERO_STAGES, Degrees, Passes, Schedule, Space
 
 ONE_PASS = Passes(1, "none", False)
 PLAIN = Schedule(1, "1f1b")

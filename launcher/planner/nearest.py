@@ -13,8 +13,8 @@ from launcher.layout.job import Job
 from launcher.layout.legality import Problem, divisors
 from launcher.layout.resolve import plain_layout
 from launcher.model import Training
-from launcher.plan.floors import least_memory
-from launcher.plan.space import Space
+from launcher.planner.lower_bounds import least_memory
+from launcher.planner.space import Space
 from launcher.units import format_bytes
 
 FREED = ("recompute", "zero_stage", "micro_batch", "sequence_parallel", "virtual_stages", "tp", "pp", "cp", "dp")

@@ -8,7 +8,7 @@ from math import cos, pi
 from types import MappingProxyType
 from typing import Any
 
-from launcher.fields import AUTO, Fields, raise_problems
+from launcher.config.fields import AUTO, Fields, raise_problems
 
 LR_SCHEDULES = ("constant", "cosine")
 

@@ -17,10 +17,10 @@ from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem
-from launcher.plan.floors import Floors, PassFloor, Way, least_memory
-from launcher.plan.nearest import no_fit_message, refusal
-from launcher.plan.result import Candidate, SearchResult
-from launcher.plan.space import Degrees, Passes, Refuse, Schedule, Space
+from launcher.planner.lower_bounds import Floors, PassFloor, Way, least_memory
+from launcher.planner.nearest import no_fit_message, refusal
+from launcher.planner.result import Candidate, SearchResult
+from launcher.planner.space import Degrees, Passes, Refuse, Schedule, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"

@@ -9,9 +9,9 @@ from typing import Any
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
-from launcher.plan.explain import slower
-from launcher.plan.result import SearchResult
-from launcher.plan.search import search
+from launcher.planner.explain import slower
+from launcher.planner.result import SearchResult
+from launcher.planner.search import search
 
 FLAGS = {"true": True, "false": False}
 TEXTS = ("recompute", "axis_order", "schedule")

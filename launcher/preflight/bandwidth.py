@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.launch.findings import Finding, Level
+from launcher.preflight.findings import Finding, Level
 
 RECIPE = "bandwidth"  # also the name of its folder inside the run folder
 LIMIT_S = 60.0

@@ -1,6 +1,6 @@
 """Checks of this node before a job: is it what the cluster file says, and can the job live on it?
 
-On a CPU node what makes sense runs for real; GPU checks read nvidia-smi (launcher/launch/preflight_gpu.py).
+On a CPU node what makes sense runs for real; GPU checks read nvidia-smi (launcher/preflight/gpu.py).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from launcher.cluster import Cluster, Node, commands
 from launcher.cluster.machine import Machine, read_machine
 from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.errors import InputError
-from launcher.launch.findings import Finding, Level
-from launcher.launch.preflight_gpu import gpu_findings
+from launcher.preflight.findings import Finding, Level
+from launcher.preflight.gpu import gpu_findings
 from launcher.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 10 * GIB  # ours: room for logs and for a checkpoint of a small model

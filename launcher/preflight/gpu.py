@@ -13,7 +13,7 @@ from launcher.cluster.commands import Output, Runner
 from launcher.cluster.readers_smi import QUERY_COMMAND, GpuState, read_list, read_query
 from launcher.cluster.readers_topo import nvlink_domains, read_topo
 from launcher.errors import InputError
-from launcher.launch.findings import Finding, Level
+from launcher.preflight.findings import Finding, Level
 from launcher.units import format_bytes
 
 # nvidia-smi tells whole MiB and ECC takes a little: less than this share of the file's memory is another GPU.

@@ -16,7 +16,7 @@ FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-609
 
 
 @dataclass(frozen=True)
-class Meeting:
+class RendezvousConfig:
     """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place."""
 
     run_id: str

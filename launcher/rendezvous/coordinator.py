@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import InputError
-from launcher.launch.roster import Outgoing, Roster
+from launcher.rendezvous.membership import Membership, Outgoing
 
 MAX_LINE_BYTES = 65536
 FAREWELL_S = 5.0
@@ -37,7 +37,7 @@ class Coordinator:
 
     def __init__(
         self,
-        roster: Roster,
+        roster: Membership,
         *,
         run_id: str,
         host: str,

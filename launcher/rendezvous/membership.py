@@ -27,7 +27,7 @@ class Member:
     done: bool = False  # its ranks have finished well
 
 
-class Roster:
+class Membership:
     """The state of one job's rendezvous."""
 
     def __init__(

@@ -15,9 +15,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from random import random
 from typing import Any
 
@@ -27,18 +26,16 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousHandler,
     RendezvousInfo,
-    RendezvousParameters,
     RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
 
-from launcher.errors import InputError
-from launcher.launch import process
-from launcher.launch.coordinator import Coordinator, keep_alive, listen
-from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
-from launcher.launch.present import Present
-from launcher.launch.roster import Roster
-from launcher.launch.watch import Pace
+from launcher import process
+from launcher.rendezvous.config import RendezvousConfig, free_port, refuse_hidden_loopback
+from launcher.rendezvous.coordinator import Coordinator, keep_alive, listen
+from launcher.rendezvous.membership import Membership
+from launcher.rendezvous.membership_change import MembershipChange
+from launcher.run.heartbeat import Pace
 
 BACKEND = "launcher"
 STORE_TIMEOUT = timedelta(seconds=300)
@@ -47,14 +44,14 @@ STORE_TIMEOUT = timedelta(seconds=300)
 class PlanOrdered(RendezvousHandler):
     """One node's side of the rendezvous; on the plan's first node it also runs the coordinator."""
 
-    def __init__(self, meeting: Meeting) -> None:
+    def __init__(self, meeting: RendezvousConfig) -> None:
         self._meeting = meeting
         self._connection: socket.socket | None = None
         self._incoming = b""
         self._round = 0
         self._waiting = self._done = self._finished = False
         self._closed: str | None = None
-        self.present = Present()  # who is there in the present round
+        self.present = MembershipChange()  # who is there in the present round
         self._store_server: TCPStore | None = None
         self._coordinator = self._coordinate() if meeting.node == 0 else None
 
@@ -136,7 +133,7 @@ class PlanOrdered(RendezvousHandler):
         meeting = self._meeting
         refuse_hidden_loopback(meeting.host, num_nodes=meeting.num_nodes)
         process.allow_open_files()
-        roster = Roster(
+        roster = Membership(
             num_nodes=meeting.num_nodes,
             min_nodes=meeting.min_nodes,
             hosts=meeting.hosts,
@@ -200,7 +197,7 @@ class PlanOrdered(RendezvousHandler):
         self._round = go["round"]
         if self._coordinator:
             self._coordinator.paces.clear()
-        self.present = Present(tuple(go["absent"]), {int(node): host for node, host in go["moved"].items()})
+        self.present = MembershipChange(tuple(go["absent"]), {int(node): host for node, host in go["moved"].items()})
         try:
             store = TCPStore(self._meeting.host, go["store_port"], is_master=False, timeout=STORE_TIMEOUT)
         except RuntimeError as error:
@@ -259,59 +256,3 @@ class PlanOrdered(RendezvousHandler):
         if self._connection:
             self._connection.close()
         self._connection, self._incoming = None, b""
-
-
-def create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    """The handler for torchrun's parameters; raises InputError with what is missing in them."""
-    hosts = _hosts(params)
-    name = str(params.get("host") or params.local_addr or socket.gethostname())
-    if hosts and len(hosts) != params.max_nodes:
-        raise InputError(
-            f"--nnodes={params.max_nodes}, but the plan has {len(hosts)} nodes: give --nnodes={len(hosts)}"
-        )
-    endpoint, _, port = (
-        params.endpoint.rpartition(":") if params.endpoint.count(":") == 1 else (params.endpoint, "", "")
-    )
-    host = endpoint or (hosts[0] if hosts else "")
-    if not host:
-        raise InputError("no rendezvous endpoint: give --rdzv-endpoint=HOST[:PORT], the plan's first node")
-    return PlanOrdered(
-        Meeting(
-            run_id=params.run_id,
-            host=host,
-            port=int(port or derived_port(params.run_id)),
-            num_nodes=params.max_nodes,
-            min_nodes=params.min_nodes,
-            node=_node(params, hosts, name),
-            name=name,
-            hosts=hosts,
-            local_address=params.local_addr,
-            join_timeout_s=float(params.get("join_timeout", 600)),
-            rejoin_timeout_s=float(params.get("rejoin_timeout", 120)),
-            last_call_s=float(params.get("last_call", 30)),
-            spare_wait_s=float(params.get("spare_wait", 10)),
-        )
-    )
-
-
-def _hosts(params: RendezvousParameters) -> tuple[str, ...]:
-    if given := params.get("hosts"):
-        return tuple(str(given).split("+"))
-    if path := params.get("plan"):
-        from launcher.plan import read_plan
-
-        return read_plan(Path(path)).hosts
-    return ()
-
-
-def _node(params: RendezvousParameters, hosts: Sequence[str], name: str) -> int | None:
-    given = params.get_as_int("node")
-    if given is not None:
-        return given
-    node = node_of_host(name, hosts)
-    if node is None and not hosts:
-        raise InputError(
-            "the order of the nodes is not known: give --rdzv-conf=plan=RUN_FOLDER (with hosts), "
-            "hosts=A+B+C, or node=N on each node"
-        )
-    return node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from launcher.launch.meeting import free_port
+from launcher.rendezvous.config import free_port
 
 LOOPBACK = "127.0.0.1"
 

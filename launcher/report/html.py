@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from launcher.plan import Plan, read_plan
+from launcher.planner import Plan, read_plan
 from launcher.report import svg
 from launcher.report.timeline import timeline
 from launcher.units import format_bytes, format_count, format_seconds

@@ -7,9 +7,9 @@ from typing import TextIO
 
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
-from launcher.plan.compare import Bill, Comparison, Row
-from launcher.plan.result import Candidate, SearchResult
-from launcher.plan.search import OTHER_ORDER, SLOWER, UNFIT
+from launcher.planner.compare import Bill, Comparison, Row
+from launcher.planner.result import Candidate, SearchResult
+from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
 from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 

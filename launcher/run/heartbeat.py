@@ -13,6 +13,7 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from launcher import env
 
@@ -38,7 +39,14 @@ class RankState:
     own_s: float = 0.0  # all its steps together, without waiting for others where that is known
 
 
-class Board:
+class Pace(NamedTuple):
+    """How far a rank is, and the seconds that it was busy itself with all these steps."""
+
+    step: int
+    own_s: float
+
+
+class Heartbeats:
     """A mapped board. It is no named file: ranks inherit its descriptor, and it goes when the last of them ends."""
 
     def __init__(self, fd: int) -> None:
@@ -46,7 +54,7 @@ class Board:
         self._memory = mmap.mmap(fd, 0)
 
     @classmethod
-    def create(cls, *, num_ranks: int) -> Board:
+    def create(cls, *, num_ranks: int) -> Heartbeats:
         """A new zeroed board for `num_ranks` local ranks, inherited by child processes."""
         fd = os.memfd_create(_NAME)
         os.set_inheritable(fd, True)
@@ -54,7 +62,7 @@ class Board:
         return cls(fd)
 
     @classmethod
-    def attach(cls, fd: int) -> Board | None:
+    def attach(cls, fd: int) -> Heartbeats | None:
         """The board behind an inherited descriptor; None where it is something else by now."""
         try:
             return cls(fd) if _NAME in str(Path(f"/proc/self/fd/{fd}").readlink()) else None
@@ -62,9 +70,9 @@ class Board:
             return None
 
     @classmethod
-    def of_this_rank(cls) -> tuple[Board, int] | None:
+    def of_this_rank(cls) -> tuple[Heartbeats, int] | None:
         """The board that this rank inherited, and its local rank; None where no launcher watches (plain torchrun)."""
-        fd, local_rank = env.get("LAUNCHER_BOARD_FD"), env.get("LOCAL_RANK")
+        fd, local_rank = env.get("LAUNCHER_HEARTBEAT_FD"), env.get("LOCAL_RANK")
         if fd is None or local_rank is None:
             return None
         board = cls.attach(int(fd))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from launcher.board import RankState
-from launcher.launch import process
-from launcher.launch.run_folder import RunFolder, append_line
+from launcher import process
+from launcher.run.folder import RunFolder, append_line
+from launcher.run.heartbeat import RankState
 
 PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups", "first_step")
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.board import Board, RankState
+from launcher import process
 from launcher.errors import InputError
-from launcher.launch import process
-from launcher.launch.ledger import PhaseTime, summarise
-from launcher.launch.run_folder import RunFolder, read_lines
+from launcher.run.folder import RunFolder, read_lines
+from launcher.run.heartbeat import Heartbeats, RankState
+from launcher.run.ledger import PhaseTime, summarise
 
 _CLOCK_TICK_S = 0.02  # start times are told in ticks of 10 ms
 _FOLLOW_POLL_S = 0.2
@@ -144,7 +144,7 @@ def _live_ranks(data: dict[str, Any]) -> dict[int, RankState]:
         fd = os.open(f"/proc/{data['pid']}/fd/{data['board_fd']}", os.O_RDWR)
     except OSError:
         return {}
-    board = Board.attach(fd)
+    board = Heartbeats.attach(fd)
     os.close(fd)
     if board is None:
         return {}

@@ -1,6 +1,6 @@
-"""The preflight of one node of a Slurm job: `python -m launcher.launch.slurm.check RUN_FOLDER`, once a node by srun.
+"""The preflight of one node of a Slurm job: `python -m launcher.slurm.check RUN_FOLDER`, once a node by srun.
 
-Prints one line of JSON for the driver: the findings of launcher/launch/preflight.py under Slurm's name for the node.
+Prints one line of JSON for the driver: the findings of launcher/preflight/checks.py under Slurm's name for the node.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
-from launcher.launch.findings import Finding, Level
-from launcher.launch.preflight import preflight
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm.node import meeting_port
-from launcher.launch.slurm.step import COORDINATOR, RUN_ID
-from launcher.plan import Plan, read_plan
+from launcher.planner import Plan, read_plan
+from launcher.preflight.checks import preflight
+from launcher.preflight.findings import Finding, Level
+from launcher.slurm.node import meeting_port
+from launcher.slurm.step import COORDINATOR, RUN_ID
 
 MARK = "launcher-preflight "
 

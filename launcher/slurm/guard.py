@@ -1,4 +1,4 @@
-"""Looks after the driver of a job with spares: `python -m launcher.launch.slurm.guard JOB HOST`, on another node.
+"""Looks after the driver of a job with spares: `python -m launcher.slurm.guard JOB HOST`, on another node.
 
 sbatch --no-kill keeps a job alive when one of its nodes dies. Where that is the node of the batch script, Slurm leaves
 the job running without it, until its time limit: nobody would start, stop or end anything. The guard requeues it then.
@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launcher.launch.slurm.allocation import removed_nodes
-from launcher.launch.slurm.command import ask
+from launcher.slurm.allocation import removed_nodes
+from launcher.slurm.command import ask
 
 POLL_S = 15.0
 
 
 def guard_argv(job_id: str, host: str, *, on: str) -> tuple[str, ...]:
     """The srun command that starts the guard of `host` on another node, beside whatever runs there."""
-    module = "launcher.launch.slurm.guard"
+    module = "launcher.slurm.guard"
     place = ("--nodes=1", "--ntasks=1", f"--nodelist={on}", "--overlap", "--gpus-per-node=0", "--cpus-per-task=1")
     return ("srun", *place, sys.executable, "-m", module, job_id, host)
 

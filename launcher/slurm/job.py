@@ -1,4 +1,4 @@
-"""The driver of a batch job: `python -m launcher.launch.slurm.job RUN_FOLDER`, which slurm/train.sbatch becomes.
+"""The driver of a batch job: `python -m launcher.slurm.job RUN_FOLDER`, which slurm/train.sbatch becomes.
 
 It runs once for each start of the job, on the first node, and imports no torch:
 
@@ -25,25 +25,25 @@ from typing import Any
 from launcher import env
 from launcher.cluster.hostlist import compress_hostlist
 from launcher.errors import InputError, JobFailed, LauncherError
-from launcher.launch.bandwidth import RECIPE
-from launcher.launch.findings import Finding, Level, hosts_to_exclude
-from launcher.launch.run_folder import RunFolder, append_line, create_run_folder
-from launcher.launch.slurm import nodecheck
-from launcher.launch.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
-from launcher.launch.slurm.command import ask
-from launcher.launch.slurm.guard import guard_argv
-from launcher.launch.slurm.nodecheck import Steps
-from launcher.launch.slurm.placement import Assignment, Tree, assign
-from launcher.launch.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
-from launcher.launch.slurm.record import Submission, read_planned, read_submission, record_job_id
-from launcher.launch.slurm.replan import Hosts, fit_allocation
-from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.step import AGENT
-from launcher.launch.slurm.sweep import update_table
-from launcher.launch.slurm.traffic import node_traffic
-from launcher.launch.slurm.watching import Signals, Watch, end, forget_node_states, node_states
-from launcher.plan import Plan, write_plan
+from launcher.planner import Plan, write_plan
+from launcher.preflight.bandwidth import RECIPE
+from launcher.preflight.findings import Finding, Level, hosts_to_exclude
+from launcher.run.folder import RunFolder, append_line, create_run_folder
+from launcher.slurm import nodecheck
+from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
+from launcher.slurm.command import ask
+from launcher.slurm.guard import guard_argv
+from launcher.slurm.nodecheck import Steps
+from launcher.slurm.placement import Assignment, Tree, assign
+from launcher.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
+from launcher.slurm.record import Submission, read_planned, read_submission, record_job_id
+from launcher.slurm.replan import Hosts, fit_allocation
+from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.step import AGENT
+from launcher.slurm.sweep import update_table
+from launcher.slurm.traffic import node_traffic
+from launcher.slurm.watching import Signals, StepWatch, end, forget_node_states, node_states
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Driver:
             return code
         return self._end(plan, code, lost, start, signals)
 
-    def _begin(self) -> Start:
+    def _begin(self) -> JobStart:
         """Note this start; raises JobFailed where it must not go on."""
         checkpoint = newest_checkpoint(self.folder.path)
         if self.submission.job_id != self.allocation.job_id:  # submitted by hand, from a dry run
@@ -169,7 +169,7 @@ class Driver:
         self._note("slurm_step", argv=argv)
         process = subprocess.Popen(argv, env=steps.variables(plan))
         spared_job = self.allocation.job_id if self.settings.spares else None
-        return Watch(process, signals, self.folder, plan.hosts, tell, spared_job).wait()
+        return StepWatch(process, signals, self.folder, plan.hosts, tell, spared_job).wait()
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
         """Whether spares take the place of the lost nodes at once, without a requeue."""
@@ -181,7 +181,7 @@ class Driver:
         self._note("slurm_replaced", lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder.path))
         return True
 
-    def _end(self, plan: Plan, code: int, lost: Sequence[str], start: Start, signals: Signals) -> int:
+    def _end(self, plan: Plan, code: int, lost: Sequence[str], start: JobStart, signals: Signals) -> int:
         """Decide what follows, note it, requeue where that is decided; returns the job's exit code."""
         outcome = Outcome(
             code=code,
@@ -248,7 +248,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the job of one run folder; returns the exit code of the batch script."""
     try:
         if len(argv) != 1:
-            raise InputError("usage: python -m launcher.launch.slurm.job RUN_FOLDER (slurm/train.sbatch does it)")
+            raise InputError("usage: python -m launcher.slurm.job RUN_FOLDER (slurm/train.sbatch does it)")
         folder = create_run_folder(Path(argv[0]).absolute())
         plan = read_planned(folder.path)
         settings = SlurmSettings.from_config(plan.config.get("launch") or {})

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError, JobFailed
-from launcher.launch.run_folder import RunFolder, read_lines, tail
-from launcher.launch.slurm.command import ask
-from launcher.launch.slurm.progress import is_finished, newest_checkpoint, starts
-from launcher.launch.slurm.record import SUBMIT_FILE, read_submission
-from launcher.plan import read_plan
+from launcher.planner import read_plan
+from launcher.run.folder import RunFolder, read_lines, tail
+from launcher.slurm.command import ask
+from launcher.slurm.progress import is_finished, newest_checkpoint, starts
+from launcher.slurm.record import SUBMIT_FILE, read_submission
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
 COLUMNS = {

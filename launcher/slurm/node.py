@@ -1,4 +1,4 @@
-"""The agent of one node of a Slurm job: `python -m launcher.launch.slurm.node RUN_FOLDER`, once a node by srun."""
+"""The agent of one node of a Slurm job: `python -m launcher.slurm.node RUN_FOLDER`, once a node by srun."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import env
+from launcher.agent import node as node_module
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
-from launcher.launch import node as node_module
-from launcher.launch.meeting import Meeting, derived_port
-from launcher.launch.run_folder import create_run_folder
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm.record import read_submission
-from launcher.launch.slurm.step import COORDINATOR, RUN_ID
-from launcher.plan import Plan, read_plan
+from launcher.planner import Plan, read_plan
+from launcher.rendezvous.config import RendezvousConfig, derived_port
+from launcher.run.folder import create_run_folder
+from launcher.slurm.record import read_submission
+from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
 def node_index(plan: Plan) -> tuple[int, str]:
@@ -42,7 +42,7 @@ def run_node(run_folder: Path) -> int:
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
     host = (launch.coordinator or "").rpartition(":")[0]
-    meeting = Meeting(
+    meeting = RendezvousConfig(
         run_id=run_id,
         host=host or env.get(COORDINATOR) or plan.hosts[0],
         port=meeting_port(launch, run_id),

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from launcher import env
-from launcher.launch.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
-from launcher.launch.findings import Finding, Level
-from launcher.launch.run_folder import create_run_folder
-from launcher.launch.slurm.allocation import given_cpus, node_address
-from launcher.launch.slurm.check import read_findings
-from launcher.launch.slurm.command import Answer
-from launcher.launch.slurm.record import Submission, write_submission
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
-from launcher.launch.slurm.watching import end
 from launcher.layout import Layout
-from launcher.plan import Plan, write_plan
+from launcher.planner import Plan, write_plan
+from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
+from launcher.preflight.findings import Finding, Level
 from launcher.resources import resource
+from launcher.run.folder import create_run_folder
+from launcher.slurm.allocation import given_cpus, node_address
+from launcher.slurm.check import read_findings
+from launcher.slurm.command import Answer
+from launcher.slurm.record import Submission, write_submission
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
+from launcher.slurm.watching import end
 
 PREFLIGHT_LIMIT_S = 60.0
 
@@ -57,7 +57,7 @@ class Steps:
 
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
-    """The findings of launcher/launch/preflight.py on every host; to say nothing is a problem too."""
+    """The findings of launcher/preflight/checks.py on every host; to say nothing is a problem too."""
     said = _said(steps.argv(plan, CHECK, hosts), steps.variables(plan))
     findings = read_findings(said.out)
     silent = sorted(set(hosts) - {finding.host for finding in findings})

@@ -14,7 +14,7 @@ from functools import cached_property
 from math import factorial, prod
 
 from launcher.cluster.readers_slurm import SlurmTopology
-from launcher.launch.slurm.traffic import Traffic
+from launcher.slurm.traffic import Traffic
 
 EXACT_LIMIT = 100_000  # assignments; branch and bound visits far fewer
 MAX_PASSES = 20

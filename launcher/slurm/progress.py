@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from launcher.launch.run_folder import RunFolder, read_lines
-from launcher.launch.slurm.requeue import Start
-from launcher.launch.slurm.watching import node_states
+from launcher.run.folder import RunFolder, read_lines
+from launcher.slurm.requeue import JobStart
+from launcher.slurm.watching import node_states
 
 CHECKPOINTS, RESULT_FILE = "checkpoints", "result.json"
 START_EVENT = "slurm_start"
@@ -37,7 +37,7 @@ def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
     return "stopped" in states and states <= {"stopped", "stopping", "done"}
 
 
-def starts(folder: RunFolder) -> list[Start]:
+def starts(folder: RunFolder) -> list[JobStart]:
     """Every start of the job that the ledger knows, the present one last."""
     lines = [line for line in read_lines(folder.ledger) if line.get("event") == START_EVENT]
-    return [Start(int(line["restart"]), line["checkpoint_step"]) for line in lines]
+    return [JobStart(int(line["restart"]), line["checkpoint_step"]) for line in lines]

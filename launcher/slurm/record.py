@@ -10,9 +10,9 @@ from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.errors import InputError
-from launcher.launch.run_folder import write_json
-from launcher.plan import Plan, read_plan
-from launcher.plan.record import cluster_from_dict
+from launcher.planner import Plan, read_plan
+from launcher.planner.record import cluster_from_dict
+from launcher.run.folder import write_json
 
 SUBMIT_FILE = "submit.json"
 SETUP_FILE = "setup.sh"

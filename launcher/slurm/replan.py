@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from launcher.cluster import Cluster
+from launcher.config.fields import AUTO
 from launcher.errors import InputError, NoLayoutFits
-from launcher.fields import AUTO
-from launcher.launch.slurm.settings import SlurmSettings
 from launcher.layout import LayoutRequest
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.slurm.settings import SlurmSettings
 
 # Degrees that depend on how many GPUs there are: a pin on them was for the cluster that was asked for.
 SIZE_KEYS = ("dp", "pp")
@@ -95,7 +95,7 @@ def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmS
 
 def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
     """The best plan on another cluster; what the user pinned is kept as far as it can be."""
-    from launcher.plan.build import make_plan
+    from launcher.planner.build import make_plan
 
     job = replace(plan.job, cluster=cluster)
     pinned = _pinned(plan.config.get("layout") or {})

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import InputError
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.slurm.settings import SlurmSettings
 
 LONGEST_NAME = 120
 # What Slurm writes beside the run's own logs.

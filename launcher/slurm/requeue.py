@@ -11,7 +11,7 @@ MAX_STARTS_WITHOUT_PROGRESS = 3
 
 
 @dataclass(frozen=True)
-class Start:
+class JobStart:
     """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none)."""
 
     restart: int
@@ -42,7 +42,7 @@ class Decision:
     why: str
 
 
-def start_problem(starts: Sequence[Start], *, max_requeues: int) -> str | None:
+def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | None:
     """Why the last of `starts`, which has just begun, must not go on; None where it may."""
     now = starts[-1]
     if now.restart > max_requeues:
@@ -65,7 +65,7 @@ def start_problem(starts: Sequence[Start], *, max_requeues: int) -> str | None:
     )
 
 
-def decide(outcome: Outcome, start: Start, *, requeue: bool, max_requeues: int) -> Decision:
+def decide(outcome: Outcome, start: JobStart, *, requeue: bool, max_requeues: int) -> Decision:
     """What follows from how the agents ended.
 
     An application error is never requeued. A stop before the time limit or at preemption is, provided that a newer

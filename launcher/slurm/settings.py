@@ -9,9 +9,9 @@ from signal import Signals
 from types import MappingProxyType
 from typing import Any
 
-from launcher.fields import AUTO, Fields, raise_problems
-from launcher.launch.slurm.secret import is_secret_name
-from launcher.plan.options import BandwidthOptions
+from launcher.config.fields import AUTO, Fields, raise_problems
+from launcher.planner.options import BandwidthOptions
+from launcher.slurm.secret import is_secret_name
 
 RUNTIMES = ("bare", "apptainer", "pyxis")
 REPLANS = ("never", "shrink", "any")

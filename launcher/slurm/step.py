@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.cluster.hostlist import compress_hostlist
-from launcher.launch.slurm.request import cpus_per_task, gpus_per_node
-from launcher.launch.slurm.settings import Container, SlurmSettings
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.slurm.request import cpus_per_task, gpus_per_node
+from launcher.slurm.settings import Container, SlurmSettings
 
-AGENT = "launcher.launch.slurm.node"
-CHECK = "launcher.launch.slurm.check"
+AGENT = "launcher.slurm.node"
+CHECK = "launcher.slurm.check"
 COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
 RUN_ID = "LAUNCHER_RUN_ID"  # as whom the agents of a step meet; their port follows from it
 

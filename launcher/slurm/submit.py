@@ -1,4 +1,4 @@
-"""Submit a plan to Slurm, or show the exact command: the rim around launcher/launch/slurm/request.py."""
+"""Submit a plan to Slurm, or show the exact command: the rim around launcher/slurm/request.py."""
 
 from __future__ import annotations
 
@@ -8,26 +8,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.settings import LaunchSettings
 from launcher.cluster import Cluster
 from launcher.errors import InputError
-from launcher.launch.run_folder import write_text
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm.command import ask
-from launcher.launch.slurm.record import (
-    SETUP_FILE,
-    Submission,
-    record_job_id,
-    setup_text,
-    write_planned,
-    write_submission,
-)
-from launcher.launch.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
-from launcher.launch.slurm.secret import secrets_to_remove
-from launcher.launch.slurm.settings import SlurmSettings, time_limit_s
-from launcher.launch.slurm.sweep import Member, sweep_request, write_sweep
-from launcher.plan import Plan
-from launcher.plan.record import cluster_to_dict
+from launcher.planner import Plan
+from launcher.planner.record import cluster_to_dict
 from launcher.resources import resource
+from launcher.run.folder import write_text
+from launcher.slurm.command import ask
+from launcher.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_planned, write_submission
+from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
+from launcher.slurm.secret import secrets_to_remove
+from launcher.slurm.settings import SlurmSettings, time_limit_s
+from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
 
 
 @dataclass(frozen=True)
@@ -57,7 +50,9 @@ def prepare(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: P
     return request
 
 
-def prepare_sweep(members: Sequence[Member], settings: SlurmSettings, to_run: ToRun, *, folder: Path) -> SubmitRequest:
+def prepare_sweep(
+    members: Sequence[SweepMember], settings: SlurmSettings, to_run: ToRun, *, folder: Path
+) -> SubmitRequest:
     """As `prepare`, for a sweep whose runs lie in `folder`/0, `folder`/1, … (each with its plan.json)."""
     folder = folder.absolute()
     without = _removed_secrets(settings)

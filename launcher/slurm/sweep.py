@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
-from launcher.launch.run_folder import read_lines, write_json, write_text
-from launcher.launch.slurm.request import SubmitRequest, Where, cpus_per_task, gpus_per_node, submit_request
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.plan import Plan
+from launcher.planner import Plan
+from launcher.run.folder import read_lines, write_json, write_text
+from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, gpus_per_node, submit_request
+from launcher.slurm.settings import SlurmSettings
 
 SWEEP_FILE = "sweep.json"
 TABLE_FILE = "results.txt"
@@ -21,7 +21,7 @@ COLUMNS = ("run", "state", "layout", "steps", "loss", "step_s", "overrides")
 
 
 @dataclass(frozen=True)
-class Member:
+class SweepMember:
     """One run of a sweep: what is particular about it, and its plan."""
 
     overrides: tuple[str, ...]
@@ -29,7 +29,7 @@ class Member:
 
 
 def sweep_request(
-    members: Sequence[Member], settings: SlurmSettings, where: Where, *, without: Sequence[str] = ()
+    members: Sequence[SweepMember], settings: SlurmSettings, where: Where, *, without: Sequence[str] = ()
 ) -> SubmitRequest:
     """The sbatch command of a whole sweep; raises InputError where its runs need different resources."""
     needs = [_needs(member.plan, settings) for member in members]
@@ -42,7 +42,7 @@ def sweep_request(
     return submit_request(members[0].plan, settings, where, without=without, array_size=len(members))
 
 
-def write_sweep(folder: Path, members: Sequence[Member]) -> None:
+def write_sweep(folder: Path, members: Sequence[SweepMember]) -> None:
     """Note which overrides made which run, for the table."""
     write_json(folder / SWEEP_FILE, {"runs": [list(member.overrides) for member in members]})
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from launcher.layout.split import balanced_split
-from launcher.plan import Plan
+from launcher.planner import Plan
 from launcher.units import DTYPE_BYTES
 
 Traffic = dict[tuple[int, int], float]

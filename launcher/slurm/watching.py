@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from launcher.launch.run_folder import RunFolder
-from launcher.launch.slurm.allocation import lost_nodes, removed_nodes
+from launcher.run.folder import RunFolder
+from launcher.slurm.allocation import lost_nodes, removed_nodes
 
 SRUN_LISTENS_S = 3.0  # srun dies of a signal that comes before it has set up its handlers
 POLL_S = 0.5
@@ -46,7 +46,7 @@ class Signals:
 
 
 @dataclass
-class Watch:
+class StepWatch:
     """One step of agents, watched until srun ends.
 
     srun waits for the tasks of a dead node until Slurm ends the job for it, and where the job has spares (sbatch

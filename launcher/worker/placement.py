@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from launcher.env import RankEnv
 from launcher.errors import InputError
-from launcher.plan.record import Plan
+from launcher.planner.record import Plan
 
 
 @dataclass(frozen=True)

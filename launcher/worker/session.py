@@ -25,13 +25,13 @@ from launcher import env
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
 from launcher.layout.hybrid import shard_size
-from launcher.plan.options import TrackingOptions, TrainOptions
-from launcher.plan.record import Plan, read_plan
-from launcher.worker.checkpoint import CheckpointManager, State
-from launcher.worker.mesh import Axes, build_mesh
+from launcher.planner.options import TrackingOptions, TrainOptions
+from launcher.planner.record import Plan, read_plan
+from launcher.worker.checkpoint.saver import CheckpointManager, State
+from launcher.worker.metrics.tracking import Tracker, make_tracker
+from launcher.worker.parallel.mesh import Axes, build_mesh
 from launcher.worker.placement import Place, check_gathered, check_place
 from launcher.worker.stop import Pulse
-from launcher.worker.tracking import Tracker, make_tracker
 
 GROUP_TIMEOUT = timedelta(minutes=30)
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from launcher.board import Board
-from launcher.worker.busy import BusyClock
+from launcher.run.heartbeat import Heartbeats
+from launcher.worker.metrics.own_time import BusyClock
 
 
 class Pulse:
@@ -22,7 +22,7 @@ class Pulse:
 
     def __init__(self, *, group: dist.ProcessGroup | None = None) -> None:
         """Attach to this rank's board; `group` holds all ranks and takes CPU tensors (default: made where needed)."""
-        self._board = Board.of_this_rank()
+        self._board = Heartbeats.of_this_rank()
         self._group = group or _cpu_group()
         self._ballot = torch.zeros(1, dtype=torch.int32)
         self._vote: Any = None

@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.build import build_model, build_training
 from launcher.cluster import Cluster
+from launcher.config.build import build_model, build_training
+from launcher.config.compose import load
 from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.settings import load
 
 CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g"}
 # Year of the software of a run, by source: what a user knows of his own stack.

@@ -22,8 +22,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.worker.data import standard_library_tokens, write_token_file
-from launcher.worker.manifest import committed_steps
+from launcher.worker.checkpoint.manifest import committed_steps
+from launcher.worker.data.batches import standard_library_tokens, write_token_file
 
 STEPS = 24
 DATA = "stdlib.tokens"  # made once, not by every run

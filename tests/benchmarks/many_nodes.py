@@ -24,15 +24,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
-from launcher.launch import process
-from launcher.launch.meeting import Meeting, free_port
+from launcher import process
+from launcher.rendezvous.config import RendezvousConfig, free_port
 
 ROUNDS = 2
 
 
 def play(first: int, last: int, nodes: int, port: int) -> None:
     """Nodes first … last-1 through two rounds; node 1 is lost between them. They leave at the end of standard input."""
-    from launcher.launch.rendezvous import PlanOrdered
+    from launcher.rendezvous.plan_ordered import PlanOrdered
 
     order = random.Random(first).sample(range(first, last), last - first)
     threading.stack_size(256 * 1024)
@@ -41,7 +41,7 @@ def play(first: int, last: int, nodes: int, port: int) -> None:
     process.allow_open_files()
 
     def node(number: int) -> dict[str, float]:
-        meeting = Meeting("many", "127.0.0.1", port, nodes, number, f"host{number}", join_timeout_s=600)
+        meeting = RendezvousConfig("many", "127.0.0.1", port, nodes, number, f"host{number}", join_timeout_s=600)
         handler = PlanOrdered(meeting)
         found: dict[str, float] = {"node": number, "ready": ready}
         for turn in range(ROUNDS):
@@ -72,7 +72,7 @@ def mesh_seconds(world: int) -> dict[str, float]:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     from launcher.layout import Layout, RankGrid
-    from launcher.worker.mesh import build_mesh
+    from launcher.worker.parallel.mesh import build_mesh
 
     grid = RankGrid.of(Layout(tp=8, pp=16, dp=world // 128))
     dist.init_process_group("fake", rank=777, world_size=world, store=FakeStore())

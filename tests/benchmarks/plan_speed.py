@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
+from launcher.config.compose import load
 from launcher.cost import Estimate
 from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
 from launcher.layout.degrees import Layout
 from launcher.layout.job import Job
-from launcher.plan.space import Space
-from launcher.settings import load
+from launcher.planner.space import Space
 
 CASES = (
     ("gpt3_175b", 8, 1536),

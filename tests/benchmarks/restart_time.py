@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from launcher.launch import process
+from launcher import process
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPT = LAUNCH / "step_script.py"

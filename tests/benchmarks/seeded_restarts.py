@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
 
 from nodes import Nodes
 
-from launcher.launch import process, stacks
+from launcher import process
+from launcher.agent import stack_dump as stacks
 
 HOSTS = ("node2", "node10", "NODE1")
 KINDS = ("rank", "agent", "coordinator", "stopped rank")

@@ -34,13 +34,13 @@ from training import ADAMW, make_engine
 from launcher.env import RankEnv
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.plan.options import TrainOptions
-from launcher.worker.data import Batch, BatchSource, TokenFile, standard_library_tokens, write_token_file
-from launcher.worker.mesh import Axes
+from launcher.planner.options import TrainOptions
+from launcher.worker.data.batches import Batch, BatchSource, TokenFile, standard_library_tokens, write_token_file
+from launcher.worker.metrics.tracking import JsonLines, Terminal, Tracker
+from launcher.worker.model.transformer import StageShape, Transformer
+from launcher.worker.parallel.mesh import Axes
 from launcher.worker.session import Session
 from launcher.worker.stop import Pulse
-from launcher.worker.tracking import JsonLines, Terminal, Tracker
-from launcher.worker.transformer import StageShape, Transformer
 from recipes.gpt import Progress, one_step
 
 # gpt_tiny's shape: a step is long enough that a fixed cost of a millisecond would show, not drown.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster import Cluster
+from launcher.config.compose import choices, load
 from launcher.errors import InputError
 from launcher.resources import resource
-from launcher.settings import choices, load
 
 CLUSTERS = sorted(choices()["cluster"])
 CPU_CLUSTERS = {"cpu", "testcluster"}

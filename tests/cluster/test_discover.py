@@ -12,8 +12,8 @@ from launcher import env
 from launcher.cluster import Cluster, commands
 from launcher.cluster.discover import ClusterFile, discover, write_cluster_file
 from launcher.cluster.machine import Machine, Nic, read_machine
+from launcher.config.compose import load
 from launcher.errors import InputError
-from launcher.settings import load
 from tests.cluster import texts
 
 MLX = tuple(Nic(f"mlx5_{i}", "infiniband", 200.0, active=True) for i in range(4))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.compose import load
 from launcher.cost.collectives import all_reduce_s
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Group, fabric_of
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.plan.record import Plan, read_plan, write_plan
-from launcher.settings import load
+from launcher.planner.record import Plan, read_plan, write_plan
 
 DGX = ["cluster=dgx_a100_80g", "cluster.num_nodes=4"]
 LARGE = 2.0**30

@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 
 from launcher.cluster import Cluster
+from launcher.config.compose import load
 from launcher.cost import CostModel
 from launcher.cost.estimate import Estimate
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
-from launcher.settings import load
 
 DATA = Path(__file__).parents[1] / "data"
 

@@ -14,8 +14,8 @@ from launcher.cost.model import CostModel
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
-from launcher.plan.floors import Floors
-from launcher.plan.space import Degrees, Passes, Schedule, Space
+from launcher.planner.lower_bounds import Floors
+from launcher.planner.space import Degrees, Passes, Schedule, Space
 
 ROUNDING = 1 + 1e-9
 

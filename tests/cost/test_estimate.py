@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapes import cluster, job, model
 
-from launcher.cost import CostModel, stack
+from launcher.config.compose import choices, load
+from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT
 from launcher.cost.parameters import layer_parameters
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Training
-from launcher.settings import choices, load
+from launcher.stacks import habits as stack
 
 LAYOUTS = st.builds(
     Layout, tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([1, 2, 4]), dp=st.sampled_from([1, 2, 4]),

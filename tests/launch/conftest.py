@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from jobs import Job
 
-from launcher.launch import process
+from launcher import process
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shapes import cluster, job
 
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
-from launcher.launch.local import run_local
-from launcher.launch.settings import LaunchSettings
 from launcher.layout import Layout
-from launcher.plan import Plan, write_plan
+from launcher.local.start import run_local
+from launcher.planner import Plan, write_plan
 
 
 def one_node_plan(ranks: int) -> Plan:

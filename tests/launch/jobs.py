@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.launch import process
+from launcher import process
 
 HERE = Path(__file__).parent
 

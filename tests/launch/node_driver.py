@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shapes import cluster, job
 
+from launcher.agent.node import run_node
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
-from launcher.launch.meeting import Meeting, node_of_host
-from launcher.launch.node import run_node
-from launcher.launch.run_folder import create_run_folder
-from launcher.launch.settings import LaunchSettings
 from launcher.layout import Layout
-from launcher.plan import Plan, write_plan
+from launcher.planner import Plan, write_plan
+from launcher.rendezvous.config import RendezvousConfig, node_of_host
+from launcher.run.folder import create_run_folder
 
 
 def plan_of(hosts: tuple[str, ...], ranks: int) -> Plan:
@@ -37,7 +37,7 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
     node = node_of_host(name, hosts)
     plan, folder = plan_of(hosts, given["ranks"]), create_run_folder(Path(run_dir))
     write_plan(plan, folder.path)
-    meeting = Meeting(
+    meeting = RendezvousConfig(
         run_id="simulated",
         host="127.0.0.1",
         port=given["port"],

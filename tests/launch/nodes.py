@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.launch import process
-from launcher.launch.meeting import free_port
+from launcher import process
+from launcher.rendezvous.config import free_port
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.launch.bandwidth import bandwidth_findings
-from launcher.launch.findings import Level, hosts_to_exclude
+from launcher.preflight.bandwidth import bandwidth_findings
+from launcher.preflight.findings import Level, hosts_to_exclude
 
 
 def test_a_sound_node_ends_with_0(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

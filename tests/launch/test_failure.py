@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.launch.failure import LOG_HEADER, last_words
+from launcher.agent.failure import LOG_HEADER, last_words
 
 CRASH = f"""{LOG_HEADER}rank 1 of 2, start 1
 loading
@@ -14,7 +14,7 @@ Current thread 0x00007f28231cab80 (most recent call first):
   File "/home/me/train.py", line 3 in step
   File "/home/me/train.py", line 9 in <module>
   File "<frozen runpy>", line 88 in _run_code
-  File "/opt/launcher/launch/rank.py", line 40 in _run_script
+  File "/opt/launcher/agent/rank.py", line 40 in _run_script
 
 Extension modules: numpy.linalg._umath_linalg, torch._C (total: 2)
 """

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError
-from launcher.launch.settings import LaunchSettings
 from launcher.resources import resource
 
 
@@ -70,6 +70,6 @@ def test_a_coordinator_is_a_host_and_a_port(endpoint: str) -> None:
 
 
 def test_settings_need_no_torch(tmp_path: Path) -> None:
-    code = "import sys, launcher.launch.settings, launcher.launch.local; print('torch' in sys.modules)"
+    code = "import sys, launcher.agent.settings, launcher.local.start; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.strip() == "False", done.stderr

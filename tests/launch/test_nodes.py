@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from nodes import Nodes
 
-from launcher.plan import read_plan
+from launcher.planner import read_plan
 
 pytestmark = pytest.mark.slow
 HOSTS = ("node2", "node10", "NODE1")  # sorted by name they would be NODE1, node10, node2

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from jobs import HERE
 
-from launcher.launch.output import Label, Pump, Stream
-from launcher.launch.run_folder import append_line, create_run_folder, new_run_folder, read_lines, tail, write_text
+from launcher.agent.output import Label, Pump, Stream
+from launcher.run.folder import append_line, create_run_folder, new_run_folder, read_lines, tail, write_text
 
 
 def pumped(chunks: list[bytes], folder: Path, *, prefixed: bool) -> tuple[bytes, bytes]:

@@ -12,8 +12,8 @@ import pytest
 from launcher.cluster import Cluster, commands
 from launcher.cluster.machine import Machine, Nic
 from launcher.cluster.readers_smi import QUERY_COMMAND
-from launcher.launch.findings import Finding, Level, hosts_to_exclude, worst
-from launcher.launch.preflight import (
+from launcher.config.compose import load
+from launcher.preflight.checks import (
     Site,
     disk_findings,
     limit_findings,
@@ -24,8 +24,8 @@ from launcher.launch.preflight import (
     preflight,
     torch_cuda_version,
 )
-from launcher.launch.preflight_gpu import gpu_findings
-from launcher.settings import load
+from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
+from launcher.preflight.gpu import gpu_findings
 from tests.cluster import texts
 
 LISTED = "".join(f"GPU {i}: NVIDIA A100-SXM4-80GB (UUID: GPU-{i})\n" for i in range(8))

@@ -9,12 +9,12 @@ import pytest
 from shapes import cluster, job
 
 from launcher import env
+from launcher.agent.rank_env import RankAssignment, defaults, plan_variables, threads_per_rank, torchrun_variables
 from launcher.errors import InputError
-from launcher.launch.rank_env import Seat, defaults, plan_variables, threads_per_rank, torchrun_variables
 from launcher.layout import Layout
-from launcher.plan import Plan
+from launcher.planner import Plan
 
-SEAT = Seat(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
+SEAT = RankAssignment(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
 
 
 def test_a_rank_reads_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

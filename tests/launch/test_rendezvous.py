@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import InputError
-from launcher.launch.meeting import Meeting, derived_port, free_port, node_of_host, refuse_hidden_loopback
+from launcher.rendezvous.config import RendezvousConfig, derived_port, free_port, node_of_host, refuse_hidden_loopback
 
 HOSTS = ("node2", "node10", "NODE1", "node1", "a.b", "a.c", "10.0.0.9", "10.0.0.10", "Node2", "z", "0", "node-02")
 
@@ -52,8 +52,8 @@ def test_a_host_name_that_means_loopback_is_refused_for_several_nodes(monkeypatc
     refuse_hidden_loopback("127.0.1.1", num_nodes=4)
 
 
-def meeting(node: int, hosts: tuple[str, ...], port: int) -> Meeting:
-    return Meeting(
+def meeting(node: int, hosts: tuple[str, ...], port: int) -> RendezvousConfig:
+    return RendezvousConfig(
         run_id="trial",
         host="127.0.0.1",
         port=port,
@@ -68,7 +68,7 @@ def meeting(node: int, hosts: tuple[str, ...], port: int) -> Meeting:
 
 @pytest.mark.slow
 def test_a_hundred_random_arrivals_of_adversarial_names_get_the_plans_ranks() -> None:
-    from launcher.launch.rendezvous import PlanOrdered
+    from launcher.rendezvous.plan_ordered import PlanOrdered
 
     chance = random.Random(0)
     for _ in range(100):
@@ -101,7 +101,7 @@ def test_another_run_and_garbage_do_not_disturb_a_coordinator() -> None:
 
     from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
 
-    from launcher.launch.rendezvous import PlanOrdered
+    from launcher.rendezvous.plan_ordered import PlanOrdered
 
     hosts, port = ("a", "b"), free_port("127.0.0.1")
     first = PlanOrdered(meeting(0, hosts, port))
@@ -118,7 +118,7 @@ def test_another_run_and_garbage_do_not_disturb_a_coordinator() -> None:
             intruder.settimeout(10)
             while intruder.recv(4096):
                 pass
-    stranger = PlanOrdered(Meeting("other run", "127.0.0.1", port, 2, 1, "b", join_timeout_s=10))
+    stranger = PlanOrdered(RendezvousConfig("other run", "127.0.0.1", port, 2, 1, "b", join_timeout_s=10))
     with pytest.raises(RendezvousConnectionError, match="serves another run"):
         stranger.next_rendezvous()
     second = PlanOrdered(meeting(1, hosts, port))

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.launch.roster import Outgoing, Roster
+from launcher.rendezvous.membership import Membership, Outgoing
 
 
-def join(roster: Roster, connection: int, node: int | None, *, host: str | None = None, now: float = 0.0) -> Outgoing:
+def join(
+    roster: Membership, connection: int, node: int | None, *, host: str | None = None, now: float = 0.0
+) -> Outgoing:
     name = host or f"host{node}"
     return roster.join(
         connection,
@@ -32,7 +34,7 @@ def kinds(outgoing: Outgoing) -> list[tuple[int, str]]:
 @settings(deadline=None)
 @given(st.permutations(range(7)))
 def test_any_order_of_arrival_gives_the_plans_order(arrival: list[int]) -> None:
-    roster = Roster(num_nodes=7)
+    roster = Membership(num_nodes=7)
     outgoing: Outgoing = []
     for connection, node in enumerate(arrival):
         assert not ranks(outgoing)
@@ -48,7 +50,7 @@ def test_any_order_of_arrival_gives_the_plans_order(arrival: list[int]) -> None:
 @settings(deadline=None)
 @given(st.data(), st.integers(2, 6))
 def test_order_survives_any_losses_and_returns(data: st.DataObject, nodes: int) -> None:
-    roster = Roster(num_nodes=nodes)
+    roster = Membership(num_nodes=nodes)
     here = {node: node for node in range(nodes)}  # node → connection
     for node in range(nodes):
         outgoing = join(roster, node, node)
@@ -65,8 +67,8 @@ def test_order_survives_any_losses_and_returns(data: st.DataObject, nodes: int) 
         assert ranks(outgoing) == {connection: node for node, connection in here.items()}
 
 
-def begun(nodes: int, **options: Any) -> Roster:
-    roster = Roster(num_nodes=nodes, **options)
+def begun(nodes: int, **options: Any) -> Membership:
+    roster = Membership(num_nodes=nodes, **options)
     for node in range(nodes):
         join(roster, node, node)
     return roster
@@ -138,7 +140,7 @@ def test_a_spare_takes_the_place_of_a_lost_node_after_a_wait_and_keeps_it() -> N
 
 
 def test_fewer_nodes_begin_after_the_last_call_in_the_plans_order() -> None:
-    roster = Roster(num_nodes=4, min_nodes=2, last_call_s=5.0)
+    roster = Membership(num_nodes=4, min_nodes=2, last_call_s=5.0)
     for connection, node in ((0, 3), (1, 1)):
         assert not ranks(join(roster, connection, node))
     assert roster.tick(now=4.9) == []
@@ -146,10 +148,10 @@ def test_fewer_nodes_begin_after_the_last_call_in_the_plans_order() -> None:
 
 
 def test_missing_nodes_are_named() -> None:
-    roster = Roster(num_nodes=3, hosts=("node2", "node10", "NODE1"))
+    roster = Membership(num_nodes=3, hosts=("node2", "node10", "NODE1"))
     join(roster, 0, 1)
     assert roster.missing() == ["node2 (node 0)", "NODE1 (node 2)"]
-    many = Roster(num_nodes=2000)
+    many = Membership(num_nodes=2000)
     assert len(many.missing()) == 21
     assert many.missing()[-1] == "and 1980 more"
 
@@ -172,12 +174,12 @@ def test_neither_a_spare_nor_a_replaced_agent_can_close_the_job() -> None:
 
 @pytest.mark.parametrize("node", [-1, 2, 99])
 def test_a_node_outside_the_plan_is_refused(node: int) -> None:
-    outgoing = join(Roster(num_nodes=2), 0, node)
+    outgoing = join(Membership(num_nodes=2), 0, node)
     assert kinds(outgoing) == [(0, "refused")]
     assert "0 to 1" in outgoing[0][1]["refused"]
 
 
 def test_rounds_go_on_counting_with_a_new_coordinator() -> None:
-    roster = Roster(num_nodes=1)
+    roster = Membership(num_nodes=1)
     outgoing = roster.join(0, {"node": 0, "host": "a", "address": "1", "port": 1, "round": 41}, now=0.0)
     assert outgoing[0][1]["go"]["round"] == 42

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from jobs import HERE, gone
 
-from launcher.launch import process, runs
-from launcher.launch.run_folder import RunFolder
+from launcher import process
+from launcher.run import status as runs
+from launcher.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from jobs import HERE, Job
 
-from launcher.launch import runs, stacks
-from launcher.launch.run_folder import RunFolder, read_lines
+from launcher.agent import stack_dump as stacks
+from launcher.run import status as runs
+from launcher.run.folder import RunFolder, read_lines
 
 pytestmark = pytest.mark.slow
 STEPS = HERE / "step_script.py"

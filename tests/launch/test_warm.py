@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from jobs import Job, gone
 
+from launcher import process
 from launcher.commands.warm import SERVER
 from launcher.commands.warm_server import work
-from launcher.launch import process, warm
+from launcher.faststart import warm
 
 pytestmark = pytest.mark.slow
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.board import Board, RankState
-from launcher.launch.rank_env import NCCL_PIPE_STEM, nccl_recorder
-from launcher.launch.stacks import ask_nccl, parse
-from launcher.launch.watch import Pace, Watch, odd_ones_out
+from launcher.agent.rank_env import NCCL_PIPE_STEM, nccl_recorder
+from launcher.agent.stack_dump import ask_nccl, parse
+from launcher.agent.watch import RankWatch, odd_ones_out
+from launcher.run.heartbeat import Heartbeats, Pace, RankState
 
 
 def state(*, beat_at: float = 0.0, step: int = 0, step_s: float = 0.0) -> RankState:
     return RankState(beat_at, step, step_s, script_at=0, failed_at=0, first_step_at=0, groups_at=0, heeds_stop=False)
 
 
-def watch(*, hang_timeout_s: float | None = 10.0) -> Watch:
-    return Watch(hang_timeout_s, straggler_factor=1.5, straggler_steps=3)
+def watch(*, hang_timeout_s: float | None = 10.0) -> RankWatch:
+    return RankWatch(hang_timeout_s, straggler_factor=1.5, straggler_steps=3)
 
 
 def test_a_rank_that_never_told_anything_is_not_watched() -> None:
@@ -107,9 +107,9 @@ Current thread 0x00007f02 (most recent call first):
 
 
 def test_the_board_carries_what_each_rank_tells() -> None:
-    board = Board.create(num_ranks=3)
+    board = Heartbeats.create(num_ranks=3)
     try:
-        seen = Board.attach(board.fd)
+        seen = Heartbeats.attach(board.fd)
         assert seen is not None
         assert seen.num_ranks == 3
         board.beat(1, step=40, step_s=0.5, own_s=0.125)
@@ -131,8 +131,8 @@ def test_the_board_carries_what_each_rank_tells() -> None:
 
 def test_another_file_is_not_taken_for_a_board() -> None:
     with Path(os.devnull).open() as other:
-        assert Board.attach(other.fileno()) is None
-    assert Board.attach(10_000) is None
+        assert Heartbeats.attach(other.fileno()) is None
+    assert Heartbeats.attach(10_000) is None
 
 
 def test_ranks_with_nccls_recorder_are_asked_for_its_trace(tmp_path: Path) -> None:

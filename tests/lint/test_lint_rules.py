@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.launch.lint import RULES, lint
+from launcher.lint import RULES, lint
 
 HEAD = "#!/bin/bash\n#SBATCH --nodes=4 --ntasks-per-node=1 --gpus-per-node=8\n"
 TORCHRUN = "torchrun --nnodes=4 --nproc-per-node=8"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.launch.lint import lint
+from launcher.lint import lint
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

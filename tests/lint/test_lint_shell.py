@@ -7,8 +7,8 @@ import shlex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.launch.lint import lint
-from launcher.launch.lint.shell import commands, live_variables, unquote
+from launcher.lint import lint
+from launcher.lint.shell import commands, live_variables, unquote
 
 
 def words(text: str) -> list[tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.settings import choices, load
+from launcher.config.compose import choices, load
 
 # name → (published parameters, tolerance). Brown et al. 2020, table 2.1, rounds to two or three digits (its 350M is
 # 355M in every reproduction), and our vocabulary is padded from 50,257 to 51,200: 2 %. Narayanan et al. 2021, table 1,

@@ -11,7 +11,7 @@ from shapes import cluster, job, model
 from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
-from launcher.plan.compare import Comparison, compare, comparison_data, resized
+from launcher.planner.compare import Comparison, compare, comparison_data, resized
 
 SMALL = model(layers=8)
 FREE = LayoutRequest()

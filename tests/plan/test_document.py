@@ -9,14 +9,14 @@ import pytest
 from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
-from launcher.cost.stack import accumulates_in_place, stops_early
 from launcher.errors import InputError
 from launcher.layout import Layout, LayoutRequest
-from launcher.plan.build import make_plan
-from launcher.plan.document import plans_document
-from launcher.plan.explain import reasons
-from launcher.plan.record import read_plan, write_plan
-from launcher.plan.search import search
+from launcher.planner.build import make_plan
+from launcher.planner.document import plans_document
+from launcher.planner.explain import reasons
+from launcher.planner.record import read_plan, write_plan
+from launcher.planner.search import search
+from launcher.stacks.habits import accumulates_in_place, stops_early
 
 JOB = job(on=cluster(domains=(4,)), of=model(layers=8), global_batch=16)
 LAYOUT_KEYS = {

@@ -12,10 +12,10 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.plan.explain import exposed, label, reasons, slower
-from launcher.plan.result import SearchResult
-from launcher.plan.search import search
-from launcher.plan.why_not import parse, why_not
+from launcher.planner.explain import exposed, label, reasons, slower
+from launcher.planner.result import SearchResult
+from launcher.planner.search import search
+from launcher.planner.why_not import parse, why_not
 
 SHAPE = model(hidden=4096, layers=24, heads=32)
 JOB = job(on=cluster(nodes=2, nodes_per_leaf=1), of=SHAPE, global_batch=64)

@@ -20,9 +20,9 @@ from launcher.layout.job import Job
 from launcher.layout.legality import divisors, problems
 from launcher.layout.resolve import default_schedule, with_layer_split
 from launcher.model import Training
-from launcher.plan.floors import least_memory
-from launcher.plan.search import OTHER_ORDER, SLOWER, UNFIT, search
-from launcher.plan.space import Degrees, Space
+from launcher.planner.lower_bounds import least_memory
+from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT, search
+from launcher.planner.space import Degrees, Space
 
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.config.compose import load
 from launcher.layout import Layout
-from launcher.plan.options import BandwidthOptions
-from launcher.plan.record import Plan, write_plan
+from launcher.planner.options import BandwidthOptions
+from launcher.planner.record import Plan, write_plan
 from launcher.resources import resource
-from launcher.settings import load
 from tests.recipes.test_measuring import recipe
 from tests.shapes import cluster
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import InputError
-from launcher.plan.options import CollectivesOptions, GemmOptions, check_recipe
+from launcher.planner.options import CollectivesOptions, GemmOptions, check_recipe
 from launcher.resources import resource
 
 
@@ -44,7 +44,7 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 
 def plan_again(cluster: dict[str, Any]) -> None:
     """What a recipe tells of the cluster are keys of the cluster file."""
-    from launcher.settings import compose_config, from_config
+    from launcher.config.compose import compose_config, from_config
 
     config = compose_config([])
     node = config["cluster"]["node"]
@@ -159,9 +159,9 @@ def test_sizes_and_factors_are_those_of_nccl_tests(operation: str, factor: float
 
 
 def test_rates_between_nodes_are_told_for_the_whole_node() -> None:
+    from launcher.config.compose import load
     from launcher.layout import Layout
-    from launcher.plan.record import Plan
-    from launcher.settings import load
+    from launcher.planner.record import Plan
 
     job = load(["cluster=dgx_a100_80g", "cluster.num_nodes=4", "cluster.nodes_per_leaf=2"]).job
     plan = Plan(job, Layout(tp=8, pp=1, dp=4), {}, (), {})
@@ -209,7 +209,7 @@ def test_unsound_options_are_told_before_anything_starts(config: dict[str, Any],
 
 
 def test_option_defaults_are_those_of_the_configuration() -> None:
-    from launcher.settings import load
+    from launcher.config.compose import load
 
     assert CollectivesOptions.from_config(load(["recipe=collectives"]).config["recipe"]) == CollectivesOptions()
     assert GemmOptions.from_config(load(["recipe=gemm"]).config["recipe"]) == GemmOptions(squares=(512, 1024))

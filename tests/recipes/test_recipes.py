@@ -6,8 +6,8 @@ import ast
 
 import pytest
 
+from launcher.config.compose import choices, load
 from launcher.resources import resource
-from launcher.settings import choices, load
 
 RECIPES = sorted(file.stem for file in resource("recipes").glob("*.py"))
 

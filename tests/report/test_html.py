@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from launcher.config.compose import load
 from launcher.layout.resolve import plain_layout
-from launcher.plan import Plan, write_plan
+from launcher.planner import Plan, write_plan
 from launcher.report.html import page, run_page
-from launcher.settings import load
 
 
 def a_plan(*overrides: str, why: tuple[str, ...] = ("fastest",)) -> Plan:

@@ -11,10 +11,10 @@ from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
-from launcher.plan.compare import compare
-from launcher.plan.explain import reasons
-from launcher.plan.result import SearchResult
-from launcher.plan.search import search
+from launcher.planner.compare import compare
+from launcher.planner.explain import reasons
+from launcher.planner.result import SearchResult
+from launcher.planner.search import search
 from launcher.report.terminal import comparison_table, plans_table, show_comparison, show_plans
 
 LARGE = job(on=cluster(nodes=16, nodes_per_leaf=4), of=model(hidden=12288, layers=96, heads=96), global_batch=512)

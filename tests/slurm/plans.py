@@ -6,7 +6,7 @@ from shapes import cluster, job, model
 
 from launcher.cluster import Cluster
 from launcher.layout import Layout
-from launcher.plan import Plan
+from launcher.planner import Plan
 
 
 def plan(*, nodes: int = 4, tp: int = 8, pp: int = 2, dp: int = 2, on: Cluster | None = None, **layout: object) -> Plan:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ACCOUNTING, NEWER, NODES, ROOT, STEPPER, Slurm, can_network, events, ledger, steps, wait_for
 
-from launcher.launch.slurm import life
-from launcher.launch.slurm.life import SubmittedRun, cancel, read_log, status
+from launcher.slurm import life
+from launcher.slurm.life import SubmittedRun, cancel, read_log, status
 
 # One group: with pytest-xdist's --dist loadgroup one worker runs them all, instead of two that wait for each other.
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]

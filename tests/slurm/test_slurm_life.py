@@ -6,9 +6,9 @@ import pytest
 from plans import plan
 
 from launcher.errors import InputError
-from launcher.launch.slurm import life, submit
-from launcher.launch.slurm.command import Answer
-from launcher.launch.slurm.settings import SlurmSettings
+from launcher.slurm import life, submit
+from launcher.slurm.command import Answer
+from launcher.slurm.settings import SlurmSettings
 
 
 def says(monkeypatch: pytest.MonkeyPatch, module: object, **answers: Answer) -> None:

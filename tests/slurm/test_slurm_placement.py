@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from plans import plan
 
 from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_topology
-from launcher.launch.slurm.placement import Tree, assign, cost
-from launcher.launch.slurm.traffic import Traffic, node_traffic
+from launcher.slurm.placement import Tree, assign, cost
+from launcher.slurm.traffic import Traffic, node_traffic
 from launcher.units import DTYPE_BYTES
 
 TWO_LEAVES = """

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import plan
 
+from launcher.agent.settings import LaunchSettings
+from launcher.config.compose import compose_config
 from launcher.errors import InputError
-from launcher.launch.settings import LaunchSettings
-from launcher.launch.slurm.allocation import given_cpus
-from launcher.launch.slurm.request import SubmitRequest, Where, job_name, submit_request
-from launcher.launch.slurm.secret import is_secret_name, secrets_to_remove
-from launcher.launch.slurm.settings import SLURM_KEYS, SlurmSettings, time_limit_s
-from launcher.launch.slurm.step import Step, rank_variables, step_argv
-from launcher.launch.slurm.submit import dry_run_text, warnings
-from launcher.settings import compose_config
+from launcher.slurm.allocation import given_cpus
+from launcher.slurm.request import SubmitRequest, Where, job_name, submit_request
+from launcher.slurm.secret import is_secret_name, secrets_to_remove
+from launcher.slurm.settings import SLURM_KEYS, SlurmSettings, time_limit_s
+from launcher.slurm.step import Step, rank_variables, step_argv
+from launcher.slurm.submit import dry_run_text, warnings
 
 GOLDEN = Path(__file__).parent / "golden"
 WHERE = Where(Path("/home/me/runs/gpt-1"), Path("/opt/launcher/slurm/train.sbatch"), "/home/me/venv/bin/python")

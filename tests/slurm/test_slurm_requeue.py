@@ -9,22 +9,24 @@ import pytest
 from plans import plan
 
 from launcher.errors import InputError
-from launcher.launch.run_folder import RunFolder, append_line, create_run_folder, write_json
-from launcher.launch.slurm.progress import newest_checkpoint, starts, was_stopped
-from launcher.launch.slurm.replan import Fit, Hosts, fit_allocation
-from launcher.launch.slurm.request import Where
-from launcher.launch.slurm.requeue import Outcome, Start, decide, start_problem
-from launcher.launch.slurm.settings import SlurmSettings
-from launcher.launch.slurm.sweep import Member, results, sweep_request, table, update_table, write_sweep
+from launcher.run.folder import RunFolder, append_line, create_run_folder, write_json
+from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
+from launcher.slurm.replan import Fit, Hosts, fit_allocation
+from launcher.slurm.request import Where
+from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.sweep import SweepMember, results, sweep_request, table, update_table, write_sweep
 
 FAILED = Outcome(code=1, signalled=False, stopped=False, lost_nodes=(), checkpoint_step=20)
-FRESH, FIRST, LAST = Start(0, None), Start(0, 10), Start(50, 10)
+FRESH, FIRST, LAST = JobStart(0, None), JobStart(0, 10), JobStart(50, 10)
 
 DECISIONS = {
     "the end": (replace(FAILED, code=0), FIRST, True, False, "complete"),
     "an application error": (FAILED, FIRST, True, False, "failed by itself"),
     "a signal and a new checkpoint": (replace(FAILED, signalled=True), FIRST, True, True, "Slurm's signal"),
-    "a signal and no new checkpoint": (replace(FAILED, signalled=True), Start(0, 20), True, False, "no new checkpoint"),
+    "a signal and no new checkpoint": (
+        replace(FAILED, signalled=True), JobStart(0, 20), True, False, "no new checkpoint",
+    ),
     "a signal before any checkpoint": (
         replace(FAILED, signalled=True, checkpoint_step=None), FRESH, True, False, "no new checkpoint",
     ),
@@ -46,15 +48,15 @@ def test_what_ended_a_start_decides_whether_it_is_requeued(case: str) -> None:
 
 
 def test_a_crash_loop_is_told_from_progress() -> None:
-    stuck = [Start(i, 40) for i in range(4)]
+    stuck = [JobStart(i, 40) for i in range(4)]
     assert start_problem(stuck[:3], max_requeues=50) is None
     assert "from the checkpoint of step 40" in str(start_problem(stuck, max_requeues=50))
-    assert start_problem([*stuck, Start(4, 41)], max_requeues=50) is None
-    assert "without any checkpoint" in str(start_problem([Start(i, None) for i in range(4)], max_requeues=50))
+    assert start_problem([*stuck, JobStart(4, 41)], max_requeues=50) is None
+    assert "without any checkpoint" in str(start_problem([JobStart(i, None) for i in range(4)], max_requeues=50))
 
 
 def test_the_number_of_requeues_is_bounded_also_with_progress() -> None:
-    history = [Start(i, i) for i in range(6)]
+    history = [JobStart(i, i) for i in range(6)]
     assert start_problem(history, max_requeues=5) is None
     assert "launch.max_requeues=4" in str(start_problem(history, max_requeues=4))
 
@@ -67,7 +69,7 @@ def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path) == 120
     append_line(folder.ledger, {"event": "slurm_start", "restart": 2, "checkpoint_step": 7})
     append_line(folder.ledger, {"phase": "met", "node": 0})
-    assert starts(folder) == [Start(2, 7)]
+    assert starts(folder) == [JobStart(2, 7)]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def member(folder: Path, *, end: dict[str, object] | None) -> None:
 
 def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     words = ("train.lr=1", "train.lr=2", "train.lr=3")
-    write_sweep(tmp_path, [Member((word,), plan()) for word in words])
+    write_sweep(tmp_path, [SweepMember((word,), plan()) for word in words])
     member(tmp_path / "0", end={"code": 0, "why": "the run is complete"})
     member(tmp_path / "1", end=None)
     (tmp_path / "2").mkdir()
@@ -184,6 +186,9 @@ def test_a_folder_that_is_no_sweep_has_no_table(tmp_path: Path) -> None:
 
 
 def test_the_runs_of_a_sweep_must_ask_for_the_same_nodes() -> None:
-    members = [Member(("cluster.num_nodes=4",), plan()), Member(("cluster.num_nodes=2",), plan(nodes=2, pp=1))]
+    members = [
+        SweepMember(("cluster.num_nodes=4",), plan()),
+        SweepMember(("cluster.num_nodes=2",), plan(nodes=2, pp=1)),
+    ]
     with pytest.raises(InputError, match=r"run 1 \(cluster\.num_nodes=2\) wants 2 nodes"):
         sweep_request(members, SlurmSettings(), Where(Path("/s"), Path("/t"), "python"))

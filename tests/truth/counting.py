@@ -15,10 +15,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from launcher.worker.engine_torch import TorchEngine
-from launcher.worker.mesh import Axes
-from launcher.worker.optim import local
-from launcher.worker.pipeline import InFlightStage
+from launcher.worker.engines.optim import local
+from launcher.worker.engines.pipeline import InFlightStage
+from launcher.worker.engines.torch_engine import TorchEngine
+from launcher.worker.parallel.mesh import Axes
 
 # Passes of a ring over the largest buffer of the call, by operator of torch's two collective libraries.
 PASSES = {

@@ -18,16 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from truth.live_bytes import LiveBytes
 
-from launcher.plan.options import TrainOptions
-from launcher.plan.record import Plan
-from launcher.worker.data import Batch
-from launcher.worker.engine import EngineContext
-from launcher.worker.engine_torch import TorchEngine
-from launcher.worker.live_bytes import LiveBytes
-from launcher.worker.mesh import build_mesh
-from launcher.worker.optim import local
-from launcher.worker.transformer import Transformer
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Plan
+from launcher.worker.data.batches import Batch
+from launcher.worker.engines.engine import EngineContext
+from launcher.worker.engines.optim import local
+from launcher.worker.engines.torch_engine import TorchEngine
+from launcher.worker.model.transformer import Transformer
+from launcher.worker.parallel.mesh import build_mesh
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from launcher.cost import CostModel
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
-from launcher.plan.options import TrainOptions
-from launcher.plan.record import Plan
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Plan
 
 GIB = 2**30
 LLAMA_7B = Model(
@@ -98,7 +98,7 @@ CASES = [
 
 def truth_and_estimate(case: Case) -> dict[str, float]:
     """GiB, true and estimated; `rest` is what is neither parameter nor optimizer state."""
-    from launcher.worker.pose import pose
+    from pose import pose
 
     plan = Plan(case.job, case.layout, {}, (), {})
     found = pose(plan, rank=plan.grid.rank(pp=case.stage), options=TrainOptions())

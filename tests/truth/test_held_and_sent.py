@@ -11,7 +11,7 @@ from ranks import make_plan, run_ranks
 from training import ADAMW, make_engine, random_batch
 
 from launcher.cost import CostModel
-from launcher.cost.traffic_bytes import RankStage, rank_bytes
+from launcher.cost.traffic import RankStage, rank_bytes
 from launcher.layout import Layout
 from launcher.model import Model
 

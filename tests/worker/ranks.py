@@ -24,7 +24,7 @@ from launcher.cluster import Cluster, Gpu, Node
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
-from launcher.plan.record import Plan
+from launcher.planner.record import Plan
 
 torch.set_num_threads(1)  # a parent that computed with more could leave a forked rank hanging
 

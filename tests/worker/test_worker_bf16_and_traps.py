@@ -94,7 +94,7 @@ def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late() -> None:
 def test_trap_fsdp_that_reshards_under_a_split_backward_loses_gradients(fp32: dict[str, Curve]) -> None:
     layout = Layout(1, 2, 2, zero_stage=3, schedule="zb_h1")
     right = curves(4, {"right": (layout, arguments("sgd"))})["right"]
-    with mock.patch("launcher.worker.engine_torch.SPLIT_BACKWARD", frozenset()):
+    with mock.patch("launcher.worker.engines.torch_engine.SPLIT_BACKWARD", frozenset()):
         wrong = curves(4, {"wrong": (layout, arguments("sgd"))})["wrong"]
     assert gap(right, fp32["sgd"]) < 1e-5
     assert gap(wrong, fp32["sgd"]) > 1e-3

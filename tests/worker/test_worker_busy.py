@@ -7,7 +7,7 @@ import time
 import pytest
 
 from launcher import env
-from launcher.worker.busy import BusyClock
+from launcher.worker.metrics.own_time import BusyClock
 
 
 @pytest.mark.parametrize("num_ranks", [1, 100_000], ids=["a core for each rank", "fewer cores than ranks"])

@@ -17,9 +17,9 @@ from training import ADAMW, Curve, make_engine, steps
 
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.plan.options import TrainOptions
-from launcher.worker.checkpoint import CheckpointManager
-from launcher.worker.manifest import MANIFEST, committed_steps, folder_name
+from launcher.planner.options import TrainOptions
+from launcher.worker.checkpoint.manifest import MANIFEST, committed_steps, folder_name
+from launcher.worker.checkpoint.saver import CheckpointManager
 
 SAVED, TOTAL = 3, 6
 SOURCE = Layout(2, 2, 2, zero_stage=1)

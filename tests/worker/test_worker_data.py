@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from launcher.errors import InputError
 from launcher.model.token_file import HEADER
-from launcher.worker.data import BatchSource, Shuffle, TokenFile, open_tokens, write_token_file
+from launcher.worker.data.batches import BatchSource, Shuffle, TokenFile, open_tokens, write_token_file
 
 
 @given(size=st.integers(1, 5000), key=st.text(max_size=8))

@@ -16,12 +16,12 @@ from training import ADAMW, make_engine, steps
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.plan.options import TrainOptions
-from launcher.worker.checkpoint import CheckpointManager
-from launcher.worker.huggingface import CONFIG, WEIGHTS, FolderWeights, config_of, export, main
-from launcher.worker.init import InitialWeights
-from launcher.worker.tokens import convert
-from launcher.worker.transformer import StageShape, Transformer
+from launcher.planner.options import TrainOptions
+from launcher.worker.checkpoint.saver import CheckpointManager
+from launcher.worker.data.tokens import convert
+from launcher.worker.model.huggingface import CONFIG, WEIGHTS, FolderWeights, config_of, export, main
+from launcher.worker.model.init import InitialWeights
+from launcher.worker.model.transformer import StageShape, Transformer
 
 transformers = pytest.importorskip("transformers")
 MODELS = {

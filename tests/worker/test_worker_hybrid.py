@@ -14,9 +14,10 @@ from training import SGD, curves, steps
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.hybrid import shard_size
-from launcher.plan.record import Plan
-from launcher.worker.engine import EngineContext, build_engine
-from launcher.worker.mesh import build_mesh
+from launcher.planner.record import Plan
+from launcher.worker.engines.choose import build_engine
+from launcher.worker.engines.engine import EngineContext
+from launcher.worker.parallel.mesh import build_mesh
 
 
 def plan_on(layout: Layout, *, domain: int) -> Plan:

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from ranks import LLAMA
 from torch import nn
 from training import curves
+from truth.live_bytes import LiveBytes
 
 from launcher.layout import Layout
-from launcher.worker.live_bytes import LiveBytes
-from launcher.worker.loss import cross_entropy_sum
-from launcher.worker.norm import RMSNorm
-from launcher.worker.regather import made_again
+from launcher.worker.model.loss import cross_entropy_sum
+from launcher.worker.model.norm import RMSNorm
+from launcher.worker.parallel.re_all_gather import made_again
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,7 +40,7 @@ def test_cross_entropy_in_chunks_equals_torch(chunk_logits: int) -> None:
     torch.manual_seed(0)
     logits, targets = torch.randn(2, 5, 67) * 30, torch.randint(0, 67, (2, 5))
     mine, right = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    with mock.patch("launcher.worker.loss.CHUNK_LOGITS", chunk_logits):
+    with mock.patch("launcher.worker.model.loss.CHUNK_LOGITS", chunk_logits):
         found = cross_entropy_sum(mine, targets)
     wanted = F.cross_entropy(right.flatten(0, 1), targets.flatten(), reduction="sum")
     (found / 7).backward()  # type: ignore[no-untyped-call]
@@ -53,7 +53,7 @@ def test_cross_entropy_in_chunks_equals_torch(chunk_logits: int) -> None:
 def test_what_is_gathered_again_for_the_backward_pass_gives_the_same_losses() -> None:
     cases = {"run": (Layout(2, 1, 1, cp=2, sequence_parallel=True), {"model": LLAMA, "optimizer": "sgd"})}
     kept = curves(4, cases)
-    with mock.patch("launcher.worker.parallel.can_regather", return_value=True):
+    with mock.patch("launcher.worker.parallel.parallelize.can_regather", return_value=True):
         assert curves(4, cases) == kept
 
 

@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.layout.split import balanced_split
 from launcher.model import Model
-from launcher.worker.init import initial_value
-from launcher.worker.loss import cross_entropy_sum, vocab_range
-from launcher.worker.peers import Peers
-from launcher.worker.transformer import Block, StageShape, Transformer, stage_shapes
+from launcher.worker.model.init import initial_value
+from launcher.worker.model.loss import cross_entropy_sum, vocab_range
+from launcher.worker.model.transformer import Block, StageShape, Transformer, stage_shapes
+from launcher.worker.parallel.process_groups import ProcessGroup
 
 SHAPES = {
     "gpt": TINY,
@@ -101,7 +101,7 @@ def test_cross_entropy_over_a_cut_vocabulary_equals_torch_with_its_gradient() ->
         start, end = vocab_range(67, rank=rank, size=2)
         mine = logits[..., start:end].clone().requires_grad_()
         whole = logits.clone().requires_grad_()
-        loss = cross_entropy_sum(mine, targets, start=start, peers=Peers(dist.group.WORLD))
+        loss = cross_entropy_sum(mine, targets, start=start, peers=ProcessGroup(dist.group.WORLD))
         right = F.cross_entropy(whole.flatten(0, 1), targets.flatten(), reduction="sum")
         (loss / 7).backward()
         (right / 7).backward()

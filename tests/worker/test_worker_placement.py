@@ -11,7 +11,7 @@ from ranks import make_plan
 from launcher.env import RankEnv
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.plan.record import Plan
+from launcher.planner.record import Plan
 from launcher.worker.placement import Place, check_place, gathered_problems, same_host
 
 

@@ -11,9 +11,9 @@ from ranks import make_plan
 
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.plan.options import TrackingOptions, TrainOptions
-from launcher.worker.report import Measured, describe_split, median_split, result_document, throughput
-from launcher.worker.tracking import METRICS_FILE, JsonLines, Terminal, make_tracker
+from launcher.planner.options import TrackingOptions, TrainOptions
+from launcher.worker.metrics.report import Measured, describe_split, median_split, result_document, throughput
+from launcher.worker.metrics.tracking import METRICS_FILE, JsonLines, Terminal, make_tracker
 
 
 def test_metrics_file_drops_steps_that_are_run_again_and_torn_lines(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from ranks import make_plan, run_ranks
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.plan.options import TrainOptions
-from launcher.worker.data import Batch
-from launcher.worker.engine import Engine, EngineContext, build_engine
-from launcher.worker.mesh import Axes, build_mesh
+from launcher.planner.options import TrainOptions
+from launcher.worker.data.batches import Batch
+from launcher.worker.engines.choose import build_engine
+from launcher.worker.engines.engine import Engine, EngineContext
+from launcher.worker.parallel.mesh import Axes, build_mesh
 
 # Large enough that a wrong average or a wrong clip shows in the loss at once; clipping is active at every step.
 SGD = TrainOptions(lr=0.3, momentum=0.9, grad_clip=0.5, lr_schedule="constant", warmup_steps=0)

@@ -19,11 +19,18 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from launcher.errors import InputError
-from launcher.plan.options import TrainOptions
-from launcher.plan.record import Plan
-from launcher.worker.manifest import PREFIX, committed_steps, file_problem, folder_name, read_manifest, temporary_name
-from launcher.worker.staging import Staging
-from launcher.worker.storage import ManifestReader, ManifestWriter
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Plan
+from launcher.worker.checkpoint.manifest import (
+    PREFIX,
+    committed_steps,
+    file_problem,
+    folder_name,
+    read_manifest,
+    temporary_name,
+)
+from launcher.worker.checkpoint.staging import Staging
+from launcher.worker.checkpoint.storage import ManifestReader, ManifestWriter
 
 State = Mapping[str, Any]
 

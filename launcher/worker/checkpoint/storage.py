@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from launcher.errors import LauncherError
-from launcher.worker.manifest import VERSION, read_manifest, write_manifest
+from launcher.worker.checkpoint.manifest import VERSION, read_manifest, write_manifest
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8)

@@ -1,4 +1,4 @@
-"""Text to a token file: python -m launcher.worker.tokens OUT TEXT… [--tokenizer tokenizer.json]
+"""Text to a token file: python -m launcher.worker.data.tokens OUT TEXT… [--tokenizer tokenizer.json]
 
 Without a tokenizer the text is taken as bytes (vocabulary 256). The format stands in launcher/model/token_file.py.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from launcher.errors import InputError
-from launcher.worker.data import TokenFile, Tokens, write_token_file
+from launcher.worker.data.batches import TokenFile, Tokens, write_token_file
 
 CHUNK_BYTES = 1 << 20
 
@@ -60,7 +60,7 @@ def convert(out: Path, files: Sequence[Path], *, tokenizer: Path | None) -> Toke
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m launcher.worker.tokens", description="Make a token file from text."
+        prog="python -m launcher.worker.data.tokens", description="Make a token file from text."
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("text", type=Path, nargs="+")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.plan.options import TrainOptions
-from launcher.plan.record import Plan
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Plan
 
 CONFIG_FILE = "deepspeed.json"
 

@@ -18,15 +18,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launcher import env
-from launcher.worker.data import Batch
-from launcher.worker.deepspeed_config import CONFIG_FILE, deepspeed_config
-from launcher.worker.deepspeed_state import DeepSpeedState
-from launcher.worker.engine import EngineContext, StepResult
-from launcher.worker.mesh import Axes
-from launcher.worker.optim import make_inner
-from launcher.worker.peers import Peers, Watch
-from launcher.worker.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
-from launcher.worker.transformer import StageShape, Transformer
+from launcher.worker.data.batches import Batch
+from launcher.worker.engines.deepspeed_config import CONFIG_FILE, deepspeed_config
+from launcher.worker.engines.deepspeed_state import DeepSpeedState
+from launcher.worker.engines.engine import EngineContext, StepResult
+from launcher.worker.engines.optim import make_inner
+from launcher.worker.model.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
+from launcher.worker.model.transformer import StageShape, Transformer
+from launcher.worker.parallel.mesh import Axes
+from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
 
 
 def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
@@ -39,7 +39,7 @@ def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
         pipelined = context.plan.layout.pp > 1
         if pipelined:
-            from launcher.worker.deepspeed_pipeline import pipeline_module
+            from launcher.worker.engines.deepspeed_pipeline import pipeline_module
 
             module = pipeline_module(context)
         else:
@@ -54,13 +54,15 @@ def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
 
 
 class DeepSpeedEngine:
-    """Trains through a DeepSpeed engine; see `launcher.worker.engine.Engine`."""
+    """Trains through a DeepSpeed engine; see `launcher.worker.engines.engine.Engine`."""
 
     def __init__(self, engine: Any, context: EngineContext) -> None:
         self.inner = engine
         self._context = context
         self._state = DeepSpeedState(engine, context)
-        self._stepping = Watch(context.device)  # with the last sums of gradients, which DeepSpeed leaves to its step
+        self._stepping = Stopwatch(
+            context.device
+        )  # with the last sums of gradients, which DeepSpeed leaves to its step
         self._num_micro_batches = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
@@ -132,7 +134,7 @@ def whole_module(context: EngineContext) -> nn.Module:
     recompute = context.plan.layout.recompute
     module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
     if group.size() > 1:
-        cut_whole(module, TensorAxis(Peers(group)), model=model)
+        cut_whole(module, TensorAxis(ProcessGroup(group)), model=model)
     if model.tied_embeddings:
         module.tie()
     fill(module, prefix="", model=model, weights=context.weights, group=group)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from launcher.layout.split import balanced_split
 from launcher.model import Model
-from launcher.worker.engine import EngineContext
-from launcher.worker.mesh import Axes
-from launcher.worker.peers import Peers
-from launcher.worker.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, cut_block, fill, mean_loss
-from launcher.worker.transformer import Block, make_norm
+from launcher.worker.engines.engine import EngineContext
+from launcher.worker.model.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, cut_block, fill, mean_loss
+from launcher.worker.model.transformer import Block, make_norm
+from launcher.worker.parallel.mesh import Axes
+from launcher.worker.parallel.process_groups import ProcessGroup
 
 AXIS_NAMES = {"tp": "model", "dp": "data", "pp": "pipe"}  # DeepSpeed's names of our axes
 Make = Callable[[], nn.Module]
@@ -100,7 +100,7 @@ def pipeline_module(context: EngineContext) -> nn.Module:
 def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec], list[LayerSpec]]:
     """What comes before the blocks, the blocks, and what comes after them."""
     plan, weights, group = context.plan, context.weights, context.axes.group("tp")
-    axis = TensorAxis(Peers(group))
+    axis = TensorAxis(ProcessGroup(group))
     model, training = plan.job.model, plan.job.training
 
     def filled(module: nn.Module, prefix: str) -> nn.Module:

@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from launcher.worker.engine import EngineContext
-from launcher.worker.optim import first_state
-from launcher.worker.spread import Spreads
+from launcher.worker.engines.engine import EngineContext
+from launcher.worker.engines.optim import first_state
+from launcher.worker.parallel.shard_spec import Spreads
 
 MAIN = "main"  # the fp32 parameter, beside the names of optimizer states
 

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 
 import torch
 
-from launcher.errors import InputError
-from launcher.plan.options import TrainOptions
-from launcher.plan.record import Plan
-from launcher.worker.data import Batch
-from launcher.worker.init import InitialWeights
-from launcher.worker.mesh import Axes
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Plan
+from launcher.worker.data.batches import Batch
+from launcher.worker.model.init import InitialWeights
+from launcher.worker.parallel.mesh import Axes
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -60,18 +59,3 @@ class EngineContext:
         """What the parameters start from."""
         folder = Path(self.options.init_from) if self.options.init_from else None
         return InitialWeights(self.plan.job.model, seed=self.options.seed, folder=folder)
-
-
-def build_engine(context: EngineContext) -> Engine:
-    """The engine that the plan names; imports only that one."""
-    name = context.plan.job.training.engine
-    if name == "torch":
-        from launcher.worker.engine_torch import TorchEngine
-
-        return TorchEngine(context)
-    if name == "deepspeed":
-        from launcher.worker.engine_deepspeed import build_deepspeed_engine
-
-        engine: Engine = build_deepspeed_engine(context)
-        return engine
-    raise InputError(f"train.engine={name!r} is unknown: choose torch or deepspeed")

@@ -17,8 +17,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
-from launcher.plan.options import TrainOptions
-from launcher.worker.collectives import sum_all
+from launcher.planner.options import TrainOptions
+from launcher.worker.parallel.collectives import sum_all
 
 
 @dataclass(frozen=True)

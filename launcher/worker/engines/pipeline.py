@@ -18,10 +18,10 @@ from torch.distributed.pipelining import (
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.worker.loss import vocab_range
-from launcher.worker.parallel import cuts_messages
-from launcher.worker.peers import Watch
-from launcher.worker.transformer import StageShape
+from launcher.worker.model.loss import vocab_range
+from launcher.worker.model.transformer import StageShape
+from launcher.worker.parallel.parallelize import cuts_messages
+from launcher.worker.parallel.process_groups import Stopwatch
 
 Schedule = Any
 META = torch.device("meta")
@@ -51,7 +51,7 @@ class InFlightStage(PipelineStage):
     `watch` times its own work, forward and backward.
     """
 
-    watch: Watch
+    watch: Stopwatch
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
         with self._without_bytes():
@@ -109,7 +109,7 @@ def make_stage(
     examples: tuple[Tensor, Tensor],
     device: torch.device,
     group: Any,
-    watch: Watch,
+    watch: Stopwatch,
 ) -> PipelineStage:
     """A stage whose message shapes are known beforehand: otherwise torch runs an extra forward and backward."""
     stage = InFlightStage(

@@ -13,21 +13,21 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from launcher.layout.split import balanced_split
-from launcher.worker.collectives import sum_all
-from launcher.worker.context import positions_of
-from launcher.worker.data import Batch
-from launcher.worker.engine import TORCH_DTYPES, EngineContext, StepResult
-from launcher.worker.loss import cross_entropy_sum, vocab_range
-from launcher.worker.optim import Optimizer, make_pieces
-from launcher.worker.parallel import SPLIT_BACKWARD, accumulate_without_sync, cut_stage, shard_data_parallel
-from launcher.worker.peers import Peers, Watch
-from launcher.worker.spread import Spreads
-from launcher.worker.tensor_layers import fill
-from launcher.worker.transformer import StageShape, Transformer, stage_shapes
+from launcher.worker.data.batches import Batch
+from launcher.worker.engines.engine import TORCH_DTYPES, EngineContext, StepResult
+from launcher.worker.engines.optim import Optimizer, make_pieces
+from launcher.worker.model.loss import cross_entropy_sum, vocab_range
+from launcher.worker.model.tensor_layers import fill
+from launcher.worker.model.transformer import StageShape, Transformer, stage_shapes
+from launcher.worker.parallel.collectives import sum_all
+from launcher.worker.parallel.context_parallel import positions_of
+from launcher.worker.parallel.parallelize import SPLIT_BACKWARD, accumulate_without_sync, cut_stage, shard_data_parallel
+from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
+from launcher.worker.parallel.shard_spec import Spreads
 
 
 class TorchEngine:
-    """Trains a `Transformer` with plain torch; see `launcher.worker.engine.Engine`."""
+    """Trains a `Transformer` with plain torch; see `launcher.worker.engines.engine.Engine`."""
 
     def __init__(self, context: EngineContext) -> None:
         self._plan, self._axes, self._device = context.plan, context.axes, context.device
@@ -35,8 +35,8 @@ class TorchEngine:
         self._fsdp = self._layout.zero_stage > 0 and self._layout.dp * self._layout.cp > 1
         self._compute_dtype = TORCH_DTYPES[context.plan.job.training.dtype]
         self._num_micro_batches = self._layout.num_micro_batches(context.plan.job.training.global_batch)
-        self._peers = {axis: Peers(self._axes.group(axis), Watch(self._device)) for axis in ("tp", "cp")}
-        self._chunks = Watch(self._device)  # forward and backward of pipeline stages, without waiting for others
+        self._peers = {axis: ProcessGroup(self._axes.group(axis), Stopwatch(self._device)) for axis in ("tp", "cp")}
+        self._chunks = Stopwatch(self._device)  # forward and backward of pipeline stages, without waiting for others
         shapes = stage_shapes(self._layout.layer_split or balanced_split(self._model, num_stages=self.num_stages))
         self.stages = {index: self._build_stage(shapes[index], context) for index in self._own_stages()}
         self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
@@ -136,7 +136,7 @@ class TorchEngine:
     def _own_stages(self) -> list[int]:
         if self._layout.pp == 1:
             return [0]
-        from launcher.worker.pipeline import stages_of_rank
+        from launcher.worker.engines.pipeline import stages_of_rank
 
         return stages_of_rank(self._layout, self._axes.coordinate["pp"])
 
@@ -185,7 +185,7 @@ class TorchEngine:
         return total
 
     def _pipeline(self, shapes: list[StageShape]) -> Callable[[Tensor, Tensor], Tensor]:
-        from launcher.worker.pipeline import make_schedule, make_stage, stage_examples
+        from launcher.worker.engines.pipeline import make_schedule, make_stage, stage_examples
 
         tp_rank, dtype = self._axes.coordinate["tp"], self._compute_dtype
         stages = []
@@ -233,7 +233,7 @@ class TorchEngine:
         """The group of this rank's first and last stage, where tied weights live on both; every rank calls this."""
         if not self._tied_apart():
             return None
-        from launcher.worker.pipeline import rank_of_stage
+        from launcher.worker.engines.pipeline import rank_of_stage
 
         last = rank_of_stage(self._layout, self.num_stages - 1)
         mine = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.plan.options import TrainOptions
+from launcher.planner.options import TrainOptions
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from launcher.plan.record import Plan
+from launcher.planner.record import Plan
 from launcher.units import format_seconds
 
 RESULT_FILE = "result.json"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from launcher.plan.options import TrackingOptions
-from launcher.plan.record import Plan
+from launcher.planner.options import TrackingOptions
+from launcher.planner.record import Plan
 from launcher.units import format_seconds
 
 METRICS_FILE = "metrics.jsonl"

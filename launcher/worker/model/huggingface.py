@@ -1,7 +1,7 @@
 """Weights in the layout of Hugging Face: read at the start of a run, written from a checkpoint.
 
     launcher run train.init_from=FOLDER …                              (config.json, *.safetensors; Llama and GPT-2)
-    python -m launcher.worker.huggingface RUN/checkpoints/step-… OUT   (a folder that transformers reads)
+    python -m launcher.worker.model.huggingface RUN/checkpoints/step-… OUT   (a folder that transformers reads)
 
 Nothing here needs a process group: a checkpoint holds whole tensors in pieces, whatever layout saved it.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from launcher.errors import InputError
 from launcher.model import Model
-from launcher.worker.manifest import PREFIX, file_problem, read_manifest
+from launcher.worker.checkpoint.manifest import PREFIX, file_problem, read_manifest
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _LLAMA = {
@@ -49,7 +49,7 @@ _GPT2 = {
 
 
 @dataclass(frozen=True)
-class Place:
+class TheirParameter:
     """Where one of our parameters lies in theirs: its name, whether transposed, and which third of a joint one."""
 
     name: str
@@ -70,19 +70,19 @@ def family(model: Model) -> str:
     )
 
 
-def place(name: str, kind: str) -> Place:
+def place(name: str, kind: str) -> TheirParameter:
     """Where our parameter `name` lies in a model of `kind`."""
     names = _LLAMA if kind == "llama" else _GPT2
     if not name.startswith("layers."):
-        return Place(names[name])
+        return TheirParameter(names[name])
     _, layer, rest = name.split(".", 2)
     module, _, leaf = rest.rpartition(".")
     if kind == "llama":
-        return Place(f"model.layers.{layer}.{names[module]}.{leaf}")
+        return TheirParameter(f"model.layers.{layer}.{names[module]}.{leaf}")
     transposed = leaf == "weight" and not module.startswith("norm")  # GPT-2's Conv1D keeps (in, out)
     if module in ("attention.q", "attention.k", "attention.v"):
-        return Place(f"transformer.h.{layer}.attn.c_attn.{leaf}", transposed, "qkv".index(module[-1]))
-    return Place(f"transformer.h.{layer}.{names[module]}.{leaf}", transposed)
+        return TheirParameter(f"transformer.h.{layer}.attn.c_attn.{leaf}", transposed, "qkv".index(module[-1]))
+    return TheirParameter(f"transformer.h.{layer}.{names[module]}.{leaf}", transposed)
 
 
 class FolderWeights:
@@ -193,7 +193,7 @@ def export(checkpoint: Path, out: Path) -> Path:
 
 def to_huggingface(model: Model, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """All parameters under their Hugging Face names; `read` gives one of ours by name."""
-    from launcher.worker.transformer import StageShape, Transformer
+    from launcher.worker.model.transformer import StageShape, Transformer
 
     kind = family(model)
     with torch.device("meta"):
@@ -241,7 +241,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launcher.worker.huggingface", description="Export a checkpoint.")
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher.worker.model.huggingface", description="Export a checkpoint."
+    )
     parser.add_argument("checkpoint", type=Path, help="a folder RUN/checkpoints/step-…")
     parser.add_argument("out", type=Path, help="the folder to write")
     parsed = parser.parse_args(arguments)

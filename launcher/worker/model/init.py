@@ -37,7 +37,7 @@ class InitialWeights:
         self._model, self._seed = model, seed
         self._read = None
         if folder is not None:
-            from launcher.worker.huggingface import FolderWeights
+            from launcher.worker.model.huggingface import FolderWeights
 
             self._read = FolderWeights(folder, model=model)
 

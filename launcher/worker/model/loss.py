@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.worker.peers import Peers
+from launcher.worker.parallel.process_groups import ProcessGroup
 
 CHUNK_LOGITS = 2**24  # in fp32 at once: 64 MiB
 
@@ -20,7 +20,7 @@ def vocab_range(vocab: int, *, rank: int, size: int) -> tuple[int, int]:
     return min(rank * chunk, vocab), min((rank + 1) * chunk, vocab)
 
 
-def cross_entropy_sum(logits: Tensor, targets: Tensor, *, start: int = 0, peers: Peers | None = None) -> Tensor:
+def cross_entropy_sum(logits: Tensor, targets: Tensor, *, start: int = 0, peers: ProcessGroup | None = None) -> Tensor:
     """Sum over tokens of the cross-entropy; logits (…, vocab on this rank), targets (…) in the whole vocabulary.
 
     `peers` are the tensor-parallel ranks over which the vocabulary is sharded, None where it is not; `start` is the
@@ -39,7 +39,7 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, start: int, peers: Peers | None) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, start: int, peers: ProcessGroup | None) -> Tensor:
         width = logits.shape[-1]
         if not width:  # a rank beyond the vocabulary
             logits = logits.new_full((len(targets), 1), float("-inf"))

@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.model import Model
-from launcher.worker.collectives import (
+from launcher.worker.model.init import InitialWeights
+from launcher.worker.model.loss import cross_entropy_sum, vocab_range
+from launcher.worker.model.transformer import Block, Transformer
+from launcher.worker.parallel.collectives import (
     copy_to,
     cut_sequence,
     gather_sequence,
@@ -23,12 +26,9 @@ from launcher.worker.collectives import (
     reduce_from,
     scatter_sequence,
 )
-from launcher.worker.init import InitialWeights
-from launcher.worker.loss import cross_entropy_sum, vocab_range
-from launcher.worker.mesh import Axes
-from launcher.worker.peers import Peers
-from launcher.worker.regather import regathered
-from launcher.worker.transformer import Block, Transformer
+from launcher.worker.parallel.mesh import Axes
+from launcher.worker.parallel.process_groups import ProcessGroup
+from launcher.worker.parallel.re_all_gather import regathered
 
 COLUMNS = ("q", "k", "v", "gate", "up")
 ROWS = ("o", "down")
@@ -43,7 +43,7 @@ class TensorAxis:
     of the gathered sequence is its part, gathered again for the backward pass.
     """
 
-    peers: Peers
+    peers: ProcessGroup
     sequence: bool = False
     regather: bool = False
 
@@ -171,7 +171,7 @@ def whole_shape(name: str, part: torch.Size, *, model: Model, size: int) -> torc
 
 def mean_loss(logits: Tensor, targets: Tensor, axes: Axes, *, vocab: int) -> Tensor:
     """Mean cross-entropy of one micro-batch; logits are this rank's part of the vocabulary."""
-    peers = Peers(axes.group("tp")) if axes.degree("tp") > 1 else None
+    peers = ProcessGroup(axes.group("tp")) if axes.degree("tp") > 1 else None
     start, _ = vocab_range(vocab, rank=axes.coordinate["tp"], size=axes.degree("tp"))
     return cross_entropy_sum(logits, targets, start=start, peers=peers) / targets.numel()
 

@@ -18,7 +18,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from launcher.model import Model
-from launcher.worker.norm import RMSNorm
+from launcher.worker.model.norm import RMSNorm
 
 Core = Callable[[Tensor, Tensor, Tensor], Tensor]
 Place = Callable[[torch.device], Tensor]  # which positions of the sequence a stage works on

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.worker.peers import Peers
+from launcher.worker.parallel.process_groups import ProcessGroup
 
-Move = Callable[[Tensor, Peers], Tensor]
+Move = Callable[[Tensor, ProcessGroup], Tensor]
 BUCKET_BYTES = 25 * 2**20  # DDP's default bucket
 
 
@@ -19,7 +19,7 @@ class _Moved(torch.autograd.Function):
     """`there(x)`, with `back` for its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, peers: Peers, there: Move, back: Move) -> Tensor:
+    def forward(ctx: Any, x: Tensor, peers: ProcessGroup, there: Move, back: Move) -> Tensor:
         ctx.peers, ctx.back = peers, back
         return there(x, peers)
 
@@ -28,68 +28,68 @@ class _Moved(torch.autograd.Function):
         return ctx.back(grads[0], ctx.peers), None, None, None
 
 
-def _moved(x: Tensor, peers: Peers, there: Move, back: Move) -> Tensor:
+def _moved(x: Tensor, peers: ProcessGroup, there: Move, back: Move) -> Tensor:
     out: Tensor = _Moved.apply(x, peers, there, back)  # type: ignore[no-untyped-call]
     return out
 
 
-def copy_to(x: Tensor, peers: Peers) -> Tensor:
+def copy_to(x: Tensor, peers: ProcessGroup) -> Tensor:
     """Identity; the gradient is summed over the group. For the input of linears: it is summed in place."""
     return _moved(x, peers, _same, _sum_in_place)
 
 
-def reduce_from(x: Tensor, peers: Peers) -> Tensor:
+def reduce_from(x: Tensor, peers: ProcessGroup) -> Tensor:
     """Sum over the group, of what nobody else needs: it is summed in place. The gradient is passed on."""
     return _moved(x, peers, _sum, _same)
 
 
-def gather_sequence(x: Tensor, peers: Peers) -> Tensor:
+def gather_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """(batch, seq / ranks, …) → (batch, seq, …); gradients are summed and cut."""
     return _moved(x, peers, gather, sum_and_cut)
 
 
-def scatter_sequence(x: Tensor, peers: Peers) -> Tensor:
+def scatter_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """The sum over the group, cut: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
     return _moved(x, peers, sum_and_cut, gather)
 
 
-def cut_sequence(x: Tensor, peers: Peers) -> Tensor:
+def cut_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """This rank's part of what every rank has; gradients are gathered."""
     return _moved(x, peers, _cut, gather)
 
 
-def join_sequence(x: Tensor, peers: Peers) -> Tensor:
+def join_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """The whole of what every rank has a part of and then uses alike; the gradient is cut."""
     return _moved(x, peers, gather, _cut)
 
 
-def _same(x: Tensor, peers: Peers) -> Tensor:
+def _same(x: Tensor, peers: ProcessGroup) -> Tensor:
     return x
 
 
-def _sum_in_place(x: Tensor, peers: Peers) -> Tensor:
+def _sum_in_place(x: Tensor, peers: ProcessGroup) -> Tensor:
     total = x.contiguous()
     peers.all_reduce(total)
     return total
 
 
-def _sum(x: Tensor, peers: Peers) -> Tensor:
+def _sum(x: Tensor, peers: ProcessGroup) -> Tensor:
     total = x.clone(memory_format=torch.contiguous_format)
     peers.all_reduce(total)
     return total
 
 
-def gather(x: Tensor, peers: Peers) -> Tensor:
+def gather(x: Tensor, peers: ProcessGroup) -> Tensor:
     """Every rank's (batch, part, …), joined along dimension 1. No gradient."""
     return peers.all_gather(x).movedim(0, 1).flatten(1, 2)
 
 
-def sum_and_cut(x: Tensor, peers: Peers) -> Tensor:
+def sum_and_cut(x: Tensor, peers: ProcessGroup) -> Tensor:
     """This rank's part, along dimension 1, of the sum over ranks. No gradient."""
     return peers.reduce_scatter(x.reshape(len(x), peers.size, -1, *x.shape[2:]).movedim(1, 0).contiguous())
 
 
-def _cut(x: Tensor, peers: Peers) -> Tensor:
+def _cut(x: Tensor, peers: ProcessGroup) -> Tensor:
     # A copy, not a view: the whole can go.
     return x.chunk(peers.size, dim=1)[peers.rank].clone(memory_format=torch.contiguous_format)
 

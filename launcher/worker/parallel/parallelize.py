@@ -12,15 +12,15 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.worker.context import apply_context_parallel
-from launcher.worker.peers import Peers
-from launcher.worker.tensor_layers import TensorAxis, cut_ends, cut_whole
-from launcher.worker.transformer import Transformer
+from launcher.worker.model.tensor_layers import TensorAxis, cut_ends, cut_whole
+from launcher.worker.model.transformer import Transformer
+from launcher.worker.parallel.context_parallel import apply_context_parallel
+from launcher.worker.parallel.process_groups import ProcessGroup
 
 SPLIT_BACKWARD = frozenset({"zb_h1"})  # schedules that compute input and weight gradients apart
 
 
-def cut_stage(stage: Transformer, peers: Mapping[str, Peers], layout: Layout, *, model: Model) -> None:
+def cut_stage(stage: Transformer, peers: Mapping[str, ProcessGroup], layout: Layout, *, model: Model) -> None:
     """Cut `stage` (on the meta device) over the axes `tp` and `cp`, whose ranks are `peers`."""
     if layout.tp > 1:
         regather = layout.sequence_parallel and can_regather(layout, peers["tp"].group)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class Watch:
+class Stopwatch:
     """Adds up the seconds that the device spends inside; enter it around what is to be timed, not within itself.
 
     On a CPU by the clock, where collectives block. On a GPU by two events on the current stream, which waits for the
@@ -47,11 +47,11 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Peers:
+class ProcessGroup:
     """A process group whose collectives are timed."""
 
     group: dist.ProcessGroup
-    watch: Watch = field(default_factory=Watch)
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def size(self) -> int:

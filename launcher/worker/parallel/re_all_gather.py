@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher.worker.collectives import gather, gather_sequence
-from launcher.worker.peers import Peers
+from launcher.worker.parallel.collectives import gather, gather_sequence
+from launcher.worker.parallel.process_groups import ProcessGroup
 
 Packed = Tensor | tuple[torch.Size, tuple[int, ...], Any]
 
 
-def regathered(module: nn.Module, peers: Peers) -> None:
+def regathered(module: nn.Module, peers: ProcessGroup) -> None:
     """Give `module` the whole of an input that is cut over the sequence, and keep only the cut for the backward pass
     (Korthikanti et al. 2022, section 4.2.2).
 

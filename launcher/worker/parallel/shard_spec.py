@@ -11,9 +11,9 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.worker.mesh import Axes
-from launcher.worker.optim import Spread
-from launcher.worker.tensor_layers import cut_dim, sees_a_part, whole_shape
+from launcher.worker.engines.optim import Spread
+from launcher.worker.model.tensor_layers import cut_dim, sees_a_part, whole_shape
+from launcher.worker.parallel.mesh import Axes
 
 
 class Spreads:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.worker.peers import Peers
-from launcher.worker.regather import made_again
-from launcher.worker.transformer import Core, Transformer
+from launcher.worker.model.transformer import Core, Transformer
+from launcher.worker.parallel.process_groups import ProcessGroup
+from launcher.worker.parallel.re_all_gather import made_again
 
 
 def positions_of(rank: int, device: torch.device, *, size: int, seq_len: int) -> Tensor:
@@ -26,7 +26,7 @@ def positions_of(rank: int, device: torch.device, *, size: int, seq_len: int) ->
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def apply_context_parallel(stage: Transformer, peers: Peers, *, seq_len: int, regather: bool) -> None:
+def apply_context_parallel(stage: Transformer, peers: ProcessGroup, *, seq_len: int, regather: bool) -> None:
     """Let `stage` work on this rank's part of the sequence."""
     stage.place = partial(positions_of, peers.rank, size=peers.size, seq_len=seq_len)
     for block in stage.layers.values():
@@ -40,7 +40,7 @@ class ContextAttention:
     """Attention of this rank's queries to the keys of all ranks; `core` masks keys after the last query's."""
 
     core: Core
-    peers: Peers
+    peers: ProcessGroup
     regather: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class ContextAttention:
 
 class _GatherChunks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, part: Tensor, peers: Peers) -> Tensor:
+    def forward(ctx: Any, part: Tensor, peers: ProcessGroup) -> Tensor:
         ctx.peers = peers
         return gather_chunks(part, peers)
 
@@ -70,14 +70,14 @@ class _GatherChunks(torch.autograd.Function):
         return sum_chunks(grads[0], ctx.peers), None
 
 
-def gather_chunks(part: Tensor, peers: Peers) -> Tensor:
+def gather_chunks(part: Tensor, peers: ProcessGroup) -> Tensor:
     """(2, batch, heads, seq / ranks, head_dim) of every rank → (2, batch, heads, seq, head_dim), in sequence order."""
     early, late = peers.all_gather(part).chunk(2, dim=-2)
     chunks = torch.cat([early, late.flip(0)])
     return chunks.movedim(0, -3).flatten(-3, -2)
 
 
-def sum_chunks(whole: Tensor, peers: Peers) -> Tensor:
+def sum_chunks(whole: Tensor, peers: ProcessGroup) -> Tensor:
     """The reverse of `gather_chunks`: this rank's part of the sum over ranks."""
     chunks = torch.stack(whole.chunk(2 * peers.size, dim=-2))
     early, late = chunks.chunk(2)

@@ -9,7 +9,7 @@ import sys
 FORKED = """
 import os, tempfile, weakref
 from pathlib import Path
-from launcher.ending import end_process, leave_to_parent
+from launcher.fast_exit import end_process, leave_to_parent
 
 folder = tempfile.TemporaryDirectory()
 child = os.fork()
@@ -30,7 +30,7 @@ def test_a_forked_process_finalizes_what_is_its_own_and_not_its_parents() -> Non
 def test_threads_and_exit_handlers_are_waited_for_and_a_reader_that_left_is_no_error() -> None:
     code = (
         "import atexit, sys, threading, time\n"
-        "from launcher.ending import end_process\n"
+        "from launcher.fast_exit import end_process\n"
         "threading.Thread(target=lambda: (time.sleep(0.2), print('thread', file=sys.stderr))).start()\n"
         "atexit.register(lambda: print('handler', file=sys.stderr))\n"
         "print('into the void')\n"

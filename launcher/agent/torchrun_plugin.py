@@ -1,6 +1,6 @@
 """What torch's entry-point group `torchrun.handlers` loads: every torchrun imports this file, so it imports nothing.
 
-The rendezvous itself is launcher/launch/rendezvous.py.
+The rendezvous itself is launcher/rendezvous/plan_ordered.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ def handler_creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
 
 
 def _create(params: RendezvousParameters) -> RendezvousHandler:
-    from launcher.launch.rendezvous import create_handler
+    from launcher.agent.torchrun_config import create_handler
 
     return create_handler(params)

@@ -1,0 +1,1 @@
+"""One node's agent: the fork server, ranks, their output, health and failures."""

@@ -1,0 +1,24 @@
+"""What one node of a job runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.agent.settings import LaunchSettings
+from launcher.planner import Plan
+from launcher.run.folder import RunFolder
+
+
+@dataclass(frozen=True)
+class NodeJob:
+    """What one node is to run."""
+
+    plan: Plan
+    folder: RunFolder
+    script: Path
+    args: Sequence[str]
+    launch: LaunchSettings
+    num_ranks: int
+    num_threads: int

@@ -1,0 +1,68 @@
+"""Our rendezvous for torchrun: what its parameters say of the nodes and their order."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+from launcher.errors import InputError
+from launcher.planner import read_plan
+from launcher.rendezvous.config import RendezvousConfig, derived_port, node_of_host
+from launcher.rendezvous.plan_ordered import PlanOrdered
+
+
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """The handler for torchrun's parameters; raises InputError with what is missing in them."""
+    hosts = _hosts(params)
+    name = str(params.get("host") or params.local_addr or socket.gethostname())
+    if hosts and len(hosts) != params.max_nodes:
+        raise InputError(
+            f"--nnodes={params.max_nodes}, but the plan has {len(hosts)} nodes: give --nnodes={len(hosts)}"
+        )
+    endpoint, _, port = (
+        params.endpoint.rpartition(":") if params.endpoint.count(":") == 1 else (params.endpoint, "", "")
+    )
+    host = endpoint or (hosts[0] if hosts else "")
+    if not host:
+        raise InputError("no rendezvous endpoint: give --rdzv-endpoint=HOST[:PORT], the plan's first node")
+    return PlanOrdered(
+        RendezvousConfig(
+            run_id=params.run_id,
+            host=host,
+            port=int(port or derived_port(params.run_id)),
+            num_nodes=params.max_nodes,
+            min_nodes=params.min_nodes,
+            node=_node(params, hosts, name),
+            name=name,
+            hosts=hosts,
+            local_address=params.local_addr,
+            join_timeout_s=float(params.get("join_timeout", 600)),
+            rejoin_timeout_s=float(params.get("rejoin_timeout", 120)),
+            last_call_s=float(params.get("last_call", 30)),
+            spare_wait_s=float(params.get("spare_wait", 10)),
+        )
+    )
+
+
+def _hosts(params: RendezvousParameters) -> tuple[str, ...]:
+    if given := params.get("hosts"):
+        return tuple(str(given).split("+"))
+    if path := params.get("plan"):
+        return read_plan(Path(path)).hosts
+    return ()
+
+
+def _node(params: RendezvousParameters, hosts: Sequence[str], name: str) -> int | None:
+    given = params.get_as_int("node")
+    if given is not None:
+        return given
+    node = node_of_host(name, hosts)
+    if node is None and not hosts:
+        raise InputError(
+            "the order of the nodes is not known: give --rdzv-conf=plan=RUN_FOLDER (with hosts), "
+            "hosts=A+B+C, or node=N on each node"
+        )
+    return node

@@ -1,0 +1,46 @@
+"""Every command: the module it is in, and the words that help shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """A command: where its code is, and the words that `--help` shows."""
+
+    module: str
+    help: str
+    usage: str
+    keys: str = ""  # of the command itself, besides the configuration's
+
+
+PLAN_KEYS = """\
+keys of its own:
+  top=10               how many plans to show
+  why_not=tp=4,pp=16   why this layout is not the first choice
+  sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
+  tokens=300e9         days, GPU-hours and cost of so many training tokens
+  run_dir=FOLDER       write the first plan there
+  output=json          one JSON document on standard output
+every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
+
+COMMANDS = {
+    "plan": CommandEntry("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
+    "run": CommandEntry(
+        "run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"
+    ),
+    "submit": CommandEntry("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
+    "discover": CommandEntry("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
+    "check": CommandEntry("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
+    "status": CommandEntry("status", "what a run is doing", "RUN"),
+    "logs": CommandEntry("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
+    "cancel": CommandEntry("cancel", "stop a run", "RUN"),
+    "warm": CommandEntry(
+        "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"
+    ),
+    "export": CommandEntry("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
+    "report": CommandEntry("report", "one HTML page about a run", "RUN"),
+    "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT"),
+    "completion": CommandEntry("completion", "a shell completion script", "bash"),
+}

@@ -1,0 +1,1 @@
+"""Hydra configuration in, frozen values out."""

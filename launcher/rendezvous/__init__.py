@@ -1,0 +1,1 @@
+"""Where the nodes of a job meet, in the plan's order."""

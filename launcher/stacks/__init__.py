@@ -1,0 +1,1 @@
+"""What a training software does, as frozen values with their sources."""

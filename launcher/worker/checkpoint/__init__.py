@@ -1,0 +1,1 @@
+"""Checkpoints that hold checksums and no pickle."""

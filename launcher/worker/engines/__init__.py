@@ -1,0 +1,1 @@
+"""The two training engines: torch and DeepSpeed."""

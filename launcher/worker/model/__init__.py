@@ -1,0 +1,1 @@
+"""The transformer that the recipes train, split over tensor-parallel ranks."""

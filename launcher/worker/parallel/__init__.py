@@ -1,0 +1,1 @@
+"""Process groups, shards and collectives of a rank."""
