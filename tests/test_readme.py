@@ -29,3 +29,15 @@ def test_the_python_example_runs() -> None:
     names: dict[str, object] = {}
     exec(blocks("python")[0], names)
     assert callable(names["estimate"])
+
+
+def test_the_workflow_calls_what_ci_runs_and_nothing_else_that_tests() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "bash .ci/run" in workflow
+    assert "pytest" not in workflow
+
+
+def test_the_architecture_page_names_every_room() -> None:
+    page = (ROOT / "launcher" / "README.md").read_text()
+    rooms = [path.name for path in (ROOT / "launcher").iterdir() if (path / "__init__.py").exists()]
+    assert [room for room in rooms if f"`{room}/`" not in page] == []

@@ -51,3 +51,7 @@ def test_a_fresh_install_plans_in_an_empty_folder(wheel: Path, tmp_path: Path) -
     )
     assert run(python, "-c", absent, cwd=empty).strip() == "[]"
     assert list(empty.iterdir()) == []
+
+
+def test_the_wheel_says_that_it_is_typed(wheel: Path) -> None:
+    assert "launcher/py.typed" in zipfile.ZipFile(wheel).namelist()
