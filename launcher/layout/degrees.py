@@ -10,7 +10,7 @@ RECOMPUTE_MODES = ("none", "selective", "full")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """All degrees of a layout, resolved.
 
@@ -65,7 +65,7 @@ class Layout:
         return " ".join(parts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayoutRequest:
     """What the user pinned; None where the search decides."""
 

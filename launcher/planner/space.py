@@ -142,7 +142,7 @@ class Space:
             return (self.request.zero_stage,)
         if degrees.dp * degrees.cp > 1:
             return ZERO_STAGES if degrees.pp == 1 else PIPELINE_ZERO_STAGES
-        return (1,) if self.refused(Layout(degrees.tp, degrees.pp, 1, ep=degrees.ep)) else (0,)
+        return (1,) if self.refused(Layout(tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:
         """Axis orders whose groups differ in the rates of the links they cross, the usual order first.
@@ -186,20 +186,20 @@ class Space:
     ) -> Layout:
         """One point of the space."""
         return Layout(
-            degrees.tp,
-            degrees.pp,
-            degrees.dp,
-            degrees.cp,
-            degrees.ep,
-            schedule.virtual_stages,
-            passes.micro_batch,
-            zero_stage,
-            passes.recompute,
-            passes.sequence_parallel,
-            axis_order,
-            schedule.name,
-            self.layer_split(degrees.pp * schedule.virtual_stages),
-            self.request.tp_across_domains,
+            tp=degrees.tp,
+            pp=degrees.pp,
+            dp=degrees.dp,
+            cp=degrees.cp,
+            ep=degrees.ep,
+            virtual_stages=schedule.virtual_stages,
+            micro_batch=passes.micro_batch,
+            zero_stage=zero_stage,
+            recompute=passes.recompute,
+            sequence_parallel=passes.sequence_parallel,
+            axis_order=axis_order,
+            schedule=schedule.name,
+            layer_split=self.layer_split(degrees.pp * schedule.virtual_stages),
+            tp_across_domains=self.request.tp_across_domains,
         )
 
     def layer_split(self, stages: int) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ GPT_TINY = replace(TINY, name="gpt_tiny", hidden=128, ffn_hidden=512, vocab=256,
 GLOBAL_BATCH = 16
 SAVE_EVERY = 5
 DATA = "stdlib.tokens"
-LAYOUT = Layout(1, 1, 2, micro_batch=8)
+LAYOUT = Layout(tp=1, pp=1, dp=2, micro_batch=8)
 
 
 def plain_loop(model: Model, options: TrainOptions) -> Callable[[Batch], float]:

@@ -23,13 +23,13 @@ def job(model: Model = MODEL, **training: object) -> Job:
 
 
 REFUSED_BY_ENGINE = [
-    (Layout(1, 2, 4, zero_stage=0), {}, "layout.zero_stage=1"),
-    (Layout(1, 2, 4, zero_stage=2), {}, "layout.zero_stage=1"),
-    (Layout(1, 2, 4, zero_stage=3), {}, "train.engine=torch"),
-    (Layout(1, 2, 4, zero_stage=1, schedule="gpipe"), {}, "layout.schedule=1f1b"),
-    (Layout(1, 2, 4, zero_stage=1, schedule="interleaved", virtual_stages=2), {}, "layout.virtual_stages=1"),
-    (Layout(1, 1, 8, zero_stage=0), {"dtype": "bf16"}, "layout.zero_stage=1"),
-    (Layout(1, 1, 8, zero_stage=0), {"offload_optimizer": True}, "offload_optimizer=false"),
+    (Layout(tp=1, pp=2, dp=4, zero_stage=0), {}, "layout.zero_stage=1"),
+    (Layout(tp=1, pp=2, dp=4, zero_stage=2), {}, "layout.zero_stage=1"),
+    (Layout(tp=1, pp=2, dp=4, zero_stage=3), {}, "train.engine=torch"),
+    (Layout(tp=1, pp=2, dp=4, zero_stage=1, schedule="gpipe"), {}, "layout.schedule=1f1b"),
+    (Layout(tp=1, pp=2, dp=4, zero_stage=1, schedule="interleaved", virtual_stages=2), {}, "layout.virtual_stages=1"),
+    (Layout(tp=1, pp=1, dp=8, zero_stage=0), {"dtype": "bf16"}, "layout.zero_stage=1"),
+    (Layout(tp=1, pp=1, dp=8, zero_stage=0), {"offload_optimizer": True}, "offload_optimizer=false"),
 ]
 
 
@@ -45,23 +45,23 @@ def test_deepspeed_combinations_that_fail_or_train_wrong_are_illegal(
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(1, 2, 4, zero_stage=1), *(Layout(2, 1, 4, zero_stage=stage) for stage in range(4))],
+    [Layout(tp=1, pp=2, dp=4, zero_stage=1), *(Layout(tp=2, pp=1, dp=4, zero_stage=stage) for stage in range(4))],
 )
 def test_deepspeed_combinations_that_train_right_are_allowed(layout: Layout) -> None:
     assert recipe_problems(job(engine="deepspeed"), layout) == []
 
 
 REFUSED_BY_RECIPE = [
-    (job(replace(MODEL, num_experts=4, experts_per_token=2)), Layout(1, 1, 8), "mixture of experts"),
-    (job(), Layout(4, 1, 2), "key-value heads"),
-    (job(dtype="fp16"), Layout(1, 1, 8), "train.dtype=bf16"),
-    (job(grad_reduce_dtype="bf16"), Layout(1, 1, 8), "fp32"),
-    (job(dropout=0.1), Layout(1, 1, 8), "dropout"),
-    (job(engine="deepspeed"), Layout(1, 1, 4, cp=2), "layout.cp=1"),
-    (job(), Layout(1, 4, 2, micro_batch=4), "gpipe"),
-    (job(global_batch=20), Layout(1, 2, 4, schedule="zb_h1"), "multiple of pp=2"),
-    (job(offload_optimizer=True), Layout(1, 1, 8), "train.engine=deepspeed"),
-    (job(engine="deepspeed"), Layout(2, 1, 4, sequence_parallel=True), "layout.sequence_parallel=false"),
+    (job(replace(MODEL, num_experts=4, experts_per_token=2)), Layout(tp=1, pp=1, dp=8), "mixture of experts"),
+    (job(), Layout(tp=4, pp=1, dp=2), "key-value heads"),
+    (job(dtype="fp16"), Layout(tp=1, pp=1, dp=8), "train.dtype=bf16"),
+    (job(grad_reduce_dtype="bf16"), Layout(tp=1, pp=1, dp=8), "fp32"),
+    (job(dropout=0.1), Layout(tp=1, pp=1, dp=8), "dropout"),
+    (job(engine="deepspeed"), Layout(tp=1, pp=1, dp=4, cp=2), "layout.cp=1"),
+    (job(), Layout(tp=1, pp=4, dp=2, micro_batch=4), "gpipe"),
+    (job(global_batch=20), Layout(tp=1, pp=2, dp=4, schedule="zb_h1"), "multiple of pp=2"),
+    (job(offload_optimizer=True), Layout(tp=1, pp=1, dp=8), "train.engine=deepspeed"),
+    (job(engine="deepspeed"), Layout(tp=2, pp=1, dp=4, sequence_parallel=True), "layout.sequence_parallel=false"),
 ]
 
 
@@ -73,4 +73,4 @@ def test_what_the_recipe_does_not_do_is_refused_with_what_it_does(asked: Job, la
 def test_planning_for_another_trainer_stays_possible() -> None:
     """fp16 and experts are planned, though our recipe trains neither."""
     experts = replace(MODEL, num_experts=4, experts_per_token=2)
-    assert engine_problems(job(experts, dtype="fp16"), Layout(1, 1, 8)) == []
+    assert engine_problems(job(experts, dtype="fp16"), Layout(tp=1, pp=1, dp=8)) == []

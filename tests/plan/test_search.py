@@ -53,7 +53,16 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
         for ep, virtual, micro_batch in product(
             divisors(max(1, some_job.model.num_experts)), (1, 2, 3, 6), divisors(batch)
         ):
-            plain = Layout(tp, pp, dp, cp, ep, virtual, micro_batch, schedule=default_schedule(virtual))
+            plain = Layout(
+                tp=tp,
+                pp=pp,
+                dp=dp,
+                cp=cp,
+                ep=ep,
+                virtual_stages=virtual,
+                micro_batch=micro_batch,
+                schedule=default_schedule(virtual),
+            )
             plain = replace(plain, tp_across_domains=across)
             if any("degree" in problem for problem in problems(some_job, plain)):
                 continue

@@ -12,7 +12,7 @@ from training import Curve, curves
 from launcher.layout import Layout
 
 STEPS = 10
-ONE = Layout(1, 1, 1, micro_batch=8)
+ONE = Layout(tp=1, pp=1, dp=1, micro_batch=8)
 
 
 def arguments(optimizer: str, **training: Any) -> dict[str, Any]:
@@ -29,15 +29,15 @@ def gap(curve: Curve, right: Curve) -> float:
 
 
 BF16 = {
-    "one rank": Layout(1, 1, 1, micro_batch=2),
-    "dp2": Layout(1, 1, 2, micro_batch=2),
-    "dp2 zero1": Layout(1, 1, 2, zero_stage=1, micro_batch=2),
-    "dp2 zero3": Layout(1, 1, 2, zero_stage=3, micro_batch=2),
-    "cp2": Layout(1, 1, 1, cp=2, micro_batch=4),
-    "tp2 sp": Layout(2, 1, 1, sequence_parallel=True, micro_batch=4),
-    "pp2": Layout(1, 2, 1, micro_batch=2),
-    "tp2 pp2 dp2 zero2 sp": Layout(2, 2, 2, zero_stage=2, sequence_parallel=True),
-    "tp2 pp2 dp2 zero0": Layout(2, 2, 2),
+    "one rank": Layout(tp=1, pp=1, dp=1, micro_batch=2),
+    "dp2": Layout(tp=1, pp=1, dp=2, micro_batch=2),
+    "dp2 zero1": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=2),
+    "dp2 zero3": Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2),
+    "cp2": Layout(tp=1, pp=1, dp=1, cp=2, micro_batch=4),
+    "tp2 sp": Layout(tp=2, pp=1, dp=1, sequence_parallel=True, micro_batch=4),
+    "pp2": Layout(tp=1, pp=2, dp=1, micro_batch=2),
+    "tp2 pp2 dp2 zero2 sp": Layout(tp=2, pp=2, dp=2, zero_stage=2, sequence_parallel=True),
+    "tp2 pp2 dp2 zero0": Layout(tp=2, pp=2, dp=2),
 }
 
 
@@ -56,8 +56,8 @@ def test_deepspeed_bf16_follows_torch_bf16() -> None:
     pytest.importorskip("deepspeed")
     one = curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
     layouts = {
-        "dp2 zero1": Layout(1, 1, 2, zero_stage=1, micro_batch=4),
-        "pp2 zero1": Layout(1, 2, 1, zero_stage=1, micro_batch=2),
+        "dp2 zero1": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=4),
+        "pp2 zero1": Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2),
     }
     found = curves(
         2, {n: (layout, arguments("adamw", dtype="bf16", engine="deepspeed")) for n, layout in layouts.items()}
@@ -68,7 +68,10 @@ def test_deepspeed_bf16_follows_torch_bf16() -> None:
 @pytest.mark.slow
 def test_trap_deepspeed_pipeline_with_zero0_clips_by_the_wrong_norm(fp32: dict[str, Curve]) -> None:
     pytest.importorskip("deepspeed")
-    wrong, right = Layout(1, 2, 1, zero_stage=0, micro_batch=2), Layout(1, 2, 1, zero_stage=1, micro_batch=2)
+    wrong, right = (
+        Layout(tp=1, pp=2, dp=1, zero_stage=0, micro_batch=2),
+        Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2),
+    )
     found = curves(
         2, {n: (layout, arguments("sgd", engine="deepspeed")) for n, layout in {"wrong": wrong, "right": right}.items()}
     )
@@ -81,8 +84,8 @@ def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late() -> None:
     pytest.importorskip("deepspeed")
     one = curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
     layouts = {
-        "wrong": Layout(1, 1, 2, zero_stage=0, micro_batch=4),
-        "right": Layout(1, 1, 2, zero_stage=1, micro_batch=4),
+        "wrong": Layout(tp=1, pp=1, dp=2, zero_stage=0, micro_batch=4),
+        "right": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=4),
     }
     found = curves(
         2, {n: (layout, arguments("adamw", dtype="bf16", engine="deepspeed")) for n, layout in layouts.items()}
@@ -92,7 +95,7 @@ def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late() -> None:
 
 @pytest.mark.slow
 def test_trap_fsdp_that_reshards_under_a_split_backward_loses_gradients(fp32: dict[str, Curve]) -> None:
-    layout = Layout(1, 2, 2, zero_stage=3, schedule="zb_h1")
+    layout = Layout(tp=1, pp=2, dp=2, zero_stage=3, schedule="zb_h1")
     right = curves(4, {"right": (layout, arguments("sgd"))})["right"]
     with mock.patch("launcher.worker.engines.torch_engine.SPLIT_BACKWARD", frozenset()):
         wrong = curves(4, {"wrong": (layout, arguments("sgd"))})["wrong"]

@@ -22,16 +22,16 @@ from launcher.worker.checkpoint.manifest import MANIFEST, committed_steps, folde
 from launcher.worker.checkpoint.saver import CheckpointManager
 
 SAVED, TOTAL = 3, 6
-SOURCE = Layout(2, 2, 2, zero_stage=1)
+SOURCE = Layout(tp=2, pp=2, dp=2, zero_stage=1)
 RESHAPES = {
-    "tp2 pp2 dp2 interleaved zero3": Layout(2, 2, 2, zero_stage=3, schedule="interleaved", virtual_stages=2),
-    "tp1 pp1 dp8": Layout(1, 1, 8),
-    "tp1 pp1 dp4": Layout(1, 1, 4),
-    "tp2 dp2 zero3": Layout(2, 1, 2, zero_stage=3, sequence_parallel=True),
-    "cp2 dp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1, micro_batch=2),
-    "pp4": Layout(1, 4, 1),
-    "tp4": Layout(4, 1, 1),
-    "one rank": Layout(1, 1, 1, micro_batch=8),
+    "tp2 pp2 dp2 interleaved zero3": Layout(tp=2, pp=2, dp=2, zero_stage=3, schedule="interleaved", virtual_stages=2),
+    "tp1 pp1 dp8": Layout(tp=1, pp=1, dp=8),
+    "tp1 pp1 dp4": Layout(tp=1, pp=1, dp=4),
+    "tp2 dp2 zero3": Layout(tp=2, pp=1, dp=2, zero_stage=3, sequence_parallel=True),
+    "cp2 dp2 zero1": Layout(tp=1, pp=1, dp=2, cp=2, zero_stage=1, micro_batch=2),
+    "pp4": Layout(tp=1, pp=4, dp=1),
+    "tp4": Layout(tp=4, pp=1, dp=1),
+    "one rank": Layout(tp=1, pp=1, dp=1, micro_batch=8),
 }
 SYNC = TrainOptions(**{**vars(ADAMW), "checkpoint_async": False})
 
@@ -104,12 +104,12 @@ def test_the_same_layout_continues_bit_for_bit(saved: tuple[Path, Curve]) -> Non
 
 BY_DEEPSPEED: dict[str, Any] = {"engine": "deepspeed"}
 DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
-    "zero0 tp2": (Layout(2, 1, 1, zero_stage=0), BY_DEEPSPEED),
-    "zero1 offloaded": (Layout(1, 1, 2, zero_stage=1), {**BY_DEEPSPEED, "offload_optimizer": True}),
-    "zero2": (Layout(1, 1, 2, zero_stage=2), BY_DEEPSPEED),
-    "zero3": (Layout(1, 1, 2, zero_stage=3), BY_DEEPSPEED),
-    "pp2 zero1": (Layout(1, 2, 1, zero_stage=1), BY_DEEPSPEED),
-    "torch": (Layout(1, 1, 2, zero_stage=2), {}),
+    "zero0 tp2": (Layout(tp=2, pp=1, dp=1, zero_stage=0), BY_DEEPSPEED),
+    "zero1 offloaded": (Layout(tp=1, pp=1, dp=2, zero_stage=1), {**BY_DEEPSPEED, "offload_optimizer": True}),
+    "zero2": (Layout(tp=1, pp=1, dp=2, zero_stage=2), BY_DEEPSPEED),
+    "zero3": (Layout(tp=1, pp=1, dp=2, zero_stage=3), BY_DEEPSPEED),
+    "pp2 zero1": (Layout(tp=1, pp=2, dp=1, zero_stage=1), BY_DEEPSPEED),
+    "torch": (Layout(tp=1, pp=1, dp=2, zero_stage=2), {}),
 }
 
 
@@ -143,7 +143,7 @@ def test_deepspeed_saves_what_it_and_the_torch_engine_continue_from(tmp_path: Pa
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
     """A folder with good checkpoints after steps 2 and 4 of a one-rank run."""
-    run_ranks(1, saves(tmp_path, Layout(1, 1, 1, micro_batch=8), options=SYNC, at=(2, 4)))
+    run_ranks(1, saves(tmp_path, Layout(tp=1, pp=1, dp=1, micro_batch=8), options=SYNC, at=(2, 4)))
     assert committed_steps(tmp_path) == [4, 2]
     return tmp_path
 
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     name, damage = DAMAGE[kind]
     file = two / folder_name(4) / name
     damage(file)
-    found = run_ranks(1, continues(two, Layout(1, 1, 1, micro_batch=8), options=SYNC))[0]
+    found = run_ranks(1, continues(two, Layout(tp=1, pp=1, dp=1, micro_batch=8), options=SYNC))[0]
     assert found["step"] == 2
     warning = capfd.readouterr().err
     assert str(file) in warning and folder_name(4) in warning and "not used" in warning
@@ -197,7 +197,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_harms_neither_the_run_nor_older_checkpoints(
     checkpoint_async: bool, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    layout, folder, filler = Layout(1, 1, 2, zero_stage=1), small_disk / "checkpoints", small_disk / "filler"
+    layout, folder, filler = Layout(tp=1, pp=1, dp=2, zero_stage=1), small_disk / "checkpoints", small_disk / "filler"
     options = TrainOptions(**{**vars(ADAMW), "checkpoint_async": checkpoint_async})
 
     def body(rank: int) -> dict[str, Any]:
@@ -228,14 +228,14 @@ def test_a_full_disk_is_told_and_harms_neither_the_run_nor_older_checkpoints(
 @pytest.mark.slow
 def test_the_last_ones_and_every_mth_are_kept(tmp_path: Path) -> None:
     options = TrainOptions(**{**vars(SYNC), "keep_last": 2, "keep_every": 3})
-    run_ranks(1, saves(tmp_path, Layout(1, 1, 1, micro_batch=8), options=options, at=(1, 2, 3, 4, 5, 6)))
+    run_ranks(1, saves(tmp_path, Layout(tp=1, pp=1, dp=1, micro_batch=8), options=options, at=(1, 2, 3, 4, 5, 6)))
     assert committed_steps(tmp_path) == [6, 5, 3]
 
 
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused_with_both_values(two: Path) -> None:
     def body(rank: int) -> str:
-        other = make_plan(Layout(1, 1, 1), model=TINY, global_batch=16)
+        other = make_plan(Layout(tp=1, pp=1, dp=1), model=TINY, global_batch=16)
         manager = CheckpointManager(two, plan=other, options=SYNC)
         try:
             manager.restore({"x": torch.zeros(1)})

@@ -78,7 +78,7 @@ def test_logits_equal_those_of_transformers_with_its_weights(name: str, tmp_path
 def test_a_sharded_checkpoint_exports_to_what_transformers_loads(name: str, tmp_path: Path) -> None:
     """Train under tp2 × pp2 × dp2 with ZeRO-1, save, export, and compare with what transformers computes."""
     model = MODELS[name]
-    layout = Layout(2, 2, 2, zero_stage=1)
+    layout = Layout(tp=2, pp=2, dp=2, zero_stage=1)
 
     def body(rank: int) -> None:
         engine, axes = make_engine(layout, rank, options=ADAMW, model=model, optimizer="adamw")
@@ -110,9 +110,9 @@ def test_a_run_starts_from_a_folder_under_tensor_and_pipeline_parallelism(tmp_pa
 
         return float(run_ranks(layout.world_size, body)[0])
 
-    one = first_loss(Layout(1, 1, 1, micro_batch=8))
-    assert first_loss(Layout(2, 2, 1, micro_batch=2)) == pytest.approx(one, abs=1e-5)
-    assert abs(first_loss(Layout(1, 1, 1, micro_batch=8), ADAMW) - one) > 1e-3
+    one = first_loss(Layout(tp=1, pp=1, dp=1, micro_batch=8))
+    assert first_loss(Layout(tp=2, pp=2, dp=1, micro_batch=2)) == pytest.approx(one, abs=1e-5)
+    assert abs(first_loss(Layout(tp=1, pp=1, dp=1, micro_batch=8), ADAMW) - one) > 1e-3
 
 
 def test_a_folder_of_another_shape_is_refused_with_every_difference(tmp_path: Path) -> None:

@@ -28,17 +28,19 @@ def plan_on(layout: Layout, *, domain: int) -> Plan:
 @pytest.mark.parametrize(
     ("layout", "domain", "size"),
     [
-        (Layout(1, 1, 8), 4, 4),
-        (Layout(2, 1, 4), 4, 2),
-        (Layout(1, 2, 4, axis_order="dp-tp-cp-pp"), 2, 2),
-        (Layout(1, 1, 8), 8, 8),
+        (Layout(tp=1, pp=1, dp=8), 4, 4),
+        (Layout(tp=2, pp=1, dp=4), 4, 2),
+        (Layout(tp=1, pp=2, dp=4, axis_order="dp-tp-cp-pp"), 2, 2),
+        (Layout(tp=1, pp=1, dp=8), 8, 8),
     ],
 )
 def test_shards_are_as_many_as_data_parallel_peers_in_a_domain(layout: Layout, domain: int, size: int) -> None:
     assert shard_size(layout, plan_on(layout, domain=domain).placement) == size
 
 
-@pytest.mark.parametrize(("layout", "why"), [(Layout(2, 1, 4), "runs of 1"), (Layout(1, 1, 4, cp=2), "layout.cp=1")])
+@pytest.mark.parametrize(
+    ("layout", "why"), [(Layout(tp=2, pp=1, dp=4), "runs of 1"), (Layout(tp=1, pp=1, dp=4, cp=2), "layout.cp=1")]
+)
 def test_a_layout_whose_peers_all_sit_apart_or_cut_sequences_is_refused(layout: Layout, why: str) -> None:
     with pytest.raises(InputError, match=why):
         shard_size(layout, plan_on(layout, domain=2).placement)
@@ -47,9 +49,9 @@ def test_a_layout_whose_peers_all_sit_apart_or_cut_sequences_is_refused(layout: 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_hybrid_sharding_trains_as_one_process_and_holds_a_half(zero_stage: int) -> None:
-    one = {"one": (Layout(1, 1, 1, micro_batch=8), {"model": TINY, "optimizer": "sgd", "num_steps": 5})}
+    one = {"one": (Layout(tp=1, pp=1, dp=1, micro_batch=8), {"model": TINY, "optimizer": "sgd", "num_steps": 5})}
     right = curves(1, one)["one"]
-    layout = Layout(2, 1, 4, zero_stage=zero_stage)
+    layout = Layout(tp=2, pp=1, dp=4, zero_stage=zero_stage)
     plan = plan_on(layout, domain=4)
 
     def body(rank: int) -> dict[str, Any]:

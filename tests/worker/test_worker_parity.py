@@ -21,48 +21,47 @@ Case = tuple[Layout, dict[str, Any]]
 
 DEGREES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
 TORCH: dict[str, Layout] = {
-    "-".join(f"{axis}{degree}" for axis, degree in zip(("tp", "pp", "dp"), degrees, strict=True)): Layout(
-        *degrees, micro_batch=2
-    )
-    for degrees in DEGREES
+    f"tp{tp}-pp{pp}-dp{dp}": Layout(tp=tp, pp=pp, dp=dp, micro_batch=2) for tp, pp, dp in DEGREES
 } | {
-    "tp2 sequence parallel": Layout(2, 1, 1, sequence_parallel=True, micro_batch=4),
-    "dp2 zero1": Layout(1, 1, 2, zero_stage=1, micro_batch=2),
-    "dp2 zero2 accumulated": Layout(1, 1, 2, zero_stage=2, micro_batch=1),
-    "dp2 zero3 accumulated": Layout(1, 1, 2, zero_stage=3, micro_batch=2),
-    "pp2 gpipe": Layout(1, 2, 1, schedule="gpipe", micro_batch=2),
-    "pp2 interleaved": Layout(1, 2, 1, schedule="interleaved", virtual_stages=2, micro_batch=2),
-    "pp2 uneven": Layout(1, 2, 1, layer_split=(3, 1)),
-    "tp2 dp2 zero3 sp full": Layout(2, 1, 2, zero_stage=3, sequence_parallel=True, recompute="full", micro_batch=2),
-    "pp2 dp2 zero2 zb": Layout(1, 2, 2, zero_stage=2, schedule="zb_h1"),
-    "pp2 dp2 zero3 zb": Layout(1, 2, 2, zero_stage=3, schedule="zb_h1"),
-    "pp4 selective": Layout(1, 4, 1, recompute="selective"),
-    "dp4 zero3": Layout(1, 1, 4, zero_stage=3),
-    "tp4": Layout(4, 1, 1, sequence_parallel=True, micro_batch=4),
-    "tp2 pp2 dp2 zero1 sp": Layout(2, 2, 2, zero_stage=1, sequence_parallel=True, micro_batch=2),
-    "tp2 pp2 dp2 zero3 full": Layout(2, 2, 2, zero_stage=3, recompute="full", micro_batch=2),
-    "tp2 pp2 dp2 interleaved zero2": Layout(
-        2, 2, 2, zero_stage=2, schedule="interleaved", virtual_stages=2, micro_batch=2
+    "tp2 sequence parallel": Layout(tp=2, pp=1, dp=1, sequence_parallel=True, micro_batch=4),
+    "dp2 zero1": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=2),
+    "dp2 zero2 accumulated": Layout(tp=1, pp=1, dp=2, zero_stage=2, micro_batch=1),
+    "dp2 zero3 accumulated": Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2),
+    "pp2 gpipe": Layout(tp=1, pp=2, dp=1, schedule="gpipe", micro_batch=2),
+    "pp2 interleaved": Layout(tp=1, pp=2, dp=1, schedule="interleaved", virtual_stages=2, micro_batch=2),
+    "pp2 uneven": Layout(tp=1, pp=2, dp=1, layer_split=(3, 1)),
+    "tp2 dp2 zero3 sp full": Layout(
+        tp=2, pp=1, dp=2, zero_stage=3, sequence_parallel=True, recompute="full", micro_batch=2
     ),
-    "tp2 pp2 dp2 zb sp": Layout(2, 2, 2, schedule="zb_h1", sequence_parallel=True, micro_batch=2),
-    "tp2 pp2 dp2 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp", micro_batch=2),
-    "cp2": Layout(1, 1, 1, cp=2, micro_batch=4),
-    "cp2 zero3": Layout(1, 1, 1, cp=2, zero_stage=3, micro_batch=4),
-    "cp4": Layout(1, 1, 1, cp=4, recompute="selective", micro_batch=4),
-    "tp2 cp2 sp": Layout(2, 1, 1, cp=2, sequence_parallel=True, micro_batch=4),
-    "pp2 cp2": Layout(1, 2, 1, cp=2, recompute="full", micro_batch=2),
-    "dp2 cp2 zero1": Layout(1, 1, 2, cp=2, zero_stage=1, micro_batch=2),
-    "tp2 cp2 dp2 zero2 sp": Layout(2, 1, 2, cp=2, zero_stage=2, sequence_parallel=True, micro_batch=2),
-    "tp2 cp2 pp2 other order": Layout(2, 2, 1, cp=2, axis_order="cp-pp-tp-dp", micro_batch=2),
+    "pp2 dp2 zero2 zb": Layout(tp=1, pp=2, dp=2, zero_stage=2, schedule="zb_h1"),
+    "pp2 dp2 zero3 zb": Layout(tp=1, pp=2, dp=2, zero_stage=3, schedule="zb_h1"),
+    "pp4 selective": Layout(tp=1, pp=4, dp=1, recompute="selective"),
+    "dp4 zero3": Layout(tp=1, pp=1, dp=4, zero_stage=3),
+    "tp4": Layout(tp=4, pp=1, dp=1, sequence_parallel=True, micro_batch=4),
+    "tp2 pp2 dp2 zero1 sp": Layout(tp=2, pp=2, dp=2, zero_stage=1, sequence_parallel=True, micro_batch=2),
+    "tp2 pp2 dp2 zero3 full": Layout(tp=2, pp=2, dp=2, zero_stage=3, recompute="full", micro_batch=2),
+    "tp2 pp2 dp2 interleaved zero2": Layout(
+        tp=2, pp=2, dp=2, zero_stage=2, schedule="interleaved", virtual_stages=2, micro_batch=2
+    ),
+    "tp2 pp2 dp2 zb sp": Layout(tp=2, pp=2, dp=2, schedule="zb_h1", sequence_parallel=True, micro_batch=2),
+    "tp2 pp2 dp2 other order": Layout(tp=2, pp=2, dp=2, zero_stage=1, axis_order="dp-tp-pp-cp", micro_batch=2),
+    "cp2": Layout(tp=1, pp=1, dp=1, cp=2, micro_batch=4),
+    "cp2 zero3": Layout(tp=1, pp=1, dp=1, cp=2, zero_stage=3, micro_batch=4),
+    "cp4": Layout(tp=1, pp=1, dp=1, cp=4, recompute="selective", micro_batch=4),
+    "tp2 cp2 sp": Layout(tp=2, pp=1, dp=1, cp=2, sequence_parallel=True, micro_batch=4),
+    "pp2 cp2": Layout(tp=1, pp=2, dp=1, cp=2, recompute="full", micro_batch=2),
+    "dp2 cp2 zero1": Layout(tp=1, pp=1, dp=2, cp=2, zero_stage=1, micro_batch=2),
+    "tp2 cp2 dp2 zero2 sp": Layout(tp=2, pp=1, dp=2, cp=2, zero_stage=2, sequence_parallel=True, micro_batch=2),
+    "tp2 cp2 pp2 other order": Layout(tp=2, pp=2, dp=1, cp=2, axis_order="cp-pp-tp-dp", micro_batch=2),
 }
 DEEPSPEED: dict[str, Layout] = {
-    f"deepspeed tp2 dp2 zero{stage}": Layout(2, 1, 2, zero_stage=stage, micro_batch=2) for stage in range(4)
+    f"deepspeed tp2 dp2 zero{stage}": Layout(tp=2, pp=1, dp=2, zero_stage=stage, micro_batch=2) for stage in range(4)
 } | {
-    "deepspeed dp2 zero3": Layout(1, 1, 2, zero_stage=3),
-    "deepspeed pp2 zero1": Layout(1, 2, 1, zero_stage=1, micro_batch=2),
-    "deepspeed pp2 dp2 zero1 uneven": Layout(1, 2, 2, zero_stage=1, layer_split=(1, 3)),
-    "deepspeed tp2 pp2 dp2 zero1": Layout(2, 2, 2, zero_stage=1),
-    "deepspeed tp2 pp2 dp2 zero1 other order": Layout(2, 2, 2, zero_stage=1, axis_order="dp-tp-pp-cp"),
+    "deepspeed dp2 zero3": Layout(tp=1, pp=1, dp=2, zero_stage=3),
+    "deepspeed pp2 zero1": Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2),
+    "deepspeed pp2 dp2 zero1 uneven": Layout(tp=1, pp=2, dp=2, zero_stage=1, layer_split=(1, 3)),
+    "deepspeed tp2 pp2 dp2 zero1": Layout(tp=2, pp=2, dp=2, zero_stage=1),
+    "deepspeed tp2 pp2 dp2 zero1 other order": Layout(tp=2, pp=2, dp=2, zero_stage=1, axis_order="dp-tp-pp-cp"),
 }
 
 
@@ -83,7 +82,7 @@ def cases(world_size: int, layouts: dict[str, Layout], **training: Any) -> dict[
 @pytest.fixture(scope="module")
 def reference() -> dict[tuple[str, str], Curve]:
     """One process, no parallelism, by (optimizer, model)."""
-    whole = Layout(1, 1, 1, micro_batch=8)
+    whole = Layout(tp=1, pp=1, dp=1, micro_batch=8)
     pairs = [(optimizer, model) for optimizer in ("sgd", "adamw") for model in (TINY, LLAMA)]
     found = curves(1, {f"{o}/{m.name}": (whole, {"model": m, "optimizer": o, "num_steps": STEPS}) for o, m in pairs})
     return {(o, m.name): found[f"{o}/{m.name}"] for o, m in pairs}
@@ -126,7 +125,9 @@ def test_deepspeed_engine_gives_the_loss_of_one_process_where_it_is_allowed(
 @pytest.mark.slow
 def test_deepspeed_offloads_its_optimizer_without_a_difference(reference: dict[tuple[str, str], Curve]) -> None:
     pytest.importorskip("deepspeed")
-    layouts = {f"deepspeed dp2 zero{stage} offloaded": Layout(1, 1, 2, zero_stage=stage) for stage in (1, 2, 3)}
+    layouts = {
+        f"deepspeed dp2 zero{stage} offloaded": Layout(tp=1, pp=1, dp=2, zero_stage=stage) for stage in (1, 2, 3)
+    }
     wanted = cases(2, layouts, engine="deepspeed", offload_optimizer=True)
     assert differences(curves(2, wanted), wanted, reference) == []
 

@@ -22,7 +22,7 @@ def rank_env(rank: int, *, local_rank: int | None = None, node: int = 0, world_s
 
 @pytest.fixture
 def plan() -> Plan:
-    return replace(make_plan(Layout(2, 2, 2)), hosts=("node10",))
+    return replace(make_plan(Layout(tp=2, pp=2, dp=2)), hosts=("node10",))
 
 
 def test_the_right_place_is_accepted(plan: Plan) -> None:

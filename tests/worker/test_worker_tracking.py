@@ -42,7 +42,9 @@ def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
 
 
 def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:
-    tracker = make_tracker(make_plan(Layout(1, 1, 1)), run_dir=tmp_path, tracking=TrackingOptions(), main=False)
+    tracker = make_tracker(
+        make_plan(Layout(tp=1, pp=1, dp=1)), run_dir=tmp_path, tracking=TrackingOptions(), main=False
+    )
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert list(tmp_path.iterdir()) == []
@@ -52,7 +54,7 @@ def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:
 def test_wandb_keeps_one_offline_run_a_job(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     tracking = TrackingOptions(kind="wandb", mode="offline")
-    tracker = make_tracker(make_plan(Layout(1, 1, 1)), run_dir=tmp_path, tracking=tracking, main=True)
+    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1)), run_dir=tmp_path, tracking=tracking, main=True)
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
@@ -66,13 +68,13 @@ def test_where_a_step_went_is_the_median_of_each_part_in_words() -> None:
 
 
 def test_mfu_is_unknown_where_the_peak_is() -> None:
-    plan = make_plan(Layout(2, 2, 2))
+    plan = make_plan(Layout(tp=2, pp=2, dp=2))
     assert throughput(plan, step_s=0.5)["mfu"] is None
     assert throughput(plan, step_s=0.5)["tokens_per_s"] == 8 * 16 / 0.5
 
 
 def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
-    plan = make_plan(Layout(1, 1, 1))
+    plan = make_plan(Layout(tp=1, pp=1, dp=1))
     measured = Measured(None, median_split([]), 2**20)
     document = result_document(plan, losses=[], measured=measured, first_step=9, stopped=False)
     assert document["losses"] == {"first": None, "last": None, "all": []}
