@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from typing import Any
 
 from launcher.config.fields import unknown_key
 from launcher.errors import InputError
+from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 
@@ -22,33 +23,10 @@ def export(plan: Plan, target: str) -> str:
     return EXPORTERS[target](plan)
 
 
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """The DeepSpeed configuration of a plan (pipeline degrees belong to the model code, not to this file).
-
-    Source: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19).
-    """
-    layout, training = plan.layout, plan.job.training
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": layout.micro_batch,
-        "gradient_accumulation_steps": layout.num_micro_batches(training.global_batch),
-        "zero_optimization": {"stage": layout.zero_stage},
-    }
-    if training.dtype in ("bf16", "fp16"):
-        config[training.dtype] = {"enabled": True}
-    if training.offload_optimizer:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
-    clip = plan.config.get("train", {}).get("grad_clip")
-    if clip:
-        config["gradient_clipping"] = clip
-    if layout.tp > 1:
-        config["tensor_parallel"] = {"autotp_size": layout.tp}
-    return config
-
-
 def _deepspeed(plan: Plan) -> str:
     if plan.layout.cp > 1:
         raise InputError("DeepSpeed has no context parallelism of this kind: plan with layout.cp=1 to export it")
-    return json.dumps(deepspeed_config(plan), indent=2) + "\n"
+    return json.dumps(deepspeed_config(plan, TrainOptions.from_config(plan.config["train"])), indent=2) + "\n"
 
 
 def _megatron(plan: Plan) -> str:

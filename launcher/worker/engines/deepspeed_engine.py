@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launcher import env
+from launcher.planner.deepspeed_config import CONFIG_FILE, deepspeed_config
 from launcher.worker.data.batches import Batch
-from launcher.worker.engines.deepspeed_config import CONFIG_FILE, deepspeed_config
 from launcher.worker.engines.deepspeed_state import DeepSpeedState
 from launcher.worker.engines.engine import EngineContext, StepResult
 from launcher.worker.engines.optim import make_inner

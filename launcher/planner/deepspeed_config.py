@@ -1,4 +1,7 @@
-"""The DeepSpeed JSON of a plan. Pure: shown by tests, kept in the run folder."""
+"""The DeepSpeed configuration of a plan: the one that our engine is given, and the one that is exported.
+
+Keys: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ CONFIG_FILE = "deepspeed.json"
 
 
 def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
-    """DeepSpeed's configuration for `plan`; batch sizes per data-parallel rank, never `train_batch_size`."""
+    """DeepSpeed's configuration for `plan`; batch sizes per data-parallel rank, never `train_batch_size`.
+
+    Pipeline and tensor degrees have no key: the model code builds its stages, and an `mpu` answers for the groups.
+    """
     layout, training = plan.layout, plan.job.training
     zero: dict[str, Any] = {"stage": layout.zero_stage}
     if layout.zero_stage == 3:
@@ -28,6 +34,6 @@ def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    if training.dtype == "bf16":
-        config["bf16"] = {"enabled": True}
+    if training.dtype in ("bf16", "fp16"):
+        config[training.dtype] = {"enabled": True}
     return config
