@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
-BASE = {"errors", "units", "env", "console", "resources", "process", "fast_exit"}
+BASE = {"errors", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
 VALUES = BASE | {"cluster", "model", "stacks"}
 LAID_OUT = VALUES | {"layout"}
 PLANNED = LAID_OUT | {"cost", "planner"}
@@ -24,6 +24,7 @@ PLACES = {"local", "slurm", "ssh"}
 ALLOWED = {
     "errors": set(),
     "units": set(),
+    "secret": set(),
     "console": set(),
     "resources": set(),
     "process": {"errors"},

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from launcher import env
+
+# Filters and formats of a user's own look-ups, which would change what squeue, sinfo and sacct print for us.
+_LOOK_UPS = re.compile(r"(SQUEUE|SINFO|SACCT|SCONTROL|SPRIO)_\w+|SLURM_(TIME_FORMAT|BITSTR_LEN)")
 
 
 @dataclass(frozen=True)
@@ -23,12 +29,26 @@ class Output:
 Runner = Callable[[tuple[str, ...]], Output]
 
 
+def query_environment() -> dict[str, str]:
+    """This process's environment without the user's own filters and formats of Slurm's look-ups."""
+    return {name: value for name, value in env.environment().items() if not _LOOK_UPS.fullmatch(name)}
+
+
 def run(argv: tuple[str, ...], *, timeout_s: float = 20.0) -> Output:
     """Run a command without a shell. A missing command or a failure is an Output without text, never an exception."""
     if shutil.which(argv[0]) is None:
         return Output(None, f"there is no {argv[0]} on this machine", installed=False)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
+        done = subprocess.run(
+            argv,
+            env=query_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return Output(None, f"{' '.join(argv)} did not answer within {timeout_s:g} s")
     except OSError as error:

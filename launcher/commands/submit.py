@@ -33,8 +33,9 @@ def run(invocation: Invocation) -> int:
     job = work(settings, invocation.rest)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     tell_plan(plan)
-    for warning in submit.warnings(plan, slurm, LaunchSettings.from_config(settings.config["launch"])):
-        print(f"launcher: {warning}", file=sys.stderr)
+    launch = LaunchSettings.from_config(settings.config["launch"])
+    for line in (*submit.warnings(plan, slurm, launch), *submit.left_behind(slurm)):
+        print(f"launcher: {line}", file=sys.stderr)
     to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plan, slurm))
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
@@ -69,6 +70,8 @@ def run_sweep(invocation: Invocation) -> int:
         SweepMember(tuple(w for w in words if w.partition("=")[0] in {s.partition("=")[0] for s in swept}), plan)
         for words, plan in zip(combinations, plans, strict=True)
     ]
+    for line in submit.left_behind(slurm):
+        print(f"launcher: {line}", file=sys.stderr)
     print(f"sweep folder: {folder} ({len(members)} runs)", file=sys.stderr)
     request = submit.prepare_sweep(members, slurm, to_run, folder=folder)
     if first.config["dry_run"]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launcher.lint.script import BatchScript
+from launcher.secret import SECRET_VALUES
 
-# Keys of Hugging Face, GitHub, OpenAI and AWS by their beginnings. Those of wandb look as a git commit does.
-SECRET_VALUES = r"\b(?:hf_[A-Za-z0-9]{20,}|ghp_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9-]{20,}|AKIA[A-Z0-9]{16})\b"
 NOT_SHOWN = re.compile(rf"{SECRET_VALUES}|\b[0-9a-f]{{40,}}\b")
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.lint.finding import SECRET_VALUES, Rule, Subject, Trap
+from launcher.lint.finding import Rule, Subject, Trap
 from launcher.lint.shell import assignments, program, unquote
+from launcher.secret import SECRET_VALUES, is_secret_name
 
-SECRET_NAMES = re.compile(r"\w*(API_?KEY|TOKEN|SECRET\w*|PASSWORD|PASSWD|ACCESS_KEY)", re.I)
 # In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.
 SECRET_ARGUMENT = re.compile(
     rf"({SECRET_VALUES})"
@@ -95,7 +95,7 @@ def secret_in_clear(subject: Subject) -> Iterator[Trap]:
     for command in (*subject.script.commands, *subject.script.in_tasks):
         for name, raw in assignments(command).items():
             value = unquote(raw)
-            if SECRET_NAMES.fullmatch(name) and len(value) >= 8 and "$" not in value and "`" not in value:
+            if is_secret_name(name) and len(value) >= 8 and "$" not in value and "`" not in value:
                 yield Trap(command.line, f"{name}={value[:3]}…")
         for match in SECRET_ARGUMENT.finditer(command.text):
             secret = match[1] or match[2]

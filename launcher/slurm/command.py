@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.cluster.commands import query_environment
 from launcher.errors import InputError
 
 TIMEOUT_S = 60.0
@@ -35,7 +36,8 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
             capture_output=True,
             text=True,
             errors="replace",
-            env=environment,
+            env=query_environment() if environment is None else environment,
+            stdin=subprocess.DEVNULL,
             timeout=TIMEOUT_S,
             check=False,
         )

@@ -32,6 +32,7 @@ from launcher.run.folder import RunFolder, append_line, create_run_folder
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
 from launcher.slurm.command import ask
+from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
@@ -156,7 +157,7 @@ class Driver:
             return
         argv = guard_argv(self.allocation.job_id, here, on=others[0])
         with (self.folder.logs / "guard.out").open("ab") as log:
-            process = subprocess.Popen(argv, stdout=log, stderr=log)
+            process = subprocess.Popen(argv, env=of_step(env.environment()), stdout=log, stderr=log)
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ from launcher.run.folder import create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
 from launcher.slurm.check import read_findings
 from launcher.slurm.command import Answer
+from launcher.slurm.environment import of_step
 from launcher.slurm.record import Submission, write_submission
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
@@ -53,7 +54,8 @@ class Steps:
     def variables(self, plan: Plan) -> dict[str, str]:
         """The environment of a step."""
         ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: f"{self.run_id}-{self.attempt}"}
-        return {**env.environment(), **rank_variables(self.settings), **ours}
+        inherited = of_step(env.environment(), extra=self.settings.extra)
+        return {**inherited, **rank_variables(self.settings), **ours}
 
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:

@@ -35,7 +35,7 @@ OPTION_KEYS = {
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """One submission: `argv` as sbatch gets it, the secrets taken out of its environment, and the script."""
+    """One submission: `argv` as sbatch gets it, the variables taken out of its environment, and the script."""
 
     argv: tuple[str, ...]
     without: tuple[str, ...]
@@ -82,7 +82,7 @@ def submit_request(
         f"--chdir={where.run_folder}",
         f"--output={_log_folder(where)}/{ARRAY_LOG_PATTERN if array_size else LOG_PATTERN}",
         "--open-mode=append",
-        *(["--export=NONE"] if settings.export == "none" else []),
+        *_export(settings),
         *([f"--array=0-{array_size - 1}{_limit(settings)}"] if array_size else []),
         *settings.extra,
     ]
@@ -94,6 +94,14 @@ def job_name(name: str) -> str:
     """A name that every Slurm tool shows on one line."""
     printable = "".join(c if c.isprintable() else "_" for c in name)
     return printable[:LONGEST_NAME] or "launcher"
+
+
+def _export(settings: SlurmSettings) -> list[str]:
+    """Nothing for the whole environment, which is Slurm's default; else nothing but the secrets that the job may have.
+
+    The values stay in the environment: sbatch takes names.
+    """
+    return [f"--export={','.join(settings.secrets) or 'NONE'}"] if settings.export == "none" else []
 
 
 def _log_folder(where: Where) -> str:

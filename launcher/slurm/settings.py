@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.config.fields import AUTO, Fields, raise_problems
 from launcher.planner.options import BandwidthOptions
-from launcher.slurm.secret import is_secret_name
+from launcher.secret import is_secret_name
 
 RUNTIMES = ("bare", "apptainer", "pyxis")
 REPLANS = ("never", "shrink", "any")

@@ -15,10 +15,11 @@ from launcher.planner import Plan
 from launcher.planner.record import cluster_to_dict
 from launcher.resources import resource
 from launcher.run.folder import write_text
+from launcher.secret import secrets_in
 from launcher.slurm.command import ask
+from launcher.slurm.environment import kept_from_sbatch, left_behind_text, secrets_text
 from launcher.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_planned, write_submission
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
-from launcher.slurm.secret import secrets_to_remove
 from launcher.slurm.settings import SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
 
@@ -44,7 +45,7 @@ def prepare(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: P
     Raises InputError where the plan cannot be submitted with these settings.
     """
     folder = run_folder.absolute()
-    without = _removed_secrets(settings)
+    without = _removed(settings)
     request = submit_request(plan, settings, Where(folder, batch_script(), to_run.python), without=without)
     write_run_files(folder, plan, settings, to_run.submission())
     return request
@@ -55,7 +56,7 @@ def prepare_sweep(
 ) -> SubmitRequest:
     """As `prepare`, for a sweep whose runs lie in `folder`/0, `folder`/1, … (each with its plan.json)."""
     folder = folder.absolute()
-    without = _removed_secrets(settings)
+    without = _removed(settings)
     request = sweep_request(members, settings, Where(folder, batch_script(), to_run.python), without=without)
     for index, member in enumerate(members):
         write_run_files(folder / str(index), member.plan, settings, to_run.submission())
@@ -72,11 +73,21 @@ def submit_sweep(request: SubmitRequest, *, folder: Path, size: int) -> str:
     return job_id
 
 
-def _removed_secrets(settings: SlurmSettings) -> tuple[str, ...]:
+def _removed(settings: SlurmSettings) -> tuple[str, ...]:
+    """Variables of this shell that sbatch must not see; raises InputError where a secret that is wanted is not here."""
     missing = [name for name in settings.secrets if env.get(name) is None]
     if missing:
         raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
-    return secrets_to_remove(env.environment(), wanted=settings.secrets)
+    here = env.environment()
+    return (*secrets_in(here, wanted=settings.secrets), *kept_from_sbatch(here))
+
+
+def left_behind(settings: SlurmSettings) -> list[str]:
+    """What the job does not get from this shell, in a line each for secrets and for what belongs to other jobs."""
+    here = env.environment()
+    secrets, others = secrets_in(here, wanted=settings.secrets), kept_from_sbatch(here)
+    lines = [secrets_text(secrets)] if secrets and settings.export == "all" else []
+    return lines + ([left_behind_text(others, in_job=env.get("SLURM_JOB_ID"))] if others else [])
 
 
 def checked_cluster(other: Cluster, plan: Plan, settings: SlurmSettings) -> Cluster:

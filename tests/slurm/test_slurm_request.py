@@ -18,7 +18,6 @@ from launcher.config.compose import compose_config
 from launcher.errors import InputError
 from launcher.slurm.allocation import given_cpus
 from launcher.slurm.request import SubmitRequest, Where, job_name, submit_request
-from launcher.slurm.secret import is_secret_name, secrets_to_remove
 from launcher.slurm.settings import SLURM_KEYS, SlurmSettings, time_limit_s
 from launcher.slurm.step import Step, rank_variables, step_argv
 from launcher.slurm.submit import dry_run_text, warnings
@@ -239,13 +238,6 @@ def test_a_sound_submission_and_a_script_of_the_user_s_get_no_warning() -> None:
         assert warnings(replace(plan(), config=config), SlurmSettings(), launch) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "SSH_PRIVATE_KEY"]
-)
-def test_secrets_are_known_by_name(name: str) -> None:
-    assert is_secret_name(name)
-
-
-def test_only_secrets_that_nobody_asked_for_stay_behind() -> None:
-    environment = {"PATH": "", "WANDB_API_KEY": "", "HF_TOKEN": "", "TOKENIZERS_PARALLELISM": ""}
-    assert secrets_to_remove(environment, wanted=["HF_TOKEN"]) == ("WANDB_API_KEY",)
+def test_without_the_environment_only_the_wanted_secrets_are_exported_and_by_name() -> None:
+    assert "--export=NONE" in request(export="none").argv
+    assert "--export=HF_TOKEN,DB_PASS" in request(export="none", secrets=["HF_TOKEN", "DB_PASS"]).argv
