@@ -2,60 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.secret import is_secret_name, is_secret_value, secrets_in
 
-SECRETS = [
-    "WANDB_API_KEY",
-    "HF_TOKEN",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_ACCESS_KEY_ID",
-    "SSH_PRIVATE_KEY",
-    "OPENAI_KEY",
-    "DB_PASS",
-    "MYSQL_PWD",
-    "GITHUB_PAT",
-    "PGPASSWORD",
-    "DB_PASSWORD",
-    "SSHPASS",
-    "CREDENTIALS",
-    "LAUNCHER_SECRET",
-    "dbPassword",
-    "HFToken",
-    "hf_token",
-    "API_KEY_1",
-    "HF_TOKEN_2",
-    "TOKEN",
-    "AZURE_STORAGE_CONNECTION_STRING",
-]
-HARMLESS = [
-    "TOKENIZER_PATH",
-    "NUM_TOKENS",
-    "SORT_KEY",
-    "TOKENIZERS_PARALLELISM",
-    "EOS_TOKEN",
-    "PAD_TOKEN_ID",
-    "TOKEN_BUDGET",
-    "PWD",
-    "OLDPWD",
-    "SSH_AUTH_SOCK",
-    "XAUTHORITY",
-    "MONKEY",
-    "KEYBOARD",
-    "COMPASS",
-    "BYPASS_CACHE",
-    "FORWARD_PASS",
-    "HF_TOKEN_PATH",
-    "GPG_KEY",
-    "SLURM_JWT",
-    "PATH",
-    "AWS_SHARED_CREDENTIALS_FILE",
-    "NCCL_IB_PKEY",
-    "PATCH_SIZE",
-]
+SECRETS = re.findall(
+    r"\w+",
+    """
+    WANDB_API_KEY HF_TOKEN AWS_SECRET_ACCESS_KEY AWS_ACCESS_KEY_ID SSH_PRIVATE_KEY OPENAI_KEY DB_PASS MYSQL_PWD
+    GITHUB_PAT PGPASSWORD DB_PASSWORD SSHPASS CREDENTIALS LAUNCHER_SECRET dbPassword HFToken hf_token API_KEY_1
+    HF_TOKEN_2 TOKEN AZURE_STORAGE_CONNECTION_STRING
+    """,
+)
+HARMLESS = re.findall(
+    r"\w+",
+    """
+    TOKENIZER_PATH NUM_TOKENS SORT_KEY TOKENIZERS_PARALLELISM EOS_TOKEN PAD_TOKEN_ID TOKEN_BUDGET PWD OLDPWD
+    SSH_AUTH_SOCK XAUTHORITY MONKEY KEYBOARD COMPASS BYPASS_CACHE FORWARD_PASS HF_TOKEN_PATH GPG_KEY SLURM_JWT
+    PATH AWS_SHARED_CREDENTIALS_FILE NCCL_IB_PKEY PATCH_SIZE
+    """,
+)
 
 
 @pytest.mark.parametrize("name", SECRETS)
