@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
-BASE = {"errors", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
+BASE = {"errors", "schema", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
 VALUES = BASE | {"cluster", "model", "stacks"}
 LAID_OUT = VALUES | {"layout"}
 PLANNED = LAID_OUT | {"cost", "planner"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "secret": set(),
     "console": set(),
     "resources": set(),
+    "schema": {"errors"},
     "process": {"errors"},
     "fast_exit": set(),
     "env": {"errors", "units"},

@@ -1,0 +1,175 @@
+"""What a field says about its configuration key, and every key of a class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+AUTO = "auto"
+_METADATA = "key"
+
+
+class _Required:
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = _Required()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """The default, meaning and rule of one key, in the words and units of who writes it.
+
+    name: of the key, where the field has another.
+    scale: the field is the key times this.
+    choices: allowed words, for the items of a list too.
+    names: allowed keys of a mapping.
+    auto: `auto` is allowed, and None in the field.
+    derived: `auto` is allowed, and the class's `from_keys` replaces it.
+    convert: makes the field of the key instead of its type's rule; raises ValueError with the rule ("must be …").
+    choose: the dataclass that reads a group with this data; None: the field is None. Raises ValueError as `convert`.
+    verbatim: the text of an override is the value, whatever signs are in it.
+    """
+
+    default: Any = REQUIRED
+    meaning: str
+    unit: str | None = None
+    name: str | None = None
+    scale: float = 1
+    choices: tuple[str, ...] | None = None
+    names: tuple[str, ...] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+    auto: bool = False
+    derived: bool = False
+    convert: Callable[[Any], Any] | None = None
+    choose: Callable[[Mapping[str, Any]], type | None] | None = None
+    verbatim: bool = False
+    example: str | None = None
+    source: str | None = None
+
+
+def key(default: Any = REQUIRED, **rule: Any) -> Any:
+    """A dataclass field that is a configuration key; `Key` says what the arguments are. `meaning` is required."""
+    made = Key(default=default, **rule)
+    return field(metadata={_METADATA: made}, **_python_default(made))
+
+
+def only_read(kind: Any, default: Any = None, **rule: Any) -> tuple[Any, Key]:
+    """A key that a class reads and does not keep: an item of its ClassVar `also_read`, for its `from_keys`."""
+    return kind, Key(default=default, **rule)
+
+
+def _python_default(made: Key) -> dict[str, Any]:
+    """The default of the field, from that of the key."""
+    default = made.default
+    if default is REQUIRED or made.derived:
+        return {}
+    if default is None or (made.auto and default == AUTO):
+        return {"default": None}
+    if made.convert is not None:
+        default = made.convert(default)
+    elif made.scale != 1:
+        default = default * made.scale
+    if isinstance(default, Mapping):
+        return {"default_factory": lambda: MappingProxyType(dict(default))}
+    return {"default": tuple(default) if isinstance(default, list) else default}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of a dataclass: its name, its field, its rule, and the type of the field (without None)."""
+
+    name: str
+    field: str
+    key: Key
+    kind: Any
+    optional: bool
+    kept: bool = True  # False: the class reads the key and has no field for it
+
+    @property
+    def is_group(self) -> bool:
+        return self.key.choose is not None or is_dataclass(self.kind)
+
+    @property
+    def takes_auto(self) -> bool:
+        return self.key.auto or self.key.derived
+
+    def group_class(self, data: Any) -> type | None:
+        """The dataclass that reads this group when it has this data; raises ValueError where none can."""
+        if self.key.choose is None:
+            kind: type = self.kind
+            return kind
+        return self.key.choose(data if isinstance(data, Mapping) else {})
+
+
+@lru_cache(maxsize=256)
+def entries(cls: type) -> tuple[Entry, ...]:
+    """The keys of a dataclass, those that it reads without keeping them included."""
+    hints = get_type_hints(cls)
+    kept = [(f.name, f.metadata[_METADATA], hints[f.name]) for f in fields(cls) if _METADATA in f.metadata]
+    read = [(name, rule, kind) for name, (kind, rule) in getattr(cls, "also_read", {}).items()]
+    return tuple(
+        Entry(rule.name or name, name, rule, *without_none(kind), kept=i < len(kept))
+        for i, (name, rule, kind) in enumerate(kept + read)
+    )
+
+
+def without_none(kind: Any) -> tuple[Any, bool]:
+    """A type without its None, and whether it had one."""
+    if get_origin(kind) not in (Union, UnionType):
+        return kind, False
+    rest = tuple(part for part in get_args(kind) if part is not NoneType)
+    return (rest[0] if len(rest) == 1 else kind), len(rest) < len(get_args(kind))
+
+
+def walk(cls: type, prefix: str = "", data: Any = None) -> Iterator[tuple[str, Entry]]:
+    """Every key of a class that takes a value, with its full name; groups as `data` chooses them."""
+    for entry in entries(cls):
+        name = join(prefix, entry.name)
+        if not entry.is_group:
+            yield name, entry
+            continue
+        inner = data.get(entry.name) if isinstance(data, Mapping) else None
+        try:
+            chosen = entry.group_class(inner)
+        except ValueError:
+            continue
+        if chosen is not None:
+            yield from walk(chosen, name, inner)
+
+
+def names(cls: type, prefix: str = "", data: Any = None) -> list[str]:
+    """The full names of all keys of a class that take a value."""
+    return [name for name, _ in walk(cls, prefix, data)]
+
+
+def defaults(cls: type, data: Any = None) -> dict[str, Any]:
+    """What a user would write to get the default of every key that has one."""
+    found: dict[str, Any] = {}
+    for name, entry in walk(cls, "", data):
+        value = entry.key.default
+        if value is not REQUIRED:
+            *groups, last = name.split(".")
+            inside = found
+            for group in groups:
+                inside = inside.setdefault(group, {})
+            inside[last] = _copied(value)
+    return found
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _copied(item) for name, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def join(prefix: str, name: Any) -> str:
+    """The name of a key in a group, as a user writes it."""
+    return f"{prefix}.{name}" if prefix else str(name)

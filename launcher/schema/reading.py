@@ -1,0 +1,202 @@
+"""The one reader of configuration: a frozen value of a group of keys, or every problem in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_args, get_origin
+
+from launcher.errors import InputError
+from launcher.schema.keys import AUTO, REQUIRED, Entry, Key, entries, join, names
+from launcher.schema.nearest import unknown_key
+
+_T = TypeVar("_T")
+UNSET = "???"  # how YAML says that a key has no value yet
+MOST = 10**9  # of any whole number without a maximum of its own: what is above is a slip of the finger
+LARGEST = 10**30  # of any number
+_WRONG = object()  # in place of a value that had a problem
+NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+PLURALS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
+
+
+def read(cls: type[_T], data: Any, prefix: str = "", *, beside: Sequence[type] = ()) -> _T:
+    """A value of `cls` from a group of keys; raises InputError with every problem in it.
+
+    `prefix` is how the user names the group. `beside`: further classes whose keys may be in it.
+    """
+    reader = _Reader([])
+    reader.closed((cls, *beside), data, prefix)
+    found = reader.made(cls, data, prefix)
+    if reader.problems:
+        raise InputError(reader.problems)
+    made: _T = found
+    return made
+
+
+@dataclass(frozen=True)
+class _Reader:
+    problems: list[str]
+
+    def closed(self, classes: Sequence[type], data: Any, prefix: str) -> None:
+        """Report what is no group, and what is a key of none of these classes."""
+        if not isinstance(data, Mapping):
+            self.wrong(prefix, data, "must be a group of keys")
+            return
+        allowed = {entry.name for cls in classes for entry in entries(cls)}
+        unknown = [leaf for name in data if name not in allowed for leaf in _leaves(data[name], join(prefix, name))]
+        if unknown:
+            known = [name for cls in classes for name in names(cls, prefix, data)]
+            self.problems.extend(unknown_key(leaf, known) for leaf in unknown)
+
+    def made(self, cls: type, data: Any, prefix: str) -> Any:
+        """The value of one class from a group, which others may share."""
+        if not isinstance(data, Mapping):
+            return _WRONG
+        before = len(self.problems)
+        values = {entry.field: self.entry(entry, cls, data, prefix) for entry in entries(cls)}
+        values = {field: value for field, value in values.items() if value is not REQUIRED}
+        if len(self.problems) > before:
+            return _WRONG
+        try:
+            return cls.from_keys(values) if hasattr(cls, "from_keys") else cls(**values)
+        except InputError as error:
+            self.problems.extend(error.problems)
+            return _WRONG
+
+    def entry(self, entry: Entry, cls: type, data: Mapping[str, Any], prefix: str) -> Any:
+        """The field of one key; REQUIRED where only the dataclass can make its default."""
+        name, rule = join(prefix, entry.name), entry.key
+        given = data.get(entry.name, UNSET)
+        if entry.is_group:
+            return self.subgroup(entry, cls, {} if given in (UNSET, None) else given, name)
+        if given != UNSET:
+            return self.value(entry, given, name)
+        if rule.default is REQUIRED:
+            self.problems.append(f"{name} is not set: give it as {name}=VALUE")
+            return _WRONG
+        if rule.derived or not entry.kept:
+            return rule.default
+        return getattr(cls, entry.field, REQUIRED)
+
+    def subgroup(self, entry: Entry, cls: type, data: Any, name: str) -> Any:
+        """A group in this one; fields of the same key share it."""
+        sharing = [other for other in entries(cls) if other.name == entry.name]
+        try:
+            chosen = [other.group_class(data) for other in sharing]
+        except ValueError as error:
+            if entry is sharing[0]:
+                self.problems.append(str(error))
+            return _WRONG
+        if entry is sharing[0]:
+            self.closed([found for found in chosen if found], data, name)
+        make = chosen[sharing.index(entry)]
+        return None if make is None else self.made(make, data, name)
+
+    def value(self, entry: Entry, value: Any, name: str) -> Any:
+        rule = entry.key
+        if entry.takes_auto and isinstance(value, str) and value == AUTO:
+            return None if rule.auto else AUTO
+        if value is None and entry.optional and not rule.auto:
+            return None
+        if rule.convert is not None:
+            try:
+                return rule.convert(value)
+            except ValueError as error:
+                return self.wrong(name, value, str(error))
+        found = _typed(entry.kind, rule, value)
+        return self.wrong(name, value, rule_text(entry, value)) if found is _WRONG else found
+
+    def wrong(self, name: str, value: Any, rule: str) -> Any:
+        self.problems.append(f"{name} = {_short(value)} {rule}")
+        return _WRONG
+
+
+def _typed(kind: Any, rule: Key, value: Any) -> Any:
+    """The value as the field holds it, or _WRONG."""
+    origin = get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return _WRONG
+        items = tuple(_typed(get_args(kind)[0], rule, item) for item in value)
+        return _WRONG if _WRONG in items else items
+    if origin is not None:
+        return _typed_mapping(get_args(kind)[1], rule, {} if value is None else value)
+    if kind in (int, float):
+        return _number(kind, rule, value)
+    if not isinstance(value, kind) or (rule.choices and value not in rule.choices):
+        return _WRONG
+    return value
+
+
+def _typed_mapping(kind: Any, rule: Key, value: Any) -> Any:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return _WRONG
+    if rule.names is not None and not set(value) <= set(rule.names):
+        return _WRONG
+    found = {name: _typed(kind, rule, item) for name, item in value.items()}
+    return _WRONG if any(item is _WRONG for item in found.values()) else found
+
+
+def _number(kind: type, rule: Key, value: Any) -> Any:
+    whole = kind is int and rule.scale == 1
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return _WRONG
+    maximum = rule.maximum if rule.maximum is not None else MOST if whole else LARGEST
+    sound = (
+        math.isfinite(min(value, LARGEST))
+        and value <= maximum
+        and (rule.minimum is None or value >= rule.minimum)
+        and (rule.above is None or value > rule.above)
+        and (rule.below is None or value < rule.below)
+    )
+    return kind(value * rule.scale) if sound else _WRONG
+
+
+def rule_text(entry: Entry, value: Any = None) -> str:
+    """What a value must be, as a message says it: `must be a whole number, at least 1, or auto`."""
+    rule, kind = entry.key, entry.kind
+    words = [*(rule.choices or ()), *([AUTO] if entry.takes_auto else [])]
+    origin, arguments = get_origin(kind), get_args(kind)
+    if rule.choices and origin is None:
+        return f"is not one of {', '.join(words)}"
+    if kind is bool and entry.takes_auto:
+        return "must be true, false or auto"
+    if origin is tuple:
+        inner = f"some of {', '.join(rule.choices)}" if rule.choices else _plural(arguments[0])
+        text = f"must be a list of {inner}"
+    elif origin is not None:
+        text = f"must give {_plural(arguments[1])}" + (f" for some of {', '.join(rule.names)}" if rule.names else "")
+    else:
+        text = f"must be {NOUNS[float if rule.scale != 1 else kind]}"
+    bounds = "".join(f", {bound}" for bound in bounds_of(entry, value))
+    other = "auto" if entry.takes_auto else "null" if entry.optional else ""
+    return text + bounds + (f", as {rule.example}" if rule.example else "") + (f", or {other}" if other else "")
+
+
+def bounds_of(entry: Entry, value: Any = None) -> list[str]:
+    """The bounds of a number: `at least 1`, `below 1`; that of every number where this value is above it."""
+    rule = entry.key
+    maximum = rule.maximum
+    if maximum is None and isinstance(value, int | float) and value > MOST:
+        maximum = MOST if entry.kind is int and rule.scale == 1 else LARGEST
+    found = [("at least", rule.minimum), ("above", rule.above), ("below", rule.below), ("at most", maximum)]
+    return [f"{word} {bound:,}" for word, bound in found if bound is not None]
+
+
+def _plural(kind: Any) -> str:
+    return "lists" if get_origin(kind) is tuple else PLURALS.get(kind, "values")
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+def _leaves(value: Any, name: str) -> Iterator[str]:
+    """The full names of all values in an unknown group; its own where there are none."""
+    if isinstance(value, Mapping) and value:
+        for inner, item in value.items():
+            yield from _leaves(item, join(name, inner))
+    else:
+        yield name
