@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 
 def tell(message: str) -> None:
-    """Write one message of the launcher's own."""
-    print(f"launcher: {message}", file=sys.stderr, flush=True)
+    """Write one message of the launcher's own, where there is somebody to read it."""
+    say(f"launcher: {message}")
+
+
+def say(line: str) -> None:
+    """Write one line for people; a terminal that is gone, or a closed pipe, ends no job."""
+    with suppress(OSError, ValueError):  # ValueError: stderr was closed
+        print(line, file=sys.stderr, flush=True)

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+_SAME_START_S = 0.02  # start times come in ticks of 10 ms
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
 
@@ -97,6 +98,14 @@ def started_at(pid: int) -> float:
     if fields is None:
         raise ProcessLookupError(pid)
     return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def is_alive(pid: int, *, started_at: float) -> bool:
+    """Whether the process that began at `started_at` still runs, and not another one with its number."""
+    fields = _stat(pid)
+    if fields is None or fields[0] in ("Z", "X"):
+        return False
+    return abs(int(fields[19]) / os.sysconf("SC_CLK_TCK") - started_at) < _SAME_START_S
 
 
 def oom_kills() -> int:

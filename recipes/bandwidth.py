@@ -11,10 +11,8 @@ Has run with gloo only, on Slurm nodes of two CPU ranks that share a machine: no
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from statistics import median_high
 
 import torch
@@ -23,26 +21,13 @@ import torch.distributed as dist
 from launcher.cluster import Cluster
 from launcher.errors import JobFailed
 from launcher.planner.options import BandwidthOptions
+from launcher.run.result import BandwidthResult, NodeRates, write_result
 from launcher.worker import session
 from launcher.worker.metrics.measure import from_all_ranks, seconds_per_call
-from launcher.worker.metrics.report import write_result
 
 MESSAGE_BYTES = {"cuda": 2**28, "cpu": 2**22}
 GROWTH = 8  # messages grow by this factor up to the wanted size, as long as the next one would not take too long
 MEASURE_S = 3.0  # for the calls of one measurement; with seven rounds the whole takes about half a minute at worst
-
-
-@dataclass(frozen=True)
-class NodeRates:
-    """GB/s of one node: bus bandwidth inside it, and the best that it reached towards another node, each way.
-
-    The best, because a meeting with a slow node says nothing about this one. None where there is nothing to measure.
-    """
-
-    host: str
-    node: int
-    inside_gbytes_per_s: float | None
-    between_gbytes_per_s: float | None
 
 
 def main() -> None:
@@ -64,16 +49,10 @@ def main() -> None:
             )
         slow = slow_nodes(rates, run.plan.job.cluster, threshold=options.threshold)
         exclude = sorted({rates[n].host for n in slow})
-        document = {
-            "recipe": "bandwidth",
-            "bytes": num_bytes,
-            "nodes": [asdict(found) for found in rates],
-            "slow": {rates[n].host: reasons for n, reasons in slow.items()},
-            "exclude": exclude,
-        }
+        by_host = {rates[n].host: reasons for n, reasons in slow.items()}
         if run.is_main:
-            write_result(document, run.run_dir)
-            print(json.dumps(document), flush=True)
+            result = BandwidthResult("bandwidth", num_bytes, tuple(rates), by_host, tuple(exclude))
+            write_result(result.to_dict(), run.folder.result, short=result.short())
         if exclude:
             reasons = "; ".join(f"{rates[n].host}: {', '.join(found)}" for n, found in slow.items())
             raise JobFailed(f"slow nodes ({reasons}): leave them out with sbatch --exclude={','.join(exclude)}")

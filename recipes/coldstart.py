@@ -10,17 +10,16 @@ import time
 
 BEGUN_S = time.clock_gettime(time.CLOCK_BOOTTIME)  # this file's first line, before its imports
 
-import json  # noqa: E402
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from launcher.run.result import write_result  # noqa: E402
 from launcher.units import format_seconds  # noqa: E402
 from launcher.worker import session  # noqa: E402
 from launcher.worker.metrics.measure import from_all_ranks, synchronize  # noqa: E402
-from launcher.worker.metrics.report import write_result  # noqa: E402
 
 PHASES = (
     ("start", "from the command to this rank's process: plan, run folder, imports, fork"),
@@ -61,8 +60,7 @@ def main() -> None:
             "total_s": total_s,
         }
         if run.is_main:
-            write_result(document, run.run_dir)
-            print(json.dumps(document), flush=True)
+            write_result(document, run.folder.result, short=document)
 
 
 def all_reduced(tensor: torch.Tensor) -> float:

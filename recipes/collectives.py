@@ -13,7 +13,6 @@ Has run with gloo only, up to 8 CPU ranks: the NCCL path is the same code, and n
 
 from __future__ import annotations
 
-import json
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +26,10 @@ import torch.distributed as dist
 from launcher.errors import JobFailed
 from launcher.planner import Plan
 from launcher.planner.options import CollectivesOptions
+from launcher.run.result import write_result
 from launcher.units import format_bytes
 from launcher.worker import session
 from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call, synchronize
-from launcher.worker.metrics.report import write_result
 
 MAX_BYTES = {"cuda": 2**30, "cpu": 2**22}
 PERIOD = 8  # values repeat, small whole numbers, so that sums are exact in fp32 and, up to 36 ranks, in bf16
@@ -103,8 +102,8 @@ def main() -> None:
         }
         failed = [line for line in rows if line["wrong"]]
         if run.is_main:
-            write_result(document, run.run_dir)
-            print(json.dumps(document), flush=True)
+            short = {name: value for name, value in document.items() if name != "results"}
+            write_result(document, run.folder.result, short=short)
         if failed:
             raise JobFailed(
                 "; ".join(f"{r['operation']} over {r['axis']} at {r['bytes']} bytes is wrong" for r in failed)

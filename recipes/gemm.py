@@ -6,7 +6,6 @@ median over the ranks; the slowest rank is named, since a job runs at its pace. 
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,9 @@ import torch
 from launcher import env
 from launcher.planner import Plan
 from launcher.planner.options import GemmOptions
+from launcher.run.result import write_result
 from launcher.worker import session
 from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call
-from launcher.worker.metrics.report import write_result
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ def main() -> None:
             "cluster": {"node": {"gpu": {"gemm_tflops": best}}},
         }
         if run.is_main:
-            write_result(document, run.run_dir)
-            print(json.dumps(document), flush=True)
+            short = {name: value for name, value in document.items() if name != "results"}
+            write_result(document, run.folder.result, short=short)
 
 
 def model_products(plan: Plan) -> list[Product]:

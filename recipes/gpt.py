@@ -5,30 +5,20 @@ Started by `launcher run recipe=gpt` in every rank. Reads top to bottom; the las
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
-from statistics import median
 
 import torch.distributed as dist
 
+from launcher.run.metrics import WARMUP_STEPS, StepMetrics, describe_split
+from launcher.run.result import print_result, read_train_result, write_result
 from launcher.units import format_bytes, format_count, format_seconds
 from launcher.worker import session
 from launcher.worker.data.batches import BatchSource, open_tokens
 from launcher.worker.engines.choose import build_engine
 from launcher.worker.engines.engine import Engine, EngineContext
 from launcher.worker.metrics.profiling import profiled
-from launcher.worker.metrics.report import (
-    Measured,
-    describe_split,
-    median_split,
-    peak_memory_bytes,
-    result_document,
-    throughput,
-    write_result,
-)
-
-WARMUP_STEPS = 3  # steps that the measured step time leaves out: first allocations, first messages between stages
+from launcher.worker.metrics.report import peak_memory_bytes, throughput, train_result
 
 
 @dataclass
@@ -36,9 +26,7 @@ class Progress:
     """What the steps of this process gave."""
 
     first_step: int
-    losses: list[float] = field(default_factory=list)
-    step_times: list[float] = field(default_factory=list)
-    splits: list[dict[str, float]] = field(default_factory=list)  # seconds of each step, by what they went into
+    steps: list[StepMetrics] = field(default_factory=list)
     stopped: bool = False
 
 
@@ -109,7 +97,7 @@ def open_batches(run: session.Session) -> BatchSource:
 
 
 def one_step(run: session.Session, engine: Engine, batches: BatchSource, progress: Progress, step: int) -> None:
-    """Train on batch `step`, tell its numbers, and save where a checkpoint is due."""
+    """Train on batch `step`, log its numbers, and save where a checkpoint is due."""
     options = run.options
     begin = time.perf_counter()
     batch = batches(step)
@@ -118,12 +106,20 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
     with profiled(step + 1, rank=run.rank, options=options, run_dir=run.run_dir):
         result = engine.train_step(batch, lr=lr)
     step_s = time.perf_counter() - begin
-    progress.losses.append(result.loss)
-    progress.step_times.append(step_s)
-    progress.splits.append({"data_s": loaded - begin, **result.times})
-    numbers = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "step_s": step_s, **progress.splits[-1]}
-    numbers |= {**throughput(run.plan, step_s=step_s), "memory_bytes": peak_memory_bytes(run.device)}
-    run.tracker.log(step + 1, numbers)
+    tokens_per_s, mfu = throughput(run.plan, step_s=step_s)
+    numbers = StepMetrics(
+        step=step + 1,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        lr=lr,
+        step_s=step_s,
+        tokens_per_s=tokens_per_s,
+        mfu=mfu,
+        memory_bytes=peak_memory_bytes(run.device),
+        split_s={"data_s": loaded - begin, **result.times},
+    )
+    progress.steps.append(numbers)
+    run.tracker.add(numbers)
     progress.stopped = run.end_step(step + 1, step_s=step_s)
     last = progress.stopped or step + 1 == options.steps
     if options.checkpoint_every and (last or run.checkpoints.due(step + 1)):
@@ -131,30 +127,27 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
 
 
 def conclude(run: session.Session, progress: Progress) -> None:
-    """Predicted beside measured, and the document as the last line."""
-    times, estimate = progress.step_times, run.plan.estimate
-    measured = Measured(
-        step_s=median(times[WARMUP_STEPS:] or times) if times else None,
-        split_s=median_split(progress.splits[WARMUP_STEPS:] or progress.splits),
-        memory_bytes=peak_memory_bytes(run.device),
-    )
+    """Predicted and measured, and the result: in the run folder, and in short as the last line."""
+    file = run.folder.result
+    earlier = read_train_result(file)
+    if not progress.steps and earlier:
+        run.say(f"nothing was left to do after step {progress.first_step}: {file} stays as it is")
+        print_result(earlier.short(), file)
+        return
+    result = train_result(run.plan, progress.steps, first_step=progress.first_step, stopped=progress.stopped)
+    predicted, measured = (in_words(s) for s in (result.predicted_step_time_s, result.measured_step_time_s))
     after = progress.first_step + WARMUP_STEPS
-    told = ["unknown" if s is None else format_seconds(s) for s in (estimate.get("step_time_s"), measured.step_s)]
-    run.say(f"step time: predicted {told[0]}, measured {told[1]} (median after step {after})")
-    if times:
-        run.say(f"of which, on this rank: {describe_split(measured.split_s)}")
-    room = [format_bytes(b) for b in (estimate.get("memory_bytes_per_gpu", 0), measured.memory_bytes)]
+    run.say(f"step time: predicted {predicted}, measured {measured} (median after step {after})")
+    if result.measured_split_s:
+        run.say(f"of it, on this rank: {describe_split(result.measured_split_s)}")
+    room = [format_bytes(b or 0) for b in (result.predicted_memory_bytes, result.measured_memory_bytes)]
     kind = "allocated" if run.device.type == "cuda" else "resident, the interpreter and its libraries included"
     run.say(f"memory: predicted {room[0]}, measured {room[1]} {kind}")
-    document = result_document(
-        run.plan,
-        losses=progress.losses,
-        measured=measured,
-        first_step=progress.first_step,
-        stopped=progress.stopped,
-    )
-    write_result(document, run.run_dir)
-    print(json.dumps(document), flush=True)
+    write_result(result.to_dict(), file, short=result.short())
+
+
+def in_words(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_seconds(seconds)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
-BASE = {"errors", "schema", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
+BASE = {"errors", "schema", "files", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
 VALUES = BASE | {"cluster", "model", "stacks"}
 LAID_OUT = VALUES | {"layout"}
 PLANNED = LAID_OUT | {"cost", "planner"}
@@ -26,6 +26,7 @@ ALLOWED = {
     "units": set(),
     "secret": set(),
     "console": set(),
+    "files": {"errors"},
     "resources": set(),
     "schema": {"errors"},
     "process": {"errors"},

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.run.folder import RunFolder
+from launcher.run.node_state import node_states
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 TWO_RANKS = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2"]
@@ -113,7 +116,7 @@ def test_the_main_job_trains_ends_with_json_and_stops_on_a_signal(tmp_path: Path
 def test_a_killed_rank_ends_the_job_with_its_number_and_log(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "launcher.cli", "run", "run_dir=run", "tracking=none", "train.steps=10000"]
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
+        metrics = RunFolder(tmp_path / "run").metrics
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 0)
         os.kill(pid_of_rank(tmp_path / "run", rank=5), signal.SIGKILL)
         began = time.monotonic()
@@ -135,5 +138,4 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120) -> None:
 
 def pid_of_rank(folder: Path, *, rank: int) -> int:
     """The process whose environment names the rank; forked ranks carry it in the run's own books."""
-    nodes = json.loads((folder / "nodes" / "node-0.json").read_text())
-    return int(nodes["ranks"][str(rank)])
+    return node_states(RunFolder(folder))[0].ranks[rank]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.agent.stack_dump import Stack
 from launcher.agent.watch import Hang, odd_ones_out
-from launcher.run.folder import tail
+from launcher.files import tail
 
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25

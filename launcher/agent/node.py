@@ -73,7 +73,7 @@ def run_node(
     InputError and LauncherError before any rank starts.
     """
     meeting = meeting and _with_settings(meeting, launch)
-    ledger = Ledger(folder, node=node, began=command_began() if began is None else began)
+    ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     with _kept_signals(launch.stop_signals) as early:
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":

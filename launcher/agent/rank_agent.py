@@ -39,12 +39,13 @@ from launcher.agent.replan import plan_of_round
 from launcher.agent.watch import Hang, RankWatch
 from launcher.console import tell
 from launcher.errors import JobFailed
-from launcher.planner.record import PLAN_FILE
+from launcher.planner.record import write_plan
 from launcher.rendezvous.plan_ordered import PlanOrdered
 from launcher.rendezvous.single_node import SingleNode
-from launcher.run.folder import utc_now, write_json
+from launcher.run.folder import utc_now
 from launcher.run.heartbeat import Heartbeats, Pace, RankState
 from launcher.run.ledger import Ledger
+from launcher.run.node_state import NodeState
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
@@ -83,7 +84,7 @@ class RankAgent(SimpleElasticAgent):
         self._watch = self._new_watch()
         self._ends: list[RankEnd] = []
         self._why = ""
-        self._plan, self._plan_path = job.plan, job.folder.path / PLAN_FILE
+        self._plan, self._plan_path = job.plan, job.folder.plan
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
@@ -138,10 +139,9 @@ class RankAgent(SimpleElasticAgent):
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
                 tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
-            return folder.path / PLAN_FILE
+            return folder.plan
         self._plan = plan_of_round(self._job.plan, handler.present)
-        path = folder.path / f"plan-round-{handler.round}.json"
-        write_json(path, self._plan.to_dict())
+        path = write_plan(self._plan, folder.plan_of_round(handler.round))
         if self._node == 0 and handler.present.absent:
             nodes = ", ".join(map(str, handler.present.absent))
             tell(
@@ -360,19 +360,16 @@ class RankAgent(SimpleElasticAgent):
         return [self._wake_read, *([news] if news >= 0 else [])]
 
     def _write_state(self, state: str, pids: Mapping[int, int], message: str = "") -> None:
-        write_json(
-            self._job.folder.node_state(self._node),
-            {
-                "state": state,
-                "pid": os.getpid(),
-                "started_at": process.started_at(os.getpid()),
-                "host": socket.gethostname(),
-                "node": self._node,
-                "board_fd": self._board.fd,
-                "ranks": {str(self._first_rank + rank): pid for rank, pid in pids.items()},
-                "starts": self._ledger.start,
-                "restarts_left": self._remaining_restarts,
-                "message": message,
-                "updated": utc_now(),
-            },
-        )
+        NodeState(
+            node=self._node,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=process.started_at(os.getpid()),
+            state=state,
+            starts=self._ledger.start,
+            restarts_left=self._remaining_restarts,
+            board_fd=self._board.fd,
+            message=message,
+            updated=utc_now(),
+            ranks={self._first_rank + rank: pid for rank, pid in pids.items()},
+        ).write(self._job.folder)

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.planner.record import PLAN_FILE, Plan
+from launcher.planner.record import Plan
+from launcher.run.folder import RunFolder
 
 AXES = ("tp", "pp", "dp", "cp")
 NCCL_PIPE_STEM = "nccl-ask-"
@@ -65,7 +66,7 @@ def plan_variables(plan: Plan, *, rank: int, run_folder: Path, plan_path: Path |
     folder = run_folder.resolve()
     degrees = {f"LAUNCHER_{axis.upper()}": str(grid.degree(axis)) for axis in AXES}
     places = {f"LAUNCHER_{axis.upper()}_RANK": str(coordinate[axis]) for axis in AXES}
-    path = (plan_path or folder / PLAN_FILE).resolve()
+    path = (plan_path or RunFolder(folder).plan).resolve()
     return {"LAUNCHER_PLAN": str(path), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
 
 

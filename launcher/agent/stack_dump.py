@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher import process
 from launcher.agent.rank_env import NCCL_PIPE_STEM
-from launcher.run.folder import tail
+from launcher.files import tail
 
 WAIT_S = 2.0
 PY_SPY_TIMEOUT_S = 10.0

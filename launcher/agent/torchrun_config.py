@@ -12,6 +12,7 @@ from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.rendezvous.config import RendezvousConfig, derived_port, node_of_host
 from launcher.rendezvous.plan_ordered import PlanOrdered
+from launcher.run.folder import plan_file
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
@@ -51,7 +52,7 @@ def _hosts(params: RendezvousParameters) -> tuple[str, ...]:
     if given := params.get("hosts"):
         return tuple(str(given).split("+"))
     if path := params.get("plan"):
-        return read_plan(Path(path)).hosts
+        return read_plan(plan_file(Path(path))).hosts
     return ()
 
 

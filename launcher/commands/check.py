@@ -71,7 +71,7 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
     plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.config, hosts=hosts)
     folder = _folder(settings.config["run_dir"]).path.absolute()
     submission = Submission("", (), str(Path.cwd()))
-    write_plan(plan, folder)
+    write_plan(plan, RunFolder(folder).plan)
     write_submission(folder, submission)
     steps = nodecheck.Steps(folder, slurm, submission, hosts, run_id=f"check-{os.getpid()}")
     findings = nodecheck.look_at(steps, plan, hosts)
@@ -89,7 +89,7 @@ def _owns_allocation() -> bool:
 
 def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: float) -> list[Finding]:
     """The recipe `bandwidth` on this machine, as `launcher run` runs it."""
-    path, log = folder.path / RECIPE, folder.logs / f"{RECIPE}.out"
+    inner, log = folder.inner(RECIPE), folder.step_log
     ours = re.compile(r"[+~]*(launch|recipe|layout|output|run_dir|dry_run)\b")
     words = [word for word in overrides if not ours.match(word)]
     fixed = [
@@ -98,7 +98,7 @@ def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: fl
         "cluster.num_nodes=1",
         "layout.tp=1",
         "layout.pp=1",
-        f"run_dir={path}",
+        f"run_dir={inner.path}",
     ]
     argv = [sys.executable, "-m", "launcher.cli", "run", *words, *fixed]
     with log.open("wb") as file:
@@ -106,7 +106,7 @@ def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: fl
             code = subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False).returncode
         except subprocess.TimeoutExpired:
             code = None
-    return bandwidth_findings(path, code=code, log=log)
+    return bandwidth_findings(inner.result, code=code, log=log)
 
 
 def _folder(run_dir: str | None) -> RunFolder:

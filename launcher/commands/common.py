@@ -13,8 +13,8 @@ from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.planner.options import TrainOptions, check_recipe
 from launcher.resources import resource
-from launcher.run.folder import RunFolder
-from launcher.slurm.record import SUBMIT_FILE
+from launcher.run.folder import RunFolder, plan_file
+from launcher.slurm.record import is_submitted
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
 
@@ -66,7 +66,7 @@ def work(settings: Settings, args: Sequence[str]) -> Work:
 def plan_of(words: Sequence[str]) -> Plan:
     """The plan of a run folder if the first word names one, else the plan that overrides make."""
     if words and not OVERRIDE.match(words[0]):
-        return read_plan(Path(words[0]))
+        return read_plan(plan_file(Path(words[0])))
     from launcher.planner.build import make_plan
 
     settings = load(words)
@@ -90,7 +90,7 @@ def run_folder(name: str) -> RunFolder:
 
 def submitted(name: str) -> bool:
     """Whether a named run is Slurm's: a folder with its submission, or a job id."""
-    return (Path(name) / SUBMIT_FILE).is_file() or (not Path(name).exists() and name.replace("_", "").isdigit())
+    return is_submitted(Path(name)) or (not Path(name).exists() and name.replace("_", "").isdigit())
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:

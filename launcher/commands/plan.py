@@ -24,6 +24,7 @@ from launcher.planner.explain import reasons
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
 from launcher.report import terminal
+from launcher.run.folder import RunFolder
 
 Case = tuple[str, Job, LayoutRequest]
 
@@ -78,7 +79,7 @@ def _keep(plan: Plan) -> None:
     folder = Path(plan.config["run_dir"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_plan(plan, folder)
+        write_plan(plan, RunFolder(folder).plan)
     except OSError as error:
         raise InputError(f"cannot write {folder} ({error.strerror}): give another with run_dir=FOLDER") from error
 

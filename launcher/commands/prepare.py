@@ -13,6 +13,7 @@ from launcher.commands.invocation import Invocation
 from launcher.config.compose import Settings, as_yaml
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
+from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, write_plan
 from launcher.planner.build import make_plan
@@ -93,6 +94,6 @@ def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = No
     """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
     given = path or settings.config["run_dir"]
     folder = create_run_folder(Path(given)) if given else new_run_folder(name)
-    write_plan(plan, folder.path)
-    (folder.path / "config.yaml").write_text(as_yaml(settings.config))
+    write_plan(plan, folder.plan)
+    write_text(folder.config, as_yaml(settings.config))
     return folder

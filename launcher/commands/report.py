@@ -6,15 +6,15 @@ from pathlib import Path
 
 from launcher.commands.common import named_run, options, run_folder
 from launcher.commands.invocation import Invocation
+from launcher.files import write_text
 from launcher.report.html import run_page
-from launcher.run.folder import write_text
 
 
 def run(invocation: Invocation) -> int:
     name, words = named_run(invocation.overrides, command="report")
     wanted = options(words, allowed=["file"])
-    folder = run_folder(name).path
-    path = Path(wanted.get("file", folder / "report.html"))
+    folder = run_folder(name)
+    path = Path(wanted.get("file", folder.report))
     write_text(path, run_page(folder))
     print(path)
     return 0

@@ -11,6 +11,7 @@ from launcher.faststart.overlapped_import import HandOver, Order
 from launcher.faststart.warm import WarmRun
 from launcher.local.start import run_local
 from launcher.planner import read_plan
+from launcher.run.folder import RunFolder
 
 
 def run(invocation: Invocation) -> int:
@@ -33,7 +34,7 @@ def run(invocation: Invocation) -> int:
 def start_ranks(order: Order, *, began: float | None = None) -> int:
     """Run what was planned. `began`: when the command was typed, if not with this process (CLOCK_MONOTONIC)."""
     return run_local(
-        read_plan(order.run_folder),
+        read_plan(RunFolder(order.run_folder).plan),
         run_folder=order.run_folder,
         script=order.script,
         args=order.args,

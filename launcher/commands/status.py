@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from launcher.commands.common import named_run, options, run_folder, submitted
@@ -24,10 +25,10 @@ def run(invocation: Invocation) -> int:
             print(table(rows))
         return int(job.ended and job.state != "COMPLETED")
     folder = run_folder(name)
-    nodes, phases = runs.status(folder), runs.phases(folder)
+    nodes, phases, progress = runs.status(folder), runs.phases(folder), runs.progress(folder)
     if as_json:
         told = [{"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in nodes]
-        print(json.dumps({"nodes": told}))
+        print(json.dumps({"nodes": told, **asdict(progress)}))
     else:
-        print("\n".join(runs.describe(nodes, phases=phases)))
+        print("\n".join(runs.describe(nodes, phases=phases, progress=progress)))
     return int(any(node.verdict in ("failed", "lost") for node in nodes))

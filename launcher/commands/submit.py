@@ -15,7 +15,7 @@ from launcher.config.compose import load, sweep
 from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.planner.build import make_plan
-from launcher.run.folder import create_run_folder, new_run_folder
+from launcher.run.folder import SweepFolder, create_run_folder, new_run_folder
 from launcher.slurm import submit
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember
@@ -64,7 +64,7 @@ def run_sweep(invocation: Invocation) -> int:
     given = first.config["run_dir"]
     folder = (create_run_folder(Path(given)) if given else new_run_folder(f"{job.name}-sweep")).path
     for index, (settings, plan) in enumerate(zip(every, plans, strict=True)):
-        prepare(plan, settings, name=job.name, path=folder / str(index))
+        prepare(plan, settings, name=job.name, path=SweepFolder(folder).run(index).path)
     swept = [word for word in invocation.overrides if "," in word.partition("=")[2]]
     members = [
         SweepMember(tuple(w for w in words if w.partition("=")[0] in {s.partition("=")[0] for s in swept}), plan)

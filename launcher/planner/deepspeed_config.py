@@ -10,8 +10,6 @@ from typing import Any
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
-CONFIG_FILE = "deepspeed.json"
-
 
 def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
     """DeepSpeed's configuration for `plan`; batch sizes per data-parallel rank, never `train_batch_size`.

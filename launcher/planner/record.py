@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -11,12 +9,12 @@ from typing import Any
 
 from launcher.cluster import Cluster, Gpu, Node
 from launcher.errors import InputError
+from launcher.files import read_json, write_json
 from launcher.layout import Layout, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 
 PLAN_VERSION = 1
-PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -76,29 +74,15 @@ class Plan:
             raise InputError(f"plan.json is not a plan of this launcher ({error}): plan again") from error
 
 
-def write_plan(plan: Plan, folder: Path) -> Path:
-    """Write plan.json into `folder`, complete or not at all."""
-    path = folder / PLAN_FILE
-    temporary = path.with_name(f".{PLAN_FILE}.{os.getpid()}")
-    temporary.write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
-    temporary.replace(path)
-    return path
+def write_plan(plan: Plan, file: Path) -> Path:
+    """Write a plan, complete or not at all; returns the file."""
+    write_json(file, plan.to_dict())
+    return file
 
 
-def read_plan(path: Path) -> Plan:
-    """Read a plan.json, or the one in a run folder; raises InputError where that is impossible."""
-    file = path / PLAN_FILE if path.is_dir() else path
-    try:
-        data = json.loads(file.read_text())
-    except OSError as error:
-        raise InputError(
-            f"cannot read {file} ({error.strerror}): give a run folder that `launcher run` made"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{file} is not valid JSON ({error}): plan again") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{file} is not a plan: plan again")
-    return Plan.from_dict(data)
+def read_plan(file: Path) -> Plan:
+    """Read a plan; raises InputError where that is impossible."""
+    return Plan.from_dict(read_json(file, remedy="give a plan, or a run folder that has one, or plan again"))
 
 
 def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from launcher.planner import Plan, read_plan
 from launcher.report import svg
 from launcher.report.timeline import timeline
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import StepMetrics, read_steps, summarise_steps
 from launcher.units import format_bytes, format_count, format_seconds
 
 STYLE = """
@@ -21,12 +21,12 @@ svg{max-width:100%;height:auto}svg text{fill:#1c2330}.scroll{overflow-x:auto}
 """
 
 
-def run_page(run_folder: Path) -> str:
+def run_page(folder: RunFolder) -> str:
     """The page of a run folder: its plan, and what was measured so far; raises InputError without a plan."""
-    return page(read_plan(run_folder), metrics=_json_lines(run_folder / "metrics.jsonl"), name=run_folder.name)
+    return page(read_plan(folder.plan), steps=read_steps(folder.metrics), name=folder.path.name)
 
 
-def page(plan: Plan, *, metrics: Sequence[Mapping[str, Any]] = (), name: str = "plan") -> str:
+def page(plan: Plan, *, steps: Sequence[StepMetrics] = (), name: str = "plan") -> str:
     """The page of a plan, with the measured steps where there are any."""
     model, cluster = plan.job.model, plan.job.cluster
     title = f"{model.name} on {cluster.name}: {plan.layout.brief()}"
@@ -35,13 +35,13 @@ def page(plan: Plan, *, metrics: Sequence[Mapping[str, Any]] = (), name: str = "
         f"<p>{escape(name)} · {format_count(model.params)} parameters · "
         f"{cluster.num_nodes} × {cluster.node.num_gpus} {escape(cluster.node.gpu.name)}</p>",
         _section("Why this layout", "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in plan.why) + "</ul>"),
-        _section("Predicted and measured", _comparison(plan, metrics)),
+        _section("Predicted and measured", _comparison(plan, steps)),
         _section("Where the time goes", _bars(plan.estimate.get("time", {}), format_seconds)),
         _section("Where the memory goes", _bars(plan.estimate.get("memory", {}), format_bytes)),
         _section("Placement", svg.placement_svg(plan.placement, plan.hosts)),
         _section("Pipeline", _pipeline(plan)),
-        _section("Loss", _curve(metrics, "loss")),
-        _section("Step time", _curve(metrics, "step_time_s")),
+        _section("Loss", _curve("loss", [(step.step, step.loss) for step in steps])),
+        _section("Step time", _curve("step_s", [(step.step, step.step_s) for step in steps])),
     ]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     body = "".join(sections)
@@ -58,9 +58,9 @@ def _bars(values: Mapping[str, float], words: Any) -> str:
     return svg.bars_svg(parts, {name: words(value) for name, value in parts.items()}) if parts else ""
 
 
-def _comparison(plan: Plan, metrics: Sequence[Mapping[str, Any]]) -> str:
+def _comparison(plan: Plan, steps: Sequence[StepMetrics]) -> str:
     predicted = plan.estimate["step_time_s"]
-    measured = _median([m["step_time_s"] for m in metrics if "step_time_s" in m])
+    measured = summarise_steps(steps).step_s
     rows = [("step time", format_seconds(predicted), format_seconds(measured) if measured else "not measured")]
     if measured:
         rows.append(("predicted / measured", f"{predicted / measured:.2f}", ""))
@@ -82,19 +82,6 @@ def _pipeline(plan: Plan) -> str:
     return f"<p>{escape(words)}</p>{svg.timeline_svg(boxes, pp=layout.pp)}"
 
 
-def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> str:
-    points = [(float(m["step"]), float(m[key])) for m in metrics if "step" in m and key in m]
-    return svg.curve_svg(points, name=key) if points else ""
-
-
-def _median(values: Sequence[float]) -> float | None:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON-lines file; the last may still be in writing. Empty where there is no file."""
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+def _curve(name: str, values: Sequence[tuple[int, float | None]]) -> str:
+    points = [(float(step), value) for step, value in values if value is not None]
+    return svg.curve_svg(points, name=name) if points else ""

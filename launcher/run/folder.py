@@ -1,21 +1,27 @@
-"""The run folder: one per job, everything about it in one place.
+"""The run folder: every name in it. One folder a run, everything about it in one place.
 
-plan.json  config.yaml  nodes/node-<n>.json  logs/rank-<r>.log  ledger.jsonl  metrics.jsonl  result.json  checkpoints/
+plan.json    what was planned (launcher/planner/record.py)      plan-round-N.json   for the nodes of round N
+config.yaml  the composed configuration, for people             launch.json         what is to be started
+nodes/       what each node's agent knows (node_state.py)       logs/               of ranks, and of the batch job
+ledger.jsonl when what happened (ledger.py)                     metrics.jsonl       one line a step (metrics.py)
+result.json  what the recipe found (result.py)                  checkpoints/        (checkpoints.py)
+data/        token files that the recipe made                   traces/             of torch's profiler
+report.html  the page of `launcher report`                      deepspeed.json      DeepSpeed's configuration
 """
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.errors import InputError
 
-LEDGER_FILE = "ledger.jsonl"
+_RANK_LOG = re.compile(r"rank-(\d+)\.log")
+_NODE = re.compile(r"node-(\d+)\.json")
+SLURM_LOG, ARRAY_LOG = "slurm-%j.out", "slurm-%A_%a.out"  # in sbatch's own patterns
 
 
 @dataclass(frozen=True)
@@ -25,19 +31,134 @@ class RunFolder:
     path: Path
 
     @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def planned(self) -> Path:
+        """The plan as submitted; plan.json becomes that of the present start."""
+        return self.path / "planned.json"
+
+    def plan_of_round(self, number: int) -> Path:
+        return self.path / f"plan-round-{number}.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def submission(self) -> Path:
+        return self.path / "submit.json"
+
+    @property
+    def setup(self) -> Path:
+        """What the batch script sources; slurm/train.sbatch names it too."""
+        return self.path / "setup.sh"
+
+    @property
     def logs(self) -> Path:
         return self.path / "logs"
 
-    @property
-    def ledger(self) -> Path:
-        return self.path / LEDGER_FILE
-
-    def node_state(self, node: int) -> Path:
-        """What the agent of a node knows of the run (`write_json`), for `launcher status`."""
-        return self.path / "nodes" / f"node-{node}.json"
-
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
+
+    def rank_logs(self) -> dict[int, Path]:
+        """The logs that there are, by rank."""
+        return _numbered(self.logs, _RANK_LOG)
+
+    def job_log(self, job_id: str) -> Path:
+        """Where Slurm writes what the batch job says."""
+        return self.logs / SLURM_LOG.replace("%j", job_id)
+
+    def job_logs(self) -> list[Path]:
+        """The logs of all batch jobs of this folder."""
+        return sorted(self.logs.glob(SLURM_LOG.replace("%j", "*")))
+
+    @property
+    def guard_log(self) -> Path:
+        return self.logs / "guard.out"
+
+    @property
+    def step_log(self) -> Path:
+        return self.logs / "step.out"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def deepspeed_config(self) -> Path:
+        return self.path / "deepspeed.json"
+
+    @property
+    def nodes(self) -> Path:
+        return self.path / "nodes"
+
+    def node_state(self, node: int) -> Path:
+        return self.nodes / f"node-{node}.json"
+
+    def node_states(self) -> dict[int, Path]:
+        """The states that agents have written, by node."""
+        return _numbered(self.nodes, _NODE)
+
+    def data(self, name: str) -> Path:
+        """A token file that the run made for itself."""
+        return self.path / "data" / f"{name}.tokens"
+
+    def trace(self, *, step: int, rank: int) -> Path:
+        return self.path / "traces" / f"step-{step:06d}-rank-{rank:05d}.json"
+
+    def inner(self, name: str) -> RunFolder:
+        """The folder of a run that serves this one, as a measurement before its start."""
+        return RunFolder(self.path / name)
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Names inside the folder of a sweep: the runs 0, 1, …, and one table of them."""
+
+    path: Path
+
+    @property
+    def members(self) -> Path:
+        """Which overrides made which run."""
+        return self.path / "sweep.json"
+
+    @property
+    def table(self) -> Path:
+        return self.path / "results.txt"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    def run(self, index: int) -> RunFolder:
+        return RunFolder(self.path / str(index))
+
+    def job_log(self, array: str, task: str) -> Path:
+        """Where Slurm writes what one task of the job array says."""
+        return RunFolder(self.path).logs / ARRAY_LOG.replace("%A", array).replace("%a", task)
+
+
+def plan_file(path: Path) -> Path:
+    """The plan that a user named: a file, or a folder that has one."""
+    return RunFolder(path).plan if path.is_dir() else path
 
 
 def utc_now() -> str:
@@ -58,7 +179,7 @@ def create_run_folder(path: Path) -> RunFolder:
     folder = RunFolder(path)
     try:
         folder.logs.mkdir(parents=True, exist_ok=True)
-        (path / "nodes").mkdir(exist_ok=True)
+        folder.nodes.mkdir(exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -86,45 +207,7 @@ def new_run_folder(name: str, *, parent: Path = Path("runs")) -> RunFolder:
     raise InputError(f"{base} and 999 folders after it exist already: give one with run_dir=FOLDER")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all: readers never see half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """`write_text` of one JSON document."""
-    write_text(path, json.dumps(data, indent=1) + "\n")
-
-
-def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """Add one JSON line by a single write, so that several writers do not mix theirs."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(fd, (json.dumps(data) + "\n").encode())
-    finally:
-        os.close(fd)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON lines of a file; an unfinished last line is left out, an absent file has none."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
-
-
-def tail(path: Path, *, num_lines: int, max_bytes: int = 65536) -> list[str]:
-    """The last lines of a log, without reading all of it; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - max_bytes))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return []
-    return text.splitlines()[-num_lines:]
+def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    """The files of a folder whose names are of one pattern, by the number in them, in order."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := name.fullmatch(path.name))}
+    return dict(sorted(found.items()))

@@ -1,50 +1,109 @@
-"""The ledger: when each phase of a start was reached, on every node and rank, since the command was typed.
+"""ledger.jsonl: when things happened, since the command was typed. Two kinds of lines:
 
-ledger.jsonl has one line for each phase reached: {"phase", "node", "rank", "start", "since_s", "at"}. Phases of a
-rank come from the board, so a script that tells nothing still shows when it began and ended.
+    {"phase", "node", "rank", "start", "since_s", "at", …}   a phase of a start was reached, on a node or a rank
+    {"event", "at", "job_id", …}                             something happened to a batch job
+
+Phases of a rank come from the heartbeats, so a script that reports nothing still shows when it began and ended.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from launcher import process
-from launcher.run.folder import RunFolder, append_line
+from launcher.files import append_line, read_lines
 from launcher.run.heartbeat import RankState
 
 PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups", "first_step")
+OTHER_PHASES = ("ended", "failed", "straggler")  # which are no part of a start
+START, PLACED, PREFLIGHT, BANDWIDTH = "slurm_start", "slurm_placed", "slurm_preflight", "slurm_bandwidth"
+STEP, REPLACED, END = "slurm_step", "slurm_replaced", "slurm_end"
+
+
+@dataclass(frozen=True)
+class PhaseLine:
+    """A phase of the start number `start`; `rank` is None for one of the node, `node` for a spare's.
+
+    `since_s`: since the command was typed. `at`: seconds since 1970.
+    """
+
+    phase: str
+    node: int | None
+    rank: int | None
+    start: int
+    since_s: float
+    at: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> dict[str, Any]:
+        named = {name: getattr(self, name) for name in _PHASE_KEYS}
+        return named | dict(self.details)
+
+
+_PHASE_KEYS = ("phase", "node", "rank", "start", "since_s", "at")
+_EVENT_KEYS = ("event", "job_id", "at")
+
+
+@dataclass(frozen=True)
+class JobEvent:
+    """Something that happened to a batch job: one of START … END. `at`: seconds since 1970."""
+
+    event: str
+    job_id: str
+    at: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_line(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _EVENT_KEYS} | dict(self.details)
+
+
+def append_event(path: Path, event: JobEvent) -> None:
+    """Add what happened to a batch job."""
+    append_line(path, event.to_line())
+
+
+def read_events(path: Path) -> list[JobEvent]:
+    """What happened to the batch jobs of a run, in order."""
+    return [JobEvent(**named, details=rest) for named, rest in _split(path, _EVENT_KEYS)]
+
+
+def read_phases(path: Path) -> list[PhaseLine]:
+    """The phases that were reached, in order."""
+    return [PhaseLine(**named, details=rest) for named, rest in _split(path, _PHASE_KEYS)]
+
+
+def _split(path: Path, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The lines that have all these keys, each as these and the rest."""
+    for line in read_lines(path):
+        if all(name in line for name in names):
+            yield {name: line.pop(name) for name in names}, line
 
 
 class Ledger:
-    """Writes one node's lines. Times count from `began` (CLOCK_MONOTONIC)."""
+    """Writes one node's phases. Times count from `began` (CLOCK_MONOTONIC)."""
 
-    def __init__(self, folder: RunFolder, *, node: int | None, began: float) -> None:
-        self._path, self.node, self._origin = folder.ledger, node, began
-        self._told: set[tuple[int, str]] = set()
+    def __init__(self, path: Path, *, node: int | None, began: float) -> None:
+        self._path, self.node, self._origin = path, node, began
+        self._noted: set[tuple[int, str]] = set()
         self.start = 0
 
     def note(self, phase: str, *, rank: int | None = None, at: float | None = None, **details: Any) -> None:
         """A phase was reached, now or at a CLOCK_MONOTONIC time."""
         moment = time.monotonic() if at is None else at
-        line = {
-            "phase": phase,
-            "node": self.node,
-            "rank": rank,
-            "start": self.start,
-            "since_s": round(moment - self._origin, 4),
-            "at": round(time.time() - (time.monotonic() - moment), 3),
-        }
-        append_line(self._path, line | details)
+        since_s = round(moment - self._origin, 4)
+        wall = round(time.time() - (time.monotonic() - moment), 3)
+        append_line(self._path, PhaseLine(phase, self.node, rank, self.start, since_s, wall, details).to_line())
 
     def begin(self) -> None:
-        """The ranks are about to be started (anew)."""
+        """The ranks are about to be started (again)."""
         self.start += 1
-        self._told.clear()
+        self._noted.clear()
 
     def note_board(self, states: Mapping[int, RankState]) -> None:
         """Lines for what ranks (global) have reached since the last call."""
@@ -54,8 +113,8 @@ class Ledger:
                 ("groups", state.groups_at),
                 ("first_step", state.first_step_at),
             ):
-                if at and (rank, phase) not in self._told:
-                    self._told.add((rank, phase))
+                if at and (rank, phase) not in self._noted:
+                    self._noted.add((rank, phase))
                     self.note(phase, rank=rank, at=at)
 
 
@@ -76,17 +135,17 @@ class PhaseTime:
     slowest: str
 
 
-def summarise(lines: Iterable[Mapping[str, Any]]) -> list[PhaseTime]:
+def summarise(lines: Iterable[PhaseLine]) -> list[PhaseTime]:
     """Median and slowest of each phase, in the order in which they were reached."""
-    groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[int, str], list[PhaseLine]] = {}
     for line in lines:
-        if line.get("phase") in PHASES:
-            groups.setdefault((line["start"], line["phase"]), []).append(line)
+        if line.phase in PHASES:
+            groups.setdefault((line.start, line.phase), []).append(line)
     found = [_phase_time(start, phase, group) for (start, phase), group in groups.items()]
     return sorted(found, key=lambda p: (p.start, PHASES.index(p.phase)))
 
 
-def _phase_time(start: int, phase: str, group: list[Mapping[str, Any]]) -> PhaseTime:
-    slowest = max(group, key=lambda line: line["since_s"])
-    who = f"node {slowest['node']}" + (f", rank {slowest['rank']}" if slowest["rank"] is not None else "")
-    return PhaseTime(phase, start, median(line["since_s"] for line in group), slowest["since_s"], who)
+def _phase_time(start: int, phase: str, group: list[PhaseLine]) -> PhaseTime:
+    slowest = max(group, key=lambda line: line.since_s)
+    who = f"node {slowest.node}" + (f", rank {slowest.rank}" if slowest.rank is not None else "")
+    return PhaseTime(phase, start, median(line.since_s for line in group), slowest.since_s, who)

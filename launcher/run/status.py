@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import signal
 import socket
 import time
@@ -15,11 +13,13 @@ from typing import Any
 
 from launcher import process
 from launcher.errors import InputError
-from launcher.run.folder import RunFolder, read_lines
+from launcher.run.folder import RunFolder
 from launcher.run.heartbeat import Heartbeats, RankState
-from launcher.run.ledger import PhaseTime, summarise
+from launcher.run.ledger import PhaseTime, read_phases, summarise
+from launcher.run.metrics import read_steps, summarise_steps
+from launcher.run.node_state import ENDED, NodeState, node_states
+from launcher.units import format_seconds
 
-_CLOCK_TICK_S = 0.02  # start times are told in ticks of 10 ms
 _FOLLOW_POLL_S = 0.2
 
 
@@ -39,20 +39,43 @@ class NodeStatus:
     @property
     def verdict(self) -> str:
         """The state in a word; an agent that vanished in the middle is `lost`."""
-        unfinished = self.state not in ("done", "failed", "stopped")
+        unfinished = self.state not in ENDED
         return "lost" if unfinished and self.alive is False else self.state
 
 
 def status(folder: RunFolder) -> list[NodeStatus]:
     """The nodes of a run, in order; raises InputError where no run was started in the folder."""
-    files = sorted((folder.path / "nodes").glob("node-*.json"), key=_number)
-    if not files:
+    states = node_states(folder)
+    if not states:
         raise InputError(f"{folder.path} holds no run that was started: give a run folder, as `launcher run` names it")
-    return [_node_status(json.loads(file.read_text())) for file in files]
+    return [_node_status(state) for state in states]
 
 
-def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime]) -> list[str]:
-    """A status for people: one line a node, then how long the last start took."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, by its metrics: the last finished step, its loss, the measured time of a step."""
+
+    step: int | None = None
+    loss: float | None = None
+    step_time_s: float | None = None
+
+    def __str__(self) -> str:
+        told = [] if self.step is None else [f"step {self.step}"]
+        told += [] if self.loss is None else [f"loss {self.loss:.4f}"]
+        told += [] if self.step_time_s is None else [f"{format_seconds(self.step_time_s)} a step"]
+        return ", ".join(told)
+
+
+def progress(folder: RunFolder) -> Progress:
+    """How far a run is; nothing is known of a run that logs no metrics."""
+    steps = read_steps(folder.metrics)
+    if not steps:
+        return Progress()
+    return Progress(steps[-1].step, steps[-1].loss, summarise_steps(steps).step_s)
+
+
+def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime], progress: Progress) -> list[str]:
+    """A status for people: one line a node, how far the run is, then how long the last start took."""
     lines = []
     for node in nodes:
         text = f"node {node.node} ({node.host}, pid {node.pid}): {node.verdict}"
@@ -64,6 +87,7 @@ def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime]) -> list[str]:
             text += f", oldest heartbeat {silent_s:.1f} s ago"
         lines.append(text)
         lines += [f"  {line}" for line in node.message.splitlines()[:1]]
+    lines += [f"  {progress}"] if progress.step is not None else []
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
     return lines + [f"  {_in_words(phase)}" for phase in last]
@@ -76,7 +100,7 @@ def _in_words(phase: PhaseTime) -> str:
 
 def phases(folder: RunFolder) -> list[PhaseTime]:
     """The ledger in short."""
-    return summarise(read_lines(folder.ledger))
+    return summarise(read_phases(folder.ledger))
 
 
 def stop(folder: RunFolder) -> list[int]:
@@ -88,7 +112,7 @@ def stop(folder: RunFolder) -> list[int]:
 
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:
     """The logs of a run by rank; raises InputError where there is none, naming those there are."""
-    logs = {_number(file): file for file in sorted(folder.logs.glob("rank-*.log"), key=_number)}
+    logs = folder.rank_logs()
     if not logs:
         raise InputError(f"{folder.path} holds no log of a rank: give a run folder, as `launcher run` names it")
     if rank is not None and rank not in logs:
@@ -115,43 +139,30 @@ def read_logs(logs: dict[int, Path], *, follow: bool, ended: Any = lambda: True)
         time.sleep(_FOLLOW_POLL_S)
 
 
-def _node_status(data: dict[str, Any]) -> NodeStatus:
-    alive = _alive(data) if data["host"] == socket.gethostname() else None
+def _node_status(state: NodeState) -> NodeStatus:
+    here = state.host == socket.gethostname()
+    alive = process.is_alive(state.pid, started_at=state.started_at) if here else None
     return NodeStatus(
-        node=data["node"],
-        host=data["host"],
-        pid=data["pid"],
-        state=data["state"],
-        starts=data["starts"],
-        message=data["message"],
+        node=state.node,
+        host=state.host,
+        pid=state.pid,
+        state=state.state,
+        starts=state.starts,
+        message=state.message,
         alive=alive,
-        ranks=_live_ranks(data) if alive else {},
+        ranks=_live_ranks(state) if alive else {},
     )
 
 
-def _alive(data: dict[str, Any]) -> bool:
-    """Whether the agent's process still runs, and not another one with its number."""
+def _live_ranks(state: NodeState) -> dict[int, RankState]:
+    """What the ranks report right now, read from the agent's own board; empty where this user may not."""
     try:
-        same = abs(process.started_at(data["pid"]) - data["started_at"]) < _CLOCK_TICK_S
-    except ProcessLookupError:
-        return False
-    return same and process.state(data["pid"]) != "Z"
-
-
-def _live_ranks(data: dict[str, Any]) -> dict[int, RankState]:
-    """What the ranks tell right now, read from the agent's own board; empty where this user may not."""
-    try:
-        fd = os.open(f"/proc/{data['pid']}/fd/{data['board_fd']}", os.O_RDWR)
+        fd = os.open(f"/proc/{state.pid}/fd/{state.board_fd}", os.O_RDWR)
     except OSError:
         return {}
     board = Heartbeats.attach(fd)
     os.close(fd)
     if board is None:
         return {}
-    first = min((int(rank) for rank in data["ranks"]), default=0)
+    first = min(state.ranks, default=0)
     return {first + local_rank: board.state(local_rank) for local_rank in range(board.num_ranks)}
-
-
-def _number(file: Path) -> int:
-    found = re.search(r"-(\d+)\.", file.name)
-    return int(found[1]) if found else -1

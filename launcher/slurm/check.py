@@ -18,6 +18,7 @@ from launcher.errors import LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.preflight.checks import preflight
 from launcher.preflight.findings import Finding, Level
+from launcher.run.folder import RunFolder
 from launcher.slurm.node import meeting_port
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Print this node's findings; 0 also where they are bad: the driver judges."""
     try:
         folder = Path(argv[0])
-        plan = read_plan(folder)
+        plan = read_plan(RunFolder(folder).plan)
         host = env.get("SLURMD_NODENAME")
         port = _port(plan) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
         findings = preflight(plan.job.cluster, run_folder=folder, port=port)

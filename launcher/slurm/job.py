@@ -28,7 +28,9 @@ from launcher.errors import InputError, JobFailed, LauncherError
 from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import RECIPE
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude
-from launcher.run.folder import RunFolder, append_line, create_run_folder
+from launcher.run import ledger
+from launcher.run.folder import RunFolder, create_run_folder
+from launcher.run.node_state import forget_node_states, states_in_words
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
 from launcher.slurm.command import ask
@@ -36,7 +38,7 @@ from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
-from launcher.slurm.progress import START_EVENT, newest_checkpoint, starts, was_stopped
+from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
 from launcher.slurm.record import Submission, read_planned, read_submission, record_job_id
 from launcher.slurm.replan import Hosts, fit_allocation
 from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
@@ -44,7 +46,7 @@ from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT
 from launcher.slurm.sweep import update_table
 from launcher.slurm.traffic import node_traffic
-from launcher.slurm.watching import Signals, StepWatch, end, forget_node_states, node_states
+from launcher.slurm.watching import Signals, StepWatch, end
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,25 @@ class Driver:
                     break
                 hosts = tuple(host for host in hosts if host not in lost)
         except LauncherError as error:
-            self._note("slurm_end", code=error.exit_code, why=str(error))
+            self._note(ledger.END, code=error.exit_code, why=str(error))
             raise
         if self._was_ended(plan, code, signals):
-            self._note("slurm_end", code=code, why="ended by Slurm (scancel, requeue or preemption)")
+            self._note(ledger.END, code=code, why="ended by Slurm (scancel, requeue or preemption)")
             return code
         return self._end(plan, code, lost, start, signals)
 
     def _begin(self) -> JobStart:
         """Note this start; raises JobFailed where it must not go on."""
-        checkpoint = newest_checkpoint(self.folder.path)
+        checkpoint = newest_checkpoint(self.folder)
         if self.submission.job_id != self.allocation.job_id:  # submitted by hand, from a dry run
             record_job_id(self.folder.path, self.allocation.job_id)
         self._note(
-            START_EVENT, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
+            ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
         )
         history = starts(self.folder)
         problem = start_problem(history, max_requeues=self.settings.max_requeues)
         if problem:
-            self._note("slurm_end", code=1, why=problem)
+            self._note(ledger.END, code=1, why=problem)
             raise JobFailed(problem)
         return history[-1]
 
@@ -122,18 +124,18 @@ class Driver:
         assignment = assign(node_traffic(fit.plan), Tree.of(fit.hosts, topology))
         placed = replace(fit.plan, hosts=assignment.hosts[: fit.plan.placement.num_nodes])
         tell(placement_text(placed, assignment))
-        write_plan(placed, self.folder.path)
-        self._note("slurm_placed", hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
+        write_plan(placed, self.folder.plan)
+        self._note(ledger.PLACED, hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
         return placed, assignment.hosts
 
     def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> tuple[str, ...]:
         """Nodes that must not take part: by what they are, then by how fast they are."""
         bad: tuple[str, ...] = ()
         if self.settings.preflight:
-            bad = self._judge("slurm_preflight", lambda: nodecheck.look_at(steps, plan, hosts))
+            bad = self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
         # Spares were measured at the start, and a node that is bad already would spoil the measurement.
         if not bad and not steps.attempt and nodecheck.wants_bandwidth(plan, self.settings):
-            bad = self._judge("slurm_bandwidth", lambda: nodecheck.measure(steps, plan, hosts))
+            bad = self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
         return bad
 
     def _judge(self, event: str, check: Callable[[], list[Finding]]) -> tuple[str, ...]:
@@ -156,7 +158,7 @@ class Driver:
             yield
             return
         argv = guard_argv(self.allocation.job_id, here, on=others[0])
-        with (self.folder.logs / "guard.out").open("ab") as log:
+        with self.folder.guard_log.open("ab") as log:
             process = subprocess.Popen(argv, env=of_step(env.environment()), stdout=log, stderr=log)
         try:
             yield
@@ -167,7 +169,7 @@ class Driver:
         """Start the agents and wait for them; returns srun's exit code."""
         argv = steps.argv(plan, AGENT, plan.hosts)
         forget_node_states(self.folder)
-        self._note("slurm_step", argv=argv)
+        self._note(ledger.STEP, argv=argv)
         process = subprocess.Popen(argv, env=steps.variables(plan))
         spared_job = self.allocation.job_id if self.settings.spares else None
         return StepWatch(process, signals, self.folder, plan.hosts, tell, spared_job).wait()
@@ -179,7 +181,7 @@ class Driver:
             return False
         spares = [host for host in left if host not in plan.hosts]
         tell(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
-        self._note("slurm_replaced", lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder.path))
+        self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder))
         return True
 
     def _end(self, plan: Plan, code: int, lost: Sequence[str], start: JobStart, signals: Signals) -> int:
@@ -189,11 +191,11 @@ class Driver:
             signalled=signals.stop > 0,
             stopped=was_stopped(self.folder, num_nodes=plan.placement.num_nodes),
             lost_nodes=tuple(lost),
-            checkpoint_step=newest_checkpoint(self.folder.path),
+            checkpoint_step=newest_checkpoint(self.folder),
         )
         decision = decide(outcome, start, requeue=self.settings.requeue, max_requeues=self.settings.max_requeues)
         tell(decision.why)
-        self._note("slurm_end", code=code, why=decision.why, checkpoint_step=outcome.checkpoint_step)
+        self._note(ledger.END, code=code, why=decision.why, checkpoint_step=outcome.checkpoint_step)
         if decision.requeue:
             answer = ask(("scontrol", "requeue", self.allocation.job_id))
             if answer.code:
@@ -203,13 +205,13 @@ class Driver:
     def _was_ended(self, plan: Plan, code: int, signals: Signals) -> bool:
         """Whether Slurm is cancelling or requeueing this job at this moment; srun may end with 0 then."""
         if signals.terminate:
-            return set(node_states(self.folder, num_nodes=plan.placement.num_nodes)) != {"done"}
+            return set(states_in_words(self.folder, num_nodes=plan.placement.num_nodes)) != {"done"}
         return code != 0 and ask(("squeue", "-h", "-j", self.allocation.job_id, "-o", "%T")).out.strip() != "RUNNING"
 
     def _note(self, event: str, **details: Any) -> None:
-        line = {"event": event, "at": time.time(), "job_id": self.allocation.job_id, **details}
-        append_line(self.folder.ledger, line)
-        if event == "slurm_end":
+        line = ledger.JobEvent(event, self.allocation.job_id, time.time(), details)
+        ledger.append_event(self.folder.ledger, line)
+        if event == ledger.END:
             update_table(self.folder.path)
 
 

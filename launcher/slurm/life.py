@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError, JobFailed
+from launcher.files import tail
 from launcher.planner import read_plan
-from launcher.run.folder import RunFolder, read_lines, tail
+from launcher.run.folder import RunFolder, SweepFolder
+from launcher.run.result import is_finished
+from launcher.run.status import Progress, progress
 from launcher.slurm.command import ask
-from launcher.slurm.progress import is_finished, newest_checkpoint, starts
-from launcher.slurm.record import SUBMIT_FILE, read_submission
+from launcher.slurm.progress import newest_checkpoint, starts
+from launcher.slurm.record import is_submitted, read_submission
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
 COLUMNS = {
@@ -53,6 +56,7 @@ class JobStatus:
     starts: int = 0
     step: int | None = None
     loss: float | None = None
+    step_time_s: float | None = None
     checkpoint_step: int | None = None
     finished: bool = False
     last_words: tuple[str, ...] = ()
@@ -74,8 +78,8 @@ class JobStatus:
             lines.append(f"  running {self.time_used} on {self.num_nodes} nodes, {left}")
         lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
         if self.step is not None:
-            loss = f", loss {self.loss:.4f}" if self.loss is not None else ""
-            lines.append(f"  step {self.step}{loss}" + (", complete" if self.finished else ""))
+            reached = Progress(self.step, self.loss, self.step_time_s)
+            lines.append(f"  {reached}" + (", complete" if self.finished else ""))
         if self.checkpoint_step is not None:
             lines.append(f"  newest checkpoint: step {self.checkpoint_step}")
         return "\n".join([*lines, *(f"  | {line}" for line in self.last_words)])
@@ -92,7 +96,7 @@ class SubmittedRun:
     def find(cls, name: str) -> SubmittedRun:
         """A run folder, or a job id (`17`, `17_2`); raises InputError for anything else."""
         folder = Path(name)
-        if (folder / SUBMIT_FILE).is_file():
+        if is_submitted(folder):
             job_id = read_submission(folder).job_id
             if job_id is None:
                 raise InputError(
@@ -102,7 +106,7 @@ class SubmittedRun:
             return cls(job_id, folder)
         if name and set(name) <= set("0123456789_") and name[0].isdigit():
             return cls(name, _folder_of(name))
-        raise InputError(f"{name} is neither a run folder with a {SUBMIT_FILE} nor a job id: give one of the two")
+        raise InputError(f"{name} is neither the folder of a submitted run nor a job id: give one of the two")
 
 
 def status(run: SubmittedRun) -> JobStatus:
@@ -136,13 +140,12 @@ def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
         raise InputError(f"the run folder of job {run.job_id} is not known: give the folder itself")
     folder = RunFolder(run.folder)
     if rank is not None:
-        world_size = read_plan(run.folder).layout.world_size
+        world_size = read_plan(folder.plan).layout.world_size
         if rank >= world_size:
             raise InputError(f"rank={rank} is no rank of this run: there are 0 to {world_size - 1}")
         return folder.rank_log(rank)
     array, _, task = run.job_id.partition("_")
-    shared = run.folder.parent / "logs" / f"slurm-{array}_{task}.out"
-    return shared if task else folder.logs / f"slurm-{run.job_id}.out"
+    return SweepFolder(run.folder.parent).job_log(array, task) if task else folder.job_log(run.job_id)
 
 
 def follow(path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S) -> Iterator[bytes]:
@@ -226,15 +229,15 @@ def _from_sacct(job_id: str) -> dict[str, Any] | None:
 
 def _from_folder(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
-    metrics = list(read_lines(path / "metrics.jsonl"))
-    steps = [line for line in metrics if "step" in line]
-    log = max(folder.logs.glob("slurm-*.out"), key=lambda log: log.stat().st_mtime, default=None)
+    reached = progress(folder)
+    log = max(folder.job_logs(), key=lambda log: log.stat().st_mtime, default=None)
     return {
         "starts": len(starts(folder)),
-        "step": steps[-1]["step"] if steps else None,
-        "loss": steps[-1].get("loss") if steps else None,
-        "checkpoint_step": newest_checkpoint(path),
-        "finished": is_finished(path),
+        "step": reached.step,
+        "loss": reached.loss,
+        "step_time_s": reached.step_time_s,
+        "checkpoint_step": newest_checkpoint(folder),
+        "finished": is_finished(folder.result),
         "last_words": tuple(line[:LINE_LENGTH] for line in tail(log, num_lines=3)) if log else (),
     }
 
@@ -245,6 +248,6 @@ def _folder_of(job_id: str) -> Path | None:
     accounts = ("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "WorkDir")
     for command in (queue, accounts):
         folder = Path((ask(command).out.splitlines() or [""])[0])
-        if (folder / SUBMIT_FILE).is_file():
+        if is_submitted(folder):
             return folder
     return None

@@ -13,7 +13,7 @@ from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.rendezvous.config import RendezvousConfig, derived_port
-from launcher.run.folder import create_run_folder
+from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.record import read_submission
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
@@ -36,7 +36,7 @@ def meeting_port(launch: LaunchSettings, run_id: str) -> int:
 
 def run_node(run_folder: Path) -> int:
     """Start this node's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
-    plan = read_plan(run_folder)
+    plan = read_plan(RunFolder(run_folder).plan)
     launch = LaunchSettings.from_config(plan.config.get("launch") or {})
     submission = read_submission(run_folder)
     node, name = node_index(plan)

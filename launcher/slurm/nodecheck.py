@@ -15,7 +15,7 @@ from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.preflight.findings import Finding, Level
 from launcher.resources import resource
-from launcher.run.folder import create_run_folder
+from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
 from launcher.slurm.check import read_findings
 from launcher.slurm.command import Answer
@@ -76,16 +76,16 @@ def wants_bandwidth(plan: Plan, settings: SlurmSettings) -> bool:
 
 def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     """Run the recipe `bandwidth` on every host, spares too, for a minute at most; the slow nodes have a problem."""
-    folder = create_run_folder(steps.folder / RECIPE)
-    (folder.path / "result.json").unlink(missing_ok=True)
+    folder = create_run_folder(RunFolder(steps.folder).inner(RECIPE).path)
+    folder.result.unlink(missing_ok=True)
     submission = replace(steps.submission, script=str(resource("recipes") / f"{RECIPE}.py"), args=())
     write_submission(folder.path, submission)
     plan = measuring_plan(plan, hosts, steps.settings)
-    write_plan(plan, folder.path)
+    write_plan(plan, folder.plan)
     inner = replace(steps, folder=folder.path, submission=submission, run_id=f"{steps.run_id}-{RECIPE}")
-    log = folder.logs / "step.out"
+    log = folder.step_log
     code = _run_for(inner.argv(plan, AGENT, hosts), inner.variables(plan), log=log)
-    return bandwidth_findings(folder.path, code=code, log=log)
+    return bandwidth_findings(folder.result, code=code, log=log)
 
 
 def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) -> Plan:

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
-
-from launcher.run.folder import RunFolder, read_lines
+from launcher.run.checkpoints import newest_step
+from launcher.run.folder import RunFolder
+from launcher.run.ledger import START, read_events
+from launcher.run.node_state import STOPPED, states_in_words
 from launcher.slurm.requeue import JobStart
-from launcher.slurm.watching import node_states
-
-CHECKPOINTS, RESULT_FILE = "checkpoints", "result.json"
-START_EVENT = "slurm_start"
 
 
-def newest_checkpoint(run_folder: Path) -> int | None:
+def newest_checkpoint(folder: RunFolder) -> int | None:
     """The step of the newest complete checkpoint; None where there is none."""
-    folder = run_folder / CHECKPOINTS
-    names = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-    steps = [int(match[1]) for name in names if (match := re.fullmatch(r"step-(\d+)", name))]
-    return max(steps, default=None)
-
-
-def is_finished(run_folder: Path) -> bool:
-    """Whether the recipe wrote the result of a run that went to its end."""
-    file = run_folder / RESULT_FILE
-    return file.is_file() and not json.loads(file.read_text()).get("stopped")
+    return newest_step(folder.checkpoints)
 
 
 def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
@@ -33,11 +19,11 @@ def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
 
     One that learns from another that the job is over may still be `stopping`.
     """
-    states = set(node_states(folder, num_nodes=num_nodes))
-    return "stopped" in states and states <= {"stopped", "stopping", "done"}
+    states = set(states_in_words(folder, num_nodes=num_nodes))
+    return bool(states & STOPPED) and states <= {*STOPPED, "stopping", "done"}
 
 
 def starts(folder: RunFolder) -> list[JobStart]:
     """Every start of the job that the ledger knows, the present one last."""
-    lines = [line for line in read_lines(folder.ledger) if line.get("event") == START_EVENT]
-    return [JobStart(int(line["restart"]), line["checkpoint_step"]) for line in lines]
+    begun = [event.details for event in read_events(folder.ledger) if event.event == START]
+    return [JobStart(int(details["restart"]), details["checkpoint_step"]) for details in begun]

@@ -10,13 +10,10 @@ from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.errors import InputError
+from launcher.files import write_json
 from launcher.planner import Plan, read_plan
 from launcher.planner.record import cluster_from_dict
-from launcher.run.folder import write_json
-
-SUBMIT_FILE = "submit.json"
-SETUP_FILE = "setup.sh"
-PLANNED_FILE = "planned.json"  # the plan as submitted: plan.json becomes that of the present start
+from launcher.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,22 +37,27 @@ class Submission:
 
 def write_submission(folder: Path, submission: Submission) -> None:
     """Write submit.json, complete or not at all."""
-    write_json(folder / SUBMIT_FILE, asdict(submission))
+    write_json(RunFolder(folder).submission, asdict(submission))
 
 
 def read_submission(folder: Path) -> Submission:
     """The submission of a run folder; raises InputError where it has none."""
-    path = folder / SUBMIT_FILE
+    path = RunFolder(folder).submission
     try:
         data = json.loads(path.read_text())
         args, clusters = tuple(data["args"]), data.get("clusters", {})
         return Submission(data["script"], args, data["work_dir"], data["job_id"], clusters)
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} was not submitted to Slurm: it has no {SUBMIT_FILE}; `launcher submit` makes it"
+            f"{folder} was not submitted to Slurm: it has no {path.name}; `launcher submit` makes it"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}): submit again") from error
+
+
+def is_submitted(folder: Path) -> bool:
+    """Whether a folder is that of a run that was prepared for Slurm."""
+    return RunFolder(folder).submission.is_file()
 
 
 def record_job_id(folder: Path, job_id: str) -> None:
@@ -65,13 +67,13 @@ def record_job_id(folder: Path, job_id: str) -> None:
 
 def write_planned(folder: Path, plan: Plan) -> None:
     """Keep a plan as it was submitted, whatever becomes of it on other nodes."""
-    write_json(folder / PLANNED_FILE, plan.to_dict())
+    write_json(RunFolder(folder).planned, plan.to_dict())
 
 
 def read_planned(folder: Path) -> Plan:
     """The plan as submitted; where nothing was kept, plan.json."""
-    kept = folder / PLANNED_FILE
-    return read_plan(kept if kept.is_file() else folder)
+    kept = RunFolder(folder).planned
+    return read_plan(kept if kept.is_file() else RunFolder(folder).plan)
 
 
 def setup_text(lines: Sequence[str]) -> str:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from launcher.errors import InputError
 from launcher.planner import Plan
+from launcher.run.folder import ARRAY_LOG, SLURM_LOG, RunFolder
 from launcher.slurm.settings import SlurmSettings
 
 LONGEST_NAME = 120
-# What Slurm writes beside the run's own logs.
-LOG_PATTERN = "logs/slurm-%j.out"
-ARRAY_LOG_PATTERN = "logs/slurm-%A_%a.out"
 OPTION_KEYS = {
     "account": "account",
     "partition": "partition",
@@ -80,7 +78,7 @@ def submit_request(
         f"--signal=B:{settings.signal}@{settings.signal_lead_s}",
         "--requeue" if settings.requeue else "--no-requeue",
         f"--chdir={where.run_folder}",
-        f"--output={_log_folder(where)}/{ARRAY_LOG_PATTERN if array_size else LOG_PATTERN}",
+        f"--output={_log_folder(where)}/{ARRAY_LOG if array_size else SLURM_LOG}",
         "--open-mode=append",
         *_export(settings),
         *([f"--array=0-{array_size - 1}{_limit(settings)}"] if array_size else []),
@@ -105,10 +103,10 @@ def _export(settings: SlurmSettings) -> list[str]:
 
 
 def _log_folder(where: Where) -> str:
-    """The run folder as Slurm's patterns want it: a percent sign doubled. A backslash cannot be written at all."""
+    """The folder of logs as Slurm's patterns want it: a percent sign doubled. A backslash cannot be written at all."""
     if "\\" in str(where.run_folder):
         raise InputError(f"Slurm cannot write a log under {where.run_folder}: choose a run_dir without a backslash")
-    return str(where.run_folder).replace("%", "%%")
+    return str(RunFolder(where.run_folder).logs).replace("%", "%%")
 
 
 def _limit(settings: SlurmSettings) -> str:

@@ -11,14 +11,15 @@ from launcher import env
 from launcher.agent.settings import LaunchSettings
 from launcher.cluster import Cluster
 from launcher.errors import InputError
+from launcher.files import write_text
 from launcher.planner import Plan
 from launcher.planner.record import cluster_to_dict
 from launcher.resources import resource
-from launcher.run.folder import write_text
+from launcher.run.folder import RunFolder, SweepFolder
 from launcher.secret import secrets_in
 from launcher.slurm.command import ask
 from launcher.slurm.environment import kept_from_sbatch, left_behind_text, secrets_text
-from launcher.slurm.record import SETUP_FILE, Submission, record_job_id, setup_text, write_planned, write_submission
+from launcher.slurm.record import Submission, record_job_id, setup_text, write_planned, write_submission
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.slurm.settings import SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
@@ -59,7 +60,7 @@ def prepare_sweep(
     without = _removed(settings)
     request = sweep_request(members, settings, Where(folder, batch_script(), to_run.python), without=without)
     for index, member in enumerate(members):
-        write_run_files(folder / str(index), member.plan, settings, to_run.submission())
+        write_run_files(SweepFolder(folder).run(index).path, member.plan, settings, to_run.submission())
     write_submission(folder, to_run.submission())
     write_sweep(folder, members)
     return request
@@ -69,7 +70,7 @@ def submit_sweep(request: SubmitRequest, *, folder: Path, size: int) -> str:
     """As `submit`, for a sweep: every run notes the id of its task in the array."""
     job_id = submit(request, run_folder=folder)
     for index in range(size):
-        record_job_id(folder / str(index), f"{job_id}_{index}")
+        record_job_id(SweepFolder(folder).run(index).path, f"{job_id}_{index}")
     return job_id
 
 
@@ -135,7 +136,7 @@ def write_run_files(folder: Path, plan: Plan, settings: SlurmSettings, submissio
     write_submission(folder, submission)
     write_planned(folder, plan)
     if settings.setup:
-        write_text(folder / SETUP_FILE, setup_text(settings.setup))
+        write_text(RunFolder(folder).setup, setup_text(settings.setup))
 
 
 def batch_script() -> Path:
@@ -180,7 +181,7 @@ def _way_out(reason: str) -> str:
 def dry_run_text(request: SubmitRequest, *, run_folder: Path) -> str:
     """What a submission would run, as text to paste into a shell: the command, then both scripts as comments."""
     parts = [request.as_shell()]
-    for path in (request.script, run_folder / SETUP_FILE):
+    for path in (request.script, RunFolder(run_folder).setup):
         if path.exists():
             body = "".join(f"#   {line}".rstrip() + os.linesep for line in path.read_text().splitlines())
             parts.append(f"# {_one_line(path)}:\n{body}")

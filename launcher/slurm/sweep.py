@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
+from launcher.files import read_json, write_json, write_text
 from launcher.planner import Plan
-from launcher.run.folder import read_lines, write_json, write_text
+from launcher.run.folder import RunFolder, SweepFolder
+from launcher.run.ledger import END, PLACED, read_events
+from launcher.run.metrics import read_steps, summarise_steps
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, gpus_per_node, submit_request
 from launcher.slurm.settings import SlurmSettings
 
-SWEEP_FILE = "sweep.json"
-TABLE_FILE = "results.txt"
-RESULTS_FILE = "results.json"
 COLUMNS = ("run", "state", "layout", "steps", "loss", "step_s", "overrides")
 
 
@@ -44,7 +43,7 @@ def sweep_request(
 
 def write_sweep(folder: Path, members: Sequence[SweepMember]) -> None:
     """Note which overrides made which run, for the table."""
-    write_json(folder / SWEEP_FILE, {"runs": [list(member.overrides) for member in members]})
+    write_json(SweepFolder(folder).members, {"runs": [list(member.overrides) for member in members]})
 
 
 def results(folder: Path, *, ended: bool = False) -> list[dict[str, Any]]:
@@ -52,11 +51,11 @@ def results(folder: Path, *, ended: bool = False) -> list[dict[str, Any]]:
 
     `ended`: Slurm says that the whole array has, so that a run without an end of its own was cancelled or killed.
     """
-    try:
-        runs = json.loads((folder / SWEEP_FILE).read_text())["runs"]
-    except FileNotFoundError:
+    sweep = SweepFolder(folder)
+    if not sweep.members.is_file():
         return []
-    rows = [{"run": i, "overrides": " ".join(words), **_row(folder / str(i))} for i, words in enumerate(runs)]
+    runs = read_json(sweep.members, remedy="submit the sweep again")["runs"]
+    rows = [{"run": i, "overrides": " ".join(words), **_row(sweep.run(i))} for i, words in enumerate(runs)]
     cut_off = {"waiting": "never started", "running": "ended by Slurm"} if ended else {}
     return [row | {"state": cut_off.get(row["state"], row["state"])} for row in rows]
 
@@ -70,12 +69,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def update_table(run_folder: Path) -> None:
-    """Called as a run of a sweep ends: write the table anew beside the runs. The last one to end makes it complete."""
-    folder = run_folder.parent
-    rows = results(folder)
+    """Write the table of a sweep again as one of its runs ends: the last one makes it complete."""
+    sweep = SweepFolder(run_folder.parent)
+    rows = results(sweep.path)
     if rows:
-        write_json(folder / RESULTS_FILE, {"runs": rows})
-        write_text(folder / TABLE_FILE, table(rows) + "\n")
+        write_json(sweep.results, {"runs": rows})
+        write_text(sweep.table, table(rows) + "\n")
 
 
 def _needs(plan: Plan, settings: SlurmSettings) -> str:
@@ -83,23 +82,21 @@ def _needs(plan: Plan, settings: SlurmSettings) -> str:
     return f"{nodes} nodes × {gpus} GPUs, {cpus} cores each"
 
 
-def _row(run: Path) -> dict[str, Any]:
-    """Where one run stands. `state`: waiting, running, or how its last start ended."""
-    events = [line for line in read_lines(run / "ledger.jsonl") if "event" in line]
-    ends = [line for line in events if line["event"] == "slurm_end"]
-    ended = bool(ends) and events[-1]["event"] == "slurm_end"
-    state = "waiting" if not events else "running"
-    if ended:
-        state = "done" if ends[-1]["code"] == 0 else str(ends[-1]["why"])
-    metrics = [line for line in read_lines(run / "metrics.jsonl") if "step" in line]
-    placed = [line for line in events if line["event"] == "slurm_placed"]
-    times = sorted(line["step_s"] for line in metrics[1:] if "step_s" in line)  # the first step warms up
+def _row(run: RunFolder) -> dict[str, Any]:
+    """How far one run is. `state`: waiting, running, or how its last start ended."""
+    events = read_events(run.ledger)
+    state = "running" if events else "waiting"
+    if events and events[-1].event == END:
+        last = events[-1].details
+        state = "done" if last["code"] == 0 else str(last["why"])
+    steps = read_steps(run.metrics)
+    placed = [event.details for event in events if event.event == PLACED]
     return {
         "state": state,
         "layout": placed[-1]["layout"] if placed else None,
-        "steps": metrics[-1]["step"] if metrics else 0,
-        "loss": metrics[-1].get("loss") if metrics else None,
-        "step_s": times[len(times) // 2] if times else None,
+        "steps": steps[-1].step if steps else 0,
+        "loss": steps[-1].loss if steps else None,
+        "step_s": summarise_steps(steps).step_s,
     }
 
 

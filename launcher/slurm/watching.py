@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from launcher.run.folder import RunFolder
+from launcher.run.node_state import states_in_words
 from launcher.slurm.allocation import lost_nodes, removed_nodes
 
 SRUN_LISTENS_S = 3.0  # srun dies of a signal that comes before it has set up its handlers
@@ -86,7 +86,7 @@ class StepWatch:
             end(self.process)
 
     def _lost_nodes(self, now: float) -> Sequence[str]:
-        if self._failed_at is None and "failed" in node_states(self.folder, num_nodes=len(self.hosts)):
+        if self._failed_at is None and "failed" in states_in_words(self.folder, num_nodes=len(self.hosts)):
             self._failed_at = now
         if self._failed_at is not None and now > self._failed_at + SETTLE_S:
             self._failed_at = now  # looked at again as long as srun does not end
@@ -95,18 +95,6 @@ class StepWatch:
             self._asked_at = now
             return removed_nodes(self.spared_job, self.hosts)
         return ()
-
-
-def node_states(folder: RunFolder, *, num_nodes: int) -> list[str]:
-    """What the agent of each node last said of itself; `absent` where it has said nothing."""
-    files = [folder.node_state(node) for node in range(num_nodes)]
-    return [json.loads(file.read_text())["state"] if file.exists() else "absent" for file in files]
-
-
-def forget_node_states(folder: RunFolder) -> None:
-    """Remove what the agents of an earlier step said."""
-    for file in folder.node_state(0).parent.glob("node-*.json"):
-        file.unlink()
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

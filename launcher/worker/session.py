@@ -27,6 +27,7 @@ from launcher.errors import InputError, LauncherError
 from launcher.layout.hybrid import shard_size
 from launcher.planner.options import TrackingOptions, TrainOptions
 from launcher.planner.record import Plan, read_plan
+from launcher.run.folder import RunFolder
 from launcher.worker.checkpoint.saver import CheckpointManager, State
 from launcher.worker.metrics.tracking import Tracker, make_tracker
 from launcher.worker.parallel.mesh import Axes, build_mesh
@@ -57,6 +58,11 @@ class Session:
         return self.rank_env.world_size
 
     @property
+    def folder(self) -> RunFolder:
+        """The names inside the run folder."""
+        return RunFolder(self.run_dir)
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the rank that speaks: rank 0."""
         return self.rank == 0
@@ -72,14 +78,14 @@ class Session:
 
     @cached_property
     def tracker(self) -> Tracker:
-        """Metrics to the terminal, metrics.jsonl and wandb; does nothing on ranks other than 0."""
+        """Metrics to the terminal, the run folder and wandb; does nothing on ranks other than 0."""
         tracking = TrackingOptions.from_config(self.plan.config.get("tracking") or {})
         return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main)
 
     @cached_property
     def checkpoints(self) -> CheckpointManager:
         """Checkpoints in the run folder; the first use is collective."""
-        return CheckpointManager(self.run_dir / "checkpoints", plan=self.plan, options=self.options)
+        return CheckpointManager(self.folder.checkpoints, plan=self.plan, options=self.options)
 
     def resume(self, state: State) -> int:
         """Load the newest good checkpoint of the run folder into `state`; returns its step, 0 at a fresh start."""

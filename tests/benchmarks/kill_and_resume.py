@@ -22,7 +22,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.worker.checkpoint.manifest import committed_steps
+from launcher.run.checkpoints import committed_steps, leftovers
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import read_steps
 from launcher.worker.data.batches import standard_library_tokens, write_token_file
 
 STEPS = 24
@@ -58,11 +60,11 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> dict[str, object]:
-    """The JSON document that a run ends with."""
+    """The result of a run."""
     output, _ = process.communicate(timeout=300)
     if process.returncode:
         raise SystemExit(f"a run that was left alone ended with {process.returncode}:\n{output[-2000:]}")
-    document: dict[str, object] = json.loads(output.strip().splitlines()[-1])
+    document: dict[str, object] = json.loads(Path(json.loads(output.strip().splitlines()[-1])["result"]).read_text())
     return document
 
 
@@ -93,22 +95,19 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 
 def told_losses(folder: Path) -> list[tuple[int, float]]:
-    """(step, loss) of every line of metrics.jsonl; a torn last line is left out."""
-    path = folder / "metrics.jsonl"
-    text = path.read_text() if path.is_file() else ""
-    lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
+    """(step, loss) of every finished step."""
+    return [(line.step, line.loss or 0.0) for line in read_steps(RunFolder(folder).metrics)]
 
 
 def half_written(folder: Path) -> bool:
-    return any((folder / "checkpoints").glob(".saving-*"))
+    return bool(leftovers(RunFolder(folder).checkpoints))
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, *, kind: str, step: int, part: float) -> None:
     """Return when `step` is done (`kind` between), that `part` of a step later (step), or when a save after about that
     step has begun and a `part` of 5 ms has passed (save); or when all is over.
     """
-    metrics, told_at = folder / "metrics.jsonl", []
+    metrics, told_at = RunFolder(folder).metrics, []
     while process.poll() is None:
         done = metrics.read_text().count("\n") if metrics.is_file() else 0
         told_at += [time.monotonic()] * (done - len(told_at))
@@ -123,7 +122,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, *, kind: str, step: i
 
 
 def one_run(folder: Path, *, kind: str, draw: random.Random, right: list[tuple[int, float]]) -> Outcome:
-    checkpoints = folder / "checkpoints"
+    checkpoints = RunFolder(folder).checkpoints
     step, part = draw.randint(1, STEPS - 1), draw.random()
     process = start(folder)
     wait_for(process, folder, kind=kind, step=step, part=part)

@@ -35,8 +35,10 @@ from launcher.env import RankEnv
 from launcher.layout import Layout
 from launcher.model import Model
 from launcher.planner.options import TrainOptions
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import MetricsFile
 from launcher.worker.data.batches import Batch, BatchSource, TokenFile, standard_library_tokens, write_token_file
-from launcher.worker.metrics.tracking import JsonLines, Terminal, Tracker
+from launcher.worker.metrics.tracking import Terminal, Tracker
 from launcher.worker.model.transformer import StageShape, Transformer
 from launcher.worker.parallel.mesh import Axes
 from launcher.worker.session import Session
@@ -76,7 +78,7 @@ def our_session(axes: Axes, folder: Path, *, every: int) -> Session:
     plan = make_plan(LAYOUT, model=GPT_TINY, train=config, global_batch=GLOBAL_BATCH)
     rank_env = RankEnv(axes.rank, 2, axes.rank, 2, 0, 0, plan=None, run_dir=folder)
     session = Session(plan, rank_env, folder, torch.device("cpu"), axes, Pulse(), time.monotonic())
-    sinks = [JsonLines(folder / "metrics.jsonl"), Terminal(io.StringIO(), total=10**6)]
+    sinks = [MetricsFile(RunFolder(folder).metrics), Terminal(io.StringIO(), total=10**6)]
     session.__dict__["tracker"] = Tracker(sinks if session.is_main else [])
     return session
 

@@ -19,6 +19,7 @@ from launcher.errors import LauncherError
 from launcher.layout import Layout
 from launcher.local.start import run_local
 from launcher.planner import Plan, write_plan
+from launcher.run.folder import RunFolder
 
 
 def one_node_plan(ranks: int) -> Plan:
@@ -31,7 +32,7 @@ def one_node_plan(ranks: int) -> Plan:
 def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
     plan, folder = one_node_plan(int(ranks)), Path(run_dir)
     folder.mkdir(exist_ok=True)
-    write_plan(plan, folder)
+    write_plan(plan, RunFolder(folder).plan)
     settings = LaunchSettings.from_config({"warm": "never", **json.loads(launch)})
     try:
         return run_local(plan, run_folder=folder, script=Path(script), args=args, launch=settings)

@@ -36,7 +36,7 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
     hosts, name = tuple(given["hosts"]), given["name"]
     node = node_of_host(name, hosts)
     plan, folder = plan_of(hosts, given["ranks"]), create_run_folder(Path(run_dir))
-    write_plan(plan, folder.path)
+    write_plan(plan, folder.plan)
     meeting = RendezvousConfig(
         run_id="simulated",
         host="127.0.0.1",

@@ -10,6 +10,7 @@ import pytest
 from launcher.cli import main
 from launcher.preflight.bandwidth import bandwidth_findings
 from launcher.preflight.findings import Level, hosts_to_exclude
+from launcher.run.result import BandwidthResult, NodeRates, write_result
 
 
 def test_a_sound_node_ends_with_0(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -31,15 +32,16 @@ def test_a_node_that_is_not_what_the_file_says_ends_with_1_and_is_excluded(
 
 
 def test_what_the_bandwidth_recipe_found_is_a_finding_for_each_node(tmp_path: Path) -> None:
-    nodes = [{"host": f"n{i}", "node": i, "inside_gbytes_per_s": 230.0, "between_gbytes_per_s": 180.0} for i in (1, 2)]
-    slow = {"n2": ["between 90 of 180 GB/s"]}
-    (tmp_path / "result.json").write_text(json.dumps({"nodes": nodes, "slow": slow}))
-    good, bad = bandwidth_findings(tmp_path, code=1, log=tmp_path)
+    nodes = tuple(NodeRates(f"n{i}", i, 230.0, 180.0) for i in (1, 2))
+    result = BandwidthResult("bandwidth", 2**28, nodes, {"n2": ["between 90 of 180 GB/s"]}, ("n2",))
+    file = tmp_path / "result"
+    write_result(result.to_dict(), file, short=result.short())
+    good, bad = bandwidth_findings(file, code=1, log=tmp_path)
     assert (good.level, good.message) == (Level.OK, "inside 230 GB/s, between 180 GB/s")
     assert (hosts_to_exclude([good, bad]), bad.message) == (("n2",), "slow: between 90 of 180 GB/s")
 
 
 @pytest.mark.parametrize(("code", "how"), [(None, "did not end within 60 s"), (3, "failed with exit code 3")])
 def test_a_bandwidth_check_without_a_result_blames_no_node(tmp_path: Path, code: int | None, how: str) -> None:
-    [finding] = bandwidth_findings(tmp_path, code=code, log=tmp_path)
+    [finding] = bandwidth_findings(tmp_path / "result", code=code, log=tmp_path)
     assert (finding.level, finding.host, how in finding.message) == (Level.UNKNOWN, "", True)

@@ -13,7 +13,8 @@ import pytest
 from jobs import HERE
 
 from launcher.agent.output import Label, Pump, Stream
-from launcher.run.folder import append_line, create_run_folder, new_run_folder, read_lines, tail, write_text
+from launcher.files import append_line, read_lines, tail, write_text
+from launcher.run.folder import create_run_folder, new_run_folder
 
 
 def pumped(chunks: list[bytes], folder: Path, *, prefixed: bool) -> tuple[bytes, bytes]:

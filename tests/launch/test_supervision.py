@@ -12,8 +12,9 @@ import pytest
 from jobs import HERE, Job
 
 from launcher.agent import stack_dump as stacks
+from launcher.files import read_lines
 from launcher.run import status as runs
-from launcher.run.folder import RunFolder, read_lines
+from launcher.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 STEPS = HERE / "step_script.py"

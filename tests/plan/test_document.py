@@ -74,7 +74,7 @@ def test_a_plan_is_the_first_choice_and_survives_being_written(tmp_path: object)
     plan = make_plan(JOB, LayoutRequest(tp=2), {"layout": {"tp": 2}})
     assert plan.layout == search(JOB, LayoutRequest(tp=2), top=1).best.layout
     assert plan.why
-    assert read_plan(write_plan(plan, tmp_path)).to_dict() == plan.to_dict()
+    assert read_plan(write_plan(plan, tmp_path / "plan")).to_dict() == plan.to_dict()
 
 
 def test_a_plan_for_the_recipe_counts_gradients_and_recomputation_as_the_recipe_has_them() -> None:

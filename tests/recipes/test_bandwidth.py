@@ -22,6 +22,8 @@ from launcher.layout import Layout
 from launcher.planner.options import BandwidthOptions
 from launcher.planner.record import Plan, write_plan
 from launcher.resources import resource
+from launcher.run.folder import RunFolder
+from launcher.run.result import read_bandwidth_result
 from tests.recipes.test_measuring import recipe
 from tests.shapes import cluster
 
@@ -115,11 +117,11 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     ]
     # The nodes are one machine here, so that neither is slow: the threshold is the lowest that means anything.
     settings = load(["recipe=bandwidth", "recipe.bytes=65536", "recipe.threshold=0.001", *overrides, "layout.dp=4"])
-    write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.config), tmp_path)
+    write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.config), RunFolder(tmp_path).plan)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    where = {"LAUNCHER_PLAN": str(tmp_path / "plan.json"), "LAUNCHER_RUN_DIR": str(tmp_path)}
+    where = {"LAUNCHER_PLAN": str(RunFolder(tmp_path).plan), "LAUNCHER_RUN_DIR": str(tmp_path)}
     driver = str(Path(__file__).with_name("fork_ranks.py"))
     done = subprocess.run(
         [sys.executable, driver, str(resource("recipes") / "bandwidth.py"), "2", "2", str(port)],
@@ -131,7 +133,8 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout.splitlines()[-1])
-    assert [node["node"] for node in document["nodes"]] == [0, 1]
-    assert all(node["inside_gbytes_per_s"] > 0 and node["between_gbytes_per_s"] > 0 for node in document["nodes"])
-    assert document["exclude"] == []
+    found = read_bandwidth_result(RunFolder(tmp_path).result)
+    assert [node.node for node in found.nodes] == [0, 1]
+    assert all(node.inside_gbytes_per_s and node.between_gbytes_per_s for node in found.nodes)
+    assert found.exclude == ()
+    assert json.loads(done.stdout.splitlines()[-1])["num_nodes"] == 2

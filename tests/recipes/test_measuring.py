@@ -18,6 +18,7 @@ import torch.distributed as dist
 from launcher.errors import InputError
 from launcher.planner.options import CollectivesOptions, GemmOptions, check_recipe
 from launcher.resources import resource
+from launcher.run.folder import RunFolder
 
 
 def recipe(name: str) -> ModuleType:
@@ -33,12 +34,15 @@ collectives = recipe("collectives")
 
 
 def run(tmp_path: Path, *overrides: str) -> dict[str, Any]:
-    """The last stdout line of `launcher run` in an empty folder."""
+    """The result of `launcher run` in an empty folder."""
     command = [sys.executable, "-m", "launcher.cli", "run", "tracking=none", f"run_dir={tmp_path / 'run'}", *overrides]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert json.loads((tmp_path / "run" / "result.json").read_text()) == document
+    short = json.loads(done.stdout.splitlines()[-1])
+    file = RunFolder(tmp_path / "run").result
+    document: dict[str, Any] = json.loads(file.read_text())
+    assert short.pop("result") == str(file)
+    assert short == {name: document[name] for name in short} and short.keys() >= document.keys() - {"results"}
     return document
 
 

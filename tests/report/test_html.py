@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from launcher.config.compose import load
 from launcher.layout.resolve import plain_layout
-from launcher.planner import Plan, write_plan
-from launcher.report.html import page, run_page
+from launcher.planner import Plan
+from launcher.report.html import page
 
 
 def a_plan(*overrides: str, why: tuple[str, ...] = ("fastest",)) -> Plan:
@@ -32,14 +29,3 @@ def test_every_rank_of_the_node_is_drawn() -> None:
 
 def test_names_are_escaped() -> None:
     assert "<b>" not in page(a_plan(why=("<b>bold</b>",)), name="<b>")
-
-
-def test_measured_steps_stand_beside_the_prediction(tmp_path: Path) -> None:
-    write_plan(a_plan(), tmp_path)
-    lines = [json.dumps({"step": i, "loss": 5 - i / 10, "step_time_s": 2.0}) for i in range(5)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 5, "lo')
-    text = run_page(tmp_path)
-    assert "1.5 s" in text
-    assert "2.0 s" in text
-    assert "0.75" in text
-    assert text.count("<polyline") == 2

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from launcher.run.checkpoints import folder_name, newest_step
+from launcher.run.folder import RunFolder
 from launcher.worker.stop import Pulse
 
 STEP_S = 0.2
@@ -24,23 +26,22 @@ STEP_S = 0.2
 
 def main() -> int:
     num_steps, options = int(sys.argv[1]), dict(word.partition("=")[::2] for word in sys.argv[2:])
-    folder, rank = Path(os.environ["LAUNCHER_RUN_DIR"]), int(os.environ["RANK"])
+    run, rank = RunFolder(Path(os.environ["LAUNCHER_RUN_DIR"])), int(os.environ["RANK"])
     start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     dist.init_process_group("gloo")
     print(f"rank {rank} runs on {socket.gethostname()}, secret {os.environ.get('WANDB_API_KEY')}", flush=True)
     pulse = Pulse()
-    checkpoints = folder / "checkpoints"
-    first = max((int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*")), default=0)
+    first = newest_step(run.checkpoints) or 0
     if start and "after-resume" in options:
         num_steps = first + int(options["after-resume"])
     for step in range(first + 1, num_steps + 1):
         time.sleep(STEP_S)
         dist.all_reduce(torch.ones(1))
         if rank == 0:
-            with (folder / "steps.jsonl").open("a") as file:
+            with (run.path / "steps.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "start": start, "world": dist.get_world_size()}) + "\n")
         if rank == 0 and step % int(options.get("checkpoint-every", num_steps + 1)) == 0:
-            (checkpoints / f"step-{step}").mkdir(parents=True)
+            (run.checkpoints / folder_name(step)).mkdir(parents=True)
         if step == int(options.get("fail", 0)):
             raise RuntimeError("this job fails by itself")
         if pulse.step_done(step, step_s=STEP_S):
@@ -48,11 +49,11 @@ def main() -> int:
             dist.destroy_process_group()
             if rank == 0:
                 time.sleep(2)  # a checkpoint that takes its time, when the other ranks have ended already
-                (checkpoints / f"step-{step}").mkdir(parents=True, exist_ok=True)
+                (run.checkpoints / folder_name(step)).mkdir(parents=True, exist_ok=True)
             return 0
     pulse.close()
     if rank == 0:
-        (folder / "result.json").write_text("{}\n")
+        run.result.write_text("{}\n")
     dist.destroy_process_group()
     return 0
 

@@ -9,7 +9,11 @@ import pytest
 from plans import plan
 
 from launcher.errors import InputError
-from launcher.run.folder import RunFolder, append_line, create_run_folder, write_json
+from launcher.run.checkpoints import folder_name, temporary_name
+from launcher.run.folder import create_run_folder
+from launcher.run.ledger import END, PLACED, START, JobEvent, Ledger, append_event
+from launcher.run.metrics import MetricsFile, StepMetrics
+from launcher.run.node_state import NodeState
 from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
 from launcher.slurm.replan import Fit, Hosts, fit_allocation
 from launcher.slurm.request import Where
@@ -63,12 +67,12 @@ def test_the_number_of_requeues_is_bounded_also_with_progress() -> None:
 
 def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
     folder = create_run_folder(tmp_path)
-    assert newest_checkpoint(tmp_path) is None
-    for name in ("step-00000007", "step-00000120", ".saving-step-00000200", "notes"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert newest_checkpoint(tmp_path) == 120
-    append_line(folder.ledger, {"event": "slurm_start", "restart": 2, "checkpoint_step": 7})
-    append_line(folder.ledger, {"phase": "met", "node": 0})
+    assert newest_checkpoint(folder) is None
+    for name in (folder_name(7), folder_name(120), temporary_name(200), "notes"):
+        (folder.checkpoints / name).mkdir(parents=True)
+    assert newest_checkpoint(folder) == 120
+    append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 2, "checkpoint_step": 7}))
+    Ledger(folder.ledger, node=0, began=0.0).note("met")
     assert starts(folder) == [JobStart(2, 7)]
 
 
@@ -88,8 +92,7 @@ def test_a_run_was_stopped_when_its_agents_say_so_and_none_failed(
 ) -> None:
     folder = create_run_folder(tmp_path)
     for node, state in enumerate(states):
-        folder.node_state(node).parent.mkdir(exist_ok=True)
-        write_json(folder.node_state(node), {"state": state})
+        NodeState(node, f"n{node}", 1, 0.0, state, 1, 0, 3, "", "").write(folder)
     assert was_stopped(folder, num_nodes=2) is stopped
 
 
@@ -156,12 +159,14 @@ def test_more_nodes_are_used_where_that_is_allowed() -> None:
 
 def member(folder: Path, *, end: dict[str, object] | None) -> None:
     run = create_run_folder(folder)
-    append_line(run.ledger, {"event": "slurm_start", "restart": 0, "checkpoint_step": None})
-    append_line(run.ledger, {"event": "slurm_placed", "layout": "tp8 pp1 dp4"})
+    append_event(run.ledger, JobEvent(START, "17_0", 0.0, {"restart": 0, "checkpoint_step": None}))
+    append_event(run.ledger, JobEvent(PLACED, "17_0", 0.0, {"layout": "tp8 pp1 dp4"}))
+    metrics = MetricsFile(run.metrics)
     for step in (1, 2, 3):
-        append_line(folder / "metrics.jsonl", {"step": step, "loss": 5.0 - step, "step_s": 0.1 * step})
+        metrics.log(StepMetrics(step, loss=5.0 - step, step_s=0.1 * step))
+    metrics.close()
     if end:
-        append_line(RunFolder(folder).ledger, {"event": "slurm_end", **end})
+        append_event(run.ledger, JobEvent(END, "17_0", 0.0, end))
 
 
 def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
@@ -173,7 +178,7 @@ def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     rows = results(tmp_path)
     assert [row["state"] for row in rows] == ["done", "running", "waiting"]
     assert [row["state"] for row in results(tmp_path, ended=True)] == ["done", "ended by Slurm", "never started"]
-    assert (rows[0]["loss"], rows[0]["step_s"], rows[0]["layout"]) == (2.0, pytest.approx(0.3), "tp8 pp1 dp4")
+    assert (rows[0]["loss"], rows[0]["step_s"], rows[0]["layout"]) == (2.0, pytest.approx(0.2), "tp8 pp1 dp4")
     update_table(tmp_path / "0")
     assert (tmp_path / "results.txt").read_text() == table(rows) + "\n"
     assert [line.split()[0] for line in table(rows).splitlines()] == ["run", "0", "1", "2"]

@@ -18,7 +18,7 @@ from training import ADAMW, Curve, make_engine, steps
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrainOptions
-from launcher.worker.checkpoint.manifest import MANIFEST, committed_steps, folder_name
+from launcher.run.checkpoints import MANIFEST, committed_steps, folder_name
 from launcher.worker.checkpoint.saver import CheckpointManager
 
 SAVED, TOTAL = 3, 6

@@ -21,11 +21,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from launcher.errors import InputError
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
-from launcher.worker.checkpoint.manifest import (
+from launcher.run.checkpoints import (
     PREFIX,
     committed_steps,
+    doomed_name,
     file_problem,
     folder_name,
+    leftovers,
     read_manifest,
     temporary_name,
 )
@@ -53,7 +55,7 @@ class CheckpointManager:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[Any]] | None = None
         if self._main:
-            for leftover in [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]:
+            for leftover in leftovers(folder):
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def due(self, step: int) -> bool:
@@ -155,13 +157,13 @@ class CheckpointManager:
         """On the coordinator: the one moment at which the checkpoint begins to exist."""
         target = self.folder / folder_name(step)
         if target.exists():  # a torn one of the same step, which was not used
-            _remove(target)
+            _remove(self.folder, step)
         temporary.rename(target)
         kept = committed_steps(self.folder)[: self._options.keep_last]
         every = self._options.keep_every
         for old in committed_steps(self.folder):
             if old not in kept and not (every and old % every == 0):
-                _remove(self.folder / folder_name(old))
+                _remove(self.folder, old)
 
     def _tell_failure(self, step: int, error: CheckpointException) -> None:
         """A checkpoint that could not be written is no reason to lose the run."""
@@ -207,8 +209,8 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, folder: 
         )
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, step: int) -> None:
     """Delete a checkpoint: renamed first, so that a half-deleted one is never taken for one."""
-    doomed = folder.with_name(f".deleting-{folder.name}")
-    folder.rename(doomed)
+    doomed = folder / doomed_name(step)
+    (folder / folder_name(step)).rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from launcher.errors import LauncherError
-from launcher.worker.checkpoint.manifest import VERSION, read_manifest, write_manifest
+from launcher.run.checkpoints import VERSION, rank_file, read_manifest, write_manifest
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
@@ -67,7 +67,7 @@ class ManifestWriter(StorageWriter):
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        name = f"rank-{dist.get_rank() if dist.is_initialized() else 0:05d}.bin"
+        name = rank_file(dist.get_rank() if dist.is_initialized() else 0)
         digest, offset, written = hashlib.sha256(), 0, []
         with (self._folder / name).open("wb") as file:
             for item in plan.items:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from launcher.errors import InputError
 from launcher.model.token_file import HEADER, MAGIC, VERSION, check_fits, read_header
+from launcher.run.folder import RunFolder
 
 Tokens = npt.NDArray[Any]
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -136,7 +137,7 @@ def open_tokens(
 
     Collective through `barrier`. Raises InputError where the tokens do not fit the model's vocabulary.
     """
-    path = Path(data) if data is not None else run_dir / "data" / "stdlib.tokens"
+    path = Path(data) if data is not None else RunFolder(run_dir).data("stdlib")
     if data is None and build and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_token_file(path, standard_library_tokens(), vocab=256)

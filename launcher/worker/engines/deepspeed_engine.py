@@ -6,7 +6,6 @@ Which combinations DeepSpeed gets wrong without an error stands in `launcher.lay
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import time
@@ -18,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from launcher import env
-from launcher.planner.deepspeed_config import CONFIG_FILE, deepspeed_config
+from launcher.files import write_json
+from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.run.folder import RunFolder
 from launcher.worker.data.batches import Batch
 from launcher.worker.engines.deepspeed_state import DeepSpeedState
 from launcher.worker.engines.engine import EngineContext, StepResult
@@ -33,7 +34,7 @@ def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
     """A DeepSpeed engine for the plan; writes deepspeed.json into the run folder on rank 0."""
     config = deepspeed_config(context.plan, context.options)
     if context.axes.rank == 0:
-        (context.run_dir / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n")
+        write_json(RunFolder(context.run_dir).deepspeed_config, config)
     with quiet():
         deepspeed = import_deepspeed(context.device)
         deepspeed.init_distributed(dist.get_backend(), verbose=False)

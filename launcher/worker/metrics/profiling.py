@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from launcher.planner.options import TrainOptions
+from launcher.run.folder import RunFolder
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def profiled(step: int, *, rank: int, options: TrainOptions, run_dir: Path) -> I
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
-    path = run_dir / "traces" / f"step-{step:06d}-rank-{rank:05d}.json"
+    path = RunFolder(run_dir).trace(step=step, rank=rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with profile(activities=activities) as trace:
         yield path

@@ -1,27 +1,26 @@
-"""Metrics of a run: the terminal, metrics.jsonl in the run folder, wandb. One tracker a job, on rank 0."""
+"""Metrics of a run: the terminal, the run folder, wandb. One tracker a job, on rank 0."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from launcher.console import tell
 from launcher.planner.options import TrackingOptions
 from launcher.planner.record import Plan
-from launcher.units import format_seconds
-
-METRICS_FILE = "metrics.jsonl"
-Metrics = Mapping[str, Any]
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import MetricsFile, StepMetrics
 
 
 class Sink(Protocol):
     """One place that metrics go to."""
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of one finished step (counted from 1)."""
+    def log(self, metrics: StepMetrics) -> None:
+        """Take the metrics of one finished step."""
 
     def close(self) -> None:
         """Write out what is left."""
@@ -32,39 +31,29 @@ class Tracker:
 
     def __init__(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
+        self._lost = 0
 
-    def log(self, step: int, metrics: Metrics) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The metrics of one finished step, counted from 1, under any names; those of StepMetrics are understood."""
+        self.add(StepMetrics.of(step, metrics))
+
+    def add(self, metrics: StepMetrics) -> None:
+        """The metrics of one finished step."""
         for sink in self._sinks:
-            sink.log(step, metrics)
+            self._keep_going(lambda sink=sink: sink.log(metrics))  # type: ignore[misc]
 
     def close(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            self._keep_going(sink.close)
 
-
-class JsonLines:
-    """metrics.jsonl: one object a step. After a resume, the lines of steps that are run again are dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: TextIO | None = None
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        if self._file is None:
-            self._file = self._open(before=step)
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def _open(self, *, before: int) -> TextIO:
-        if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) < before]
-            temporary = self._path.with_name(f".{self._path.name}")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            temporary.replace(self._path)
-        return self._path.open("a", buffering=1)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+    def _keep_going(self, work: Callable[[], None]) -> None:
+        """A full disk or a closed terminal costs numbers, not the run; it is said once."""
+        try:
+            work()
+        except OSError as error:
+            self._lost += 1
+            if self._lost == 1:
+                tell(f"metrics of this run are lost ({error}); the run goes on")
 
 
 class Terminal:
@@ -82,12 +71,12 @@ class Terminal:
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        text = describe(metrics)
+    def log(self, metrics: StepMetrics) -> None:
+        step = metrics.step
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            self._bar.update(self._task, completed=step, description=str(metrics))
         elif step % self._every == 0 or step in (1, self._total):
-            print(f"step {step}/{self._total}  {text}", file=self._stream, flush=True)
+            print(f"step {step}/{self._total}  {metrics}", file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -121,8 +110,9 @@ class Wandb:
             print(f"wandb: no connection ({error}); this run is kept offline in {run_dir}/wandb", file=sys.stderr)
             self._run = wandb.init(mode="offline", **arguments)
 
-    def log(self, step: int, metrics: Metrics) -> None:
-        self._run.log(dict(metrics), step=step)
+    def log(self, metrics: StepMetrics) -> None:
+        numbers = metrics.to_line()
+        self._run.log(numbers, step=numbers.pop("step"))
 
     def close(self) -> None:
         self._run.finish()
@@ -135,28 +125,8 @@ def make_tracker(plan: Plan, *, run_dir: Path, tracking: TrackingOptions, main: 
     train = plan.config.get("train") or {}
     stream = sys.stderr if plan.config.get("output") == "json" else sys.stdout
     total, every = int(train.get("steps") or 0), int(train.get("log_every") or 1)
-    sinks: list[Sink] = [JsonLines(run_dir / METRICS_FILE)]
+    sinks: list[Sink] = [MetricsFile(RunFolder(run_dir).metrics)]
     sinks.append(Terminal(stream, total=total, every=every))
     if tracking.kind == "wandb" and tracking.mode != "disabled":
         sinks.append(Wandb(plan, run_dir=run_dir, tracking=tracking))
     return Tracker(sinks)
-
-
-def describe(metrics: Metrics) -> str:
-    """One line of the numbers that a person follows."""
-    parts = [f"loss {metrics['loss']:.4f}"] if "loss" in metrics else []
-    parts += [f"grad norm {metrics['grad_norm']:.3f}"] if metrics.get("grad_norm") is not None else []
-    parts += [f"lr {metrics['lr']:.2e}"] if "lr" in metrics else []
-    parts += [f"{metrics['tokens_per_s']:,.0f} tokens/s"] if "tokens_per_s" in metrics else []
-    parts += [f"{format_seconds(metrics['step_s'])}/step"] if "step_s" in metrics else []
-    if "mfu" in metrics:
-        parts.append("mfu unknown" if metrics["mfu"] is None else f"mfu {metrics['mfu']:.1%}")
-    return "  ".join(parts)
-
-
-def _step_of(line: str) -> int:
-    """The step of a line of metrics.jsonl; a torn last line counts as one to drop."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize

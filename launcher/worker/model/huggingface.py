@@ -22,7 +22,7 @@ from torch import Tensor
 
 from launcher.errors import InputError
 from launcher.model import Model
-from launcher.worker.checkpoint.manifest import PREFIX, file_problem, read_manifest
+from launcher.run.checkpoints import PREFIX, file_problem, read_manifest
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _LLAMA = {
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m launcher.worker.model.huggingface", description="Export a checkpoint."
     )
-    parser.add_argument("checkpoint", type=Path, help="a folder RUN/checkpoints/step-…")
+    parser.add_argument("checkpoint", type=Path, help="the folder of one checkpoint of a run")
     parser.add_argument("out", type=Path, help="the folder to write")
     parsed = parser.parse_args(arguments)
     try:

@@ -1,6 +1,6 @@
-"""What a checkpoint says about itself: manifest.json, the names of checkpoints, and the check that one is whole.
+"""Checkpoints as files: their names, what each says about itself in manifest.json, and the check that one is whole.
 
-    checkpoints/step-00000040/manifest.json, rank-00000.bin, …
+    step-00000040/manifest.json, rank-00000.bin, …      in the run folder's checkpoints/
 
 A checkpoint is written under a hidden temporary name and renamed when complete: a folder `step-…` is committed.
 The manifest holds sizes and SHA-256 of all files, where each piece of each tensor lies, and a digest of itself.
@@ -34,10 +34,30 @@ def temporary_name(step: int) -> str:
     return f".saving-{folder_name(step)}"
 
 
+def doomed_name(step: int) -> str:
+    """What a checkpoint is called while it is deleted."""
+    return f".deleting-{folder_name(step)}"
+
+
+def rank_file(rank: int) -> str:
+    """The file of a checkpoint that one rank writes."""
+    return f"rank-{rank:05d}.bin"
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a killed run left half written or half deleted."""
+    return [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]
+
+
 def committed_steps(folder: Path) -> list[int]:
     """Steps of the committed checkpoints, newest first."""
     names = (_NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir())
     return sorted((int(name.group(1)) for name in names if name), reverse=True)
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest committed checkpoint; None where there is none."""
+    return next(iter(committed_steps(folder)), None)
 
 
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:

@@ -1,0 +1,84 @@
+"""Files that are whole or absent, and JSON lines that may be torn: the one place that writes and reads them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all: readers never see half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """`write_text` of one JSON document."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file; raises InputError, ending with `remedy`, where there is none."""
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}): {remedy}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no JSON object: {remedy}")
+    return data
+
+
+def append_line(path: Path, data: Mapping[str, Any]) -> None:
+    """Add one JSON line by a single write, so that several writers do not mix theirs.
+
+    A torn last line, of a writer that was killed, is closed first: it spoils no line but itself.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, ("\n" * torn + json.dumps(data) + "\n").encode())
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of JSON lines; an absent file has none.
+
+    Lines that are no object are left out: the last may still be in writing, or its writer was killed in the middle.
+    """
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.split("\n"):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
+def tail(path: Path, *, num_lines: int, max_bytes: int = 65536) -> list[str]:
+    """The last lines of a log, without reading all of it; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_bytes))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return text.splitlines()[-num_lines:]

@@ -1,0 +1,151 @@
+"""metrics.jsonl: one line for each finished step, written by a run's main rank, read by everybody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from statistics import median
+from types import MappingProxyType
+from typing import Any, TextIO
+
+from launcher.files import read_lines
+from launcher.units import format_seconds
+
+WARMUP_STEPS = 3  # steps that measured times leave out: first allocations, first messages between stages
+# The parts of a step, in words. Those called exposed lie within forward and backward, except data parallelism's, which
+# follow them; waiting in the pipeline includes its bubble.
+PARTS: Mapping[str, str] = MappingProxyType({
+    "data_s": "data",
+    "forward_backward_s": "forward and backward",
+    "exposed_tp_s": "in it tensor-parallel collectives",
+    "exposed_cp_s": "in it context-parallel collectives",
+    "exposed_pp_s": "in it waiting for other stages",
+    "exposed_dp_s": "gradients after it",
+    "optimizer_s": "optimizer",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """The numbers of one finished step, counted from 1; None where something was not measured or is not known.
+
+    A line of the file has these keys side by side, those of `split_s` (of PARTS) and `other` (a script's own) included,
+    and leaves out what is None.
+    """
+
+    step: int
+    loss: float | None = None
+    grad_norm: float | None = None
+    lr: float | None = None
+    step_s: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    memory_bytes: int | None = None
+    split_s: Mapping[str, float] = field(default_factory=dict)
+    other: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
+        """From the flat names of a line."""
+        named = {name: metrics[name] for name in _NAMED if metrics.get(name) is not None}
+        parts = {name: metrics[name] for name in PARTS if metrics.get(name) is not None}
+        other = {name: value for name, value in metrics.items() if name not in _KNOWN}
+        return cls(step, **named, split_s=parts, other=other)
+
+    def to_line(self) -> dict[str, Any]:
+        """The line of the file, as plain data."""
+        named = {name: value for name in _NAMED if (value := getattr(self, name)) is not None}
+        return {"step": self.step, **named, **self.split_s, **self.other}
+
+    def __str__(self) -> str:
+        """The numbers that a person follows, on one line."""
+        told = [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        told += [f"grad norm {self.grad_norm:.3f}"] if self.grad_norm is not None else []
+        told += [f"lr {self.lr:.2e}"] if self.lr is not None else []
+        if self.tokens_per_s is not None:
+            told.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        told += [f"{format_seconds(self.step_s)}/step"] if self.step_s is not None else []
+        if self.tokens_per_s is not None:
+            told.append("mfu unknown" if self.mfu is None else f"mfu {self.mfu:.1%}")
+        return "  ".join(told)
+
+
+_NAMED = tuple(f.name for f in fields(StepMetrics) if f.name not in ("step", "split_s", "other"))
+_KNOWN = {"step", *_NAMED, *PARTS}
+
+
+class MetricsFile:
+    """Appends to metrics.jsonl. After a resume, the lines of steps that are run again are dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Add the line of a finished step."""
+        if self._file is None:
+            self._file = self._open(before=metrics.step)
+        self._file.write(json.dumps(metrics.to_line()) + "\n")
+
+    def _open(self, *, before: int) -> TextIO:
+        if self._path.exists():
+            kept = [line for line in read_steps(self._path) if line.step < before]
+            temporary = self._path.with_name(f".{self._path.name}")
+            temporary.write_text("".join(f"{json.dumps(line.to_line())}\n" for line in kept))
+            temporary.replace(self._path)
+        return self._path.open("a", buffering=1)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def read_steps(path: Path) -> list[StepMetrics]:
+    """The finished steps of a run, in order; empty where it has none yet."""
+    return list(_steps(path))
+
+
+def _steps(path: Path) -> Iterator[StepMetrics]:
+    for line in read_lines(path):
+        step = line.get("step")
+        if isinstance(step, int):
+            yield StepMetrics.of(step, line)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What some steps measured: medians without the first ones, and the largest memory. None where nothing was."""
+
+    steps: int = 0
+    step_s: float | None = None
+    split_s: Mapping[str, float] = field(default_factory=dict)
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    memory_bytes: int | None = None
+
+
+def summarise_steps(steps: Sequence[StepMetrics]) -> Measured:
+    """The measurement of a run, or of a part of it. Few steps count all, the warm-up too."""
+    warm = steps[WARMUP_STEPS:] or steps
+    names = [name for name in PARTS if any(name in step.split_s for step in warm)]
+    memory = [step.memory_bytes for step in steps if step.memory_bytes is not None]
+    return Measured(
+        steps=len(steps),
+        step_s=_median([step.step_s for step in warm]),
+        split_s={name: median(s.split_s[name] for s in warm if name in s.split_s) for name in names},
+        tokens_per_s=_median([step.tokens_per_s for step in warm]),
+        mfu=_median([step.mfu for step in warm]),
+        memory_bytes=max(memory, default=None),
+    )
+
+
+def describe_split(split_s: Mapping[str, float]) -> str:
+    """The parts of a step in words."""
+    return ", ".join(f"{PARTS[name]} {format_seconds(split_s[name])}" for name in PARTS if name in split_s)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

@@ -1,0 +1,68 @@
+"""nodes/node-N.json: what the agent of a node last wrote down about its part of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import InputError
+from launcher.files import read_json, write_json
+from launcher.run.folder import RunFolder
+
+ENDED = frozenset({"done", "failed", "stopped", "cancelled"})  # after these an agent starts no rank any more
+STOPPED = frozenset({"stopped", "cancelled"})
+ABSENT = "absent"
+_REMEDY = "start the run again"
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """`state`: running, restarting, stopping, or one of ENDED. `started_at`: of the agent, CLOCK_BOOTTIME seconds.
+
+    `ranks`: the process of each rank; `board_fd`: the descriptor in the agent through which these send heartbeats.
+    """
+
+    node: int
+    host: str
+    pid: int
+    started_at: float
+    state: str
+    starts: int
+    restarts_left: int
+    board_fd: int
+    message: str
+    updated: str
+    ranks: Mapping[int, int] = field(default_factory=dict)
+
+    def write(self, folder: RunFolder) -> None:
+        """Replace what this node said before."""
+        ranks = {str(rank): pid for rank, pid in self.ranks.items()}
+        write_json(folder.node_state(self.node), {**asdict(self), "ranks": ranks})
+
+
+def read_node_state(file: Path) -> NodeState:
+    """The state in a file; raises InputError where it is none."""
+    data: dict[str, Any] = read_json(file, remedy=_REMEDY)
+    try:
+        return NodeState(**{**data, "ranks": {int(rank): pid for rank, pid in data["ranks"].items()}})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{file} is no state of a node ({error}): {_REMEDY}") from error
+
+
+def node_states(folder: RunFolder) -> list[NodeState]:
+    """What the agents of a run have written, in the order of their nodes."""
+    return [read_node_state(file) for file in folder.node_states().values()]
+
+
+def states_in_words(folder: RunFolder, *, num_nodes: int) -> list[str]:
+    """The state of each node, `absent` where its agent has written nothing."""
+    files = folder.node_states()
+    return [read_node_state(files[node]).state if node in files else ABSENT for node in range(num_nodes)]
+
+
+def forget_node_states(folder: RunFolder) -> None:
+    """Remove what the agents of an earlier start said."""
+    for file in folder.node_states().values():
+        file.unlink(missing_ok=True)

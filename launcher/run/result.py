@@ -1,0 +1,142 @@
+"""result.json: what a recipe found. Its last line on stdout is the short form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher.errors import InputError
+from launcher.files import read_json, write_json
+
+REMEDY = "run the recipe again"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run found. `losses` are those of the steps after `resumed_after_step`, in this process.
+
+    None: not known, or nothing was left to do after a resume.
+    """
+
+    recipe: str
+    engine: str
+    layout: Mapping[str, Any]
+    world_size: int
+    resumed_after_step: int
+    losses: tuple[float, ...]
+    predicted_step_time_s: float | None
+    measured_step_time_s: float | None
+    measured_split_s: Mapping[str, float]
+    predicted_memory_bytes: float | None
+    measured_memory_bytes: int | None
+    tokens_per_s: float | None
+    mfu: float | None
+    stopped: bool = False  # asked to stop before its last step
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in result.json."""
+        return asdict(self) | {"losses": {**self._ends(), "all": list(self.losses)}}
+
+    def short(self) -> dict[str, Any]:
+        """What the last line on stdout says."""
+        return {
+            "recipe": self.recipe,
+            "engine": self.engine,
+            "layout": dict(self.layout),
+            "losses": self._ends(),
+            "predicted_step_time_s": self.predicted_step_time_s,
+            "measured_step_time_s": self.measured_step_time_s,
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainResult:
+        """The inverse of `to_dict`; raises KeyError or TypeError for other data."""
+        return cls(**{**data, "losses": tuple(data["losses"]["all"])})
+
+    def _ends(self) -> dict[str, float | None]:
+        return {
+            "first": self.losses[0] if self.losses else None,
+            "last": self.losses[-1] if self.losses else None,
+        }
+
+
+@dataclass(frozen=True)
+class NodeRates:
+    """GB/s of one node: bus bandwidth inside it, and the best that it reached towards another node, each way.
+
+    The best, because a meeting with a slow node says nothing about this one. None where there is nothing to measure.
+    """
+
+    host: str
+    node: int
+    inside_gbytes_per_s: float | None
+    between_gbytes_per_s: float | None
+
+
+@dataclass(frozen=True)
+class BandwidthResult:
+    """What the recipe `bandwidth` found: rates of every node, reasons by host that is slow, hosts to exclude."""
+
+    recipe: str
+    bytes: int
+    nodes: tuple[NodeRates, ...]
+    slow: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in result.json."""
+        return asdict(self)
+
+    def short(self) -> dict[str, Any]:
+        """What the last line on stdout says."""
+        named = {"recipe": self.recipe, "bytes": self.bytes, "num_nodes": len(self.nodes)}
+        return named | {"slow": self.slow, "exclude": self.exclude}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BandwidthResult:
+        """The inverse of `to_dict`; raises KeyError or TypeError for other data."""
+        nodes = tuple(NodeRates(**node) for node in data["nodes"])
+        return cls(**{**data, "nodes": nodes, "exclude": tuple(data["exclude"])})
+
+
+def write_result(document: Mapping[str, Any], file: Path, *, short: Mapping[str, Any]) -> None:
+    """Write result.json, and print what is `short` of it, with the path of the file."""
+    write_json(file, document)
+    print_result(short, file)
+
+
+def print_result(short: Mapping[str, Any], file: Path) -> None:
+    """The last line on stdout of a recipe: its result in short, and the file that has the rest."""
+    print(json.dumps({**short, "result": str(file)}), flush=True)
+
+
+def read_train_result(file: Path) -> TrainResult | None:
+    """The result of a training run; None where there is none (yet), or that of a measuring recipe.
+
+    Raises InputError where the file is damaged.
+    """
+    if not file.is_file():
+        return None
+    data = read_json(file, remedy=REMEDY)
+    return _typed(TrainResult.from_dict, data, file) if "losses" in data else None
+
+
+def is_finished(file: Path) -> bool:
+    """Whether the recipe wrote the result of a run that went to its end."""
+    return file.is_file() and not read_json(file, remedy=REMEDY).get("stopped")
+
+
+def read_bandwidth_result(file: Path) -> BandwidthResult:
+    """The result of the recipe `bandwidth`; raises InputError where the file is damaged."""
+    return _typed(BandwidthResult.from_dict, read_json(file, remedy=REMEDY), file)
+
+
+def _typed(read: Callable[[Mapping[str, Any]], T], data: Mapping[str, Any], file: Path) -> T:
+    try:
+        return read(data)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{file} is no result of this launcher ({error}): {REMEDY}") from error

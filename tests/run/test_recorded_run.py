@@ -1,0 +1,75 @@
+"""The real recipe for five steps, and then every reader of its run folder: nothing here was written by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import WARMUP_STEPS, read_steps, summarise_steps
+from launcher.run.result import read_train_result
+from launcher.units import format_seconds
+
+pytestmark = pytest.mark.slow
+SMALL = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=2", "layout.dp=1", "model.layers=2", "model.seq_len=32"]
+
+
+def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher.cli", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, subprocess.CompletedProcess[str]]:
+    home = tmp_path_factory.mktemp("recorded")
+    done = launcher("run", "train.steps=5", "tracking=none", "run_dir=five", *SMALL, cwd=home)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(home / "five"), done
+
+
+def test_the_report_shows_what_was_measured(ran: tuple[RunFolder, subprocess.CompletedProcess[str]]) -> None:
+    folder, _ = ran
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 6, "lo')  # as of a run that was killed
+    done = launcher("report", folder.path.name, cwd=folder.path.parent)
+    assert done.stdout.strip() == str(Path(folder.path.name) / folder.report.name)
+    page = folder.report.read_text()
+    measured = summarise_steps(read_steps(folder.metrics)).step_s
+    assert measured is not None
+    assert "not measured" not in page
+    assert format_seconds(measured) in page
+    assert page.count("<polyline") == 2
+
+
+def test_status_shows_the_last_step_and_the_measured_time(
+    ran: tuple[RunFolder, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = ran
+    steps = read_steps(folder.metrics)
+    found = json.loads(launcher("status", folder.path.name, "output=json", cwd=folder.path.parent).stdout)
+    assert (found["step"], found["loss"]) == (5, steps[-1].loss)
+    assert found["step_time_s"] == summarise_steps(steps).step_s
+    assert re.search(r"step 5, loss \d", launcher("status", folder.path.name, cwd=folder.path.parent).stdout)
+
+
+def test_the_last_line_is_the_result_in_short_and_names_the_file_that_has_the_rest(
+    ran: tuple[RunFolder, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = ran
+    short = json.loads(done.stdout.splitlines()[-1])
+    assert set(short) == {
+        *("recipe", "engine", "layout", "losses", "predicted_step_time_s", "measured_step_time_s", "result"),
+    }
+    assert short["result"] == str(folder.result)
+    result, steps = read_train_result(folder.result), read_steps(folder.metrics)
+    assert result is not None
+    assert list(result.losses) == [step.loss for step in steps]
+    assert short["losses"] == {"first": steps[0].loss, "last": steps[-1].loss}
+    assert short["measured_step_time_s"] == result.measured_step_time_s == summarise_steps(steps).step_s
+    assert result.measured_split_s == summarise_steps(steps).split_s
+    assert len(steps) > WARMUP_STEPS
