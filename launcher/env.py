@@ -26,6 +26,11 @@ def get(name: str, default: str | None = None) -> str | None:
     return os.environ.get(name) or default
 
 
+def take(name: str) -> str | None:
+    """One variable, which the processes that this one starts then do not get."""
+    return os.environ.pop(name, None) or None
+
+
 def replace(variables: Mapping[str, str]) -> None:
     """Make `variables` the whole environment of this process, as exec would: for a rank just forked."""
     os.environ.clear()

@@ -61,20 +61,20 @@ def run_node(
     args: Sequence[str],
     launch: LaunchSettings,
     node: int | None = 0,
-    meeting: RendezvousConfig | None = None,
+    rendezvous: RendezvousConfig | None = None,
     began: float | None = None,
     planned_at: float | None = None,
 ) -> int:
     """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
 
-    `node` is None for a spare, which gets a lost node's place. `meeting` says where the nodes of the plan meet; None
+    `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; None
     for a plan of one node. `began`: when the command was typed, if not with this process; `planned_at`: when the
     plan was made, if not just now. The calling process must have one thread only with launch.start=fork. Raises
     InputError and LauncherError before any rank starts.
     """
-    meeting = meeting and _with_settings(meeting, launch)
+    rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
-    with _kept_signals(launch.stop_signals) as early:
+    with _kept_signals(launch.stop_signals) as signals_before_agent:
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":
             fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
@@ -83,14 +83,21 @@ def run_node(
         num_ranks = plan.placement.ranks_per_node
         num_threads = _threads(plan, launch, num_ranks=num_ranks)
         job = NodeJob(plan, folder, script, args, launch, num_ranks, num_threads)
-        return _run_ranks(job, meeting=meeting, ledger=ledger, early=early, first_node=node == 0)
+        return _run_ranks(
+            job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
+        )
 
 
 def _run_ranks(
-    job: NodeJob, *, meeting: RendezvousConfig | None, ledger: Ledger, early: Sequence[int], first_node: bool
+    job: NodeJob,
+    *,
+    rendezvous: RendezvousConfig | None,
+    ledger: Ledger,
+    signals_before_agent: Sequence[int],
+    first_node: bool,
 ) -> int:
     """Fork the server while this process has one thread; only then come threads, sockets and the agent."""
-    board = Heartbeats.create(num_ranks=job.num_ranks)
+    heartbeats = Heartbeats.create(num_ranks=job.num_ranks)
     streams = rank_streams(job.num_ranks, console=job.launch.console, first_node=first_node)
     server = fork_server.ForkServer.start()
     ledger.note("server")
@@ -101,9 +108,15 @@ def _run_ranks(
             from launcher.agent.rank_agent import RankAgent
 
             agent = RankAgent(
-                job, handler=_handler(meeting), server=server, board=board, pump=pump, streams=streams, ledger=ledger
+                job,
+                handler=_handler(rendezvous),
+                server=server,
+                heartbeats=heartbeats,
+                pump=pump,
+                streams=streams,
+                ledger=ledger,
             )
-            agent.handle_signals(early)
+            agent.handle_signals(signals_before_agent)
             return _run(agent)
         finally:
             pump.close()
@@ -120,10 +133,10 @@ def recipe_preload(plan: Plan) -> tuple[str, ...]:
     return (*(recipe.get("preload") or ()), *(by_engine.get(plan.job.training.engine) or ()))
 
 
-def _with_settings(meeting: RendezvousConfig, launch: LaunchSettings) -> RendezvousConfig:
+def _with_settings(rendezvous: RendezvousConfig, launch: LaunchSettings) -> RendezvousConfig:
     return replace(
-        meeting,
-        min_nodes=min(launch.shrink_to, meeting.num_nodes) if launch.shrink_to else None,
+        rendezvous,
+        min_nodes=min(launch.shrink_to, rendezvous.num_nodes) if launch.shrink_to else None,
         join_timeout_s=launch.join_timeout_s,
         rejoin_timeout_s=launch.rejoin_timeout_s,
         spare_wait_s=launch.spare_wait_s,
@@ -131,14 +144,14 @@ def _with_settings(meeting: RendezvousConfig, launch: LaunchSettings) -> Rendezv
     )
 
 
-def _handler(meeting: RendezvousConfig | None) -> SingleNode | PlanOrdered:
-    if meeting is None:
+def _handler(rendezvous: RendezvousConfig | None) -> SingleNode | PlanOrdered:
+    if rendezvous is None:
         from launcher.rendezvous.single_node import SingleNode
 
         return SingleNode(uuid.uuid4().hex)
     from launcher.rendezvous.plan_ordered import PlanOrdered
 
-    return PlanOrdered(meeting)
+    return PlanOrdered(rendezvous)
 
 
 def _run(agent: RankAgent) -> int:

@@ -65,7 +65,7 @@ class RankAgent(SimpleElasticAgent):
         *,
         handler: SingleNode | PlanOrdered,
         server: ForkServer,
-        board: Heartbeats,
+        heartbeats: Heartbeats,
         pump: Pump,
         streams: Mapping[int, tuple[Stream, Stream]],
         ledger: Ledger,
@@ -79,7 +79,7 @@ class RankAgent(SimpleElasticAgent):
             monitor_interval=0.001,  # the waiting is in _monitor_workers, which wakes when something happens
         )
         super().__init__(spec, exit_barrier_timeout=300)
-        self._job, self._handler, self._server, self._board = job, handler, server, board
+        self._job, self._handler, self._server, self._heartbeats = job, handler, server, heartbeats
         self._pump, self._streams, self._ledger = pump, streams, ledger
         self._watch = self._new_watch()
         self._ends: list[RankEnd] = []
@@ -94,11 +94,11 @@ class RankAgent(SimpleElasticAgent):
         self._step_at_start = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def handle_signals(self, early: Sequence[int] = ()) -> None:
+    def handle_signals(self, signals_before_agent: Sequence[int] = ()) -> None:
         """Take over the signals that ask for a stop, and heed those that came before; call once, in the main thread."""
         for number in self._job.launch.stop_signals:
             signal.signal(number, self._on_signal)
-        for came in early:
+        for came in signals_before_agent:
             self._on_signal(came, None)
 
     def leave(self) -> None:
@@ -125,7 +125,7 @@ class RankAgent(SimpleElasticAgent):
         self._pump.label({w.local_rank: Label(w.global_rank, log(w.global_rank)) for w in worker_group.workers})
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
         for worker in worker_group.workers:
-            self._board.clear(worker.local_rank)
+            self._heartbeats.clear(worker.local_rank)
         pids = self._server.start_ranks(ranks)
         self._watching = True
         self._ledger.note("forked")
@@ -135,15 +135,15 @@ class RankAgent(SimpleElasticAgent):
     def _plan_of_round(self) -> Path:
         """Where this round's plan is: the job's own, or one for the nodes and hosts that are there, written here."""
         handler, folder = self._handler, self._job.folder
-        if not isinstance(handler, PlanOrdered) or handler.present.as_planned:
+        if not isinstance(handler, PlanOrdered) or handler.change.as_planned:
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
                 tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
             return folder.plan
-        self._plan = plan_of_round(self._job.plan, handler.present)
+        self._plan = plan_of_round(self._job.plan, handler.change)
         path = write_plan(self._plan, folder.plan_of_round(handler.round))
-        if self._node == 0 and handler.present.absent:
-            nodes = ", ".join(map(str, handler.present.absent))
+        if self._node == 0 and handler.change.absent:
+            nodes = ", ".join(map(str, handler.change.absent))
             tell(
                 f"going on without node {nodes}: {self._job.plan.layout.brief()} → {self._plan.layout.brief()} ({path})"
             )
@@ -151,7 +151,7 @@ class RankAgent(SimpleElasticAgent):
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
         job = self._job
-        seat = RankAssignment(
+        assignment = RankAssignment(
             rank=worker.global_rank,
             world_size=worker.world_size,
             local_rank=worker.local_rank,
@@ -172,19 +172,20 @@ class RankAgent(SimpleElasticAgent):
         )
         stdout, stderr = self._streams.get(worker.local_rank, (None, None))
         return RankStart(
-            local_rank=seat.local_rank,
+            local_rank=assignment.local_rank,
             script=str(job.script),
             args=tuple(job.args),
             variables={
                 **defaults,
-                **rank_env.torchrun_variables(seat),
+                **rank_env.torchrun_variables(assignment),
                 **rank_env.plan_variables(
-                    self._plan, rank=seat.rank, run_folder=job.folder.path, plan_path=self._plan_path
+                    self._plan, rank=assignment.rank, run_folder=job.folder.path, plan_path=self._plan_path
                 ),
-                "LAUNCHER_HEARTBEAT_FD": str(self._board.fd),
+                "LAUNCHER_HEARTBEAT_FD": str(self._heartbeats.fd),
             },
-            log=str(job.folder.rank_log(seat.rank)),
-            header=f"{LOG_HEADER}rank {seat.rank} of {seat.world_size}, start {self._ledger.start}, {utc_now()}",
+            log=str(job.folder.rank_log(assignment.rank)),
+            header=f"{LOG_HEADER}rank {assignment.rank} of {assignment.world_size}, "
+            f"start {self._ledger.start}, {utc_now()}",
             stdout=stdout.write_fd if stdout else -1,
             stderr=stderr.write_fd if stderr else -1,
             exec_python=job.launch.start == "spawn",
@@ -218,7 +219,7 @@ class RankAgent(SimpleElasticAgent):
     def _note_exits(self, worker_group: Any, exits: Sequence[Exit]) -> None:
         for ended in exits:
             worker = worker_group.workers[ended.local_rank]
-            failed_at = self._board.state(ended.local_rank).failed_at
+            failed_at = self._heartbeats.state(ended.local_rank).failed_at
             self._ledger.note("ended", rank=worker.global_rank, at=ended.at, code=ended.code)
             self._ends.append(
                 RankEnd(
@@ -299,11 +300,11 @@ class RankAgent(SimpleElasticAgent):
         now, grace_s = time.monotonic(), self._job.launch.grace_s
         if self._stop_deadline is None:
             states = self._states()
-            heeded = bool(self._server.running) and all(states[rank].heeds_stop for rank in self._server.running)
-            self._board.request_stop()
-            self._stop_deadline = now + (grace_s if heeded else 0.0)
+            checked = bool(self._server.running) and all(states[rank].checks_stop for rank in self._server.running)
+            self._heartbeats.request_stop()
+            self._stop_deadline = now + (grace_s if checked else 0.0)
             self._write_state("stopping", self._server.running)
-            if heeded:
+            if checked:
                 tell(
                     f"{self._signals[0].name}: stopping at the end of this step, within {grace_s:g} s; "
                     "a second signal stops at once"
@@ -346,7 +347,7 @@ class RankAgent(SimpleElasticAgent):
         return RankWatch(launch.hang_timeout_s, launch.straggler_factor, launch.straggler_steps)
 
     def _states(self) -> dict[int, RankState]:
-        return {rank: self._board.state(rank) for rank in range(self._job.num_ranks)}
+        return {rank: self._heartbeats.state(rank) for rank in range(self._job.num_ranks)}
 
     def _global(self, states: Mapping[int, RankState]) -> dict[int, RankState]:
         return {self._first_rank + rank: state for rank, state in states.items()}
@@ -355,7 +356,7 @@ class RankAgent(SimpleElasticAgent):
         return max(state.step for state in self._states().values())
 
     def _wake_fds(self) -> list[int]:
-        """What ends a wait early: our own signals, and news from the coordinator."""
+        """What ends a wait before its time: our own signals, and news from the coordinator."""
         news = self._handler.fileno() if isinstance(self._handler, PlanOrdered) else -1
         return [self._wake_read, *([news] if news >= 0 else [])]
 
@@ -368,7 +369,7 @@ class RankAgent(SimpleElasticAgent):
             state=state,
             starts=self._ledger.start,
             restarts_left=self._remaining_restarts,
-            board_fd=self._board.fd,
+            board_fd=self._heartbeats.fd,
             message=message,
             updated=utc_now(),
             ranks={self._first_rank + rank: pid for rank, pid in pids.items()},

@@ -55,7 +55,7 @@ def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
         "TORCHELASTIC_RESTART_COUNT": str(seat.restarts),
         "TORCHELASTIC_MAX_RESTARTS": str(seat.max_restarts),
         "TORCHELASTIC_RUN_ID": seat.run_id,
-        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.fields import AUTO, Fields, raise_problems
+from launcher.errors import InputError
+from launcher.rendezvous.config import split_endpoint
 from launcher.slurm.settings import SLURM_KEYS
 
 STARTS = ("fork", "spawn")
@@ -127,8 +129,9 @@ def _endpoint(fields: Fields, key: str) -> str | None:
     value = fields.raw(key, None)
     if value is None:
         return None
-    host, separator, port = str(value).rpartition(":")
-    if not (separator and host and port.isdigit() and 0 < int(port) < 65536):
-        fields.problem(f"launch.{key} = {value!r} must be host:port with a port from 1 to 65535")
+    try:
+        split_endpoint(str(value))
+    except InputError as error:
+        fields.problem(f"launch.{key} = {error}")
         return None
     return str(value)

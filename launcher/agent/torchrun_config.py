@@ -8,9 +8,12 @@ from pathlib import Path
 
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
+from launcher import env
+from launcher.console import tell
 from launcher.errors import InputError
 from launcher.planner import read_plan
-from launcher.rendezvous.config import RendezvousConfig, derived_port, node_of_host
+from launcher.rendezvous.authentication import SECRET
+from launcher.rendezvous.config import RendezvousConfig, derived_port, node_of_host, split_endpoint
 from launcher.rendezvous.plan_ordered import PlanOrdered
 from launcher.run.folder import plan_file
 
@@ -23,21 +26,20 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         raise InputError(
             f"--nnodes={params.max_nodes}, but the plan has {len(hosts)} nodes: give --nnodes={len(hosts)}"
         )
-    endpoint, _, port = (
-        params.endpoint.rpartition(":") if params.endpoint.count(":") == 1 else (params.endpoint, "", "")
-    )
-    host = endpoint or (hosts[0] if hosts else "")
+    host, port = split_endpoint(params.endpoint) if params.endpoint else (hosts[0] if hosts else "", None)
     if not host:
         raise InputError("no rendezvous endpoint: give --rdzv-endpoint=HOST[:PORT], the plan's first node")
+    node = _node(params, hosts, name)
     return PlanOrdered(
         RendezvousConfig(
             run_id=params.run_id,
             host=host,
-            port=int(port or derived_port(params.run_id)),
+            port=port or derived_port(params.run_id),
             num_nodes=params.max_nodes,
             min_nodes=params.min_nodes,
-            node=_node(params, hosts, name),
+            node=node,
             name=name,
+            secret=_secret(params, node),
             hosts=hosts,
             local_address=params.local_addr,
             join_timeout_s=float(params.get("join_timeout", 600)),
@@ -46,6 +48,17 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
             spare_wait_s=float(params.get("spare_wait", 10)),
         )
     )
+
+
+def _secret(params: RendezvousParameters, node: int | None) -> str:
+    """LAUNCHER_SECRET; the first node, which coordinates, warns where there is none."""
+    secret = env.get(SECRET)
+    if secret is None and node == 0 and params.max_nodes > 1:
+        tell(
+            f"{SECRET} is not set: whoever can reach this node's port and knows the run id can join or end the job; "
+            f"set it to the same value on every node, as from `openssl rand -hex 32`"
+        )
+    return secret or ""
 
 
 def _hosts(params: RendezvousParameters) -> tuple[str, ...]:

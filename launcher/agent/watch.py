@@ -1,4 +1,4 @@
-"""What the board says about the health of a node's ranks: who hangs, who is slow. No clocks, no processes here."""
+"""What heartbeats say about the health of a node's ranks: who hangs, who is slow. No clocks, no processes here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Straggler:
 
 @dataclass
 class RankWatch:
-    """Follows the board over the life of one start of the ranks."""
+    """Follows the heartbeats over the life of one start of the ranks."""
 
     hang_timeout_s: float | None
     straggler_factor: float

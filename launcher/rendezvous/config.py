@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import randrange
 
 from launcher.errors import InputError, LauncherError
@@ -17,7 +18,10 @@ FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-609
 
 @dataclass(frozen=True)
 class RendezvousConfig:
-    """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place."""
+    """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place.
+
+    `secret`: what the job's agents know and nobody else; empty: the run id is all that an agent has to know.
+    """
 
     run_id: str
     host: str
@@ -25,6 +29,7 @@ class RendezvousConfig:
     num_nodes: int
     node: int | None
     name: str
+    secret: str = field(default="", repr=False)
     min_nodes: int | None = None
     hosts: tuple[str, ...] = ()
     local_address: str | None = None
@@ -69,11 +74,36 @@ def derived_port(run_id: str) -> int:
 def free_port(host: str) -> int:
     """A port that is free on `host` now, outside the range from which the kernel gives ports away in the meantime."""
     for port in (*(FIRST_PORT + randrange(NUM_PORTS) for _ in range(100)), 0):
-        with socket.socket() as probe, suppress(OSError):  # taken
-            probe.bind((host, port))
-            found: int = probe.getsockname()[1]
-            return found
+        with suppress(OSError):  # taken
+            family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family) as probe:
+                probe.bind(address)
+                found: int = probe.getsockname()[1]
+                return found
     raise LauncherError(f"{host} has no free port, or is no address of this machine")
+
+
+def split_endpoint(text: str) -> tuple[str, int | None]:
+    """Host and port of `host:port`, `host`, `[::1]:port`, `[::1]` or `::1`; raises InputError for anything else."""
+    bracketed = re.fullmatch(r"\[(?P<host>[^][]+)\](:(?P<port>\d{1,5}))?", text, re.ASCII)
+    plain = re.fullmatch(r"(?P<host>[^][:\s]+)(:(?P<port>\d{1,5}))?", text, re.ASCII)
+    found = bracketed or plain
+    host, port = (found["host"], found["port"]) if found else (text, None)
+    if (not plain and not _is_ipv6(host)) or (port and not 0 < int(port) < 65536):
+        raise InputError(f"{text!r} must be HOST:PORT with a port from 1 to 65535; an IPv6 address as [::1]:29400")
+    return host, int(port) if port else None
+
+
+def endpoint(host: str, port: int) -> str:
+    """`host:port`, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _short(host: str) -> str:

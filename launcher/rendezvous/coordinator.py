@@ -1,35 +1,65 @@
-"""The coordinator: a thread on the plan's first node that lets the agents of all nodes meet in the plan's order.
+"""The coordinator: a thread on the plan's first node through which the agents of all nodes meet in the plan's order.
 
-JSON lines over TCP, one connection for each node. A connection that ends without a word is a lost node, so a dead
-agent is noticed at once and a dead machine by TCP's own keep-alive, in about ten seconds.
+One TCP connection for each node: the proofs of authentication.py, then JSON lines. A connection that ends without a
+word is a lost node, so a dead agent is noticed at once and a dead machine by TCP's own keep-alive, in about ten
+seconds.
+
+Who has not joined yet is a stranger: only so many may be there, each for a few seconds and a few bytes. Whatever one
+peer sends ends the connection of that peer alone.
 """
 
 from __future__ import annotations
 
-import json
+import resource
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.errors import InputError
+from launcher.errors import InputError, LauncherError
+from launcher.rendezvous.authentication import ANSWER_BYTES, REFUSAL, JobKey, new_nonce
+from launcher.rendezvous.config import endpoint
 from launcher.rendezvous.membership import Membership, Outgoing
+from launcher.rendezvous.messages import (
+    MAX_LINE_BYTES,
+    Join,
+    Message,
+    MessageError,
+    decode,
+    encode,
+    read_paces,
+    read_reason,
+)
 
-MAX_LINE_BYTES = 65536
 FAREWELL_S = 5.0
-KEEP_ALIVE = {socket.TCP_KEEPIDLE: 4, socket.TCP_KEEPINTVL: 2, socket.TCP_KEEPCNT: 3}
+STRANGER_S = 10.0  # within it a peer must prove itself and join
+MOST_STRANGERS = 512
+SHARE_FOR_STRANGERS = 8  # of the descriptors that this process may open, one in so many
+MAX_OUTGOING_BYTES = 4 * MAX_LINE_BYTES  # for a peer that does not read
+READ_BYTES = 65536
+PAUSE_S = 0.2  # without a free descriptor nobody is let in for so long
+DEAD_MS = 10_000  # unanswered data means that the machine is gone
+KEEP_ALIVE = {
+    socket.TCP_KEEPIDLE: 4,
+    socket.TCP_KEEPINTVL: 2,
+    socket.TCP_KEEPCNT: 3,
+    socket.TCP_USER_TIMEOUT: DEAD_MS,
+}
 
 
 @dataclass
 class _Peer:
     connection: socket.socket
-    incoming: bytes = b""
+    challenge: bytes = field(default_factory=new_nonce)
+    since: float = field(default_factory=time.monotonic)
+    proven: bool = False
+    incoming: bytearray = field(default_factory=bytearray)
     outgoing: bytes = b""
-    known: bool = False  # it has named our run
 
 
 class Coordinator:
@@ -37,24 +67,28 @@ class Coordinator:
 
     def __init__(
         self,
-        roster: Membership,
+        membership: Membership,
         *,
-        run_id: str,
+        key: JobKey,
         host: str,
         port: int,
         on_begin: Callable[[], dict[str, Any]] = dict,
     ) -> None:
-        self._roster, self._run_id, self._on_begin = roster, run_id, on_begin
+        self._membership, self._key, self._on_begin = membership, key, on_begin
         self._listener = listen(host, port)
+        self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._wake_read, self._wake_write = socket.socketpair()
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
+        self._strangers: dict[int, _Peer] = {}  # of the peers, in the order of their arrival
+        self._most_strangers = most_strangers()
+        self._paused_until: float | None = None
         self._closing_at: float | None = None
         self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, own seconds until then), by its agent
-        self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -67,8 +101,19 @@ class Coordinator:
         for end in (self._listener, self._wake_read, self._wake_write, self._selector):
             end.close()
 
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:  # a fault of ours, which no peer is to pay with a wait without end
+            reason = f"the coordinator failed: {type(error).__name__}: {error}"
+            self._send_all(self._membership.close_for_all(reason))
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            for fd in list(self._peers):
+                self._drop(fd)
+
     def _serve(self) -> None:
-        while self._closing_at is None or (self._peers and time.monotonic() < self._closing_at):
+        while self._closing_at is None or (self._members_left() and time.monotonic() < self._closing_at):
             for key, events in self._selector.select(self._timeout()):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -76,88 +121,156 @@ class Coordinator:
                     self._wake_read.recv(64)
                 elif (peer := self._peers.get(key.fd)) is not None:
                     self._serve_peer(key.fd, peer, events)
-            self._send_all(self._roster.tick(now=time.monotonic()))
-        for fd in list(self._peers):
-            self._drop(fd)
+            self._dismiss_strangers()
+            self._send_all(self._membership.tick(now=time.monotonic()))
+
+    def _members_left(self) -> bool:
+        return len(self._peers) > len(self._strangers)
 
     def _timeout(self) -> float | None:
-        if self._closing_at is not None:
-            return max(0.0, self._closing_at - time.monotonic())
-        return self._roster.next_tick_s(now=time.monotonic())
+        now = time.monotonic()
+        ends = [end for end in (self._closing_at, self._paused_until) if end is not None]
+        ends += [peer.since + STRANGER_S for peer in list(self._strangers.values())[:1]]
+        waits = [max(0.0, end - now) for end in ends]
+        tick_s = None if self._closing_at is not None else self._membership.next_tick_s(now=now)
+        return min([*waits, *([] if tick_s is None else [tick_s])], default=None)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has gone again
+            return
+        except OSError:  # no descriptor is free
+            self._pause()
+            return
+        if len(self._strangers) >= self._most_strangers:
+            self._drop(next(iter(self._strangers)))
         connection.setblocking(False)
-        keep_alive(connection)
-        self._peers[connection.fileno()] = _Peer(connection)
+        peer = _Peer(connection)
+        fd = connection.fileno()
+        self._peers[fd] = self._strangers[fd] = peer
         self._selector.register(connection, selectors.EVENT_READ)
+        try:
+            keep_alive(connection)
+            self._send(fd, peer, peer.challenge)
+        except OSError:  # it has gone again
+            self._lose(fd)
+
+    def _pause(self) -> None:
+        """Give the oldest stranger's descriptor back, and let nobody in for a moment."""
+        for fd in list(self._strangers)[:1]:
+            self._drop(fd)
+        self._selector.unregister(self._listener)
+        self._paused_until = time.monotonic() + PAUSE_S
+
+    def _dismiss_strangers(self) -> None:
+        """End the connections of those that have not joined in time; let others in again after a pause."""
+        now = time.monotonic()
+        if self._paused_until is not None and now >= self._paused_until:
+            self._paused_until = None
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        for fd, peer in list(self._strangers.items()):
+            if now < peer.since + STRANGER_S:
+                return
+            self._drop(fd)
 
     def _serve_peer(self, fd: int, peer: _Peer, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            self._flush(fd, peer)
-        if events & selectors.EVENT_READ:
-            self._read(fd, peer)
+        """Read and write; whatever goes wrong with it ends this peer alone."""
+        try:
+            if events & selectors.EVENT_WRITE:
+                self._send(fd, peer, b"")
+            if events & selectors.EVENT_READ:
+                self._read(fd, peer)
+        except (OSError, MessageError):  # reset by the other end, or timed out; not one of ours
+            self._lose(fd)
 
     def _read(self, fd: int, peer: _Peer) -> None:
         try:
-            data = peer.connection.recv(MAX_LINE_BYTES)
+            data = peer.connection.recv(READ_BYTES if peer.proven else ANSWER_BYTES + 1 - len(peer.incoming))
         except BlockingIOError:
             return
-        except OSError:  # reset by the other end, or timed out
-            data = b""
-        *lines, peer.incoming = (peer.incoming + data).split(b"\n")
-        if not data or len(peer.incoming) > MAX_LINE_BYTES:
+        if not data:
             self._lose(fd)
             return
-        for line in lines:
-            try:
-                self._handle(fd, peer, json.loads(line))
-            except (ValueError, KeyError, TypeError):  # not one of ours: a port scan, another version
-                self._lose(fd)
-                return
-
-    def _handle(self, fd: int, peer: _Peer, message: dict[str, Any]) -> None:
-        if message["run"] != self._run_id:
-            peer.outgoing += _line({"refused": f"this coordinator serves another run ({self._run_id})"})
-            self._flush(fd, peer)
+        peer.incoming += data
+        if not peer.proven:
+            self._read_answer(fd, peer)
             return
-        peer.known = True
+        *lines, rest = peer.incoming.split(b"\n") if b"\n" in data else [peer.incoming]
+        peer.incoming = rest
+        if len(rest) > MAX_LINE_BYTES:
+            raise MessageError("a line without end")
+        for line in lines:
+            if self._peers.get(fd) is peer:
+                self._handle(fd, decode(line))
+
+    def _read_answer(self, fd: int, peer: _Peer) -> None:
+        if len(peer.incoming) < ANSWER_BYTES:
+            return
+        reply = self._key.reply(peer.challenge, bytes(peer.incoming))
+        peer.incoming.clear()
+        if reply is None:
+            self._send(fd, peer, REFUSAL)
+            self._drop(fd)
+            return
+        peer.proven = True
+        self._send(fd, peer, reply)
+
+    def _handle(self, fd: int, message: Message) -> None:
         now = time.monotonic()
-        match message["op"]:
+        match message.get("op"):
             case "join":
-                self._send_all(self._roster.join(fd, message, now=now))
+                self._join(fd, Join.from_message(message), now=now)
             case "who":
-                self._send_all([(fd, {"missing": self._roster.missing()})])
+                self._send_all([(fd, {"missing": self._membership.missing(fd)})])
             case "close":
-                self._send_all(self._roster.close(fd, str(message["reason"])))
+                self._send_all(self._membership.close(fd, read_reason(message)))
             case "pace":
-                self.paces |= {int(rank): (int(step), float(s)) for rank, (step, s) in message["paces"].items()}
+                self.paces |= read_paces(message) if fd in self._membership else {}
             case "done":
-                self._send_all(self._roster.done(fd))
+                self._send_all(self._membership.done(fd))
             case "leave":
-                self._send_all(self._roster.leave(fd))
+                self._send_all(self._membership.leave(fd))
+            case other:
+                raise MessageError(f"no such operation: {str(other)[:20]}")
+
+    def _join(self, fd: int, join: Join, *, now: float) -> None:
+        outgoing = self._membership.join(fd, join, now=now)
+        if fd in self._membership:
+            self._strangers.pop(fd, None)
+        self._send_all(outgoing)
 
     def _send_all(self, outgoing: Outgoing) -> None:
-        extra = self._on_begin() if any("go" in message for _, message in outgoing) else {}
+        extra: dict[str, Any] = {}
+        if any("go" in message for _, message in outgoing):
+            try:
+                extra = self._on_begin()
+            except (LauncherError, OSError, RuntimeError) as error:
+                outgoing = self._membership.close_for_all(f"the coordinator cannot open the round's store: {error}")
         for fd, message in outgoing:
             if peer := self._peers.get(fd):
-                peer.outgoing += _line({"go": message["go"] | extra} if "go" in message else message)
-                self._flush(fd, peer)
+                try:
+                    self._send(fd, peer, encode({"go": message["go"] | extra} if "go" in message else message))
+                except (OSError, MessageError):  # the end of file that is read next has it lost
+                    with suppress(OSError):
+                        peer.connection.shutdown(socket.SHUT_RDWR)
 
-    def _flush(self, fd: int, peer: _Peer) -> None:
+    def _send(self, fd: int, peer: _Peer, data: bytes) -> None:
+        """Send what the peer takes now; the rest goes when it can be written to."""
+        peer.outgoing += data
+        if len(peer.outgoing) > MAX_OUTGOING_BYTES:
+            raise MessageError("it does not read")
         with suppress(BlockingIOError):
-            try:
-                peer.outgoing = peer.outgoing[peer.connection.send(peer.outgoing) :] if peer.outgoing else b""
-            except (BrokenPipeError, ConnectionResetError):  # its end of file is read next, and tells the roster
-                peer.outgoing = b""
+            peer.outgoing = peer.outgoing[peer.connection.send(peer.outgoing) :] if peer.outgoing else b""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.outgoing else 0)
         self._selector.modify(fd, events)
 
     def _lose(self, fd: int) -> None:
         self._drop(fd)
-        self._send_all(self._roster.lost(fd, now=time.monotonic()))
+        self._send_all(self._membership.lost(fd, now=time.monotonic()))
 
     def _drop(self, fd: int) -> None:
+        self._strangers.pop(fd, None)
         self._selector.unregister(fd)
         self._peers.pop(fd).connection.close()
 
@@ -173,8 +286,8 @@ def listen(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise InputError(
-            f"the coordinator cannot listen on {host}:{port} ({error.strerror or error}): this must be an address of "
-            "the plan's first node and a free port; set launch.coordinator=HOST:PORT"
+            f"the coordinator cannot listen on {endpoint(host, port)} ({error.strerror or error}): this must be an "
+            "address of the plan's first node and a free port; set launch.coordinator=HOST:PORT"
         ) from error
 
 
@@ -186,5 +299,7 @@ def keep_alive(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _line(message: dict[str, Any]) -> bytes:
-    return (json.dumps(message) + "\n").encode()
+def most_strangers() -> int:
+    """How many strangers this process has descriptors for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(MOST_STRANGERS, soft // SHARE_FOR_STRANGERS))

@@ -1,29 +1,30 @@
 """Who takes part in a job, in the plan's order: the rules of the rendezvous, without sockets, clocks or torch.
 
 Each method returns the messages to send, as (connection, message) pairs. A round begins when every node of the plan
-has joined; a node that joins again, or is lost, while a round runs makes the others join again too.
+has joined; a node that joins again, or is lost, while a round runs makes the others join again too. A node of the
+plan belongs to the agent that took it until that agent's connection ends: a second one for it waits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-Message = dict[str, Any]
+from launcher.rendezvous.messages import Join, Message
+
 Outgoing = list[tuple[int, Message]]
 NAMED_MISSING = 20
+MOST_SPARES = 64  # besides one for each node of the plan
 
 
 @dataclass
 class Member:
-    """One connected agent. `node` is its place in the plan, None for a spare."""
+    """One connected agent. `node` is its place in the plan, None while it has none; `wanted` the one it asked for."""
 
     connection: int
     host: str
-    address: str
-    port: int
-    node: int | None
+    wanted: int | None
+    node: int | None = None
     done: bool = False  # its ranks have finished well
 
 
@@ -43,46 +44,44 @@ class Membership:
         self._hosts = tuple(hosts)
         self._last_call_s, self._spare_wait_s = last_call_s, spare_wait_s
         self._members: dict[int, Member] = {}
-        self._seats: dict[int, Member] = {}  # by node, of those that have one
+        self._assigned: dict[int, Member] = {}  # by node, of those that have one
+        self._last_host: dict[int, str] = {}  # by node, of the agent that last had it
         self._ready: set[int] = set()  # nodes that wait for the next round
         self._running: set[int] = set()  # connections
-        self._told = False  # the running members know that they must join again
+        self._called_in = False  # the running members know that they must join again
         self._changed_at = 0.0
         self._closed: str | None = None
         self.round = 0
 
-    @property
-    def members(self) -> int:
-        return len(self._members)
+    def __contains__(self, connection: int) -> bool:
+        return connection in self._members
 
-    def join(self, connection: int, message: Mapping[str, Any], *, now: float) -> Outgoing:
-        """An agent wants to be in the next round. `message`: node (or null), host, address, port, round it knows of."""
+    @property
+    def closed(self) -> bool:
+        return self._closed is not None
+
+    def join(self, connection: int, join: Join, *, now: float) -> Outgoing:
+        """An agent wants to be in the next round."""
         if self._closed is not None:
             return [(connection, {"closed": self._closed})]
-        node = message["node"]
-        if node is not None and not 0 <= node < self.num_nodes:
-            return [
-                (
-                    connection,
-                    {"refused": f"node {node} is not in a plan of {self.num_nodes} nodes (0 to {self.num_nodes - 1})"},
-                )
-            ]
-        self.round = max(self.round, int(message["round"]))
-        outgoing: Outgoing = []
-        present = self._members.get(connection)
-        if present:
-            present.port = message["port"]
+        if join.node is not None and not 0 <= join.node < self.num_nodes:
+            rule = f"node {join.node} is not in a plan of {self.num_nodes} nodes (0 to {self.num_nodes - 1})"
+            return [(connection, {"refused": rule})]
+        if connection not in self._members and len(self._members) >= 2 * self.num_nodes + MOST_SPARES:
+            return [(connection, {"refused": f"{len(self._members)} agents are here, for {self.num_nodes} nodes"})]
+        self.round = max(self.round, join.round)
+        member = self._members.get(connection)
+        if member:
             self._running.discard(connection)
-            if present.node is not None:
-                self._ready.add(present.node)
+            if member.node is not None:
+                self._ready.add(member.node)
         else:
-            outgoing += self._make_room(node, host=message["host"])
-            member = Member(connection, message["host"], message["address"], message["port"], None)
+            member = Member(connection, join.host, join.node)
             self._members[connection] = member
-            if node is not None and node not in self._seats:
-                self._seat(member, node)
+            if join.node is not None and join.node not in self._assigned:
+                self._assign(member, join.node)
         self._changed_at = now
-        outgoing += self._call_in() if self._members[connection].node is not None else []
+        outgoing = self._call_in() if member.node is not None else []
         return outgoing + self.tick(now=now)
 
     def lost(self, connection: int, *, now: float) -> Outgoing:
@@ -95,7 +94,7 @@ class Membership:
         return (self._call_in() if was_running else []) + self.tick(now=now)
 
     def done(self, connection: int) -> Outgoing:
-        """A node's ranks have finished; when all have, everyone is told, and until then a new round may call it in."""
+        """A node's ranks have finished; when all have, every agent learns it, and until then a new round may begin."""
         if connection in self._running:
             self._members[connection].done = True
         if not all(self._members[c].done for c in self._running):
@@ -108,10 +107,12 @@ class Membership:
         return []
 
     def close(self, connection: int, reason: str) -> Outgoing:
-        """A node says that the job is over: nobody may join any more. A spare or a replaced agent has no say."""
+        """A node says that the job is over: nobody may join any more. An agent without a node has no say."""
         member = self._members.get(connection)
-        if member is None or member.node is None:
-            return []
+        return self.close_for_all(reason) if member and member.node is not None else []
+
+    def close_for_all(self, reason: str) -> Outgoing:
+        """The job is over; the first reason counts."""
         if self._closed is None:
             self._closed = reason
         return [(connection, {"closed": self._closed}) for connection in self._members]
@@ -121,11 +122,12 @@ class Membership:
         if self._running or self._closed is not None:
             return []
         waited = now - self._changed_at
+        self._assign_claimed()
         if waited >= self._spare_wait_s:
-            self._seat_spares()
+            self._assign_spares()
         ready = len(self._ready)
         enough = ready == self.num_nodes or (ready >= self.min_nodes and waited >= self._last_call_s)
-        return self._begin([self._seats[node] for node in sorted(self._ready)]) if enough else []
+        return self._begin([self._assigned[node] for node in sorted(self._ready)]) if enough else []
 
     def next_tick_s(self, *, now: float) -> float | None:
         """After how long `tick` may have something to do; None where only a message can."""
@@ -135,63 +137,68 @@ class Membership:
         later = [end - now for end in ends if end > now]
         return min(later) + 0.001 if later else None
 
-    def missing(self) -> list[str]:
-        """The nodes of the plan that have not joined, by name where names are known."""
-        absent = [node for node in range(self.num_nodes) if node not in self._ready]
-        names = [f"{self._hosts[n]} (node {n})" if n < len(self._hosts) else f"node {n}" for n in absent]
+    def missing(self, connection: int) -> list[str]:
+        """Whom this agent waits for, by name where names are known."""
+        member = self._members.get(connection)
+        if member and member.node is None and member.wanted in self._assigned:
+            return [f"the place of node {member.wanted}, which another agent holds ({self._name(member.wanted)})"]
+        names = [self._name(node) for node in range(self.num_nodes) if node not in self._ready]
         extra = len(names) - NAMED_MISSING
         return names if extra <= 0 else [*names[:NAMED_MISSING], f"and {extra} more"]
 
-    def _departures(self, seated: Sequence[Member]) -> Message:
-        """Where a round differs from the plan: nodes that are absent, and nodes that sit on another host."""
-        there = {m.node: m.host for m in seated}
+    def _name(self, node: int) -> str:
+        return f"{self._hosts[node]} (node {node})" if node < len(self._hosts) else f"node {node}"
+
+    def _changes(self, members: Sequence[Member]) -> Message:
+        """Where a round differs from the plan: nodes that are absent, and nodes that are on another host."""
+        there = {m.node: m.host for m in members}
         moved = {node: host for node, host in there.items() if node is not None and host != self._planned(node, host)}
         return {"absent": [n for n in range(self.num_nodes) if n not in there], "moved": moved}
 
     def _planned(self, node: int, unknown: str) -> str:
         return self._hosts[node] if node < len(self._hosts) else unknown
 
-    def _seat(self, member: Member, node: int) -> None:
+    def _assign(self, member: Member, node: int) -> None:
         member.node = node
-        self._seats[node] = member
+        self._assigned[node] = member
+        self._last_host[node] = member.host
         self._ready.add(node)
 
     def _remove(self, connection: int) -> None:
         member = self._members.pop(connection, None)
         self._running.discard(connection)
         if member and member.node is not None:
-            del self._seats[member.node]
+            del self._assigned[member.node]
             self._ready.discard(member.node)
-
-    def _make_room(self, node: int | None, *, host: str) -> Outgoing:
-        """A second agent for one node and host replaces the first: that one was restarted, or is a ghost."""
-        holder = self._seats.get(node) if node is not None else None
-        if holder is None or holder.host != host:
-            return []
-        self._remove(holder.connection)
-        return [(holder.connection, {"refused": f"another agent joined as node {node} from {host}"})]
 
     def _call_in(self) -> Outgoing:
         """Ask those who still run to join again; once is enough."""
-        if self._told or not self._running:
+        if self._called_in or not self._running:
             return []
-        self._told = True
+        self._called_in = True
         return [(connection, {"waiting": 1}) for connection in self._running]
 
-    def _seat_spares(self) -> None:
-        vacant = [node for node in range(self.num_nodes) if node not in self._seats]
+    def _assign_claimed(self) -> None:
+        """A restarted agent that waited for its predecessor's connection to end is on the same host: it goes first."""
+        for member in self._members.values():
+            node = member.wanted
+            if member.node is not None or node is None or node in self._assigned:
+                continue
+            if member.host == self._last_host[node]:
+                self._assign(member, node)
+
+    def _assign_spares(self) -> None:
+        vacant = [node for node in range(self.num_nodes) if node not in self._assigned]
         spares = [m for m in self._members.values() if m.node is None]
         for member, node in zip(spares, vacant, strict=False):
-            self._seat(member, node)
+            self._assign(member, node)
 
-    def _begin(self, seated: Sequence[Member]) -> Outgoing:
+    def _begin(self, members: Sequence[Member]) -> Outgoing:
         self.round += 1
-        self._told = False
-        self._running = {m.connection for m in seated}
-        first = seated[0]
-        common = {"round": self.round, "world": len(seated), "address": first.address, "port": first.port}
-        common |= self._departures(seated)
+        self._called_in = False
+        self._running = {m.connection for m in members}
+        common = {"round": self.round, "world": len(members), **self._changes(members)}
         self._ready.clear()
-        for member in seated:
+        for member in members:
             member.done = False
-        return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(seated)]
+        return [(m.connection, {"go": {**common, "rank": rank, "node": m.node}}) for rank, m in enumerate(members)]

@@ -2,21 +2,23 @@
 
 A `RendezvousHandler` of torch elastic, registered as `launcher` in torch's entry-point group `torchrun.handlers`:
 
-    torchrun --rdzv-backend=launcher --rdzv-endpoint=node2:29400 --rdzv-id=job1 --nnodes=3 --nproc-per-node=8 \
-        --rdzv-conf=hosts=node2+node10+NODE1 train.py
+    LAUNCHER_SECRET=… torchrun --rdzv-backend=launcher --rdzv-endpoint=node2:29400 --rdzv-id=job1 --nnodes=3 \
+        --nproc-per-node=8 --rdzv-conf=hosts=node2+node10+NODE1 train.py
 
-`--rdzv-conf` keys: `plan=PATH` (a run folder or plan.json; its hosts give the order) or `hosts=A+B+C`; `node=N` where
-the host's own name does not tell which node it is; `host=NAME` to go by another name; `join_timeout=S`,
-`rejoin_timeout=S`, `last_call=S`, `spare_wait=S`. The endpoint is the plan's first node, which coordinates.
+`LAUNCHER_SECRET`, the same on every node, keeps others out (`openssl rand -hex 32` makes one). `--rdzv-conf` keys:
+`plan=PATH` (a run folder or plan.json; its hosts give the order) or `hosts=A+B+C`; `node=N` where the host's own name
+does not say which node it is; `host=NAME` to go by another name; `join_timeout=S`, `rejoin_timeout=S`, `last_call=S`,
+`spare_wait=S`. The endpoint is the plan's first node, which coordinates; `[::1]:29400` for an IPv6 address.
+
+torch's store, through which the ranks find each other, has no authentication: whoever reaches its port can change it.
+So it listens on the coordinator's address alone, and a port that no rank has to guess.
 """
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from random import random
 from typing import Any
 
@@ -31,35 +33,45 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from launcher import process
-from launcher.rendezvous.config import RendezvousConfig, free_port, refuse_hidden_loopback
-from launcher.rendezvous.coordinator import Coordinator, keep_alive, listen
+from launcher.rendezvous.authentication import AuthenticationError, JobKey, authenticate
+from launcher.rendezvous.config import RendezvousConfig, endpoint, refuse_hidden_loopback
+from launcher.rendezvous.coordinator import Coordinator, keep_alive
 from launcher.rendezvous.membership import Membership
 from launcher.rendezvous.membership_change import MembershipChange
+from launcher.rendezvous.messages import MAX_LINE_BYTES, MAX_REASON, Begin, Message, MessageError, decode, encode
+from launcher.rendezvous.store import join_store, open_store
 from launcher.run.heartbeat import Pace
 
 BACKEND = "launcher"
-STORE_TIMEOUT = timedelta(seconds=300)
+DIAL_S = 5.0
+SEND_S = 30.0
+REFUSED_S = 15.0  # an earlier job's coordinator may still be on the port for so long
 
 
 class PlanOrdered(RendezvousHandler):
     """One node's side of the rendezvous; on the plan's first node it also runs the coordinator."""
 
-    def __init__(self, meeting: RendezvousConfig) -> None:
-        self._meeting = meeting
+    def __init__(self, config: RendezvousConfig) -> None:
+        self._config, self._key = config, JobKey.of(config.run_id, config.secret)
         self._connection: socket.socket | None = None
         self._incoming = b""
         self._round = 0
         self._waiting = self._done = self._finished = False
         self._closed: str | None = None
-        self.present = MembershipChange()  # who is there in the present round
+        self.change = MembershipChange()  # how the present round differs from the plan
         self._store_server: TCPStore | None = None
-        self._coordinator = self._coordinate() if meeting.node == 0 else None
+        self._coordinator = self._coordinate() if config.node == 0 else None
 
     def get_backend(self) -> str:
         return BACKEND
 
     def get_run_id(self) -> str:
-        return self._meeting.run_id
+        return self._config.run_id
+
+    @property
+    def use_agent_store(self) -> bool:
+        """The ranks use the store of each round too, which rank 0 then need not open on all addresses."""
+        return True
 
     @property
     def round(self) -> int:
@@ -72,14 +84,14 @@ class PlanOrdered(RendezvousHandler):
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Wait for all nodes; raises RendezvousTimeoutError naming those that are missing."""
-        limit_s = self._meeting.rejoin_timeout_s if self._round else self._meeting.join_timeout_s
+        limit_s = self._config.rejoin_timeout_s if self._round else self._config.join_timeout_s
         deadline = time.monotonic() + limit_s
         while True:
             try:
                 self._connect(deadline)
-                go = self._join(deadline, limit_s)
-                return self._enter(go)
-            except ConnectionError:  # the coordinator went; it may come back
+                begin = self._join(deadline, limit_s)
+                return self._enter(begin)
+            except (ConnectionError, TimeoutError, MessageError):  # the coordinator went; it may come back
                 self._disconnect()
 
     def num_nodes_waiting(self) -> int:
@@ -89,18 +101,18 @@ class PlanOrdered(RendezvousHandler):
         try:
             while self._connection and (message := self._receive(timeout_s=0.0)) is not None:
                 self._note(message)
-        except ConnectionError:
+        except (OSError, MessageError):
             self._disconnect()
         return int(self._connection is None or self._waiting or self._closed is not None)
 
     def share_paces(self, paces: Mapping[int, Pace]) -> dict[int, Pace]:
-        """Tell the coordinator how fast this node's ranks are; on its own node, returns what all have told."""
+        """Report how fast this node's ranks are; on the coordinator's node, returns what all nodes have reported."""
         self._try_send({"op": "pace", "paces": paces})
-        told = self._coordinator.paces if self._coordinator else {}
-        return {rank: Pace(*pace) for rank, pace in dict(told).items()}
+        reported = self._coordinator.paces if self._coordinator else {}
+        return {rank: Pace(*pace) for rank, pace in dict(reported).items()}
 
     def all_finished(self) -> bool:
-        """This node's ranks have finished well: tell the others, and say whether all nodes have."""
+        """Report that this node's ranks have finished well; returns whether those of all nodes have."""
         if not self._done:
             self._done = True
             self._try_send({"op": "done"})
@@ -114,12 +126,12 @@ class PlanOrdered(RendezvousHandler):
         self.close_for_all("the job was closed")
 
     def close_for_all(self, reason: str) -> None:
-        """Tell every node that the job is over, and why."""
+        """Report to every node that the job is over, and why."""
         self._closed = self._closed or reason
-        self._try_send({"op": "close", "reason": reason})
+        self._try_send({"op": "close", "reason": reason[:MAX_REASON]})
 
     def shutdown(self) -> bool:
-        """Leave for good; the others are told that the job is over."""
+        """Leave for good; the job is over for the others too."""
         if self._connection:
             self.set_closed()
             self._try_send({"op": "leave"})
@@ -130,118 +142,131 @@ class PlanOrdered(RendezvousHandler):
         return True
 
     def _coordinate(self) -> Coordinator:
-        meeting = self._meeting
-        refuse_hidden_loopback(meeting.host, num_nodes=meeting.num_nodes)
+        config = self._config
+        refuse_hidden_loopback(config.host, num_nodes=config.num_nodes)
         process.allow_open_files()
-        roster = Membership(
-            num_nodes=meeting.num_nodes,
-            min_nodes=meeting.min_nodes,
-            hosts=meeting.hosts,
-            last_call_s=meeting.last_call_s,
-            spare_wait_s=meeting.spare_wait_s,
+        membership = Membership(
+            num_nodes=config.num_nodes,
+            min_nodes=config.min_nodes,
+            hosts=config.hosts,
+            last_call_s=config.last_call_s,
+            spare_wait_s=config.spare_wait_s,
         )
         coordinator = Coordinator(
-            roster, run_id=meeting.run_id, host=meeting.host, port=meeting.port, on_begin=self._new_store
+            membership, key=self._key, host=config.host, port=config.port, on_begin=self._new_store
         )
         coordinator.start()
         return coordinator
 
     def _new_store(self) -> dict[str, Any]:
         """A fresh store for each round, so that no key of an earlier one is found in it."""
-        listener = listen(self._meeting.host, 0)
-        port = listener.getsockname()[1]
-        self._store_server = TCPStore(
-            self._meeting.host, port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT,
-            master_listen_fd=listener.detach(),
-        )  # fmt: skip
+        self._store_server, port = open_store(self._config.host)
         return {"store_port": port}
 
     def _connect(self, deadline: float) -> None:
-        meeting = self._meeting
+        refused_since: float | None = None
         while self._connection is None:
             try:
                 self._connection = self._dial()
-                keep_alive(self._connection)
             except OSError as error:
-                if time.monotonic() > deadline:
+                now = time.monotonic()
+                if isinstance(error, AuthenticationError):
+                    refused_since = refused_since or now
+                    if now > min(deadline, refused_since + REFUSED_S):
+                        raise RendezvousConnectionError(self._refusal()) from error
+                if now > deadline:
                     raise RendezvousTimeoutError(
-                        f"{meeting.name} cannot reach the coordinator {meeting.host}:{meeting.port} on the plan's "
-                        f"first node ({error.strerror or error}): is its agent running, and the port open?"
+                        f"{self._config.name} cannot reach the coordinator {self._where()} on the plan's first node "
+                        f"({error.strerror or error}): is its agent running, and the port open?"
                     ) from error
                 time.sleep(0.05 + 0.2 * random())  # spread, so that a thousand nodes do not knock at once
 
     def _dial(self) -> socket.socket:
-        meeting = self._meeting
-        source = (meeting.local_address, 0) if meeting.local_address else None
-        return socket.create_connection((meeting.host, meeting.port), timeout=5, source_address=source)
+        """A connection whose other end has proved that it is this job's coordinator."""
+        config = self._config
+        source = (config.local_address, 0) if config.local_address else None
+        connection = socket.create_connection((config.host, config.port), timeout=DIAL_S, source_address=source)
+        try:
+            keep_alive(connection)
+            authenticate(connection, self._key, timeout_s=DIAL_S)
+        except OSError:
+            connection.close()
+            raise
+        return connection
 
-    def _join(self, deadline: float, limit_s: float) -> Mapping[str, Any]:
-        if self._connection is None:
-            raise ConnectionError("no connection to the coordinator")
-        address = self._connection.getsockname()[0]  # by which this node reaches the others, so they reach it
-        join = {"op": "join", "node": self._meeting.node, "host": self._meeting.name, "address": address}
-        self._send({**join, "port": free_port(address), "round": self._round})
+    def _where(self) -> str:
+        return endpoint(self._config.host, self._config.port)
+
+    def _refusal(self) -> str:
+        return (
+            f"what listens on {self._where()} is not the coordinator of the job that {self._config.name} is in: it has "
+            "another secret (LAUNCHER_SECRET) or another run id (--rdzv-id)"
+        )
+
+    def _join(self, deadline: float, limit_s: float) -> Begin:
+        self._send({"op": "join", "node": self._config.node, "host": self._config.name, "round": self._round})
         while time.monotonic() < deadline:
             message = self._receive(timeout_s=deadline - time.monotonic())
-            if message and "go" in message:
-                go: Mapping[str, Any] = message["go"]
-                self._waiting = self._done = self._finished = False  # what was said before is settled by this round
-                return go
+            if message and isinstance(begin := message.get("go"), dict):
+                self._waiting = self._done = self._finished = False  # this round settles what was said before
+                return Begin.from_message(begin)
             if message:
                 self._note(message)
             if self._closed is not None:
                 raise RendezvousClosedError(self._closed)
         raise RendezvousTimeoutError(f"waited {limit_s:g} s in vain for: {', '.join(self._ask_who())}")
 
-    def _enter(self, go: Mapping[str, Any]) -> RendezvousInfo:
-        self._round = go["round"]
+    def _enter(self, begin: Begin) -> RendezvousInfo:
+        """Take part in a round; its store is where this node reaches the coordinator."""
+        if self._connection is None:
+            raise ConnectionError("no connection to the coordinator")
+        self._round = begin.round
         if self._coordinator:
             self._coordinator.paces.clear()
-        self.present = MembershipChange(tuple(go["absent"]), {int(node): host for node, host in go["moved"].items()})
-        try:
-            store = TCPStore(self._meeting.host, go["store_port"], is_master=False, timeout=STORE_TIMEOUT)
-        except RuntimeError as error:
-            raise ConnectionError(str(error)) from error
-        where = RendezvousStoreInfo(go["address"], go["port"])
-        return RendezvousInfo(store, go["rank"], go["world"], where)
+        self.change = MembershipChange(begin.absent, begin.moved)
+        address = self._connection.getpeername()[0]
+        store = join_store(address, begin.store_port)
+        return RendezvousInfo(store, begin.rank, begin.world, RendezvousStoreInfo(address, begin.store_port))
 
     def _ask_who(self) -> list[str]:
         self._send({"op": "who"})
         end = time.monotonic() + 5
         while time.monotonic() < end:
             message = self._receive(timeout_s=1.0)
-            if message and "missing" in message:
-                return list(message["missing"])
+            if message and isinstance(missing := message.get("missing"), list):
+                return [str(name) for name in missing]
         return ["nodes that the coordinator did not name in time"]
 
-    def _note(self, message: Mapping[str, Any]) -> None:
+    def _note(self, message: Message) -> None:
         if "waiting" in message:
             self._waiting = True
         elif "finished" in message:
             self._finished = True
         elif "closed" in message:
-            self._closed = message["closed"]
+            self._closed = str(message["closed"])
         elif "refused" in message:
-            raise RendezvousConnectionError(f"{self._meeting.name} was refused: {message['refused']}")
+            raise RendezvousConnectionError(f"{self._config.name} was refused: {message['refused']}")
 
     def _send(self, message: Mapping[str, Any]) -> None:
         if self._connection is None:
             raise ConnectionError("no connection to the coordinator")
-        self._connection.settimeout(30)
-        self._connection.sendall((json.dumps({"run": self._meeting.run_id, **message}) + "\n").encode())
+        self._connection.settimeout(SEND_S)
+        self._connection.sendall(encode(message))
 
     def _try_send(self, message: Mapping[str, Any]) -> None:
         try:
             self._send(message)
-        except OSError:  # the coordinator is gone: there is nobody left to tell
+        except OSError:  # the coordinator is gone: there is nobody left to report to
             self._disconnect()
 
-    def _receive(self, *, timeout_s: float) -> dict[str, Any] | None:
+    def _receive(self, *, timeout_s: float) -> Message | None:
         """The next message; None after `timeout_s`. Raises ConnectionError at the end of the connection."""
         if self._connection is None:
             raise ConnectionError("no connection to the coordinator")
         end = time.monotonic() + timeout_s
         while b"\n" not in self._incoming:
+            if len(self._incoming) > MAX_LINE_BYTES:
+                raise MessageError("a line without end")
             if not process.readable([self._connection.fileno()], timeout_s=end - time.monotonic()):
                 return None
             data = self._connection.recv(65536)
@@ -249,8 +274,7 @@ class PlanOrdered(RendezvousHandler):
                 raise ConnectionError("the coordinator closed the connection")
             self._incoming += data
         line, _, self._incoming = self._incoming.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return decode(line)
 
     def _disconnect(self) -> None:
         if self._connection:

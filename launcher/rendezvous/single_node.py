@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from launcher.rendezvous.config import free_port
+from launcher.rendezvous.store import open_store
 
 LOOPBACK = "127.0.0.1"
 
 
 class SingleNode(RendezvousHandler):
-    """Every round is complete at once; the ranks get a free port on loopback."""
+    """Every round is complete at once; its store is on loopback, out of reach of other machines."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._closed = False
+        self._store: TCPStore | None = None
 
     def get_backend(self) -> str:
         return "launcher-single-node"
 
+    @property
+    def use_agent_store(self) -> bool:
+        """The ranks use the store of each round, too."""
+        return True
+
     def next_rendezvous(self) -> RendezvousInfo:
-        return RendezvousInfo(HashStore(), 0, 1, RendezvousStoreInfo(LOOPBACK, free_port(LOOPBACK)))
+        self._store, port = open_store(LOOPBACK)
+        return RendezvousInfo(self._store, 0, 1, RendezvousStoreInfo(LOOPBACK, port))
 
     def all_finished(self) -> bool:
         return True
@@ -40,4 +47,5 @@ class SingleNode(RendezvousHandler):
 
     def shutdown(self) -> bool:
         self._closed = True
+        self._store = None
         return True

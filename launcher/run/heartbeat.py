@@ -21,7 +21,7 @@ _NAME = "launcher-board"
 _SLOT_BYTES = 128
 _DOUBLE, _INT = struct.Struct("=d"), struct.Struct("=q")
 _STOP = 0
-_BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _HEEDS_STOP, _OWN_S = range(9)
+_BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _CHECKS_STOP, _OWN_S = range(9)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RankState:
     failed_at: float  # the script ended badly: an exception, or an exit code
     first_step_at: float  # the first step was finished
     groups_at: float  # the process groups stood
-    heeds_stop: bool  # it looks at the stop flag at the end of each step
+    checks_stop: bool  # it looks at the stop flag at the end of each step
     own_s: float = 0.0  # all its steps together, without waiting for others where that is known
 
 
@@ -106,7 +106,7 @@ class Heartbeats:
             failed_at=float(self._get(_DOUBLE, slot, _FAILED)),
             first_step_at=float(self._get(_DOUBLE, slot, _FIRST_STEP)),
             groups_at=float(self._get(_DOUBLE, slot, _GROUPS)),
-            heeds_stop=bool(self._get(_INT, slot, _HEEDS_STOP)),
+            checks_stop=bool(self._get(_INT, slot, _CHECKS_STOP)),
             own_s=float(self._get(_DOUBLE, slot, _OWN_S)),
         )
 
@@ -122,9 +122,9 @@ class Heartbeats:
         """The rank's process groups stand."""
         self._put(_DOUBLE, local_rank + 1, _GROUPS, time.monotonic())
 
-    def heed_stop(self, local_rank: int) -> None:
+    def mark_checks_stop(self, local_rank: int) -> None:
         """The rank will look at the stop flag: the agent need not end it by force at once."""
-        self._put(_INT, local_rank + 1, _HEEDS_STOP, 1)
+        self._put(_INT, local_rank + 1, _CHECKS_STOP, 1)
 
     def beat(
         self, local_rank: int, *, step: int | None = None, step_s: float = 0.0, own_s: float | None = None

@@ -19,7 +19,7 @@ from launcher.planner import Plan, read_plan
 from launcher.preflight.checks import preflight
 from launcher.preflight.findings import Finding, Level
 from launcher.run.folder import RunFolder
-from launcher.slurm.node import meeting_port
+from launcher.slurm.node import coordinator
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 MARK = "launcher-preflight "
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _port(plan: Plan) -> int:
     launch = LaunchSettings.from_config(plan.config.get("launch") or {})
-    return meeting_port(launch, env.get(RUN_ID) or "")
+    return coordinator(launch, env.get(RUN_ID) or "")[1]
 
 
 def _on_one_machine() -> bool:

@@ -12,7 +12,8 @@ from launcher.agent import node as node_module
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
 from launcher.planner import Plan, read_plan
-from launcher.rendezvous.config import RendezvousConfig, derived_port
+from launcher.rendezvous.authentication import SECRET
+from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.record import read_submission
 from launcher.slurm.step import COORDINATOR, RUN_ID
@@ -28,10 +29,21 @@ def node_index(plan: Plan) -> tuple[int, str]:
     return plan.hosts.index(name), name
 
 
-def meeting_port(launch: LaunchSettings, run_id: str) -> int:
-    """Where the plan's first node listens for the others."""
-    port = (launch.coordinator or "").rpartition(":")[2]
-    return int(port) if port else derived_port(run_id)
+def coordinator(launch: LaunchSettings, run_id: str) -> tuple[str | None, int]:
+    """Where the plan's first node listens for the others: host, where launch.coordinator gives one, and port."""
+    host, port = split_endpoint(launch.coordinator) if launch.coordinator else (None, None)
+    return host, port or derived_port(run_id)
+
+
+def take_secret(name: str, *, num_nodes: int) -> str:
+    """The secret of this start, out of the environment, so that no rank gets it; raises InputError without one."""
+    secret = env.take(SECRET)
+    if secret is None and num_nodes > 1:
+        raise InputError(
+            f"{SECRET} did not reach the agent on {name}, which the other nodes would refuse: let srun and the "
+            "container pass the environment on"
+        )
+    return secret or ""
 
 
 def run_node(run_folder: Path) -> int:
@@ -41,14 +53,15 @@ def run_node(run_folder: Path) -> int:
     submission = read_submission(run_folder)
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
-    host = (launch.coordinator or "").rpartition(":")[0]
-    meeting = RendezvousConfig(
+    host, port = coordinator(launch, run_id)
+    rendezvous = RendezvousConfig(
         run_id=run_id,
         host=host or env.get(COORDINATOR) or plan.hosts[0],
-        port=meeting_port(launch, run_id),
+        port=port,
         num_nodes=plan.placement.num_nodes,
         node=node,
         name=name,
+        secret=take_secret(name, num_nodes=plan.placement.num_nodes),
         hosts=plan.hosts,
         join_timeout_s=launch.join_timeout_s,
     )
@@ -59,7 +72,7 @@ def run_node(run_folder: Path) -> int:
         args=submission.args,
         launch=launch,
         node=node,
-        meeting=meeting if meeting.num_nodes > 1 else None,
+        rendezvous=rendezvous if rendezvous.num_nodes > 1 else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.preflight.findings import Finding, Level
+from launcher.rendezvous.authentication import SECRET, new_secret
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
@@ -42,6 +43,7 @@ class Steps:
     given: tuple[str, ...]
     run_id: str
     attempt: int = 0
+    secret: str = field(default_factory=new_secret, repr=False)  # of the agents of this start
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
         """srun with `module` on these hosts of the allocation."""
@@ -53,7 +55,8 @@ class Steps:
 
     def variables(self, plan: Plan) -> dict[str, str]:
         """The environment of a step."""
-        ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: f"{self.run_id}-{self.attempt}"}
+        run_id = f"{self.run_id}-{self.attempt}"
+        ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: run_id, SECRET: self.secret}
         inherited = of_step(env.environment(), extra=self.settings.extra)
         return {**inherited, **rank_variables(self.settings), **ours}
 

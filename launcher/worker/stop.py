@@ -21,25 +21,25 @@ class Pulse:
     """
 
     def __init__(self, *, group: dist.ProcessGroup | None = None) -> None:
-        """Attach to this rank's board; `group` holds all ranks and takes CPU tensors (default: made where needed)."""
-        self._board = Heartbeats.of_this_rank()
+        """`group` holds all ranks and takes CPU tensors (default: made where needed)."""
+        self._heartbeats = Heartbeats.of_this_rank()
         self._group = group or _cpu_group()
         self._ballot = torch.zeros(1, dtype=torch.int32)
         self._vote: Any = None
         self._busy: BusyClock | None = None
-        if self._board:
-            board, local_rank = self._board
+        if self._heartbeats:
+            heartbeats, local_rank = self._heartbeats
             on_cpu = not dist.is_initialized() or dist.get_backend() == "gloo"
-            self._busy = BusyClock(num_ranks=board.num_ranks) if on_cpu else None
-            board.mark_groups(local_rank)
-            board.heed_stop(local_rank)
-            board.beat(local_rank)
+            self._busy = BusyClock(num_ranks=heartbeats.num_ranks) if on_cpu else None
+            heartbeats.mark_groups(local_rank)
+            heartbeats.mark_checks_stop(local_rank)
+            heartbeats.beat(local_rank)
 
     def beat(self) -> None:
         """A sign of life from work that is no step: loading, compiling, writing a checkpoint."""
-        if self._board:
-            board, local_rank = self._board
-            board.beat(local_rank)
+        if self._heartbeats:
+            heartbeats, local_rank = self._heartbeats
+            heartbeats.beat(local_rank)
 
     def step_done(self, step: int, *, step_s: float, own_s: float | None = None) -> bool:
         """`step` steps are finished, the last took `step_s`; True, on all ranks at once, when the job should stop.
@@ -48,11 +48,11 @@ class Pulse:
         a CPU (`BusyClock`), and taken to be all of `step_s` on a GPU.
         """
         asked = False
-        if self._board:
-            board, local_rank = self._board
+        if self._heartbeats:
+            heartbeats, local_rank = self._heartbeats
             busy_s = self._busy.lap() if self._busy else None
-            board.beat(local_rank, step=step, step_s=step_s, own_s=busy_s if own_s is None else own_s)
-            asked = board.stop_requested
+            heartbeats.beat(local_rank, step=step, step_s=step_s, own_s=busy_s if own_s is None else own_s)
+            asked = heartbeats.stop_requested
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return asked
         agreed = self._result()

@@ -41,8 +41,8 @@ def play(first: int, last: int, nodes: int, port: int) -> None:
     process.allow_open_files()
 
     def node(number: int) -> dict[str, float]:
-        meeting = RendezvousConfig("many", "127.0.0.1", port, nodes, number, f"host{number}", join_timeout_s=600)
-        handler = PlanOrdered(meeting)
+        config = RendezvousConfig("many", "127.0.0.1", port, nodes, number, f"host{number}", join_timeout_s=600)
+        handler = PlanOrdered(config)
         found: dict[str, float] = {"node": number, "ready": ready}
         for turn in range(ROUNDS):
             info = handler.next_rendezvous()
@@ -52,7 +52,7 @@ def play(first: int, last: int, nodes: int, port: int) -> None:
             if turn == 0 and number == 1:
                 handler._disconnect()  # as when its agent is killed
                 found["lost"] = time.time()
-                handler = PlanOrdered(meeting)
+                handler = PlanOrdered(config)
             elif turn == 0:
                 while not handler.num_nodes_waiting():
                     process.readable([handler.fileno()], timeout_s=60)

@@ -1,6 +1,6 @@
 """One simulated node of a job on loopback: `node_driver.py RUN_DIR SCRIPT JSON [ARGS]`.
 
-JSON: {"hosts": [...], "name": own host name, "port": the coordinator's, "ranks": per node, "launch": {}}.
+JSON: {"hosts": [...], "name": own host name, "host", "port": the coordinator's, "ranks": per node, "launch": {}}.
 Node n of the plan has the address 127.0.0.(n+1); a name that is not in hosts is a spare, with the address 127.0.0.99.
 """
 
@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from shapes import cluster, job
 
+from launcher import env
 from launcher.agent.node import run_node
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
+from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import RendezvousConfig, node_of_host
 from launcher.run.folder import create_run_folder
 
@@ -31,21 +33,27 @@ def plan_of(hosts: tuple[str, ...], ranks: int) -> Plan:
     return Plan(job(on=machines), layout, estimate={}, why=(), config={}, hosts=hosts)
 
 
+def local_address(coordinator: str, node: int | None) -> str | None:
+    """Each node's own address of 127.0.0.0/8; IPv6 has but one of loopback."""
+    return f"127.0.0.{99 if node is None else node + 1}" if coordinator.startswith("127.") else None
+
+
 def main(run_dir: str, script: str, options: str, *args: str) -> int:
     given = json.loads(options)
     hosts, name = tuple(given["hosts"]), given["name"]
     node = node_of_host(name, hosts)
     plan, folder = plan_of(hosts, given["ranks"]), create_run_folder(Path(run_dir))
     write_plan(plan, folder.plan)
-    meeting = RendezvousConfig(
+    rendezvous = RendezvousConfig(
         run_id="simulated",
-        host="127.0.0.1",
+        host=given["host"],
         port=given["port"],
         num_nodes=len(hosts),
         node=node,
         name=name,
+        secret=env.take(SECRET) or "",
         hosts=hosts,
-        local_address=f"127.0.0.{99 if node is None else node + 1}",
+        local_address=local_address(given["host"], node),
     )
     try:
         return run_node(
@@ -55,7 +63,7 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
             args=args,
             launch=LaunchSettings.from_config(given.get("launch", {})),
             node=node,
-            meeting=meeting,
+            rendezvous=rendezvous,
         )
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import process
+from launcher.rendezvous.authentication import SECRET, new_secret
 from launcher.rendezvous.config import free_port
 
 HERE = Path(__file__).parent
@@ -29,6 +31,8 @@ class Nodes:
     launch: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
+    host: str = "127.0.0.1"  # where the coordinator listens
+    secret: str = field(default_factory=new_secret)
     port: int = field(default_factory=lambda: free_port("127.0.0.1"))
 
     @property
@@ -43,14 +47,15 @@ class Nodes:
 
     def start(self, name: str) -> None:
         options = {
-            "hosts": self.hosts, "name": name, "port": self.port, "ranks": self.ranks,
+            "hosts": self.hosts, "name": name, "host": self.host, "port": self.port, "ranks": self.ranks,
             "launch": self.launch,
         }  # fmt: skip
         command = [sys.executable, HERE / "node_driver.py", self.run_dir, HERE / "step_script.py", json.dumps(options)]
         with (self.folder / f"agent-{name}.log").open("a") as log:
             self.agents[name] = subprocess.Popen(
-                [*map(str, command), f"dir={self.folder}", *self.args], stdout=log, stderr=log, text=True
-            )
+                [*map(str, command), f"dir={self.folder}", *self.args], stdout=log, stderr=log, text=True,
+                env={**os.environ, SECRET: self.secret},
+            )  # fmt: skip
 
     def log(self, rank: int) -> str:
         path = self.run_dir / "logs" / f"rank-{rank}.log"

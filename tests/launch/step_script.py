@@ -26,6 +26,7 @@ dist.broadcast(first, src=0)
 restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
 dp = os.environ.get("LAUNCHER_DP")
 print(f"node {node} rank {rank} restart {restarts} begins after step {first.item()}, dp={dp}")
+print(f"store at {os.environ['MASTER_ADDR']}, secret {os.environ.get('LAUNCHER_SECRET')}")
 sys.stdout.flush()
 
 for step in range(int(first.item()) + 1, steps + 1):

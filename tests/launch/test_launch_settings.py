@@ -35,7 +35,7 @@ def test_all_problems_are_told_at_once() -> None:
         "stop_signals": ["KILL"],
         "grace_s": -1,
         "hang_timeout_s": 0,
-        "coordinator": "node0",
+        "coordinator": "node0:0",
         "shrink_to": 0,
         "warm": "always",
         "no_such_key": 1,

@@ -74,6 +74,19 @@ def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_
     assert set(job.finish().values()) == {0}
 
 
+def test_agents_meet_over_ipv6_and_no_rank_gets_the_jobs_secret(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = nodes(f"until={end}", hosts=HOSTS, ranks=2, host="::1")
+    for name in HOSTS:
+        job.start(name)
+    assert job.wait_for_steps(), job.told(HOSTS[0])
+    assert all("store at ::1, secret None" in job.log(rank) for rank in range(6))
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and job.secret in path.read_text()]
+    assert not [pid for pid in job.members() if job.secret in Path(f"/proc/{pid}/cmdline").read_text()]
+    end.touch()
+    assert set(job.finish().values()) == {0}
+
+
 def test_a_slow_rank_of_another_node_is_named_by_the_first(nodes: Callable[..., Nodes]) -> None:
     job = nodes("slow=2", "steps=40", "step_s=0.1", hosts=HOSTS, launch={"straggler_steps": 5})
     for name in HOSTS:

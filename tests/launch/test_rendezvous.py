@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import resource
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launcher.errors import InputError
-from launcher.rendezvous.config import RendezvousConfig, derived_port, free_port, node_of_host, refuse_hidden_loopback
+from launcher.rendezvous.authentication import (
+    ANSWER_BYTES,
+    NONCE_BYTES,
+    PROOF_BYTES,
+    REFUSAL,
+    SECRET,
+    JobKey,
+    authenticate,
+    new_nonce,
+)
+from launcher.rendezvous.config import (
+    RendezvousConfig,
+    derived_port,
+    endpoint,
+    free_port,
+    node_of_host,
+    refuse_hidden_loopback,
+    split_endpoint,
+)
+from launcher.rendezvous.coordinator import Coordinator, most_strangers
+from launcher.rendezvous.membership import Membership
+from launcher.rendezvous.messages import Join, MessageError, decode, encode, read_paces
+
+KEY = JobKey.of("trial", "hush")
 
 HOSTS = ("node2", "node10", "NODE1", "node1", "a.b", "a.c", "10.0.0.9", "10.0.0.10", "Node2", "z", "0", "node-02")
 
@@ -52,18 +81,90 @@ def test_a_host_name_that_means_loopback_is_refused_for_several_nodes(monkeypatc
     refuse_hidden_loopback("127.0.1.1", num_nodes=4)
 
 
-def meeting(node: int, hosts: tuple[str, ...], port: int) -> RendezvousConfig:
-    return RendezvousConfig(
-        run_id="trial",
-        host="127.0.0.1",
-        port=port,
-        num_nodes=len(hosts),
-        node=node,
-        name=hosts[node],
-        hosts=hosts,
-        join_timeout_s=60,
-        rejoin_timeout_s=60,
-    )
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("node2:29400", ("node2", 29400)),
+        ("node2", ("node2", None)),
+        ("10.0.0.2:29400", ("10.0.0.2", 29400)),
+        ("[::1]:29400", ("::1", 29400)),
+        ("[fe80::1%eth0]:29400", ("fe80::1%eth0", 29400)),
+        ("[::1]", ("::1", None)),
+        ("::1", ("::1", None)),
+    ],
+)
+def test_an_endpoint_may_be_a_name_or_an_address_of_either_kind(text: str, found: tuple[str, int | None]) -> None:
+    assert split_endpoint(text) == found
+    if found[1]:
+        assert endpoint(*found) == text  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":1", "a:", "a:0", "a:65536", "a:²", "[a]:1", "[::1]:0", "a:1:2", "::1]:5", "a b:1"]
+)
+def test_what_is_no_endpoint_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"must be HOST:PORT"):
+        split_endpoint(text)
+
+
+def test_proofs_hold_for_the_same_secret_and_run_id_alone() -> None:
+    key, challenge, nonce = JobKey.of("run", "secret"), new_nonce(), new_nonce()
+    answer = key.answer(challenge, nonce)
+    reply = key.reply(challenge, answer)
+    assert reply is not None
+    assert key.accepts(reply, challenge, nonce)
+    for other in (JobKey.of("run", "Secret"), JobKey.of("run2", "secret"), JobKey.of("run", "")):
+        assert other.reply(challenge, answer) is None
+        assert not other.accepts(reply, challenge, nonce)
+    assert key.reply(new_nonce(), answer) is None  # heard on the network, and sent again
+    assert not key.accepts(answer[-PROOF_BYTES:], challenge, nonce)  # the agent's own proof, sent back to it
+    assert "secret" not in repr(key)
+    assert "hush" not in repr(RendezvousConfig("run", "::1", 1, 2, 0, "a", secret="hush"))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"node": 10**400, "host": "a"},
+        {"node": 1.5, "host": "a"},
+        {"node": True, "host": "a"},
+        {"node": "1", "host": "a"},
+        {"node": [], "host": "a"},
+        {"node": 0},
+        {"node": 0, "host": 7},
+        {"node": 0, "host": "a" * 256},
+        {"node": 0, "host": "a", "round": -1},
+        {"node": 0, "host": "a", "round": float("inf")},
+    ],
+)
+def test_a_join_of_wrong_types_or_odd_numbers_is_no_message(message: dict[str, Any]) -> None:
+    with pytest.raises(MessageError):
+        Join.from_message({"round": 0, **message})
+
+
+@pytest.mark.parametrize(
+    "paces",
+    [
+        [],
+        {"a": [1, 1.0]},
+        {"0": [1]},
+        {"0": [1, float("nan")]},
+        {"0": [1, -1]},
+        {"0": [1.5, 1]},
+        {"0": {}},
+        {"9" * 400: [1, 1]},
+    ],
+)
+def test_paces_of_wrong_types_or_odd_numbers_are_no_message(paces: Any) -> None:
+    with pytest.raises(MessageError):
+        read_paces({"paces": paces})
+
+
+def config(node: int | None, hosts: tuple[str, ...], port: int, **more: Any) -> RendezvousConfig:
+    common = {"run_id": "trial", "host": "127.0.0.1", "port": port, "num_nodes": len(hosts), "hosts": hosts}
+    times = {"join_timeout_s": 60, "rejoin_timeout_s": 60}
+    name = "spare" if node is None else hosts[node]
+    return RendezvousConfig(**{**common, **times, "node": node, "name": name, "secret": "hush", **more})
 
 
 @pytest.mark.slow
@@ -80,7 +181,7 @@ def test_a_hundred_random_arrivals_of_adversarial_names_get_the_plans_ranks() ->
             node = arrival[place]
             turn.wait()
             time.sleep(0.002 * place)
-            handler = PlanOrdered(meeting(node, hosts, port))
+            handler = PlanOrdered(config(node, hosts, port))
             info = handler.next_rendezvous()
             if info.rank == 0:
                 info.store.set("from-0", hosts[0])
@@ -95,36 +196,207 @@ def test_a_hundred_random_arrivals_of_adversarial_names_get_the_plans_ranks() ->
         assert sorted(results) == [(node, node, len(hosts), hosts[0]) for node in range(len(hosts))]
 
 
-@pytest.mark.slow
-def test_another_run_and_garbage_do_not_disturb_a_coordinator() -> None:
-    import socket
+def send_and_read(port: int, *pieces: bytes) -> bytes:
+    """Everything that the coordinator says to a stranger until it ends the connection."""
+    said = b""
+    with socket.create_connection(("127.0.0.1", port)) as intruder, suppress(ConnectionError):
+        intruder.settimeout(30)
+        for piece in pieces:
+            intruder.sendall(piece)
+        with suppress(OSError):
+            intruder.shutdown(socket.SHUT_WR)
+        while data := intruder.recv(4096):
+            said += data
+    return said
 
-    from torch.distributed.elastic.rendezvous import RendezvousClosedError, RendezvousConnectionError
+
+def proven(port: int, key: JobKey) -> socket.socket:
+    """A connection of somebody who has the job's secret."""
+    connection = socket.create_connection(("127.0.0.1", port))
+    authenticate(connection, key, timeout_s=30)
+    return connection
+
+
+NOISE = (
+    b"GET / HTTP/1.0\r\n\r\n",
+    b"\x00" * 100_000,
+    b"[" * 60_000 + b"\n",
+    b'{"run": "trial", "op": "close", "reason": "x"}\n',
+    b'{"run": "other", "op": "join"}\n',
+)
+ODD = (
+    b"[" * 60_000 + b"\n",
+    b"[]\n",
+    b"\xff\xfe\n",
+    b'{"op": "dance"}\n',
+    b'{"op": ["join"]}\n',
+    b'{"op": "join", "node": 1e999, "host": "b", "round": 0}\n',
+    b'{"op": "join", "node": "1", "host": "b", "round": 0}\n',
+    b'{"op": "join", "node": 1, "host": {}, "round": 0}\n',
+    b'{"op": "join", "node": 1, "host": "b", "round": ' + b"9" * 5000 + b"}\n",
+    b'{"op": "close"}\n',
+    b"x" * 400_000,
+)
+
+
+@pytest.fixture
+def coordinator() -> Iterator[Coordinator]:
+    """One of a job of two nodes, which is waiting for both."""
+    one = Coordinator(Membership(num_nodes=2), key=KEY, host="127.0.0.1", port=0, on_begin=lambda: {"store_port": 1})
+    one.start()
+    yield one
+    one.close()
+
+
+def begins(coordinator: Coordinator) -> bool:
+    """Whether two agents of the job still get their round."""
+    agents = [proven(coordinator.port, KEY) for _ in range(2)]
+    for node, agent in enumerate(agents):
+        agent.sendall(encode({"op": "join", "node": node, "host": f"host{node}", "round": 0}))
+    said = [agent.makefile("rb").readline() for agent in agents]
+    for agent in agents:
+        agent.sendall(encode({"op": "leave"}))
+        agent.close()
+    return all(b'"go"' in line for line in said)
+
+
+@pytest.mark.parametrize("noise", NOISE, ids=lambda noise: repr(noise[:12]))
+def test_a_stranger_learns_nothing_and_changes_nothing(coordinator: Coordinator, noise: bytes) -> None:
+    said = send_and_read(coordinator.port, noise)
+    assert len(said) in (NONCE_BYTES, NONCE_BYTES + PROOF_BYTES)
+    assert said[NONCE_BYTES:] in (b"", REFUSAL)
+    assert begins(coordinator)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: repr(odd[:50]))
+def test_an_odd_message_ends_the_connection_of_its_sender_alone(coordinator: Coordinator, odd: bytes) -> None:
+    with proven(coordinator.port, KEY) as peer:
+        peer.settimeout(30)
+        with suppress(ConnectionError):
+            peer.sendall(odd)
+            assert peer.recv(4096) == b""
+    assert begins(coordinator)
+
+
+def test_strangers_that_stay_idle_make_room_for_agents(coordinator: Coordinator) -> None:
+    idle = [socket.create_connection(("127.0.0.1", coordinator.port)) for _ in range(most_strangers() + 50)]
+    assert begins(coordinator)
+    gone = 0
+    for connection in idle:
+        connection.settimeout(5)
+        with suppress(ConnectionError, TimeoutError):
+            gone += connection.recv(NONCE_BYTES) == b"" or connection.recv(1) == b""
+        connection.close()
+    assert gone >= 50
+
+
+def test_a_stranger_that_waits_is_dismissed(coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.rendezvous.coordinator.STRANGER_S", 0.2)
+    with socket.create_connection(("127.0.0.1", coordinator.port)) as slow:
+        slow.settimeout(30)
+        assert len(slow.recv(NONCE_BYTES)) == NONCE_BYTES
+        assert slow.recv(1) == b""
+    with proven(coordinator.port, KEY) as silent:
+        silent.settimeout(30)
+        assert silent.recv(1) == b""
+    assert begins(coordinator)
+
+
+def test_a_process_without_free_descriptors_lets_agents_in_when_there_are_some(coordinator: Coordinator) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir()) + 1
+    probes = [socket.socket() for _ in range(2)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))
+    try:
+        for probe in probes:
+            probe.connect(("127.0.0.1", coordinator.port))  # the kernel answers; accept has no descriptor
+        time.sleep(0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for probe in probes:
+            probe.close()
+    assert begins(coordinator)
+
+
+def test_a_peer_that_does_not_read_is_ended_alone(coordinator: Coordinator) -> None:
+    with proven(coordinator.port, KEY) as deaf:
+        deaf.settimeout(30)
+        with pytest.raises(ConnectionError):
+            for _ in range(2000):
+                deaf.sendall(encode({"op": "who"}) * 1000)
+    assert begins(coordinator)
+
+
+def test_a_round_whose_store_cannot_be_opened_is_over_for_all_with_the_reason() -> None:
+    def fail() -> dict[str, Any]:
+        raise InputError("no port is free")
+
+    one = Coordinator(Membership(num_nodes=1), key=KEY, host="127.0.0.1", port=0, on_begin=fail)
+    one.start()
+    with proven(one.port, KEY) as agent:
+        agent.sendall(encode({"op": "join", "node": 0, "host": "a", "round": 0}))
+        assert decode(agent.makefile("rb").readline())["closed"].endswith("store: no port is free")
+    one.close()
+
+
+@pytest.mark.slow
+def test_another_secret_and_another_run_are_refused_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
     from launcher.rendezvous.plan_ordered import PlanOrdered
 
+    monkeypatch.setattr("launcher.rendezvous.plan_ordered.REFUSED_S", 0.5)
     hosts, port = ("a", "b"), free_port("127.0.0.1")
-    first = PlanOrdered(meeting(0, hosts, port))
-    for noise in (
-        b"GET / HTTP/1.0\r\n\r\n",
-        b"\x00" * 100_000,
-        b'{"run": "trial"}\n',
-        b'{"run": "trial", "op": "join"}\n',
-        b"[]\n",
-    ):
-        with socket.create_connection(("127.0.0.1", port)) as intruder:
-            intruder.sendall(noise)
-            intruder.shutdown(socket.SHUT_WR)
-            intruder.settimeout(10)
-            while intruder.recv(4096):
-                pass
-    stranger = PlanOrdered(RendezvousConfig("other run", "127.0.0.1", port, 2, 1, "b", join_timeout_s=10))
-    with pytest.raises(RendezvousConnectionError, match="serves another run"):
-        stranger.next_rendezvous()
-    second = PlanOrdered(meeting(1, hosts, port))
+    first = PlanOrdered(config(0, hosts, port))
+    for other in ({"secret": "shout"}, {"run_id": "another"}, {"secret": ""}):
+        with pytest.raises(RendezvousConnectionError, match=r"another secret .* or another run id") as refused:
+            PlanOrdered(config(1, hosts, port, **other)).next_rendezvous()
+        assert "hush" not in str(refused.value)
+        assert "trial" not in str(refused.value)
+    first.shutdown()
+
+
+@pytest.mark.slow
+def test_what_listens_first_on_the_coordinators_port_gets_nothing_of_the_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    monkeypatch.setattr("launcher.rendezvous.plan_ordered.REFUSED_S", 0.0)
+    heard = b""
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+        agent = PlanOrdered(config(1, ("a", "b"), impostor.getsockname()[1], join_timeout_s=0.1))
+        with ThreadPoolExecutor(1) as pool:
+            joining = pool.submit(agent.next_rendezvous)
+            while not joining.done():
+                impostor.settimeout(1)
+                with suppress(TimeoutError):
+                    connection, _ = impostor.accept()
+                    with connection:
+                        connection.sendall(bytes(NONCE_BYTES))
+                        heard += connection.recv(4096)
+                        connection.sendall(heard[-PROOF_BYTES:])
+            with pytest.raises(RendezvousConnectionError, match="is not the coordinator"):
+                joining.result()
+    assert b"hush" not in heard
+    assert len(heard) % ANSWER_BYTES == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_round_is_left_with_the_reason_of_the_node_that_ended_the_job(host: str) -> None:
+    from torch.distributed.elastic.rendezvous import RendezvousClosedError
+
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    hosts, port = ("a", "b"), free_port(host)
+    first, second = (PlanOrdered(config(node, hosts, port, host=host)) for node in (0, 1))
     with ThreadPoolExecutor(2) as pool:
         infos = list(pool.map(lambda handler: handler.next_rendezvous(), (first, second)))
     assert [info.rank for info in infos] == [0, 1]
+    assert infos[1].bootstrap_store_info.master_addr == host
     assert infos[0].store.timeout == timedelta(seconds=300)
     second.close_for_all("rank 1 failed first")
     second.shutdown()
@@ -149,20 +421,25 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_plain_torchrun_keeps_the_plans_order_with_our_rendezvous(tmp_path: Path) -> None:
-    script, hosts, port = tmp_path / "order.py", ("node2", "node10", "NODE1"), free_port("127.0.0.1")
+@pytest.mark.parametrize(("host", "secret"), [("127.0.0.1", "hush"), ("::1", "")])
+def test_plain_torchrun_keeps_the_plans_order_with_our_rendezvous(tmp_path: Path, host: str, secret: str) -> None:
+    script, hosts, port = tmp_path / "order.py", ("node2", "node10", "NODE1"), free_port(host)
     script.write_text(ORDER_SCRIPT)
     agents = []
+    variables = {**os.environ, SECRET: secret}
     for node in (2, 0, 1):
         command = [
             sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=launcher", "--rdzv-id=order",
-            f"--rdzv-endpoint=127.0.0.1:{port}", "--nnodes=3", "--nproc-per-node=1",
+            f"--rdzv-endpoint={endpoint(host, port)}", "--nnodes=3", "--nproc-per-node=1",
             f"--rdzv-conf=hosts={'+'.join(hosts)},host={hosts[node]}", str(script), hosts[node],
         ]  # fmt: skip
-        agents.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        agents.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+        )
     said = [agent.communicate(timeout=240) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0, 0], said
-    for node, (out, _) in zip((2, 0, 1), said, strict=True):
+    for node, (out, err) in zip((2, 0, 1), said, strict=True):
+        assert ("LAUNCHER_SECRET is not set" in err) == (node == 0 and not secret)
         assert re.findall(r"order (\d) (.*)", out) == [(str(node), " ".join(hosts))]
 
 

@@ -34,7 +34,7 @@ def test_a_signal_stops_all_ranks_after_the_same_step(start: Callable[..., Job],
     wait_for_steps(job, tmp_path)
     status = runs.status(RunFolder(job.folder))
     assert status[0].verdict == "running"
-    assert all(state.step > 0 and state.heeds_stop for state in status[0].ranks.values())
+    assert all(state.step > 0 and state.checks_stop for state in status[0].ranks.values())
     job.process.send_signal(signal.SIGUSR2)
     code, _, err = job.finish()
     assert code == 1

@@ -16,7 +16,7 @@ from launcher.run.heartbeat import Heartbeats, Pace, RankState
 
 
 def state(*, beat_at: float = 0.0, step: int = 0, step_s: float = 0.0) -> RankState:
-    return RankState(beat_at, step, step_s, script_at=0, failed_at=0, first_step_at=0, groups_at=0, heeds_stop=False)
+    return RankState(beat_at, step, step_s, script_at=0, failed_at=0, first_step_at=0, groups_at=0, checks_stop=False)
 
 
 def watch(*, hang_timeout_s: float | None = 10.0) -> RankWatch:
@@ -114,11 +114,11 @@ def test_the_board_carries_what_each_rank_tells() -> None:
         assert seen.num_ranks == 3
         board.beat(1, step=40, step_s=0.5, own_s=0.125)
         board.beat(1, step=41, step_s=0.25)
-        board.heed_stop(2)
+        board.mark_checks_stop(2)
         assert (seen.state(1).step, seen.state(1).step_s) == (41, 0.25)
         assert seen.state(1).own_s == 0.375
         assert seen.state(1).beat_at >= seen.state(1).first_step_at > 0
-        assert seen.state(2).heeds_stop
+        assert seen.state(2).checks_stop
         assert seen.state(0) == state()
         assert not seen.stop_requested
         board.request_stop()
