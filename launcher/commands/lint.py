@@ -12,6 +12,8 @@ from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.lint import lint
 
+LARGEST_SCRIPT = 4 * 2**20  # characters; max_script_size of slurm.conf is 4 MiB by default
+
 
 def run(invocation: Invocation) -> int:
     files = [word for word in invocation.overrides if not OVERRIDE.match(word)]
@@ -31,8 +33,15 @@ def run(invocation: Invocation) -> int:
 
 
 def _read(path: Path) -> str:
+    """A script with the line breaks that it has."""
     try:
-        return path.read_text()
+        with path.open(encoding="utf-8", newline="") as file:
+            text = file.read(LARGEST_SCRIPT + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise InputError(f"cannot read {path} ({reason}): give a batch script") from error
+    if len(text) > LARGEST_SCRIPT:
+        raise InputError(
+            f"{path} has more than {LARGEST_SCRIPT} characters, more than sbatch takes: give a batch script"
+        )
+    return text

@@ -25,6 +25,17 @@ keys of its own:
   output=json          one JSON document on standard output
 every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
 
+LINT_KEYS = """\
+it reads the script and runs nothing, so that it cannot see:
+  what files hold that the script sources, what modules set, what $(commands) print
+  which branch of if and case is taken, how often a loop turns, what eval and functions are called with
+  variables from sbatch's command line or the shell (SBATCH_*, --export), and options given there
+  what the program does with its arguments, and the site's own defaults (cores, memory, partitions)
+a rule that would need it keeps silent. Known values of variables are put in, four levels deep.
+cluster=NAME             GPUs per node, where the script does not say
+output=json              one JSON document on standard output
+exit code: 1 where an error was found, 0 with warnings or nothing"""
+
 COMMANDS = {
     "plan": CommandEntry("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
     "run": CommandEntry(
@@ -41,6 +52,6 @@ COMMANDS = {
     ),
     "export": CommandEntry("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
     "report": CommandEntry("report", "one HTML page about a run", "RUN"),
-    "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT"),
+    "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_KEYS),
     "completion": CommandEntry("completion", "a shell completion script", "bash"),
 }

@@ -6,13 +6,22 @@ lint(text, cluster=cluster) -> findings, in the order of the script
 from __future__ import annotations
 
 from launcher.cluster import Cluster
-from launcher.lint import lifetime, network, starting
+from launcher.lint import directives, joining, lifetime, network, starting, surroundings, variables, waiting
 from launcher.lint.finding import LintFinding, Rule, Subject
 from launcher.lint.script import BatchScript
 
 __all__ = ["RULES", "Finding", "Rule", "lint"]
 
-RULES: tuple[Rule, ...] = (*starting.RULES, *network.RULES, *lifetime.RULES)
+RULES: tuple[Rule, ...] = (
+    *directives.RULES,
+    *starting.RULES,
+    *joining.RULES,
+    *network.RULES,
+    *variables.RULES,
+    *lifetime.RULES,
+    *waiting.RULES,
+    *surroundings.RULES,
+)
 
 
 def lint(text: str, *, cluster: Cluster | None = None) -> list[LintFinding]:

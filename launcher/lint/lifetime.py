@@ -26,7 +26,8 @@ def no_shebang(subject: Subject) -> Iterator[Trap]:
 
 def late_directive(subject: Subject) -> Iterator[Trap]:
     for number, text in enumerate(subject.script.lines, 1):
-        if text.startswith("#SBATCH") and number > subject.script.first_command_line:
+        generated = number in subject.script.here_document_lines  # of a script that this one writes
+        if text.startswith("#SBATCH") and number > subject.script.first_command_line and not generated:
             yield Trap(number, text)
 
 
@@ -95,7 +96,8 @@ def secret_in_clear(subject: Subject) -> Iterator[Trap]:
     for command in (*subject.script.commands, *subject.script.in_tasks):
         for name, raw in assignments(command).items():
             value = unquote(raw)
-            if is_secret_name(name) and len(value) >= 8 and "$" not in value and "`" not in value:
+            written_out = not re.search(r"[$`<]|your|xxx", value, re.IGNORECASE)
+            if is_secret_name(name) and len(value) >= 8 and written_out:
                 yield Trap(command.line, f"{name}={value[:3]}…")
         for match in SECRET_ARGUMENT.finditer(command.text):
             secret = match[1] or match[2]

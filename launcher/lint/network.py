@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from launcher.lint.finding import Rule, Subject, Trap
+from launcher.lint.ports import port_range
 from launcher.lint.shell import ShellCommand, assignments, unquote
 
 ADDRESS_NAMES = re.compile(
@@ -15,6 +16,7 @@ PORT_NAMES = re.compile(r"(MASTER_|RDZV_|MAIN_)?PORT", re.I)
 NODE_LISTS = re.compile(r"\$\{?SLURM_(JOB_|STEP_)?NODELIST")
 LOOPBACK = re.compile(r"^(localhost|127\.\d+\.\d+\.\d+|::1)(:|$)")
 EPHEMERAL = range(32768, 61000)  # Linux: net.ipv4.ip_local_port_range
+PORTS = range(1024, 65536)
 ADDRESS_FLAGS = ("master-addr", "rdzv-endpoint", "main_process_ip")
 PORT_FLAGS = ("master-port", "main_process_port")
 
@@ -66,6 +68,14 @@ def own_name_in_task(subject: Subject) -> Iterator[Trap]:
                 yield Trap(command.line, f"{name}={value} in every task")
 
 
+def own_addresses_as_master(subject: Subject) -> Iterator[Trap]:
+    for command, name, value in _settings(subject):
+        lists = re.search(r"\bhostname\s+(-[iI]|--ip-address|--all-ip-addresses)\b", value)
+        picks_one = re.search(r"awk|cut|head|grep|\bread\b|%%", value) and re.search(r"-I|--all-ip-addresses", value)
+        if ADDRESS_NAMES.fullmatch(name) and lists and not picks_one:
+            yield Trap(command.line, f"{name}={value}")
+
+
 def falls_back_to_localhost(subject: Subject) -> Iterator[Trap]:
     for number, text in enumerate(subject.script.lines, 1):
         code = text if not text.lstrip().startswith("#") else ""
@@ -83,13 +93,23 @@ def _ports(subject: Subject) -> Iterator[tuple[int, str]]:
         yield from ((start.line, value) for value in values if value)
 
 
-def ephemeral_port(subject: Subject) -> Iterator[Trap]:
+def _port_ranges(subject: Subject) -> Iterator[tuple[int, str, int, int]]:
+    """Line, written form, lowest and highest of every port that can be told from the script."""
     for line, value in _once(_ports(subject)):
-        if value.isdigit() and int(value) in EPHEMERAL:
-            yield Trap(line, f"port {value}")
-        shuffled = re.search(r"shuf\s+-i\s*(\d+)-(\d+)", value)
-        if shuffled and int(shuffled[2]) >= EPHEMERAL.start:
-            yield Trap(line, value)
+        if found := port_range(value, subject.script.variables):
+            yield line, value, *found
+
+
+def ephemeral_port(subject: Subject) -> Iterator[Trap]:
+    for line, value, low, high in _port_ranges(subject):
+        if high >= EPHEMERAL.start and low < EPHEMERAL.stop and high < PORTS.stop and "RANDOM" not in value:
+            yield Trap(line, f"port {value}" if low == high else f"{value} gives {low} to {high}")
+
+
+def impossible_port(subject: Subject) -> Iterator[Trap]:
+    for line, value, low, high in _port_ranges(subject):
+        if (high >= PORTS.stop or low < PORTS.start) and "RANDOM" not in value:
+            yield Trap(line, f"port {value}" if low == high else f"{value} gives {low} to {high}")
 
 
 def random_port(subject: Subject) -> Iterator[Trap]:
@@ -137,6 +157,12 @@ RULES = (
         "set the address once, in the batch script, before srun",
     ),
     Rule(
+        "own-addresses-as-master", "error", own_addresses_as_master,
+        "hostname -i prints what /etc/hosts says of the name: 127.0.1.1 on many systems, or several addresses with "
+        "blanks between them.",
+        'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+    ),
+    Rule(
         "localhost-fallback", "error", falls_back_to_localhost,
         "when the look-up fails the job does not stop but waits on localhost until its time limit.",
         "let it fail: no fall-back, and set -e",
@@ -145,6 +171,11 @@ RULES = (
         "ephemeral-port", "warning", ephemeral_port,
         "the kernel hands ports 32768 to 60999 out to any outgoing connection: now and then it is taken (EADDRINUSE).",
         "derive it from the job id outside that range: MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
+    ),
+    Rule(
+        "impossible-port", "error", impossible_port,
+        "ports end at 65535, and those below 1024 are root's: with some job ids nothing can listen there.",
+        "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))",
     ),
     Rule(
         "random-port", "warning", random_port,

@@ -8,7 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from launcher.lint.shell import DECLARATIONS, ShellCommand, assignments, commands, expand, program, unquote
+from launcher.lint.shell import (
+    DECLARATIONS,
+    ShellCommand,
+    assignments,
+    commands,
+    expand,
+    here_document_lines,
+    program,
+    unquote,
+)
 
 SHORT_OPTIONS = {
     "-A": "account", "-a": "array", "-C": "constraint", "-c": "cpus-per-task", "-D": "chdir", "-d": "dependency",
@@ -19,6 +28,8 @@ STARTERS = ("srun", "mpirun", "mpiexec")
 LAUNCHERS = re.compile(
     r"(?:^|[\s/;])(torchrun|deepspeed|accelerate\s+launch|-m\s+torch\.distributed\.(?:run|launch)|-m\s+torchrun)(?=\s|$)"
 )
+LONGEST_COMMAND = 50_000  # characters; rules search in it
+PRINTERS = ("echo", "printf", "cat", "logger", "tee", "grep", "test", "[", "[[", ":", "trap")
 SHELL_C = re.compile(r"^-\w*c$")
 
 
@@ -50,6 +61,13 @@ class StartCommand:
         match = LAUNCHERS.search(self.text)
         return " ".join(match[1].split()) if match else None
 
+    @property
+    def trains(self) -> bool:
+        """Whether it runs a Python script whose name says training."""
+        words = self.text.split()
+        scripts = any(re.search(r"(?:train|finetune)[\w-]*\.py$", word[-200:].rstrip("\"'")) for word in words)
+        return scripts and any(re.match(r"[\"']?(\S{0,200}/)?python[\d.]*$", word) for word in words)
+
     def flag(self, *names: str) -> str | None:
         """Value of the first of `--name` (dashes and underscores alike) in the command; None where it is absent."""
         for name in names:
@@ -66,11 +84,16 @@ class StartCommand:
 class BatchScript:
     """A batch script, read but not run."""
 
-    text: str
+    raw: str
+
+    @cached_property
+    def text(self) -> str:
+        """The script with the line breaks that a shell wants."""
+        return self.raw.replace("\r\n", "\n")
 
     @cached_property
     def lines(self) -> list[str]:
-        return self.text.splitlines()
+        return self.text.split("\n")[: -1 if self.text.endswith("\n") else None]
 
     @cached_property
     def first_command_line(self) -> int:
@@ -91,6 +114,10 @@ class BatchScript:
         return commands(self.text)
 
     @cached_property
+    def here_document_lines(self) -> frozenset[int]:
+        return here_document_lines(self.text)
+
+    @cached_property
     def variables(self) -> dict[str, str]:
         """What the script sets at its top level, raw. `A+=x` counts as set to x."""
         return {name: value for command in self.commands for name, value in assignments(command).items()}
@@ -107,9 +134,9 @@ class BatchScript:
 
     def _start(self, command: ShellCommand) -> StartCommand | None:
         words = program(command)
-        if not words or words[0] in DECLARATIONS:
+        if not words or words[0] in (*DECLARATIONS, *PRINTERS):
             return None
-        text = expand(" ".join(words), self.variables)
+        text = expand(" ".join(words)[:LONGEST_COMMAND], self.variables)
         first = text.split(maxsplit=1)[0].strip("\"'").rpartition("/")[2] if text.split() else ""
         if first in STARTERS:
             return StartCommand(command.line, first, starter_options(text), text, command.operator)

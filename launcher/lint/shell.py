@@ -16,6 +16,8 @@ DECLARATIONS = ("export", "declare", "local", "readonly", "typeset")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<plus>\+?)=(?P<value>.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)[^}]*\}|(?P<plain>\w+))")
 MAX_EXPANSION = 4  # variables inside variables
+LONGEST_EXPANSION = 20_000  # characters of a command with its variables put in
+DEEPEST = 40  # substitutions inside substitutions; what lies deeper is read as plain characters
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ def commands(text: str) -> list[ShellCommand]:
     return _Reader(text).read()
 
 
+def here_document_lines(text: str) -> frozenset[int]:
+    """The lines of a script that are text of here-documents."""
+    reader = _Reader(text)
+    reader.read()
+    return frozenset(reader.here_lines)
+
+
 class _Reader:
     """A cursor over the text; each method consumes one thing."""
 
@@ -47,6 +56,7 @@ class _Reader:
         self.words: list[str] = []
         self.first_line = 1
         self.here_documents: list[str] = []
+        self.here_lines: set[int] = set()
 
     def read(self) -> list[ShellCommand]:
         while self.at < len(self.text):
@@ -112,13 +122,14 @@ class _Reader:
         for tag in self.here_documents:
             while self.at < len(self.text):
                 end = self.text.find("\n", self.at)
+                self.here_lines.add(self.line)
                 line = self._take((end + 1 if end >= 0 else len(self.text)) - self.at)
                 if line.strip() == tag:
                     break
         self.here_documents = []
 
 
-def _span(text: str, at: int) -> int:
+def _span(text: str, at: int, depth: int = 0) -> int:
     """Length of what belongs together at `at`: a quoted string, `$(…)`, an array, an escape, or one character."""
     character = text[at]
     if character == "\\":
@@ -126,11 +137,11 @@ def _span(text: str, at: int) -> int:
     if character == "'":
         return _until(text, at + 1, "'") - at
     if character == '"':
-        return _double_quoted(text, at) - at
+        return _double_quoted(text, at, depth) - at
     if character == "`":
         return _until(text, at + 1, "`") - at
     if text.startswith("$(", at) or (character == "(" and at and text[at - 1] == "="):
-        return _balanced(text, text.index("(", at)) - at
+        return _balanced(text, text.index("(", at), depth + 1) - at if depth < DEEPEST else 1
     if text.startswith("${", at):
         return _until(text, at, "}") - at
     return 1
@@ -141,18 +152,19 @@ def _until(text: str, at: int, end: str) -> int:
     return len(text) if found < 0 else found + 1
 
 
-def _double_quoted(text: str, at: int) -> int:
+def _double_quoted(text: str, at: int, depth: int) -> int:
     at += 1
     while at < len(text) and text[at] != '"':
-        at += _span(text, at) if text[at] in "\\`" or text.startswith("$(", at) else 1
+        at += _span(text, at, depth) if text[at] in "\\`" or text.startswith("$(", at) else 1
     return min(at + 1, len(text))
 
 
-def _balanced(text: str, at: int) -> int:
+def _balanced(text: str, at: int, depth: int) -> int:
     """The position after the `)` that closes the `(` at `at`."""
     at += 1
     while at < len(text) and text[at] != ")":
-        at = _balanced(text, at) if text[at] == "(" else at + _span(text, at)
+        nested = text[at] == "(" and depth < DEEPEST
+        at = _balanced(text, at, depth + 1) if nested else at + _span(text, at, depth)
     return min(at + 1, len(text))
 
 
@@ -211,16 +223,19 @@ def program(command: ShellCommand) -> tuple[str, ...]:
 def expand(text: str, variables: dict[str, str]) -> str:
     """`text` with the script's own variables put in; those that only Slurm or the shell knows stay as written."""
 
+    left = LONGEST_EXPANSION - len(text)
+
     def value(match: re.Match[str]) -> str:
-        name = match["braced"] or match["plain"]
-        if name not in variables:
+        nonlocal left
+        raw = variables.get(match["braced"] or match["plain"])
+        if raw is None or len(raw) > left:
             return match[0]
-        raw = variables[name]
+        left -= len(raw)
         return raw[1:-1] if raw.startswith("(") else unquote(raw)
 
     for _ in range(MAX_EXPANSION):
         replaced = VARIABLE.sub(value, text)
-        if replaced == text or len(replaced) > 100_000:
+        if replaced == text:
             break
         text = replaced
     return text

@@ -24,7 +24,8 @@ def launcher_times_tasks(subject: Subject) -> Iterator[Trap]:
 def launcher_on_first_node_only(subject: Subject) -> Iterator[Trap]:
     nodes = subject.script.num_nodes
     for start in subject.script.starts:
-        if start.starter is None and nodes and nodes > 1 and start.launcher != "deepspeed":
+        unknown = start.text.startswith(("$", '"$'))  # a variable that may hold srun
+        if start.starter is None and nodes and nodes > 1 and start.launcher != "deepspeed" and not unknown:
             yield Trap(start.line, f"{start.launcher} without srun in a job of {nodes} nodes")
 
 
@@ -56,7 +57,8 @@ def expanded_too_early(subject: Subject) -> Iterator[Trap]:
         starts_tasks = any(start.line == command.line for start in subject.script.starts)
         if not (starts_tasks or assignments(command)):
             continue
-        early = {name for word in command.words for name in live_variables(word) if name in PER_TASK}
+        read_here = [word for word in command.words if not re.search(r"<<-?\s*['\"]", word)]
+        early = {name for word in read_here for name in live_variables(word) if name in PER_TASK}
         for name in sorted(early):
             yield Trap(command.line, f"${name} in: {command.text}")
 
@@ -107,9 +109,7 @@ def tensor_parallel_over_nodes(subject: Subject) -> Iterator[Trap]:
 def one_task_without_launcher(subject: Subject) -> Iterator[Trap]:
     for start in subject.script.starts:
         gpus, tasks = subject.script.gpus_per_node, subject.script.tasks_per_node(start)
-        runs_python = re.search(r"\bpython3?(\.\d+)?\s+(-u\s+)?[^\s-]\S*\.py\b", start.text)
-        is_training = re.search(r"\S*(train|pretrain|finetune)\w*\.py", start.text)
-        if start.starter and not start.launcher and runs_python and is_training and gpus and gpus > 1 and tasks == 1:
+        if start.starter and not start.launcher and start.trains and gpus and gpus > 1 and tasks == 1:
             yield Trap(start.line, f"one task a node starts one process for {gpus} GPUs: {start.text}")
 
 

@@ -58,7 +58,10 @@ CASES = {
         HEAD + "MASTER_ADDR=$(hostname)\nsrun bash -c './t'\n",
     ),
     "localhost-fallback": (HEAD + "A=$(getent hosts x || echo localhost)\n", HEAD + "# || echo localhost is a trap\n"),
-    "ephemeral-port": (HEAD + "MASTER_PORT=45678\n", HEAD + "MASTER_PORT=29500\n"),
+    "ephemeral-port": (
+        HEAD + "MASTER_PORT=$(expr 30000 + $(echo -n $SLURM_JOBID | tail -c 4))\n",
+        HEAD + "MASTER_PORT=$(expr 10000 + $(echo -n $SLURM_JOBID | tail -c 4))\n",
+    ),
     "random-port": (
         HEAD + "export MASTER_PORT=$((RANDOM + $RANDOM))\n",
         HEAD + "MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))\n",
@@ -99,6 +102,154 @@ CASES = {
         HEAD + "#SBATCH --export=NONE\nsrun ./t\n",
         HEAD + "#SBATCH --export=NONE\nsrun --export=ALL ./t\n",
     ),
+    "dos-line-breaks": (HEAD.replace("\n", "\r\n"), HEAD + "printf 'a\\r\\n' > table\n"),
+    "typographic-character": (
+        HEAD + "#SBATCH –time=60\n",
+        HEAD + "#SBATCH --time=60 # – a dash in a comment\n# “quoted”\necho 'a – b'\n",
+    ),
+    "unknown-option": (HEAD + "#SBATCH --gpu-per-node=8\n", HEAD + "#SBATCH --container-image=x --cpus-per-t=4\n"),
+    "blank-around-equals": (HEAD + "#SBATCH --time = 60\n", HEAD + "#SBATCH --time 60 --mem=0\nA=1\n[ $A = 1 ]\n"),
+    "tilde-in-directive": (HEAD + "#SBATCH -o ~/logs/%j.out\n", HEAD + "#SBATCH -o logs~/%j.out\nls ~/logs\n"),
+    "option-twice": (HEAD + "#SBATCH --time=60\n#SBATCH -t 90\n", HEAD + "#SBATCH --time=60\n#SBATCH -t 60\n"),
+    "minutes-for-hours": (HEAD + "#SBATCH --time=24:00\n", HEAD + "#SBATCH --time=24:00:00\n"),
+    "memory-twice": (HEAD + "#SBATCH --mem=0 --mem-per-cpu=4G\n", HEAD + "#SBATCH --mem=0 --mem-bind=local\n"),
+    "gpus-twice": (HEAD + "#SBATCH --gres=gpu:a100:4\n", HEAD + "#SBATCH --gres=gpu:a100:8 --gpus=32\n"),
+    "gpus-is-the-total": (
+        "#!/bin/bash\n#SBATCH -N4 -G 2\n",
+        "#!/bin/bash\n#SBATCH -N4 -G a100:32\n",
+    ),
+    "too-few-tasks": (
+        "#!/bin/bash\n#SBATCH -N 4 --ntasks-per-node=8 --ntasks=8\nsrun python t.py\n",
+        HEAD + "srun -N1 -n1 hostname\nsrun --ntasks=4 ./t.sh\n",
+    ),
+    "one-log-for-all-jobs": (HEAD + "#SBATCH --output=train.log\n", HEAD + "#SBATCH --output=/dev/null -e e-%j\n"),
+    "one-log-for-an-array": (
+        HEAD + "#SBATCH --array=0-3 --output=%x.log\n",
+        HEAD + "#SBATCH --array=0-3 --output=%A_%2a.log\n",
+    ),
+    "mail-to-nobody": (HEAD + "#SBATCH --mail-user=a@b\n", HEAD + "#SBATCH --mail-user=a@b --mail-type=END\n"),
+    "short-notice": (HEAD + "#SBATCH --signal=B:USR1@10\n", HEAD + "#SBATCH --signal=B:USR1@120\n"),
+    "one-core-by-default": (
+        HEAD + f"srun {TORCHRUN} t.py\n",
+        HEAD + f"srun -c 64 {TORCHRUN} t.py\n",
+    ),
+    "old-option": (HEAD + "#SBATCH --workdir=/x\n", HEAD + "#SBATCH --chdir=/x\n"),
+    "each-node-alone": (
+        HEAD + "srun torchrun --standalone --nnodes=4 --nproc-per-node=8 t.py\n",
+        HEAD.replace("--nodes=4", "--nodes=1") + "srun torchrun --standalone --nproc-per-node=8 t.py\n",
+    ),
+    "no-meeting-point": (
+        HEAD + f"srun {TORCHRUN} --rdzv-backend=c10d t.py\n",
+        HEAD + f"srun {TORCHRUN} --rdzv-backend=c10d --rdzv_endpoint=$MASTER_ADDR:29500 t.py\n",
+    ),
+    "every-node-is-node-0": (
+        HEAD + f"srun {TORCHRUN} --master_addr=$A t.py\n",
+        HEAD + f"srun {TORCHRUN} --master_addr=$A --node_rank=$R t.py\n",
+    ),
+    "master-addr-ignored": (
+        HEAD + f"srun {TORCHRUN} --rdzv_backend c10d --master_addr $A t.py\n",
+        HEAD + f"srun {TORCHRUN} --rdzv_backend static --node-rank=$R --master_addr $A t.py\n",
+    ),
+    "old-launcher": (
+        HEAD + "srun python -m torch.distributed.launch t.py\n",
+        HEAD + "srun python -m torch.distributed.run t.py\n",
+    ),
+    "deepspeed-finds-no-nodes": (HEAD + "deepspeed t.py\n", HEAD + "deepspeed --hostfile=hosts t.py\n"),
+    "wrong-world-size": (HEAD + "export WORLD_SIZE=16\n", HEAD + "export WORLD_SIZE=32\n"),
+    "fixed-rank": (HEAD + "export NODE_RANK=0\n", HEAD + "export NODE_RANK=$SLURM_NODEID MAX_RANK=0\n"),
+    "more-tasks-than-gpus": (
+        HEAD + "srun --ntasks-per-node=16 python train.py\n",
+        HEAD + "srun --ntasks-per-node=8 python train.py\nsrun --ntasks-per-node=16 python count.py\n",
+    ),
+    "fewer-tasks-than-gpus": (
+        HEAD + "srun --ntasks-per-node=4 python train.py\n",
+        HEAD + "srun --ntasks-per-node=8 python train.py\n",
+    ),
+    "own-addresses-as-master": (
+        HEAD + "MASTER_ADDR=$(hostname -I)\n",
+        HEAD + "MASTER_ADDR=$(hostname -I | awk '{print $1}')\nhostname -i\n",
+    ),
+    "impossible-port": (
+        HEAD + "MASTER_PORT=$((50000 + SLURM_JOB_ID % 20000))\n",
+        HEAD + "MASTER_PORT=$((50000 + SLURM_JOB_ID % 10000))\n",
+    ),
+    "unknown-slurm-variable": (
+        HEAD + "echo $SLURM_JOB_NUMNODES\n",
+        HEAD + "SLURM_MINE=1\necho $SLURM_MINE ${SLURM_JOB_NUM_NODES} ${SLURM_RANK:-0}\n# $SLURM_Y\n",
+    ),
+    "variable-without-option": (
+        "#!/bin/bash\n#SBATCH --gres=gpu:8\nsrun torchrun --nproc-per-node=$SLURM_GPUS_PER_NODE t.py\n",
+        HEAD + "srun torchrun --nproc-per-node=$SLURM_GPUS_PER_NODE t.py --workers ${SLURM_CPUS_PER_TASK:-8}\n",
+    ),
+    "environment-cut-off": (
+        HEAD + "srun --export=MASTER_ADDR=$A ./t\n",
+        HEAD + "srun --export=ALL,MASTER_ADDR=$A ./t\n",
+    ),
+    "loopback-let-in": (
+        HEAD + "export NCCL_SOCKET_IFNAME=^docker0\n",
+        HEAD + "export NCCL_SOCKET_IFNAME=^docker0,lo\n",
+    ),
+    "pattern-for-gloo": (
+        HEAD + "export GLOO_SOCKET_IFNAME=^lo,docker0\n",
+        HEAD + "export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=^lo,docker0\n",
+    ),
+    "hangs-on-errors": (
+        HEAD + "export TORCH_NCCL_ASYNC_ERROR_HANDLING=0\n",
+        HEAD + "export TORCH_NCCL_ASYNC_ERROR_HANDLING=1\n",
+    ),
+    "renamed-variable": (
+        HEAD + "export NCCL_BLOCKING_WAIT=1\n",
+        HEAD + "export NCCL_BLOCKING_WAIT=1 TORCH_NCCL_BLOCKING_WAIT=1\n",
+    ),
+    "nccl-tuned-by-hand": (HEAD + "export NCCL_ALGO=Ring\n", HEAD + "export NCCL_DEBUG=WARN # NCCL_ALGO=Ring\n"),
+    "path-replaced": (
+        HEAD + "export LD_LIBRARY_PATH=/opt/lib\n",
+        HEAD + "export LD_LIBRARY_PATH=/opt/lib:${LD_LIBRARY_PATH:-}\n",
+    ),
+    "background-without-wait": (HEAD + "wait\nsrun ./train.sh &\n", HEAD + "srun ./train.sh &\nwait $!\n"),
+    "wait-cut-short": (
+        HEAD + "trap 'kill -USR1 $pid' USR1\nsrun ./t &\npid=$!\nwait $pid\n",
+        HEAD + "trap 'kill -USR1 $pid; wait $pid' USR1\nsrun ./t &\npid=$!\nwait $pid\n",
+    ),
+    "exit-code-forgotten": (
+        HEAD + "srun python train.py\necho done\n",
+        HEAD + "srun python train.py\ncode=$?\necho done\nexit $code\n",
+    ),
+    "requeue-on-any-failure": (
+        HEAD + "srun ./t || scontrol requeue $SLURM_JOB_ID\n",
+        HEAD + "[ ${SLURM_RESTART_COUNT:-0} -lt 3 ] && srun ./t || scontrol requeue $SLURM_JOB_ID\n",
+    ),
+    "steps-one-after-the-other": (
+        HEAD + "srun -N2 ./a &\nsrun -N2 ./b &\nwait\n",
+        HEAD + "srun -N2 --exact ./a &\nsrun -N2 --exact ./b &\nwait\n",
+    ),
+    "nodes-one-after-the-other": (
+        HEAD + f"for n in $nodes; do\n  srun -N1 -w $n {TORCHRUN} t.py\ndone\n",
+        HEAD + f"for n in $nodes; do\n  srun -N1 -w $n {TORCHRUN} t.py &\ndone\nwait\n",
+    ),
+    "terminal-in-batch": (HEAD + "srun --pty bash\n", HEAD + "srun bash --pty\n"),
+    "allocation-in-job": (HEAD + "salloc -N2 srun ./t\n", HEAD + "# salloc -N2\necho salloc\n"),
+    "container-without-gpus": (
+        HEAD + "srun apptainer exec image.sif torchrun t.py\n",
+        HEAD + "srun apptainer exec --nv image.sif torchrun t.py\n",
+    ),
+    "little-shared-memory": (
+        HEAD + "srun docker run --gpus all image python t.py\n",
+        HEAD + "srun docker run --gpus all --ipc=host image python t.py\ndocker pull image\n",
+    ),
+    "conda-without-hook": (
+        HEAD + "conda activate train\n",
+        HEAD + 'eval "$(conda shell.bash hook)"\nconda activate train\n',
+    ),
+    "installs-in-every-task": (HEAD + "srun pip install -r r.txt\n", HEAD + "srun pip list\npip install -r r.txt\n"),
+    "checkpoint-on-local-disk": (
+        HEAD + "srun python train.py --save_dir $TMPDIR/out\n",
+        HEAD + "srun python train.py --save_dir out --cache_dir /tmp/x\n",
+    ),
+    "environment-of-one-node": (
+        HEAD + "tar xf v.tar -C /tmp\nsource /tmp/venv/bin/activate\nsrun ./t\n",
+        HEAD + "srun --ntasks-per-node=1 tar xf /tmp/venv/bin/activate\nsource /tmp/venv/bin/activate\nsrun ./t\n",
+    ),
 }
 
 
@@ -118,6 +269,11 @@ def test_a_rule_says_why_and_what_to_do(rule) -> None:
     assert rule.severity in ("error", "warning")
     assert len(rule.reason) > 40
     assert rule.fix
+
+
+def test_there_are_enough_rules_and_each_has_one_name_and_one_case() -> None:
+    assert len(RULES) >= 55
+    assert sorted(rule.name for rule in RULES) == sorted(CASES)
 
 
 def test_no_secret_is_repeated_in_a_finding() -> None:

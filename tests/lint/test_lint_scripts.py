@@ -28,20 +28,25 @@ EXPECTED = {
     "deepspeed_hostfile.sh": [
         (6, "no-signal"), (7, "log-folder-too-late"), (8, "requeue-truncates-log"), (11, "compressed-node-list"),
         (12, "random-port"), (14, "secret-in-clear"), (20, "launcher-times-tasks"), (20, "no-kill-on-bad-exit"),
+        (20, "one-core-by-default"),
     ],
     "lightning.sh": [],
-    "megatron_pyxis.sub": [(2, "no-signal"), (6, "secret-in-clear"), (13, "tp-over-node"), (21, "no-kill-on-bad-exit")],
+    "megatron_pyxis.sub": [(2, "no-signal"), (6, "secret-in-clear"), (13, "tp-over-node"), (21, "exit-code-forgotten"),
+        (21, "no-kill-on-bad-exit"),
+    ],
     "no_srun.sh": [
-        (1, "no-shebang"), (1, "variable-in-directive"), (4, "gpu-bind"), (7, "launcher-on-first-node"),
+        (1, "no-shebang"), (1, "variable-in-directive"), (4, "gpu-bind"), (7, "every-node-is-node-0"),
+        (7, "launcher-on-first-node"),
         (7, "loopback-master"), (7, "more-ranks-than-gpus"), (7, "tp-over-node"), (8, "export-none"),
     ],
     "single_node.sh": [],
     "torch_tutorial.sh": [
-        (6, "gpus-per-task"), (17, "cpus-not-inherited"), (17, "no-kill-on-bad-exit"), (17, "one-thread"),
+        (6, "gpus-per-task"), (12, "own-addresses-as-master"), (17, "cpus-not-inherited"), (17, "no-kill-on-bad-exit"),
+        (17, "one-thread"),
     ],
     "trap_requeue.sbatch": [
         (1, "requeue-truncates-log"), (7, "broken-directive"), (15, "loopback-master"), (17, "constant-rdzv-id"),
-        (17, "expanded-too-early"), (17, "trap-behind-foreground"),
+        (17, "expanded-too-early"), (17, "one-core-by-default"), (17, "trap-behind-foreground"),
     ],
 }  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import time
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +48,17 @@ def test_quoted_words_survive_the_round_trip(plain: list[str]) -> None:
 def test_no_text_breaks_the_reader(text: str) -> None:
     lines = text.count("\n") + 1
     assert all(1 <= finding.line <= lines for finding in lint(text))
+
+
+@pytest.mark.parametrize("opening", ["$(", "(", '"$(', "A=(", "`", "${", "$((", "\\", "<<A ", "$A"])
+def test_deep_nesting_is_read_in_bounded_time_and_depth(opening: str) -> None:
+    began = time.monotonic()
+    lint(f"#!/bin/bash\nsrun {opening * 5001}\n")
+    assert time.monotonic() - began < 2
+
+
+def test_a_variable_that_doubles_does_not_grow_without_bound() -> None:
+    lines = ["#!/bin/bash", "A=xxxxxxxxxxxxxxxx", *(f"A{i + 1}=$A{i}$A{i}$A{i}$A{i}$A{i}$A{i}" for i in range(200))]
+    began = time.monotonic()
+    lint("\n".join([*lines, "srun $A200 $A200 $A200", *["srun $A100"] * 100]))
+    assert time.monotonic() - began < 5
