@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from launcher.lint.finding import Rule, Subject, Trap
 
 # sbatch --help of Slurm 22.05, and what 23.02 to 25.05 added: https://slurm.schedmd.com/sbatch.html
-SBATCH_OPTIONS = frozenset(
+SBATCH_OPTIONS: frozenset[str] = frozenset(
     re.findall(
         r"[\w-]+",
         """
@@ -64,7 +64,7 @@ def unknown_option(subject: Subject) -> Iterator[Trap]:
 
 def _is_abbreviation(name: str) -> bool:
     """Whether getopt takes it for the one option that begins so."""
-    return sum(option.startswith(name) for option in SBATCH_OPTIONS) == 1
+    return len([option for option in SBATCH_OPTIONS if option.startswith(name)]) == 1
 
 
 def blank_around_equals(subject: Subject) -> Iterator[Trap]:

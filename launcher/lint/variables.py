@@ -10,7 +10,7 @@ from launcher.lint.finding import Rule, Subject, Trap
 from launcher.lint.shell import ShellCommand, assignments, unquote
 
 # https://slurm.schedmd.com/sbatch.html and srun.html (OUTPUT ENVIRONMENT VARIABLES), Slurm 22.05 to 25.05.
-SLURM_VARIABLES = frozenset(
+SLURM_VARIABLES: frozenset[str] = frozenset(
     f"SLURM_{name}"
     for name in re.findall(
         r"\w+",
