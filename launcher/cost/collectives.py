@@ -7,9 +7,12 @@ all-gather and reduce-scatter; a rank's send buffer of all-to-all.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from math import log2
+from types import MappingProxyType
 
-from launcher.cost.network import NVLINK_FRACTION, SEND_FRACTION, Fabric, Group
+from launcher.cost.network import NVLINK_FRACTION, SEND_FRACTION, AxisGroups, Fabric, Group, ends_of
+from launcher.cost.traffic import SEND, SEND_BACK, Message
 from launcher.units import MIB
 
 # Measured NCCL all-reduce on one DGX A100 (NVSwitch, 300 GB/s), in place, seconds at 1, 2, 4 … 1024 MiB for 2, 4 and 8
@@ -74,6 +77,49 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
         return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, group, 1))
     rate = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
+
+
+SECONDS: Mapping[str, Callable[[Fabric, Group, float], float]] = MappingProxyType(
+    {
+        "all_reduce": all_reduce_s,
+        "all_gather": all_gather_s,
+        "reduce_scatter": all_gather_s,
+        "all_to_all": all_to_all_s,
+        SEND: send_s,
+        SEND_BACK: send_s,
+    }
+)
+
+
+Price = Callable[[Message], float]  # seconds of a message, once
+
+
+class Prices:
+    """Seconds of messages on a fabric, each kept."""
+
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
+        self._kept: dict[tuple[Group, str, float], float] = {}
+
+    def of(self, groups: AxisGroups) -> Price:
+        """Seconds of a message of these groups."""
+
+        def price(message: Message) -> float:
+            group = groups.of(message.axis)
+            if message.ranks < group.ranks:  # a tied table's two ranks
+                group = ends_of(group)
+            key = (group, message.collective, message.num_bytes)
+            seconds = self._kept.get(key)
+            if seconds is None:
+                seconds = self._kept[key] = message_s(self._fabric, group, message)
+            return seconds
+
+        return price
+
+
+def message_s(fabric: Fabric, group: Group, message: Message) -> float:
+    """Seconds of a message of a group, once."""
+    return SECONDS[message.collective](fabric, group, message.num_bytes)
 
 
 def latency_s(fabric: Fabric, group: Group) -> float:

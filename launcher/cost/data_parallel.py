@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from launcher.cost.collectives import all_gather_s, all_reduce_s
-from launcher.cost.network import Fabric, Group
+from launcher.cost.collectives import Price
+from launcher.cost.ranks import PipelineRanks
+from launcher.cost.traffic import (
+    Message,
+    MessageRules,
+    gradient_messages,
+    replicated_messages,
+    tied_table_messages,
+)
 from launcher.layout import Layout
+from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.stacks.habits import accumulates_in_place
 
@@ -17,18 +26,6 @@ class Exposed:
 
     exposed_s: float
     hidden_s: float
-
-
-@dataclass(frozen=True)
-class GradientTraffic:
-    """What one rank reduces and gathers in a step of `num_micro_batches`; `pipeline`: it is a pipeline's rank."""
-
-    parameters: float
-    gradient_bytes: int
-    weight_bytes: int
-    zero_stage: int
-    num_micro_batches: int
-    pipeline: bool = False
 
 
 def reduces_every_pass(layout: Layout) -> bool:
@@ -54,40 +51,47 @@ def overlapped(communication_s: float, window_s: float, slowdown: float) -> Expo
     return Exposed(communication_s - hidden + slowdown * hidden, hidden)
 
 
-def gradient_time(
-    fabric: Fabric,
-    group: Group,
-    traffic: GradientTraffic,
-    *,
-    forward_s: float,
-    backward_s: float,
-    overlap: bool,
-    slowdown: float,
-) -> Exposed:
-    """Seconds for gradients and sharded weights; `forward_s` and `backward_s` are this rank's for one micro-batch.
+class Repeated(NamedTuple):
+    """Seconds of communication that runs beside each of `windows` micro-batches."""
 
-    ZeRO 0 reduces once a step, behind the last micro-batch's backward pass (Li et al. 2020, DDP); 1 scatters the
-    gradients and gathers the weights after the step; 2 scatters every micro-batch; 3 gathers the weights for forward
-    and for backward too (Rajbhandari et al. 2020, section 7).
+    seconds: float
+    windows: float
+
+
+class GradientSeconds(NamedTuple):
+    """Of a step: beside forward passes, beside backward passes, after them."""
+
+    forward: Repeated
+    backward: Repeated
+    after_s: float
+
+
+def gradient_seconds(
+    price: Price, job: Job, layout: Layout, ranks: PipelineRanks, rules: MessageRules
+) -> GradientSeconds:
+    """Seconds of a step's gradients and sharded weights on the rank with most parameters, and of what ranks of other
+    axes sum after the step: a tied table's gradients and those of norms.
     """
-    if group.ranks < 2:
-        return Exposed(0.0, 0.0)
-    gradients = traffic.parameters * traffic.gradient_bytes
-    weights = traffic.parameters * traffic.weight_bytes
-    window = backward_s if overlap else 0.0
-    if traffic.zero_stage == 0:
-        return overlapped(all_reduce_s(fabric, group, gradients), window, slowdown)
-    scatter, gather = all_gather_s(fabric, group, gradients), all_gather_s(fabric, group, weights)
-    if traffic.zero_stage == 1 or (traffic.zero_stage == 2 and traffic.pipeline):
-        reduced = overlapped(scatter, window, slowdown)
-        return Exposed(reduced.exposed_s + gather, reduced.hidden_s)
-    steps = traffic.num_micro_batches
-    if traffic.zero_stage == 2:
-        reduced = overlapped(scatter, window, slowdown)
-        return Exposed(steps * reduced.exposed_s + gather, steps * reduced.hidden_s)
-    ahead = overlapped(gather, forward_s, slowdown)
-    if traffic.pipeline:
-        last = overlapped(gather + scatter, window, slowdown)
-        return Exposed(steps * ahead.exposed_s + last.exposed_s, steps * ahead.hidden_s + last.hidden_s)
-    back = overlapped(gather + scatter, backward_s, slowdown)
-    return Exposed(steps * (ahead.exposed_s + back.exposed_s), steps * (ahead.hidden_s + back.hidden_s))
+    messages = gradient_messages(job, layout, ranks.heaviest, rules)
+    shared = (*tied_table_messages(job, layout, rules), *replicated_messages(job, layout, ranks.heaviest_stage))
+    after = sum(message.times * price(message) for message in (*messages.after, *shared))
+    return GradientSeconds(_repeated(price, messages.forward), _repeated(price, messages.backward), after)
+
+
+def _repeated(price: Price, messages: tuple[Message, ...]) -> Repeated:
+    """Messages beside as many micro-batches as the most frequent of them runs."""
+    windows = max((message.times for message in messages), default=1.0)
+    return Repeated(sum(message.times * price(message) for message in messages) / windows, windows)
+
+
+def gradient_time(communication: GradientSeconds, *, forward_s: float, backward_s: float, slowdown: float) -> Exposed:
+    """What of it lengthens the step, and what hides behind a micro-batch's `forward_s` and `backward_s` of compute.
+
+    What runs once hides behind one micro-batch (Li et al. 2020, DDP), what runs for each behind each; what comes after
+    the step hides behind nothing.
+    """
+    ahead = overlapped(communication.forward.seconds, forward_s, slowdown)
+    back = overlapped(communication.backward.seconds, backward_s, slowdown)
+    aheads, backs = communication.forward.windows, communication.backward.windows
+    exposed = aheads * ahead.exposed_s + backs * back.exposed_s + communication.after_s
+    return Exposed(exposed, aheads * ahead.hidden_s + backs * back.hidden_s)

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from launcher.cost.activations import LayerActivations, layer_activations
-from launcher.cost.collectives import all_gather_s, all_reduce_s, send_s
+from launcher.cost.collectives import Prices
 from launcher.cost.constants import DEFAULT, Constants
-from launcher.cost.data_parallel import Exposed, GradientTraffic, gradient_time, passed_share, reduces_every_pass
+from launcher.cost.data_parallel import (
+    Exposed,
+    GradientSeconds,
+    gradient_seconds,
+    gradient_time,
+    passed_share,
+    reduces_every_pass,
+)
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.embedding_head import embedding_part, head_part
 from launcher.cost.estimate import Estimate, estimate_of, step_flops
@@ -28,17 +35,24 @@ from launcher.cost.layer import (
     tokenwise_part,
 )
 from launcher.cost.memory import Memory, stage_memory
-from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of, joined
+from launcher.cost.network import AxisGroups, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
-from launcher.cost.parameters import RankParameters, padded_vocab
+from launcher.cost.parameters import RankParameters
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.ranks import PipelineRanks, pipeline_ranks
-from launcher.cost.stage import Cost, LayerGroups, layer_cost, part_cost
-from launcher.cost.traffic import activation_bytes, message_bytes
+from launcher.cost.stage import Cost, layer_cost, part_cost, spent
+from launcher.cost.traffic import (
+    LayerMessages,
+    embedding_messages,
+    head_messages,
+    layer_messages,
+    received_messages,
+    rules_of,
+    send_message,
+)
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.stacks import habits as stack
-from launcher.units import DTYPE_BYTES
 
 _T = TypeVar("_T")
 
@@ -78,6 +92,7 @@ class CostModel:
         self.usable_bytes = gpu.memory_bytes - kept
         self.context_bytes = constants.context_bytes if gpu.kind == "cuda" else 0.0
         self._kept: dict[tuple[Any, ...], Any] = {}
+        self._prices = Prices(self.fabric)
 
     def estimate(self, layout: Layout) -> Estimate:
         """Step time and memory of a legal layout."""
@@ -118,12 +133,6 @@ class CostModel:
         )
         return self._once(key, lambda: self._memory(layout))
 
-    def step_time_lower_bound(self, layout: Layout) -> float:
-        """Seconds that no schedule or overlap can undercut: the busiest rank's layers, for every micro-batch."""
-        layers = self.rank_layers(layout)
-        busiest = max(layers) * self.layer_cost(layout).total_s
-        return busiest * layout.num_micro_batches(self.job.training.global_batch)
-
     def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
         found: _T | None = self._kept.get(key)
         if found is None:
@@ -131,8 +140,7 @@ class CostModel:
         return found
 
     def _groups(self, layout: Layout) -> AxisGroups:
-        key = ("groups", layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep)
-        return self._once(key, lambda: groups_of(self.job.cluster, layout))
+        return self._once(("groups", *_degrees(layout)), lambda: groups_of(self.job.cluster, layout))
 
     def rank_layers(self, layout: Layout) -> tuple[int, ...]:
         """Layers of each pipeline rank, over its virtual stages."""
@@ -149,24 +157,21 @@ class CostModel:
     def layer_cost(self, layout: Layout, *, stops_early: bool | None = None) -> Cost:
         """One layer and one micro-batch; `stops_early`: not the layout's own way to recompute."""
         job, shape = self.job, _shape(layout)
-        groups = self._groups(layout)
+        groups, rules = self._groups(layout), rules_of(job, layout)
         hides_tp = stack.async_tensor_parallel(job.training, layout)
-        early = layout.recompute == "full"
-        if early:
-            early = stack.stops_early(job.training, layout) if stops_early is None else stops_early
+        if stops_early is not None:
+            rules = rules._replace(repeats_last=not stops_early)
+        early = layout.recompute == "full" and not rules.repeats_last
         return self._once(
             ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute, early, hides_tp),
             lambda: layer_cost(
-                model=job.model,
-                training=job.training,
                 constants=self.constants,
-                fabric=self.fabric,
+                price=self._prices.of(groups),
                 parts=self._layer_parts(shape),
-                groups=LayerGroups(groups.tp, groups.cp, groups.ep),
-                shape=shape,
+                messages=layer_messages(job, layout, rules),
                 recompute=layout.recompute,
                 hides_tp=hides_tp,
-                skipped_s=self._last_product_s(shape) if early else None,
+                skipped_s=self._last_product_s(shape) if early else 0.0,
             ),
         )
 
@@ -204,18 +209,21 @@ class CostModel:
 
     def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
         """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
-        model = self.job.model
+        model, groups = self.job.model, self._groups(layout)
+        price = self._prices.of(groups)
         tokens = layout.micro_batch * model.seq_len // layout.cp
-        group = self._groups(layout).tp
+
+        def cost(part: Part, messages: LayerMessages) -> Cost:
+            ahead, back, _ = (spent(price, self.constants, each).tp_s for each in messages)
+            return part_cost(part, forward_collective_s=ahead, backward_collective_s=back)
 
         def make() -> tuple[Cost, Cost]:
-            num_bytes = activation_bytes(self.job, layout)
-            collective = 0.5 * all_reduce_s(self.fabric, group, num_bytes) * self.constants.collective_slowdown
             head = head_part(self.device, self.constants, model, tokens=tokens, tp=layout.tp)
             embedding = embedding_part(self.device, model, tokens=tokens)
-            return part_cost(embedding, collective_s=collective), part_cost(head, collective_s=collective)
+            first = embedding_messages(self.job, layout, rules_of(self.job, layout))
+            return cost(embedding, first), cost(head, head_messages(self.job, layout))
 
-        return self._once(("ends", tokens, layout.tp, group), make)
+        return self._once(("ends", tokens, layout.tp, groups.tp, layout.sequence_parallel), make)
 
     def _stage_times(self, layout: Layout) -> StageTimes:
         layer, layers = self.layer_cost(layout), self.rank_layers(layout)
@@ -259,56 +267,44 @@ class CostModel:
         if layout.pp == 1:
             return 0.0
         groups = self._groups(layout)
-        group, tp = groups.pp, groups.tp
+        price = self._prices.of(groups)
         turns = SENDS_IN_TURN if stack.runs_deepspeed(self.job.training, layout) else 1
 
         def make() -> float:
-            whole, message = activation_bytes(self.job, layout), message_bytes(self.job, layout)
-            gather = 0.0 if layout.sequence_parallel else all_gather_s(self.fabric, tp, whole)
-            return layout.virtual_stages * (turns * send_s(self.fabric, group, message) + gather)
+            rules = rules_of(self.job, layout)
+            send = price(send_message(self.job, layout, rules))
+            gather = sum(map(price, received_messages(self.job, layout, rules)))
+            return layout.virtual_stages * (turns * send + gather)
 
-        key = ("send", group, tp, layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel, turns)
+        shape = (layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
+        key = ("send", groups.pp, groups.tp, *shape, turns)
         return self._once(key, make)
 
     def gradients(self, layout: Layout, *, forward_s: float, backward_s: float) -> Exposed:
-        """Gradients and sharded weights of the rank with most parameters, and the tied table's own reduction.
+        """Gradients and sharded weights of the rank with most parameters, and what other axes sum of them.
 
         They hide behind `forward_s` and `backward_s`, a rank's seconds for one micro-batch.
         """
-        training = self.job.training
-        heaviest = self._ranks(layout).heaviest
-        group = self._groups(layout).dp
-        if layout.cp > 1:
-            group = joined(group, self._groups(layout).cp)
-        traffic = GradientTraffic(
-            heaviest.dense,
-            DTYPE_BYTES[training.reduces_in(self.job.model, layout.sharding)],
-            training.dtype_bytes,
-            layout.zero_stage,
-            layout.num_micro_batches(self.job.training.global_batch),
-            pipeline=layout.pp > 1,
-        )
-        reduced = gradient_time(
-            self.fabric,
-            group,
-            traffic,
+        # The gradients of ZeRO-3 without a pipeline are reduced as weights are gathered, beside each micro-batch.
+        overlap = layout.sharding == 3 and layout.pp == 1
+        overlap = overlap or stack.overlaps_grad_reduce(self.job.model, self.job.training, layout)
+        network = self._groups(layout).replicas.nodes > 1
+        slowdown = self.constants.network_overlap_slowdown if network else self.constants.overlap_slowdown
+        return gradient_time(
+            self._gradient_seconds(layout),
             forward_s=forward_s,
-            backward_s=backward_s,
-            overlap=stack.overlaps_grad_reduce(self.job.model, training, layout),
-            slowdown=self.constants.overlap_slowdown if group.nodes == 1 else self.constants.network_overlap_slowdown,
+            backward_s=backward_s if overlap else 0.0,
+            slowdown=slowdown,
         )
-        return Exposed(reduced.exposed_s + self._tied_table_s(layout), reduced.hidden_s)
 
-    def _tied_table_s(self, layout: Layout) -> float:
-        """First and last stage sum the gradients of a tied embedding table (Megatron-LM)."""
-        model = self.job.model
-        if layout.pp == 1 or not model.tied_embeddings:
-            return 0.0
-        group = self._groups(layout).pp
-        pair = Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
-        table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
-        reduced = DTYPE_BYTES[self.job.training.reduces_in(model, layout.sharding)]
-        return all_reduce_s(self.fabric, pair, float(table * reduced))
+    def _gradient_seconds(self, layout: Layout) -> GradientSeconds:
+        job, rules, groups = self.job, rules_of(self.job, layout), self._groups(layout)
+        count = layout.num_micro_batches(job.training.global_batch)
+        split = (layout.virtual_stages, layout.layer_split, layout.sequence_parallel, layout.zero_stage, count)
+        return self._once(
+            ("gradients", *_degrees(layout), *split, rules),
+            lambda: gradient_seconds(self._prices.of(groups), job, layout, self._ranks(layout), rules),
+        )
 
     def optimizer_s(self, layout: Layout) -> float:
         """Seconds of the optimizer's step on the rank with most to update."""
@@ -389,6 +385,11 @@ class CostModel:
 
 def _shape(layout: Layout) -> LayerShape:
     return LayerShape(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.sequence_parallel)
+
+
+def _degrees(layout: Layout) -> tuple[str, int, int, int, int, int]:
+    """What the groups of every axis depend on."""
+    return layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep
 
 
 def _schedule(layout: Layout) -> str:

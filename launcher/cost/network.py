@@ -33,13 +33,22 @@ ALONE = Group(1, 1, 1, 1)
 
 
 class AxisGroups(NamedTuple):
-    """The groups of a layout, by axis."""
+    """The groups of a layout, by axis. `replicas`: dp × cp, the ranks with the same parameters; `edp`: those of them
+    with the same experts.
+    """
 
     tp: Group
     cp: Group
     dp: Group
     pp: Group
     ep: Group
+    replicas: Group
+    edp: Group
+
+    def of(self, axis: str) -> Group:
+        """The group of a message's axis."""
+        found: Group = self.replicas if axis == "dp" else getattr(self, axis)
+        return found
 
 
 def group_of(cluster: Cluster, layout: Layout, axis: str) -> Group:
@@ -56,8 +65,12 @@ def groups_of(cluster: Cluster, layout: Layout) -> AxisGroups:
         found[axis] = _group(cluster, world, degree, stride)
         if axis == "dp":
             found["ep"] = _group(cluster, world, layout.ep, stride)
+            found["edp"] = _group(cluster, world, degree // layout.ep, stride * layout.ep)
         stride *= degree
-    return AxisGroups(**found)
+    dp, cp, edp = found["dp"], found["cp"], found["edp"]
+    if layout.cp > 1:
+        dp, found["edp"] = joined(dp, cp), joined(edp, cp)
+    return AxisGroups(**found, replicas=dp)
 
 
 def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
@@ -81,6 +94,11 @@ def joined(one: Group, other: Group) -> Group:
     ranks, nodes = one.ranks * other.ranks, one.nodes * other.nodes
     per_node = -(-ranks // nodes)
     return Group(ranks, min(per_node, one.per_domain * other.per_domain), per_node, nodes, one.spine or other.spine)
+
+
+def ends_of(group: Group) -> Group:
+    """The pair of a group's first and last rank."""
+    return Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
 
 
 def _blocks(ranks: int, stride: int, size: int, world: int) -> int:

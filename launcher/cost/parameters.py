@@ -17,10 +17,14 @@ def padded_vocab(model: Model, tp: int) -> int:
 
 @dataclass(frozen=True)
 class RankParameters:
-    """Parameters of one rank: those every data-parallel peer has too, and its experts' (shared by dp / ep peers)."""
+    """Parameters of one rank: those every data-parallel peer has too, and its experts' (shared by dp / ep peers).
+
+    `ends`: those of `dense` that belong to the embedding, the head and the final norm.
+    """
 
     dense: float
     experts: float = 0.0
+    ends: float = 0.0
 
     @property
     def total(self) -> float:

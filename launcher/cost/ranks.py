@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters
+from launcher.cost.traffic import RankStage
 from launcher.layout import Layout
 from launcher.layout.split import balanced_split
 from launcher.model import Model
@@ -20,6 +21,7 @@ class PipelineRanks(NamedTuple):
     layers: tuple[int, ...]
     parameters: tuple[RankParameters, ...]
     heaviest: RankParameters
+    heaviest_stage: RankStage
     distinct: tuple[RankParameters, ...]
     fullest: tuple[int, ...]
 
@@ -34,12 +36,14 @@ def pipeline_ranks(model: Model, layout: Layout) -> PipelineRanks:
     parameters = [kinds[count] for count in layers]
     for rank in {0, pp - 1}:
         ends = end_parameters(model, tp=tp, first=rank == 0, last=rank == pp - 1)
-        parameters[rank] = RankParameters(parameters[rank].dense + ends, parameters[rank].experts)
+        parameters[rank] = RankParameters(parameters[rank].dense + ends, parameters[rank].experts, ends)
+    heaviest = max(range(pp), key=lambda rank: parameters[rank].total)
     middle = [rank for rank in range(1, pp - 1) if layers[rank] > max(layers[1:rank], default=0)]
     return PipelineRanks(
         layers,
         tuple(parameters),
-        max(parameters, key=lambda p: p.total),
+        parameters[heaviest],
+        RankStage(layers[heaviest], heaviest == 0, heaviest == pp - 1, layout.virtual_stages),
         tuple(dict.fromkeys(parameters)),
         tuple(dict.fromkeys((0, *middle, pp - 1))),
     )

@@ -1,17 +1,82 @@
-"""Bytes that one rank sends in a step, by axis, as collectives over rings send them.
+"""The collectives and sends of every rank in a step: the only place that counts the bytes that an axis moves.
 
-A pass of a ring over n ranks sends (n - 1)/n of the buffer: once for an all-gather or a reduce-scatter, twice for an
-all-reduce (Thakur et al. 2005). Scalars (loss, norm) are left out. Without expert parallelism.
+The cost model prices these messages, the placement of nodes weighs links by them, and the truth tests compare them with
+what real ranks send. Scalars (loss, gradient norm) are left out.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from launcher.cost.parameters import end_parameters, layer_parameters, padded_vocab
+from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.stacks import habits
 from launcher.units import DTYPE_BYTES
+
+# Passes of a ring over n ranks, which sends (n - 1)/n of the buffer (Thakur et al. 2005); an all-to-all sends that much
+# of a rank's own buffer.
+PASSES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
+SEND, SEND_BACK = "send", "send_back"  # to the next pipeline stage, and to the one before
+
+
+class Message(NamedTuple):
+    """A collective or a send that a rank takes part in, `times` times.
+
+    `axis`: tp, cp, ep, pp, dp (the ranks of dp × cp, which have the same parameters) or edp (those of them with the
+    same experts); `ranks` of its group take part. `num_bytes` counts as in nccl-tests: the whole buffer of an
+    all-reduce, all-gather or reduce-scatter, a rank's own buffer of an all-to-all, the message of a send.
+    """
+
+    axis: str
+    collective: str
+    num_bytes: float
+    ranks: int
+    dtype: str
+    times: float = 1.0
+
+    @property
+    def sent_bytes(self) -> float:
+        """What each rank of the group sends, all times together."""
+        if self.collective in (SEND, SEND_BACK):
+            return self.times * self.num_bytes
+        return self.times * PASSES[self.collective] * (self.ranks - 1) / self.ranks * self.num_bytes
+
+    def repeated(self, factor: float) -> Message:
+        axis, collective, num_bytes, ranks, dtype, times = self
+        return Message(axis, collective, num_bytes, ranks, dtype, times * factor)
+
+
+class LayerMessages(NamedTuple):
+    """Of one layer (or one end of the model) and one micro-batch. `repeated`: by recomputing the whole layer."""
+
+    forward: tuple[Message, ...]
+    backward: tuple[Message, ...]
+    repeated: tuple[Message, ...] = ()
+
+
+class GradientMessages(NamedTuple):
+    """Of a step: beside the forward passes, beside the backward passes, after them."""
+
+    forward: tuple[Message, ...]
+    backward: tuple[Message, ...]
+    after: tuple[Message, ...]
+
+
+class MessageRules(NamedTuple):
+    """What of a training software decides which messages there are."""
+
+    gathers_again: bool = True  # backward gathers again what a layer gathered under sequence parallelism
+    gathers_keys_again: bool = True  # the same for keys and values under context parallelism
+    repeats_last: bool = True  # recomputing a layer repeats its last collective too
+    scatters_embedding: bool = True  # with sequence parallelism embeddings are reduced and cut in one
+    whole_sends: bool = False  # pipeline stages exchange whole messages, not a part for each tensor-parallel rank
+    gathers_ends_again: bool = True  # ZeRO-3 gathers embedding and head for backward too
+    keeps_gathered: bool = False  # ZeRO-3 in a pipeline gathers once a step
+    shards_tied_table: bool = False  # ZeRO shards a tied table before its two ranks sum its gradients
 
 
 @dataclass(frozen=True)
@@ -24,133 +89,248 @@ class RankStage:
     chunks: int = 1
 
 
-def ring_bytes(ranks: int, num_bytes: float, *, passes: float = 1) -> float:
-    """Bytes that each of `ranks` sends for `passes` passes over a buffer of `num_bytes`."""
-    return passes * (ranks - 1) / ranks * num_bytes
+def rules_of(job: Job, layout: Layout) -> MessageRules:
+    """The rules by which estimates are made: Megatron-LM's, and PyTorch's recomputation where the job has that."""
+    return MessageRules(repeats_last=not habits.stops_early(job.training, layout))
 
 
-def layer_passes(*, sequence_parallel: bool, regathers: bool = True) -> tuple[int, int]:
-    """Passes over a layer's activations, forward and backward.
+def engine_rules(job: Job, layout: Layout) -> MessageRules:
+    """The rules of our torch engine, as the truth tests find them."""
+    split = layout.schedule == "zb_h1"
+    # `can_regather` in launcher/worker/parallel/parallelize.py: not over gloo.
+    again = layout.recompute != "full" and not split and job.cluster.node.gpu.kind != "cpu"
+    return MessageRules(
+        gathers_again=again,
+        gathers_keys_again=layout.recompute == "selective" or (again and layout.recompute == "none"),
+        repeats_last=False,
+        scatters_embedding=False,
+        whole_sends=split,
+        gathers_ends_again=False,
+        keeps_gathered=split,
+        shards_tied_table=True,
+    )
 
-    Two all-reduces each way (Shoeybi et al. 2019); with sequence parallelism an all-gather and a reduce-scatter for
-    each, and where it `regathers`, backward gathers both projections' inputs again (Korthikanti et al. 2022, section
-    4.2.2) instead of keeping them.
+
+def layer_messages(job: Job, layout: Layout, rules: MessageRules) -> LayerMessages:
+    """Of one layer and one micro-batch, over tp, cp and ep."""
+    tensor = _tensor_parallel(job, layout, rules)
+    if layout.cp == layout.ep == 1:
+        return tensor
+    context = _context_parallel(job, layout, rules)
+    expert = _expert_parallel(job, layout)
+    return LayerMessages(*(a + b + c for a, b, c in zip(tensor, context, expert, strict=True)))
+
+
+def _tensor_parallel(job: Job, layout: Layout, rules: MessageRules) -> LayerMessages:
+    """Two all-reduces each way (Shoeybi et al. 2019); with sequence parallelism an all-gather and a reduce-scatter for
+    each, and where a rank keeps only its part of the sequence, backward gathers both projections' inputs again
+    (Korthikanti et al. 2022, section 4.2.2).
+
+    Recomputation that stops once it has what the backward pass needs leaves out the last collective.
     """
-    return 4, 6 if sequence_parallel and regathers else 4
+    if layout.tp < 2:
+        return LayerMessages((), ())
+    if not layout.sequence_parallel:
+        both = (_hidden(job, layout, "all_reduce", 2),)
+        return LayerMessages(both, both, both if rules.repeats_last else (both[0].repeated(0.5),))
+    gather, scatter = _hidden(job, layout, "all_gather", 2), _hidden(job, layout, "reduce_scatter", 2)
+    backward = (scatter, gather.repeated(2) if rules.gathers_again else gather)
+    return LayerMessages(
+        (gather, scatter), backward, (gather, scatter if rules.repeats_last else scatter.repeated(0.5))
+    )
 
 
-def repeated_passes(*, sequence_parallel: bool) -> int:
-    """Passes that recomputing a whole layer repeats: all of its forward pass but for the last collective.
-
-    torch's checkpointing stops once it has what the backward pass needs, and nothing needs the layer's output.
-    """
-    ahead, _ = layer_passes(sequence_parallel=sequence_parallel)
-    return ahead - (1 if sequence_parallel else 2)
+def _hidden(job: Job, layout: Layout, collective: str, times: float = 1.0) -> Message:
+    """A tensor-parallel collective over a micro-batch's hidden states."""
+    dtype = job.training.tensor_parallel_dtype(sequence_parallel=layout.sequence_parallel)
+    num_bytes = _hidden_elements(job, layout) * DTYPE_BYTES[dtype]
+    return Message("tp", collective, num_bytes, layout.tp, dtype, times)
 
 
-def pipeline_gathers(schedule: str, num_micro_batches: int) -> int:
-    """How often ZeRO-3 gathers a layer's weights in a pipeline: a forward pass gathers them unless a backward pass
-    came before it, and a backward pass unless it follows another, whatever the schedule.
-
-    torch's stages keep what a backward pass gathered; where the backward pass is split in two, all of it (2.13).
-    """
-    return 1 if schedule == "zb_h1" else num_micro_batches + 1
+def _hidden_elements(job: Job, layout: Layout) -> float:
+    return float(_tokens(job, layout) * job.model.hidden)
 
 
-def activation_bytes(job: Job, layout: Layout) -> float:
-    """A micro-batch's hidden states."""
-    model = job.model
-    return float(layout.micro_batch * model.seq_len // layout.cp * model.hidden * job.training.dtype_bytes)
+def _tokens(job: Job, layout: Layout) -> int:
+    return layout.micro_batch * job.model.seq_len // layout.cp
 
 
-def message_bytes(job: Job, layout: Layout) -> float:
-    """What a rank sends to the next stage: tensor-parallel peers a part each (Narayanan et al. 2021, section 4.1)."""
-    return activation_bytes(job, layout) / layout.tp
-
-
-def tensor_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Layers, embedding, head and loss; without sequence parallelism what stages exchange is gathered."""
-    model, training, parallel = job.model, job.training, layout.sequence_parallel
-    whole = activation_bytes(job, layout)
-    summed = whole * DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=parallel)] / training.dtype_bytes
-    layer = sum(layer_passes(sequence_parallel=parallel, regathers=_regathers(job, layout)))
-    layer += repeated_passes(sequence_parallel=parallel) if layout.recompute == "full" else 0
-    passes = stage.layers * layer
-    passes += stage.first * (3 if parallel else 2) + stage.last * 2
-    loss = 12.0 * layout.micro_batch * model.seq_len // layout.cp  # maximum, sum, target's logit, in fp32
-    whole_messages = parallel or layout.schedule == "zb_h1"
-    joined = 0 if whole_messages else 2 * stage.chunks - stage.first - stage.last
-    volume = passes * summed + joined * whole + stage.last * 2 * loss
-    replicated = stage.layers * 2 * model.norm_params + stage.last * model.norm_params
-    replicated += stage.layers * 2 * model.hidden if model.bias else 0
-    step = 2 * 4.0 * replicated if parallel else 0.0  # gradients of what every rank has, from a part of the sequence
-    return ring_bytes(layout.tp, layout.num_micro_batches(training.global_batch) * volume + step)
-
-
-def _regathers(job: Job, layout: Layout) -> bool:
-    """Whether what was gathered for a layer is gathered again for its backward pass, as the engine does where it can
-    (`can_regather` in launcher/worker/parallel/parallelize.py): not on CPU ranks.
-    """
-    allowed = layout.recompute != "full" and layout.schedule != "zb_h1"
-    return allowed and job.cluster.node.gpu.kind != "cpu"
-
-
-def context_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Keys and values of the whole sequence, gathered; their gradients, summed and cut: as much as a ring sends."""
-    model = job.model
+def _context_parallel(job: Job, layout: Layout, rules: MessageRules) -> LayerMessages:
+    """Keys and values of the whole sequence are gathered (Llama 3, section 3.3.2), their gradients summed and cut."""
+    if layout.cp < 2:
+        return LayerMessages((), ())
+    model, dtype = job.model, job.training.dtype
     heads = -(-model.kv_heads // layout.tp)
-    whole = 2.0 * layout.micro_batch * model.seq_len * heads * model.head_dim * job.training.dtype_bytes
-    again = layout.recompute != "none" or _regathers(job, layout)
-    volume = layout.num_micro_batches(job.training.global_batch) * stage.layers * (3 if again else 2) * whole
-    return ring_bytes(layout.cp, volume)
+    whole = 2.0 * layout.micro_batch * model.seq_len * heads * model.head_dim * DTYPE_BYTES[dtype]
+    gather = Message("cp", "all_gather", whole, layout.cp, dtype)
+    scatter = gather._replace(collective="reduce_scatter")
+    return LayerMessages((gather,), (gather, scatter) if rules.gathers_keys_again else (scatter,), (gather,))
 
 
-def pipeline_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Activations on, gradients back, for every chunk that has a neighbour; a tied table's gradients between its two
-    ranks, of which ZeRO leaves each a shard.
-    """
-    if layout.pp == 1:
-        return 0.0
-    messages = 2 * stage.chunks - stage.first - stage.last
-    whole = layout.schedule == "zb_h1" and not layout.sequence_parallel
-    message = activation_bytes(job, layout) if whole else message_bytes(job, layout)
-    volume = layout.num_micro_batches(job.training.global_batch) * messages * message
-    if job.model.tied_embeddings and stage.first != stage.last:
-        table = padded_vocab(job.model, layout.tp) // layout.tp * job.model.hidden
-        shards = layout.dp * layout.cp if layout.zero_stage else 1
-        volume += ring_bytes(
-            2, table / shards * DTYPE_BYTES[job.training.reduces_in(job.model, layout.zero_stage)], passes=2
-        )
-    return volume
-
-
-def data_parallel_bytes(job: Job, layout: Layout, stage: RankStage) -> float:
-    """Gradients, and with ZeRO the weights (Rajbhandari et al. 2020, section 7), over dp × cp.
-
-    ZeRO-2 reduces and ZeRO-3 gathers for every micro-batch, but in a pipeline, which sums the gradients of all first;
-    embedding and head stay gathered from forward to backward.
-    """
+def _expert_parallel(job: Job, layout: Layout) -> LayerMessages:
+    """Tokens go to their experts and come back (Lepikhin et al. 2021)."""
     model, training = job.model, job.training
-    layers = stage.layers * layer_parameters(model, tp=layout.tp, ep=layout.ep).total
-    ends = end_parameters(model, tp=layout.tp, first=stage.first, last=stage.last)
-    gradients, weights = DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)], training.dtype_bytes
-    ranks, count = layout.dp * layout.cp, layout.num_micro_batches(training.global_batch)
+    if not model.num_experts or layout.ep < 2:
+        return LayerMessages((), ())
+    share = layout.tp if layout.sequence_parallel else 1
+    routed = _hidden_elements(job, layout) * training.dtype_bytes * model.experts_per_token / share
+    both = (Message("ep", "all_to_all", routed, layout.ep, training.dtype, 2),)
+    return LayerMessages(both, both, both)
+
+
+def embedding_messages(job: Job, layout: Layout, rules: MessageRules) -> LayerMessages:
+    """Of the embedding and one micro-batch: each rank has a part of the vocabulary."""
+    if layout.tp < 2:
+        return LayerMessages((), ())
+    if not layout.sequence_parallel:
+        return LayerMessages((_hidden(job, layout, "all_reduce"),), ())
+    reduction = "reduce_scatter" if rules.scatters_embedding else "all_reduce"
+    return LayerMessages((_hidden(job, layout, reduction),), (_hidden(job, layout, "all_gather"),))
+
+
+def head_messages(job: Job, layout: Layout) -> LayerMessages:
+    """Of the head and one micro-batch, and of the loss over a divided vocabulary: each token's maximum, sum and
+    target's logit, in fp32.
+    """
+    if layout.tp < 2:
+        return LayerMessages((), ())
+    loss = Message("tp", "all_reduce", 4.0 * _tokens(job, layout), layout.tp, "fp32", 3)
+    if not layout.sequence_parallel:
+        return LayerMessages((loss,), (_hidden(job, layout, "all_reduce"),))
+    return LayerMessages((_hidden(job, layout, "all_gather"), loss), (_hidden(job, layout, "reduce_scatter"),))
+
+
+def send_message(job: Job, layout: Layout, rules: MessageRules) -> Message:
+    """What a rank sends to the next stage for one micro-batch: a part of it where tensor-parallel peers have it whole
+    (Narayanan et al. 2021, section 4.1).
+    """
+    whole = rules.whole_sends and not layout.sequence_parallel
+    num_bytes = _hidden_elements(job, layout) * job.training.dtype_bytes / (1 if whole else layout.tp)
+    return Message("pp", SEND, num_bytes, layout.pp, job.training.dtype)
+
+
+def received_messages(job: Job, layout: Layout, rules: MessageRules) -> tuple[Message, ...]:
+    """What joins the parts of one such message on the other side."""
+    if layout.tp < 2 or layout.sequence_parallel or rules.whole_sends:
+        return ()
+    num_bytes = _hidden_elements(job, layout) * job.training.dtype_bytes
+    return (Message("tp", "all_gather", num_bytes, layout.tp, job.training.dtype),)
+
+
+def tied_table_messages(job: Job, layout: Layout, rules: MessageRules) -> tuple[Message, ...]:
+    """The gradients of a tied table, summed over the first and the last stage once a step (Megatron-LM)."""
+    model = job.model
+    if layout.pp == 1 or not model.tied_embeddings:
+        return ()
+    dtype = job.training.reduces_in(model, layout.sharding)
+    shards = layout.dp * layout.cp if layout.zero_stage and rules.shards_tied_table else 1
+    table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
+    return (Message("pp", "all_reduce", table / shards * DTYPE_BYTES[dtype], 2, dtype),)
+
+
+def replicated_messages(job: Job, layout: Layout, stage: RankStage) -> tuple[Message, ...]:
+    """Gradients, once a step, of what every tensor-parallel rank has whole and sees a part of the sequence for: norms,
+    and the biases of what is summed.
+    """
+    model = job.model
+    if layout.tp < 2 or not layout.sequence_parallel:
+        return ()
+    norms = (2 * stage.layers + stage.last) * model.norm_params
+    biases = 2 * stage.layers * model.hidden if model.bias else 0
+    return (Message("tp", "all_reduce", 4.0 * (norms + biases), layout.tp, "fp32"),)
+
+
+def gradient_messages(job: Job, layout: Layout, held: RankParameters, rules: MessageRules) -> GradientMessages:
+    """Gradients, and with ZeRO the weights (Rajbhandari et al. 2020, section 7), of a rank that holds `held`."""
+    ranks = layout.dp * layout.cp
+    dense = _gradients(job, layout, ("dp", ranks), (held.dense - held.ends, held.ends), rules)
+    if not held.experts:
+        return dense
+    experts = _gradients(job, layout, ("edp", ranks // layout.ep), (held.experts, 0.0), rules)
+    return GradientMessages(*(ours + theirs for ours, theirs in zip(dense, experts, strict=True)))
+
+
+def _gradients(
+    job: Job, layout: Layout, group: tuple[str, int], held: tuple[float, float], rules: MessageRules
+) -> GradientMessages:
+    """Of the parameters that the ranks of one group share: `held` of layers, and of embedding and head.
+
+    ZeRO-2 reduces every micro-batch, but in a pipeline, which sums the gradients of all first.
+    """
+    if group[1] < 2:
+        return GradientMessages((), (), ())
+    axis, ranks = group
+    reduced, dtype = job.training.reduces_in(job.model, layout.sharding), job.training.dtype
+    count = layout.num_micro_batches(job.training.global_batch)
+
+    def whole(collective: str, times: float) -> Message:
+        kept = dtype if collective == "all_gather" else reduced
+        return Message(axis, collective, sum(held) * DTYPE_BYTES[kept], ranks, kept, times)
+
     if layout.zero_stage == 0:
-        return ring_bytes(ranks, (layers + ends) * gradients, passes=2)
+        return GradientMessages((), (whole("all_reduce", 1),), ())
+    scatters = count if layout.zero_stage > 1 and layout.pp == 1 else 1
+    scatter = whole("reduce_scatter", scatters)
+    if layout.zero_stage < 3:
+        return GradientMessages((), (scatter,), (whole("all_gather", 1),))
+    ahead, back = _gathers(whole("all_gather", 1), held, rules, count=count, pipeline=layout.pp > 1)
+    return GradientMessages(ahead, (*back, scatter), ())
+
+
+def _gathers(
+    whole: Message, held: tuple[float, float], rules: MessageRules, *, count: int, pipeline: bool
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """How ZeRO-3 gathers weights, beside forward and beside backward passes.
+
+    In a pipeline a backward pass gathers unless it follows another, and keeps what it gathered for the next.
+    """
+    back = 1 if pipeline else count
+    if rules.gathers_ends_again:
+        return (whole.repeated(count),), (whole.repeated(back),)
+    layers, ends = (whole._replace(num_bytes=whole.num_bytes * part / sum(held)) for part in held)
+    if pipeline and rules.keeps_gathered:
+        return (layers, ends), ()
+    return (layers.repeated(count), ends.repeated(1 if pipeline else count)), (layers.repeated(back),)
+
+
+def rank_messages(job: Job, layout: Layout, stage: RankStage, rules: MessageRules) -> tuple[Message, ...]:
+    """Every message of a step of one rank."""
+    count = layout.num_micro_batches(job.training.global_batch)
+    found = [message.repeated(stage.layers) for message in _layer_step(job, layout, rules)]
+    if stage.first:
+        found += [message for messages in embedding_messages(job, layout, rules) for message in messages]
+    if stage.last:
+        found += [message for messages in head_messages(job, layout) for message in messages]
     if layout.pp > 1:
-        reduced = (layers + ends) * gradients
-        gathered = layers * (pipeline_gathers(layout.schedule, count) if layout.zero_stage > 2 else 1) + ends
-    else:
-        reduced = (layers + ends) * gradients * (count if layout.zero_stage > 1 else 1)
-        gathered = count * (2 * layers + ends) if layout.zero_stage > 2 else layers + ends
-    return ring_bytes(ranks, reduced + gathered * weights)
+        found += _passed_on(job, layout, stage, rules)
+    found = [message.repeated(count) for message in found]
+    found += replicated_messages(job, layout, stage)
+    if stage.first != stage.last:
+        found += tied_table_messages(job, layout, rules)
+    layer = layer_parameters(job.model, tp=layout.tp, ep=layout.ep)
+    ends = end_parameters(job.model, tp=layout.tp, first=stage.first, last=stage.last)
+    held = RankParameters(stage.layers * layer.dense + ends, stage.layers * layer.experts, ends)
+    for messages in gradient_messages(job, layout, held, rules):
+        found += messages
+    return tuple(message for message in found if message.num_bytes and message.times)
 
 
-def rank_bytes(job: Job, layout: Layout, stage: RankStage) -> dict[str, float]:
-    """Bytes that a rank sends in a step, by axis."""
-    return {
-        "tp": tensor_parallel_bytes(job, layout, stage),
-        "pp": pipeline_bytes(job, layout, stage),
-        "cp": context_parallel_bytes(job, layout, stage),
-        "dp": data_parallel_bytes(job, layout, stage),
-    }
+def _layer_step(job: Job, layout: Layout, rules: MessageRules) -> tuple[Message, ...]:
+    found = layer_messages(job, layout, rules)
+    return found.forward + found.backward + (found.repeated if layout.recompute == "full" else ())
+
+
+def _passed_on(job: Job, layout: Layout, stage: RankStage, rules: MessageRules) -> list[Message]:
+    """Activations on and gradients back of one micro-batch, for every chunk that has a neighbour."""
+    message = send_message(job, layout, rules)
+    on, back = stage.chunks - stage.last, stage.chunks - stage.first
+    joined = [each.repeated(on + back) for each in received_messages(job, layout, rules)]
+    return [message.repeated(on), message._replace(collective=SEND_BACK).repeated(back), *joined]
+
+
+def rank_bytes(messages: Iterable[Message]) -> dict[str, float]:
+    """Bytes that a rank sends, by axis."""
+    found: dict[str, float] = defaultdict(float)
+    for message in messages:
+        found[message.axis] += message.sent_bytes
+    return dict(found)

@@ -1,116 +1,106 @@
-"""How many bytes each pair of plan nodes sends each other in a training step.
+"""How many bytes each pair of plan nodes exchanges in a step: the messages of the cost model, laid on rank pairs.
 
-Volumes are those of ring collectives and of point-to-point stages (Narayanan et al. 2021, section 3; Thakur et al.
-2005 for the ring); they only rank placements against each other, the step time is the cost model's affair.
+Collectives run over rings in rank order, as NCCL does between nodes; an all-to-all reaches every rank of its group.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator
+from itertools import product
 
-from launcher.layout.split import balanced_split
+from launcher.cost.ranks import pipeline_ranks
+from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, RankStage, rank_messages, rules_of
 from launcher.planner import Plan
-from launcher.units import DTYPE_BYTES
 
 Traffic = dict[tuple[int, int], float]
+Edge = tuple[int, int, float]
 
 
 def node_traffic(plan: Plan) -> Traffic:
     """(node a, node b) with a < b → bytes between them in one step; pairs that do not talk are absent."""
     found: Traffic = defaultdict(float)
-    slots = [plan.placement.slot(rank).node for rank in range(plan.grid.size)]
-    for a, b, num_bytes in _edges(plan):
-        node_a, node_b = sorted((slots[a], slots[b]))
+    per_node = plan.job.cluster.node.num_gpus
+    for a, b, num_bytes in rank_edges(plan):
+        node_a, node_b = a // per_node, b // per_node
         if node_a != node_b:
-            found[node_a, node_b] += num_bytes
+            found[(node_a, node_b) if node_a < node_b else (node_b, node_a)] += num_bytes
     return dict(found)
 
 
-def _edges(plan: Plan) -> Iterator[tuple[int, int, float]]:
-    layout, grid = plan.layout, plan.grid
-    for axis, num_bytes in (("tp", _tensor_bytes(plan)), ("cp", _context_bytes(plan)), ("dp", _gradient_bytes(plan))):
-        if layout.degree(axis) > 1:
-            for group in grid.groups(axis):
-                yield from _ring(group, num_bytes)
-    if layout.pp > 1:
-        for group in grid.groups("pp"):
-            yield from _chain(group, _stage_bytes(plan), wraps=layout.virtual_stages > 1)
-    if layout.ep > 1:
-        for group in grid.groups("dp"):
-            for first in range(0, len(group), layout.ep):
-                yield from _all_pairs(group[first : first + layout.ep], _expert_bytes(plan))
+def rank_edges(plan: Plan, rules: MessageRules | None = None) -> Iterator[Edge]:
+    """(rank, rank, bytes from the first to the second in one step); they sum to what all ranks send.
+
+    `rules`: of the software that trains; those of the estimate by default.
+    """
+    for stage, messages in enumerate(stage_messages(plan, rules)):
+        for kind, num_bytes in _by_pattern(messages).items():
+            if num_bytes:
+                yield from _edges(plan, stage, kind, num_bytes)
 
 
-def _ring(group: tuple[int, ...], num_bytes: float) -> Iterator[tuple[int, int, float]]:
-    """A ring all-reduce of `num_bytes`: each link carries 2 (n-1)/n of it."""
-    n = len(group)
-    links = n if n > 2 else 1
-    share = 2 * (n - 1) / n * num_bytes * n / links  # two ranks send both ways over their one link
-    for i in range(links):
-        yield group[i], group[(i + 1) % n], share
+def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple[Message, ...], ...]:
+    """Every message of a rank in a step, for each pipeline rank."""
+    job, layout = plan.job, plan.layout
+    rules, last = rules or rules_of(job, layout), layout.pp - 1
+    stages = [
+        RankStage(layers, first=rank == 0, last=rank == last, chunks=layout.virtual_stages)
+        for rank, layers in enumerate(pipeline_ranks(job.model, layout).layers)
+    ]
+    kinds = {stage: rank_messages(job, layout, stage, rules) for stage in set(stages)}
+    return tuple(kinds[stage] for stage in stages)
 
 
-def _chain(group: tuple[int, ...], num_bytes: float, *, wraps: bool) -> Iterator[tuple[int, int, float]]:
-    for a, b in pairwise(group):
-        yield a, b, num_bytes
-    if wraps and len(group) > 2:
-        yield group[-1], group[0], num_bytes
+def _by_pattern(messages: Iterable[Message]) -> dict[tuple[str, str], float]:
+    """(axis, who sends to whom) → bytes that a rank sends."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    for message in messages:
+        pattern = message.collective if message.collective in (SEND, SEND_BACK, "all_to_all") else "ring"
+        found[message.axis, pattern] += message.sent_bytes
+    return found
 
 
-def _all_pairs(group: tuple[int, ...], num_bytes: float) -> Iterator[tuple[int, int, float]]:
-    for i, a in enumerate(group):
-        for b in group[i + 1 :]:
-            yield a, b, 2 * num_bytes / len(group)
+def _edges(plan: Plan, stage: int, kind: tuple[str, str], num_bytes: float) -> Iterator[Edge]:
+    axis, pattern = kind
+    pp, stride = plan.layout.pp, plan.grid.strides["pp"]
+    if pattern in (SEND, SEND_BACK):
+        to = (stage + (1 if pattern == SEND else -1)) % pp
+        yield from ((rank, rank + (to - stage) * stride, num_bytes) for rank in _ranks(plan, stage))
+    elif axis == "pp":  # the two ranks of a tied table
+        other = pp - 1 - stage
+        yield from ((rank, rank + (other - stage) * stride, num_bytes) for rank in _ranks(plan, stage))
+    elif pattern == "all_to_all":
+        for group in groups(plan, stage, axis):
+            yield from ((a, b, num_bytes / (len(group) - 1)) for a, b in product(group, group) if a != b)
+    else:
+        for group in groups(plan, stage, axis):
+            yield from ((a, b, num_bytes) for a, b in zip(group, group[1:] + group[:1], strict=True))
 
 
-def _micro_batches(plan: Plan) -> int:
-    return plan.layout.num_micro_batches(plan.job.training.global_batch)
+def groups(plan: Plan, stage: int, axis: str) -> Iterator[tuple[int, ...]]:
+    """The groups of a message's axis among the ranks of one pipeline stage, each in rank order."""
+    layout, strides = plan.layout, plan.grid.strides
+    spans = {"tp": ("tp",), "cp": ("cp",), "ep": ("ep",), "dp": ("dp", "cp"), "edp": ("edp", "cp")}[axis]
+    size = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "ep": layout.ep, "edp": layout.dp // layout.ep}
+    step = strides | {"edp": strides["dp"] * layout.ep}
+    parts = ("ep", "edp") if axis in ("ep", "edp") else ("dp",)
+    members = _offsets([(step[part], size[part]) for part in spans])
+    for first in _offsets([(step[part], size[part]) for part in ("tp", "cp", *parts) if part not in spans]):
+        start = first + stage * strides["pp"]
+        yield tuple(start + member for member in members)
 
 
-def _activation_bytes(plan: Plan) -> float:
-    """One micro-batch between two layers, on one context-parallel rank."""
-    model, layout = plan.job.model, plan.layout
-    return layout.micro_batch * model.seq_len / layout.cp * model.hidden * plan.job.training.dtype_bytes
+def _offsets(axes: list[tuple[int, int]]) -> list[int]:
+    """Every sum of one multiple below `degree` of each stride, ascending."""
+    found = [0]
+    for stride, degree in axes:
+        found = [base + stride * index for index in range(degree) for base in found]
+    return sorted(found)
 
 
-def _layers(plan: Plan) -> int:
-    """Layers of the fullest stage."""
-    layout = plan.layout
-    split = layout.layer_split or balanced_split(plan.job.model, num_stages=layout.pp * layout.virtual_stages)
-    return max(sum(split[stage :: layout.pp]) for stage in range(layout.pp))
-
-
-def _tensor_bytes(plan: Plan) -> float:
-    """Two all-reduces forward and two backward in every layer (Shoeybi et al. 2019, figure 4)."""
-    return 4 * _layers(plan) * _micro_batches(plan) * _activation_bytes(plan)
-
-
-def _context_bytes(plan: Plan) -> float:
-    """Keys and values go round the ring forward, and with their gradients backward (Liu et al. 2023)."""
-    model = plan.job.model
-    return 3 * _layers(plan) * _micro_batches(plan) * _activation_bytes(plan) * model.kv_hidden / model.hidden
-
-
-def _gradient_bytes(plan: Plan) -> float:
-    """The gradients of one rank's share of the model."""
-    shards = plan.layout.tp * plan.layout.pp
-    return (
-        plan.job.model.params
-        / shards
-        * DTYPE_BYTES[plan.job.training.reduces_in(plan.job.model, plan.layout.zero_stage)]
-    )
-
-
-def _stage_bytes(plan: Plan) -> float:
-    """Activations forward and their gradients backward, once for each virtual stage."""
-    layout = plan.layout
-    share = layout.tp if layout.sequence_parallel else 1
-    return 2 * layout.virtual_stages * _micro_batches(plan) * _activation_bytes(plan) / share
-
-
-def _expert_bytes(plan: Plan) -> float:
-    """Tokens to their experts and back, forward and backward."""
-    visits = max(1, plan.job.model.experts_per_token)
-    return 4 * visits * _layers(plan) * _micro_batches(plan) * _activation_bytes(plan)
+def _ranks(plan: Plan, stage: int) -> list[int]:
+    strides, layout = plan.grid.strides, plan.layout
+    return [
+        stage * strides["pp"] + offset
+        for offset in _offsets([(strides[axis], layout.degree(axis)) for axis in ("tp", "cp", "dp")])
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,9 +12,10 @@ from ranks import make_plan, run_ranks
 from training import ADAMW, make_engine, random_batch
 
 from launcher.cost import CostModel
-from launcher.cost.traffic import RankStage, rank_bytes
+from launcher.cost.traffic import RankStage, engine_rules, rank_bytes, rank_messages
 from launcher.layout import Layout
 from launcher.model import Model
+from launcher.slurm.traffic import rank_edges
 
 TOLERANCE = 0.02
 GLOBAL_BATCH = 16
@@ -94,9 +96,10 @@ def expected(layout: Layout, model: Model, rank: int) -> dict[str, dict[str, flo
     held = RankStage(
         costs.rank_layers(layout)[stage], first=stage == 0, last=stage == layout.pp - 1, chunks=layout.virtual_stages
     )
+    sent = rank_bytes(rank_messages(plan.job, layout, held, engine_rules(plan.job, layout)))
     return {
         "held": {part: parts[part] for part in ("parameters", "gradients", "optimizer")},
-        "sent": rank_bytes(plan.job, layout, held),
+        "sent": {axis: sent.get(axis, 0.0) for axis in ("tp", "cp", "pp", "dp")},
     }
 
 
@@ -124,6 +127,19 @@ def test_ranks_hold_and_send_what_the_cost_model_says(
                     name = f"{model.name} {layout.brief()} {layout.schedule} rank {rank}"
                     wrong.append(f"{name} {part}: {true.get(part, 0.0):.0f}, said {said:.0f}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [4, 8])
+def test_ranks_send_what_the_placement_of_nodes_weighs(world_size: int, measured: dict[int, list[Any]]) -> None:
+    for number, (layout, model) in enumerate(cases(world_size)):
+        plan = make_plan(layout, model=model, **settings_of(layout))
+        weighed: Counter[int] = Counter()
+        for rank, _, num_bytes in rank_edges(plan, engine_rules(plan.job, layout)):
+            weighed[rank] += round(num_bytes)
+        for rank, found in enumerate(measured[world_size]):
+            sent = sum(found[number]["sent"].get(axis, 0.0) for axis in ("tp", "cp", "pp", "dp"))
+            assert weighed[rank] == pytest.approx(sent, rel=TOLERANCE), f"{layout.brief()} rank {rank}"
 
 
 @pytest.mark.slow

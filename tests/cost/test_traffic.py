@@ -1,0 +1,130 @@
+"""The bytes of every axis are counted once: estimates price them, and the placement of nodes weighs links by them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from shapes import cluster, job, model
+
+from launcher.cost import CostModel, collectives
+from launcher.cost.constants import DEFAULT
+from launcher.cost.network import Fabric, Group
+from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, rank_bytes
+from launcher.layout import Layout
+from launcher.planner import Plan
+from launcher.slurm.traffic import groups, node_traffic, rank_edges, stage_messages
+
+LAYOUTS = [
+    Layout(tp=1, pp=1, dp=32),
+    Layout(tp=1, pp=1, dp=32, zero_stage=1),
+    Layout(tp=1, pp=1, dp=32, zero_stage=2),
+    Layout(tp=1, pp=1, dp=32, zero_stage=3),
+    Layout(tp=8, pp=1, dp=4),
+    Layout(tp=8, pp=1, dp=4, sequence_parallel=True),
+    Layout(tp=2, pp=1, dp=8, cp=2, zero_stage=3),
+    Layout(tp=2, pp=4, dp=2, cp=2, axis_order="tp-dp-cp-pp"),
+    Layout(tp=4, pp=4, dp=2, recompute="full"),
+    Layout(tp=4, pp=4, dp=2, sequence_parallel=True, recompute="full", zero_stage=1),
+    Layout(tp=2, pp=4, dp=4, virtual_stages=3, schedule="interleaved"),
+    Layout(tp=2, pp=4, dp=4, virtual_stages=3, schedule="interleaved", sequence_parallel=True, zero_stage=3),
+    Layout(tp=1, pp=4, dp=8, zero_stage=2, axis_order="pp-tp-cp-dp"),
+    Layout(tp=2, pp=4, dp=4, schedule="zb_h1"),
+    Layout(tp=2, pp=1, dp=16, ep=4, zero_stage=1),
+    Layout(tp=1, pp=2, dp=16, ep=16, zero_stage=3),
+    Layout(tp=2, pp=2, dp=4, cp=2, ep=2, sequence_parallel=True),
+]
+BYTES_ARE_SECONDS = replace(
+    DEFAULT, collective_slowdown=1.0, late_rank_s=0.0, tp_overlap_cost=1.0, overlap_slowdown=0.0,
+    network_overlap_slowdown=0.0,
+)  # fmt: skip
+
+
+def plan_of(layout: Layout) -> Plan:
+    what = model(num_experts=16 if layout.ep > 1 else 0)
+    return Plan(job(on=cluster(nodes=4), of=what, global_batch=128), layout, estimate={}, why=(), config={})
+
+
+def name(layout: Layout) -> str:
+    return f"{layout.brief()} {layout.schedule} {layout.axis_order}"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("rules", [None, MessageRules(False, False, False, False, True, False, True, True)])
+def test_the_edges_that_placement_weighs_sum_to_the_bytes_that_ranks_send(
+    layout: Layout, rules: MessageRules | None
+) -> None:
+    plan = plan_of(layout)
+    sent = defaultdict(float)
+    for a, _, num_bytes in rank_edges(plan, rules):
+        sent[a] += num_bytes
+    for stage_index, messages in enumerate(stage_messages(plan, rules)):
+        expected = sum(rank_bytes(messages).values())
+        ranks = [rank for group in groups(plan, stage_index, "tp") for rank in group]
+        assert len(ranks) == layout.world_size // layout.pp
+        assert {rank: sent[rank] for rank in ranks} == pytest.approx(dict.fromkeys(ranks, expected))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_the_groups_of_an_axis_are_those_of_the_rank_grid(layout: Layout) -> None:
+    plan = plan_of(layout)
+    for axis in ("tp", "cp", "ep"):
+        found = sorted(group for stage_index in range(layout.pp) for group in groups(plan, stage_index, axis))
+        assert found == sorted(plan.grid.groups(axis))
+    for stage_index in range(layout.pp):
+        replicas, experts = (list(groups(plan, stage_index, axis)) for axis in ("dp", "edp"))
+        assert {len(group) for group in replicas} == {layout.dp * layout.cp}
+        assert {len(group) for group in experts} == {layout.dp * layout.cp // layout.ep}
+        members = sorted(rank for group in experts for rank in group)
+        assert members == sorted(rank for group in replicas for rank in group)
+        for group in experts:  # the same experts: the same place among the ep neighbours along dp
+            assert len({plan.grid.coordinate(rank)["dp"] % layout.ep for rank in group}) == 1
+
+
+@pytest.mark.parametrize("layout", [each for each in LAYOUTS if each.pp in (1, 4)], ids=name)
+def test_the_estimate_prices_the_very_bytes_that_a_rank_sends(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a second for a byte the step's communication is what the busiest rank sends."""
+
+    def byte_s(fabric: Fabric, group: Group, message: Message) -> float:
+        assert group.ranks == message.ranks
+        return message._replace(times=1.0).sent_bytes
+
+    monkeypatch.setattr(collectives, "message_s", byte_s)
+    split = (3, 9, 9, 3) if layout.pp > 1 and layout.virtual_stages == 1 else ()
+    plan = plan_of(replace(layout, layer_split=split))
+    small = replace(plan.job.model, vocab=2048, tied_embeddings=False, positions="rotary")
+    plan = replace(plan, job=replace(plan.job, model=small))
+    time = CostModel(plan.job, BYTES_ARE_SECONDS).estimate(plan.layout).time
+    priced = sum(time[f"{axis}_comm"] for axis in ("tp", "cp", "ep", "pp", "dp")) + time["dp_comm_hidden"]
+    busiest = max(stage_messages(plan), key=lambda messages: sum(rank_bytes(messages).values()))
+    sent = sum(rank_bytes(busiest).values())
+    if layout.virtual_stages > 1:  # the fullest rank is priced as one between the ends
+        assert priced >= sent * (1 - 1e-9)
+    else:
+        assert priced == pytest.approx(sent)
+
+
+def test_every_collective_has_a_price_and_a_number_of_passes() -> None:
+    seen = {m.collective for layout in LAYOUTS for messages in stage_messages(plan_of(layout)) for m in messages}
+    assert seen == set(collectives.SECONDS) >= {SEND, SEND_BACK}
+
+
+def test_sharded_weights_count_for_every_micro_batch() -> None:
+    """ZeRO-3 over 32 ranks, one micro-batch of 4 each: two gathers of the weights and a reduction of the gradients."""
+    plan = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=4, zero_stage=3))
+    parameters, padding = plan.job.model.params, 31 / 32
+    per_rank = rank_bytes(stage_messages(plan)[0])["dp"]
+    assert per_rank == pytest.approx(padding * parameters * (2 * 2 + 2), rel=0.01)
+    twice = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=2, zero_stage=3))
+    assert rank_bytes(stage_messages(twice)[0])["dp"] == pytest.approx(2 * per_rank)
+    assert node_traffic(twice)[0, 1] == pytest.approx(2 * node_traffic(plan)[0, 1])
+
+
+def test_gradients_of_experts_are_summed_over_the_ranks_that_share_them() -> None:
+    dense = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32)))[0])
+    experts = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32, ep=4)))[0])
+    mlp = 24 * 4 * plan_of(Layout(tp=1, pp=1, dp=32)).job.model.mlp_params * 4  # 16 experts over 4 ranks, fp32
+    assert set(dense) == {"dp"}
+    assert set(experts) == {"dp", "edp", "ep"}
+    assert experts["edp"] == pytest.approx(2 * 7 / 8 * mlp)
