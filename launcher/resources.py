@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def resource(name: str) -> Path:
     """The folder `configs`, `recipes` or `slurm`."""
     package = Path(__file__).resolve().parent

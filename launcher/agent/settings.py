@@ -1,4 +1,4 @@
-"""The keys of `launch.*` as one frozen value."""
+"""The keys of `launch.*` that start ranks and keep them alive, as one frozen value."""
 
 from __future__ import annotations
 
@@ -7,131 +7,95 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config.fields import AUTO, Fields, raise_problems
 from launcher.errors import InputError
 from launcher.rendezvous.config import split_endpoint
-from launcher.slurm.settings import SLURM_KEYS
+from launcher.schema import AUTO, key, read
 
-STARTS = ("fork", "spawn")
-CONSOLES = ("rank0", "all")
-WARM = ("auto", "never")
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
+
+
+def checked_signals(value: Any) -> tuple[signal.Signals, ...]:
+    """Signals by their names, with or without SIG; raises ValueError where one cannot be caught."""
+    known = {s.name.removeprefix("SIG"): s for s in signal.Signals if s not in _UNCATCHABLE}
+    names = [str(word).upper().removeprefix("SIG") for word in (value if isinstance(value, list | tuple) else [value])]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"has {unknown[0]}, which is no signal that can be caught: INT, TERM, USR1, USR2, HUP …")
+    return tuple(known[name] for name in names)
+
+
+def _endpoint(value: Any) -> str:
+    try:
+        split_endpoint(str(value))
+    except InputError as error:
+        raise InputError(f"launch.coordinator = {error}") from error
+    return str(value)
 
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """How ranks are started and kept alive; configs/launch/local.yaml says what each key means."""
+    """How ranks are started and kept alive."""
 
-    start: str = "fork"
-    preload: tuple[str, ...] = ()
-    console: str = "rank0"
-    omp_num_threads: int | None = None
-    max_restarts: int = 0
-    refill_steps: int = 100
-    stop_signals: tuple[signal.Signals, ...] = (signal.SIGINT, signal.SIGTERM)
-    grace_s: float = 30.0
-    kill_after_s: float = 5.0
-    hang_timeout_s: float | None = 600.0
-    straggler_factor: float = 1.5
-    straggler_steps: int = 20
-    join_timeout_s: float = 600.0
-    rejoin_timeout_s: float = 120.0
-    spare_wait_s: float = 10.0
-    shrink_to: int | None = None
-    last_call_s: float = 30.0
-    coordinator: str | None = None
-    warm: str = "auto"
-    warm_idle_s: float = 3600.0
+    place: str = key("local", choices=("local", "slurm"), meaning="whose keys the group has: slurm adds Slurm's")
+    start: str = key(
+        "fork", choices=("fork", "spawn"),
+        meaning="fork: import torch once and fork every rank from it; spawn: a new interpreter for each rank",
+    )  # fmt: skip
+    preload: tuple[str, ...] = key(
+        (), unit="modules", example="[torch.distributed.tensor]",
+        meaning="imported before the fork, in addition to torch and those that the recipe declares",
+    )  # fmt: skip
+    console: str = key(
+        "rank0", choices=("rank0", "all"),
+        meaning="what the terminal shows: rank0 (its output, unchanged) or all (every rank, with a prefix)",
+    )  # fmt: skip
+    omp_num_threads: int | None = key(
+        AUTO, auto=True, unit="threads", minimum=1,
+        meaning="threads of each rank; auto: the cores of the node over its ranks; OMP_NUM_THREADS, when set, wins",
+    )  # fmt: skip
+    max_restarts: int = key(0, minimum=0, meaning="how often the ranks are started again after a failure")
+    refill_steps: int = key(
+        100, unit="steps", minimum=1, meaning="progress after a restart that gives the whole budget of restarts back"
+    )
+    stop_signals: tuple[signal.Signals, ...] = key(
+        ("INT", "TERM"), convert=checked_signals, example="[INT, TERM, USR1]",
+        meaning="signals that ask the job to stop at the end of a step; a second one stops it at once",
+    )  # fmt: skip
+    grace_s: float = key(
+        30.0, unit="s", minimum=0, meaning="how long ranks that follow the request may take; others are ended right away"
+    )
+    kill_after_s: float = key(5.0, unit="s", minimum=0, meaning="from TERM to KILL for ranks that are being ended")
+    hang_timeout_s: float | None = key(
+        600.0, unit="s", above=0, meaning="a rank that sent heartbeats and then none for so long hangs; null: never"
+    )
+    straggler_factor: float = key(
+        1.5, minimum=1, meaning="a rank whose steps stay above the median by this factor is named"
+    )
+    straggler_steps: int = key(20, unit="steps", minimum=1, meaning="for so many steps in a row")
+    join_timeout_s: float = key(600.0, unit="s", minimum=0.1, meaning="how long nodes wait for each other at the start")
+    rejoin_timeout_s: float = key(
+        120.0, unit="s", minimum=0.1, meaning="how long for a lost node, or the coordinator, to come back"
+    )
+    spare_wait_s: float = key(
+        10.0, unit="s", minimum=0, meaning="after so long a spare node takes the place of one that is missing"
+    )
+    shrink_to: int | None = key(
+        None, unit="nodes", minimum=1,
+        meaning="go on without lost nodes, with data parallelism shrunk by planning again, on no fewer; null: wait",
+    )  # fmt: skip
+    last_call_s: float = key(30.0, unit="s", minimum=0, meaning="how long a lost node is waited for before that")
+    coordinator: str | None = key(
+        None, convert=_endpoint, example="node1:29500",
+        meaning="host:port where the plan's first node listens; null: loopback for one node, its host and a port by "
+        "run id for several",
+    )  # fmt: skip
+    warm: str = key(
+        AUTO, choices=(AUTO, "never"),
+        meaning="auto: use this user's warm fork server (launcher warm) where one runs and matches",
+    )  # fmt: skip
+    warm_idle_s: float = key(3600.0, unit="s", minimum=1, meaning="the warm server ends after so long without a run")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LaunchSettings:
-        """Read the `launch` group of a resolved configuration; raises InputError with every problem in it."""
-        default = cls()
-        fields = Fields({key: value for key, value in config.items() if key not in SLURM_KEYS}, "launch")
-        settings = cls(
-            start=fields.choice("start", STARTS, default.start),
-            preload=_words(fields, "preload", ()),
-            console=fields.choice("console", CONSOLES, default.console),
-            omp_num_threads=_auto(fields, "omp_num_threads"),
-            max_restarts=fields.integer("max_restarts", default.max_restarts, minimum=0),
-            refill_steps=fields.integer("refill_steps", default.refill_steps, minimum=1),
-            stop_signals=_signals(fields, "stop_signals", default.stop_signals),
-            grace_s=fields.number("grace_s", default.grace_s, minimum=0.0),
-            kill_after_s=fields.number("kill_after_s", default.kill_after_s, minimum=0.0),
-            hang_timeout_s=_timeout(fields, "hang_timeout_s", default.hang_timeout_s),
-            straggler_factor=fields.number("straggler_factor", default.straggler_factor, minimum=1.0),
-            straggler_steps=fields.integer("straggler_steps", default.straggler_steps, minimum=1),
-            join_timeout_s=fields.number("join_timeout_s", default.join_timeout_s, minimum=0.1),
-            rejoin_timeout_s=fields.number("rejoin_timeout_s", default.rejoin_timeout_s, minimum=0.1),
-            spare_wait_s=fields.number("spare_wait_s", default.spare_wait_s, minimum=0.0),
-            shrink_to=None if fields.raw("shrink_to") is None else fields.integer("shrink_to", minimum=1),
-            last_call_s=fields.number("last_call_s", default.last_call_s, minimum=0.0),
-            coordinator=_endpoint(fields, "coordinator"),
-            warm=fields.choice("warm", WARM, default.warm),
-            warm_idle_s=fields.number("warm_idle_s", default.warm_idle_s, minimum=1.0),
-        )
-        fields.close()
-        raise_problems(fields.problems)
-        return settings
-
-
-def as_config(settings: LaunchSettings) -> dict[str, Any]:
-    """Plain data that `from_config` reads back."""
-    plain = {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-    return plain | {
-        "preload": list(settings.preload),
-        "omp_num_threads": settings.omp_num_threads or AUTO,
-        "stop_signals": [s.name for s in settings.stop_signals],
-    }
-
-
-def _words(fields: Fields, key: str, default: tuple[str, ...]) -> tuple[str, ...]:
-    value = fields.raw(key, default)
-    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
-        return tuple(value)
-    fields.problem(f"launch.{key} = {value!r} must be a list of words, as [torch.distributed.tensor]")
-    return ()
-
-
-def _auto(fields: Fields, key: str) -> int | None:
-    return None if fields.raw(key, AUTO) in (AUTO, None) else fields.auto_integer(key)
-
-
-def _timeout(fields: Fields, key: str, default: float | None) -> float | None:
-    value = fields.raw(key, default)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        fields.problem(f"launch.{key} = {value!r} must be a number of seconds above 0, or null for never")
-        return default
-    return float(value)
-
-
-def _signals(fields: Fields, key: str, default: tuple[signal.Signals, ...]) -> tuple[signal.Signals, ...]:
-    value = fields.raw(key, None)
-    if value is None:
-        return default
-    words = value if isinstance(value, list | tuple) else [value]
-    known = {s.name.removeprefix("SIG"): s for s in signal.Signals if s not in _UNCATCHABLE}
-    found = []
-    for word in words:
-        name = str(word).upper().removeprefix("SIG")
-        if name in known:
-            found.append(known[name])
-        else:
-            fields.problem(
-                f"launch.{key} has {word!r}, which is no signal that can be caught: INT, TERM, USR1, USR2, HUP …"
-            )
-    return tuple(found)
-
-
-def _endpoint(fields: Fields, key: str) -> str | None:
-    value = fields.raw(key, None)
-    if value is None:
-        return None
-    try:
-        split_endpoint(str(value))
-    except InputError as error:
-        fields.problem(f"launch.{key} = {error}")
-        return None
-    return str(value)
+        """Read a group `launch` without Slurm's keys; raises InputError with every problem in it."""
+        return read(cls, config, "launch")

@@ -1,35 +1,70 @@
-"""Cluster, node and GPU as frozen values. Bytes, bytes/s, FLOP/s and seconds throughout."""
+"""Cluster, node and GPU as frozen values: the keys of `cluster.*`. Bytes, bytes/s, FLOP/s and seconds throughout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
-from types import MappingProxyType
+from typing import Any, ClassVar
 
-from launcher.units import gbps_to_bytes_per_s
+from launcher import env
+from launcher.errors import InputError
+from launcher.schema import AUTO, key, only_read
+from launcher.units import DTYPE_BYTES, GIB, MIB, gbps_to_bytes_per_s
+
+# Far above what anybody has, and low enough for a search to end.
+MOST_NODES, MOST_GPUS = 10**6, 10**4
+DTYPES = tuple(DTYPE_BYTES)
+DEGREES = ("tp", "pp", "dp", "cp", "ep")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One SKU, as the scheduler hands it out: a whole GPU, a MIG slice of one, or a CPU rank.
 
-    `nvlink_bytes_per_s` and `pcie_bytes_per_s` are nameplate rates per direction; 0 where there is no such link.
     `memory_bytes` is what the device reports in total (nvidia-smi), before the context and the framework take theirs.
     """
 
-    name: str
-    kind: str  # cuda | cpu
+    name: str = key(meaning="name of the SKU")
+    kind: str = key(meaning="what its ranks compute on", choices=("cuda", "cpu"))
     memory_bytes: int
-    hbm_bytes_per_s: float
-    peak_flops: Mapping[str, float]  # dtype → dense FLOP/s
-    num_sms: int
-    nvlink_bytes_per_s: float = 0.0
-    pcie_bytes_per_s: float = 0.0
-    compute_capability: float = 0.0
-    mig_profile: str | None = None
-    price_per_hour: float | None = None
-    gemm_flops: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))  # dtype → measured large GEMM
+    hbm_bytes_per_s: float = key(
+        name="hbm_gbytes_per_s", scale=1e9, unit="GB/s", above=0, meaning="nameplate bandwidth of the GPU's memory"
+    )
+    peak_flops: Mapping[str, float] = key(
+        {}, name="peak_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 312}",
+        meaning="dense peak by dtype; without it MFU is unknown",
+    )  # fmt: skip
+    num_sms: int = key(unit="SMs", minimum=1, meaning="streaming multiprocessors")
+    nvlink_bytes_per_s: float = key(
+        0.0, name="nvlink_gbytes_per_s", scale=1e9, unit="GB/s", minimum=0,
+        meaning="all NVLinks of the GPU together, nameplate, per direction; 0: none",
+    )  # fmt: skip
+    pcie_bytes_per_s: float = key(
+        0.0, name="pcie_gbytes_per_s", scale=1e9, unit="GB/s", minimum=0, meaning="PCIe, per direction; 0: unknown"
+    )
+    mig_profile: str | None = key(None, meaning="profile of a MIG slice, as 3g.40gb; null: a whole GPU")
+    price_per_hour: float | None = key(None, unit="USD", minimum=0, meaning="price, for clusters that have none")
+    gemm_flops: Mapping[str, float] = key(
+        {}, name="gemm_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 260}",
+        meaning="measured rate of large matrix products by dtype (recipe gemm)",
+    )  # fmt: skip
+    also_read: ClassVar = {
+        "memory_mib": only_read(float | None, unit="MiB", above=0, meaning="memory, as nvidia-smi reports it"),
+        "memory_gib": only_read(float | None, unit="GiB", above=0, meaning="memory, where memory_mib is null"),
+    }
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Gpu:
+        """The memory is given in one of two units."""
+        mib, gib = given.pop("memory_mib"), given.pop("memory_gib")
+        if (mib is None) == (gib is None):
+            found = "neither" if mib is None else f"memory_mib={mib:g} and memory_gib={gib:g}"
+            raise InputError(
+                f"cluster.node.gpu takes one of memory_mib and memory_gib, and has {found}: "
+                "give one, and the other as null"
+            )
+        return cls(**given, memory_bytes=int(mib * MIB if gib is None else gib * GIB))
 
     def peak(self, dtype: str) -> float | None:
         """Dense peak in FLOP/s for `dtype`; None where unknown."""
@@ -38,23 +73,51 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Node:
-    """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink.
+    """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink."""
 
-    `busbw_bytes_per_s`: measured bus bandwidth of large collectives by the slowest link that they cross (nvlink, pcie,
-    leaf, spine); over leaf and spine that of the whole node. The recipe `collectives` tells it.
-    """
-
-    gpu: Gpu
-    num_gpus: int
+    gpu: Gpu = key(meaning="the GPUs of a node, all alike")
+    num_gpus: int = key(
+        unit="GPUs", minimum=1, maximum=MOST_GPUS, meaning="GPUs of a node (or MIG slices, or ranks on CPUs)"
+    )
     domains: tuple[tuple[int, ...], ...]
-    nvlink: str = "none"  # nvswitch | direct | bridge | none
-    num_nics: int = 0
-    nic_gbps: float = 0.0
-    sockets: int = 1
-    cores: int = 0
-    host_memory_bytes: int = 0
-    slices_per_gpu: int = 1  # MIG slices that one physical GPU was cut into; they have no peer-to-peer
-    busbw_bytes_per_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    _: KW_ONLY
+    nvlink: str = key(
+        "none", choices=("nvswitch", "direct", "bridge", "none"), meaning="how the GPUs of a domain are linked"
+    )
+    num_nics: int = key(0, unit="NICs", minimum=0, meaning="NICs that carry traffic between GPUs")
+    nic_gbps: float = key(0.0, unit="Gb/s", minimum=0, meaning="line rate of one NIC, per direction")
+    cores: int = key(
+        0, unit="cores", minimum=0, derived=True, meaning="CPU cores; 0: unknown; auto: counted on this machine"
+    )
+    host_memory_bytes: int = key(
+        0.0, name="host_memory_gib", scale=GIB, unit="GiB", minimum=0, meaning="memory of the host; 0: unknown"
+    )
+    slices_per_gpu: int = key(
+        1, unit="slices", minimum=1, meaning="MIG slices that a GPU is cut into; they have no peer-to-peer"
+    )
+    busbw_bytes_per_s: Mapping[str, float] = key(
+        {}, name="busbw_gbytes_per_s", scale=1e9, unit="GB/s", above=0, names=("nvlink", "pcie", "leaf", "spine"),
+        example="{nvlink: 230, leaf: 180}",
+        meaning="measured bus bandwidth of large collectives by the slowest link that they cross (recipe collectives); "
+        "over leaf and spine that of the whole node",
+    )  # fmt: skip
+    also_read: ClassVar = {
+        "domains": only_read(
+            tuple[tuple[int, ...], ...] | None, example="[[0,1],[2,3]]", minimum=0,
+            meaning="NVSwitch domains as lists of GPUs; null: blocks of domain_size",
+        ),
+        "domain_size": only_read(
+            int, 1, unit="GPUs", minimum=1, meaning="GPUs of one NVSwitch domain, where domains is null"
+        ),
+    }  # fmt: skip
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Node:
+        """Domains are given as lists of GPUs or as equal blocks."""
+        size = given.pop("domain_size")
+        given["domains"] = _domains(given["domains"], num_gpus=given["num_gpus"], size=size)
+        given["cores"] = env.usable_cores() if given["cores"] == AUTO else given["cores"]
+        return cls(**given)
 
     @property
     def is_mig(self) -> bool:
@@ -76,6 +139,20 @@ class Node:
         return tuple(gpu for domain in self.domains for gpu in domain)
 
 
+def _domains(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """NVSwitch domains; GPUs that the node lacks fall away."""
+    if given is None:
+        return tuple(tuple(range(i, min(i + size, num_gpus))) for i in range(0, num_gpus, size))
+    members = sorted(gpu for domain in given for gpu in domain)
+    if members != list(range(len(members))) or len(members) < num_gpus:
+        raise InputError(
+            f"cluster.node.domains={[list(domain) for domain in given]} must name each of the {num_gpus} GPUs "
+            f"(0 to {num_gpus - 1}) once"
+        )
+    clipped = (tuple(gpu for gpu in domain if gpu < num_gpus) for domain in given)
+    return tuple(domain for domain in clipped if domain)
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Nodes and the fabric between them.
@@ -84,16 +161,34 @@ class Cluster:
     1/`oversubscription` of what the leaves could ask for. `rails` counts the leaf planes of a rail-optimised fabric.
     """
 
-    name: str
-    num_nodes: int
-    node: Node
-    fabric: str = "none"  # infiniband | efa | roce | ethernet | none
-    nodes_per_leaf: int = 0  # 0: all nodes on one leaf
-    rails: int = 1
-    oversubscription: float = 1.0
-    scheduler: str = "local"  # local | slurm
-    price_per_node_hour: float | None = None
-    default_layout: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    name: str = key(meaning="name of the cluster, as its file's")
+    num_nodes: int = key(1, unit="nodes", minimum=1, maximum=MOST_NODES, meaning="nodes of the job")
+    _: KW_ONLY
+    node: Node = key(meaning="the nodes, all alike")
+    fabric: str = key(
+        "none", choices=("infiniband", "efa", "roce", "ethernet", "none"), meaning="network between the nodes"
+    )
+    nodes_per_leaf: int = key(0, unit="nodes", minimum=0, meaning="nodes that share a leaf switch; 0: all of them")
+    rails: int = key(1, unit="planes", minimum=1, meaning="leaf switches that a node is on, one for each of its rails")
+    oversubscription: float = key(1.0, minimum=1, meaning="of the spine: what leaves may ask for over what it carries")
+    scheduler: str = key("local", choices=("local", "slurm"), meaning="what starts jobs there")
+    price_per_node_hour: float | None = key(
+        None, unit="USD", minimum=0, meaning="price of a node; null: node.gpu.price_per_hour for each GPU"
+    )
+    default_layout: Mapping[str, int] = key(
+        {}, minimum=1, names=DEGREES, example="{tp: 2, dp: 4}", meaning="degrees of a job that pins none"
+    )
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Cluster:
+        """Several nodes need a network."""
+        cluster = cls(**given)
+        if cluster.num_nodes > 1 and not (cluster.node.num_nics and cluster.node.nic_gbps):
+            raise InputError(
+                f"cluster.num_nodes={cluster.num_nodes} needs a network between the nodes, and {cluster.name} has "
+                "none: set cluster.node.num_nics and cluster.node.nic_gbps"
+            )
+        return cluster
 
     @property
     def num_gpus(self) -> int:

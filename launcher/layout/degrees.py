@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
+
+from launcher.schema import AUTO, key
 
 AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are cut out of data-parallel ones
 DEFAULT_AXIS_ORDER = "tp-cp-dp-pp"
@@ -65,24 +68,51 @@ class Layout:
         return " ".join(parts)
 
 
+def checked_axis_order(value: Any) -> str:
+    """An axis order as it is; raises ValueError with the rule."""
+    if not isinstance(value, str) or sorted(value.split("-")) != sorted(AXES):
+        raise ValueError(
+            f"must name each of {', '.join(AXES)} once, joined by '-', fastest varying first: for example "
+            f"{DEFAULT_AXIS_ORDER}"
+        )
+    return value
+
+
+def _degree(meaning: str) -> Any:
+    return key(AUTO, auto=True, minimum=1, unit="ranks", meaning=meaning)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayoutRequest:
-    """What the user pinned; None where the search decides."""
+    """What the user pinned, the keys of `layout.*`; None where the search decides."""
 
-    tp: int | None = None
-    pp: int | None = None
-    dp: int | None = None
-    cp: int | None = None
-    ep: int | None = None
-    virtual_stages: int | None = None
-    micro_batch: int | None = None
-    zero_stage: int | None = None
-    recompute: str | None = None
-    sequence_parallel: bool | None = None
-    axis_order: str | None = None
-    schedule: str | None = None
-    layer_split: tuple[int, ...] | None = None
-    tp_across_domains: bool = False
+    tp: int | None = _degree("tensor parallel: ranks that share every layer")
+    pp: int | None = _degree("pipeline parallel: ranks that divide the layers")
+    dp: int | None = _degree("data parallel: ranks that divide the batch")
+    cp: int | None = _degree("context parallel: ranks that divide a sequence")
+    ep: int | None = _degree("expert parallel: ranks of dp that divide the experts")
+    virtual_stages: int | None = key(AUTO, auto=True, minimum=1, unit="stages", meaning="pipeline stages of each rank")
+    micro_batch: int | None = key(AUTO, auto=True, minimum=1, unit="sequences", meaning="sequences of a micro-batch")
+    zero_stage: int | None = key(
+        AUTO, auto=True, minimum=0, maximum=3,
+        meaning="what data-parallel ranks shard: 1 optimizer states, 2 gradients too, 3 parameters too",
+    )  # fmt: skip
+    recompute: str | None = key(
+        AUTO, auto=True, choices=RECOMPUTE_MODES,
+        meaning="activations computed again: none, selective (the attention core) or full (whole layers)",
+    )  # fmt: skip
+    sequence_parallel: bool | None = key(
+        AUTO, auto=True, meaning="tensor-parallel ranks divide the activations between the matrix products"
+    )
+    axis_order: str | None = key(
+        AUTO, auto=True, convert=checked_axis_order, example=DEFAULT_AXIS_ORDER,
+        meaning="axes from the fastest varying with the rank to the slowest",
+    )  # fmt: skip
+    schedule: str | None = key(AUTO, auto=True, choices=SCHEDULES, meaning="order of a pipeline's micro-batches")
+    layer_split: tuple[int, ...] | None = key(
+        AUTO, auto=True, unit="layers", example="[12,14,12]", meaning="layers of each stage, in pipeline order"
+    )
+    tp_across_domains: bool = key(False, meaning="tensor parallelism may leave the NVSwitch domain")
 
     def pinned(self) -> dict[str, object]:
         """The keys that the user fixed, with their values."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from launcher.layout.degrees import AXES, Layout
+from launcher.layout.degrees import Layout, checked_axis_order
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ class RankGrid:
 
 def axis_order_problem(axis_order: str) -> str | None:
     """What is wrong with an axis order, or None."""
-    if sorted(axis_order.split("-")) == sorted(AXES):
-        return None
-    return (
-        f"layout.axis_order={axis_order!r} must name each of {', '.join(AXES)} once, joined by '-', "
-        f"fastest varying first: for example {'-'.join(AXES)}"
-    )
+    try:
+        checked_axis_order(axis_order)
+    except ValueError as error:
+        return f"layout.axis_order={axis_order!r} {error}"
+    return None

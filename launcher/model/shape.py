@@ -1,8 +1,14 @@
-"""The shape of a decoder-only transformer, its parameter counts and its FLOPs."""
+"""The shape of a decoder-only transformer, its parameter counts and its FLOPs: the keys of `model.*`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from launcher.errors import InputError
+from launcher.schema import AUTO, key
+
+MOST_LAYERS = 10**4  # far above what anybody has, and low enough for a search to end
 
 
 @dataclass(frozen=True)
@@ -12,23 +18,68 @@ class Model:
     With `num_experts` > 0 every MLP is a mixture of experts, of which each token visits `experts_per_token`.
     """
 
-    name: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn_hidden: int
-    gated_mlp: bool
-    vocab: int
-    seq_len: int
-    tied_embeddings: bool
-    norm: str = "layernorm"  # layernorm | rmsnorm
-    positions: str = "learned"  # learned | rotary
-    bias: bool = True
-    num_experts: int = 0
-    experts_per_token: int = 0
-    rope_theta: float = 10000.0  # base of the rotary angles (Su et al. 2021, section 3.4.3)
-    norm_eps: float = 1e-5
+    name: str = key(meaning="name of the model, as its file's")
+    _: KW_ONLY
+    hidden: int = key(minimum=1, meaning="width of the residual stream")
+    layers: int = key(unit="layers", minimum=1, maximum=MOST_LAYERS, meaning="transformer layers")
+    heads: int = key(unit="heads", minimum=1, meaning="attention heads (of queries)")
+    kv_heads: int = key(
+        AUTO, unit="heads", minimum=1, derived=True, meaning="heads of keys and values; auto: as many as heads"
+    )
+    ffn_hidden: int = key(AUTO, minimum=1, derived=True, meaning="width inside the MLP; auto: 4 × hidden")
+    gated_mlp: bool = key(False, meaning="three matrices with a gate (SwiGLU), as in Llama's family")
+    vocab: int = key(50257, unit="tokens", minimum=1, meaning="vocabulary, padding included", source="GPT-2")
+    seq_len: int = key(2048, unit="tokens", minimum=1, meaning="length of a sequence")
+    tied_embeddings: bool = key(
+        AUTO, derived=True, meaning="the output projection is the embedding; auto: without gated_mlp"
+    )
+    norm: str = key(
+        AUTO, derived=True, choices=("layernorm", "rmsnorm"), meaning="kind of norm; auto: rmsnorm with gated_mlp"
+    )
+    positions: str = key(
+        AUTO, derived=True, choices=("learned", "rotary"), meaning="kind of positions; auto: rotary with gated_mlp"
+    )
+    bias: bool = key(AUTO, derived=True, meaning="the linear layers have a bias; auto: without gated_mlp")
+    num_experts: int = key(0, unit="experts", minimum=0, meaning="experts of each MLP; 0: an MLP without experts")
+    experts_per_token: int = key(0, unit="experts", minimum=0, meaning="experts that each token visits")
+    rope_theta: float = key(
+        10000.0, minimum=1, meaning="base of the rotary angles", source="Su et al. 2021, section 3.4.3"
+    )
+    norm_eps: float = key(1e-5, minimum=0, meaning="added to the variance in a norm")
+
+    def __post_init__(self) -> None:
+        """Replace `auto`: what is left open follows the family that the MLP belongs to, GPT-2's or Llama's."""
+        llama = self.gated_mlp
+        derived = {
+            "kv_heads": self.heads,
+            "ffn_hidden": 4 * self.hidden,
+            "tied_embeddings": not llama,
+            "norm": "rmsnorm" if llama else "layernorm",
+            "positions": "rotary" if llama else "learned",
+            "bias": not llama,
+        }
+        for name, value in derived.items():
+            if getattr(self, name) == AUTO:
+                object.__setattr__(self, name, value)
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Model:
+        """Heads divide the width, and groups of heads the heads."""
+        model, found = cls(**given), []
+        if model.hidden % model.heads:
+            found.append(f"model.hidden={model.hidden} must divide by model.heads={model.heads}: change one of them")
+        if model.heads % model.kv_heads:
+            found.append(
+                f"model.heads={model.heads} must divide by model.kv_heads={model.kv_heads}: change one of them"
+            )
+        if model.num_experts and not 1 <= model.experts_per_token <= model.num_experts:
+            found.append(
+                f"model.experts_per_token={model.experts_per_token} must be between 1 and "
+                f"num_experts={model.num_experts}"
+            )
+        if found:
+            raise InputError(found)
+        return model
 
     @property
     def head_dim(self) -> int:

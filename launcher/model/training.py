@@ -5,48 +5,66 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.model.shape import Model
+from launcher.schema import AUTO, key
 from launcher.units import DTYPE_BYTES
 
 ATTENTION_KERNELS = ("math", "fused", "flash1", "flash")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 ENGINES = ("torch", "deepspeed")
 DTYPES = ("fp32", "bf16", "fp16")
+MOST_SEQUENCES = 10**8
 
 
 @dataclass(frozen=True)
 class Training:
-    """Batch, number formats, kernels and software of a training job.
+    """Batch, number formats, kernels and software of a training job: the keys of `train.*` that an estimate needs."""
 
-    attention: `math` (separate softmax), `fused` (Megatron's fused softmax), `flash1`, `flash` (version 2).
-    software_year: how good the kernels of that year's stack are; the one setting for a software generation.
-    fused_norm, fused_rotary: RMSNorm and rotary positions in one kernel each, or in plain PyTorch operators.
-    dropout: probability in attention and residuals; None: whatever the layer's implementation runs (see launcher.cost).
-    tp_reduce_dtype: dtype of tensor-parallel sums; None: see `tensor_parallel_dtype`.
-    grad_reduce_dtype: dtype of gradients as they are held and reduced; None: see `reduces_in`.
-    fused_accumulation: the products of weight gradients add to the sums over micro-batches themselves; None: see
-        launcher.stacks.habits.
-    recompute_stops_early: repeating a layer ends with the last operator whose inputs the backward pass needs; None: see
-        launcher.stacks.habits.
-    loss_parallel: the loss is computed on the vocabulary as tensor parallelism divides it, in place;
-        None: see `divides_logits`.
-    """
+    global_batch: int = key(16, unit="sequences", minimum=1, maximum=MOST_SEQUENCES, meaning="sequences of a step")
+    dtype: str = key(
+        AUTO, derived=True, choices=DTYPES, meaning="number format of the training; auto: bf16, and fp32 on CPUs"
+    )
+    optimizer: str = key("adamw", choices=OPTIMIZERS, meaning="what updates the parameters")
+    attention: str = key(
+        "flash", choices=ATTENTION_KERNELS,
+        meaning="attention kernel: math (separate softmax), fused (Megatron's fused softmax), flash1, flash (version 2)",
+    )  # fmt: skip
+    fused_norm: bool = key(True, meaning="RMSNorm in one kernel; else in plain PyTorch operators")
+    software_year: int = key(
+        2024, unit="year", minimum=2018, maximum=2100, meaning="year of the software, for how good its kernels are"
+    )
+    engine: str = key("torch", choices=ENGINES, meaning="what trains")
+    overlap_grad_reduce: bool = key(True, meaning="gradients are reduced behind the backward pass")
+    grad_reduce_dtype: str | None = key(
+        AUTO, auto=True, choices=DTYPES, meaning="number format of gradients as held and reduced; auto: train.dtype"
+    )
+    tp_reduce_dtype: str | None = key(
+        AUTO, auto=True, choices=DTYPES,
+        meaning="number format of tensor-parallel sums; auto: train.dtype (bf16 in fp32 with software before 2024)",
+    )  # fmt: skip
+    offload_optimizer: bool = key(False, meaning="optimizer states and update are on the host")
+    fused_rotary: bool = key(False, meaning="rotary positions in one kernel; plain PyTorch takes several")
+    dropout: float | None = key(
+        AUTO, auto=True, minimum=0, below=1,
+        meaning="probability in attention and residuals; auto: whatever the attention kernel's own stack runs",
+    )  # fmt: skip
+    loss_parallel: bool | None = key(
+        AUTO, auto=True,
+        meaning="loss over the vocabulary as tp divides it; auto: with LayerNorm models (Megatron-LM's family)",
+    )  # fmt: skip
+    fused_accumulation: bool | None = key(
+        AUTO, auto=True,
+        meaning="weight gradients added to their sums by the product itself; auto: with LayerNorm models, from 2022",
+    )  # fmt: skip
+    recompute_stops_early: bool | None = key(
+        AUTO, auto=True,
+        meaning="recomputation skips a layer's last product, as the launcher's own engine does; "
+        "auto: with ZeRO 3 (FSDP) from 2024",
+    )  # fmt: skip
 
-    global_batch: int  # sequences
-    dtype: str = "bf16"
-    optimizer: str = "adamw"
-    attention: str = "flash"
-    fused_norm: bool = True
-    software_year: int = 2024
-    engine: str = "torch"
-    overlap_grad_reduce: bool = True
-    grad_reduce_dtype: str | None = None
-    tp_reduce_dtype: str | None = None
-    offload_optimizer: bool = False
-    fused_rotary: bool = False
-    dropout: float | None = None
-    loss_parallel: bool | None = None
-    fused_accumulation: bool | None = None
-    recompute_stops_early: bool | None = None
+    def __post_init__(self) -> None:
+        """Replace `auto`; on CPUs, of which this knows nothing, configuration has set fp32."""
+        if self.dtype == AUTO:
+            object.__setattr__(self, "dtype", "bf16")
 
     @property
     def dtype_bytes(self) -> int:

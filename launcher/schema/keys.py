@@ -29,8 +29,9 @@ class Key:
     choices: allowed words, for the items of a list too.
     names: allowed keys of a mapping.
     auto: `auto` is allowed, and None in the field.
-    derived: `auto` is allowed, and the class's `from_keys` replaces it.
-    convert: makes the field of the key instead of its type's rule; raises ValueError with the rule ("must be …").
+    derived: `auto` is allowed, and the class's `from_keys` or `__post_init__` replaces it.
+    convert: makes the field of the key instead of its type's rule; raises ValueError with the rule ("must be …"), or
+        InputError with whole messages.
     choose: the dataclass that reads a group with this data; None: the field is None. Raises ValueError as `convert`.
     verbatim: the text of an override is the value, whatever signs are in it.
     """
@@ -69,13 +70,13 @@ def only_read(kind: Any, default: Any = None, **rule: Any) -> tuple[Any, Key]:
 def _python_default(made: Key) -> dict[str, Any]:
     """The default of the field, from that of the key."""
     default = made.default
-    if default is REQUIRED or made.derived:
+    if default is REQUIRED:
         return {}
     if default is None or (made.auto and default == AUTO):
         return {"default": None}
     if made.convert is not None:
         default = made.convert(default)
-    elif made.scale != 1:
+    elif made.scale != 1 and isinstance(default, int | float):
         default = default * made.scale
     if isinstance(default, Mapping):
         return {"default_factory": lambda: MappingProxyType(dict(default))}

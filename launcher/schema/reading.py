@@ -104,6 +104,9 @@ class _Reader:
                 return rule.convert(value)
             except ValueError as error:
                 return self.wrong(name, value, str(error))
+            except InputError as error:  # messages that are whole: they name the key, and may keep the value secret
+                self.problems.extend(error.problems)
+                return _WRONG
         found = _typed(entry.kind, rule, value)
         return self.wrong(name, value, rule_text(entry, value)) if found is _WRONG else found
 

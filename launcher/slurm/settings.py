@@ -1,21 +1,18 @@
-"""The Slurm keys of `launch.*` as one frozen value; configs/launch/slurm.yaml says what each means."""
+"""Slurm's keys of `launch.*` as one frozen value."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from signal import Signals
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
-from launcher.config.fields import AUTO, Fields, raise_problems
+from launcher.agent.settings import LaunchSettings, checked_signals
+from launcher.errors import InputError
 from launcher.planner.options import BandwidthOptions
+from launcher.schema import AUTO, key, read
 from launcher.secret import is_secret_name
 
-RUNTIMES = ("bare", "apptainer", "pyxis")
-REPLANS = ("never", "shrink", "any")
-EXPORTS = ("all", "none")
 LONGEST_PLAIN_MINUTES = 60 * 24 * 2
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2}")
 VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*")
@@ -27,136 +24,29 @@ FORBIDDEN = {
 }
 
 
-@dataclass(frozen=True)
-class Container:
-    """Where the ranks run: on the bare node, or in an image through apptainer or pyxis."""
-
-    runtime: str = "bare"
-    image: str | None = None
-    mounts: tuple[str, ...] = ()
-    python: str = "python3"
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class SlurmSettings:
-    """What a site needs to be told. Texts go to Slurm as they are, None leaves the option out."""
-
-    job_name: str | None = None
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
-    exclude: str | None = None
-    nodelist: str | None = None
-    comment: str | None = None
-    mail_user: str | None = None
-    mail_type: str | None = None
-    switches: str | None = None
-    dependency: str | None = None
-    mem: str | None = None
-    exclusive: bool = False
-    gpu_type: str | None = None
-    gpus_per_node: int | None = None
-    cpus_per_gpu: int | None = None
-    extra: tuple[str, ...] = ()
-    setup: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    secrets: tuple[str, ...] = ()
-    export: str = "all"
-    signal: str = "USR1"
-    signal_lead_s: int = 300
-    requeue: bool = True
-    max_requeues: int = 50
-    replan: str = "never"
-    min_nodes: int | None = None
-    gpu_clusters: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    spares: int = 0
-    preflight: bool = True
-    check_bandwidth: bool | None = None
-    bandwidth_threshold: float = BandwidthOptions.threshold
-    array_limit: int | None = None
-    container: Container = Container()
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
-        """Read the `launch` group of a resolved configuration; raises InputError with every problem in it.
-
-        Keys of starting ranks (LaunchSettings) are passed over.
-        """
-        keys = Fields({key: value for key, value in config.items() if key in SLURM_KEYS}, "launch")
-        texts = {key: _text(keys, key) for key in TEXT_KEYS}
-        settings = cls(
-            **texts,
-            time=_time(keys),
-            exclusive=keys.flag("exclusive", False),
-            gpus_per_node=_auto_count(keys, "gpus_per_node", minimum=0),
-            cpus_per_gpu=_auto_count(keys, "cpus_per_gpu", minimum=0),
-            extra=_extra(keys),
-            setup=_words(keys, "setup"),
-            environment=_environment(keys),
-            secrets=_names(keys, "secrets"),
-            export=keys.choice("export", EXPORTS, "all"),
-            signal=_signal(keys),
-            signal_lead_s=keys.integer("signal_lead_s", 300, minimum=1),
-            requeue=keys.flag("requeue", True),
-            max_requeues=keys.integer("max_requeues", 50, minimum=0),
-            replan=keys.choice("replan", REPLANS, "never"),
-            min_nodes=_count(keys, "min_nodes"),
-            gpu_clusters=_gpu_clusters(keys),
-            spares=keys.integer("spares", 0, minimum=0),
-            preflight=keys.flag("preflight", True),
-            check_bandwidth=keys.auto_flag("check_bandwidth"),
-            bandwidth_threshold=keys.number("bandwidth_threshold", cls.bandwidth_threshold, minimum=0.0),
-            array_limit=_count(keys, "array_limit"),
-            container=_container(keys.nested("container")),
-        )
-        keys.close()
-        if settings.gpu_clusters and settings.replan != "any":
-            keys.problem("launch.gpu_clusters names other GPUs to run on, which needs launch.replan=any")
-        if settings.gpu_clusters and settings.gpu_type:
-            keys.problem(
-                f"launch.gpu_type={settings.gpu_type} keeps the job from the GPUs of launch.gpu_clusters: drop one"
-            )
-        raise_problems(keys.problems)
-        return settings
-
-    def fewest_nodes(self, planned: int) -> int:
-        """On how many nodes the job may start, of the so many that it was planned for."""
-        return planned if self.replan == "never" else min(planned, self.min_nodes or 1)
-
-
-SLURM_KEYS = frozenset(f.name for f in fields(SlurmSettings))
-TEXT_KEYS = tuple(f.name for f in fields(SlurmSettings) if f.type == "str | None" and f.name != "time")
-
-
-def _text(keys: Fields, key: str) -> str | None:
-    """A word or number as text; what Slurm could not show on one line is refused."""
-    value = keys.raw(key)
-    if value is None:
-        return None
+def _text(value: Any) -> str:
+    """A word or number as text."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
-        keys.problem(f"launch.{key} = {value!r} must be a text, or null to leave the option out")
-        return None
-    if key != "job_name" and not str(value).isprintable():
-        keys.problem(f"launch.{key} = {value!r} holds a control character: give it on one line")
-        return None
+        raise ValueError("must be a text, or null to leave the option out")
     return str(value)
 
 
-def _time(keys: Fields) -> str | None:
-    value = keys.raw("time")
-    if value is None:
-        return None
+def _line(value: Any) -> str:
+    """A text that Slurm can show on one line."""
+    text = _text(value)
+    if not text.isprintable():
+        raise ValueError("holds a control character: give it on one line")
+    return text
+
+
+def _time(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and value >= LONGEST_PLAIN_MINUTES:
-        keys.problem(
-            f"launch.time = {value} minutes is two days or more: YAML reads an unquoted 24:00:00 as a number; "
+        raise ValueError(
+            "minutes is two days or more: YAML reads an unquoted 24:00:00 as a number; "
             "write such times in quotes, as '24:00:00' or '2-00:00:00'"
         )
-    elif not TIME.fullmatch(str(value)):
-        keys.problem(f"launch.time = {value!r} must be minutes, MM:SS, HH:MM:SS, D-HH or D-HH:MM:SS")
+    if not TIME.fullmatch(str(value)):
+        raise ValueError("must be minutes, MM:SS, HH:MM:SS, D-HH or D-HH:MM:SS")
     return str(value)
 
 
@@ -173,91 +63,192 @@ def time_limit_s(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _count(keys: Fields, key: str) -> int | None:
-    return None if keys.raw(key) is None else keys.integer(key, minimum=1)
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(word, str) for word in value):
+        raise ValueError("must be a list of texts")
+    return tuple(value)
 
 
-def _auto_count(keys: Fields, key: str, *, minimum: int) -> int | None:
-    return None if keys.raw(key, AUTO) in (AUTO, None) else keys.integer(key, minimum=minimum)
-
-
-def _words(keys: Fields, key: str) -> tuple[str, ...]:
-    value = keys.raw(key, ())
-    if isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
-        return tuple(value)
-    keys.problem(f"launch.{key} = {value!r} must be a list of texts")
-    return ()
-
-
-def _extra(keys: Fields) -> tuple[str, ...]:
-    words = _words(keys, "extra")
-    for word in words:
+def _extra(value: Any) -> tuple[str, ...]:
+    for word in _words(value):
         why = FORBIDDEN.get(word.partition("=")[0].partition(" ")[0])
         if why:
-            keys.problem(f"launch.extra has {word!r}: {why}; take it out")
-        elif not word.startswith("-"):
-            keys.problem(
+            raise InputError(f"launch.extra has {word!r}: {why}; take it out")
+        if not word.startswith("-"):
+            raise InputError(
                 f"launch.extra has {word!r}, which would be taken for the script: write options as --name=value"
             )
-    return words
+    return tuple(value)
 
 
-def _signal(keys: Fields) -> str:
-    name = keys.text("signal", "USR1").upper().removeprefix("SIG")
-    if name not in {known.name.removeprefix("SIG") for known in Signals} - {"KILL", "STOP"}:
-        keys.problem(f"launch.signal = {name!r} is no signal that can be caught: USR1, USR2, TERM, HUP …")
-    return name
+def _signal(value: Any) -> str:
+    [found] = checked_signals([value])
+    return found.name.removeprefix("SIG")
 
 
-def _names(keys: Fields, key: str) -> tuple[str, ...]:
-    words = _words(keys, key)
-    for word in words:
-        if not VARIABLE_NAME.fullmatch(word):
-            keys.problem(f"launch.{key} has an entry that is no variable name: give names only, never values")
-    return tuple(word for word in words if VARIABLE_NAME.fullmatch(word))
+def _names(value: Any) -> tuple[str, ...]:
+    """Names of variables; no message repeats what may be a secret's value."""
+    if not all(VARIABLE_NAME.fullmatch(word) for word in _words(value)):
+        raise InputError("launch.secrets has an entry that is no variable name: give names only, never values")
+    return tuple(value)
 
 
-def _environment(keys: Fields) -> dict[str, str]:
-    given = keys.mapping("environment")
-    for name, value in given.items():
-        if not VARIABLE_NAME.fullmatch(str(name)) or isinstance(value, dict | list) or value is None:
-            keys.problem(f"launch.environment.{name} must be a variable name with one value")
+def _environment(value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a group of variables")
+    problems = []
+    for name, text in value.items():
+        if not VARIABLE_NAME.fullmatch(str(name)) or isinstance(text, dict | list) or text is None:
+            problems.append(f"launch.environment.{name} must be a variable name with one value")
         elif is_secret_name(str(name)):
-            keys.problem(
+            problems.append(
                 f"launch.environment.{name} would be written to a file: export it in your shell and name it in "
                 f"launch.secrets=[{name}]"
             )
-    return {str(name): str(value) for name, value in given.items()}
+    if problems:
+        raise InputError(problems)
+    return {str(name): str(text) for name, text in value.items()}
 
 
-def _gpu_clusters(keys: Fields) -> dict[str, str]:
-    given = keys.mapping("gpu_clusters")
-    for gpu_type, name in given.items():
-        if not isinstance(name, str):
-            keys.problem(f"launch.gpu_clusters.{gpu_type} = {name!r} must be the name of a cluster file, as dgx_h100")
-    return {str(gpu_type): str(name) for gpu_type, name in given.items()}
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """Where the ranks run: on the bare node, or in an image through apptainer or pyxis."""
 
-
-def _container(keys: Fields) -> Container:
-    container = Container(
-        runtime=keys.choice("runtime", RUNTIMES, "bare"),
-        image=keys.optional_text("image"),
-        mounts=_plain_words(keys, "mounts"),
-        python=keys.text("python", "python3"),
-        options=_plain_words(keys, "options"),
+    runtime: str = key("bare", choices=("bare", "apptainer", "pyxis"), meaning="what runs the container; bare: none")
+    image: str | None = key(
+        None, meaning=".sif file or docker://… (apptainer), image name or .sqsh file (pyxis); null: none"
     )
-    keys.close()
-    if (container.runtime == "bare") != (container.image is None):
-        keys.problem(
-            f"launch.container.runtime={container.runtime} with image={container.image}: "
-            "apptainer and pyxis need an image, bare takes none"
-        )
-    return container
+    mounts: tuple[str, ...] = key(
+        (), example="[/data:/data]", meaning="folders in the container; the run folder and the working folder are added"
+    )
+    python: str = key(
+        "python3", meaning="interpreter inside the image: this package and torch must be installed there"
+    )
+    options: tuple[str, ...] = key(
+        (), meaning="further options of `apptainer exec`, or --container-… options of srun"
+    )
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Container:
+        container = cls(**given)
+        if (container.runtime == "bare") != (container.image is None):
+            raise InputError(
+                f"launch.container.runtime={container.runtime} with image={container.image}: "
+                "apptainer and pyxis need an image, bare takes none"
+            )
+        return container
 
 
-def _plain_words(keys: Fields, key: str) -> tuple[str, ...]:
-    value = keys.raw(key, ())
-    if isinstance(value, list | tuple) and all(isinstance(word, str) and word for word in value):
-        return tuple(value)
-    keys.problem(f"launch.container.{key} = {value!r} must be a list of texts")
-    return ()
+def _option(meaning: str, *, example: str | None = None, verbatim: bool = False) -> Any:
+    """A text that sbatch gets as it is."""
+    return key(None, convert=_line, meaning=f"{meaning}; null: the site's own", example=example, verbatim=verbatim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmSettings:
+    """What a site needs to know. Texts go to Slurm as they are, None leaves the option out."""
+
+    job_name: str | None = key(None, convert=_text, verbatim=True, meaning="null: the name of the run folder")
+    account: str | None = _option("account that pays")
+    partition: str | None = _option("partition")
+    qos: str | None = _option("quality of service")
+    time: str | None = key(
+        None, convert=_time, example="'24:00:00'",
+        meaning="time limit: minutes, 'HH:MM:SS' or 'D-HH:MM:SS', in quotes (YAML reads 24:00:00 as a number); "
+        "null: the site's own",
+    )  # fmt: skip
+    constraint: str | None = _option("features that the nodes must have", verbatim=True)
+    reservation: str | None = _option("reservation")
+    exclude: str | None = _option("nodes to leave out", example="node[03,07]", verbatim=True)
+    nodelist: str | None = _option("nodes to take", example="node[01-16]", verbatim=True)
+    comment: str | None = _option("comment", verbatim=True)
+    mail_user: str | None = _option("who gets mail")
+    mail_type: str | None = _option("what mail is about", example="END,FAIL", verbatim=True)
+    switches: str | None = _option("leaf switches at most, with how long to wait for them", example="1@12:00:00")
+    dependency: str | None = _option("jobs to wait for", example="afterok:17", verbatim=True)
+    mem: str | None = _option("memory of a node as --mem takes it (0: all of it); never guessed")
+    exclusive: bool = key(False, meaning="whole nodes")
+    gpu_type: str | None = _option("GRES type of the GPUs", example="a100")
+    gpus_per_node: int | None = key(
+        AUTO, auto=True, unit="GPUs", minimum=0, meaning="auto: the plan's ranks on a node; none on a CPU cluster"
+    )
+    cpus_per_gpu: int | None = key(
+        AUTO, auto=True, unit="cores", minimum=0, meaning="auto: cluster.node.cores over cluster.node.num_gpus"
+    )
+    extra: tuple[str, ...] = key(
+        (), convert=_extra, example="[--licenses=fs, --nice=100]", meaning="further sbatch options, verbatim and last"
+    )
+    setup: tuple[str, ...] = key(
+        (), example="['module load cuda']", meaning="shell lines before anything else"
+    )
+    environment: Mapping[str, str] = key(
+        {}, convert=_environment, meaning="variables for the ranks; they are kept in the run folder, so no secrets"
+    )
+    secrets: tuple[str, ...] = key(
+        (), convert=_names, example="[WANDB_API_KEY]",
+        meaning="names of secret variables of your shell that the job may have; all others stay behind",
+    )  # fmt: skip
+    export: str = key(
+        "all", choices=("all", "none"), meaning="all: the job gets the environment of your shell, without secrets"
+    )
+    container: Container = key(Container(), meaning="where the ranks run")
+    signal: str = key(
+        "USR1", convert=_signal,
+        meaning="what Slurm sends the job before its time limit or at preemption: checkpoint, then requeue",
+    )  # fmt: skip
+    signal_lead_s: int = key(
+        300, unit="s", minimum=1,
+        meaning="so long before the limit (Slurm looks every 30 s: it may come that much earlier)",
+    )  # fmt: skip
+    requeue: bool = key(True, meaning="requeue after that signal, and when a node fails")
+    max_requeues: int = key(50, minimum=0, meaning="how often")
+    replan: str = key(
+        "never", choices=("never", "shrink", "any"),
+        meaning="shrink: fewer nodes than planned get a new layout; any: so do more nodes and other GPUs",
+    )  # fmt: skip
+    min_nodes: int | None = key(None, unit="nodes", minimum=1, meaning="with replan: fewest to start on; null: 1")
+    gpu_clusters: Mapping[str, str] = key(
+        {}, example="{h100: dgx_h100}",
+        meaning="with replan=any: GPUs that the job may land on as well: Slurm's GRES type, cluster file",
+    )  # fmt: skip
+    spares: int = key(
+        0, unit="nodes", minimum=0,
+        meaning="so many more than planned, where Slurm has them free: they idle, and take the place of bad and lost ones",
+    )  # fmt: skip
+    preflight: bool = key(True, meaning="look at every node before the ranks start")
+    check_bandwidth: bool | None = key(
+        AUTO, auto=True,
+        meaning="then measure each node and pairs of nodes, a minute at most; auto: with GPUs on two nodes or more",
+    )  # fmt: skip
+    bandwidth_threshold: float = key(
+        BandwidthOptions.threshold, minimum=0, below=1,
+        meaning="a node below this share of the median node is slow: it does not take part",
+    )  # fmt: skip
+    array_limit: int | None = key(
+        None, unit="runs", minimum=1, meaning="of a sweep: how many of its runs at a time; null: all"
+    )
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> SlurmSettings:
+        settings = cls(**given)
+        if settings.gpu_clusters and settings.replan != "any":
+            raise InputError("launch.gpu_clusters names other GPUs to run on, which needs launch.replan=any")
+        if settings.gpu_clusters and settings.gpu_type:
+            raise InputError(
+                f"launch.gpu_type={settings.gpu_type} keeps the job from the GPUs of launch.gpu_clusters: drop one"
+            )
+        return settings
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
+        """Read Slurm's keys of a group `launch`; raises InputError with every problem in it."""
+        return read(cls, config, "launch", beside=(LaunchSettings,))
+
+    def fewest_nodes(self, planned: int) -> int:
+        """On how many nodes the job may start, of the so many that it was planned for."""
+        return planned if self.replan == "never" else min(planned, self.min_nodes or 1)
+
+
+def launch_of_slurm(config: Mapping[str, Any]) -> LaunchSettings:
+    """The keys of a group `launch` with Slurm's that are not Slurm's own."""
+    return read(LaunchSettings, config, "launch", beside=(SlurmSettings,))

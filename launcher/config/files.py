@@ -1,0 +1,182 @@
+"""Configuration files: a user's own before ours, YAML that does not parse refused with file and line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from io import StringIO
+from pathlib import Path
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
+
+from launcher.errors import InputError
+from launcher.resources import resource
+
+SCHEME = "launcher"
+PRIMARY = "_launcher"  # configs/config.yaml, always ours: many a training script has a file of that name
+LARGEST_FILE = 2**20
+MOST_VALUES = 20_000
+DEEPEST = 20
+PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
+_loaded: ContextVar[list[Path] | None] = ContextVar("configuration files that were loaded", default=None)
+
+
+def folders() -> list[Path]:
+    """The folders of configuration files: `configs` in the current folder is the user's own, and comes first."""
+    ours, own = resource("configs"), Path.cwd() / "configs"
+    return [own, ours] if own.is_dir() and not own.samefile(ours) else [ours]
+
+
+def is_own(file: Path) -> bool:
+    """Whether a configuration file is a user's."""
+    return resource("configs") not in file.parents
+
+
+@contextmanager
+def recorded() -> Iterator[list[Path]]:
+    """The files that Hydra loads in this context, in their order."""
+    found: list[Path] = []
+    token = _loaded.set(found)
+    try:
+        yield found
+    finally:
+        _loaded.reset(token)
+
+
+def prepared() -> tuple[str, str]:
+    """The name of the primary configuration, and the override by which Hydra finds the files that it names."""
+    Plugins.instance().register(_Files)
+    ConfigStore.instance().store(PRIMARY, OmegaConf.load(resource("configs") / "config.yaml"))
+    return PRIMARY, f"hydra.searchpath=['{SCHEME}://']"
+
+
+class _Files(ConfigSource):
+    """All folders of configuration files as one."""
+
+    @staticmethod
+    def scheme() -> str:
+        return SCHEME
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = _find(config_path)
+        if file is None:
+            raise InputError(f"{config_path}.yaml is in none of {', '.join(map(str, folders()))}")
+        if (loaded := _loaded.get()) is not None:
+            loaded.append(file)
+        text = _text(file) if is_own(file) else file.read_text()
+        package = PACKAGE.search(text)
+        config = _parsed(file, text)
+        return ConfigResult(self.provider, self.full_path(), config, {"package": package[1] if package else None})
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any((folder / config_path).is_dir() for folder in folders())
+
+    def is_config(self, config_path: str) -> bool:
+        return _find(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        found = [entry for folder in folders() for entry in (folder / config_path).glob("*")]
+        groups = {entry.name for entry in found if entry.is_dir()}
+        files = {entry.stem for entry in found if entry.suffix == ".yaml"}
+        chosen = {ObjectType.GROUP: groups, ObjectType.CONFIG: files}
+        return sorted(groups | files if results_filter is None else chosen[results_filter])
+
+
+def _find(config_path: str) -> Path | None:
+    name = f"{config_path.removesuffix('.yaml')}.yaml"
+    return next((file for folder in folders() if (file := folder / name).is_file()), None)
+
+
+def _text(file: Path) -> str:
+    """A user's file; what is no text, or would blow up when it is read, is refused."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST_FILE + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror})") from error
+    if len(data) > LARGEST_FILE:
+        raise _refused(file, 1, "the file is larger than 1 MiB, which no configuration is")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise _refused(file, data[: error.start].count(b"\n") + 1, "not UTF-8: save the file as UTF-8") from error
+    try:
+        _check_size(file, text)
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(file, error) from error
+    except yaml.YAMLError as error:
+        raise _refused(file, 1, f"not YAML: {str(error).splitlines()[0]}") from error
+    return text
+
+
+def _check_size(file: Path, text: str) -> None:
+    """Refuse what is no group of keys, is nested without end, or grows by aliases. Looks at the events of the parser,
+    so that nothing is built."""
+    values, sizes, open_anchors = 0, dict[str, int](), list[tuple[str | None, int]]()
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_anchors):
+                raise _refused(file, line, f"*{event.anchor} is inside what it stands for")
+            values += sizes.get(event.anchor, 0)
+        elif isinstance(event, yaml.NodeEvent):
+            if not open_anchors and not isinstance(event, yaml.MappingStartEvent):
+                raise _refused(file, line, "the file must be a group of keys, as `name: value`")
+            values += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_anchors.append((event.anchor, values))
+            elif event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_anchors.pop()
+            sizes |= {anchor: values - before + 1} if anchor else {}
+        if len(open_anchors) > DEEPEST:
+            raise _refused(file, line, f"groups are nested more than {DEEPEST} deep")
+        if values > MOST_VALUES:
+            raise _refused(file, line, f"more than {MOST_VALUES:,} values, aliases counted")
+
+
+def _parsed(file: Path, text: str) -> DictConfig:
+    try:
+        config = OmegaConf.load(StringIO(text))
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(file, error) from error
+    if not isinstance(config, DictConfig):
+        raise _refused(file, 1, "the file must be a group of keys, as `name: value`")
+    _check_defaults(file, text, config)
+    return config
+
+
+def _check_defaults(file: Path, text: str, config: DictConfig) -> None:
+    """Refuse a defaults list that Hydra would stumble over."""
+    if "defaults" not in config:
+        return
+    entries = OmegaConf.to_container(config, resolve=False)["defaults"]  # type: ignore[index,call-overload]
+    line = next((i for i, found in enumerate(text.splitlines(), 1) if found.startswith("defaults")), 1)
+    if not isinstance(entries, list):
+        raise _refused(file, line, f"defaults must be a list, as `defaults: [{entries}, _self_]`")
+    for entry in entries:
+        one = isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), str | list | None)
+        if not isinstance(entry, str) and not one:
+            raise _refused(file, line, f"an entry of defaults is a name or `group: name`, not {entry!r}")
+        if entry == file.stem:
+            raise _refused(file, line, f"defaults name {entry}, which is this file: give it another name")
+
+
+def _not_yaml(file: Path, error: yaml.MarkedYAMLError) -> InputError:
+    mark = error.problem_mark or error.context_mark
+    return _refused(file, mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}")
+
+
+def _refused(file: Path, line: int, why: str) -> InputError:
+    return InputError(f"{file}, line {line}: {why}")

@@ -1,0 +1,142 @@
+"""Overrides of the command line, by Hydra's grammar: which choose a file of a group, which set a key, which sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.errors import HydraException
+
+from launcher.config.settings import Configuration
+from launcher.errors import InputError
+from launcher.schema import names, unknown_key, walk
+
+# With Slurm's keys: a key is verbatim whether they are in use or not.
+_ALL = {"launch": {"place": "slurm"}}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One override of a key: `sign` is that before it (+, ++, ~ or none)."""
+
+    word: str
+    sign: str
+    key: str
+    value: Any
+
+
+@lru_cache(maxsize=1)
+def verbatim_keys() -> frozenset[str]:
+    """Keys whose value is taken as it is, without Hydra's grammar: paths, why_not=tp=4,pp=16, what goes to sbatch."""
+    return frozenset(name for name, entry in walk(Configuration, data=_ALL) if entry.key.verbatim)
+
+
+def parse(words: Iterable[str], groups: Iterable[str]) -> tuple[list[str], list[Setting]]:
+    """The words that choose files, for Hydra, and those that set keys; raises InputError with all malformed words."""
+    choices, settings, problems = [], [], []
+    for word in words:
+        try:
+            parsed = _setting(word)
+        except InputError as error:
+            problems.extend(error.problems)
+            continue
+        group = parsed.key.partition("@")[0]
+        if "@" in parsed.key or (group in groups and not isinstance(parsed.value, dict)):
+            choices.append(word)
+        else:
+            settings.append(parsed)
+    if problems:
+        raise InputError(problems)
+    return choices, settings
+
+
+@lru_cache(maxsize=4096)
+def _setting(word: str) -> Setting:
+    if (found := _verbatim(word)) is not None:
+        return found
+    parsed = _parsed(word)
+    if parsed.is_sweep_override():
+        key, _, value = word.partition("=")
+        raise InputError(
+            f"{word} gives several values: sweep with -m, or quote what is one value: \"{key}='{value}'\""
+        )
+    key = parsed.key_or_group if parsed.package is None else f"{parsed.key_or_group}@{parsed.package}"
+    sign = parsed.get_key_element().removesuffix(key)
+    return Setting(word, sign, key, parsed.value())
+
+
+def _verbatim(word: str) -> Setting | None:
+    key, equals, value = word.partition("=")
+    if not equals or key not in verbatim_keys() or value[:1] in ("'", '"'):
+        return None
+    return Setting(word, "", key, None if value == "null" else value)
+
+
+def _parsed(word: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{word} is not an override ({why}): write key=value, close brackets, quote what is special"
+        ) from error
+
+
+def apply(settings: Sequence[Setting], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with these keys set; raises InputError for a sign that does not fit its key."""
+    found, problems = dict(config), []
+    for setting in settings:
+        *groups, last = setting.key.split(".")
+        inside = found
+        for group in groups:
+            inner = inside.get(group)
+            inside[group] = inside = dict(inner) if isinstance(inner, Mapping) else {}
+        if setting.sign == "~":
+            problems += [] if last in inside or setting.key in _known(config) else [_unknown(setting.key, config)]
+            inside.pop(last, None)
+            continue
+        if setting.sign == "+" and setting.key in _known(config):
+            problems.append(f"+{setting.key}: the key is there already: write {setting.key}=VALUE, without the +")
+        before = inside.get(last)
+        both = isinstance(before, Mapping) and isinstance(setting.value, Mapping)
+        inside[last] = {**before, **setting.value} if both else setting.value
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def _known(config: Mapping[str, Any]) -> list[str]:
+    return names(Configuration, data=config)
+
+
+def _unknown(key: str, config: Mapping[str, Any]) -> str:
+    return unknown_key(key, _known(config))
+
+
+def combinations(words: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[list[str]]:
+    """Every combination of a sweep: `cluster=a,b layout.tp=1,2` gives four lists of words. `options` of a group are
+    what `glob(…)` chooses from."""
+    return [list(chosen) for chosen in product(*(_values(word, options) for word in words))]
+
+
+def _values(word: str, options: Callable[[str], Sequence[str]]) -> list[str]:
+    if _verbatim(word) is not None:
+        return [word]
+    parsed = _parsed(word)
+    if not parsed.is_sweep_override():
+        return [word]
+    key, value = parsed.get_key_element(), parsed.value()
+    if isinstance(value, Glob):
+        found = value.filter(list(options(parsed.key_or_group)))
+    elif parsed.is_discrete_sweep():
+        found = list(parsed.sweep_string_iterator())
+    else:
+        raise InputError(f"{word} is no list of values: give {key}=a,b or {key}=range(1,4)")
+    if not found:
+        raise InputError(f"{word} matches nothing: known are {', '.join(options(parsed.key_or_group)) or 'no names'}")
+    return [f"{key}={text}" for text in found]

@@ -1,0 +1,124 @@
+"""The whole configuration as one frozen value: every group with the class that owns its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import prod
+from typing import Any
+
+from launcher.agent.settings import LaunchSettings
+from launcher.cluster import Cluster
+from launcher.cluster.shape import DEGREES
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.model import Model, Training
+from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOptions, recipe_class
+from launcher.schema import AUTO, defaults, key, read
+from launcher.slurm.settings import SlurmSettings
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    """Numbers of GPUs, as a list or as people type them: 8,16,32."""
+    words = value.strip("[]").split(",") if isinstance(value, str) else value
+    numbers = [int(word) if isinstance(word, str) and word.strip().isdigit() else word for word in words or ()]
+    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("must be a list of numbers of GPUs: sizes=[8,16,32]")
+    return tuple(numbers)
+
+
+def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
+    """Slurm's keys are in the group `launch` where it says so."""
+    return SlurmSettings if launch.get("place") == "slurm" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Every key that there is. Two classes with the same key share its group."""
+
+    cluster: Cluster = key(meaning="the hardware")
+    model: Model = key(meaning="the transformer")
+    layout: LayoutRequest = key(meaning="what of the layout is pinned")
+    training: Training = key(name="train", meaning="what speed, memory and the loss depend on")
+    train: TrainOptions = key(name="train", meaning="how long and how to train")
+    recipe: RecipeOptions = key(choose=recipe_class, meaning="the job that runs where script is null")
+    launch: LaunchSettings = key(name="launch", meaning="how ranks are started and kept alive")
+    slurm: SlurmSettings | None = key(name="launch", choose=_slurm, meaning="what a Slurm site needs to know")
+    tracking: TrackingOptions = key(meaning="where metrics go")
+
+    output: str = key(
+        "text", choices=("text", "json"), meaning="json: one JSON document on stdout, text for people on stderr"
+    )
+    run_dir: str | None = key(None, verbatim=True, meaning="the run's folder; null: runs/<recipe>-<UTC time>")
+    script: str | None = key(
+        None, verbatim=True, meaning="a torchrun-compatible script of yours, instead of the recipe"
+    )
+    dry_run: bool = key(False, meaning="print what would run, start nothing")
+    top: int = key(10, unit="plans", minimum=1, meaning="how many plans to show")
+    why_not: str | None = key(
+        None, verbatim=True, example="tp=4,pp=16", meaning="why this layout is not the first choice"
+    )
+    sizes: tuple[int, ...] | None = key(
+        None, unit="GPUs", convert=_sizes, verbatim=True, example="8,16,32", meaning="compare numbers of GPUs"
+    )
+    tokens: float | None = key(
+        None, unit="tokens", above=0, example="300e9", meaning="training tokens, for GPU-hours and cost"
+    )
+    to: str | None = key(None, meaning="export format")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One command's input: the job, the layout as asked for, every key as a value, and the data that was given."""
+
+    job: Job
+    request: LayoutRequest
+    options: Configuration
+    given: Mapping[str, Any]
+    notes: tuple[str, ...] = ()  # what the user should know about where it comes from
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole configuration as plain data, defaults included."""
+        return with_defaults(self.given)
+
+
+def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
+    """Typed values of a resolved configuration; raises InputError with everything that is wrong."""
+    options = read(Configuration, _with_dtype(given))
+    options.train.check_engine(options.training.engine)
+    job = Job(options.cluster, options.model, options.training)
+    return Settings(job, request_on(options.cluster, options.layout), options, given, notes)
+
+
+def _with_dtype(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`train.dtype=auto` follows the cluster: CPUs train in fp32."""
+    gpu: Any = given
+    for group in ("cluster", "node", "gpu"):
+        gpu = gpu.get(group) if isinstance(gpu, Mapping) else None
+    train = given.get("train") or {}
+    if not isinstance(train, Mapping) or train.get("dtype", AUTO) != AUTO or not isinstance(gpu, Mapping):
+        return given
+    return {**given, "train": {**train, "dtype": "fp32"}} if gpu.get("kind") == "cpu" else given
+
+
+def request_on(cluster: Cluster, asked: LayoutRequest) -> LayoutRequest:
+    """What was asked for; where it pins no degree, a default layout that fills the cluster does."""
+    degrees = dict(cluster.default_layout)
+    free = all(getattr(asked, degree) is None for degree in DEGREES)
+    return replace(asked, **degrees) if free and degrees and prod(degrees.values()) == cluster.max_ranks else asked
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of every key: as given, else its default."""
+    return merged(defaults(Configuration, given), given)
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested groups of `below` with the values of `above` in place of its own."""
+    found = dict(below)
+    for name, value in above.items():
+        inner = found.get(name)
+        found[name] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return found
