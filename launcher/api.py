@@ -1,31 +1,76 @@
-"""The Python API: lists of Hydra overrides in, frozen values out."""
+"""The Python API: Hydra overrides in, frozen values out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from launcher.config.settings import Settings
     from launcher.cost import Estimate
+    from launcher.layout import Layout
     from launcher.planner import Plan
+    from launcher.planner.result import SearchResult
+
+
+@dataclass(frozen=True)
+class ConfiguredJob:
+    """A model on a cluster as configured, with what its user pinned of the layout. `launcher.Job` is this class.
+
+    job = Job.from_overrides(["cluster=dgx_a100_80g", "model=gpt3_1b3"])
+    job.with_("layout.tp=4").estimate().step_time_s
+    """
+
+    overrides: tuple[str, ...]
+    settings: Settings
+
+    @classmethod
+    def from_overrides(cls, overrides: Sequence[str] = ()) -> ConfiguredJob:
+        """The job of these overrides; raises InputError with everything that is wrong."""
+        from launcher.config.compose import load
+
+        return cls(tuple(overrides), load(overrides))
+
+    def with_(self, *overrides: str) -> ConfiguredJob:
+        """The same job but for these overrides, each in place of an earlier one of its key."""
+        keys = {word.partition("=")[0] for word in overrides}
+        kept = [word for word in self.overrides if word.partition("=")[0] not in keys]
+        return ConfiguredJob.from_overrides([*kept, *overrides])
+
+    def estimate(self, layout: Layout | None = None) -> Estimate:
+        """The estimate of a layout. Without one: every key that is not pinned takes its plain value, and dp fills the
+        cluster.
+
+        Raises InputError where the layout is illegal; a layout that does not fit is estimated with `fits=False`.
+        """
+        from launcher.cost.model import CostModel
+        from launcher.errors import InputError
+        from launcher.layout.legality import problems
+        from launcher.layout.resolve import plain_layout
+
+        job = self.settings.job
+        layout = layout or plain_layout(job, self.settings.request)
+        if found := problems(job, layout):
+            raise InputError(found)
+        return CostModel(job).estimate(layout)
+
+    def search(self, *, top: int | None = None) -> SearchResult:
+        """The best layouts, and why others are not among them; raises NoLayoutFits where nothing fits."""
+        from launcher.planner.search import search
+
+        return search(self.settings.job, self.settings.request, top=top or self.settings.options.top)
+
+    def plan(self) -> Plan:
+        """The best plan of a search over all that is not pinned; raises NoLayoutFits where nothing fits."""
+        from launcher.planner.build import make_plan
+
+        return make_plan(self.settings.job, self.settings.request, self.settings.config)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:
-    """The estimate of one layout: every layout key that is not pinned takes its plain value, dp fills the cluster.
-
-    Raises InputError where the layout is illegal; a layout that does not fit is estimated with `fits=False`.
-    """
-    from launcher.config.recompose import load_again
-    from launcher.cost.model import CostModel
-    from launcher.errors import InputError
-    from launcher.layout.legality import problems
-    from launcher.layout.resolve import plain_layout
-
-    settings = load_again(overrides)
-    layout = plain_layout(settings.job, settings.request)
-    if found := problems(settings.job, layout):
-        raise InputError(found)
-    return CostModel(settings.job).estimate(layout)
+    """The estimate of one layout, as `ConfiguredJob.estimate` makes it."""
+    return ConfiguredJob.from_overrides(overrides).estimate()
 
 
 def plan(overrides: Sequence[str]) -> Plan:
@@ -33,8 +78,4 @@ def plan(overrides: Sequence[str]) -> Plan:
 
     Raises InputError for wrong input and NoLayoutFits where nothing fits.
     """
-    from launcher.config.recompose import load_again
-    from launcher.planner.build import make_plan
-
-    settings = load_again(overrides)
-    return make_plan(settings.job, settings.request, settings.config)
+    return ConfiguredJob.from_overrides(overrides).plan()

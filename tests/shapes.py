@@ -19,7 +19,6 @@ def gpu(*, memory_gib: float = 80, mig_profile: str | None = None) -> Gpu:
         num_sms=108,
         nvlink_bytes_per_s=300e9,
         pcie_bytes_per_s=32e9,
-        compute_capability=8.0,
         mig_profile=mig_profile,
         price_per_hour=2.0,
     )
@@ -43,10 +42,9 @@ def cluster(
         nvlink="nvswitch" if max(domains) > 1 else "none",
         num_nics=8,
         nic_gbps=200,
-        sockets=2,
         cores=128,
     )
-    return Cluster("test_cluster", nodes, node, fabric="infiniband", nodes_per_leaf=nodes_per_leaf)
+    return Cluster("test_cluster", nodes, node=node, fabric="infiniband", nodes_per_leaf=nodes_per_leaf)
 
 
 def model(*, hidden: int = 1024, layers: int = 24, heads: int = 16, seq_len: int = 2048, num_experts: int = 0) -> Model:

@@ -62,7 +62,10 @@ class LaunchSettings:
         meaning="signals that ask the job to stop at the end of a step; a second one stops it at once",
     )  # fmt: skip
     grace_s: float = key(
-        30.0, unit="s", minimum=0, meaning="how long ranks that follow the request may take; others are ended right away"
+        30.0,
+        unit="s",
+        minimum=0,
+        meaning="how long ranks that follow the request may take; others are ended right away",
     )
     kill_after_s: float = key(5.0, unit="s", minimum=0, meaning="from TERM to KILL for ranks that are being ended")
     hang_timeout_s: float | None = key(

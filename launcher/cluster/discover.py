@@ -238,8 +238,6 @@ def _behind_a_gpu_switch(topology: Topology | None) -> set[str]:
 
 def _host_lines(machine: Machine) -> tuple[Line, ...]:
     lines = [Line("cores", str(machine.cores), "usable by this process")]
-    if machine.sockets:
-        lines.insert(0, Line("sockets", str(machine.sockets), "/sys/devices/system/cpu"))
     if machine.memory_bytes:
         lines.append(Line("host_memory_gib", f"{machine.memory_bytes / GIB:.1f}", "/proc/meminfo"))
     return tuple(lines)

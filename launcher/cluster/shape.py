@@ -79,8 +79,8 @@ class Node:
     num_gpus: int = key(
         unit="GPUs", minimum=1, maximum=MOST_GPUS, meaning="GPUs of a node (or MIG slices, or ranks on CPUs)"
     )
-    domains: tuple[tuple[int, ...], ...]
     _: KW_ONLY
+    domains: tuple[tuple[int, ...], ...]
     nvlink: str = key(
         "none", choices=("nvswitch", "direct", "bridge", "none"), meaning="how the GPUs of a domain are linked"
     )

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from launcher import env
 from launcher.cluster.hostlist import compress_hostlist
+from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
-from launcher.commands.submit import with_slurm
-from launcher.config.compose import Settings, load
+from launcher.commands.submit import slurm_of, with_slurm
+from launcher.config.settings import Settings
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
@@ -34,9 +35,9 @@ from launcher.slurm.settings import SlurmSettings
 
 def run(invocation: Invocation) -> int:
     """Print every finding; 0 where no job would suffer from it, 1 with a problem."""
-    settings = load(with_slurm(invocation.overrides))
-    slurm = SlurmSettings.from_config(settings.config["launch"])
-    as_json = settings.config["output"] == "json"
+    settings = checked_settings(with_slurm(invocation.overrides))
+    slurm = slurm_of(settings)
+    as_json = settings.options.output == "json"
     if _owns_allocation():
         findings = check_allocation(settings, slurm)
     else:
@@ -54,7 +55,7 @@ def run(invocation: Invocation) -> int:
 
 def check_here(settings: Settings, slurm: SlurmSettings, overrides: Sequence[str]) -> list[Finding]:
     """This machine alone, with launch.check_bandwidth=true also the bandwidth among its ranks."""
-    run_dir = settings.config["run_dir"]
+    run_dir = settings.options.run_dir
     findings = preflight(settings.job.cluster, run_folder=Path(run_dir or "runs"))
     if slurm.check_bandwidth:
         folder = _folder(run_dir)
@@ -69,7 +70,7 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
     hosts = read_allocation().hosts
     job = replace(settings.job, cluster=replace(settings.job.cluster, num_nodes=len(hosts)))
     plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.config, hosts=hosts)
-    folder = _folder(settings.config["run_dir"]).path.absolute()
+    folder = _folder(settings.options.run_dir).path.absolute()
     submission = Submission("", (), str(Path.cwd()))
     write_plan(plan, RunFolder(folder).plan)
     write_submission(folder, submission)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.settings import LaunchSettings
-from launcher.config.compose import Settings, load
+from launcher.config.compose import load
+from launcher.config.settings import Settings
 from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
-from launcher.planner.options import TrainOptions, check_recipe
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, plan_file
 from launcher.slurm.record import is_submitted
@@ -29,28 +29,18 @@ class Work:
 
 
 def checked_settings(overrides: Sequence[str]) -> Settings:
-    """Settings whose training, launch and recipe options are sound too; every problem of all is told at once."""
+    """The settings of these overrides; which of the user's own files are in them is said on stderr."""
     settings = load(overrides)
-    problems: list[str] = []
-    for read in (
-        lambda: LaunchSettings.from_config(settings.config["launch"]),
-        lambda: TrainOptions.from_config(settings.config["train"]),
-        lambda: check_recipe(settings.config["recipe"]),
-    ):
-        try:
-            read()
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
+    for note in settings.notes:
+        print(f"launcher: {note}", file=sys.stderr)
     return settings
 
 
 def work(settings: Settings, args: Sequence[str]) -> Work:
     """The recipe or script of a job; raises InputError where its file does not exist."""
-    script = settings.config["script"]
+    script = settings.options.script
     if script is None:
-        name = settings.config["recipe"]["name"]
+        name = settings.options.recipe.name
         path = resource("recipes") / f"{name}.py"
         if args:
             raise InputError(
@@ -69,7 +59,7 @@ def plan_of(words: Sequence[str]) -> Plan:
         return read_plan(plan_file(Path(words[0])))
     from launcher.planner.build import make_plan
 
-    settings = load(words)
+    settings = checked_settings(words)
     return make_plan(settings.job, settings.request, settings.config)
 
 

@@ -6,9 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.commands.common import OVERRIDE
+from launcher.commands.common import OVERRIDE, checked_settings
 from launcher.commands.invocation import Invocation
-from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.lint import lint
 
@@ -21,10 +20,10 @@ def run(invocation: Invocation) -> int:
     if not files:
         raise InputError("`launcher lint` needs a batch script: launcher lint job.sbatch [cluster=NAME]")
     named_cluster = any(word.startswith("cluster") for word in overrides)
-    settings = load(overrides)
+    settings = checked_settings(overrides)
     cluster = settings.job.cluster if named_cluster else None
     found = {file: lint(_read(Path(file)), cluster=cluster) for file in files}
-    if settings.config["output"] == "json":
+    if settings.options.output == "json":
         print(json.dumps({file: [asdict(finding) for finding in findings] for file, findings in found.items()}))
     else:
         for file, findings in found.items():

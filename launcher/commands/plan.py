@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster import Cluster
+from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
-from launcher.config.compose import Settings, load, sweep
-from launcher.config.fields import AUTO
-from launcher.config.recompose import load_again
+from launcher.config.compose import load, sweep
+from launcher.config.settings import Configuration, Settings, request_on
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
@@ -31,38 +30,28 @@ Case = tuple[str, Job, LayoutRequest]
 
 def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
-    overrides = [_as_one_value(word) for word in invocation.overrides]
     if invocation.multirun:
-        cases = _swept_cases(sweep(overrides))
+        cases = _swept_cases(sweep(invocation.overrides))
         return _compare([case for _, several in cases for case in several], cases[0][0])
-    settings = load(overrides)
-    if settings.config["sizes"] is not None:
-        return _compare(_sized_cases(settings), settings.config)
+    settings = checked_settings(invocation.overrides)
+    if settings.options.sizes is not None:
+        return _compare(_sized_cases(settings, settings.options.sizes), settings.options)
     return _rank(settings)
 
 
-def _as_one_value(override: str) -> str:
-    """`sizes=8,16` and `why_not=tp=4,pp=16` as people type them: a bare comma would be a sweep to Hydra."""
-    key, _, value = override.partition("=")
-    if key == "sizes" and value[:1] not in ("[", "n"):
-        return f"sizes=[{value}]"
-    if key == "why_not" and "=" in value and value[:1] not in ("'", '"'):
-        return f"why_not='{value}'"
-    return override
-
-
 def _rank(settings: Settings) -> int:
-    tokens, question = _tokens(settings.config), settings.config["why_not"]
+    tokens, question = settings.options.tokens, settings.options.why_not
     started = time.perf_counter()
     model = CostModel(settings.job)
-    result = search(settings.job, settings.request, top=_top(settings.config), model=model)
+    result = search(settings.job, settings.request, top=settings.options.top, model=model)
     why = reasons(result, model)
     seconds = time.perf_counter() - started
     answer = why_not(result, question, model) if question is not None else None
-    if settings.config["run_dir"]:
+    if settings.options.run_dir:
         best = result.best
-        _keep(Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config))
-    if _wants_json(settings.config):
+        plan = Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config)
+        _keep(plan, Path(settings.options.run_dir))
+    if settings.options.output == "json":
         extra: dict[str, Any] = {"why_not": answer} if answer else {}
         extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
@@ -75,8 +64,7 @@ def _rank(settings: Settings) -> int:
     return 0
 
 
-def _keep(plan: Plan) -> None:
-    folder = Path(plan.config["run_dir"])
+def _keep(plan: Plan, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(plan, RunFolder(folder).plan)
@@ -84,67 +72,39 @@ def _keep(plan: Plan) -> None:
         raise InputError(f"cannot write {folder} ({error.strerror}): give another with run_dir=FOLDER") from error
 
 
-def _compare(cases: Sequence[Case], config: Mapping[str, Any]) -> int:
-    comparison = compare.compare(cases, tokens=_tokens(config))
-    if _wants_json(config):
+def _compare(cases: Sequence[Case], options: Configuration) -> int:
+    comparison = compare.compare(cases, tokens=options.tokens)
+    if options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))
     else:
         terminal.show_comparison(sys.stdout, comparison)
     return 0
 
 
-def _sized_cases(settings: Settings, label: str | None = None) -> list[Case]:
-    """One case a size; `label` stands for the cluster where several things are compared."""
-    sizes = settings.config["sizes"]
-    numbers = isinstance(sizes, list) and sizes and all(type(size) is int for size in sizes)
-    if not numbers:
-        raise InputError(f"sizes={sizes} must be a list of numbers of GPUs: sizes=[8,16,32]")
-    job = settings.job
-    clusters = [compare.resized(job.cluster, size) for size in sizes]
+def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = None) -> list[Case]:
+    """One case a size; `label` is that of the cluster where several things are compared."""
+    clusters = [compare.resized(settings.job.cluster, size) for size in sizes]
     return [
-        (f"{label or cluster.name} × {size}", replace(job, cluster=cluster), _request_at(settings, cluster))
+        (
+            f"{label or cluster.name} × {size}",
+            replace(settings.job, cluster=cluster),
+            request_on(cluster, settings.options.layout),
+        )
         for size, cluster in zip(sizes, clusters, strict=True)
     ]
 
 
-def _request_at(settings: Settings, cluster: Cluster) -> LayoutRequest:
-    """What the user pinned; degrees that only the cluster's default layout pins are free at any other size."""
-    defaults: dict[str, Any] = dict.fromkeys(settings.job.cluster.default_layout)
-    asked = any(settings.config["layout"][key] != AUTO for key in defaults)
-    return settings.request if asked or cluster == settings.job.cluster else replace(settings.request, **defaults)
-
-
-def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Mapping[str, Any], list[Case]]]:
+def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Configuration, list[Case]]]:
     """For every combination its configuration and cases: one, or one a size, labelled by the values that differ."""
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
+    every = [load(combination) for combination in combinations]
+    for note in dict.fromkeys(note for settings in every for note in settings.notes):
+        print(f"launcher: {note}", file=sys.stderr)
     found = []
-    for combination, value in zip(combinations, values, strict=True):
-        settings = load_again(combination)
+    for settings, value in zip(every, values, strict=True):
         label = " ".join(value[key] for key in differing) or settings.job.cluster.name
-        sized = settings.config["sizes"] is not None
-        cases = _sized_cases(settings, label) if sized else [(label, settings.job, settings.request)]
-        found.append((settings.config, cases))
+        sizes = settings.options.sizes
+        cases = _sized_cases(settings, sizes, label) if sizes else [(label, settings.job, settings.request)]
+        found.append((settings.options, cases))
     return found
-
-
-def _tokens(config: Mapping[str, Any]) -> float | None:
-    tokens = config["tokens"]
-    if tokens is None:
-        return None
-    if isinstance(tokens, bool) or not isinstance(tokens, int | float) or tokens <= 0:
-        raise InputError(f"tokens={tokens!r} must be a number of training tokens above 0: tokens=300e9")
-    return float(tokens)
-
-
-def _top(config: Mapping[str, Any]) -> int:
-    top = config["top"]
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise InputError(f"top={top!r} must be a whole number of at least 1")
-    return top
-
-
-def _wants_json(config: Mapping[str, Any]) -> bool:
-    if config["output"] not in ("text", "json"):
-        raise InputError(f"output={config['output']!r} is not one of text, json")
-    return bool(config["output"] == "json")

@@ -7,17 +7,16 @@ import time
 import warnings
 from pathlib import Path
 
-from launcher.agent.settings import LaunchSettings
 from launcher.commands.common import checked_settings, work
 from launcher.commands.invocation import Invocation
-from launcher.config.compose import Settings, as_yaml
+from launcher.config.compose import as_yaml
+from launcher.config.settings import Settings
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, write_plan
 from launcher.planner.build import make_plan
-from launcher.planner.options import TrainOptions
 from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
 
 
@@ -32,16 +31,15 @@ def order(invocation: Invocation, settings: Settings | None = None) -> Order | N
             f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
-    check_inputs(plan)
+    check_inputs(settings)
     tell_plan(plan)
-    if settings.config["dry_run"]:
+    if settings.options.dry_run:
         print("dry run: nothing was started", file=sys.stderr)
         return None
     check_devices(plan)
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
-    launch = LaunchSettings.from_config(settings.config["launch"])
-    return Order(folder.path, job.script, job.args, launch, planned_at=time.monotonic())
+    return Order(folder.path, job.script, job.args, settings.options.launch, planned_at=time.monotonic())
 
 
 def check_devices(plan: Plan) -> None:
@@ -70,11 +68,11 @@ def check_syntax(script: Path) -> None:
         raise InputError(f"{script} is no Python script: {error}") from error
 
 
-def check_inputs(plan: Plan) -> None:
+def check_inputs(settings: Settings) -> None:
     """Raise InputError where files that the gpt recipe is to read are not here, or do not fit its model."""
-    if plan.config.get("script") is not None or plan.config["recipe"]["name"] != "gpt":
+    if settings.options.script is not None or settings.options.recipe.name != "gpt":
         return
-    options, model = TrainOptions.from_config(plan.config["train"]), plan.job.model
+    options, model = settings.options.train, settings.job.model
     if options.data is not None:
         path = Path(options.data)
         check_fits(read_header(path), path, vocab=model.vocab, seq_len=model.seq_len)
@@ -92,7 +90,7 @@ def tell_plan(plan: Plan) -> None:
 
 def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = None) -> RunFolder:
     """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
-    given = path or settings.config["run_dir"]
+    given = path or settings.options.run_dir
     folder = create_run_folder(Path(given)) if given else new_run_folder(name)
     write_plan(plan, folder.plan)
     write_text(folder.config, as_yaml(settings.config))

@@ -30,13 +30,11 @@ def run(invocation: Invocation) -> int:
 
 
 def _start(invocation: Invocation) -> int:
-    from launcher.agent.settings import LaunchSettings
-    from launcher.config.compose import compose_config
+    from launcher.commands.common import checked_settings
     from launcher.faststart import warm
 
-    config = compose_config(invocation.overrides)
-    launch = LaunchSettings.from_config(config["launch"])
-    modules = (*((config.get("recipe") or {}).get("preload") or ()), *launch.preload)
+    options = checked_settings(invocation.overrides).options
+    launch, modules = options.launch, (*options.recipe.preload, *options.launch.preload)
     pid = warm.start(SERVER, modules, idle_s=launch.warm_idle_s)
     _tell(
         f"warm server started (pid {pid}, {warm.socket_path()}); it ends after {launch.warm_idle_s:g} s without a run"

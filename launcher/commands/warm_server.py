@@ -20,7 +20,7 @@ def work(run: WarmRun) -> int:
 
 def _plan_and_run(run: WarmRun) -> int:
     settings = checked_settings(run.overrides)
-    if settings.config["launch"]["warm"] == "never":
+    if settings.options.launch.warm == "never":
         return GO_COLD
     order = make_order(Invocation(run.overrides, rest=run.rest), settings)
     return start_ranks(order, began=run.began) if order else 0

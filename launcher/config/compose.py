@@ -174,16 +174,20 @@ def _notes(files: Sequence[Path]) -> tuple[str, ...]:
     """Which of the user's own files were read in place of ours."""
     ours = resource("configs")
     found = [file.relative_to(folders()[0]) for file in files if is_own(file)]
-    return tuple(f"your configs/{name} is read instead of the launcher's own" for name in found if (ours / name).exists())
+    return tuple(
+        f"your configs/{name} is read instead of the launcher's own" for name in found if (ours / name).exists()
+    )
 
 
 def _located(problem: str, overrides: Sequence[str], files: Sequence[Path]) -> str:
     """A problem with the file and line of its key, where it comes from a user's own file."""
     key = re.match(r"[\w.]+", problem)
+    if key and "is not a known key" in problem and key[0] in words.every_key():
+        problem = f"{key[0]} is a key with launch=slurm, and launch.place=local: choose launch=slurm, or leave it out"
     if key is None or any(key[0] == word.lstrip("+~").partition("=")[0] for word in overrides):
         return problem
-    name = re.compile(rf"\s*{re.escape(key[0].rpartition('.')[2])}\s*:")
-    lines = [(file, i) for file in files if is_own(file) for i, line in enumerate(_lines(file), 1) if name.match(line)]
+    name = re.compile(rf"(^|[\s{{,]){re.escape(key[0].rpartition('.')[2])}\s*:")
+    lines = [(file, i) for file in files if is_own(file) for i, line in enumerate(_lines(file), 1) if name.search(line)]
     return f"{problem} ({lines[0][0]}, line {lines[0][1]})" if len(lines) == 1 else problem
 
 

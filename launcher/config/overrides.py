@@ -12,12 +12,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
-from launcher.config.settings import Configuration
+from launcher.config.settings import Configuration, merged
 from launcher.errors import InputError
-from launcher.schema import names, unknown_key, walk
-
-# With Slurm's keys: a key is verbatim whether they are in use or not.
-_ALL = {"launch": {"place": "slurm"}}
+from launcher.schema import Entry, names, unknown_key, walk
 
 
 @dataclass(frozen=True)
@@ -31,14 +28,22 @@ class Setting:
 
 
 @lru_cache(maxsize=1)
+def every_key() -> Mapping[str, Entry]:
+    """Every key, Slurm's included, but for those of recipes other than the default one."""
+    return dict(walk(Configuration, data={"launch": {"place": "slurm"}}))
+
+
+@lru_cache(maxsize=1)
 def verbatim_keys() -> frozenset[str]:
     """Keys whose value is taken as it is, without Hydra's grammar: paths, why_not=tp=4,pp=16, what goes to sbatch."""
-    return frozenset(name for name, entry in walk(Configuration, data=_ALL) if entry.key.verbatim)
+    return frozenset(name for name, entry in every_key().items() if entry.key.verbatim)
 
 
 def parse(words: Iterable[str], groups: Iterable[str]) -> tuple[list[str], list[Setting]]:
     """The words that choose files, for Hydra, and those that set keys; raises InputError with all malformed words."""
-    choices, settings, problems = [], [], []
+    choices: list[str] = []
+    settings: list[Setting] = []
+    problems: list[str] = []
     for word in words:
         try:
             parsed = _setting(word)
@@ -62,9 +67,7 @@ def _setting(word: str) -> Setting:
     parsed = _parsed(word)
     if parsed.is_sweep_override():
         key, _, value = word.partition("=")
-        raise InputError(
-            f"{word} gives several values: sweep with -m, or quote what is one value: \"{key}='{value}'\""
-        )
+        raise InputError(f"{word} gives several values: sweep with -m, or quote what is one value: \"{key}='{value}'\"")
     key = parsed.key_or_group if parsed.package is None else f"{parsed.key_or_group}@{parsed.package}"
     sign = parsed.get_key_element().removesuffix(key)
     return Setting(word, sign, key, parsed.value())
@@ -102,9 +105,8 @@ def apply(settings: Sequence[Setting], config: Mapping[str, Any]) -> dict[str, A
             continue
         if setting.sign == "+" and setting.key in _known(config):
             problems.append(f"+{setting.key}: the key is there already: write {setting.key}=VALUE, without the +")
-        before = inside.get(last)
-        both = isinstance(before, Mapping) and isinstance(setting.value, Mapping)
-        inside[last] = {**before, **setting.value} if both else setting.value
+        before, value = inside.get(last), setting.value
+        inside[last] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     if problems:
         raise InputError(problems)
     return found

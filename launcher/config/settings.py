@@ -22,10 +22,10 @@ from launcher.slurm.settings import SlurmSettings
 def _sizes(value: Any) -> tuple[int, ...]:
     """Numbers of GPUs, as a list or as people type them: 8,16,32."""
     words = value.strip("[]").split(",") if isinstance(value, str) else value
-    numbers = [int(word) if isinstance(word, str) and word.strip().isdigit() else word for word in words or ()]
-    if not numbers or not all(type(number) is int and number > 0 for number in numbers):
+    numbers = tuple(int(word) for word in words or () if str(word).strip().isdigit() and int(word) > 0)
+    if not numbers or len(numbers) < len(words):
         raise ValueError("must be a list of numbers of GPUs: sizes=[8,16,32]")
-    return tuple(numbers)
+    return numbers
 
 
 def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
@@ -105,7 +105,7 @@ def _with_dtype(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def request_on(cluster: Cluster, asked: LayoutRequest) -> LayoutRequest:
     """What was asked for; where it pins no degree, a default layout that fills the cluster does."""
-    degrees = dict(cluster.default_layout)
+    degrees: dict[str, Any] = dict(cluster.default_layout)
     free = all(getattr(asked, degree) is None for degree in DEGREES)
     return replace(asked, **degrees) if free and degrees and prod(degrees.values()) == cluster.max_ranks else asked
 

@@ -9,11 +9,11 @@ import json
 import shlex
 from collections.abc import Callable
 
-from launcher.config.fields import unknown_key
 from launcher.errors import InputError
 from launcher.planner.deepspeed_config import deepspeed_config
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
+from launcher.schema import unknown_key
 
 
 def export(plan: Plan, target: str) -> str:

@@ -20,8 +20,9 @@ from typing import IO, NoReturn
 from launcher import process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
-from launcher.agent.settings import LaunchSettings, as_config
+from launcher.agent.settings import LaunchSettings
 from launcher.console import tell
+from launcher.schema import from_plain, to_plain
 
 HANDED_OVER = 75  # the child's exit code when the job goes on here
 INTERRUPTED = 130
@@ -39,12 +40,12 @@ class Order:
 
     def to_json(self) -> str:
         paths = {"run_folder": str(self.run_folder), "script": str(self.script)}
-        return json.dumps({**paths, "args": self.args, "launch": as_config(self.launch), "planned_at": self.planned_at})
+        return json.dumps({**paths, "args": self.args, "launch": to_plain(self.launch), "planned_at": self.planned_at})
 
     @classmethod
     def from_json(cls, text: str) -> Order:
         data = json.loads(text)
-        launch = LaunchSettings.from_config(data["launch"])
+        launch = from_plain(LaunchSettings, data["launch"], "launch")
         return cls(Path(data["run_folder"]), Path(data["script"]), tuple(data["args"]), launch, data["planned_at"])
 
 

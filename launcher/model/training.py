@@ -26,7 +26,7 @@ class Training:
     optimizer: str = key("adamw", choices=OPTIMIZERS, meaning="what updates the parameters")
     attention: str = key(
         "flash", choices=ATTENTION_KERNELS,
-        meaning="attention kernel: math (separate softmax), fused (Megatron's fused softmax), flash1, flash (version 2)",
+        meaning="math (separate softmax), fused (Megatron's fused softmax), flash1 or flash (FlashAttention 1 and 2)",
     )  # fmt: skip
     fused_norm: bool = key(True, meaning="RMSNorm in one kernel; else in plain PyTorch operators")
     software_year: int = key(

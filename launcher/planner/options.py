@@ -1,4 +1,4 @@
-"""What recipes read from `train.*` in addition to speed and memory, from `tracking.*` and from `recipe.*`. Torch-free."""
+"""The keys that ranks read: those of `train.*` besides speed and memory, `tracking.*`, `recipe.*`. Torch-free."""
 
 from __future__ import annotations
 
@@ -34,13 +34,9 @@ class TrainOptions:
         None,
         meaning="Hugging Face folder with safetensors (Llama, GPT-2) to start from; null: drawn from the seed",
     )  # fmt: skip
-    data: str | None = key(
-        None, meaning="token file; null: the Python standard library's source, as bytes"
-    )
+    data: str | None = key(None, meaning="token file; null: the Python standard library's source, as bytes")
     hybrid_shard: bool = key(False, meaning="ZeRO inside the NVSwitch domain, replicas across")
-    log_every: int = key(
-        1, unit="steps", minimum=1, meaning="steps between lines where the output is no terminal"
-    )
+    log_every: int = key(1, unit="steps", minimum=1, meaning="steps between lines where the output is no terminal")
     checkpoint_every: int = key(0, unit="steps", minimum=0, meaning="steps between checkpoints; 0: none")
     checkpoint_async: bool = key(True, meaning="checkpoints are written behind the training")
     keep_last: int = key(2, unit="checkpoints", minimum=1, meaning="newest checkpoints that are kept")
@@ -109,7 +105,9 @@ class RecipeOptions:
     name: str = key("gpt", meaning="file of the recipe, under recipes/")
     stack: str | None = key(None, meaning="training stack that the recipe is built on; null: it trains no model")
     preload: tuple[str, ...] = key(
-        (), unit="modules", meaning="imported once, before the ranks are forked: each costs a rank CPU seconds otherwise"
+        (),
+        unit="modules",
+        meaning="imported once, before the ranks are forked: each costs a rank CPU seconds otherwise",
     )
     preload_by_engine: Mapping[str, tuple[str, ...]] = key(
         {}, names=ENGINES, unit="modules", meaning="more of them, by train.engine"
@@ -144,8 +142,6 @@ class CollectivesOptions(RecipeOptions):
             found.append(f"recipe.max_bytes={options.max_bytes} must be at least recipe.min_bytes={options.min_bytes}")
         if options.factor & (options.factor - 1):
             found.append(f"recipe.factor={options.factor} must be a power of two, as the sizes are: 2, 4 or 8")
-        if not options.operations:
-            found.append(f"recipe.operations=[] measures nothing: give some of {', '.join(OPERATIONS)}")
         if found:
             raise InputError(found)
         return options

@@ -14,11 +14,11 @@ def unknown_key(name: str, known: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:
-    """At most two names like this one: first those of the same group, then those with the same last component."""
+    """At most two names like this one, by their last components first: equal, alike in its group, alike in any."""
     parent, _, last = name.rpartition(".")
+    equal = [k for k in known if k.rpartition(".")[2] == last]
+    if equal:
+        return difflib.get_close_matches(name, equal, n=2, cutoff=0.0)
     same_group = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     found = [same_group[match] for match in difflib.get_close_matches(last, same_group, n=2, cutoff=0.6)]
-    if not found:
-        same_last = [k for k in known if k.rpartition(".")[2] == last]
-        found = difflib.get_close_matches(name, same_last, n=2, cutoff=0.0)
     return found or difflib.get_close_matches(name, known, n=2, cutoff=0.6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -25,7 +25,7 @@ def read(cls: type[_T], data: Any, prefix: str = "", *, beside: Sequence[type] =
 
     `prefix` is how the user names the group. `beside`: further classes whose keys may be in it.
     """
-    reader = _Reader([])
+    reader = _Reader([], lambda: [name for each in (cls, *beside) for name in names(each, prefix, data)])
     reader.closed((cls, *beside), data, prefix)
     found = reader.made(cls, data, prefix)
     if reader.problems:
@@ -37,6 +37,7 @@ def read(cls: type[_T], data: Any, prefix: str = "", *, beside: Sequence[type] =
 @dataclass(frozen=True)
 class _Reader:
     problems: list[str]
+    known: Callable[[], list[str]]  # the names of all keys, for those that are unknown
 
     def closed(self, classes: Sequence[type], data: Any, prefix: str) -> None:
         """Report what is no group, and what is a key of none of these classes."""
@@ -46,7 +47,7 @@ class _Reader:
         allowed = {entry.name for cls in classes for entry in entries(cls)}
         unknown = [leaf for name in data if name not in allowed for leaf in _leaves(data[name], join(prefix, name))]
         if unknown:
-            known = [name for cls in classes for name in names(cls, prefix, data)]
+            known = self.known()
             self.problems.extend(unknown_key(leaf, known) for leaf in unknown)
 
     def made(self, cls: type, data: Any, prefix: str) -> Any:
@@ -67,14 +68,14 @@ class _Reader:
     def entry(self, entry: Entry, cls: type, data: Mapping[str, Any], prefix: str) -> Any:
         """The field of one key; REQUIRED where only the dataclass can make its default."""
         name, rule = join(prefix, entry.name), entry.key
-        given = data.get(entry.name, UNSET)
+        absent, given = entry.name not in data, data.get(entry.name)
         if entry.is_group:
             return self.subgroup(entry, cls, {} if given in (UNSET, None) else given, name)
-        if given != UNSET:
-            return self.value(entry, given, name)
-        if rule.default is REQUIRED:
+        if given == UNSET or (absent and rule.default is REQUIRED):
             self.problems.append(f"{name} is not set: give it as {name}=VALUE")
             return _WRONG
+        if not absent:
+            return self.value(entry, given, name)
         if rule.derived or not entry.kept:
             return rule.default
         return getattr(cls, entry.field, REQUIRED)
@@ -119,7 +120,7 @@ def _typed(kind: Any, rule: Key, value: Any) -> Any:
     """The value as the field holds it, or _WRONG."""
     origin = get_origin(kind)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple) or (rule.choices and not value):
             return _WRONG
         items = tuple(_typed(get_args(kind)[0], rule, item) for item in value)
         return _WRONG if _WRONG in items else items

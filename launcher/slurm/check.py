@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
-from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.preflight.checks import preflight
 from launcher.preflight.findings import Finding, Level
 from launcher.run.folder import RunFolder
 from launcher.slurm.node import coordinator
+from launcher.slurm.settings import launch_of_slurm
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 MARK = "launcher-preflight "
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _port(plan: Plan) -> int:
-    launch = LaunchSettings.from_config(plan.config.get("launch") or {})
+    launch = launch_of_slurm(plan.config.get("launch") or {})
     return coordinator(launch, env.get(RUN_ID) or "")[1]
 
 

@@ -16,6 +16,7 @@ from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.record import read_submission
+from launcher.slurm.settings import launch_of_slurm
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
@@ -49,7 +50,7 @@ def take_secret(name: str, *, num_nodes: int) -> str:
 def run_node(run_folder: Path) -> int:
     """Start this node's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
     plan = read_plan(RunFolder(run_folder).plan)
-    launch = LaunchSettings.from_config(plan.config.get("launch") or {})
+    launch = launch_of_slurm(plan.config.get("launch") or {})
     submission = read_submission(run_folder)
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"

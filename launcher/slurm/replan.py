@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.cluster import Cluster
-from launcher.config.fields import AUTO
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner import Plan
+from launcher.schema import read
 from launcher.slurm.settings import SlurmSettings
 
 # Degrees that depend on how many GPUs there are: a pin on them was for the cluster that was asked for.
@@ -98,7 +98,8 @@ def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
     from launcher.planner.build import make_plan
 
     job = replace(plan.job, cluster=cluster)
-    pinned = _pinned(plan.config.get("layout") or {})
+    asked = read(LayoutRequest, plan.config.get("layout") or {}, "layout")
+    pinned: dict[str, Any] = {**asked.pinned(), "tp_across_domains": asked.tp_across_domains}
     kept = {key: value for key, value in pinned.items() if key not in SIZE_KEYS}
     attempts = [kept, {}] if kept else [{}]
     for request in attempts[:-1]:
@@ -107,12 +108,3 @@ def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
         except (InputError, NoLayoutFits):
             continue  # the pins do not fit the other cluster: search without them
     return make_plan(job, LayoutRequest(**attempts[-1]), plan.config, to_run=True)
-
-
-def _pinned(layout: Mapping[str, Any]) -> dict[str, Any]:
-    """The layout keys that the user fixed."""
-    known = {f.name for f in fields(LayoutRequest)}
-    values = {key: value for key, value in layout.items() if key in known and value not in (AUTO, None)}
-    if "layer_split" in values:
-        values["layer_split"] = tuple(values["layer_split"])
-    return values

@@ -121,12 +121,8 @@ class Container:
     mounts: tuple[str, ...] = key(
         (), example="[/data:/data]", meaning="folders in the container; the run folder and the working folder are added"
     )
-    python: str = key(
-        "python3", meaning="interpreter inside the image: this package and torch must be installed there"
-    )
-    options: tuple[str, ...] = key(
-        (), meaning="further options of `apptainer exec`, or --container-… options of srun"
-    )
+    python: str = key("python3", meaning="interpreter inside the image: this package and torch must be installed there")
+    options: tuple[str, ...] = key((), meaning="further options of `apptainer exec`, or --container-… options of srun")
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Container:
@@ -178,9 +174,7 @@ class SlurmSettings:
     extra: tuple[str, ...] = key(
         (), convert=_extra, example="[--licenses=fs, --nice=100]", meaning="further sbatch options, verbatim and last"
     )
-    setup: tuple[str, ...] = key(
-        (), example="['module load cuda']", meaning="shell lines before anything else"
-    )
+    setup: tuple[str, ...] = key((), example="['module load cuda']", meaning="shell lines before anything else")
     environment: Mapping[str, str] = key(
         {}, convert=_environment, meaning="variables for the ranks; they are kept in the run folder, so no secrets"
     )
@@ -213,7 +207,7 @@ class SlurmSettings:
     )  # fmt: skip
     spares: int = key(
         0, unit="nodes", minimum=0,
-        meaning="so many more than planned, where Slurm has them free: they idle, and take the place of bad and lost ones",
+        meaning="so many more than planned, where Slurm has them free, to take the place of bad and lost ones",
     )  # fmt: skip
     preflight: bool = key(True, meaning="look at every node before the ranks start")
     check_bandwidth: bool | None = key(

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster import Cluster
-from launcher.config.build import build_model, build_training
 from launcher.config.compose import load
 from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.model import Model, Training
+from launcher.schema import read
 
 CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g"}
 # Year of the software of a run, by source: what a user knows of his own stack.
@@ -67,12 +68,9 @@ def run_of(row: dict[str, str], bases: dict[str, Cluster], *, years: bool) -> Ru
     out_of_memory = row["value"] == "OOM"
     if any(not row[key] for key in needed) or row["gpu"] not in bases or not (row["iter_time_s"] or out_of_memory):
         return None
-    problems: list[str] = []
     cluster = cluster_of(row, bases[row["gpu"]])
-    model = build_model(model_data(row), problems)
-    training = build_training(training_data(row, years=years), cluster, problems)
-    if problems:
-        raise SystemExit(f"{row['id']}: {problems}")
+    model = read(Model, model_data(row), "model")
+    training = read(Training, training_data(row, years=years), "train")
     return Run(
         name=row["id"],
         group=row["group"],

@@ -65,7 +65,7 @@ def test_an_nvswitch_node_becomes_one_domain_with_its_compute_nics(
         (tuple(range(8)),),
         "nvswitch",
     )
-    assert (node.num_nics, node.nic_gbps, node.cores, node.sockets) == (3, 200.0, 128, 2)
+    assert (node.num_nics, node.nic_gbps, node.cores) == (3, 200.0, 128)
     assert any("mlx5_3 share no PCIe switch" in note for note in file.notes)
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from launcher.agent.settings import LaunchSettings
+from launcher.config.compose import load
 from launcher.errors import InputError
-from launcher.resources import resource
+from launcher.schema import from_plain, to_plain
 
 
-def shipped() -> dict[str, object]:
-    return dict(yaml.safe_load((resource("configs") / "launch" / "local.yaml").read_text()))
+def test_the_shipped_file_changes_nothing() -> None:
+    assert load([]).options.launch == LaunchSettings.from_config({}) == LaunchSettings()
 
 
-def test_the_shipped_file_sets_every_key_to_its_default() -> None:
-    assert LaunchSettings.from_config(shipped()) == LaunchSettings.from_config({}) == LaunchSettings()
-    assert set(shipped()) == set(LaunchSettings.__dataclass_fields__)
+def test_settings_come_back_from_what_another_process_is_given() -> None:
+    settings = LaunchSettings(stop_signals=(signal.SIGUSR1,), hang_timeout_s=None, preload=("json",))
+    assert from_plain(LaunchSettings, json.loads(json.dumps(to_plain(settings)))) == settings
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -52,7 +53,6 @@ def test_all_problems_are_told_at_once() -> None:
     [
         (["SIGUSR1", "term"], (signal.SIGUSR1, signal.SIGTERM)),
         ("USR2", (signal.SIGUSR2,)),
-        (None, (signal.SIGINT, signal.SIGTERM)),
         ([], ()),
     ],
 )

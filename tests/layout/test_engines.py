@@ -13,13 +13,14 @@ from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.model import Model, Training
 
-MODEL = Model("m", 64, 4, 4, 2, 128, gated_mlp=False, vocab=256, seq_len=32, tied_embeddings=True)
+GPU = Gpu(name="cpu", kind="cpu", memory_bytes=2**31, hbm_bytes_per_s=1e10, num_sms=1)
+MODEL = Model("m", hidden=64, layers=4, heads=4, kv_heads=2, ffn_hidden=128, vocab=256, seq_len=32)
 TRAINING = Training(global_batch=8, dtype="fp32")
 
 
 def job(model: Model = MODEL, **training: object) -> Job:
-    node = Node(Gpu("cpu", "cpu", 2**31, 1e10, {}, 1), 8, (tuple(range(8)),), nvlink="nvswitch")
-    return Job(Cluster("cpu", 1, node), model, replace(TRAINING, **training))
+    node = Node(GPU, 8, domains=(tuple(range(8)),), nvlink="nvswitch")
+    return Job(Cluster("cpu", 1, node=node), model, replace(TRAINING, **training))
 
 
 REFUSED_BY_ENGINE = [

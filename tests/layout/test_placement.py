@@ -76,8 +76,8 @@ def test_each_axis_crosses_the_links_that_its_place_in_the_order_gives_it(
 
 def test_ranks_fill_a_node_domain_by_domain() -> None:
     fabric = cluster(domains=(2, 2))
-    node = fabric.node.__class__(fabric.node.gpu, 4, ((0, 2), (1, 3)), nvlink="bridge")
-    placement = Placement(fabric.__class__("bridged", 1, node), RankGrid(("tp", "dp"), (2, 2)))
+    node = fabric.node.__class__(fabric.node.gpu, 4, domains=((0, 2), (1, 3)), nvlink="bridge")
+    placement = Placement(fabric.__class__("bridged", 1, node=node), RankGrid(("tp", "dp"), (2, 2)))
     assert [placement.slot(rank).gpu for rank in range(4)] == [0, 2, 1, 3]
     assert placement.axis_link("tp") == Link.NVLINK
     assert placement.axis_link("dp") == Link.PCIE

@@ -289,8 +289,8 @@ def test_no_secret_is_repeated_in_a_finding() -> None:
 def test_gpus_per_node_come_from_the_cluster_where_the_script_is_silent() -> None:
     from launcher.cluster import Cluster, Gpu, Node
 
-    gpu = Gpu("a100", "cuda", 80 * 2**30, 2e12, {}, 108)
-    cluster = Cluster("four", 2, Node(gpu, 4, ((0, 1, 2, 3),)))
+    gpu = Gpu(name="a100", kind="cuda", memory_bytes=80 * 2**30, hbm_bytes_per_s=2e12, num_sms=108)
+    cluster = Cluster("four", 2, node=Node(gpu, 4, domains=((0, 1, 2, 3),)))
     script = "#!/bin/bash\n#SBATCH --nodes=2\nsrun python t.py --tensor-parallel-size 8\n"
     assert "tp-over-node" not in names(script)
     assert "tp-over-node" in {finding.rule for finding in lint(script, cluster=cluster)}

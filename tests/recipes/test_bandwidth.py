@@ -103,10 +103,6 @@ def test_a_node_is_as_fast_as_its_slowest_rank_and_judged_by_its_best_meeting() 
     assert (found.inside_gbytes_per_s, found.between_gbytes_per_s) == (0.5, 2.0)
 
 
-def test_defaults_are_those_of_the_configuration() -> None:
-    assert BandwidthOptions.from_config(load(["recipe=bandwidth"]).config["recipe"]) == BandwidthOptions()
-
-
 @pytest.mark.slow
 def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     overrides = [

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.errors import InputError
-from launcher.planner.options import CollectivesOptions, GemmOptions, check_recipe
+from launcher.planner.options import OPERATIONS, RECIPES
 from launcher.resources import resource
 from launcher.run.folder import RunFolder
 
@@ -72,7 +72,7 @@ def test_collectives_over_every_axis_are_right_and_reported(tmp_path: Path) -> N
         ("dp", 2, 2),
         ("world", 4, 1),
     }
-    assert {r["operation"] for r in rows} == set(CollectivesOptions.operations)
+    assert {r["operation"] for r in rows} == set(OPERATIONS)
     assert {r["bytes"] for r in rows} == {1024, 8192}
     assert [r["wrong"] for r in rows] == [0] * len(rows)
     for r in rows:
@@ -209,11 +209,4 @@ def test_sizes_are_powers_of_two(first: int, last: int, factor: int, sizes: list
 )
 def test_unsound_options_are_told_before_anything_starts(config: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        check_recipe(config)
-
-
-def test_option_defaults_are_those_of_the_configuration() -> None:
-    from launcher.config.compose import load
-
-    assert CollectivesOptions.from_config(load(["recipe=collectives"]).config["recipe"]) == CollectivesOptions()
-    assert GemmOptions.from_config(load(["recipe=gemm"]).config["recipe"]) == GemmOptions(squares=(512, 1024))
+        RECIPES[config["name"]].from_config(config)

@@ -7,6 +7,7 @@ import ast
 import pytest
 
 from launcher.config.compose import choices, load
+from launcher.planner import options
 from launcher.resources import resource
 
 RECIPES = sorted(file.stem for file in resource("recipes").glob("*.py"))
@@ -18,7 +19,9 @@ def test_recipes_and_their_configurations_are_the_same_names() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_configuration_names_its_recipe(name: str) -> None:
-    assert load([f"recipe={name}"]).config["recipe"]["name"] == name
+    settings = load([f"recipe={name}"])
+    assert settings.options.recipe.name == name
+    assert options.RECIPES[name].from_config(settings.config["recipe"]) == settings.options.recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -49,8 +49,8 @@ LLAMA = Model(
 def cpu_cluster(num_gpus: int, *, num_nodes: int = 1, domain: int | None = None) -> Cluster:
     size = domain or num_gpus
     domains = tuple(tuple(range(i, i + size)) for i in range(0, num_gpus, size))
-    gpu = Gpu("cpu", "cpu", 2 * 2**30, 1e10, {}, 1)
-    return Cluster("cpu", num_nodes, Node(gpu, num_gpus, domains, nvlink="nvswitch"))
+    gpu = Gpu(name="cpu", kind="cpu", memory_bytes=2 * 2**30, hbm_bytes_per_s=1e10, num_sms=1)
+    return Cluster("cpu", num_nodes, node=Node(gpu, num_gpus, domains=domains, nvlink="nvswitch"))
 
 
 def make_plan(layout: Layout, *, model: Model = TINY, train: dict[str, Any] | None = None, **training: Any) -> Plan:
