@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from ranks import make_plan
 
+from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
@@ -99,6 +100,6 @@ def test_learning_rate_warms_up_and_falls_on_a_cosine(step: int, lr: float) -> N
 
 
 def test_what_deepspeed_does_not_do_here_is_refused_before_anything_starts() -> None:
-    assert TrainOptions.from_config({"engine": "torch", "hybrid_shard": True}).hybrid_shard
+    assert load(["train.hybrid_shard=true"]).options.train.hybrid_shard
     with pytest.raises(InputError, match=r"train\.hybrid_shard.*train\.engine=torch"):
-        TrainOptions.from_config({"engine": "deepspeed", "hybrid_shard": True})
+        load(["train.hybrid_shard=true", "train.engine=deepspeed"])
