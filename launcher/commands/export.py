@@ -1,21 +1,64 @@
-"""`launcher export`: a plan in another launcher's terms, on standard output."""
+"""`launcher export`: a plan in another tool's terms, on standard output or as a folder to start from."""
 
 from __future__ import annotations
 
-from launcher.commands.common import OVERRIDE, plan_of
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.commands.common import OVERRIDE, checked_settings, plan_of
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.export.formats import EXPORTERS, export
+from launcher.export.folder import write_folder
+from launcher.export.planning import check, plan_for, with_overrides
+from launcher.export.target import Target
+from launcher.export.targets import names, target
+from launcher.planner.record import Plan
+
+OWN = ("to", "out")
 
 
 def run(invocation: Invocation) -> int:
-    words = list(invocation.overrides)
-    targets = [word.partition("=")[2] for word in words if word.startswith("to=")]
-    if not targets:
-        raise InputError(f"say what to export to: to={'|'.join(sorted(EXPORTERS))}")
-    named_run = bool(words) and not OVERRIDE.match(words[0])
-    rest = [word for word in words if not word.startswith("to=")]
-    if named_run and len(rest) > 1:
-        raise InputError(f"a run's plan is exported as it stands: leave {' '.join(rest[1:])} out, or leave the run out")
-    print(export(plan_of(rest), targets[-1]), end="")
+    options, words = _split(invocation.overrides)
+    if "to" not in options:
+        raise InputError(f"say what to export to: to={'|'.join(names())}")
+    chosen = target(options["to"])
+    plan = _plan(words, chosen)
+    export = chosen.write(plan)
+    for line in export.missing:
+        print(f"to={chosen.name} has no words for {line}", file=sys.stderr)
+    if "out" not in options:
+        print(export.files[export.main], end="")
+        return 0
+    folder = Path(options["out"]).expanduser()
+    write_folder(plan, chosen, export, folder)
+    print(folder)
     return 0
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The keys of the command itself, and the rest: a run, or overrides."""
+    options: dict[str, str] = {}
+    rest = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in OWN:
+            options[key] = value
+        else:
+            rest.append(word)
+    if "out" in options and not options["out"]:
+        raise InputError("out= names no folder: give one, as out=exported")
+    return options, rest
+
+
+def _plan(words: Sequence[str], chosen: Target) -> Plan:
+    """The plan of a run as it is, or the best one that the target can express."""
+    if words and not OVERRIDE.match(words[0]):
+        if len(words) > 1:
+            raise InputError(
+                f"a run's plan is exported as it is: leave {' '.join(words[1:])} out, or leave the run out"
+            )
+        plan = plan_of(words)
+        check(plan, chosen)
+        return plan
+    return plan_for(checked_settings(with_overrides(words, chosen)), chosen)

@@ -50,7 +50,7 @@ COMMANDS = {
     "warm": CommandEntry(
         "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"
     ),
-    "export": CommandEntry("export", "the plan in another launcher's terms", "RUN|overrides to=FORMAT"),
+    "export": CommandEntry("export", "the plan in another tool's terms", "RUN|overrides to=TOOL [out=FOLDER]"),
     "report": CommandEntry("report", "one HTML page about a run", "RUN"),
     "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_KEYS),
     "completion": CommandEntry("completion", "a shell completion script", "bash"),

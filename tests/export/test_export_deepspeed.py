@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.export.formats import export
+from launcher.export.deepspeed import CONFIG, write
 from launcher.layout import Layout
 
 pytestmark = pytest.mark.slow
@@ -31,7 +31,7 @@ def exported(case: Case) -> dict[str, Any]:
     layout, training = case
     train = {"grad_clip": OPTIONS["sgd"].grad_clip}
     plan = make_plan(layout, train=train, engine="deepspeed", optimizer="sgd", **training)
-    return json.loads(export(plan, "deepspeed"))  # type: ignore[no-any-return]
+    return json.loads(write(plan).files[CONFIG])  # type: ignore[no-any-return]
 
 
 def given_to_the_engine(rank: int) -> dict[str, list[Any]]:

@@ -1,0 +1,137 @@
+"""A plan for Megatron-LM: the options of pretrain_gpt.py.
+
+Names and rules: Megatron-LM d98e8a6 (core 0.20), megatron/training/arguments.py, and the dataclasses that it makes
+options from: megatron/core/transformer/transformer_config.py, megatron/training/config/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.export import facts, megatron_training
+from launcher.export.ranks import SCRIPT, START_FILE, node_script, options, shared_files, torchrun
+from launcher.export.rules import effective, order_unknown
+from launcher.export.target import Export, Target
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.planner.record import Plan
+
+FLAGS = "megatron_flags.txt"
+USUAL, PIPELINE_FIRST = "tp-cp-dp-pp", "tp-cp-pp-dp"  # without and with --use-tp-pp-dp-mapping
+FSDP_STRATEGY = {2: "optim_grads", 3: "optim_grads_params"}
+Flags = list[str]
+
+
+def cannot(job: Job, layout: Layout) -> Iterator[str]:
+    """What Megatron-LM has no words for, or refuses."""
+    yield from order_unknown(layout, tool="Megatron-LM", known=(USUAL, PIPELINE_FIRST))
+    if layout.pp > 1 and layout.schedule not in ("1f1b", "interleaved"):
+        yield f"Megatron-LM runs 1f1b, interleaved with virtual stages: set layout.schedule=1f1b, not {layout.schedule}"
+    if layout.zero_stage > 1 and layout.pp > 1:
+        yield (
+            f"Megatron-LM shards as ZeRO-1 with a pipeline (its FSDP runs without one): set layout.zero_stage=1 or "
+            f"layout.pp=1, not layout.zero_stage={layout.zero_stage} with layout.pp={layout.pp}"
+        )
+    if layout.ep > 1 and layout.cp > 1:
+        yield (
+            "Megatron-LM cuts expert groups out of dp × cp, the plan out of dp: set layout.cp=1 or layout.ep=1, not "
+            f"layout.cp={layout.cp} with layout.ep={layout.ep}"
+        )
+    if job.model.num_experts and layout.tp > 1 and not layout.sequence_parallel:
+        yield "Megatron-LM trains experts under tensor parallelism with layout.sequence_parallel=true only: set it"
+    if facts.recompute_form(layout) == "op":
+        yield "Megatron-LM has no layout.recompute=op: set layout.recompute=selective or full"
+    if job.training.offload_optimizer and layout.zero_stage != 1:
+        yield "Megatron-LM offloads its distributed optimizer alone: set layout.zero_stage=1"
+
+
+def write(plan: Plan) -> Export:
+    flags = [*layout_flags(plan), *megatron_training.model_flags(plan), *megatron_training.training_flags(plan)]
+    data = (
+        "DATA=(${DATA:---mock-data --tokenizer-type NullTokenizer})  # yours: DATA='--data-path … --tokenizer-type …'"
+    )
+    command = [*torchrun(plan), SCRIPT, *flags, "${DATA[@]}"]
+    script = node_script(plan, command, environment=_environment(plan), before=[data], default_script="pretrain_gpt.py")
+    files = {FLAGS: " \\\n".join(options(flags)) + "\n", START_FILE: script, **shared_files(plan)}
+    return Export(FLAGS, files, tuple(megatron_training.missing(plan)))
+
+
+def layout_flags(plan: Plan) -> Flags:
+    """Degrees, rank order, stages, sharding and recomputation."""
+    layout = plan.layout
+    flags: list[object] = [
+        "--tensor-model-parallel-size", layout.tp,
+        "--pipeline-model-parallel-size", layout.pp,
+        "--context-parallel-size", layout.cp,
+    ]  # fmt: skip
+    if layout.ep > 1 or plan.job.model.num_experts:
+        flags += ["--expert-model-parallel-size", layout.ep, "--expert-tensor-parallel-size", layout.tp]
+    if effective(layout, layout.axis_order) != effective(layout, USUAL):
+        flags.append("--use-tp-pp-dp-mapping")
+    flags += ["--sequence-parallel"] if layout.sequence_parallel else []
+    flags += ["--micro-batch-size", layout.micro_batch, "--global-batch-size", plan.job.training.global_batch]
+    return [str(flag) for flag in flags] + stage_flags(layout) + _sharding(plan) + _recompute(plan)
+
+
+def stage_flags(layout: Layout) -> Flags:
+    """Layers of the (virtual) stages: nothing where equal, the ends where these alone differ, else a whole layout."""
+    split, stages = layout.layer_split, layout.pp * layout.virtual_stages
+    if stages == 1:
+        return []
+    if len(set(split)) == 1:
+        return [] if layout.virtual_stages == 1 else ["--num-layers-per-virtual-pipeline-stage", str(split[0])]
+    middle = set(split[1:-1])
+    if layout.virtual_stages == 1 and len(middle) <= 1:
+        ends = ("--decoder-first-pipeline-num-layers", split[0], "--decoder-last-pipeline-num-layers", split[-1])
+        return [str(word) for word in ends]
+    layers = ["t" * count for count in split]  # E: the embedding, t: a layer, L: the loss; | ends a stage
+    return ["--pipeline-model-parallel-layout", "E" + "|".join(layers) + "L"]
+
+
+def _sharding(plan: Plan) -> Flags:
+    layout, overlapped = plan.layout, facts.overlaps_gradients(plan)
+    flags = ["--overlap-grad-reduce"] if overlapped else []
+    replicas = facts.replicas(plan)
+    if layout.zero_stage == 0:
+        return flags
+    flags += ["--use-distributed-optimizer", *(["--overlap-param-gather"] if overlapped else [])]
+    if layout.zero_stage > 1:
+        strategy = FSDP_STRATEGY[layout.zero_stage]
+        flags += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", strategy, "--ckpt-format", "fsdp_dtensor"]
+    if replicas > 1:
+        flags += ["--num-distributed-optimizer-instances", str(replicas)]
+    if plan.job.training.offload_optimizer:
+        flags += ["--optimizer-cpu-offload", "--use-precision-aware-optimizer"]
+    return flags
+
+
+def _recompute(plan: Plan) -> Flags:
+    form, layers = facts.recompute_form(plan.layout), facts.recomputed_layers(plan)
+    if form == "selective":
+        return ["--recompute-granularity", "selective"]
+    if form != "full":
+        return []
+    method = (
+        ["uniform", "--recompute-num-layers", "1"]
+        if layers is None
+        else ["block", "--recompute-num-layers", str(layers)]
+    )
+    return ["--recompute-granularity", "full", "--recompute-method", *method]
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    """Its collectives wait for the products queued before them with one connection; FSDP refuses that."""
+    return {} if plan.layout.zero_stage > 1 else {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+
+
+TARGET = Target(
+    name="megatron",
+    tool="Megatron-LM",
+    sources=(
+        "Megatron-LM d98e8a6 (core 0.20): megatron/training/arguments.py",
+        "Megatron-LM d98e8a6: megatron/core/transformer/transformer_config.py, megatron/training/config/",
+        "Megatron-LM d98e8a6: megatron/core/transformer/pipeline_parallel_layer_layout.py",
+    ),
+    write=write,
+    cannot=cannot,
+)

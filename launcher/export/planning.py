@@ -1,0 +1,53 @@
+"""The best plan that a target can express: what it cannot say is left out of the search, not refused after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from launcher.config.settings import Settings
+from launcher.errors import InputError
+from launcher.export.target import Target
+from launcher.layout import Layout, LayoutRequest
+from launcher.layout.job import Job
+from launcher.planner.build import make_plan
+from launcher.planner.record import Plan
+
+
+def with_overrides(words: Sequence[str], target: Target) -> list[str]:
+    """The user's overrides, after those that the target brings unless the user says otherwise."""
+    said = {word.lstrip("+~").partition("=")[0] for word in words}
+    return [*(word for word in target.overrides if word.partition("=")[0] not in said), *words]
+
+
+def plan_for(settings: Settings, target: Target) -> Plan:
+    """The best plan among the layouts that `target` can express.
+
+    Raises InputError with its reasons where it can express none that keeps what is pinned.
+    """
+
+    def refuse(job: Job, layout: Layout) -> list[str]:
+        return list(target.cannot(job, layout))
+
+    request = _pinned(_without_defaults(settings, target), target.pins)
+    return make_plan(settings.job, request, settings.config, refuse=refuse)
+
+
+def check(plan: Plan, target: Target) -> None:
+    """Raise InputError where `target` cannot express a plan that is given."""
+    if problems := list(target.cannot(plan.job, plan.layout)):
+        raise InputError([f"this plan cannot be exported to={target.name}", *problems])
+
+
+def _pinned(request: LayoutRequest, pins: Mapping[str, object]) -> LayoutRequest:
+    """The request with what the target knows one value for; what the user pinned stays, to be refused by its reason."""
+    wanted: dict[str, Any] = {key: value for key, value in pins.items() if getattr(request, key) is None}
+    return replace(request, **wanted)
+
+
+def _without_defaults(settings: Settings, target: Target) -> LayoutRequest:
+    """What the user pinned, and what the cluster's default layout pins unless the target lacks it."""
+    defaults = settings.job.cluster.default_layout
+    against = any(key in target.pins and target.pins[key] != value for key, value in defaults.items())
+    return settings.options.layout if against else settings.request

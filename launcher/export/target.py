@@ -1,0 +1,46 @@
+"""What an export is: files in another tool's terms, and what that tool has no words for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.planner.record import Plan
+
+Cannot = Callable[[Job, Layout], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Export:
+    """A plan in a tool's terms.
+
+    `main` names the file that is printed where no folder is asked for; `files` are texts by name. `missing` says what
+    the plan has and the tool has no words for, one sentence each. `start` is the line that starts every node.
+    """
+
+    main: str
+    files: Mapping[str, str]
+    missing: tuple[str, ...] = ()
+    start: str = "bash start.sh"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tool that plans are written for.
+
+    `cannot` gives every reason why the tool cannot run a layout: the search leaves those layouts out. `pins` are the
+    layout keys for which the tool knows one value alone: the search does not even look at others. `overrides` are what
+    a plan for the tool is made with, unless its user says otherwise: the engine or the software that trains there.
+    `sources` say what the names were read from.
+    """
+
+    name: str
+    tool: str
+    sources: tuple[str, ...]
+    write: Callable[[Plan], Export]
+    cannot: Cannot
+    pins: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    overrides: tuple[str, ...] = ()

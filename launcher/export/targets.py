@@ -1,0 +1,41 @@
+"""Every target by name; a target's module is imported only when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from launcher.errors import InputError
+from launcher.export.target import Target
+from launcher.schema import unknown_key
+
+PLUGINS = "nvlink_launcher.exports"  # entry points of other packages, each naming a Target
+TARGETS: Mapping[str, str] = MappingProxyType(
+    {
+        "accelerate": "launcher.export.accelerate",
+        "deepspeed": "launcher.export.deepspeed",
+        "hostfile": "launcher.export.hostfile",
+        "megatron": "launcher.export.megatron",
+        "torchtitan": "launcher.export.torchtitan",
+    }
+)
+
+
+def names() -> list[str]:
+    """Every target that can be named, those of other packages included."""
+    return sorted({*TARGETS, *(point.name for point in entry_points(group=PLUGINS))})
+
+
+def target(name: str) -> Target:
+    """The target of a name; raises InputError where there is none."""
+    if name in TARGETS:
+        found: Target = import_module(TARGETS[name]).TARGET
+        return found
+    for point in entry_points(group=PLUGINS, name=name):
+        loaded = point.load()
+        if isinstance(loaded, Target):
+            return loaded
+        raise InputError(f"to={name}: {point.value} of {PLUGINS} is no launcher.export.target.Target")
+    raise InputError(unknown_key(name, names()).replace("a known key", "a known export"))
