@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.commands.common import named_run, options, run_folder, submitted
 from launcher.commands.invocation import Invocation
 from launcher.run import status as runs
+from launcher.run.folder import SweepFolder
 from launcher.slurm import life
 from launcher.slurm.sweep import results, table
 
@@ -19,7 +20,8 @@ def run(invocation: Invocation) -> int:
     as_json = options(words, allowed=["output"]).get("output") == "json"
     if submitted(name):
         job = life.status(life.SubmittedRun.find(name))
-        rows = results(Path(name), ended=job.ended)  # of a sweep: one for each of its runs
+        members = life.ended_members(job.job_id) if SweepFolder(Path(name)).members.is_file() else {}
+        rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one for each of its runs
         print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
         if rows and not as_json:
             print(table(rows))

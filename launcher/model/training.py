@@ -44,7 +44,7 @@ class Training:
     offload_optimizer: bool = key(False, meaning="optimizer states and update are on the host")
     fused_rotary: bool = key(False, meaning="rotary positions in one kernel; plain PyTorch takes several")
     dropout: float | None = key(
-        AUTO, auto=True, unit="1", minimum=0, below=1,
+        AUTO, auto=True, minimum=0, below=1,
         meaning="probability in attention and residuals; auto: whatever the attention kernel's own stack runs",
     )  # fmt: skip
     loss_parallel: bool | None = key(

@@ -10,12 +10,12 @@ import importlib.util
 import ipaddress
 import os
 import re
-import resource as limits
 import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from launcher import env
@@ -25,6 +25,7 @@ from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.errors import InputError
 from launcher.preflight.findings import Finding, Level
 from launcher.preflight.gpu import gpu_findings
+from launcher.preflight.limits import Limits, limit_findings, read_limits
 from launcher.units import GIB, format_bytes
 
 MIN_FREE_BYTES = 10 * GIB  # ours: room for logs and for a checkpoint of a small model
@@ -40,11 +41,15 @@ class Site:
     machine: Machine
     environment: Mapping[str, str]
     torch_cuda: str | None
+    limits: Limits
 
     @classmethod
     def here(cls) -> Site:
         """This process's surroundings."""
-        return cls(socket.gethostname(), commands.run, read_machine(), env.environment(), torch_cuda_version())
+        surroundings = env.environment()
+        return cls(
+            socket.gethostname(), commands.run, read_machine(), surroundings, torch_cuda_version(), read_limits()
+        )
 
 
 def preflight(
@@ -53,18 +58,20 @@ def preflight(
     run_folder: Path,
     port: int | None = None,
     free_bytes: int = MIN_FREE_BYTES,
+    ranks: int | None = None,
     site: Site | None = None,
 ) -> list[Finding]:
     """Every check on this node, in under a few seconds; findings carry the host's name.
 
     run_folder: where the job will write, or its nearest folder that exists. port: where rank 0 will listen, if it does
-    so here. free_bytes: what the job may write.
+    so here. free_bytes: what the job may write. ranks: how many the job has here, by default one to a GPU.
     """
     site = site or Site.here()
     node = cluster.node
+    ranks = node.num_gpus if ranks is None else ranks
     findings = [
         *(
-            gpu_findings(node, site.run, torch_cuda=site.torch_cuda)
+            gpu_findings(node, site.run, torch_cuda=site.torch_cuda, ranks=ranks, visible=visible_devices(site))
             if node.gpu.kind == "cuda"
             else cpu_findings(node, site)
         ),
@@ -73,9 +80,23 @@ def preflight(
         *name_findings(cluster, site.host),
         *port_findings(port),
         *disk_findings(run_folder, free_bytes=free_bytes),
-        *limit_findings(cluster),
+        *limit_findings(cluster, site.limits, ranks=ranks),
     ]
     return [replace(finding, host=site.host) for finding in findings]
+
+
+def visible_devices(site: Site) -> int | None:
+    """How many GPUs CUDA_VISIBLE_DEVICES leaves a process; None where it is not set.
+
+    CUDA takes the entries up to the first that names no device: -1, or Slurm's NoDevFiles.
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars
+    """
+    value = site.environment.get("CUDA_VISIBLE_DEVICES")
+    if value is None:
+        return None
+    entries = [entry.strip() for entry in value.split(",")]
+    devices = list(takewhile(re.compile(r"[0-9]{1,4}|(GPU|MIG)-\S+").fullmatch, entries))
+    return len(devices) if len(set(devices)) == len(devices) else 0  # one named twice hides them all
 
 
 def cpu_findings(node: Node, site: Site) -> list[Finding]:
@@ -213,17 +234,6 @@ def disk_findings(run_folder: Path, *, free_bytes: int) -> list[Finding]:
         message = f"{folder} has {format_bytes(free)} free, the job may write {format_bytes(free_bytes)}: set run_dir"
         return [Finding(level, "run folder", message)]
     return [Finding(Level.OK, "run folder", f"{folder} can be written, {format_bytes(free)} free")]
-
-
-def limit_findings(cluster: Cluster) -> list[Finding]:
-    """RDMA pins memory: with a limit on locked memory NCCL fails at its first connection."""
-    if cluster.num_nodes == 1 or cluster.fabric not in ("infiniband", "roce", "efa"):
-        return []
-    soft, _ = limits.getrlimit(limits.RLIMIT_MEMLOCK)
-    if soft == limits.RLIM_INFINITY:
-        return [Finding(Level.OK, "locked memory", "unlimited")]
-    message = f"limited to {format_bytes(soft)}, and RDMA pins more: set memlock unlimited, or PropagateResourceLimits"
-    return [Finding(Level.WARNING, "locked memory", message)]
 
 
 def torch_cuda_version() -> str | None:

@@ -30,13 +30,20 @@ THROTTLES = {
 MIN_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 
 
-def gpu_findings(node: Node, run: Runner, *, torch_cuda: str | None) -> list[Finding]:
-    """All GPU checks of one node. `torch_cuda` is the CUDA version that torch was built for, None without one."""
+def gpu_findings(
+    node: Node, run: Runner, *, torch_cuda: str | None, ranks: int | None = None, visible: int | None = None
+) -> list[Finding]:
+    """All GPU checks of one node.
+
+    torch_cuda: the CUDA version that torch was built for, None without one. ranks: how many GPUs the job wants here,
+    by default all. visible: how many CUDA_VISIBLE_DEVICES shows, None where it is not set.
+    """
+    wanted = node.num_gpus if ranks is None else ranks
     listed = run(("nvidia-smi", "-L"))
     if listed.text is None:
         return [Finding(Level.PROBLEM, "gpu", f"the cluster file says {node.num_gpus} GPUs, and {listed.problem}")]
     checks: list[Callable[[], list[Finding]]] = [
-        lambda: count_findings(node, listed.text or ""),
+        lambda: count_findings(node, listed.text or "", wanted=wanted, visible=visible),
         lambda: state_findings(node, run(QUERY_COMMAND), torch_cuda=torch_cuda),
     ]
     if not node.is_mig and node.num_gpus > 1:
@@ -53,15 +60,17 @@ def gpu_findings(node: Node, run: Runner, *, torch_cuda: str | None) -> list[Fin
     return findings
 
 
-def count_findings(node: Node, text: str) -> list[Finding]:
-    """As many GPUs, or slices of the right profile, as the cluster file says."""
+def count_findings(node: Node, text: str, *, wanted: int, visible: int | None) -> list[Finding]:
+    """As many GPUs, or slices of the right profile, as the job wants, and all of them visible to it."""
     gpus = read_list(text)
+    if visible is not None and visible < wanted:
+        told = f"CUDA_VISIBLE_DEVICES shows {visible} GPUs, and the job wants {wanted}"
+        return [Finding(Level.PROBLEM, "gpu count", f"{told}: ask Slurm for all of them, and unset it in launch.setup")]
     if not node.is_mig:
-        return [_compared("gpu count", f"{len(gpus)} GPUs", f"{node.num_gpus} GPUs", len(gpus) >= node.num_gpus)]
-    wanted = node.gpu.mig_profile
-    slices = [found for gpu in gpus for found in gpu.slices if found.profile == wanted]
-    found, expected = f"{len(slices)} slices {wanted}", f"{node.num_gpus}"
-    return [_compared("gpu count", found, expected, len(slices) >= node.num_gpus)]
+        return [_compared("gpu count", f"{len(gpus)} GPUs", f"{wanted} GPUs", len(gpus) >= wanted)]
+    profile = node.gpu.mig_profile
+    slices = [found for gpu in gpus for found in gpu.slices if found.profile == profile]
+    return [_compared("gpu count", f"{len(slices)} slices {profile}", f"{wanted}", len(slices) >= wanted)]
 
 
 def state_findings(node: Node, output: Output, *, torch_cuda: str | None) -> list[Finding]:
@@ -116,12 +125,17 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
     """The NVLink domains of `topo -m` are those of the cluster file."""
     if output.text is None:
         return [Finding(Level.UNKNOWN, "nvlink domains", f"unknown: {output.problem}")]
-    found = nvlink_domains(read_topo(output.text))
+    topology = read_topo(output.text)
+    found, seen = nvlink_domains(topology), len(topology.gpus)
+    if seen < node.num_gpus and len(node.domains) > 1:
+        message = f"{seen} of {node.num_gpus} GPUs are shown to this job: which domains they are in is unknown"
+        return [Finding(Level.UNKNOWN, "nvlink domains", message)]
     if found is None:
         message = "NVLink joins some of these GPUs only in part, so that they form no domains: describe them yourself"
         return [Finding(Level.PROBLEM, "nvlink domains", message)]
     here = _pairs(found)
-    missing = sorted(_pairs(node.domains) - here) if node.nvlink != "none" else []
+    expected = {(a, b) for a, b in _pairs(node.domains) if seen >= node.num_gpus or b < seen}
+    missing = sorted(expected - here) if node.nvlink != "none" else []
     if missing:
         pairs = ", ".join(f"{a}-{b}" for a, b in missing[:4])
         message = (

@@ -33,10 +33,19 @@ def read_allocation() -> Allocation:
         raise InputError(
             "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
         )
+    return Allocation(_name(job_id), expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
+
+
+def _name(job_id: str) -> str:
+    """The job's id, that of a task of an array as 17_2: the last of them has the array's own id, which means all.
+
+    The variables may be those of another job, from whose shell this one was submitted: Slurm knows.
+    """
     array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
-    if array and task:  # the last task of an array has the array's own id, which means all of its tasks
-        job_id = f"{array}_{task}"
-    return Allocation(job_id, expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
+    if not (array and task):
+        return job_id
+    record = commands.run(("scontrol", "show", "job", "-o", job_id)).text
+    return job_id if record is not None and f"ArrayJobId={array} " not in record else f"{array}_{task}"
 
 
 def given_cpus() -> int:

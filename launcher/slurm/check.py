@@ -6,8 +6,8 @@ Prints one line of JSON for the driver: the findings of launcher/preflight/check
 from __future__ import annotations
 
 import ipaddress
-import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +16,13 @@ from launcher import env
 from launcher.errors import LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.preflight.checks import preflight
-from launcher.preflight.findings import Finding, Level
 from launcher.run.folder import RunFolder
+from launcher.slurm.heard import marked
 from launcher.slurm.node import coordinator
 from launcher.slurm.settings import launch_of_slurm
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
-MARK = "launcher-preflight "
-
-
-def read_findings(text: str) -> list[Finding]:
-    """The findings of all nodes out of what the step printed; other lines are passed over."""
-    found = []
-    for line in text.splitlines():
-        if line.startswith(MARK):
-            for item in json.loads(line.removeprefix(MARK)):
-                found.append(Finding(Level[item["level"].upper()], item["check"], item["message"], item["host"]))
-    return found
+CLOCK_LINES, CLOCK_EVERY_S = 2, 0.05
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,14 +32,18 @@ def main(argv: Sequence[str]) -> int:
         plan = read_plan(RunFolder(folder).plan)
         host = env.get("SLURMD_NODENAME")
         port = _port(plan) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
-        findings = preflight(plan.job.cluster, run_folder=folder, port=port)
+        ranks = plan.placement.ranks_per_node
+        findings = preflight(plan.job.cluster, run_folder=folder, port=port, ranks=ranks)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     if _on_one_machine():
         findings = [finding for finding in findings if finding.check != "name"]
-    told = [replace(finding, host=host or finding.host).to_dict() for finding in findings]
-    print(MARK + json.dumps(told), flush=True)
+    mine = [replace(finding, host=host or finding.host) for finding in findings]
+    print(marked(host or mine[0].host, mine, at=time.time()), flush=True)
+    for _ in range(CLOCK_LINES):  # for the clock alone: a line may be delayed on its way
+        time.sleep(CLOCK_EVERY_S)
+        print(marked(host or mine[0].host, (), at=time.time()), flush=True)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Runs Slurm's commands: the only file under slurm/ that starts one and waits for what it says."""
+"""Runs Slurm's commands: the only file under slurm/ that starts one and waits for its answer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,19 @@ from launcher.cluster.commands import query_environment
 from launcher.errors import InputError
 
 TIMEOUT_S = 60.0
+# What Slurm's commands print where nobody answers them, whatever was asked: slurm_errno.c, slurm 22.05 to 24.11.
+NO_CONFIGURATION = re.compile(r"configuration source|DNS SRV|Unable to (stat|open|process) .*slurm\.conf", re.I)
+NO_CONTROLLER = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection (refused|timed out)"
+    r"|connect failure|Unable to establish control|Transport endpoint|communication connection failure"
+    r"|No route to host",
+    re.I,
+)
+NO_AUTHENTICATION = re.compile(r"munge|authentication credential|Protocol authentication error", re.I)
+
+
+class SlurmUnreachable(InputError):
+    """Nobody answers for Slurm: what was asked is not refused and not unknown, it could not be asked."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Answer:
 
 
 def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Answer:
-    """Run a Slurm command without a shell; raises InputError where there is no Slurm or it does not answer."""
+    """Run a Slurm command without a shell; raises SlurmUnreachable where there is no Slurm or nobody answers."""
     try:
         done = subprocess.run(
             list(argv),
@@ -42,9 +55,27 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
             check=False,
         )
     except FileNotFoundError as error:
-        raise InputError(f"there is no {argv[0]} on this machine: run this on a login node of the cluster") from error
-    except subprocess.TimeoutExpired as error:
-        raise InputError(
-            f"{argv[0]} did not answer within {TIMEOUT_S:.0f} s: is slurmctld up (scontrol ping)?"
+        raise SlurmUnreachable(
+            f"there is no {argv[0]} on this machine: run this on a login node of the cluster"
         ) from error
-    return Answer(done.returncode, done.stdout, done.stderr)
+    except OSError as error:
+        raise SlurmUnreachable(f"{argv[0]} cannot be started ({error.strerror})") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmUnreachable(
+            f"{argv[0]} had no answer within {TIMEOUT_S:.0f} s: is slurmctld up (scontrol ping)?"
+        ) from error
+    answer = Answer(done.returncode, done.stdout, done.stderr)
+    if answer.code and (why := unreachable(answer.reason)):
+        raise SlurmUnreachable(f"{argv[0]}: {why}")
+    return answer
+
+
+def unreachable(reason: str) -> str | None:
+    """Why nobody could answer, and what to do; None where the complaint is an answer."""
+    if NO_CONFIGURATION.search(reason):
+        return f"this machine knows no cluster ({reason}): run this on a login node, or set SLURM_CONF"
+    if NO_CONTROLLER.search(reason):
+        return f"slurmctld does not answer ({reason}): try again later, `scontrol ping` says when it does"
+    if NO_AUTHENTICATION.search(reason):
+        return f"Slurm does not know who asks ({reason}): run this on a login node, where munge runs"
+    return None

@@ -29,13 +29,13 @@ from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import RECIPE
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude
 from launcher.run import ledger
-from launcher.run.folder import RunFolder, create_run_folder
+from launcher.run.folder import RunFolder, SweepFolder, create_run_folder
 from launcher.run.node_state import forget_node_states, states_in_words
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
-from launcher.slurm.command import ask
 from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
+from launcher.slurm.jobstate import JobState, job_state, requeue
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
 from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
@@ -47,6 +47,8 @@ from launcher.slurm.step import AGENT
 from launcher.slurm.sweep import update_table
 from launcher.slurm.traffic import node_traffic
 from launcher.slurm.watching import Signals, StepWatch, end
+
+TERMINATED = 143  # as a shell says of a process that TERM ended
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Driver:
 
     def run(self, planned: Plan, signals: Signals) -> int:
         """Place, start, wait, decide; returns the exit code of the batch script."""
-        start = self._begin()
+        history = self._begin()
         hosts = self.allocation.hosts
         lost: tuple[str, ...] = ()
         try:
@@ -74,15 +76,23 @@ class Driver:
                     break
                 hosts = tuple(host for host in hosts if host not in lost)
         except LauncherError as error:
-            self._note(ledger.END, code=error.exit_code, why=str(error))
-            raise
-        if self._was_ended(plan, code, signals):
-            self._note(ledger.END, code=code, why="ended by Slurm (scancel, requeue or preemption)")
-            return code
-        return self._end(plan, code, lost, start, signals)
+            state = job_state(self.allocation.job_id)
+            if not (state.ending or state.preempted or signals.terminate):
+                self._note(ledger.END, code=error.exit_code, why=str(error))
+                raise
+            tell(f"while starting: {error}")
+            outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted)
+            return self._end(outcome, state, history, signals)
+        state = job_state(self.allocation.job_id) if code else JobState()
+        states = states_in_words(self.folder, num_nodes=plan.placement.num_nodes)
+        if code == 0 and set(states) != {"done"} and signals.terminate:  # srun may end with 0 when it was ended
+            code = TERMINATED
+        stopped = was_stopped(self.folder, num_nodes=plan.placement.num_nodes)
+        outcome = Outcome(code, signals.stop > 0, stopped, tuple(lost), preempted=state.preempted)
+        return self._end(outcome, state, history, signals)
 
-    def _begin(self) -> JobStart:
-        """Note this start; raises JobFailed where it must not go on."""
+    def _begin(self) -> list[JobStart]:
+        """Note this start; returns all of them. Raises JobFailed where it must not go on."""
         checkpoint = newest_checkpoint(self.folder)
         if self.submission.job_id != self.allocation.job_id:  # submitted by hand, from a dry run
             record_job_id(self.folder.path, self.allocation.job_id)
@@ -94,7 +104,7 @@ class Driver:
         if problem:
             self._note(ledger.END, code=1, why=problem)
             raise JobFailed(problem)
-        return history[-1]
+        return history
 
     def _steps(self, attempt: int) -> Steps:
         hosts, run_id = self.allocation.hosts, f"{self.allocation.job_id}-{self.allocation.restart}"
@@ -147,6 +157,8 @@ class Driver:
             if finding.level >= Level.WARNING or finding.check == RECIPE:
                 tell(f"{finding.host or 'all nodes'}: {finding.check}: {finding.message}")
         self._note(event, bad=bad, seconds=seconds)
+        if of_all := [f"{f.check}: {f.message}" for f in findings if f.level is Level.PROBLEM and not f.host]:
+            raise JobFailed("; ".join(of_all))
         return bad
 
     @contextmanager
@@ -184,29 +196,25 @@ class Driver:
         self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder))
         return True
 
-    def _end(self, plan: Plan, code: int, lost: Sequence[str], start: JobStart, signals: Signals) -> int:
+    def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
         """Decide what follows, note it, requeue where that is decided; returns the job's exit code."""
-        outcome = Outcome(
-            code=code,
-            signalled=signals.stop > 0,
-            stopped=was_stopped(self.folder, num_nodes=plan.placement.num_nodes),
-            lost_nodes=tuple(lost),
-            checkpoint_step=newest_checkpoint(self.folder),
+        if outcome.code and (state.ending or (signals.terminate and not state.preempted)):
+            why = "ended by Slurm (scancel, requeue or preemption)"
+            self._note(ledger.END, code=outcome.code, why=why, sent_back=True)
+            return outcome.code
+        checkpoint = newest_checkpoint(self.folder)
+        decision = decide(
+            replace(outcome, checkpoint_step=checkpoint),
+            history,
+            requeue=self.settings.requeue,
+            max_requeues=self.settings.max_requeues,
         )
-        decision = decide(outcome, start, requeue=self.settings.requeue, max_requeues=self.settings.max_requeues)
         tell(decision.why)
-        self._note(ledger.END, code=code, why=decision.why, checkpoint_step=outcome.checkpoint_step)
+        sent_back = outcome.preempted and decision.requeue
+        self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
         if decision.requeue:
-            answer = ask(("scontrol", "requeue", self.allocation.job_id))
-            if answer.code:
-                raise JobFailed(f"scontrol requeue {self.allocation.job_id} failed: {answer.reason}")
+            requeue(self.allocation.job_id, tell=tell)
         return decision.code
-
-    def _was_ended(self, plan: Plan, code: int, signals: Signals) -> bool:
-        """Whether Slurm is cancelling or requeueing this job at this moment; srun may end with 0 then."""
-        if signals.terminate:
-            return set(states_in_words(self.folder, num_nodes=plan.placement.num_nodes)) != {"done"}
-        return code != 0 and ask(("squeue", "-h", "-j", self.allocation.job_id, "-o", "%T")).out.strip() != "RUNNING"
 
     def _note(self, event: str, **details: Any) -> None:
         line = ledger.JobEvent(event, self.allocation.job_id, time.time(), details)
@@ -242,6 +250,15 @@ def _excluded(bad: Sequence[str]) -> str:
     )
 
 
+def _check_array(folder: Path, job_id: str) -> None:
+    """Raise InputError where the tasks of a job array would all write into one run's folder."""
+    if "_" in job_id and not SweepFolder(folder.parent).members.is_file():
+        raise InputError(
+            f"this is {job_id}, a task of a job array, and {folder} is one run, which all tasks would write: submit it "
+            "without --array (is SBATCH_ARRAY_INX set?), or make a sweep with `launcher submit -m`"
+        )
+
+
 def tell(message: str) -> None:
     """A word to the reader of the job's log."""
     print(f"launcher: {message}", file=sys.stderr, flush=True)
@@ -257,7 +274,9 @@ def main(argv: Sequence[str]) -> int:
         settings = SlurmSettings.from_config(plan.config.get("launch") or {})
         signals = Signals(settings.signal)
         signals.listen()
-        return Driver(folder, settings, read_allocation(), read_submission(folder.path)).run(plan, signals)
+        allocation = read_allocation()
+        _check_array(folder.path, allocation.job_id)
+        return Driver(folder, settings, allocation, read_submission(folder.path)).run(plan, signals)
     except LauncherError as error:
         tell(str(error))
         return error.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from launcher.planner import read_plan
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.result import is_finished
 from launcher.run.status import Progress, progress
-from launcher.slurm.command import ask
+from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
 from launcher.slurm.record import is_submitted, read_submission
 
@@ -34,7 +35,9 @@ ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 })  # fmt: skip
 EARLIER = frozenset({"RESIZING", "REQUEUED"})  # sacct keeps a record of the job before it lost a node, or came back
-UNKNOWN = "UNKNOWN"
+UNKNOWN = "UNKNOWN"  # Slurm has forgotten the job
+UNREACHABLE = "UNREACHABLE"  # nobody answers for Slurm
+NUMBER = re.compile(r"[0-9]{1,9}")
 POLL_S = 0.5
 LINE_LENGTH = 160
 
@@ -112,9 +115,14 @@ class SubmittedRun:
 def status(run: SubmittedRun) -> JobStatus:
     """What the job is doing: from squeue, from sacct once Slurm has forgotten the job (MinJobAge), from its folder.
 
-    Raises InputError where none of them knows the job.
+    Raises InputError where none of them knows the job, SlurmUnreachable where only Slurm could and does not answer.
     """
-    seen = _from_squeue(run.job_id) or _from_sacct(run.job_id)
+    try:
+        seen = _from_squeue(run.job_id) or _from_sacct(run.job_id)
+    except SlurmUnreachable as error:
+        if run.folder is None:
+            raise
+        seen = {"state": UNREACHABLE, "reason": str(error), "source": "run folder"}
     if seen is None and run.folder is None:
         raise InputError(_unknown(run))
     seen = seen or {"state": UNKNOWN, "reason": "Slurm has forgotten it", "source": "run folder"}
@@ -126,6 +134,8 @@ def cancel(run: SubmittedRun) -> str:
     before = status(run)
     if before.state == UNKNOWN:
         raise InputError(_unknown(run))
+    if before.state == UNREACHABLE:
+        raise InputError(f"job {run.job_id} cannot be cancelled now: {before.reason}")
     if before.ended:
         return f"job {run.job_id} has ended already: {before.state}"
     answer = ask(("scancel", run.job_id))
@@ -183,6 +193,8 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
     columns = ",".join(f"{name}:{width}" for name, width in COLUMNS.items())
     answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-O", columns))
     lines = [line for line in answer.out.splitlines() if line.strip()]
+    if answer.code and "invalid job id" not in answer.reason.lower():
+        raise SlurmUnreachable(f"squeue cannot say anything of job {job_id} ({answer.reason})")
     if answer.code or not lines:
         return None
     values = _representative([_columns(line) for line in lines])
@@ -197,6 +209,19 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
         "time_left": values["TimeLeft"] if running else "",
         "start_time": values["StartTime"],
     }
+
+
+def ended_members(job_id: str) -> dict[int, str]:
+    """Task of an array → its state, for those that have ended, as far as Slurm knows them."""
+    try:
+        queue = ask(("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-O", "ArrayTaskID:16,State:24"))
+        accounts = ask(("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "JobID,State"))
+    except SlurmUnreachable:
+        return {}
+    rows = [(line[:16].strip(), line[16:].strip()) for line in queue.out.splitlines()]
+    rows += [re.sub(r"^\d+_", "", line).partition("|")[::2] for line in accounts.out.splitlines()]
+    states = {task: state.split()[0] for task, state in reversed(rows) if state}  # squeue knows better than sacct
+    return {int(task): state for task, state in states.items() if NUMBER.fullmatch(task) and state in ENDED}
 
 
 def _columns(line: str) -> dict[str, str]:

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import IO, Any
 
 from launcher import env
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
-from launcher.preflight.findings import Finding, Level
+from launcher.preflight.findings import Finding
 from launcher.rendezvous.authentication import SECRET, new_secret
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
-from launcher.slurm.check import read_findings
-from launcher.slurm.command import Answer
 from launcher.slurm.environment import of_step
+from launcher.slurm.heard import Heard, Line, judge
 from launcher.slurm.record import Submission, write_submission
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
 from launcher.slurm.watching import end
 
 PREFLIGHT_LIMIT_S = 60.0
+READ_ON_S = 5.0  # a grandchild of srun that keeps its output open is not waited for
+MOST_LINES, LONGEST_LINE = 200_000, 65_536
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,7 @@ class Steps:
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     """The findings of launcher/preflight/checks.py on every host; to say nothing is a problem too."""
-    said = _said(steps.argv(plan, CHECK, hosts), steps.variables(plan))
-    findings = read_findings(said.out)
-    silent = sorted(set(hosts) - {finding.host for finding in findings})
-    why = " ".join(said.err.split()) or f"exit code {said.code}"
-    return [*findings, *(Finding(Level.PROBLEM, "answer", f"none to srun ({why})", host) for host in silent)]
+    return judge(_hear(steps.argv(plan, CHECK, hosts), steps.variables(plan)), hosts)
 
 
 def wants_bandwidth(plan: Plan, settings: SlurmSettings) -> bool:
@@ -111,17 +110,30 @@ def _recipe_config(plan: Plan, settings: SlurmSettings) -> dict[str, Any]:
     return {**plan.config, "script": None, "recipe": recipe, "launch": launch, "tracking": {"kind": "none"}}
 
 
-def _said(argv: Sequence[str], variables: Mapping[str, str]) -> Answer:
-    """What a step said, as far as it came in its time: on a sick node it may never end."""
-    process = subprocess.Popen(argv, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    late = ""
+def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
+    """What a step said and when, as far as it came in its time: on a sick node it may never end."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
+    out: list[Line] = []
+    err: list[Line] = []
+    readers = [Thread(target=_read, args=pair) for pair in ((process.stdout, out), (process.stderr, err))]
+    for reader in readers:
+        reader.start()
     try:
-        out, err = process.communicate(timeout=PREFLIGHT_LIMIT_S)
+        process.wait(PREFLIGHT_LIMIT_S)
     except subprocess.TimeoutExpired:
         end(process)
-        out, err = process.communicate()
-        late = f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s\n"
-    return Answer(process.returncode, out.decode(errors="replace"), late + err.decode(errors="replace"))
+        err.append(Line(f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s", time.time()))
+    for reader in readers:
+        reader.join(READ_ON_S)
+    return Heard(tuple(out), tuple(err), process.returncode)
+
+
+def _read(stream: IO[bytes], lines: list[Line]) -> None:
+    """Keep the lines of a stream with the times at which they came, up to a number of them."""
+    for line in stream:
+        if len(lines) < MOST_LINES:
+            lines.append(Line(line[:LONGEST_LINE].decode(errors="replace").rstrip("\n"), time.time()))
 
 
 def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) -> int | None:

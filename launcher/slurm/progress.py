@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launcher.run.checkpoints import newest_step
 from launcher.run.folder import RunFolder
 from launcher.run.ledger import START, read_events
@@ -25,5 +27,10 @@ def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
 
 def starts(folder: RunFolder) -> list[JobStart]:
     """Every start of the job that the ledger knows, the present one last."""
-    begun = [event.details for event in read_events(folder.ledger) if event.event == START]
-    return [JobStart(int(details["restart"]), details["checkpoint_step"]) for details in begun]
+    found: list[JobStart] = []
+    for event in read_events(folder.ledger):
+        if event.event == START:
+            found.append(JobStart(int(event.details["restart"]), event.details["checkpoint_step"]))
+        elif found and event.details.get("sent_back"):
+            found[-1] = replace(found[-1], sent_back=True)
+    return found

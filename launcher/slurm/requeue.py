@@ -12,10 +12,15 @@ MAX_STARTS_WITHOUT_PROGRESS = 3
 
 @dataclass(frozen=True)
 class JobStart:
-    """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none)."""
+    """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none).
+
+    `sent_back`: Slurm ended it from outside (preemption, scontrol requeue, scancel), so that it says nothing about
+    the program.
+    """
 
     restart: int
     checkpoint_step: int | None
+    sent_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,15 @@ class Outcome:
 
     `signalled`: Slurm's signal came to the batch script. `stopped`: the agents were asked to stop, and did: by that
     signal, or by the TERM that preemption sends to the tasks alone. `lost_nodes`: hosts that no longer answer.
+    `preempted`: Slurm says so, whatever the agents made of it.
     """
 
     code: int
     signalled: bool
-    stopped: bool
-    lost_nodes: tuple[str, ...]
-    checkpoint_step: int | None
+    stopped: bool = False
+    lost_nodes: tuple[str, ...] = ()
+    checkpoint_step: int | None = None
+    preempted: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,13 +52,13 @@ class Decision:
 def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | None:
     """Why the last of `starts`, which has just begun, must not go on; None where it may."""
     now = starts[-1]
-    if now.restart > max_requeues:
+    if requeues(starts) > max_requeues:
         return f"launch.max_requeues={max_requeues} are used up: submit the run folder again to go on"
-    same = 0
-    for start in reversed(starts):
+    same = 1
+    for start in reversed(starts[:-1]):
         if start.checkpoint_step != now.checkpoint_step:
             break
-        same += 1
+        same += not start.sent_back
     if same <= MAX_STARTS_WITHOUT_PROGRESS:
         return None
     where = (
@@ -65,11 +72,23 @@ def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | Non
     )
 
 
-def decide(outcome: Outcome, start: JobStart, *, requeue: bool, max_requeues: int) -> Decision:
-    """What follows from how the agents ended.
+def requeues(starts: Sequence[JobStart]) -> int:
+    """How often the present job came back, not counting what Slurm sent back itself, as by preemption."""
+    now, outside = starts[-1].restart, 0
+    for start in reversed(starts[:-1]):
+        if start.restart >= now:
+            break  # of an earlier job
+        outside += start.sent_back
+        if start.restart == 0:
+            break
+    return max(0, now - outside)
 
-    An application error is never requeued. A stop before the time limit or at preemption is, provided that a newer
-    checkpoint was written since this start; the loss of a node is, and Slurm's own count of starts bounds both.
+
+def decide(outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_requeues: int) -> Decision:
+    """What follows from how the agents ended, in the last of `starts`.
+
+    An application error is never requeued. Preemption and the loss of a node are; a stop before the time limit is,
+    provided that a newer checkpoint was written since this start. The number of starts bounds all but preemption.
     """
     if outcome.code == 0:
         return Decision(False, 0, "the run is complete")
@@ -78,15 +97,19 @@ def decide(outcome: Outcome, start: JobStart, *, requeue: bool, max_requeues: in
         return Decision(False, outcome.code, "the job failed by itself: not requeued")
     if not requeue:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.requeue=false")
-    if start.restart >= max_requeues:
+    if outcome.preempted:
+        return Decision(True, outcome.code, f"{cause}; requeued")
+    if requeues(starts) >= max_requeues:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up")
-    if not outcome.lost_nodes and outcome.checkpoint_step == start.checkpoint_step:
+    if not outcome.lost_nodes and outcome.checkpoint_step == starts[-1].checkpoint_step:
         return Decision(False, outcome.code, f"{cause}; not requeued: no new checkpoint since this start")
     return Decision(True, outcome.code, f"{cause}; requeued")
 
 
 def _cause(outcome: Outcome) -> str | None:
     """What outside the job ended it; None where nothing did."""
+    if outcome.preempted:
+        return "preempted by Slurm"
     if outcome.lost_nodes:
         return f"{', '.join(outcome.lost_nodes)} no longer answered"
     if outcome.signalled:

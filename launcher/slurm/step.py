@@ -52,6 +52,7 @@ def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...
         "--ntasks-per-node=1",
         *([f"--nodelist={compress_hostlist(step.hosts)}"] if step.hosts else []),
         *(["--overlap"] if step.shares else []),
+        *(["--label"] if step.module == CHECK else []),  # the driver reads who said what
         "--export=ALL",
         "--kill-on-bad-exit=0",
         "--wait=120",

@@ -46,18 +46,23 @@ def write_sweep(folder: Path, members: Sequence[SweepMember]) -> None:
     write_json(SweepFolder(folder).members, {"runs": [list(member.overrides) for member in members]})
 
 
-def results(folder: Path, *, ended: bool = False) -> list[dict[str, Any]]:
+def results(folder: Path, *, ended: bool = False, members: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
     """One row for each run of a sweep, from its folder; empty where the folder is no sweep.
 
     `ended`: Slurm says that the whole array has, so that a run without an end of its own was cancelled or killed.
+    `members`: Slurm's word for those tasks of the array that have ended.
     """
     sweep = SweepFolder(folder)
     if not sweep.members.is_file():
         return []
     runs = read_json(sweep.members, remedy="submit the sweep again")["runs"]
     rows = [{"run": i, "overrides": " ".join(words), **_row(sweep.run(i))} for i, words in enumerate(runs)]
-    cut_off = {"waiting": "never started", "running": "ended by Slurm"} if ended else {}
-    return [row | {"state": cut_off.get(row["state"], row["state"])} for row in rows]
+    cut_off = {"waiting": "never started", "running": "ended by Slurm"}
+    for index, row in enumerate(rows):
+        word = (members or {}).get(index, "" if ended else None)
+        if word is not None and row["state"] in cut_off:
+            row["state"] = cut_off[row["state"]] + (f" ({word.lower()})" if word else "")
+    return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,16 +19,18 @@ from launcher.config.compose import load
 from launcher.preflight.checks import (
     Site,
     disk_findings,
-    limit_findings,
     name_findings,
     nccl_findings,
     nic_findings,
     port_findings,
     preflight,
     torch_cuda_version,
+    visible_devices,
 )
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
 from launcher.preflight.gpu import gpu_findings
+from launcher.preflight.limits import Limits, limit_findings, read_limits
+from launcher.units import GIB, MIB
 from tests.cluster import texts
 
 LISTED = "".join(f"GPU {i}: NVIDIA A100-SXM4-80GB (UUID: GPU-{i})\n" for i in range(8))
@@ -39,6 +44,7 @@ HEALTHY = {
 }
 NICS = tuple(Nic(f"mlx5_{i}", "infiniband", 200.0, active=True) for i in range(8))
 MACHINE = Machine(cores=128, memory_bytes=2**41, sockets=2, nics=NICS, interfaces=("eth0", "ib0", "lo"))
+ROOMY = Limits(open_files=2**20, locked_bytes=None, shared_bytes=64 * GIB, shared_free_bytes=60 * GIB)
 NO_TEXT = commands.Output(None, "it is not installed", installed=False)
 
 
@@ -50,7 +56,7 @@ def site(given: Mapping[tuple[str, ...], str] = HEALTHY, **environment: str) -> 
     def run(argv: tuple[str, ...]) -> commands.Output:
         return commands.Output(given[argv]) if argv in given else NO_TEXT
 
-    return Site("node7", run, MACHINE, environment, torch_cuda="12.8")
+    return Site("node7", run, MACHINE, environment, torch_cuda="12.8", limits=ROOMY)
 
 
 def problems(findings: list[Finding]) -> list[str]:
@@ -223,8 +229,65 @@ def test_a_folder_that_cannot_be_written_is_a_problem() -> None:
 
 
 def test_a_limit_on_locked_memory_is_checked_where_nodes_use_rdma() -> None:
-    assert [finding.check for finding in limit_findings(cluster())] == ["locked memory"]
-    assert limit_findings(cluster("cluster.num_nodes=1")) == []
+    for overrides, checked in (((), True), (("cluster.num_nodes=1",), False), (("cluster.fabric=ethernet",), False)):
+        checks = {finding.check for finding in limit_findings(cluster(*overrides), ROOMY, ranks=8)}
+        assert ("locked memory" in checks) is checked
+
+
+LIMITS = {
+    "no shared memory": (replace(ROOMY, shared_bytes=None), "problem", "there is no /dev/shm"),
+    "a container's default": (replace(ROOMY, shared_bytes=64 * MIB), "problem", "--shm-size"),
+    "left-over files": (replace(ROOMY, shared_free_bytes=MIB), "warning", "left-over files"),
+    "few open files": (replace(ROOMY, open_files=1024), "warning", "at most 1024 (ulimit -Hn)"),
+    "hardly any open files": (replace(ROOMY, open_files=256), "problem", "at most 256"),
+    "little locked memory": (replace(ROOMY, locked_bytes=8 * MIB), "warning", "8.0 MiB (ulimit -l)"),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_a_limit_that_is_too_low_is_told_with_the_way_out(case: str) -> None:
+    limits, level, words = LIMITS[case]
+    [bad] = [f for f in limit_findings(cluster(), limits, ranks=8) if f.level is not Level.OK]
+    assert (bad.level.name.lower(), words in bad.message) == (level, True), bad
+
+
+def test_the_limits_of_this_process_are_read(tmp_path: Path) -> None:
+    code = (
+        "import resource; from launcher.preflight.limits import read_limits\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))\n"
+        "resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 8192))\n"
+        "found = read_limits(); print(found.open_files, found.locked_bytes)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["200", "4096"]
+    assert read_limits().shared_bytes == shutil.disk_usage("/dev/shm").total
+    assert read_limits(tmp_path / "none").shared_bytes is None
+
+
+VISIBLE = {"0,1,2": 3, "0,1,-1,2": 2, "": 0, "NoDevFiles": 0, "GPU-1,GPU-2": 2, "0,0": 0, "\u00b2": 0, "1" * 5000: 0}
+
+
+@pytest.mark.parametrize("value", VISIBLE)
+def test_devices_are_counted_as_cuda_counts_them(value: str) -> None:
+    assert visible_devices(site(CUDA_VISIBLE_DEVICES=value)) == VISIBLE[value]
+    assert visible_devices(site()) is None
+
+
+def test_fewer_visible_gpus_than_the_job_wants_are_a_problem() -> None:
+    node = cluster().node
+    found = gpu_findings(node, site().run, torch_cuda="12.8", visible=4)
+    assert "CUDA_VISIBLE_DEVICES shows 4 GPUs, and the job wants 8" in problems(found)[0]
+    assert problems(gpu_findings(node, site().run, torch_cuda="12.8", ranks=4, visible=4)) == []
+
+
+def test_a_job_on_some_gpus_of_a_node_does_not_miss_those_that_it_is_not_shown() -> None:
+    linked = texts.topo(texts.uniform(2, "NV12"))
+    two = {LIST: LISTED[: LISTED.index("GPU 2")], QUERY_COMMAND: texts.query(2), TOPO: linked}
+    shown = site({**HEALTHY, **two, LINK: LINKS[: LINKS.index("GPU 2")]}).run
+    assert problems(gpu_findings(cluster().node, shown, torch_cuda="12.8", ranks=2)) == []
+    assert problems(gpu_findings(cluster().node, shown, torch_cuda="12.8"))
+    unlinked = site({**HEALTHY, **two, TOPO: texts.topo(texts.uniform(2, "SYS"))}).run
+    assert "have no NVLink here" in problems(gpu_findings(cluster().node, unlinked, torch_cuda="12.8", ranks=2))[0]
 
 
 def test_this_machine_passes_as_a_cpu_cluster(tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from plans import plan
 
-from launcher.errors import InputError
-from launcher.slurm import life, submit
-from launcher.slurm.command import Answer
+from launcher.errors import InputError, JobFailed
+from launcher.run.folder import create_run_folder
+from launcher.slurm import jobstate, life, submit
+from launcher.slurm.command import Answer, SlurmUnreachable, unreachable
 from launcher.slurm.settings import SlurmSettings
+
+FORGOTTEN = Answer(1, "", "slurm_load_jobs error: Invalid job id specified\n")  # squeue of Slurm 22.05
 
 
 def says(monkeypatch: pytest.MonkeyPatch, module: object, **answers: Answer) -> None:
-    """Have Slurm's commands say this; others fail."""
-    monkeypatch.setattr(module, "ask", lambda argv, **_: answers.get(argv[0], Answer(1, "", f"{argv[0]}: error: no")))
+    """Have Slurm's commands say this; squeue knows no job, and others fail."""
+    known = {"squeue": FORGOTTEN, **answers}
+    monkeypatch.setattr(module, "ask", lambda argv, **_: known.get(argv[0], Answer(1, "", f"{argv[0]}: error: no")))
 
 
 def queue(*states: str) -> Answer:
@@ -56,6 +62,66 @@ def test_a_job_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     for command in (life.status, life.cancel):
         with pytest.raises(InputError, match="Slurm knows no job 4711"):
             command(life.SubmittedRun("4711", None))
+
+
+# The words of Slurm 22.05 where slurmctld is down, where there is no slurm.conf, and where munge is missing.
+SILENCES = {
+    "slurm_load_jobs error: Unable to contact slurm controller (connect failure)": "slurmctld does not answer",
+    "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)": "try again",
+    "squeue: error: fetch_config: DNS SRV lookup failed\nsqueue: fatal: Could not establish a configuration source": (
+        "run this on a login node"
+    ),
+    "slurm_load_jobs error: Protocol authentication error": "where munge runs",
+    "slurm_load_jobs error: Socket timed out on send/recv operation": "slurmctld does not answer",
+}
+
+
+@pytest.mark.parametrize("words", SILENCES)
+def test_nobody_answering_is_told_from_an_answer(words: str) -> None:
+    assert SILENCES[words] in str(unreachable(Answer(1, "", words).reason))
+    assert unreachable(FORGOTTEN.reason) is None
+    assert unreachable("Requested node configuration is not available") is None
+
+
+def no_answer(argv: object, **_: object) -> Answer:
+    raise SlurmUnreachable("squeue: slurmctld does not answer")
+
+
+def test_a_job_that_cannot_be_asked_for_is_not_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(life, "ask", no_answer)
+    run = life.SubmittedRun("17", create_run_folder(tmp_path).path)
+    told = life.status(run)
+    assert (told.state, told.ended) == (life.UNREACHABLE, False)
+    assert "slurmctld does not answer" in str(told)
+    with pytest.raises(InputError, match="cannot be cancelled now"):
+        life.cancel(run)
+    with pytest.raises(SlurmUnreachable):
+        life.status(life.SubmittedRun("17", None))
+
+
+def test_a_job_whose_state_cannot_be_asked_for_counts_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobstate, "ask", no_answer)
+    assert (jobstate.job_state("17").ending, jobstate.job_state("17").preempted) == (False, False)
+
+
+def test_a_requeue_waits_for_slurmctld(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [no_answer, no_answer, lambda argv: Answer(0, "", "")]
+    monkeypatch.setattr(jobstate, "ask", lambda argv: answers.pop(0)(argv))
+    monkeypatch.setattr(jobstate, "RETRY_EVERY_S", 0.01)
+    told: list[str] = []
+    jobstate.requeue("17", tell=told.append)
+    assert (len(told), answers) == (2, [])
+    monkeypatch.setattr(jobstate, "RETRY_FOR_S", -1.0)
+    monkeypatch.setattr(jobstate, "ask", no_answer)
+    with pytest.raises(JobFailed, match="cannot be requeued"):
+        jobstate.requeue("17", tell=told.append)
+
+
+def test_the_members_of_an_array_that_have_ended_are_known_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("0", "CANCELLED"), ("1", "RUNNING"), ("2", "PENDING")]
+    queue = "".join(f"{task:16}{state:24}\n" for task, state in rows)
+    says(monkeypatch, life, squeue=Answer(0, queue, ""), sacct=Answer(0, "17_3|COMPLETED\n17_0|RUNNING\n", ""))
+    assert life.ended_members("17") == {0: "CANCELLED", 3: "COMPLETED"}
 
 
 def test_a_refusal_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

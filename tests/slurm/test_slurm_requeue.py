@@ -17,7 +17,7 @@ from launcher.run.node_state import NodeState
 from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
 from launcher.slurm.replan import Fit, Hosts, fit_allocation
 from launcher.slurm.request import Where
-from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
+from launcher.slurm.requeue import JobStart, Outcome, decide, requeues, start_problem
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, results, sweep_request, table, update_table, write_sweep
 
@@ -38,6 +38,11 @@ DECISIONS = {
     "a lost node, although nothing was saved": (
         replace(FAILED, lost_nodes=("n7",), checkpoint_step=10), FIRST, True, True, "n7 no longer answered",
     ),
+    "preemption, although nothing was saved": (
+        replace(FAILED, preempted=True, checkpoint_step=10), FIRST, True, True, "preempted by Slurm",
+    ),
+    "preemption at the last start": (replace(FAILED, preempted=True), LAST, True, True, "preempted by Slurm"),
+    "preemption, requeue forbidden": (replace(FAILED, preempted=True), FIRST, False, False, "launch.requeue=false"),
     "a signal, requeue forbidden": (replace(FAILED, signalled=True), FIRST, False, False, "launch.requeue=false"),
     "a signal at the last start": (replace(FAILED, signalled=True), LAST, True, False, "max_requeues=50"),
 }  # fmt: skip
@@ -46,7 +51,7 @@ DECISIONS = {
 @pytest.mark.parametrize("case", DECISIONS)
 def test_what_ended_a_start_decides_whether_it_is_requeued(case: str) -> None:
     outcome, start, allowed, requeued, why = DECISIONS[case]
-    decision = decide(outcome, start, requeue=allowed, max_requeues=50)
+    decision = decide(outcome, [start], requeue=allowed, max_requeues=50)
     assert (decision.requeue, decision.code == 0) == (requeued, outcome.code == 0)
     assert why in decision.why
 
@@ -65,6 +70,18 @@ def test_the_number_of_requeues_is_bounded_also_with_progress() -> None:
     assert "launch.max_requeues=4" in str(start_problem(history, max_requeues=4))
 
 
+def test_what_slurm_sent_back_is_no_crash_and_costs_no_requeue() -> None:
+    preempted = [JobStart(i, 40, sent_back=True) for i in range(60)]
+    assert start_problem([*preempted, JobStart(60, 40)], max_requeues=50) is None
+    crashes = [JobStart(60 + i, 40) for i in range(3)]
+    assert start_problem([*preempted, *crashes], max_requeues=50) is None
+    assert "a crash loop: 4 starts" in str(start_problem([*preempted, *crashes, JobStart(63, 40)], max_requeues=50))
+    assert requeues([*preempted, *crashes]) == 2
+    assert requeues([JobStart(0, 1, sent_back=True), JobStart(1, 2), JobStart(0, 3)]) == 0  # of another job
+    stopped = replace(FAILED, signalled=True, checkpoint_step=99)
+    assert decide(stopped, [*preempted, JobStart(60, 40)], requeue=True, max_requeues=1).requeue
+
+
 def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
     folder = create_run_folder(tmp_path)
     assert newest_checkpoint(folder) is None
@@ -74,6 +91,9 @@ def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
     append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 2, "checkpoint_step": 7}))
     Ledger(folder.ledger, node=0, began=0.0).note("met")
     assert starts(folder) == [JobStart(2, 7)]
+    append_event(folder.ledger, JobEvent(END, "17", 0.0, {"code": 1, "why": "preempted", "sent_back": True}))
+    append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 3, "checkpoint_step": 7}))
+    assert starts(folder) == [JobStart(2, 7, sent_back=True), JobStart(3, 7)]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +198,8 @@ def test_a_sweep_ends_in_one_table(tmp_path: Path) -> None:
     rows = results(tmp_path)
     assert [row["state"] for row in rows] == ["done", "running", "waiting"]
     assert [row["state"] for row in results(tmp_path, ended=True)] == ["done", "ended by Slurm", "never started"]
+    cancelled = results(tmp_path, members={1: "CANCELLED", 2: "CANCELLED", 0: "COMPLETED"})
+    assert [row["state"] for row in cancelled] == ["done", "ended by Slurm (cancelled)", "never started (cancelled)"]
     assert (rows[0]["loss"], rows[0]["step_s"], rows[0]["layout"]) == (2.0, pytest.approx(0.2), "tp8 pp1 dp4")
     update_table(tmp_path / "0")
     assert (tmp_path / "results.txt").read_text() == table(rows) + "\n"

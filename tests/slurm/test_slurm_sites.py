@@ -1,0 +1,175 @@
+"""Slurm as sites have it: other jobs' variables in the shell, preemption at the start, folders that are not shared."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for
+
+from launcher.slurm.life import UNREACHABLE
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+
+# What is left in shells: of another allocation, of srun, by hand.
+LEFT_OVER = {
+    "SLURM_GPUS": "3", "SLURM_GPUS_PER_TASK": "9", "SLURM_GPUS_PER_NODE": "5", "SLURM_NTASKS_PER_NODE": "7",
+    "SLURM_CPUS_PER_TASK": "99", "SLURM_TRES_PER_TASK": "gres/gpu:9", "SLURM_CPU_BIND": "map_cpu:0",
+    "SLURM_HINT": "nomultithread", "SLURM_DISTRIBUTION": "arbitrary", "SLURM_MEM_PER_CPU": "999999",
+    "SLURM_TIMELIMIT": "0:01", "SLURM_EXPORT_ENV": "NONE", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77",
+}  # fmt: skip
+
+
+@pytest.fixture
+def slurm(cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
+    """The cluster with idle nodes, which this process too takes for its own."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    yield Slurm(cluster.folder, tmp_path)
+    cluster.clear(but="")
+
+
+def one_node(run: Path, *words: str) -> list[str]:
+    """The overrides of a stepper on one node of one rank."""
+    shape = ["cluster.num_nodes=1", "cluster.node.num_gpus=1", "cluster.node.domain_size=1"]
+    return [
+        "cluster=testcluster",
+        *shape,
+        f"script={STEPPER}",
+        f"run_dir={run}",
+        f"launch.exclude={SIDE},{NEWER}",
+        *words,
+    ]
+
+
+def init_of(slurm: Slurm, node: str) -> int:
+    """The first process of a node, whose mounts are the node's."""
+    parent = int((slurm.folder / "run" / f"node-{node}.pid").read_text())
+    return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
+
+
+def hide(slurm: Slurm, node: str, folder: Path) -> None:
+    """Mount an empty folder over this one, on one node."""
+    enter = ["nsenter", "-t", str(init_of(slurm, node)), "-m"]
+    subprocess.run([*enter, "mount", "-t", "tmpfs", "none", str(folder)], check=True)
+
+
+def show(slurm: Slurm, node: str, folder: Path) -> None:
+    enter = ["nsenter", "-t", str(init_of(slurm, node)), "-m"]
+    subprocess.run([*enter, "umount", str(folder)], check=True)
+
+
+def test_a_job_submitted_inside_another_allocation_is_the_job_that_was_asked_for(slurm: Slurm) -> None:
+    run = slurm.runs / "inside"
+    argv = [sys.executable, "-m", "launcher.cli", "submit", *one_node(run), "--", "3"]
+    done = slurm.run("salloc", "-w", "node10", *argv, **LEFT_OVER, SBATCH_ARRAY_INX="0-3", HF_TOKEN="hf_0")
+    job_id = done.stdout.strip()
+    slurm.wait(job_id, "COMPLETED")
+    assert len(steps(run)) == 3
+    assert "HF_TOKEN stay behind" in done.stderr
+    assert "SBATCH_ARRAY_INX" in done.stderr
+    assert f"ArrayJobId={job_id}" not in slurm.run("scontrol", "show", "job", job_id).stdout
+
+
+def test_a_dry_run_s_command_survives_such_a_shell_too(slurm: Slurm) -> None:
+    run = slurm.runs / "by hand"
+    slurm.launcher("submit", *one_node(run, "dry_run=true"), "--", "3")
+    script = [str(Path(__file__).parents[2] / "slurm" / "train.sbatch"), str(run), sys.executable]
+    options = ["--parsable", "-N1", f"--exclude={SIDE},{NEWER}", "-o", str(run / "logs" / "slurm-%j.out")]
+    job_id = slurm.run("sbatch", *options, *script, **LEFT_OVER).stdout.strip()
+    slurm.wait(job_id, "COMPLETED")
+    assert len(steps(run)) == 3
+
+    array = slurm.run("sbatch", *options, *script, SBATCH_ARRAY_INX="0-1").stdout.strip()
+    for task in ("0", "1"):
+        slurm.wait(f"{array}_{task}", "FAILED")
+    assert f"{array}_0, a task of a job array" in slurm.logs()
+
+
+def test_a_job_that_is_preempted_while_it_starts_comes_back(slurm: Slurm) -> None:
+    run, slow = slurm.runs / "early", slurm.runs / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "if 'launcher.slurm.check' in sys.orig_argv and not os.environ.get('SLURM_RESTART_COUNT'):\n"
+        "    time.sleep(50)\n"
+    )
+    path = ":".join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))
+    job_id = slurm.launcher("submit", *one_node(run), "--", "3", PYTHONPATH=path).stdout.strip()
+    wait_for(run / "ledger.jsonl", "slurm_placed")
+    on = json.loads((run / "plan.json").read_text())["hosts"][0]
+    high = ["-p", "high", "-w", on, "--exclusive", "-o", "/dev/null"]
+    slurm.run("sbatch", *high, "--wrap", "sleep 2")
+    slurm.wait(job_id, "COMPLETED")
+    first, _ = events(run, "slurm_end")
+    assert (first["why"], first["sent_back"]) == ("preempted by Slurm; requeued", True)
+    assert len(events(run, "slurm_start")) == 2
+    assert len(steps(run)) == 3
+
+
+def test_what_the_job_asks_for_wrongly_is_blamed_on_no_node(slurm: Slurm) -> None:
+    run = slurm.runs / "wrong"
+    words = ["+launch.environment={SLURM_GPUS_PER_TASK: '9'}"]
+    job_id = slurm.submit_steps(run, *words, nodes=2, args=["3"])
+    slurm.wait(job_id, "FAILED")
+    log = slurm.logs()
+    assert "no node is to blame" in log
+    assert "--exclude" not in log
+
+
+def test_a_folder_that_nodes_do_not_see_is_said_to_be_just_that(slurm: Slurm) -> None:
+    run, hidden = slurm.runs / "seen", slurm.runs / "hidden"
+    for folder in (run, hidden):
+        folder.mkdir()
+    hide(slurm, "node9", run)
+    job_id = slurm.submit_steps(run, "train.global_batch=12", "launch.nodelist=node1,node2,node9", nodes=3, args=["3"])
+    slurm.wait(job_id, "FAILED")
+    show(slurm, "node9", run)
+    assert "not seen here, and seen on 2 other nodes" in slurm.logs()
+    assert "submit it again with --exclude=node9" in slurm.logs()
+
+    hide(slurm, "node2", hidden)
+    job_id = slurm.submit_steps(hidden, "launch.nodelist=node1,node2", nodes=2, args=["3"])
+    slurm.wait(job_id, "FAILED")
+    show(slurm, "node2", hidden)
+    log = (hidden / "logs" / f"slurm-{job_id}.out").read_text()
+    assert "not shared: only node1 sees it" in log
+    assert "--exclude" not in log
+
+
+def test_a_cancelled_member_of_a_sweep_is_said_to_be_cancelled(slurm: Slurm) -> None:
+    folder = slurm.runs / "sweep"
+    words = [*one_node(folder), "train.seed=1,2"]
+    job_id = slurm.launcher("submit", "-m", *words, "--", "600").stdout.strip()
+    wait_for(folder / "1" / "steps.jsonl", "step")
+    slurm.run("scancel", f"{job_id}_0")
+    with pytest.raises(AssertionError, match="CANCELLED"):
+        slurm.wait(f"{job_id}_0", "COMPLETED")
+    told = slurm.launcher("status", str(folder), "output=json").stdout
+    states = [row["state"] for row in json.loads(told)["runs"]]
+    assert "ended by Slurm" in states[0]
+    assert states[1] == "running"
+
+
+def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(slurm: Slurm) -> None:
+    run = slurm.runs / "silent"
+    job_id = slurm.launcher("submit", *one_node(run), "--", "3").stdout.strip()
+    conf = (slurm.folder / "etc" / "slurm.conf").read_text()
+    dead = slurm.runs / "slurm.conf"
+    dead.write_text("\n".join("SlurmctldPort=1" if "SlurmctldPort" in line else line for line in conf.splitlines()))
+    told = json.loads(slurm.launcher("status", str(run), "output=json", SLURM_CONF=str(dead)).stdout)
+    assert (told["job_id"], told["state"]) == (job_id, UNREACHABLE)
+    assert "slurmctld does not answer" in told["reason"]
+    refused = slurm.launcher("cancel", str(run), check=False, SLURM_CONF=str(dead))
+    assert (refused.returncode, "cannot be cancelled now" in refused.stderr) == (2, True)
+    again = slurm.launcher("submit", *one_node(slurm.runs / "x"), check=False, SLURM_CONF=str(dead))
+    assert (again.returncode, "slurmctld does not answer" in again.stderr) == (2, True)
+    launcher = ["env", "-u", "SLURM_CONF", sys.executable, "-m", "launcher.cli"]
+    no_cluster = slurm.run(*launcher, "submit", *one_node(slurm.runs / "y"), check=False)
+    assert (no_cluster.returncode, "run this on a login node" in no_cluster.stderr) == (2, True)
+    slurm.wait(job_id, "COMPLETED")
