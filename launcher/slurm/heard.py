@@ -28,7 +28,7 @@ CLOCK_SKEW_S = 2.0  # ours: far above the delay of a line through srun, far belo
 
 
 @dataclass(frozen=True)
-class Line:
+class HeardLine:
     """A line of a step, and when it came (seconds since 1970, on the driver's clock)."""
 
     text: str
@@ -39,13 +39,13 @@ class Line:
 class Heard:
     """What the check step printed, and the exit code of srun."""
 
-    out: tuple[Line, ...]
-    err: tuple[Line, ...]
+    out: tuple[HeardLine, ...]
+    err: tuple[HeardLine, ...]
     code: int
 
 
 @dataclass(frozen=True)
-class Report:
+class NodeReport:
     """A line that a node sent, one of several: its clock, and what it found. `task` is its number in the step."""
 
     task: str
@@ -77,7 +77,7 @@ def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
     return [*_in_common(found, hosts), *_clock_findings(reports)]
 
 
-def _reports(lines: Sequence[Line]) -> Iterator[Report]:
+def _reports(lines: Sequence[HeardLine]) -> Iterator[NodeReport]:
     """What the nodes printed for the driver; other lines are passed over."""
     for task, line in _labelled(lines):
         if line.text.startswith(MARK):
@@ -87,15 +87,15 @@ def _reports(lines: Sequence[Line]) -> Iterator[Report]:
                 raise InputError(f"a node's findings cannot be read ({line.text[:80]!r})") from error
 
 
-def _report(task: str, line: Line, document: Mapping[str, Any]) -> Report:
+def _report(task: str, line: HeardLine, document: Mapping[str, Any]) -> NodeReport:
     found = tuple(
         Finding(Level[item["level"].upper()], item["check"], item["message"], item["host"])
         for item in document["findings"]
     )
-    return Report(task, str(document["host"]), float(document["at"]), line.at, found)
+    return NodeReport(task, str(document["host"]), float(document["at"]), line.at, found)
 
 
-def _labelled(lines: Sequence[Line]) -> Iterator[tuple[str, Line]]:
+def _labelled(lines: Sequence[HeardLine]) -> Iterator[tuple[str, HeardLine]]:
     for line in lines:
         if match := LABEL.fullmatch(line.text):
             yield match[1], replace(line, text=match[2])
@@ -169,7 +169,7 @@ def _kind(finding: Finding) -> tuple[str, str]:
     return finding.check, re.sub(r"GPU-[\w-]+", "", message)
 
 
-def _clock_findings(reports: Sequence[Report]) -> list[Finding]:
+def _clock_findings(reports: Sequence[NodeReport]) -> list[Finding]:
     """A warning for each node whose clock is off from the others', by when its lines came.
 
     A line may come late and never early: of a node's lines the one with the least delay counts.

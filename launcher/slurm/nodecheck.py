@@ -21,7 +21,7 @@ from launcher.resources import resource
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
 from launcher.slurm.environment import of_step
-from launcher.slurm.heard import Heard, Line, judge
+from launcher.slurm.heard import Heard, HeardLine, judge
 from launcher.slurm.record import Submission, write_submission
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
@@ -114,8 +114,8 @@ def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
     """What a step said and when, as far as it came in its time: on a sick node it may never end."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-    out: list[Line] = []
-    err: list[Line] = []
+    out: list[HeardLine] = []
+    err: list[HeardLine] = []
     readers = [Thread(target=_read, args=pair) for pair in ((process.stdout, out), (process.stderr, err))]
     for reader in readers:
         reader.start()
@@ -123,17 +123,17 @@ def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
         process.wait(PREFLIGHT_LIMIT_S)
     except subprocess.TimeoutExpired:
         end(process)
-        err.append(Line(f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s", time.time()))
+        err.append(HeardLine(f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s", time.time()))
     for reader in readers:
         reader.join(READ_ON_S)
     return Heard(tuple(out), tuple(err), process.returncode)
 
 
-def _read(stream: IO[bytes], lines: list[Line]) -> None:
+def _read(stream: IO[bytes], lines: list[HeardLine]) -> None:
     """Keep the lines of a stream with the times at which they came, up to a number of them."""
     for line in stream:
         if len(lines) < MOST_LINES:
-            lines.append(Line(line[:LONGEST_LINE].decode(errors="replace").rstrip("\n"), time.time()))
+            lines.append(HeardLine(line[:LONGEST_LINE].decode(errors="replace").rstrip("\n"), time.time()))
 
 
 def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) -> int | None:

@@ -9,18 +9,18 @@ import pytest
 
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude
 from launcher.slurm import nodecheck
-from launcher.slurm.heard import Heard, Line, judge, marked
+from launcher.slurm.heard import Heard, HeardLine, judge, marked
 
 HOSTS = ("node1", "node2", "node3")
 BAD, GOOD = Level.PROBLEM, Level.OK
 
 
-def report(task: int, host: str, *findings: Finding, at: float = 0.0, came: float = 0.0) -> Line:
+def report(task: int, host: str, *findings: Finding, at: float = 0.0, came: float = 0.0) -> HeardLine:
     found = [Finding(f.level, f.check, f.message, host) for f in findings]
-    return Line(f"{task}: {marked(host, found, at=at)}", came)
+    return HeardLine(f"{task}: {marked(host, found, at=at)}", came)
 
 
-def fine(*tasks: int) -> tuple[Line, ...]:
+def fine(*tasks: int) -> tuple[HeardLine, ...]:
     return tuple(report(task, HOSTS[task], Finding(GOOD, "port", "free")) for task in tasks)
 
 
@@ -28,8 +28,8 @@ def problems(found: list[Finding]) -> list[tuple[str, str]]:
     return [(finding.host, finding.message) for finding in found if finding.level is BAD]
 
 
-def words(*lines: str) -> tuple[Line, ...]:
-    return tuple(Line(line, 0.0) for line in lines)
+def words(*lines: str) -> tuple[HeardLine, ...]:
+    return tuple(HeardLine(line, 0.0) for line in lines)
 
 
 def test_a_node_with_a_problem_of_its_own_is_named() -> None:
