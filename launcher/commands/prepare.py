@@ -7,6 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
+from launcher import env
 from launcher.commands.common import checked_settings, work
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import as_yaml
@@ -17,6 +18,7 @@ from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, write_plan
 from launcher.planner.build import make_plan
+from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
 
 
@@ -37,6 +39,7 @@ def order(invocation: Invocation, settings: Settings | None = None) -> Order | N
         print("dry run: nothing was started", file=sys.stderr)
         return None
     check_devices(plan)
+    tell_locks(plan)
     folder = prepare(plan, settings, name=job.name)
     print(f"run folder: {folder.path}", file=sys.stderr)
     return Order(folder.path, job.script, job.args, settings.options.launch, planned_at=time.monotonic())
@@ -51,6 +54,13 @@ def check_devices(plan: Plan) -> None:
     if not plan.config.get("script"):
         raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
     print(f"launcher: {found}: the script runs without them", file=sys.stderr)
+
+
+def tell_locks(plan: Plan) -> None:
+    """Say which compiled extensions the ranks would wait for in vain; only DeepSpeed and scripts may load any."""
+    if plan.config.get("script") or plan.job.training.engine == "deepspeed":
+        for finding in lock_findings(env.environment()):
+            print(f"launcher: {finding.message}", file=sys.stderr)
 
 
 def check_syntax(script: Path) -> None:

@@ -23,6 +23,7 @@ from launcher.cluster import Cluster, Node, commands
 from launcher.cluster.machine import Machine, read_machine
 from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.errors import InputError
+from launcher.preflight.extensions import lock_findings
 from launcher.preflight.findings import Finding, Level
 from launcher.preflight.gpu import gpu_findings
 from launcher.preflight.limits import Limits, limit_findings, read_limits
@@ -81,6 +82,7 @@ def preflight(
         *port_findings(port),
         *disk_findings(run_folder, free_bytes=free_bytes),
         *limit_findings(cluster, site.limits, ranks=ranks),
+        *lock_findings(site.environment),
     ]
     return [replace(finding, host=site.host) for finding in findings]
 

@@ -1,0 +1,82 @@
+"""Locks of compiled extensions that nobody holds: whoever loads the extension waits for them, without a word.
+
+torch.utils.cpp_extension, by which DeepSpeed compiles an operator at its first use, makes a file `lock` in the folder
+of the extension and removes it at the end (torch 2.13, torch/utils/file_baton.py). A process that is killed meanwhile
+leaves it, and every later one waits for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.preflight.findings import Finding, Level
+
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class ExtensionLock:
+    """One lock: `held` by a process of this machine, as far as this user may see."""
+
+    path: Path
+    age_s: float
+    held: bool
+
+
+def extensions_folder(environment: Mapping[str, str]) -> Path:
+    """Where torch keeps compiled extensions (torch.utils.cpp_extension._get_build_directory)."""
+    cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or "~").expanduser() / ".cache")
+    return Path(environment.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
+
+
+def extension_locks(environment: Mapping[str, str]) -> list[ExtensionLock]:
+    """Every lock, the oldest first."""
+    folder = extensions_folder(environment)
+    paths = [*folder.glob(f"*/{LOCK}"), *folder.glob(f"*/*/{LOCK}")]  # by Python and CUDA version, unless set
+    open_files = _open_files() if paths else set()
+    found = [ExtensionLock(path, _age_s(path), str(path.resolve()) in open_files) for path in paths]
+    return sorted(found, key=lambda lock: -lock.age_s)
+
+
+def lock_findings(environment: Mapping[str, str]) -> list[Finding]:
+    """A warning for each lock that nobody holds."""
+    return [
+        Finding(
+            Level.WARNING,
+            "compiled extensions",
+            f"{lock.path} is {_words(lock.age_s)} old and no process of this machine holds it: every process "
+            f"that loads {lock.path.parent.name} would wait for it without a word. Unless another machine compiles it "
+            "now, remove that file, or set TORCH_EXTENSIONS_DIR to a folder of the job's own",
+        )
+        for lock in extension_locks(environment)
+        if not lock.held
+    ]
+
+
+def _words(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:  # just removed
+        return 0.0
+
+
+def _open_files() -> set[str]:
+    """What the processes that this user may look into have open."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        try:
+            found |= {os.readlink(entry) for entry in os.scandir(folder)}  # noqa: PTH115 (many, and at each start)
+        except OSError:  # another user's, or gone
+            continue
+    return found
