@@ -101,7 +101,7 @@ def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: fl
         "layout.pp=1",
         f"run_dir={inner.path}",
     ]
-    argv = [sys.executable, "-m", "launcher.cli", "run", *words, *fixed]
+    argv = [sys.executable, "-P", "-m", "launcher.cli", "run", *words, *fixed]
     with log.open("wb") as file:
         try:
             code = subprocess.run(argv, stdout=file, stderr=subprocess.STDOUT, timeout=LIMIT_S, check=False).returncode

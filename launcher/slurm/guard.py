@@ -20,7 +20,7 @@ def guard_argv(job_id: str, host: str, *, on: str) -> tuple[str, ...]:
     """The srun command that starts the guard of `host` on another node, beside whatever runs there."""
     module = "launcher.slurm.guard"
     place = ("--nodes=1", "--ntasks=1", f"--nodelist={on}", "--overlap", "--gpus-per-node=0", "--cpus-per-task=1")
-    return ("srun", *place, sys.executable, "-m", module, job_id, host)
+    return ("srun", *place, sys.executable, "-P", "-m", module, job_id, host)
 
 
 def main(argv: Sequence[str]) -> int:

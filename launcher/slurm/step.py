@@ -71,7 +71,7 @@ def rank_variables(settings: SlurmSettings) -> dict[str, str]:
 
 def _task(settings: SlurmSettings, step: Step, *, gpus: bool) -> Sequence[str]:
     """The agent's command, on the bare node or in the image."""
-    agent = ["-m", step.module, str(step.run_folder)]
+    agent = ["-P", "-m", step.module, str(step.run_folder)]  # -P: a launcher.py in the job's folder is the user's
     container = settings.container
     if container.runtime == "pyxis":
         return [*_pyxis(container, step, settings.environment), container.python, *agent]
