@@ -9,12 +9,13 @@ import select
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 _SAME_START_S = 0.02  # start times come in ticks of 10 ms
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/prctl.h>
+_ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -22,6 +23,18 @@ def die_with_parent(parent_pid: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def set_command_line(argv: Sequence[str]) -> None:
+    """What `ps` shows of this process, cut to the length of the command line that it was started with."""
+    fields = _stat(os.getpid())
+    start, end = (int(fields[_ARG_START]), int(fields[_ARG_END])) if fields else (0, 0)
+    if not 0 < start < end:  # a kernel that does not say where it is
+        return
+    text = b"".join(os.fsencode(word) + b"\0" for word in argv)[: end - start - 1]
+    ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
+    name = ctypes.create_string_buffer(os.fsencode(Path(argv[0]).name)[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(name))
 
 
 def adopt_orphans() -> None:
@@ -119,7 +132,7 @@ def oom_kills() -> int:
 
 def _prctl(option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0):
+    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
 

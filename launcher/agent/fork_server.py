@@ -24,8 +24,10 @@ from typing import Any, NoReturn
 
 from launcher import env, process
 from launcher.agent import rank
+from launcher.agent.fresh_process import freshen
+from launcher.agent.main_module import command_line
+from launcher.agent.torch_variables import hide_torch
 from launcher.errors import InputError, LauncherError
-from launcher.fast_exit import leave_to_parent
 
 # Libraries that start a thread pool when they are imported, unless told not to; a forked process has no such threads.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -37,7 +39,8 @@ class RankStart:
     """All that is needed to start one rank. `stdout` and `stderr` are inherited descriptors, or -1 for the log file."""
 
     local_rank: int
-    script: str
+    kind: str  # launcher.agent.rank: recipe, script, module
+    program: str
     args: Sequence[str]
     variables: Mapping[str, str]
     log: str
@@ -45,7 +48,6 @@ class RankStart:
     stdout: int = -1
     stderr: int = -1
     exec_python: bool = False  # a new interpreter (launch.start=spawn) in place of the forked one
-    num_threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -283,18 +285,21 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int) -> NoReturn:
-    """The forked child: own process group, own streams, own environment; then the script."""
+    """The forked child: own session, own streams, own environment; then the script."""
     try:
         process.die_with_parent(parent)
-        os.setpgid(0, 0)
+        os.setsid()
         _reset_signals()
         _redirect(start)
         env.replace(variables)
         if start.exec_python:
-            command = [sys.executable, "-u", "-m", "launcher.agent.rank", start.script, *start.args]
+            own = ["-P", "-u", "-m", "launcher.agent.rank"]
+            command = [sys.executable, *own, start.kind, start.program, *start.args]
             os.execve(sys.executable, command, dict(variables))
-        _freshen(start.num_threads)
-        rank.run(Path(start.script), start.args)
+        freshen(command_line(start.program, start.args, as_module=start.kind == rank.MODULE))
+        if start.kind != rank.RECIPE:
+            hide_torch()
+        rank.run(start.kind, start.program, start.args)
     except BaseException as error:
         os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
     finally:
@@ -307,7 +312,8 @@ def _reset_signals() -> None:
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as the interpreter sets them at its start
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as the interpreter sets them at its start
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _redirect(start: RankStart) -> None:
@@ -329,14 +335,3 @@ def _close(fd: int) -> None:
         os.close(fd)
     except OSError:  # the descriptor of the listing itself, closed already
         return
-
-
-def _freshen(num_threads: int) -> None:
-    """What a new interpreter would have of its own: numpy's random state (a fork copies it), threads, streams."""
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False, errors="backslashreplace")  # noqa: SIM115
-    leave_to_parent()
-    if numpy_random := sys.modules.get("numpy.random"):
-        numpy_random.seed()
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(num_threads)

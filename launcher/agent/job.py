@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent.rank import MODULE, PROGRAM, RECIPE, SCRIPT
 from launcher.agent.settings import LaunchSettings
 from launcher.planner import Plan
 from launcher.run.folder import RunFolder
@@ -22,3 +23,8 @@ class NodeJob:
     launch: LaunchSettings
     num_ranks: int
     num_threads: int
+
+    @property
+    def kind(self) -> str:
+        """What the ranks run: a recipe, or the user's own script, module or program."""
+        return next((kind for kind in (SCRIPT, MODULE, PROGRAM) if self.plan.config.get(kind)), RECIPE)

@@ -16,6 +16,7 @@ from launcher.agent import fork_server, rank_env
 from launcher.agent.job import NodeJob
 from launcher.agent.output import Pump, rank_streams
 from launcher.agent.settings import LaunchSettings
+from launcher.agent.torch_variables import needs_new_interpreter
 from launcher.console import tell
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner import Plan
@@ -74,6 +75,7 @@ def run_node(
     """
     rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
+    launch = _as_the_script_needs(launch, plan, script)
     with _kept_signals(launch.stop_signals) as signals_before_agent:
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":
@@ -122,6 +124,19 @@ def _run_ranks(
             pump.close()
     finally:
         server.close()
+
+
+def _as_the_script_needs(launch: LaunchSettings, plan: Plan, script: Path) -> LaunchSettings:
+    """launch.start=spawn for a script that sets variables which torch reads at import and at no other time."""
+    if launch.start != "fork" or not plan.config.get("script"):
+        return launch
+    if names := needs_new_interpreter(script.read_bytes()):
+        tell(
+            f"{script.name} sets {', '.join(names)} before it imports torch, which reads it at no other time: "
+            "each rank is a new interpreter in this run (launch.start=spawn)"
+        )
+        return replace(launch, start="spawn")
+    return launch
 
 
 def recipe_preload(plan: Plan) -> tuple[str, ...]:

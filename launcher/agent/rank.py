@@ -1,43 +1,44 @@
-"""Inside a rank: run the user's script as __main__, and end as Python would, without the slow teardown.
+"""Inside a rank: run the user's program as __main__, and end as Python does.
 
-`python -m launcher.agent.rank SCRIPT ARGS` is what `launch.start=spawn` starts; a forked rank calls `run` directly.
+`python -P -m launcher.agent.rank KIND PROGRAM ARGS` is what `launch.start=spawn` starts; a forked rank calls `run`.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import runpy
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from types import TracebackType
 from typing import NoReturn
 
-from launcher.fast_exit import end_process
+from launcher import process
+from launcher.agent import main_module
+from launcher.fast_exit import end_as_python, end_process
 from launcher.run.heartbeat import Heartbeats
 
+# What a rank runs: a recipe of ours, or the user's script, module (as `python -m`) or program of any kind.
+RECIPE, SCRIPT, MODULE, PROGRAM = "recipe", "script", "module", "program"
 # Dumps the stacks of all threads into the rank's log. A real-time signal: NCCL and scripts use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 3
 INTERRUPTED = 130
 
 
-def run(script: Path, args: Sequence[str]) -> NoReturn:
-    """Run `script` in this process as __main__ and end the process with its exit code."""
+def run(kind: str, program: str, args: Sequence[str]) -> NoReturn:
+    """Run a script or module in this process as __main__ and end the process with its exit code."""
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
-    code = _run_script(str(script), args)
-    end_process(code)
+    code = _exit_code_of(kind, program, args)
+    if kind == RECIPE:
+        end_process(code)
+    end_as_python(code)
 
 
-def _run_script(script: str, args: Sequence[str]) -> int:
+def _exit_code_of(kind: str, program: str, args: Sequence[str]) -> int:
     watched = Heartbeats.of_this_rank()
     if watched:
         watched[0].mark_script(watched[1])
-    sys.argv = [script, *args]
-    sys.path[0] = str(Path(script).resolve().parent)
     try:
-        runpy.run_path(script, run_name="__main__")
+        main_module.execute(program, args, as_module=kind == MODULE)
         return 0
     except SystemExit as error:
         code = _exit_code(error.code)
@@ -47,9 +48,15 @@ def _run_script(script: str, args: Sequence[str]) -> int:
     except BaseException as error:
         if watched:
             watched[0].mark_failed(watched[1])
-        error.with_traceback(_from_script(error.__traceback__, script))
-        sys.excepthook(type(error), error, error.__traceback__)
+        _show(error)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _show(error: BaseException) -> None:
+    """What Python does with an exception that nothing has caught."""
+    error.with_traceback(main_module.from_program(error.__traceback__))
+    sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
+    sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _exit_code(code: object) -> int:
@@ -60,14 +67,10 @@ def _exit_code(code: object) -> int:
     return 1
 
 
-def _from_script(traceback: TracebackType | None, script: str) -> TracebackType | None:
-    """The traceback without our own frames and runpy's; None where the script did not begin (a syntax error)."""
-    frame = traceback
-    while frame and frame.tb_frame.f_code.co_filename != script:
-        frame = frame.tb_next
-    return frame
+def main(kind: str, program: str, *args: str) -> NoReturn:
+    process.set_command_line(main_module.command_line(program, args, as_module=kind == MODULE))
+    run(kind, program, args)
 
 
 if __name__ == "__main__":
-    sys.argv.pop(0)
-    run(Path(sys.argv[0]), sys.argv[1:])
+    main(*sys.argv[1:])

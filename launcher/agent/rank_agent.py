@@ -149,6 +149,11 @@ class RankAgent(SimpleElasticAgent):
             )
         return path
 
+    def _restarts(self) -> int:
+        """How often the ranks were started before, alike on all nodes: torch finds keys of their store by it."""
+        starts = self._handler.round if isinstance(self._handler, PlanOrdered) else self._ledger.start
+        return starts - 1
+
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
         job = self._job
         assignment = RankAssignment(
@@ -160,9 +165,10 @@ class RankAgent(SimpleElasticAgent):
             num_nodes=group.group_world_size,
             master_addr=group.master_addr,
             master_port=group.master_port,
-            restarts=self._ledger.start - 1,
+            restarts=self._restarts(),
             max_restarts=job.launch.max_restarts,
             run_id=group.spec.rdzv_handler.get_run_id(),
+            error_file=job.folder.logs / f"rank-{worker.global_rank}-error-{self._ledger.start}.json",
         )
         defaults = rank_env.defaults(
             env.environment(),
@@ -173,7 +179,8 @@ class RankAgent(SimpleElasticAgent):
         stdout, stderr = self._streams.get(worker.local_rank, (None, None))
         return RankStart(
             local_rank=assignment.local_rank,
-            script=str(job.script),
+            kind=job.kind,
+            program=str(job.script),
             args=tuple(job.args),
             variables={
                 **defaults,
@@ -189,7 +196,6 @@ class RankAgent(SimpleElasticAgent):
             stdout=stdout.write_fd if stdout else -1,
             stderr=stderr.write_fd if stderr else -1,
             exec_python=job.launch.start == "spawn",
-            num_threads=job.num_threads,
         )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

@@ -36,10 +36,15 @@ class RankAssignment:
     restarts: int
     max_restarts: int
     run_id: str
+    error_file: Path | None = None
 
 
 def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
-    """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables")."""
+    """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables").
+
+    `error_file`: where `torch.distributed.elastic.multiprocessing.errors.record` notes an exception.
+    """
+    error_file = {} if seat.error_file is None else {"TORCHELASTIC_ERROR_FILE": str(seat.error_file)}
     return {
         "RANK": str(seat.rank),
         "WORLD_SIZE": str(seat.world_size),
@@ -56,6 +61,7 @@ def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
         "TORCHELASTIC_MAX_RESTARTS": str(seat.max_restarts),
         "TORCHELASTIC_RUN_ID": seat.run_id,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        **error_file,
     }
 
 

@@ -28,7 +28,7 @@ def _plan_and_run(run: WarmRun) -> int:
 
 def main(idle_s: str, *modules: str) -> int:
     checked_settings(())  # the first composition builds tables that the next ones use: 40 ms of CPU
-    warm.serve(modules, idle_s=float(idle_s), work=work)
+    warm.serve([name for name in modules if name.strip()], idle_s=float(idle_s), work=work)
     return 0
 
 

@@ -28,15 +28,20 @@ from typing import NoReturn
 from launcher import env, process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
+from launcher.agent.torch_variables import OPENBLAS_THREADS, THREADS, is_read_at_import
 from launcher.console import tell
 from launcher.errors import LauncherError
+from launcher.faststart.inherited import Inherited
 from launcher.run.ledger import command_began
 
 # Ours that a run needs, imported while there is time.
 OWN_MODULES = ("launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered")
-# Variables that libraries read when they are imported.
-IMPORT_PREFIXES = ("PYTHON", "LD_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX")
+# Variables that the interpreter, the loader and libraries read when they start; numbers of threads are set afterwards.
+IMPORT_PREFIXES = ("PYTHON", "LD_", "LANG", "LC_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX", "MALLOC_",
+                   "GLIBC_TUNABLES")  # fmt: skip
+SET_LATER = {*THREADS, *OPENBLAS_THREADS}
 START_TIMEOUT_S = 120.0
+TITLE_ROOM = 1000  # characters: a rank's command line replaces the server's in `ps`, and can be no longer
 MAX_MESSAGE_BYTES = 1 << 20
 GO_COLD = 76  # the exit code of a run that found, when it had read its configuration, that it must not be warm
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
@@ -53,6 +58,7 @@ class WarmRun:
     environment: Mapping[str, str]
     prefix: str  # which Python this is: the folder of its (virtual) environment
     path: tuple[str, ...]
+    inherited: Inherited
     began: float
 
     @classmethod
@@ -63,7 +69,8 @@ class WarmRun:
             directory=str(Path.cwd()),
             environment=env.environment(),
             prefix=sys.prefix,
-            path=tuple(sys.path),
+            path=tuple(sys.path if sys.flags.safe_path else sys.path[1:]),  # without the entry of the command's own
+            inherited=Inherited.of_this_process(),
             began=command_began(),
         )
 
@@ -85,11 +92,12 @@ def socket_path() -> Path:
 def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
     """Start this user's server with these modules imported, in place of one that runs; returns its process id.
 
-    `program` is the module that calls `serve` with the arguments IDLE_S MODULE ….
+    `program` is the module that calls `serve` with the arguments IDLE_S MODULE … and an empty last one.
     """
     stop()
     path = socket_path()
-    command = [sys.executable, "-m", program, str(idle_s), *modules]
+    room = " " * TITLE_ROOM
+    command = [sys.executable, "-P", "-m", program, str(idle_s), *modules, room]
     with path.with_suffix(".log").open("w") as log:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
@@ -136,7 +144,8 @@ def run_warm(run: WarmRun) -> int | None:
     if connection is None:
         return None
     with connection:
-        message = json.dumps(run.__dict__ | {"environment": dict(run.environment)}).encode()
+        plain = {"environment": dict(run.environment), "inherited": run.inherited.to_dict()}
+        message = json.dumps(run.__dict__ | plain).encode()
         sys.stdout.flush()
         sys.stderr.flush()
         socket.send_fds(connection, [struct.pack("=I", len(message))], [0, 1, 2])
@@ -240,6 +249,9 @@ class _Server:
         """Why this run must start cold, if it must."""
         if run.prefix != sys.prefix:
             return f"it runs the Python of {sys.prefix}"
+        own = Inherited.of_this_process().fixed
+        if other := [name for name, value in run.inherited.fixed.items() if own.get(name) != value]:
+            return f"it is in another {', '.join(other)}"
         wanted = _import_variables(run.environment)
         if changed := sorted(n for n in {*wanted, *self._variables} if wanted.get(n) != self._variables.get(n)):
             return f"{', '.join(changed)} changed since it started"
@@ -274,12 +286,22 @@ def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> 
         os.chdir(run.directory)
         env.replace(run.environment)
         sys.path[:] = run.path
-        code = work(run)
+        code = work(run) if _takes_on(run.inherited) else GO_COLD
     except BaseException as error:
         tell(f"the warm start failed: {error!r}")
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+def _takes_on(inherited: Inherited) -> bool:
+    """Whether this process has become as its command's shell would have made it."""
+    try:
+        inherited.take_on()
+    except (OSError, ValueError) as error:
+        tell(f"the warm server is not used: it may not take on the limits of this shell ({error})")
+        return False
+    return True
 
 
 def _connect() -> socket.socket | None:
@@ -314,7 +336,7 @@ def _read_request(connection: socket.socket) -> tuple[WarmRun, list[int]] | None
         data += more
     fields = json.loads(data)
     sequences = {key: tuple(fields[key]) for key in ("overrides", "rest", "path")}
-    return WarmRun(**{**fields, **sequences}), fds
+    return WarmRun(**{**fields, **sequences, "inherited": Inherited.from_dict(fields["inherited"])}), fds
 
 
 def _snapshot() -> dict[str, tuple[int, int]]:
@@ -332,4 +354,8 @@ def _mark(name: str) -> tuple[int, int]:
 
 
 def _import_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(IMPORT_PREFIXES)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(IMPORT_PREFIXES) or (is_read_at_import(name) and name not in SET_LATER)
+    }

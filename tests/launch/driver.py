@@ -22,15 +22,15 @@ from launcher.planner import Plan, write_plan
 from launcher.run.folder import RunFolder
 
 
-def one_node_plan(ranks: int) -> Plan:
+def one_node_plan(ranks: int, script: str) -> Plan:
     machine = cluster(domains=(ranks,))
     machine = replace(machine, node=replace(machine.node, cores=ranks))
     layout = Layout(tp=1, pp=1, dp=ranks, layer_split=(24,))
-    return Plan(job(on=machine), layout, estimate={}, why=(), config={})
+    return Plan(job(on=machine), layout, estimate={}, why=(), config={"script": script})
 
 
 def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
-    plan, folder = one_node_plan(int(ranks)), Path(run_dir)
+    plan, folder = one_node_plan(int(ranks), script), Path(run_dir)
     folder.mkdir(exist_ok=True)
     write_plan(plan, RunFolder(folder).plan)
     settings = LaunchSettings.from_config({"warm": "never", **json.loads(launch)})

@@ -47,10 +47,16 @@ def test_loopback_is_for_one_node_only_and_the_users_own_values_win() -> None:
     assert not set(given) & set(defaults(given, num_threads=3, single_node=True))
 
 
-def test_the_agents_store_is_never_shared_with_the_ranks() -> None:
-    # torch keys a shared store by the restart count, which differs between agents after a restart: the ranks hang
-    assert torchrun_variables(SEAT)["TORCHELASTIC_USE_AGENT_STORE"] == "False"
+def test_ranks_use_the_agents_store_and_count_restarts_as_torchrun_does() -> None:
+    # torch keys the store by the restart count
+    assert torchrun_variables(SEAT)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
     assert torchrun_variables(replace(SEAT, restarts=7))["TORCHELASTIC_RESTART_COUNT"] == "7"
+
+
+def test_a_rank_has_a_file_for_an_exception_where_its_agent_has_a_folder_for_it() -> None:
+    assert "TORCHELASTIC_ERROR_FILE" not in torchrun_variables(SEAT)
+    seat = replace(SEAT, error_file=Path("/run/logs/rank-5-error-1.json"))
+    assert torchrun_variables(seat)["TORCHELASTIC_ERROR_FILE"] == "/run/logs/rank-5-error-1.json"
 
 
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(2, 8, 1), (128, 8, 16), (7, 2, 3), (1, 1, 1)])

@@ -19,6 +19,7 @@ from launcher import process
 from launcher.commands.warm import SERVER
 from launcher.commands.warm_server import work
 from launcher.faststart import warm
+from launcher.faststart.inherited import Inherited
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +92,26 @@ def test_a_changed_environment_or_file_makes_a_cold_start_that_is_announced(
     assert "extra_module.py changed since it was imported" in err
     assert json.loads(out.splitlines()[-1])["sum"] == 0.0
     assert gone([server])
+
+
+def test_a_run_takes_on_the_limits_of_its_shell_or_goes_cold() -> None:
+    here = Inherited.of_this_process()
+    assert Inherited.from_dict(json.loads(json.dumps(here.to_dict()))) == here
+    code = (
+        "import dataclasses, os, sys\n"
+        "from launcher.faststart.inherited import Inherited\n"
+        "here = Inherited.of_this_process()\n"
+        "limits = {**here.limits, 'NOFILE': (99, here.limits['NOFILE'][1]), 'CORE': (0, 0)}\n"
+        "wanted = dataclasses.replace(here, umask=0o077, niceness=here.niceness + 1, limits=limits)\n"
+        "wanted = dataclasses.replace(wanted, cores=here.cores[:1])\n"
+        "wanted.take_on()\n"
+        "assert Inherited.of_this_process() == wanted\n"
+        "try:\n"
+        "    dataclasses.replace(wanted, cores=(4095,)).take_on()\n"
+        "except OSError:\n"
+        "    print('may not')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "may not\n"
 
 
 def test_a_run_whose_configuration_wants_no_server_goes_cold(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,70 @@
+"""What a new interpreter would have of its own, in a rank that was forked: streams, random state, identity.
+
+launcher/agent/README.md says what is the same as under torchrun, and what is not.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from launcher import process
+from launcher.agent.torch_variables import set_threads
+from launcher.fast_exit import leave_to_parent
+
+
+def freshen(argv: Sequence[str]) -> None:
+    """Call it in the forked process, once its descriptors and environment are its own. `argv`: what `ps` shows."""
+    _open_streams()
+    time.tzset()
+    process.set_command_line(argv)
+    leave_to_parent()
+    _draw_entropy()
+    _renew_multiprocessing()
+    if torch := sys.modules.get("torch"):
+        set_threads(torch)
+
+
+def _open_streams() -> None:
+    """Standard streams as `python -u` opens them: what is written is out at once (CPython, create_stdio)."""
+    before = sys.__stdout__
+    encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
+    raw: Any = io.FileIO(0, "r", closefd=False)
+    raw.name = "<stdin>"
+    reader: Any = io.TextIOWrapper(io.BufferedReader(raw), encoding, errors, write_through=True)
+    reader.mode = "r"
+    streams = {
+        "stdin": reader,
+        "stdout": _writer(1, "<stdout>", encoding, errors),
+        "stderr": _writer(2, "<stderr>", encoding, "backslashreplace"),
+    }
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _writer(fd: int, name: str, encoding: str, errors: str | None) -> io.TextIOWrapper:
+    raw: Any = io.FileIO(fd, "w", closefd=False)
+    raw.name = name
+    stream: Any = io.TextIOWrapper(raw, encoding, errors, newline="\n", write_through=True)
+    stream.mode = "w"
+    return stream  # type: ignore[no-any-return]
+
+
+def _draw_entropy() -> None:
+    """Random states that the parent drew when it imported the libraries. `random` draws its own after a fork."""
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
+    if torch := sys.modules.get("torch"):
+        torch.default_generator.seed()  # as at its import; generators of GPUs are made later, with seeds of their own
+
+
+def _renew_multiprocessing() -> None:
+    """The key and the folder that multiprocessing notes when it is imported."""
+    if parent := sys.modules.get("multiprocessing.process"):
+        parent.current_process().authkey = os.urandom(32)
+        parent.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]  # noqa: PTH109

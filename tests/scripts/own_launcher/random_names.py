@@ -1,0 +1,5 @@
+"""Beside the script, and imported by it."""
+
+from launcher import NAME
+
+__all__ = ["NAME"]

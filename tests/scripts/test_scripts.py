@@ -1,0 +1,131 @@
+"""Scripts in the habits of their authors end alike under torchrun and under the launcher: by fork, by spawn, warm."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from launcher.commands.warm import SERVER
+from launcher.faststart import warm
+
+pytestmark = pytest.mark.slow
+HERE = Path(__file__).parent
+PYTHON = [sys.executable, "-P", "-m"]
+SHAPE = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2", "train.global_batch=16"]
+STARTS = {
+    "fork": ["launch.warm=never"],
+    "spawn": ["launch.warm=never", "launch.start=spawn"],
+    "warm": ["launch.warm=auto"],
+}
+
+
+@dataclass(frozen=True)
+class Habit:
+    script: str
+    args: tuple[str, ...] = ()
+    code: int = 0
+    restarts: int = 0
+    by_spawn: bool = False  # the launcher itself starts it so
+    in_its_folder: bool = False
+
+
+HABITS = [
+    Habit("draws_without_a_seed.py", restarts=1),
+    Habit("leaves_files_open.py", ("end",)),
+    Habit("leaves_files_open.py", ("exception",), code=1),
+    Habit("works_on_after_the_last_line.py"),
+    Habit("gets_classes_from_children.py"),
+    Habit("looks_at_itself.py", ("two words", "é'\"$(x)", "", "--lr=3", "line\nbreak")),
+    Habit("own_launcher/train.py", in_its_folder=True),
+    Habit("sets_variables_before_torch.py"),
+    Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True),
+    Habit("ends_with_a_code.py", ("3",), code=1),
+    Habit("ends_with_a_code.py", ("0", "at once")),
+    Habit("reads_its_place.py", ("fail",), code=1),
+    Habit("starts_itself_again.py", ("a b", "--x")),
+    Habit("saves_its_classes.py", ("--lr", "3e-2", "é", "b c")),
+    Habit("leaves_its_group_and_threads.py"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A warm server of these tests' own."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+    patch.delenv("PYTHONUNBUFFERED", raising=False)
+    warm.start(SERVER, [], idle_s=600)
+    yield
+    warm.stop()
+    patch.undo()
+
+
+def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
+    if kind == "torchrun":
+        shape = ["--standalone", "--nproc-per-node=2", f"--max-restarts={habit.restarts}"]
+        return [*PYTHON, "torch.distributed.run", *shape, str(script), *habit.args]
+    launch = [*SHAPE, *STARTS[kind], f"launch.max_restarts={habit.restarts}", f"run_dir='{folder}-run'"]
+    return [*PYTHON, "launcher.cli", "run", f"script='{script}'", *launch, "--", *habit.args]
+
+
+def of_another_shell() -> None:
+    """Other limits than those of the warm server."""
+    os.umask(0o027)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (777, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    os.nice(1)
+
+
+def produced(folder: Path) -> dict[str, str]:
+    """The files that the ranks wrote, without the name of the folder that each run has for itself."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes().decode(errors="replace").replace(str(folder), "FOLDER")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("habit", HABITS, ids=lambda h: "-".join([Path(h.script).stem, *h.args[:1]]))
+def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
+    kinds = ["torchrun", *STARTS]
+    runs = {}
+    for kind in kinds:  # side by side: each waits for itself half of the time
+        folder = tmp_path / kind / "work"
+        folder.mkdir(parents=True)
+        script = HERE / habit.script
+        if habit.in_its_folder:
+            shutil.copytree(script.parent, folder, dirs_exist_ok=True)
+            script = folder / script.name
+        environment = {**os.environ, "HABIT": "restart" * habit.restarts, "DRAWN": str(tmp_path / "drawn.jsonl")}
+        runs[kind] = subprocess.Popen(
+            command(kind, habit, script, folder),
+            cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            preexec_fn=of_another_shell,
+        )  # fmt: skip
+    said = {kind: [text.decode() for text in run.communicate(timeout=240)] for kind, run in runs.items()}
+    codes = {kind: run.returncode for kind, run in runs.items()}
+    assert codes == dict.fromkeys(kinds, habit.code), said
+    outcomes = {kind: produced(tmp_path / kind / "work") for kind in kinds}
+    assert outcomes["torchrun"], said["torchrun"]
+    for kind in STARTS:
+        assert outcomes[kind] == outcomes["torchrun"], (kind, said[kind])
+        assert ("launch.start=spawn" in said[kind][1]) == (habit.by_spawn and kind != "spawn")
+        assert "warm server is not used" not in said[kind][1]
+    if (tmp_path / "drawn.jsonl").exists():
+        check_drawn(tmp_path / "drawn.jsonl", runs=len(kinds) * (1 + habit.restarts))
+
+
+def check_drawn(file: Path, *, runs: int) -> None:
+    """No rank of any start of any run has drawn what another has."""
+    ranks = [drawn for line in file.read_text().splitlines() for drawn in json.loads(line)]
+    assert len(ranks) == 2 * runs
+    for key in ranks[0]:
+        assert len({json.dumps(drawn[key]) for drawn in ranks}) == len(ranks), key
