@@ -57,9 +57,12 @@ class ConfiguredJob:
 
     def search(self, *, top: int | None = None) -> SearchResult:
         """The best layouts, and why others are not among them; raises NoLayoutFits where nothing fits."""
+        from launcher.planner.build import limits
         from launcher.planner.search import search
 
-        return search(self.settings.job, self.settings.request, top=top or self.settings.options.top)
+        settings = self.settings
+        refuse = limits(settings.job, settings.config)
+        return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
 
     def plan(self) -> Plan:
         """The best plan of a search over all that is not pinned; raises NoLayoutFits where nothing fits."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from launcher.cluster import Cluster, Gpu, Node
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.stacks import stack_of
 from launcher.units import GIB
 
 
@@ -64,5 +67,13 @@ def model(*, hidden: int = 1024, layers: int = 24, heads: int = 16, seq_len: int
     )
 
 
-def job(*, on: Cluster | None = None, of: Model | None = None, global_batch: int = 64) -> Job:
-    return Job(on or cluster(), of or model(), Training(global_batch=global_batch))
+def job(
+    *,
+    on: Cluster | None = None,
+    of: Model | None = None,
+    global_batch: int = 64,
+    stack: str = "megatron_lm",
+    **habits: Any,
+) -> Job:
+    """A job that Megatron-LM trains; `habits` are those of `launcher.stacks.stack_of`."""
+    return Job(on or cluster(), of or model(), Training(global_batch=global_batch), stack_of(stack, **habits))

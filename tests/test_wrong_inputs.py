@@ -35,7 +35,7 @@ CASES = {
     "a rate of nothing": (["plan", *DGX, "cluster.node.gpu.hbm_gbytes_per_s=0"], 2, ["hbm_gbytes_per_s", "above 0"]),
     "dropout above 1": (["plan", "train.dropout=2"], 2, ["train.dropout", "below 1"]),
     "a word for a flag": (
-        ["plan", "train.recompute_stops_early=maybe"], 2, ["recompute_stops_early", "'maybe'", "true, false or auto"]),
+        ["plan", "stack.recompute_stops_early=maybe"], 2, ["recompute_stops_early", "'maybe'", "true, false or auto"]),
     "sizes that are words": (["plan", *DGX, "sizes=abc"], 2, ["sizes = 'abc'", "sizes=[8,16,32]"]),
     "no sizes": (["plan", *DGX, "sizes="], 2, ["sizes = ''", "sizes=[8,16,32]"]),
     "part of a node": (["plan", *DGX, "sizes=12"], 2, ["sizes=12", "multiple of 8"]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.stack_dump import Stack
+from launcher.agent.stack_dump import CallStack
 from launcher.agent.watch import Hang, odd_ones_out
 from launcher.files import tail
 
@@ -55,7 +55,7 @@ def describe(end: RankEnd, *, others: int, oom_kills: int) -> str:
     return "\n".join([*lines, *(f"    {line}" for line in said)])
 
 
-def describe_hang(hang: Hang, stacks: Mapping[int, Stack], *, first_rank: int, node: int, logs: Path) -> str:
+def describe_hang(hang: Hang, stacks: Mapping[int, CallStack], *, first_rank: int, node: int, logs: Path) -> str:
     """Who hangs, who is the odd one out, and where each group of ranks stands."""
     silent = ", ".join(str(first_rank + r) for r in hang.silent)
     lines = [f"the job hangs: no heartbeat from rank {silent} of node {node} for {hang.silent_s:.0f} s"]
@@ -73,7 +73,7 @@ def describe_hang(hang: Hang, stacks: Mapping[int, Stack], *, first_rank: int, n
     return "\n".join([*lines, f"the whole stacks are in {logs}/rank-<r>.log"])
 
 
-def _by_place(stacks: Mapping[int, Stack]) -> dict[tuple[str, ...], list[int]]:
+def _by_place(stacks: Mapping[int, CallStack]) -> dict[tuple[str, ...], list[int]]:
     places: dict[tuple[str, ...], list[int]] = {}
     for rank, stack in stacks.items():
         places.setdefault(stack.frames, []).append(rank)

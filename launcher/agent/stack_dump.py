@@ -23,7 +23,7 @@ _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name
 
 
 @dataclass(frozen=True)
-class Stack:
+class CallStack:
     """Where a rank is. `state` is the kernel's letter (T: stopped); `frames` are file:function, innermost first."""
 
     state: str
@@ -31,7 +31,9 @@ class Stack:
     text: tuple[str, ...]
 
 
-def dump(pids: Mapping[int, int], *, logs: Mapping[int, Path], send: Callable[[list[int]], None]) -> dict[int, Stack]:
+def dump(
+    pids: Mapping[int, int], *, logs: Mapping[int, Path], send: Callable[[list[int]], None]
+) -> dict[int, CallStack]:
     """The stacks of ranks by local rank. `send` signals ranks to dump theirs into their logs."""
     states = {rank: process.state(pid) or "gone" for rank, pid in pids.items()}
     before = {rank: _size(logs[rank]) for rank in pids}
@@ -88,13 +90,13 @@ def parse(lines: list[str]) -> tuple[str, ...]:
     return tuple(frames)
 
 
-def _stack(state: str, log: Path, before: int) -> Stack:
+def _stack(state: str, log: Path, before: int) -> CallStack:
     if _size(log) == before:
-        return Stack(state, (), ())
+        return CallStack(state, (), ())
     lines = [line for line in tail(log, num_lines=400) if line.strip()]
     starts = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread 0x"))]
     lines = lines[starts[-1] :] if starts else []
-    return Stack(state, parse(lines), tuple(lines[: SHOWN_FRAMES + 1]))
+    return CallStack(state, parse(lines), tuple(lines[: SHOWN_FRAMES + 1]))
 
 
 def _size(path: Path) -> int:

@@ -13,12 +13,13 @@ from typing import Any
 from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
-from launcher.config.settings import Configuration, Settings, request_on
+from launcher.config.settings import Settings, request_on
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, write_plan
+from launcher.planner.build import limits, notes
 from launcher.planner.explain import reasons
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
@@ -35,7 +36,7 @@ def run(invocation: Invocation) -> int:
         return _compare([case for _, several in cases for case in several], cases[0][0])
     settings = checked_settings(invocation.overrides)
     if settings.options.sizes is not None:
-        return _compare(_sized_cases(settings, settings.options.sizes), settings.options)
+        return _compare(_sized_cases(settings, settings.options.sizes), settings)
     return _rank(settings)
 
 
@@ -43,10 +44,12 @@ def _rank(settings: Settings) -> int:
     tokens, question = settings.options.tokens, settings.options.why_not
     started = time.perf_counter()
     model = CostModel(settings.job)
-    result = search(settings.job, settings.request, top=settings.options.top, model=model)
+    refuse = limits(settings.job, settings.config)
+    result = search(settings.job, settings.request, top=settings.options.top, model=model, refuse=refuse)
     why = reasons(result, model)
+    why[0] = (*why[0], *notes(settings.job, settings.config))
     seconds = time.perf_counter() - started
-    answer = why_not(result, question, model) if question is not None else None
+    answer = why_not(result, question, model, refuse=refuse) if question is not None else None
     if settings.options.run_dir:
         best = result.best
         plan = Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config)
@@ -72,9 +75,10 @@ def _keep(plan: Plan, folder: Path) -> None:
         raise InputError(f"cannot write {folder} ({error.strerror}): give another with run_dir=FOLDER") from error
 
 
-def _compare(cases: Sequence[Case], options: Configuration) -> int:
-    comparison = compare.compare(cases, tokens=options.tokens)
-    if options.output == "json":
+def _compare(cases: Sequence[Case], settings: Settings) -> int:
+    refuse = limits(settings.job, settings.config)
+    comparison = compare.compare(cases, tokens=settings.options.tokens, refuse=refuse)
+    if settings.options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))
     else:
         terminal.show_comparison(sys.stdout, comparison)
@@ -94,8 +98,8 @@ def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = N
     ]
 
 
-def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Configuration, list[Case]]]:
-    """For every combination its configuration and cases: one, or one a size, labelled by the values that differ."""
+def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Settings, list[Case]]]:
+    """For every combination its settings and cases: one, or one a size, labelled by the values that differ."""
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
     every = [load(combination) for combination in combinations]
@@ -106,5 +110,5 @@ def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Configurat
         label = " ".join(value[key] for key in differing) or settings.job.cluster.name
         sizes = settings.options.sizes
         cases = _sized_cases(settings, sizes, label) if sizes else [(label, settings.job, settings.request)]
-        found.append((settings.options, cases))
+        found.append((settings, cases))
     return found

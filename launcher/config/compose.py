@@ -28,7 +28,7 @@ from launcher.errors import InputError
 from launcher.resources import resource
 from launcher.schema import names, nearest
 
-GROUPS = ("cluster", "model", "layout", "train", "recipe", "launch", "tracking")
+GROUPS = ("cluster", "model", "stack", "layout", "train", "recipe", "launch", "tracking")
 
 
 @dataclass(frozen=True)

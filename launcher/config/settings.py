@@ -11,12 +11,15 @@ from typing import Any
 from launcher.agent.settings import LaunchSettings
 from launcher.cluster import Cluster
 from launcher.cluster.shape import DEGREES
+from launcher.errors import InputError
 from launcher.layout import LayoutRequest
+from launcher.layout.engines import OWN
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOptions, recipe_class
 from launcher.schema import AUTO, defaults, key, read
 from launcher.slurm.settings import SlurmSettings
+from launcher.stacks.choice import StackKeys
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -39,6 +42,7 @@ class Configuration:
 
     cluster: Cluster = key(meaning="the hardware")
     model: Model = key(meaning="the transformer")
+    stack: StackKeys = key(meaning="the software that trains")
     layout: LayoutRequest = key(meaning="what of the layout is pinned")
     training: Training = key(name="train", meaning="what speed, memory and the loss depend on")
     train: TrainOptions = key(name="train", meaning="how long and how to train")
@@ -87,8 +91,13 @@ class Settings:
 def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
     """Typed values of a resolved configuration; raises InputError with everything that is wrong."""
     options = read(Configuration, _with_dtype(given))
-    options.train.check_engine(options.training.engine)
-    job = Job(options.cluster, options.model, options.training)
+    engine = options.training.engine
+    if options.stack.name != OWN and engine != "torch":
+        raise InputError(
+            f"train.engine={engine} is one of the launcher's own engines, and stack={options.stack.name} is another "
+            "software: set train.engine=torch, or stack=launcher"
+        )
+    job = Job(options.cluster, options.model, options.training, options.stack.stack(engine=engine))
     return Settings(job, request_on(options.cluster, options.layout), options, given, notes)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.cost.layer import LayerShape, runs_dropout
-from launcher.model import Model, Training
+from launcher.cost.layer import LayerShape
+from launcher.layout.job import Job
 
 
 @dataclass(frozen=True)
@@ -20,46 +20,68 @@ class LayerActivations:
 
 
 def layer_activations(
-    model: Model, training: Training, shape: LayerShape, recompute: str, *, gathered: bool = False
+    job: Job, shape: LayerShape, recompute: str, *, fraction: float = 1.0, gathered: bool = False
 ) -> LayerActivations:
     """What a layer stores, and what its recomputation or gradients need on top while it runs.
 
     `gathered`: with sequence parallelism the projections' inputs stay gathered, instead of being gathered again.
+    `fraction`: of the layers that are recomputed; the mean of what one stores, and the most that one needs.
     """
+    model, training = job.model, job.training
     tokens = shape.sequences * model.seq_len // shape.cp
     sharded = tokens / (shape.tp if shape.sequence_parallel else 1)
     e = training.dtype_bytes
-    core = _core(model, training, shape, tokens)
+    core = _core(job, shape, tokens)
     inputs = tokens if gathered else sharded
-    whole = _rest(model, training, shape, tokens, sharded, inputs) + core
+    whole = _rest(job, shape, tokens, sharded, inputs) + core
     gradients = 2.0 * e * tokens * max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.hidden) / shape.tp
-    if recompute == "full":
-        return LayerActivations(e * sharded * model.hidden, whole + gradients)
-    if recompute == "selective":
-        return LayerActivations(whole - core, core + gradients)
-    return LayerActivations(whole, gradients)
+    kept = {
+        "none": whole,
+        "selective": whole - core,
+        "op": _products(job, shape, tokens, sharded) + core,
+        "full": e * sharded * model.hidden,
+    }[recompute]
+    again = core if recompute == "selective" else whole - (kept if recompute == "op" else 0.0)
+    if recompute == "none":
+        return LayerActivations(whole, gradients)
+    return LayerActivations(fraction * kept + (1 - fraction) * whole, again + gradients)
 
 
-def _core(model: Model, training: Training, shape: LayerShape, tokens: int) -> float:
+def _products(job: Job, shape: LayerShape, tokens: int, sharded: float) -> float:
+    """What recomputation by operator keeps: a layer's input, the attention's result, every second product's.
+
+    Of query, key, value, output, gate, up and down projections the second, fourth, … (torchtitan's policy).
+    """
+    model, e = job.model, job.training.dtype_bytes
+    widths = [model.hidden, model.kv_hidden, model.kv_hidden, model.hidden]
+    widths += [model.ffn_hidden] * (2 if model.gated_mlp else 1) + [model.hidden]
+    divided = sum(width for width in widths[1::2] if width != model.hidden) / shape.tp
+    replicated = sum(width for width in widths[1::2] if width == model.hidden)
+    return e * (sharded * (model.hidden + replicated) + tokens * (divided + model.hidden / shape.tp))
+
+
+def _core(job: Job, shape: LayerShape, tokens: int) -> float:
     """The attention core: scores with separate kernels; log-sum-exp and nothing else with FlashAttention."""
+    model, training = job.model, job.training
     heads = -(-model.heads // shape.tp)
     if training.attention in ("flash", "flash1"):
         return 4.0 * tokens * heads
     scores = float(tokens) * model.seq_len * heads
     e = training.dtype_bytes
     softmax = e + (4 if training.attention == "math" and e < 4 else 0)
-    return scores * (softmax + (e + 1 if runs_dropout(model, training) else 0))
+    return scores * (softmax + (e + 1 if job.stack.runs_dropout(training) else 0))
 
 
-def _rest(model: Model, training: Training, shape: LayerShape, tokens: int, sharded: float, inputs: float) -> float:
+def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: float) -> float:
     """Everything but the core. With LayerNorm, dropout and no gating: the paper's 34 s·b·h at tp = 1."""
+    model, training = job.model, job.training
     e, hidden, tp = training.dtype_bytes, model.hidden, shape.tp
-    norm = e if model.norm == "layernorm" or training.fused_norm else 4 + e
-    masks = 2 if runs_dropout(model, training) else 0
+    norm = e if model.norm == "layernorm" or job.stack.fused_norm else 4 + e
+    masks = 2 if job.stack.runs_dropout(training) else 0
     replicated = sharded * hidden * (2 * norm + masks) + inputs * hidden * 2 * e
     qkv = hidden + 2 * model.kv_hidden
-    rotated = hidden + model.kv_hidden if model.positions == "rotary" and not training.fused_rotary else 0
-    attention = e * tokens * (qkv + rotated + hidden) / tp
+    unrotated = model.positions == "rotary" and job.stack.joint_qkv and not job.stack.fused_rotary
+    attention = e * tokens * (qkv + (hidden + model.kv_hidden if unrotated else 0) + hidden) / tp
     experts = model.experts_per_token if model.num_experts else 1
     mlp = e * tokens * experts * model.ffn_hidden * (4 if model.gated_mlp else 2) / tp
     return replicated + attention + mlp

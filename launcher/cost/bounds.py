@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from math import inf
 
 from launcher.cost.layer import LayerShape
-from launcher.cost.memory import state_bytes
+from launcher.cost.memory import expert_shards, state_bytes
 from launcher.cost.model import CostModel
 from launcher.cost.pipeline import in_flight
 from launcher.layout import Layout
-from launcher.stacks.habits import may_stop_early
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +45,8 @@ class Stages:
 def pass_time(model: CostModel, layout: Layout) -> PassTime:
     """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
     embedding, head = model.end_costs(layout)
-    early = may_stop_early(model.job.training)  # the least of any ZeRO stage
     return PassTime(
-        model.layer_cost(layout, stops_early=early).total_s,
+        model.layer_cost(layout).total_s,
         embedding.total_s,
         head.total_s,
         model.constants.host_micro_batch_s,
@@ -140,12 +138,11 @@ def activation_bytes(memory: PassMemory, stages: Stages, held: float) -> float:
 def state_bytes_of_first_rank(model: CostModel, layout: Layout) -> float:
     """Bytes of parameters, gradients and optimizer states on the first rank."""
     parameters = model.parameters(layout)[0]
-    training = model.job.training
     total = 0.0
     for count, shards in (
-        (parameters.dense, layout.dp * layout.cp),
-        (parameters.experts, layout.dp * layout.cp // layout.ep),
+        (parameters.dense, layout.shards),
+        (parameters.experts, expert_shards(layout)),
     ):
-        state = state_bytes(model.job.model, training, layout, shards=max(1, shards))
+        state = state_bytes(model.job, layout, shards=shards)
         total += count * (state.weights + state.gradients + state.optimizer)
     return total

@@ -16,8 +16,6 @@ from launcher.cost.traffic import (
 )
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.model import Model, Training
-from launcher.stacks.habits import accumulates_in_place
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ def reduces_every_pass(layout: Layout) -> bool:
     return layout.sharding >= 2 and layout.pp == 1
 
 
-def passed_share(model: Model, training: Training, layout: Layout) -> float:
+def passed_share(job: Job, layout: Layout) -> float:
     """Of a step's micro-batches, those whose gradients take a pass over memory of their own.
 
     All are copied where each is reduced; else all but the first are added to the sums, and none where products add in
@@ -41,8 +39,8 @@ def passed_share(model: Model, training: Training, layout: Layout) -> float:
     """
     if reduces_every_pass(layout):
         return 1.0
-    count = layout.num_micro_batches(training.global_batch)
-    return 0.0 if accumulates_in_place(model, training, layout) else (count - 1) / count
+    count = layout.num_micro_batches(job.training.global_batch)
+    return 0.0 if job.stack.fused_accumulation else (count - 1) / count
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:

@@ -7,6 +7,7 @@ from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.layer import Part, linear, streamed
 from launcher.cost.parameters import padded_vocab
+from launcher.layout.job import Job
 from launcher.model import Model
 
 
@@ -16,8 +17,9 @@ def embedding_part(device: Device, model: Model, *, tokens: int) -> Part:
     return streamed(device, elementwise.Traffic(4 * e, 3, 8 * e, 4), float(tokens * model.hidden))
 
 
-def head_part(device: Device, constants: Constants, model: Model, *, tokens: int, tp: int) -> Part:
+def head_part(device: Device, constants: Constants, job: Job, *, tokens: int, tp: int) -> Part:
     """Final norm, output projection over this rank's share of the vocabulary, cross-entropy in separate operators."""
+    model = job.model
     vocab = padded_vocab(model, tp) // tp
     loss = elementwise.Traffic(constants.loss_forward_bytes, 10, constants.loss_backward_bytes, 4)
     part = linear(device, tokens, model.hidden, vocab) + streamed(device, loss, float(tokens * vocab))

@@ -78,6 +78,12 @@ def step_flops(job: Job, recompute: str, *, stops_early: bool) -> tuple[float, f
     if recompute == "full":
         last_product = 2.0 * tokens * model.hidden * model.ffn_hidden if stops_early and not model.num_experts else 0.0
         repeated = model.layers * (model.layer_forward_flops(tokens=tokens) - last_product)
+    elif recompute == "op":
+        repeated = (
+            0.5
+            * model.layers
+            * (model.layer_forward_flops(tokens=tokens) - 4.0 * tokens * model.seq_len * model.hidden)
+        )
     elif recompute == "selective":
         repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
     return model.step_flops(sequences=batch), repeated

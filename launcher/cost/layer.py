@@ -14,7 +14,8 @@ from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
 from launcher.cost.parameters import layer_parameters
 from launcher.layout import Layout
-from launcher.model import Model, Training
+from launcher.layout.job import Job
+from launcher.model import Model
 from launcher.units import DTYPE_BYTES
 
 # Tokens of the busiest experts over an even share, for which all others wait: capacity factors of 1.0 to 1.25 hold what
@@ -58,56 +59,55 @@ class LayerParts:
 
     rest: Part
     core: Part
+    products_s: float = 0.0  # of the forward pass, its products alone
 
 
-def runs_dropout(model: Model, training: Training) -> bool:
-    """Whether dropout kernels run: as set; else with separate attention kernels, at any probability (Megatron-LM
-    calls it always).
-    """
-    if training.dropout is not None:
-        return training.dropout > 0
-    return training.attention in ("math", "fused")
-
-
-def layer_parts(
-    device: Device, model: Model, training: Training, shape: LayerShape, *, tokenwise: Part, core: Part
-) -> LayerParts:
+def layer_parts(device: Device, job: Job, shape: LayerShape, *, tokenwise: Part, core: Part) -> LayerParts:
     """Device time of one layer: the parts that layouts of other shapes share, `tokenwise_part` and `core_part`, and
     what depends on sequence parallelism.
     """
+    model = job.model
     tokens = shape.sequences * model.seq_len // shape.cp
     rest = tokenwise
-    if (
-        shape.tp > 1
-        and DTYPE_BYTES[training.tensor_parallel_dtype(sequence_parallel=shape.sequence_parallel)] > device.dtype_bytes
-    ):
+    summed = job.stack.tensor_parallel_dtype(job.training, sequence_parallel=shape.sequence_parallel)
+    if shape.tp > 1 and DTYPE_BYTES[summed] > device.dtype_bytes:
         rest += streamed(device, elementwise.reduction_casts(device.dtype_bytes), float(tokens * model.hidden))
     if shape.cp > 1:
         kept = 2.0 * shape.sequences * model.seq_len * model.kv_hidden / shape.tp
         rest += streamed(device, elementwise.joined_chunks(device.dtype_bytes), kept)
-    rest += _norms_and_residuals(device, model, training, tokens // (shape.tp if shape.sequence_parallel else 1))
-    return LayerParts(rest, core)
+    rest += _norms_and_residuals(device, job, tokens // (shape.tp if shape.sequence_parallel else 1))
+    return LayerParts(rest, core, products_s(device, model, tokens=tokens, tp=shape.tp, ep=shape.ep))
 
 
-def tokenwise_part(device: Device, model: Model, training: Training, *, tokens: int, tp: int, ep: int) -> Part:
+def tokenwise_part(device: Device, job: Job, *, tokens: int, tp: int, ep: int) -> Part:
     """What depends on the number of tokens alone, however they are cut into sequences."""
-    part = _projections(device, model, tokens, tp)
-    part += _mlp(device, model, training, tokens, tp=tp, ep=ep)
-    return part + _around_attention(device, model, training, tokens, tp)
+    part = _projections(device, job.model, tokens, tp)
+    part += _mlp(device, job.model, tokens, tp=tp, ep=ep)
+    return part + _around_attention(device, job, tokens, tp)
 
 
-def core_part(device: Device, constants: Constants, model: Model, training: Training, shape: LayerShape) -> Part:
+def products_s(device: Device, model: Model, *, tokens: int, tp: int, ep: int) -> float:
+    """Seconds of a layer's products in the forward pass."""
+    experts, rows = _expert_rows(model, tokens, ep)
+    matrices = 2 if model.gated_mlp else 1
+    up = gemm_s(device, rows, matrices * model.ffn_hidden // tp, model.hidden, batch=experts)
+    down = gemm_s(device, rows, model.hidden, model.ffn_hidden // tp, batch=experts)
+    return _projections(device, model, tokens, tp).forward_s + up + down
+
+
+def core_part(device: Device, constants: Constants, job: Job, *, sequences: int, tp: int, cp: int) -> Part:
     """The attention core."""
+    model, training = job.model, job.training
     core = core_time(
         device,
         constants,
-        kernel=training.attention_kernel,
-        sequences=shape.sequences,
-        heads=-(-model.heads // shape.tp),
-        queries=model.seq_len // shape.cp,
+        kernel=job.stack.attention_kernel(training),
+        sequences=sequences,
+        heads=-(-model.heads // tp),
+        queries=model.seq_len // cp,
         keys=model.seq_len,
         head_dim=model.head_dim,
-        dropout=runs_dropout(model, training),
+        dropout=job.stack.runs_dropout(training),
     )
     return Part(core.forward_s, core.backward_s, 0.0, core.forward_kernels, core.backward_kernels)
 
@@ -138,13 +138,10 @@ def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
     return linear(device, tokens, model.hidden, hidden + 2 * kv_hidden) + linear(device, tokens, hidden, model.hidden)
 
 
-def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: int, ep: int) -> Part:
+def _mlp(device: Device, model: Model, tokens: int, *, tp: int, ep: int) -> Part:
     """The MLP; with experts, the share of this rank: its experts' tokens from all ranks of its expert group."""
     width = model.ffn_hidden // tp
-    experts, rows = 1, tokens
-    if model.num_experts:
-        experts = max(1, model.num_experts // ep)
-        rows = ceil(EXPERT_IMBALANCE * tokens * model.experts_per_token * ep / model.num_experts)
+    experts, rows = _expert_rows(model, tokens, ep)
     matrices = 2 if model.gated_mlp else 1
     part = linear(device, rows, model.hidden, matrices * width, batch=experts)
     part += linear(device, rows, width, model.hidden, batch=experts)
@@ -159,30 +156,39 @@ def _mlp(device: Device, model: Model, training: Training, tokens: int, *, tp: i
     return part
 
 
-def _around_attention(device: Device, model: Model, training: Training, tokens: int, tp: int) -> Part:
+def _expert_rows(model: Model, tokens: int, ep: int) -> tuple[int, int]:
+    """Experts of a rank, and the tokens that each works on."""
+    if not model.num_experts:
+        return 1, tokens
+    rows = ceil(EXPERT_IMBALANCE * tokens * model.experts_per_token * ep / model.num_experts)
+    return max(1, model.num_experts // ep), rows
+
+
+def _around_attention(device: Device, job: Job, tokens: int, tp: int) -> Part:
     """Rotary positions, and the copies that bring heads into and out of the kernel's order.
 
     All kernels read heads where the projection left them. Separate ones leave their result, and take its gradient, in
     an order of their own; FlashAttention's gradients of queries, keys and values are joined.
     """
-    e = device.dtype_bytes
-    if training.attention.startswith("flash"):
+    e, model = device.dtype_bytes, job.model
+    if job.training.attention.startswith("flash"):
         joined = elementwise.Traffic(0.0, 0, 2 * e, 1)
         part = streamed(device, joined, tokens * (model.hidden + 2 * model.kv_hidden) / tp)
     else:
         part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * model.hidden / tp)
     if model.positions == "rotary":
-        traffic = elementwise.rotary(e, fused=training.fused_rotary)
+        traffic = elementwise.rotary(e, fused=job.stack.fused_rotary)
         for width in (model.hidden, model.kv_hidden):
             part += streamed(device, traffic, tokens * width / tp)
     return part
 
 
-def _norms_and_residuals(device: Device, model: Model, training: Training, tokens: int) -> Part:
+def _norms_and_residuals(device: Device, job: Job, tokens: int) -> Part:
+    model, stack = job.model, job.stack
     e, elements = device.dtype_bytes, float(tokens * model.hidden)
-    fused = model.norm == "layernorm" or training.fused_norm
+    fused = model.norm == "layernorm" or stack.fused_norm
     norm = streamed(device, elementwise.norm(e, fused=fused), elements)
-    residual = streamed(device, elementwise.residual(e, dropout=runs_dropout(model, training)), elements)
+    residual = streamed(device, elementwise.residual(e, dropout=stack.runs_dropout(job.training)), elements)
     return norm + norm + residual + residual
 
 
@@ -194,11 +200,11 @@ def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> flo
     return gemm_s(device, tokens, model.hidden, model.ffn_hidden // tp) + added.forward_s
 
 
-def accumulation_s(device: Device, model: Model, training: Training, layout: Layout) -> float:
+def accumulation_s(device: Device, job: Job, layout: Layout) -> float:
     """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory, or to copy them
     to where they are reduced.
     """
-    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[training.reduces_in(model, layout.sharding)])
+    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[job.stack.reduces_in(job.training)])
     if reduces_every_pass(layout):
         traffic = elementwise.bucketing(device.dtype_bytes)
-    return streamed(device, traffic, layer_parameters(model, tp=layout.tp, ep=layout.ep).total).backward_s
+    return streamed(device, traffic, layer_parameters(job.model, tp=layout.tp, ep=layout.ep).total).backward_s

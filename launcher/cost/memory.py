@@ -10,13 +10,9 @@ from launcher.cost.constants import Constants
 from launcher.cost.parameters import RankParameters, end_parameters, padded_vocab
 from launcher.cost.pipeline import in_flight
 from launcher.layout import Layout
-from launcher.model import Model, Training
-from launcher.stacks.habits import runs_deepspeed
+from launcher.layout.job import Job
 from launcher.units import DTYPE_BYTES
 
-# Communicators of DeepSpeed's pipeline beside those of the Megatron-LM fork in it: model, data, pipe, slice
-# (runtime/pipe/topology.py, PipelineParallelGrid).
-DEEPSPEED_GROUPS = 4
 OPTIMIZER_STATES = {"adamw": 2, "adam": 2, "sgd": 0}
 
 
@@ -43,7 +39,7 @@ class StateBytes:
     optimizer: float
 
 
-def state_bytes(model: Model, training: Training, layout: Layout, *, shards: int) -> StateBytes:
+def state_bytes(job: Job, layout: Layout, *, shards: int) -> StateBytes:
     """Bytes a parameter for weights, gradients and optimizer (Rajbhandari et al. 2020, section 5), `shards` ways by
     ZeRO stage.
 
@@ -51,8 +47,9 @@ def state_bytes(model: Model, training: Training, layout: Layout, *, shards: int
     copy of them too: 4 + 16/d bytes (Megatron-LM, docs of its distributed optimizer). Fully sharded, the fp32 shard is
     the parameter itself: 16/d.
     """
+    training = job.training
     e = training.dtype_bytes
-    gradient = DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)]
+    gradient = DTYPE_BYTES[job.stack.reduces_in(training)]
     optimizer = 4.0 * OPTIMIZER_STATES[training.optimizer] + (4.0 if e < 4 else 0.0)
     if training.dtype == "fp16" and gradient < 4 and layout.zero_stage < 3:
         optimizer += 4.0
@@ -68,8 +65,7 @@ def state_bytes(model: Model, training: Training, layout: Layout, *, shards: int
 
 def stage_memory(
     *,
-    model: Model,
-    training: Training,
+    job: Job,
     layout: Layout,
     constants: Constants,
     cuda: bool,
@@ -80,10 +76,11 @@ def stage_memory(
     num_micro_batches: int,
 ) -> dict[str, float]:
     """Bytes of one rank of pipeline stage `stage`, by part."""
-    dense = state_bytes(model, training, layout, shards=layout.dp * layout.cp)
+    model = job.model
+    dense = state_bytes(job, layout, shards=layout.shards)
     expert = dense
     if layout.ep > 1:
-        expert = state_bytes(model, training, layout, shards=max(1, layout.dp * layout.cp // layout.ep))
+        expert = state_bytes(job, layout, shards=expert_shards(layout))
     held = in_flight(
         layout.schedule if layout.virtual_stages == 1 else "interleaved",
         stage=stage,
@@ -96,9 +93,9 @@ def stage_memory(
     stored = activations.stored * layers * held
     logits = 0.0
     if last:
-        logits = tokens * padded_vocab(model, layout.tp) * logits_bytes(model, training, layout.tp, constants)
+        logits = tokens * padded_vocab(model, layout.tp) * logits_bytes(job, layout.tp, constants)
         logits *= held if layout.schedule == "gpipe" else 1  # else a micro-batch's backward pass follows its loss
-    gathered_layers, gathered_ends = _gathered(model, training, layout, stage, parameters)
+    gathered_layers, gathered_ends = _gathered(job, layout, stage, parameters)
     # A backward pass gathers a layer as it drops the layer's activations, a forward pass the other way round.
     traded = min(gathered_layers, activations.stored * layers)
     # The loss comes before the first layer's backward pass: its logits and a layer's gradients are never alive
@@ -113,41 +110,47 @@ def stage_memory(
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
         "activations": max(
             stored - traded + max(0.0, activations.working - logits),
-            stored * (1 - 1 / held) + _table_gradient(model, training, layout, stage, num_micro_batches),
+            stored * (1 - 1 / held) + _table_gradient(job, layout, stage, num_micro_batches),
         ),
         "logits": logits,
-        "buffers": _buffers(model, training, layout, constants, parameters, layers, stage, cuda),
+        "buffers": _buffers(job, layout, constants, parameters, layers, stage, cuda),
         "context": constants.context_bytes if cuda else 0.0,
         "fragmentation": fragmented * (stored + activations.working),
     }
 
 
-def logits_bytes(model: Model, training: Training, tp: int, constants: Constants) -> float:
+def expert_shards(layout: Layout) -> int:
+    """Ranks that ZeRO shards an expert's states over: those of the shard group that have the same experts."""
+    return max(1, min(layout.shards, layout.dp * layout.cp // layout.ep))
+
+
+def logits_bytes(job: Job, tp: int, constants: Constants) -> float:
     """Bytes on one rank for each logit of the whole vocabulary, at the loss's worst moment.
 
-    Divided by tp with a loss over divided logits; else gathered, beside this rank's share, and worked on in plain
-    operators that autograd keeps.
+    Divided by tp with a loss over divided logits; else gathered, beside this rank's share. Plain operators on fp32
+    copies keep more of them; one kernel turns the logits into their gradient.
     """
-    e = training.dtype_bytes
-    if training.divides_logits(model):
-        return (e + constants.loss_bytes) / tp
-    gathered = e / tp + e if tp > 1 else 0.0  # this rank's share, and all shares before they are joined
-    return gathered + e + constants.plain_loss_bytes
+    e, stack = job.training.dtype_bytes, job.stack
+    kept = constants.plain_loss_bytes if stack.wide_loss else constants.loss_bytes
+    whole = e + (e if stack.fused_loss else kept)
+    if stack.loss_parallel:
+        return whole / tp
+    return whole + (e / tp + e if tp > 1 else 0.0)  # this rank's share, and all shares before they are joined
 
 
-def _table_gradient(model: Model, training: Training, layout: Layout, stage: int, num_micro_batches: int) -> float:
+def _table_gradient(job: Job, layout: Layout, stage: int, num_micro_batches: int) -> float:
     """Bytes of the embedding's gradient of one micro-batch, dense in PyTorch, beside the sum to which it is added; it
     comes last, when the micro-batch's activations are gone.
     """
+    model = job.model
     sharded = layout.zero_stage > 1 and layout.pp == 1
     if stage > 0 or sharded or num_micro_batches < 2:
         return 0.0
-    return float(padded_vocab(model, layout.tp) // layout.tp * model.hidden * training.dtype_bytes)
+    return float(padded_vocab(model, layout.tp) // layout.tp * model.hidden * job.training.dtype_bytes)
 
 
 def _buffers(
-    model: Model,
-    training: Training,
+    job: Job,
     layout: Layout,
     constants: Constants,
     parameters: RankParameters,
@@ -161,21 +164,18 @@ def _buffers(
     the reduction; the head's gradient waits until the end.
     """
     groups = sum(layout.degree(axis) > 1 for axis in ("tp", "pp", "dp", "cp", "ep"))
-    if layout.pp > 1 and runs_deepspeed(training, layout):
-        groups += DEEPSPEED_GROUPS
+    groups += job.stack.pipeline_groups if layout.pp > 1 else 0
     nccl = groups * constants.communicator_bytes if cuda else 0.0
     if layout.zero_stage < 3:
         return nccl
-    e, reduced = training.dtype_bytes, DTYPE_BYTES[training.reduces_in(model, layout.zero_stage)]
+    model, e, reduced = job.model, job.training.dtype_bytes, DTYPE_BYTES[job.stack.reduces_in(job.training)]
     last = stage == layout.pp - 1
     ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=last)
     head = padded_vocab(model, layout.tp) / layout.tp * model.hidden if last else 0.0
     return nccl + (3.0 * e + reduced) * (parameters.total - ends) / max(1, layers) + e * head
 
 
-def _gathered(
-    model: Model, training: Training, layout: Layout, stage: int, parameters: RankParameters
-) -> tuple[float, float]:
+def _gathered(job: Job, layout: Layout, stage: int, parameters: RankParameters) -> tuple[float, float]:
     """Bytes of weights that ZeRO-3 holds gathered: of layers, and of embedding and head, which stay so from forward to
     backward (FSDP's root).
 
@@ -184,5 +184,6 @@ def _gathered(
     """
     if layout.zero_stage < 3:
         return 0.0, 0.0
-    e, ends = training.dtype_bytes, end_parameters(model, tp=layout.tp, first=stage == 0, last=stage == layout.pp - 1)
+    model, e = job.model, job.training.dtype_bytes
+    ends = end_parameters(model, tp=layout.tp, first=stage == 0, last=stage == layout.pp - 1)
     return (e * (parameters.total - ends) if layout.pp > 1 else 0.0), e * ends

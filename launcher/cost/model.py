@@ -1,14 +1,13 @@
 """The cost model of a job: step time and memory of any of its layouts.
 
 Pieces that many layouts share (a layer's time, a group's shape, a stage's parameters) are worked out once and kept in
-the instance, so that a search over thousands of layouts stays fast.
+the instance (`once`), so that a search over thousands of layouts stays fast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from operator import attrgetter
 
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import Prices
@@ -34,13 +33,14 @@ from launcher.cost.layer import (
     layer_parts,
     tokenwise_part,
 )
-from launcher.cost.memory import Memory, stage_memory
-from launcher.cost.network import AxisGroups, fabric_of, groups_of
+from launcher.cost.memo import once
+from launcher.cost.memory import Memory, expert_shards, stage_memory
+from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
 from launcher.cost.parameters import RankParameters
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.ranks import PipelineRanks, pipeline_ranks
-from launcher.cost.stage import Cost, layer_cost, part_cost, spent
+from launcher.cost.stage import Cost, blended, layer_cost, part_cost, spent
 from launcher.cost.traffic import (
     LayerMessages,
     embedding_messages,
@@ -52,9 +52,6 @@ from launcher.cost.traffic import (
 )
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.stacks import habits as stack
-
-_T = TypeVar("_T")
 
 # What a rank receives from a neighbour and what it sends there pass at once (Megatron-LM batches the two); DeepSpeed's
 # pipeline does one after the other (runtime/pipe/schedule.py, TrainSchedule).
@@ -91,7 +88,6 @@ class CostModel:
         kept = DRIVER_FRACTION * gpu.memory_bytes + DRIVER_BYTES if gpu.kind == "cuda" else 0.0
         self.usable_bytes = gpu.memory_bytes - kept
         self.context_bytes = constants.context_bytes if gpu.kind == "cuda" else 0.0
-        self._kept: dict[tuple[Any, ...], Any] = {}
         self._prices = Prices(self.fabric)
 
     def estimate(self, layout: Layout) -> Estimate:
@@ -114,33 +110,23 @@ class CostModel:
         flops, peak = self._flops(layout), self.device.peak_flops
         return estimate_of(self.job, layout, total, time, self.memory(layout), flops=flops, peak=peak)
 
+    @once(
+        attrgetter(
+            *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group", "recompute"),
+            *("recompute_fraction", "sequence_parallel", "schedule", "layer_split"),
+        )
+    )
     def memory(self, layout: Layout) -> Memory:
         """Memory of the rank that needs most."""
-        key = (
-            "memory",
-            layout.tp,
-            layout.pp,
-            layout.dp,
-            layout.cp,
-            layout.ep,
-            layout.virtual_stages,
-            layout.micro_batch,
-            layout.zero_stage,
-            layout.recompute,
-            layout.sequence_parallel,
-            layout.schedule,
-            layout.layer_split,
-        )
-        return self._once(key, lambda: self._memory(layout))
+        each = [(stage, self.stage_parts(layout, stage)) for stage in self._ranks(layout).fullest]
+        totals = [sum(parts.values()) for _, parts in each]
+        total = max(totals)
+        stage, parts = each[totals.index(total)]
+        return Memory(stage, parts, total, self.usable_bytes)
 
-    def _once(self, key: tuple[Any, ...], make: Callable[[], _T]) -> _T:
-        found: _T | None = self._kept.get(key)
-        if found is None:
-            found = self._kept[key] = make()
-        return found
-
+    @once(attrgetter("axis_order", "tp", "pp", "dp", "cp", "ep", "shard_group"))
     def _groups(self, layout: Layout) -> AxisGroups:
-        return self._once(("groups", *_degrees(layout)), lambda: groups_of(self.job.cluster, layout))
+        return groups_of(self.job.cluster, layout)
 
     def rank_layers(self, layout: Layout) -> tuple[int, ...]:
         """Layers of each pipeline rank, over its virtual stages."""
@@ -150,56 +136,63 @@ class CostModel:
         """Parameters of each pipeline rank."""
         return self._ranks(layout).parameters
 
+    @once(attrgetter("tp", "pp", "ep", "virtual_stages", "layer_split"))
     def _ranks(self, layout: Layout) -> PipelineRanks:
-        key = ("ranks", layout.tp, layout.pp, layout.ep, layout.virtual_stages, layout.layer_split)
-        return self._once(key, lambda: pipeline_ranks(self.job.model, layout))
+        return pipeline_ranks(self.job.model, layout)
 
-    def layer_cost(self, layout: Layout, *, stops_early: bool | None = None) -> Cost:
-        """One layer and one micro-batch; `stops_early`: not the layout's own way to recompute."""
-        job, shape = self.job, _shape(layout)
-        groups, rules = self._groups(layout), rules_of(job, layout)
-        hides_tp = stack.async_tensor_parallel(job.training, layout)
-        if stops_early is not None:
-            rules = rules._replace(repeats_last=not stops_early)
-        early = layout.recompute == "full" and not rules.repeats_last
-        return self._once(
-            ("layer", shape, groups.tp, groups.cp, groups.ep, layout.recompute, early, hides_tp),
-            lambda: layer_cost(
-                constants=self.constants,
-                price=self._prices.of(groups),
-                parts=self._layer_parts(shape),
-                messages=layer_messages(job, layout, rules),
-                recompute=layout.recompute,
-                hides_tp=hides_tp,
-                skipped_s=self._last_product_s(shape) if early else 0.0,
-            ),
+    def layer_cost(self, layout: Layout) -> Cost:
+        """One layer and one micro-batch; the mean layer where only some are recomputed."""
+        recomputed = self._layer_cost(layout, layout.recompute)
+        if layout.recompute_fraction == 1 or layout.recompute == "none":
+            return recomputed
+        return blended(recomputed, self._layer_cost(layout, "none"), layout.recompute_fraction)
+
+    def _layer_cost(self, layout: Layout, recompute: str) -> Cost:
+        groups = self._groups(layout)
+        return self._layer_cost_over(
+            _shape(layout), groups.tp, groups.cp, groups.ep, layout.schedule, recompute, layout
         )
 
-    def _last_product_s(self, shape: LayerShape) -> float:
-        tokens = shape.sequences * self.job.model.seq_len // shape.cp
-        key = ("last product", tokens, shape.tp)
-        return self._once(key, lambda: last_product_s(self.device, self.job.model, tokens=tokens, tp=shape.tp))
+    @once(lambda *asked: asked[:-1])
+    def _layer_cost_over(
+        self, shape: LayerShape, tp: Group, cp: Group, ep: Group, schedule: str, recompute: str, layout: Layout
+    ) -> Cost:
+        """The last argument is any layout that the others describe."""
+        rules = rules_of(self.job, layout)
+        early = recompute == "full" and not rules.repeats_last
+        return layer_cost(
+            constants=self.constants,
+            price=self._prices.of(self._groups(layout)),
+            parts=self._layer_parts(shape),
+            messages=layer_messages(self.job, layout, rules),
+            recompute=recompute,
+            hides_tp=self.job.stack.tp_overlap != "none",
+            skipped_s=self._last_product_s(self._tokens(shape), shape.tp) if early else 0.0,
+        )
 
+    def _tokens(self, shape: LayerShape) -> int:
+        return shape.sequences * self.job.model.seq_len // shape.cp
+
+    @once(lambda *asked: asked)
+    def _last_product_s(self, tokens: int, tp: int) -> float:
+        return last_product_s(self.device, self.job.model, tokens=tokens, tp=tp)
+
+    @once(lambda shape: shape)
     def _layer_parts(self, shape: LayerShape) -> LayerParts:
-        def make() -> LayerParts:
-            tokenwise, core = self._shared_parts(shape)
-            return layer_parts(self.device, self.job.model, self.job.training, shape, tokenwise=tokenwise, core=core)
-
-        return self._once(("parts", shape), make)
+        tokenwise, core = self._shared_parts(shape)
+        return layer_parts(self.device, self.job, shape, tokenwise=tokenwise, core=core)
 
     def _shared_parts(self, shape: LayerShape) -> tuple[Part, Part]:
         """The parts of a layer that other shapes have too."""
-        device, model, training = self.device, self.job.model, self.job.training
-        tokens, tp, ep = shape.sequences * model.seq_len // shape.cp, shape.tp, shape.ep
-        tokenwise = self._once(
-            ("tokenwise", tokens, tp, ep),
-            lambda: tokenwise_part(device, model, training, tokens=tokens, tp=tp, ep=ep),
-        )
-        core = self._once(
-            ("core", shape.sequences, tp, shape.cp),
-            lambda: core_part(device, self.constants, model, training, shape),
-        )
-        return tokenwise, core
+        return self._tokenwise(self._tokens(shape), shape.tp, shape.ep), self._core(shape.sequences, shape.tp, shape.cp)
+
+    @once(lambda *asked: asked)
+    def _tokenwise(self, tokens: int, tp: int, ep: int) -> Part:
+        return tokenwise_part(self.device, self.job, tokens=tokens, tp=tp, ep=ep)
+
+    @once(lambda *asked: asked)
+    def _core(self, sequences: int, tp: int, cp: int) -> Part:
+        return core_part(self.device, self.constants, self.job, sequences=sequences, tp=tp, cp=cp)
 
     def compute_s(self, shape: LayerShape) -> float:
         """Seconds that one layer and one micro-batch take at least, forward and backward: its products, or the host."""
@@ -208,22 +201,24 @@ class CostModel:
         return forward + max(tokenwise.backward_s + core.backward_s, self.constants.host_backward_s)
 
     def end_costs(self, layout: Layout) -> tuple[Cost, Cost]:
-        """Embedding and head of one micro-batch, each with its tensor-parallel collective."""
-        model, groups = self.job.model, self._groups(layout)
-        price = self._prices.of(groups)
-        tokens = layout.micro_batch * model.seq_len // layout.cp
+        """Embedding and head of one micro-batch, each with its tensor-parallel collectives."""
+        tokens = layout.micro_batch * self.job.model.seq_len // layout.cp
+        return self._end_costs(tokens, layout.tp, self._groups(layout).tp, layout.sequence_parallel, layout)
+
+    @once(lambda *asked: asked[:-1])
+    def _end_costs(
+        self, tokens: int, tp: int, group: Group, sequence_parallel: bool, layout: Layout
+    ) -> tuple[Cost, Cost]:
+        price = self._prices.of(self._groups(layout))
 
         def cost(part: Part, messages: LayerMessages) -> Cost:
             ahead, back, _ = (spent(price, self.constants, each).tp_s for each in messages)
             return part_cost(part, forward_collective_s=ahead, backward_collective_s=back)
 
-        def make() -> tuple[Cost, Cost]:
-            head = head_part(self.device, self.constants, model, tokens=tokens, tp=layout.tp)
-            embedding = embedding_part(self.device, model, tokens=tokens)
-            first = embedding_messages(self.job, layout, rules_of(self.job, layout))
-            return cost(embedding, first), cost(head, head_messages(self.job, layout))
-
-        return self._once(("ends", tokens, layout.tp, groups.tp, layout.sequence_parallel), make)
+        head = head_part(self.device, self.constants, self.job, tokens=tokens, tp=tp)
+        embedding = embedding_part(self.device, self.job.model, tokens=tokens)
+        first = embedding_messages(self.job, layout, rules_of(self.job, layout))
+        return cost(embedding, first), cost(head, head_messages(self.job, layout))
 
     def _stage_times(self, layout: Layout) -> StageTimes:
         layer, layers = self.layer_cost(layout), self.rank_layers(layout)
@@ -250,13 +245,12 @@ class CostModel:
 
     def _accumulation_s(self, layout: Layout) -> float:
         """Seconds a layer's gradients of a micro-batch take to be added to those before, or to be copied."""
-        model, training = self.job.model, self.job.training
-        share = passed_share(model, training, layout)
-        if not share:
-            return 0.0
-        dtype, copied = training.reduces_in(model, layout.sharding), reduces_every_pass(layout)
-        key = ("accumulation", layout.tp, layout.ep, dtype, copied)
-        return share * self._once(key, lambda: accumulation_s(self.device, model, training, layout))
+        share = passed_share(self.job, layout)
+        return share * self._one_accumulation_s(layout) if share else 0.0
+
+    @once(lambda layout: (layout.tp, layout.ep, reduces_every_pass(layout)))
+    def _one_accumulation_s(self, layout: Layout) -> float:
+        return accumulation_s(self.device, self.job, layout)
 
     def send_s(self, layout: Layout) -> float:
         """Seconds to pass one micro-batch's activations on, for all virtual stages of a rank, one way.
@@ -267,18 +261,15 @@ class CostModel:
         if layout.pp == 1:
             return 0.0
         groups = self._groups(layout)
-        price = self._prices.of(groups)
-        turns = SENDS_IN_TURN if stack.runs_deepspeed(self.job.training, layout) else 1
+        one = self._one_send_s(groups.pp, groups.tp, _shape(layout), layout.schedule, layout)
+        return layout.virtual_stages * one
 
-        def make() -> float:
-            rules = rules_of(self.job, layout)
-            send = price(send_message(self.job, layout, rules))
-            gather = sum(map(price, received_messages(self.job, layout, rules)))
-            return layout.virtual_stages * (turns * send + gather)
-
-        shape = (layout.micro_batch, layout.cp, layout.virtual_stages, layout.sequence_parallel)
-        key = ("send", groups.pp, groups.tp, *shape, turns)
-        return self._once(key, make)
+    @once(lambda *asked: asked[:-1])
+    def _one_send_s(self, pp: Group, tp: Group, shape: LayerShape, schedule: str, layout: Layout) -> float:
+        price, rules = self._prices.of(self._groups(layout)), rules_of(self.job, layout)
+        turns = SENDS_IN_TURN if self.job.stack.sends_in_turn else 1
+        send = price(send_message(self.job, layout, rules))
+        return turns * send + sum(map(price, received_messages(self.job, layout, rules)))
 
     def gradients(self, layout: Layout, *, forward_s: float, backward_s: float) -> Exposed:
         """Gradients and sharded weights of the rank with most parameters, and what other axes sum of them.
@@ -287,7 +278,8 @@ class CostModel:
         """
         # The gradients of ZeRO-3 without a pipeline are reduced as weights are gathered, beside each micro-batch.
         overlap = layout.sharding == 3 and layout.pp == 1
-        overlap = overlap or stack.overlaps_grad_reduce(self.job.model, self.job.training, layout)
+        stack = self.job.stack
+        overlap = overlap or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
         network = self._groups(layout).replicas.nodes > 1
         slowdown = self.constants.network_overlap_slowdown if network else self.constants.overlap_slowdown
         return gradient_time(
@@ -297,19 +289,20 @@ class CostModel:
             slowdown=slowdown,
         )
 
-    def _gradient_seconds(self, layout: Layout) -> GradientSeconds:
-        job, rules, groups = self.job, rules_of(self.job, layout), self._groups(layout)
-        count = layout.num_micro_batches(job.training.global_batch)
-        split = (layout.virtual_stages, layout.layer_split, layout.sequence_parallel, layout.zero_stage, count)
-        return self._once(
-            ("gradients", *_degrees(layout), *split, rules),
-            lambda: gradient_seconds(self._prices.of(groups), job, layout, self._ranks(layout), rules),
+    @once(
+        attrgetter(
+            *("axis_order", "tp", "pp", "dp", "cp", "ep", "shard_group", "virtual_stages", "layer_split"),
+            *("sequence_parallel", "zero_stage", "micro_batch", "schedule", "recompute"),
         )
+    )
+    def _gradient_seconds(self, layout: Layout) -> GradientSeconds:
+        price, rules = self._prices.of(self._groups(layout)), rules_of(self.job, layout)
+        return gradient_seconds(price, self.job, layout, self._ranks(layout), rules)
 
     def optimizer_s(self, layout: Layout) -> float:
         """Seconds of the optimizer's step on the rank with most to update."""
-        shards = layout.dp * layout.cp if layout.zero_stage else 1
-        heaviest = max(p.dense / shards + p.experts / max(1, shards // layout.ep) for p in self._ranks(layout).distinct)
+        shards, expert = (layout.shards, expert_shards(layout)) if layout.zero_stage else (1, 1)
+        heaviest = max(p.dense / shards + p.experts / expert for p in self._ranks(layout).distinct)
         seconds = optimizer_s(
             self.device,
             self.constants,
@@ -344,21 +337,22 @@ class CostModel:
             "dp_comm_hidden": gradients.hidden_s,
         }
 
+    @once(
+        attrgetter(
+            *("micro_batch", "tp", "cp", "ep", "sequence_parallel", "recompute", "recompute_fraction", "schedule")
+        )
+    )
     def activations(self, layout: Layout) -> LayerActivations:
         """Of one layer and one micro-batch."""
-        job, shape = self.job, _shape(layout)
         gathered = layout.schedule == "zb_h1"  # the engine cannot gather again in a backward pass that is split
-        return self._once(
-            ("activations", shape, layout.recompute, gathered),
-            lambda: layer_activations(job.model, job.training, shape, layout.recompute, gathered=gathered),
-        )
+        fraction = layout.recompute_fraction
+        return layer_activations(self.job, _shape(layout), layout.recompute, fraction=fraction, gathered=gathered)
 
     def stage_parts(self, layout: Layout, stage: int) -> dict[str, float]:
         """Bytes of one rank of pipeline stage `stage` (of rank `stage`, with virtual stages), by part."""
         job = self.job
         return stage_memory(
-            model=job.model,
-            training=job.training,
+            job=job,
             layout=layout,
             constants=self.constants,
             cuda=job.cluster.node.gpu.kind == "cuda",
@@ -369,27 +363,15 @@ class CostModel:
             num_micro_batches=layout.num_micro_batches(job.training.global_batch),
         )
 
-    def _memory(self, layout: Layout) -> Memory:
-        each = [(stage, self.stage_parts(layout, stage)) for stage in self._ranks(layout).fullest]
-        totals = [sum(parts.values()) for _, parts in each]
-        total = max(totals)
-        stage, parts = each[totals.index(total)]
-        return Memory(stage, parts, total, self.usable_bytes)
-
+    @once(attrgetter("recompute", "recompute_fraction"))
     def _flops(self, layout: Layout) -> tuple[float, float]:
         """Model FLOPs of a step, and those that recomputation adds."""
-        early = stack.stops_early(self.job.training, layout)
-        key = ("flops", layout.recompute, early)
-        return self._once(key, lambda: step_flops(self.job, layout.recompute, stops_early=early))
+        model, repeated = step_flops(self.job, layout.recompute, stops_early=self.job.stack.recompute_stops_early)
+        return model, repeated * layout.recompute_fraction
 
 
 def _shape(layout: Layout) -> LayerShape:
     return LayerShape(layout.micro_batch, layout.tp, layout.cp, layout.ep, layout.sequence_parallel)
-
-
-def _degrees(layout: Layout) -> tuple[str, int, int, int, int, int]:
-    """What the groups of every axis depend on."""
-    return layout.axis_order, layout.tp, layout.pp, layout.dp, layout.cp, layout.ep
 
 
 def _schedule(layout: Layout) -> str:

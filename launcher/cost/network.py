@@ -34,7 +34,7 @@ ALONE = Group(1, 1, 1, 1)
 
 class AxisGroups(NamedTuple):
     """The groups of a layout, by axis. `replicas`: dp × cp, the ranks with the same parameters; `edp`: those of them
-    with the same experts.
+    with the same experts; `sdp`: those that shard them together; `rdp`: those with the same shard.
     """
 
     tp: Group
@@ -44,6 +44,8 @@ class AxisGroups(NamedTuple):
     ep: Group
     replicas: Group
     edp: Group
+    sdp: Group
+    rdp: Group
 
     def of(self, axis: str) -> Group:
         """The group of a message's axis."""
@@ -66,10 +68,13 @@ def groups_of(cluster: Cluster, layout: Layout) -> AxisGroups:
         if axis == "dp":
             found["ep"] = _group(cluster, world, layout.ep, stride)
             found["edp"] = _group(cluster, world, degree // layout.ep, stride * layout.ep)
+            sharing = max(1, layout.shards // layout.cp)
+            found["sdp"] = _group(cluster, world, sharing, stride)
+            found["rdp"] = _group(cluster, world, degree // sharing, stride * sharing)
         stride *= degree
     dp, cp, edp = found["dp"], found["cp"], found["edp"]
     if layout.cp > 1:
-        dp, found["edp"] = joined(dp, cp), joined(edp, cp)
+        dp, found["edp"], found["sdp"] = joined(dp, cp), joined(edp, cp), joined(found["sdp"], cp)
     return AxisGroups(**found, replicas=dp)
 
 

@@ -5,7 +5,7 @@ collectives.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from launcher.cost.collectives import Price
@@ -33,6 +33,10 @@ class Cost:
     @property
     def total_s(self) -> float:
         return self.forward_s + self.backward_s
+
+
+# Of a layer's products those whose results recomputation by operator keeps: every second one.
+OP_KEPT = 0.5
 
 
 class Spent(NamedTuple):
@@ -93,6 +97,9 @@ def layer_cost(
         backward += max(repeated, constants.host_forward_s + constants.host_checkpoint_s) + again.waiting_s
     elif recompute == "selective":
         backward += parts.core.forward_s
+    elif recompute == "op":  # every second product is kept, what is between products runs again
+        repeated = parts.rest.forward_s - OP_KEPT * parts.products_s
+        backward += max(repeated, constants.host_forward_s + constants.host_checkpoint_s)
     each = (ahead, back, again)
     return Cost(
         forward_s=forward + ahead.waiting_s,
@@ -103,6 +110,12 @@ def layer_cost(
         ep_s=sum(one.ep_s + one.ep_wait_s for one in each),
         tp_hidden_s=tp_hidden,
     )
+
+
+def blended(one: Cost, other: Cost, share: float) -> Cost:
+    """The mean of two costs, `share` of it the first."""
+    pairs = ((getattr(one, each.name), getattr(other, each.name)) for each in fields(Cost))
+    return Cost(*(share * a + (1 - share) * b for a, b in pairs))
 
 
 def part_cost(part: Part, *, forward_collective_s: float, backward_collective_s: float) -> Cost:

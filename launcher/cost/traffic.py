@@ -14,7 +14,6 @@ from typing import NamedTuple
 from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.stacks import habits
 from launcher.units import DTYPE_BYTES
 
 # Passes of a ring over n ranks, which sends (n - 1)/n of the buffer (Thakur et al. 2005); an all-to-all sends that much
@@ -26,9 +25,10 @@ SEND, SEND_BACK = "send", "send_back"  # to the next pipeline stage, and to the 
 class Message(NamedTuple):
     """A collective or a send that a rank takes part in, `times` times.
 
-    `axis`: tp, cp, ep, pp, dp (the ranks of dp × cp, which have the same parameters) or edp (those of them with the
-    same experts); `ranks` of its group take part. `num_bytes` counts as in nccl-tests: the whole buffer of an
-    all-reduce, all-gather or reduce-scatter, a rank's own buffer of an all-to-all, the message of a send.
+    `axis`: tp, cp, ep, pp, dp (the ranks of dp × cp, which have the same parameters), sdp and rdp (those that shard
+    them, and those that hold the same shard, of shard groups) or edp (those with the same experts); `ranks` of its
+    group take part. `num_bytes` counts as in nccl-tests: the whole buffer of an all-reduce, all-gather or
+    reduce-scatter, a rank's own buffer of an all-to-all, the message of a send.
     """
 
     axis: str
@@ -90,8 +90,12 @@ class RankStage:
 
 
 def rules_of(job: Job, layout: Layout) -> MessageRules:
-    """The rules by which estimates are made: Megatron-LM's, and PyTorch's recomputation where the job has that."""
-    return MessageRules(repeats_last=not habits.stops_early(job.training, layout))
+    """The rules by which estimates are made: those of our engine where it trains, else Megatron-LM's with the stack's
+    own recomputation.
+    """
+    if job.stack.name == "launcher" and job.training.engine == "torch":
+        return engine_rules(job, layout)._replace(repeats_last=not job.stack.recompute_stops_early)
+    return MessageRules(repeats_last=not job.stack.recompute_stops_early)
 
 
 def engine_rules(job: Job, layout: Layout) -> MessageRules:
@@ -142,7 +146,7 @@ def _tensor_parallel(job: Job, layout: Layout, rules: MessageRules) -> LayerMess
 
 def _hidden(job: Job, layout: Layout, collective: str, times: float = 1.0) -> Message:
     """A tensor-parallel collective over a micro-batch's hidden states."""
-    dtype = job.training.tensor_parallel_dtype(sequence_parallel=layout.sequence_parallel)
+    dtype = job.stack.tensor_parallel_dtype(job.training, sequence_parallel=layout.sequence_parallel)
     num_bytes = _hidden_elements(job, layout) * DTYPE_BYTES[dtype]
     return Message("tp", collective, num_bytes, layout.tp, dtype, times)
 
@@ -222,8 +226,8 @@ def tied_table_messages(job: Job, layout: Layout, rules: MessageRules) -> tuple[
     model = job.model
     if layout.pp == 1 or not model.tied_embeddings:
         return ()
-    dtype = job.training.reduces_in(model, layout.sharding)
-    shards = layout.dp * layout.cp if layout.zero_stage and rules.shards_tied_table else 1
+    dtype = job.stack.reduces_in(job.training)
+    shards = layout.shards if layout.zero_stage and rules.shards_tied_table else 1
     table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
     return (Message("pp", "all_reduce", table / shards * DTYPE_BYTES[dtype], 2, dtype),)
 
@@ -243,11 +247,25 @@ def replicated_messages(job: Job, layout: Layout, stage: RankStage) -> tuple[Mes
 def gradient_messages(job: Job, layout: Layout, held: RankParameters, rules: MessageRules) -> GradientMessages:
     """Gradients, and with ZeRO the weights (Rajbhandari et al. 2020, section 7), of a rank that holds `held`."""
     ranks = layout.dp * layout.cp
-    dense = _gradients(job, layout, ("dp", ranks), (held.dense - held.ends, held.ends), rules)
+    parts = (held.dense - held.ends, held.ends)
+    if layout.replicas == 1 or not layout.zero_stage:
+        dense = _gradients(job, layout, ("dp", ranks), parts, rules)
+    else:
+        dense = _over_replicas(_gradients(job, layout, ("sdp", layout.shards), parts, rules), layout)
     if not held.experts:
         return dense
     experts = _gradients(job, layout, ("edp", ranks // layout.ep), (held.experts, 0.0), rules)
     return GradientMessages(*(ours + theirs for ours, theirs in zip(dense, experts, strict=True)))
+
+
+def _over_replicas(within: GradientMessages, layout: Layout) -> GradientMessages:
+    """Messages of a shard group, and after each reduction of gradients that of the shard over the replicas."""
+    reduced = [message for message in within.backward if message.collective == "reduce_scatter"]
+    across = tuple(
+        m._replace(axis="rdp", collective="all_reduce", num_bytes=m.num_bytes / layout.shards, ranks=layout.replicas)
+        for m in reduced
+    )
+    return within._replace(backward=(*within.backward, *across))
 
 
 def _gradients(
@@ -260,7 +278,7 @@ def _gradients(
     if group[1] < 2:
         return GradientMessages((), (), ())
     axis, ranks = group
-    reduced, dtype = job.training.reduces_in(job.model, layout.sharding), job.training.dtype
+    reduced, dtype = job.stack.reduces_in(job.training), job.training.dtype
     count = layout.num_micro_batches(job.training.global_batch)
 
     def whole(collective: str, times: float) -> Message:

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from launcher.layout import Layout
-from launcher.layout.hybrid import shard_size
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 
 def replicas(plan: Plan) -> int:
     """How many groups of ranks hold the same shards: 1 where ZeRO shards over all of dp × cp, or not at all."""
-    layout = plan.layout
-    if not layout.sharding or not TrainOptions.from_config(plan.config["train"]).hybrid_shard:
-        return 1
-    return layout.dp // shard_size(layout, plan.placement)
+    return plan.layout.replicas if plan.layout.sharding else 1
 
 
 def overlaps_gradients(plan: Plan) -> bool:
     """Whether gradients are reduced behind the backward pass."""
-    return plan.job.training.overlap_grad_reduce
+    return plan.job.stack.overlap_grad_reduce
 
 
 def reduces_in_fp32(plan: Plan) -> bool:
     """Whether gradients are held and reduced in fp32."""
-    return plan.job.training.reduces_in(plan.job.model, plan.layout.zero_stage) == "fp32"
+    return plan.job.stack.reduces_in(plan.job.training) == "fp32"
 
 
 def recompute_form(layout: Layout) -> str:

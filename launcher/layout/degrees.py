@@ -9,7 +9,7 @@ from launcher.schema import AUTO, key
 
 AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are cut out of data-parallel ones
 DEFAULT_AXIS_ORDER = "tp-cp-dp-pp"
-RECOMPUTE_MODES = ("none", "selective", "full")
+RECOMPUTE_MODES = ("none", "selective", "op", "full")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1")
 
 
@@ -20,7 +20,9 @@ class Layout:
     `axis_order` names the axes from the fastest varying rank coordinate to the slowest: with `tp-cp-dp-pp`
     neighbours in rank are tensor-parallel peers. `layer_split` gives the layers of each pipeline stage
     (virtual stages in pipeline order, pp × virtual_stages of them); it always sums to the model's layers.
-    `recompute`: none, selective (the attention core, Korthikanti et al. 2022) or full (whole layers).
+    `recompute`: none, selective (the attention core, Korthikanti et al. 2022), op (all but every second product and
+    the attention core, torchtitan's "selective op") or full (whole layers); of `recompute_fraction` of the layers.
+    `shard_group`: of the dp × cp ranks, how many neighbours ZeRO shards over, with replicas across; 0: over all.
     """
 
     tp: int
@@ -31,7 +33,9 @@ class Layout:
     virtual_stages: int = 1
     micro_batch: int = 1
     zero_stage: int = 0
+    shard_group: int = 0
     recompute: str = "none"
+    recompute_fraction: float = 1.0
     sequence_parallel: bool = False
     axis_order: str = DEFAULT_AXIS_ORDER
     schedule: str = "1f1b"
@@ -43,9 +47,19 @@ class Layout:
         return self.tp * self.pp * self.dp * self.cp
 
     @property
+    def shards(self) -> int:
+        """Ranks that ZeRO shards over."""
+        return self.shard_group or self.dp * self.cp
+
+    @property
+    def replicas(self) -> int:
+        """Groups of shards that hold the same."""
+        return self.dp * self.cp // self.shards
+
+    @property
     def sharding(self) -> int:
         """The ZeRO stage, where there are ranks to shard over."""
-        return self.zero_stage if self.dp * self.cp > 1 else 0
+        return self.zero_stage if self.shards > 1 else 0
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Micro-batches that one pipeline runs in a step."""
@@ -63,7 +77,9 @@ class Layout:
         parts += [f"mb{self.micro_batch}"]
         parts += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         parts += [f"zero{self.zero_stage}"] if self.zero_stage else []
-        parts += [self.recompute] if self.recompute != "none" else []
+        parts += [f"shard{self.shard_group}"] if self.shard_group else []
+        part = f" {self.recompute_fraction:.0%}" if self.recompute_fraction < 1 else ""
+        parts += [self.recompute + part] if self.recompute != "none" else []
         parts += ["sp"] if self.sequence_parallel else []
         return " ".join(parts)
 
@@ -76,6 +92,13 @@ def checked_axis_order(value: Any) -> str:
             f"{DEFAULT_AXIS_ORDER}"
         )
     return value
+
+
+def checked_shard_group(value: Any) -> int | str:
+    """A shard group as it is; raises ValueError with the rule."""
+    if value in ("all", "node") or (type(value) is int and value > 0):
+        return value  # type: ignore[no-any-return]
+    raise ValueError("must be a number of ranks, node or all")
 
 
 def _degree(meaning: str) -> Any:
@@ -97,10 +120,19 @@ class LayoutRequest:
         AUTO, auto=True, minimum=0, maximum=3,
         meaning="what data-parallel ranks shard: 1 optimizer states, 2 gradients too, 3 parameters too",
     )  # fmt: skip
+    shard_group: int | str | None = key(
+        AUTO, auto=True, unit="ranks", convert=checked_shard_group, example="8",
+        meaning="data-parallel neighbours that ZeRO shards over, replicas across: a number, node (as many as one node "
+        "holds) or all",
+    )  # fmt: skip
     recompute: str | None = key(
         AUTO, auto=True, choices=RECOMPUTE_MODES,
-        meaning="activations computed again: none, selective (the attention core) or full (whole layers)",
+        meaning="activations computed again: none, selective (the attention core), op (all but the attention core "
+        "and every second product) or full (whole layers)",
     )  # fmt: skip
+    recompute_fraction: float | None = key(
+        AUTO, auto=True, above=0, maximum=1, meaning="of the layers, how many are computed again"
+    )
     sequence_parallel: bool | None = key(
         AUTO, auto=True, meaning="tensor-parallel ranks divide the activations between the matrix products"
     )

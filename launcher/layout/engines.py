@@ -1,7 +1,8 @@
-"""What the training engines cannot do, or do wrong without an error. Torch-free: consulted before anything starts.
+"""What training software cannot do, or does wrong without an error. Torch-free: consulted before anything starts.
 
-`engine_problems` holds for whoever uses the engine, and is part of a layout's legality. `recipe_problems` holds for
-what the `gpt` recipe is to train: an estimate for another trainer (fp16, experts) may be asked for all the same.
+`engine_problems` holds for whoever uses the engine, and is part of a layout's legality. `stack_problems` holds for
+what the stack `launcher` is to train itself, whichever recipe asks for it: an estimate of another layout may be asked
+for all the same. `job_problems` are those that no layout avoids.
 
 Each rule was found by training: torch 2.13.0 and DeepSpeed 0.19.8 against one process, SGD with clipping, on CPU.
 """
@@ -9,10 +10,13 @@ Each rule was found by training: torch 2.13.0 and DeepSpeed 0.19.8 against one p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 
 from launcher.layout.degrees import Layout
 from launcher.layout.job import Job
+from launcher.stacks import stack_of
 
+OWN = "launcher"  # the stack that these rules are about
 Rule = Callable[[Job, Layout], Iterator[str]]
 
 
@@ -21,32 +25,80 @@ def engine_problems(job: Job, layout: Layout) -> list[str]:
     return [message for rule in ENGINES.get(job.training.engine, ()) for message in rule(job, layout)]
 
 
-def recipe_problems(job: Job, layout: Layout) -> list[str]:
-    """Every reason why the `gpt` recipe cannot train `layout`, those of its engine included."""
-    rules = (*RECIPE, *RECIPE_ENGINES.get(job.training.engine, ()))
-    return [*engine_problems(job, layout), *(message for rule in rules for message in rule(job, layout))]
+def stack_problems(job: Job, layout: Layout) -> list[str]:
+    """Every reason why the software of `job` cannot run `layout`; nothing is known of software that is not ours."""
+    if job.stack.name != OWN:
+        return []
+    rules = (*COMMON, *STACK_ENGINES.get(job.training.engine, ()))
+    return [message for rule in rules for message in rule(job, layout)]
 
 
-def _model(job: Job, layout: Layout) -> Iterator[str]:
+def job_problems(job: Job) -> list[str]:
+    """Every reason why our engines cannot train `job` under any layout."""
+    return [*_experts(job), *_numbers(job), *habit_problems(job)]
+
+
+def habit_problems(job: Job) -> list[str]:
+    """Every habit of the job's stack that our engines are not built with."""
+    return list(_habits(job))
+
+
+def _experts(job: Job) -> Iterator[str]:
     if job.model.num_experts:
         yield (
-            f"the gpt recipe trains no mixture of experts ({job.model.name} has {job.model.num_experts}): "
+            f"the launcher's engines train no mixture of experts ({job.model.name} has {job.model.num_experts}): "
             "plan it only, or run your own script"
         )
+
+
+def _numbers(job: Job) -> Iterator[str]:
+    if job.training.dtype == "fp16":
+        yield "train.dtype=fp16 needs loss scaling, which the launcher's engines lack: set train.dtype=bf16 (or fp32)"
+    if job.training.dropout:
+        yield f"train.dropout={job.training.dropout}: the launcher's engines train without: set it to auto or 0"
+
+
+def _habits(job: Job) -> Iterator[str]:
+    """A habit that was set by hand, and that the engines do not have."""
+    built = stack_of(OWN, year=job.stack.year, engine=job.training.engine)
+    for habit in (field.name for field in fields(built) if field.name not in ("name", "year")):
+        asked, has = getattr(job.stack, habit), getattr(built, habit)
+        if job.stack.name == OWN and asked != has:
+            yield f"stack.{habit}={_plain(asked)}: the launcher's engines are built with {_plain(has)}: leave it auto"
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _heads(job: Job, layout: Layout) -> Iterator[str]:
     if layout.tp > 1 and job.model.kv_heads % layout.tp:
         yield (
             f"layout.tp={layout.tp} does not divide the {job.model.kv_heads} key-value heads of {job.model.name}; the "
-            "gpt recipe does not repeat them over ranks: choose a tp that divides them"
+            "launcher's engines do not repeat them over ranks: choose a tp that divides them"
         )
 
 
-def _numbers(job: Job, layout: Layout) -> Iterator[str]:
-    if job.training.dtype == "fp16":
-        yield "train.dtype=fp16 needs loss scaling, which the gpt recipe does not do: set train.dtype=bf16 (or fp32)"
-    elif (reduced := job.training.reduces_in(job.model, layout.zero_stage)) != "fp32":
-        yield f"train.grad_reduce_dtype={reduced}: the gpt recipe reduces in fp32: set it to fp32"
-    if job.training.dropout:
-        yield f"train.dropout={job.training.dropout}: the gpt recipe trains without dropout: set it to auto or 0"
+def _recompute(job: Job, layout: Layout) -> Iterator[str]:
+    if layout.recompute == "op" or (layout.recompute != "none" and layout.recompute_fraction < 1):
+        yield (
+            f"layout.recompute={layout.recompute} with layout.recompute_fraction={layout.recompute_fraction:g}: the "
+            "launcher's engines recompute every layer, by its attention core or whole: set recompute_fraction=1 and "
+            "recompute to none, selective or full"
+        )
+
+
+def _shard_group(job: Job, layout: Layout) -> Iterator[str]:
+    if layout.shard_group and layout.sharding and layout.cp > 1:
+        yield (
+            f"layout.shard_group={layout.shard_group} does not go with layout.cp={layout.cp} here: set layout.cp=1, or "
+            "layout.shard_group=all, which shards over dp × cp"
+        )
+    if layout.shard_group and layout.sharding and job.training.engine == "deepspeed":
+        yield (
+            f"layout.shard_group={layout.shard_group}: the DeepSpeed engine shards over all of dp: "
+            "set layout.shard_group=all, or train.engine=torch"
+        )
 
 
 def _torch_pipeline(job: Job, layout: Layout) -> Iterator[str]:
@@ -122,8 +174,8 @@ def _deepspeed_sequence(job: Job, layout: Layout) -> Iterator[str]:
 
 
 ENGINES: dict[str, tuple[Rule, ...]] = {"deepspeed": (_deepspeed_pipeline, _deepspeed_numbers)}
-RECIPE: tuple[Rule, ...] = (_model, _numbers)
-RECIPE_ENGINES: dict[str, tuple[Rule, ...]] = {
+COMMON: tuple[Rule, ...] = (_heads, _recompute, _shard_group)
+STACK_ENGINES: dict[str, tuple[Rule, ...]] = {
     "torch": (_torch_pipeline, _torch_offload),
     "deepspeed": (_deepspeed_sequence,),
 }

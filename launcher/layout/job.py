@@ -1,4 +1,4 @@
-"""What is to be trained on what: the three values that planning takes besides the layout."""
+"""What is to be trained on what: the values that planning takes besides the layout."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 from launcher.cluster import Cluster
 from launcher.model import Model, Training
+from launcher.stacks import Stack, stack_of
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model, trained in a certain way, on a cluster."""
+    """A model, trained in a certain way by a certain software, on a cluster."""
 
     cluster: Cluster
     model: Model
     training: Training
+    stack: Stack = None  # type: ignore[assignment]  # by default our own engine's
+
+    def __post_init__(self) -> None:
+        if self.stack is None:
+            object.__setattr__(self, "stack", stack_of("launcher", engine=self.training.engine))

@@ -70,6 +70,10 @@ def _names(job: Job, layout: Layout) -> Iterator[Problem]:
         yield Problem(name, f"layout.schedule={layout.schedule!r} is unknown: choose {', '.join(SCHEDULES)}")
     if layout.zero_stage not in (0, 1, 2, 3):
         yield Problem(name, f"layout.zero_stage={layout.zero_stage} is unknown: choose 0, 1, 2 or 3")
+    if not 0 < layout.recompute_fraction <= 1:
+        yield Problem(
+            name, f"layout.recompute_fraction={layout.recompute_fraction} must be above 0 and at most 1: 0.5 is half"
+        )
     if message := axis_order_problem(layout.axis_order):
         yield Problem(name, message)
 
@@ -243,9 +247,19 @@ def _experts(job: Job, layout: Layout) -> Iterator[Problem]:
         )
 
 
+def _shards(job: Job, layout: Layout) -> Iterator[Problem]:
+    ranks = layout.dp * layout.cp
+    if layout.shard_group and ranks % layout.shard_group:
+        yield Problem(
+            "shard groups do not divide dp",
+            f"layout.shard_group={layout.shard_group} does not divide the dp × cp = {ranks} ranks that hold the same "
+            f"parameters: choose one of {_listed(divisors(ranks))}, or all",
+        )
+
+
 def _engine(job: Job, layout: Layout) -> Iterator[Problem]:
     for message in engine_problems(job, layout):
         yield Problem(ENGINE_RULE, message)
 
 
-RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _engine)
+RULES: tuple[Rule, ...] = (_world, _tensor, _sequence, _pipeline, _schedule, _batch, _experts, _shards, _engine)

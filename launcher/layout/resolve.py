@@ -18,6 +18,7 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
     tp, pp, cp = request.tp or 1, request.pp or 1, request.cp or 1
     stages = request.virtual_stages or 1
     dp = request.dp or max(1, job.cluster.max_ranks // max(1, tp * pp * cp))
+    shard_group = resolved_shard_group(job, request.shard_group, tp=tp, ranks=dp * cp)
     layout = Layout(
         tp=tp,
         pp=pp,
@@ -27,7 +28,9 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
         virtual_stages=stages,
         micro_batch=request.micro_batch or 1,
         zero_stage=request.zero_stage or 0,
+        shard_group=shard_group,
         recompute=request.recompute or "none",
+        recompute_fraction=1.0 if request.recompute_fraction is None else request.recompute_fraction,
         sequence_parallel=bool(request.sequence_parallel) and tp > 1,
         axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
         schedule=request.schedule or default_schedule(stages),
@@ -35,6 +38,13 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
         tp_across_domains=request.tp_across_domains,
     )
     return with_layer_split(job, layout)
+
+
+def resolved_shard_group(job: Job, asked: int | str | None, *, tp: int, ranks: int) -> int:
+    """`shard_group` as a number of the `ranks` of dp × cp, 0 for all; a node holds those besides its tp ranks."""
+    if asked == "node":
+        asked = max(1, job.cluster.node.num_gpus // tp)
+    return 0 if asked in (None, "all") or int(asked) >= ranks else int(asked)
 
 
 def default_schedule(virtual_stages: int) -> str:

@@ -5,11 +5,6 @@ from __future__ import annotations
 from launcher.model import Model
 
 
-def head_weight(model: Model) -> float:
-    """Cost of the output projection, in layers (by forward FLOPs)."""
-    return model.logits_forward_flops(tokens=1) / model.layer_forward_flops(tokens=1)
-
-
 def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
     """Layers of each stage, in pipeline order; sums to the model's layers, every stage at least one.
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from launcher.cost.model import CostModel
+from launcher.errors import InputError
 from launcher.layout import LayoutRequest
-from launcher.layout.engines import recipe_problems
-from launcher.layout.hybrid import shard_size
+from launcher.layout.engines import job_problems, stack_problems
 from launcher.layout.job import Job
 from launcher.planner.document import estimate_data
 from launcher.planner.explain import reasons
@@ -17,7 +16,6 @@ from launcher.planner.record import Plan
 from launcher.planner.search import search
 from launcher.planner.space import Refuse
 
-RECIPE_REDUCES_IN = "fp32"
 COMPARED = 3  # how many of the next best the reasons speak about
 
 
@@ -26,29 +24,51 @@ def make_plan(
 ) -> Plan:
     """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits.
 
-    With `to_run` only layouts count that the recipe can train, if the job is one of ours. `refuse` leaves out more.
+    With `to_run` also where the recipe of `config` is another software than the one that is planned for, or cannot
+    train the job. `refuse` takes the place of what that software cannot run.
     """
-    ours = to_run and config.get("script") is None and (config.get("recipe") or {}).get("name") == "gpt"
-    job = _as_the_recipe_trains(job) if ours else job
+    if to_run:
+        check_recipe_runs(job, config)
     model = CostModel(job)
-    result = search(job, request, top=COMPARED, model=model, refuse=recipe_problems if ours else refuse)
+    result = search(job, request, top=COMPARED, model=model, refuse=refuse or limits(job, config))
     best = result.best
-    plan = Plan(job, best.layout, estimate_data(best.estimate), reasons(result, model)[0], config)
-    if ours and plan.layout.zero_stage and (config.get("train") or {}).get("hybrid_shard"):
-        shard_size(plan.layout, plan.placement)  # refuses what the ranks would
-    return plan
+    why = (*reasons(result, model)[0], *notes(job, config))
+    return Plan(job, best.layout, estimate_data(best.estimate), why, config)
 
 
-def _as_the_recipe_trains(job: Job) -> Job:
-    """The job with what the gpt recipe does where the user left the choice open.
+def limits(job: Job, config: Mapping[str, Any]) -> Refuse | None:
+    """What the software of `config`'s recipe cannot run; None for a script or another stack."""
+    return stack_problems if _recipe_stack(config) == job.stack.name else None
 
-    It reduces gradients in fp32, adds them up in a pass over memory, and recomputes with PyTorch's checkpointing.
-    """
-    chosen = job.training
-    training = replace(
-        chosen,
-        grad_reduce_dtype=chosen.grad_reduce_dtype or RECIPE_REDUCES_IN,
-        fused_accumulation=bool(chosen.fused_accumulation),
-        recompute_stops_early=chosen.recompute_stops_early is not False,
-    )
-    return replace(job, training=training)
+
+def check_recipe_runs(job: Job, config: Mapping[str, Any]) -> None:
+    """Raise InputError where the recipe of `config` cannot train the job, whatever its layout."""
+    trains = _recipe_stack(config)
+    if trains is None:
+        return
+    if trains != job.stack.name:
+        name = config["recipe"].get("name")
+        raise InputError(
+            f"stack={job.stack.name}: the recipe {name} is the stack {trains}, and would not run as planned: "
+            f"set stack={trains}, or run a script of yours with script=FILE"
+        )
+    if found := job_problems(job):
+        raise InputError(found)
+
+
+def notes(job: Job, config: Mapping[str, Any]) -> list[str]:
+    """What a reader of the plan must know of the software: which was assumed, and what it cannot train."""
+    trains = _recipe_stack(config)
+    if trains == job.stack.name:
+        return [f"cannot be run by the recipe {config['recipe'].get('name')}: {why}" for why in job_problems(job)]
+    if config.get("script") is not None:
+        return [f"the script is assumed to train as stack={job.stack.name} of {job.stack.year} does"]
+    return []
+
+
+def _recipe_stack(config: Mapping[str, Any]) -> str | None:
+    """The stack that the recipe declares; None for a script, and for a recipe that trains nothing."""
+    if config.get("script") is not None:
+        return None
+    declared = (config.get("recipe") or {}).get("stack")
+    return None if declared is None else str(declared)

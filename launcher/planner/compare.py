@@ -14,6 +14,7 @@ from launcher.layout.job import Job
 from launcher.planner.document import estimate_data, layout_data
 from launcher.planner.result import Candidate
 from launcher.planner.search import search
+from launcher.planner.space import Refuse
 
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
 SMALLER = 0.9  # of the memory: below this a GPU counts as a smaller one
@@ -64,9 +65,14 @@ class Comparison:
     verdicts: tuple[str, ...]
 
 
-def compare(cases: Sequence[tuple[str, Job, LayoutRequest]], *, tokens: float | None = None) -> Comparison:
-    """The best plan of each case (label, job, what is pinned), with GPU-hours and cost for `tokens` training tokens."""
-    rows = _with_scaling([_row(label, job, request, tokens) for label, job, request in cases])
+def compare(
+    cases: Sequence[tuple[str, Job, LayoutRequest]], *, tokens: float | None = None, refuse: Refuse | None = None
+) -> Comparison:
+    """The best plan of each case (label, job, what is pinned), with GPU-hours and cost for `tokens` training tokens.
+
+    `refuse`: what the software cannot run (`launcher.planner.search`).
+    """
+    rows = _with_scaling([_row(label, job, request, tokens, refuse) for label, job, request in cases])
     return Comparison(tuple(rows), tokens, tuple(verdicts(rows)))
 
 
@@ -94,10 +100,10 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
     return replace(cluster, num_nodes=num_gpus // node.num_gpus)
 
 
-def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None) -> Row:
+def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None, refuse: Refuse | None) -> Row:
     cluster = job.cluster
     try:
-        best = search(job, request, top=1, model=CostModel(job)).best
+        best = search(job, request, top=1, model=CostModel(job), refuse=refuse).best
     except (InputError, NoLayoutFits) as error:
         return Row(label, cluster, cluster.num_gpus, None, note=str(error).splitlines()[0])
     used = best.layout.world_size

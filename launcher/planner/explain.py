@@ -26,7 +26,7 @@ LINK_NAMES = {
 }
 COMPARED_KEYS = (
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),
-    *("recompute", "sequence_parallel", "axis_order", "schedule"),
+    *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
 )
 SHOWN = 3  # differences and alternatives that are worth a reader's time
 
@@ -51,6 +51,15 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
     yield from alternatives(job, best, model, told=[candidate.layout for candidate in result.candidates[:2]])
     yield from better_split(job, best, model)
+    yield from faster_elsewhere(result)
+
+
+def faster_elsewhere(result: SearchResult) -> Iterator[str]:
+    """The fastest layout that the software cannot run, where it would be faster than the first choice."""
+    refused, best = result.refused, result.best
+    if refused and refused.candidate.estimate.step_time_s < best.estimate.step_time_s:
+        faster = slower(best.estimate, refused.candidate.estimate)
+        yield f"{refused.candidate.layout.brief()} would be {faster}, but {refused.why}"
 
 
 def where_time_goes(estimate: Estimate) -> str:

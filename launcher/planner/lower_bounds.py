@@ -9,16 +9,17 @@ from typing import Any, NamedTuple
 
 from launcher.cost import bounds
 from launcher.cost.layer import LayerShape
+from launcher.cost.memo import once
 from launcher.cost.model import CostModel
 from launcher.cost.network import Group
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
-from launcher.planner.space import ZERO_STAGES, Degrees, Passes, Schedule, Space
+from launcher.planner.space import ZERO_STAGES, Degrees, Passes, Schedule, Sharding, Space
 
 ONE_PASS = Passes(1, "none", False)
-PLAIN = Schedule(1, "1f1b")
+UNSHARDED = Sharding(0)
 
 
 class Way(NamedTuple):
@@ -54,14 +55,7 @@ class Floors:
     def __init__(self, space: Space, model: CostModel) -> None:
         self.space, self.model = space, model
         self.batch = space.job.training.global_batch
-        self._orders: dict[Degrees, tuple[str, ...]] = {}
-        self._states: dict[Degrees, tuple[float, ...]] = {}
-        self._stages: dict[int, bounds.Stages] = {}
-        self._layers: dict[Degrees, list[tuple[int, str]]] = {}
         self._numbers: dict[tuple[Group, ...], int] = {}
-        self._times: dict[tuple[object, ...], bounds.PassTime] = {}
-        self._ways: dict[tuple[int, ...], list[Way]] = {}
-        self._after: dict[tuple[object, ...], tuple[tuple[float, float], float]] = {}
 
     def broken_by_all(self, degrees: Degrees) -> list[Problem]:
         """Rules that every layout of these degrees breaks.
@@ -87,7 +81,7 @@ class Floors:
             degrees,
             Passes(request.micro_batch or 1, request.recompute or "none", bool(request.sequence_parallel)),
             Schedule(virtual, named or default_schedule(virtual)),
-            zero_stage=request.zero_stage or 0,
+            sharding=self.space.shardings(degrees)[0] if request.zero_stage else UNSHARDED,
             axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
         )
         yield plain
@@ -103,20 +97,15 @@ class Floors:
             for value in values if getattr(request, key) is None else ():
                 yield replace(plain, **{key: value})
 
+    @once(lambda degrees: degrees)
     def orders(self, degrees: Degrees) -> tuple[str, ...]:
-        found = self._orders.get(degrees)
-        if found is None:
-            found = self._orders[degrees] = tuple(self.space.axis_orders(degrees))
-        return found
+        return tuple(self.space.axis_orders(degrees))
 
+    @once(lambda degrees: degrees)
     def states(self, degrees: Degrees) -> tuple[float, ...]:
-        """Bytes of parameters, gradients and optimizer states, by ZeRO stage."""
-        found = self._states.get(degrees)
-        if found is None:
-            layouts = (self._layout(degrees, ONE_PASS, zero_stage=zero) for zero in self.space.zero_stages(degrees))
-            found = tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
-            self._states[degrees] = found
-        return found
+        """Bytes of parameters, gradients and optimizer states, by sharding."""
+        layouts = (self._layout(degrees, ONE_PASS, sharding=each) for each in self.space.shardings(degrees))
+        return tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
 
     def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
         """The time bound of one way to run a micro-batch, each part with the axis order that suits it best."""
@@ -143,15 +132,11 @@ class Floors:
             num_micro_batches=self._count(degrees, micro_batch),
         )
 
+    @once(lambda degrees, micro_batch: (degrees.tp, degrees.cp, degrees.ep, micro_batch))
     def ways(self, degrees: Degrees, micro_batch: int) -> list[Way]:
         """Every way to run a micro-batch, with the memory that it takes."""
-        key = (degrees.tp, degrees.cp, degrees.ep, micro_batch)
-        found = self._ways.get(key)
-        if found is None:
-            passes = self.space.passes(degrees, micro_batch)
-            found = [Way(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in passes]
-            self._ways[key] = found
-        return found
+        passes = self.space.passes(degrees, micro_batch)
+        return [Way(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in passes]
 
     def activation_bytes(self, degrees: Degrees, way: Way, held: float) -> float:
         """Bytes of activations, at least."""
@@ -161,52 +146,46 @@ class Floors:
         """Seconds that a rank passes activations on and gradients back for a micro-batch."""
         if degrees.pp == 1:
             return 0.0
-        return 2 * self.model.send_s(self.space.layout(degrees, passes, schedule, zero_stage=0, axis_order=order))
+        return 2 * self.model.send_s(self.space.layout(degrees, passes, schedule, sharding=UNSHARDED, axis_order=order))
 
-    def after_s(self, degrees: Degrees, floor: PassFloor, *, zero_stage: int, order: str, sends_s: float) -> float:
+    def after_s(self, degrees: Degrees, floor: PassFloor, *, sharding: Sharding, order: str, sends_s: float) -> float:
         """Seconds after the last micro-batch: gradients and weights that no compute hides, the optimizer."""
-        key = (degrees, zero_stage, order, floor.num_micro_batches)
-        found = self._after.get(key)
-        if found is None:
-            passes = Passes(self.batch // (degrees.dp * floor.num_micro_batches), "none", False)
-            layout = self._layout(degrees, passes, zero_stage=zero_stage, order=order)
-            found = self._after[key] = bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
-        gradients, optimizer = found
+        gradients, optimizer = self._after(degrees, sharding, order, floor.num_micro_batches)
         busiest = floor.busiest_s + sends_s
         return optimizer + bounds.exposed_gradients_s(
-            gradients, zero_stage=zero_stage, busiest=busiest, count=floor.num_micro_batches
+            gradients, zero_stage=sharding.zero_stage, busiest=busiest, count=floor.num_micro_batches
         )
 
+    @once(lambda *asked: asked)
+    def _after(
+        self, degrees: Degrees, sharding: Sharding, order: str, num_micro_batches: int
+    ) -> tuple[tuple[float, float], float]:
+        passes = Passes(self.batch // (degrees.dp * num_micro_batches), "none", False)
+        layout = self._layout(degrees, passes, sharding=sharding, order=order)
+        return bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
+
+    @once(lambda degrees: degrees)
     def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
         """Axis orders that differ in the groups of a layer's collectives, each with a number for those groups."""
-        found = self._layers.get(degrees)
-        if found is None:
-            by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
-            found = [(self._numbers.setdefault(groups, len(self._numbers)), o) for groups, o in by_groups.items()]
-            self._layers[degrees] = found
-        return found
+        by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
+        return [(self._numbers.setdefault(groups, len(self._numbers)), order) for groups, order in by_groups.items()]
 
+    @once(lambda degrees, passes, groups, order: (groups, passes))
     def _time(self, degrees: Degrees, passes: Passes, groups: int, order: str) -> bounds.PassTime:
-        key = (groups, passes)
-        found = self._times.get(key)
-        if found is None:
-            found = self._times[key] = bounds.pass_time(self.model, self._layout(degrees, passes, order=order))
-        return found
+        return bounds.pass_time(self.model, self._layout(degrees, passes, order=order))
 
+    @once(lambda degrees: degrees.pp)
     def stages(self, degrees: Degrees) -> bounds.Stages:
         """Layers of the ranks: the same for every number of virtual stages, which need an even split."""
-        found = self._stages.get(degrees.pp)
-        if found is None:
-            schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
-            layout = self.space.layout(degrees, ONE_PASS, schedule, zero_stage=0, axis_order=DEFAULT_AXIS_ORDER)
-            found = self._stages[degrees.pp] = bounds.stages_of(self.model, layout)
-        return found
+        schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
+        layout = self.space.layout(degrees, ONE_PASS, schedule, sharding=UNSHARDED, axis_order=DEFAULT_AXIS_ORDER)
+        return bounds.stages_of(self.model, layout)
 
     def _layout(
-        self, degrees: Degrees, passes: Passes, *, zero_stage: int = 0, order: str = DEFAULT_AXIS_ORDER
+        self, degrees: Degrees, passes: Passes, *, sharding: Sharding = UNSHARDED, order: str = DEFAULT_AXIS_ORDER
     ) -> Layout:
         schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
-        return self.space.layout(degrees, passes, schedule, zero_stage=zero_stage, axis_order=order)
+        return self.space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
 
 
 def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> Layout | None:
@@ -216,9 +195,9 @@ def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> 
     for floor, degrees, passes, schedule in sorted(_by_memory(space, floors)):
         if floor > most_bytes or (best and floor >= best[0]):
             break
-        for zero_stage in space.zero_stages(degrees):
+        for sharding in space.shardings(degrees):
             order = floors.orders(degrees)[0]
-            layout = space.layout(degrees, passes, schedule, zero_stage=zero_stage, axis_order=order)
+            layout = space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
             used = model.memory(layout).total_bytes
             if (best is None or used < best[0]) and not space.broken(layout):
                 best = used, layout

@@ -35,7 +35,6 @@ class TrainOptions:
         meaning="Hugging Face folder with safetensors (Llama, GPT-2) to start from; null: drawn from the seed",
     )  # fmt: skip
     data: str | None = key(None, meaning="token file; null: the Python standard library's source, as bytes")
-    hybrid_shard: bool = key(False, meaning="ZeRO inside the NVSwitch domain, replicas across")
     log_every: int = key(1, unit="steps", minimum=1, meaning="steps between lines where the output is no terminal")
     checkpoint_every: int = key(0, unit="steps", minimum=0, meaning="steps between checkpoints; 0: none")
     checkpoint_async: bool = key(True, meaning="checkpoints are written behind the training")
@@ -55,13 +54,6 @@ class TrainOptions:
     def from_config(cls, config: Mapping[str, Any]) -> TrainOptions:
         """Read the group `train`; raises InputError with every problem in it."""
         return read(cls, config, "train", beside=(Training,))
-
-    def check_engine(self, engine: str) -> None:
-        """Raise InputError for what is asked for and this engine does not do."""
-        if self.hybrid_shard and engine == "deepspeed":
-            raise InputError(
-                "train.hybrid_shard=true: the DeepSpeed engine shards over all of dp: set train.engine=torch"
-            )
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to `min_lr`."""

@@ -13,6 +13,7 @@ from launcher.files import read_json, write_json
 from launcher.layout import Layout, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.stacks import Stack
 
 PLAN_VERSION = 1
 
@@ -49,6 +50,7 @@ class Plan:
             "cluster": cluster_to_dict(self.job.cluster),
             "model": asdict(self.job.model),
             "training": asdict(self.job.training),
+            "stack": asdict(self.job.stack),
             "layout": asdict(self.layout),
             "hosts": list(self.hosts),
             "estimate": dict(self.estimate),
@@ -66,7 +68,12 @@ class Plan:
             )
         try:
             layout = {**data["layout"], "layer_split": tuple(data["layout"]["layer_split"])}
-            job = Job(cluster_from_dict(data["cluster"]), Model(**data["model"]), Training(**data["training"]))
+            job = Job(
+                cluster_from_dict(data["cluster"]),
+                Model(**data["model"]),
+                Training(**data["training"]),
+                Stack(**{**data["stack"], "recompute_modes": tuple(data["stack"]["recompute_modes"])}),
+            )
             return cls(
                 job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"])
             )

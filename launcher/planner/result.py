@@ -19,6 +19,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Refused:
+    """The fastest layout that fits and that only the software cannot run, with the reason."""
+
+    candidate: Candidate
+    why: str
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The best layouts, best first, and what became of all the others.
 
@@ -31,6 +39,7 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     rejected: Mapping[str, int]
     searched: int
+    refused: Refused | None = None
 
     @property
     def best(self) -> Candidate:

@@ -16,11 +16,11 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
-from launcher.layout.legality import Problem
+from launcher.layout.legality import Problem, problems
 from launcher.planner.lower_bounds import Floors, PassFloor, Way, least_memory
 from launcher.planner.nearest import no_fit_message, refusal
-from launcher.planner.result import Candidate, SearchResult
-from launcher.planner.space import Degrees, Passes, Refuse, Schedule, Space
+from launcher.planner.result import Candidate, Refused, SearchResult
+from launcher.planner.space import Degrees, Passes, Refuse, Schedule, Sharding, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
@@ -80,7 +80,7 @@ class _Leaf(NamedTuple):
     degrees: Degrees
     passes: Passes
     schedule: Schedule
-    zero_stage: int
+    sharding: Sharding
     axis_order: str
 
 
@@ -107,6 +107,7 @@ class _Search:
         self.units: list[_Unit] = []
         self.leaves: list[_Leaf] = []
         self.illegal: list[list[Problem]] = []
+        self.refused: Refused | None = None  # the fastest that only the software stands in the way of
 
     def run(self) -> SearchResult:
         for degrees in self.space.degrees():
@@ -128,7 +129,9 @@ class _Search:
             self._give_up()
         candidates = tuple(ranked.candidate for ranked in self.ranked)
         rejected = {reason: count for reason, count in sorted(self.rejected.items()) if count}
-        return SearchResult(self.job, self.request, candidates, rejected, sum(rejected.values()) + len(candidates))
+        return SearchResult(
+            self.job, self.request, candidates, rejected, sum(rejected.values()) + len(candidates), self.refused
+        )
 
     @property
     def _threshold(self) -> float:
@@ -141,7 +144,7 @@ class _Search:
 
     def _size(self, degrees: Degrees, schedules: Sequence[Schedule]) -> int:
         """Layouts of one way to run a micro-batch."""
-        return len(schedules) * len(self.space.zero_stages(degrees)) * len(self.floors.orders(degrees))
+        return len(schedules) * len(self.space.shardings(degrees)) * len(self.floors.orders(degrees))
 
     def _add(self, degrees: Degrees) -> None:
         """The units of these degrees."""
@@ -204,26 +207,26 @@ class _Search:
         degrees, floors = unit.degrees, self.floors
         sends = [(order, floors.sends_s(degrees, passes, schedule, order)) for order in floors.orders(degrees)]
         steps = [(order, sends_s, floor.step_time_s(schedule, sends_s=sends_s)) for order, sends_s in sends]
-        for zero_stage, states in zip(self.space.zero_stages(degrees), floors.states(degrees), strict=True):
+        for sharding, states in zip(self.space.shardings(degrees), floors.states(degrees), strict=True):
             if states > room_bytes:
                 self.rejected[UNFIT] += len(steps)
                 place += len(steps)
                 continue
             for order, sends_s, seconds in steps:
                 place += 1
-                bound = seconds + floors.after_s(degrees, floor, zero_stage=zero_stage, order=order, sends_s=sends_s)
+                bound = seconds + floors.after_s(degrees, floor, sharding=sharding, order=order, sends_s=sends_s)
                 if bound * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += 1
                     continue
-                leaf = _Leaf(bound, unit.number, place, degrees, passes, schedule, zero_stage, order)
+                leaf = _Leaf(bound, unit.number, place, degrees, passes, schedule, sharding, order)
                 heappush(self.leaves, leaf)
 
     def _judge(self, leaf: _Leaf) -> None:
         layout = self.space.layout(
-            leaf.degrees, leaf.passes, leaf.schedule, zero_stage=leaf.zero_stage, axis_order=leaf.axis_order
+            leaf.degrees, leaf.passes, leaf.schedule, sharding=leaf.sharding, axis_order=leaf.axis_order
         )
         if refused := self.space.refused(layout):
-            self._reject(refused)
+            self._refuse(leaf, layout, refused)
             return
         estimate = self.model.estimate(layout)
         if not estimate.fits:
@@ -237,6 +240,18 @@ class _Search:
             self._reject(broken)
         else:
             self._rank(ranked)
+
+    def _refuse(self, leaf: _Leaf, layout: Layout, why: list[Problem]) -> None:
+        """Count it out, and remember the fastest of those that other software could run and that beat the best."""
+        self._reject(why)
+        fastest = self.ranked[0].step_time_s if self.ranked else float("inf")
+        if self.refused:
+            fastest = min(fastest, self.refused.candidate.estimate.step_time_s)
+        if leaf.floor_s >= fastest or problems(self.job, layout):
+            return
+        estimate = self.model.estimate(layout)
+        if estimate.fits and estimate.step_time_s < fastest:
+            self.refused = Refused(Candidate(layout, estimate), why[0].message)
 
     def _rank(self, place: _Ranked) -> None:
         key = _without_order(place)

@@ -7,12 +7,13 @@ from itertools import permutations
 from math import gcd
 from typing import NamedTuple, TypeVar
 
+from launcher.cost.memo import once
 from launcher.cost.network import Group, group_of
-from launcher.layout.degrees import AXES, DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, Layout, LayoutRequest
+from launcher.layout.degrees import AXES, DEFAULT_AXIS_ORDER, Layout, LayoutRequest
 from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
 from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisors, tensor_parallel_choices
-from launcher.layout.resolve import default_schedule
+from launcher.layout.resolve import default_schedule, resolved_shard_group
 from launcher.layout.split import balanced_split
 
 ZERO_STAGES, PIPELINE_ZERO_STAGES = (0, 1, 2, 3), (0, 1, 3)
@@ -36,6 +37,14 @@ class Passes(NamedTuple):
     micro_batch: int
     recompute: str
     sequence_parallel: bool
+    recompute_fraction: float = 1.0
+
+
+class Sharding(NamedTuple):
+    """What ZeRO shards, and over how many neighbours (0: all)."""
+
+    zero_stage: int
+    shard_group: int = 0
 
 
 class Schedule(NamedTuple):
@@ -57,10 +66,6 @@ class Space:
         self.job, self.request, self.refuse = job, request, refuse
         cluster = job.cluster
         self._spine_is_slower = cluster.oversubscription > 1 or "spine" in cluster.node.busbw_bytes_per_s
-        self._groups: dict[tuple[int, int], Group] = {}
-        self._splits: dict[int, tuple[int, ...]] = {}
-        self._passes: dict[tuple[bool, int], tuple[Passes, ...]] = {}
-        self._schedules: dict[tuple[int, bool], tuple[Schedule, ...]] = {}
 
     def broken(self, layout: Layout) -> list[Problem]:
         """Every rule that a layout breaks."""
@@ -104,13 +109,14 @@ class Space:
     def passes(self, degrees: Degrees, micro_batch: int) -> tuple[Passes, ...]:
         """Every way to run a micro-batch over these degrees, by rising recomputation."""
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
-        found = self._passes.get((divides, micro_batch))
-        if found is None:
-            flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
-            modes = _pinned_or(self.request.recompute, RECOMPUTE_MODES)
-            found = tuple(Passes(micro_batch, mode, flag) for mode in modes for flag in flags)
-            self._passes[divides, micro_batch] = found
-        return found
+        return self._passes(micro_batch, divides)
+
+    @once(lambda *asked: asked)
+    def _passes(self, micro_batch: int, divides: bool) -> tuple[Passes, ...]:
+        flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
+        modes = _pinned_or(self.request.recompute, self.job.stack.recompute_modes)
+        fraction = self.request.recompute_fraction or 1.0
+        return tuple(Passes(micro_batch, mode, flag, fraction) for mode in modes for flag in flags)
 
     def schedules(self, degrees: Degrees, micro_batch: int) -> tuple[Schedule, ...]:
         """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
@@ -118,12 +124,10 @@ class Space:
         Empty where virtual stages are pinned and the micro-batches do not divide for them.
         """
         even = self.job.training.global_batch // (degrees.dp * micro_batch) % degrees.pp == 0
-        found = self._schedules.get((degrees.pp, even))
-        if found is None:
-            found = self._schedules[degrees.pp, even] = self._schedules_of(degrees.pp, even=even)
-        return found
+        return self._schedules(degrees.pp, even)
 
-    def _schedules_of(self, pp: int, *, even: bool) -> tuple[Schedule, ...]:
+    @once(lambda *asked: asked)
+    def _schedules(self, pp: int, even: bool) -> tuple[Schedule, ...]:
         pinned, layers = self.request.schedule, self.job.model.layers
         virtual = [1]
         if self.request.virtual_stages is not None:
@@ -133,7 +137,14 @@ class Space:
             virtual = virtual[1:] or virtual if pinned == "interleaved" else virtual
         return tuple(Schedule(v, pinned or default_schedule(v)) for v in virtual)
 
-    def zero_stages(self, degrees: Degrees) -> Sequence[int]:
+    @once(lambda degrees: degrees)
+    def shardings(self, degrees: Degrees) -> Sequence[Sharding]:
+        """Every ZeRO stage, over the ranks that are asked for, or all."""
+        ranks = degrees.dp * degrees.cp
+        group = resolved_shard_group(self.job, self.request.shard_group, tp=degrees.tp, ranks=ranks)
+        return tuple(Sharding(stage, group if stage else 0) for stage in self._zero_stages(degrees))
+
+    def _zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0.
 
         Unasked, a pipeline has no ZeRO-2: it reduces its gradients once a step, as with ZeRO-1.
@@ -169,20 +180,16 @@ class Space:
         groups = tuple(self._group(strides[axis], getattr(degrees, axis)) for axis in axes)
         return groups if degrees.ep == 1 else (*groups, self._group(strides["dp"], degrees.ep))
 
+    @once(lambda *asked: asked)
     def _group(self, stride: int, ranks: int) -> Group:
         """The group of `ranks` ranks `stride` apart."""
-        found = self._groups.get((stride, ranks))
-        if found is None:
-            rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
-            layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
-            found = group_of(self.job.cluster, layout, "dp")
-            if not self._spine_is_slower:
-                found = found._replace(spine=False)
-            self._groups[stride, ranks] = found
-        return found
+        rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
+        layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
+        found = group_of(self.job.cluster, layout, "dp")
+        return found if self._spine_is_slower else found._replace(spine=False)
 
     def layout(
-        self, degrees: Degrees, passes: Passes, schedule: Schedule, *, zero_stage: int, axis_order: str
+        self, degrees: Degrees, passes: Passes, schedule: Schedule, *, sharding: Sharding, axis_order: str
     ) -> Layout:
         """One point of the space."""
         return Layout(
@@ -193,8 +200,10 @@ class Space:
             ep=degrees.ep,
             virtual_stages=schedule.virtual_stages,
             micro_batch=passes.micro_batch,
-            zero_stage=zero_stage,
+            zero_stage=sharding.zero_stage,
+            shard_group=sharding.shard_group,
             recompute=passes.recompute,
+            recompute_fraction=passes.recompute_fraction if passes.recompute != "none" else 1.0,
             sequence_parallel=passes.sequence_parallel,
             axis_order=axis_order,
             schedule=schedule.name,
@@ -202,15 +211,12 @@ class Space:
             tp_across_domains=self.request.tp_across_domains,
         )
 
+    @once(lambda stages: stages)
     def layer_split(self, stages: int) -> tuple[int, ...]:
         """Layers of each stage: as given, or balanced; empty where there are more stages than layers."""
         if self.request.layer_split is not None:
             return self.request.layer_split
-        found = self._splits.get(stages)
-        if found is None:
-            few = stages <= self.job.model.layers
-            found = self._splits[stages] = balanced_split(self.job.model, num_stages=stages) if few else ()
-        return found
+        return balanced_split(self.job.model, num_stages=stages) if stages <= self.job.model.layers else ()
 
 
 def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:

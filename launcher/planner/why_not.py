@@ -12,12 +12,13 @@ from launcher.layout import LayoutRequest
 from launcher.planner.explain import slower
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
+from launcher.planner.space import Refuse
 
 FLAGS = {"true": True, "false": False}
-TEXTS = ("recompute", "axis_order", "schedule")
+TEXTS = ("recompute", "axis_order", "schedule", "shard_group")
 
 
-def why_not(result: SearchResult, question: str, model: CostModel) -> str:
+def why_not(result: SearchResult, question: str, model: CostModel, *, refuse: Refuse | None = None) -> str:
     """Answer for the best layout that keeps what `question` pins, as `tp=4,pp=16`, and what the user pinned besides.
 
     Raises InputError where the question is not understood.
@@ -28,7 +29,7 @@ def why_not(result: SearchResult, question: str, model: CostModel) -> str:
     if "dp" not in pins and any(key in pins for key in world_keys):
         request = replace(request, dp=None)
     try:
-        asked = search(result.job, request, top=1, model=model).best
+        asked = search(result.job, request, top=1, model=model, refuse=refuse).best
     except InputError as error:
         return "it is illegal: " + "; ".join(error.problems)
     except NoLayoutFits as error:

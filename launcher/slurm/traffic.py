@@ -80,10 +80,12 @@ def _edges(plan: Plan, stage: int, kind: tuple[str, str], num_bytes: float) -> I
 def groups(plan: Plan, stage: int, axis: str) -> Iterator[tuple[int, ...]]:
     """The groups of a message's axis among the ranks of one pipeline stage, each in rank order."""
     layout, strides = plan.layout, plan.grid.strides
-    spans = {"tp": ("tp",), "cp": ("cp",), "ep": ("ep",), "dp": ("dp", "cp"), "edp": ("edp", "cp")}[axis]
+    sharing = max(1, layout.shards // layout.cp)
     size = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "ep": layout.ep, "edp": layout.dp // layout.ep}
-    step = strides | {"edp": strides["dp"] * layout.ep}
-    parts = ("ep", "edp") if axis in ("ep", "edp") else ("dp",)
+    size |= {"sdp": sharing, "rdp": layout.dp // sharing}
+    step = strides | {"edp": strides["dp"] * layout.ep, "sdp": strides["dp"], "rdp": strides["dp"] * sharing}
+    spans = (axis, "cp") if axis in ("dp", "edp", "sdp") else (axis,)
+    parts = next((pair for pair in (("ep", "edp"), ("sdp", "rdp")) if axis in pair), ("dp",))
     members = _offsets([(step[part], size[part]) for part in spans])
     for first in _offsets([(step[part], size[part]) for part in ("tp", "cp", *parts) if part not in spans]):
         start = first + stage * strides["pp"]

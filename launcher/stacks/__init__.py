@@ -1,1 +1,6 @@
 """What a training software does, as frozen values with their sources."""
+
+from launcher.stacks.profiles import stack_of
+from launcher.stacks.stack import Stack
+
+__all__ = ["Stack", "stack_of"]

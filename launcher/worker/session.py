@@ -24,7 +24,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from launcher import env
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
-from launcher.layout.hybrid import shard_size
 from launcher.planner.options import TrackingOptions, TrainOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
@@ -140,10 +139,7 @@ def start() -> Session:
     device = join(plan, place)
     if rank_env.world_size > 1:
         check_gathered(plan, place)
-    options = TrainOptions.from_config(plan.config.get("train") or {})
-    hybrid = options.hybrid_shard and plan.layout.zero_stage > 0
-    within = shard_size(plan.layout, plan.placement) if hybrid else None
-    axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type, shard_within=within)
+    axes = build_mesh(plan.grid, rank=rank_env.rank, device_type=device.type, shard_within=plan.layout.shard_group)
     session = Session(plan, rank_env, rank_env.run_dir, device, axes, Pulse(), started_at)
     backend = (
         "nccl (and gloo for CPU tensors)"

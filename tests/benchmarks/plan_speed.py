@@ -24,7 +24,7 @@ from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
 from launcher.layout.degrees import Layout
 from launcher.layout.job import Job
-from launcher.planner.space import Space
+from launcher.planner.space import Sharding, Space
 
 CASES = (
     ("gpt3_175b", 8, 1536),
@@ -61,7 +61,7 @@ def _layouts(space: Space) -> Iterator[Layout]:
             continue
         for micro_batch, order in product(space.micro_batches(degrees), space.axis_orders(degrees)):
             for passes, schedule in product(space.passes(degrees, micro_batch), space.schedules(degrees, micro_batch)):
-                yield space.layout(degrees, passes, schedule, zero_stage=1, axis_order=order)
+                yield space.layout(degrees, passes, schedule, sharding=Sharding(1), axis_order=order)
 
 
 def estimate_us(job: Job, *, repeat: int, count: int = 2000) -> tuple[float, float]:

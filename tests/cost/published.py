@@ -14,6 +14,8 @@ from launcher.cost.estimate import Estimate
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.stacks import stack_of
+from launcher.stacks.profiles import CURRENT_YEAR
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -29,14 +31,15 @@ class Row:
     layout: Layout
     seconds: float
 
-    def estimate(self, *, software_year: int | None) -> Estimate:
-        year = {} if software_year is None else {"software_year": software_year}
-        training = Training(global_batch=self.global_batch, dtype="fp16", attention="fused", **year)
-        return CostModel(Job(dgx(self.num_gpus // 8), self.model, training)).estimate(self.layout)
+    def estimate(self, *, year: int | None) -> Estimate:
+        """By Megatron-LM of that year, or of today."""
+        training = Training(global_batch=self.global_batch, dtype="fp16", attention="fused")
+        stack = stack_of("megatron_lm", year=year or CURRENT_YEAR)
+        return CostModel(Job(dgx(self.num_gpus // 8), self.model, training, stack)).estimate(self.layout)
 
-    def error(self, *, software_year: int | None) -> float:
+    def error(self, *, year: int | None) -> float:
         """Relative error of the estimated step time."""
-        return self.estimate(software_year=software_year).step_time_s / self.seconds - 1
+        return self.estimate(year=year).step_time_s / self.seconds - 1
 
 
 def dgx(num_nodes: int) -> Cluster:

@@ -15,7 +15,7 @@ from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.planner.lower_bounds import Floors
-from launcher.planner.space import Degrees, Passes, Schedule, Space
+from launcher.planner.space import Degrees, Passes, Schedule, Sharding, Space
 
 ROUNDING = 1 + 1e-9
 
@@ -45,9 +45,9 @@ def legal(draw: st.DrawFn) -> tuple[Job, Layout]:
     micro_batch = draw(st.sampled_from(list(space.micro_batches(degrees))))
     passes = draw(st.sampled_from(space.passes(degrees, micro_batch)))
     schedule = draw(st.sampled_from(space.schedules(degrees, micro_batch)))
-    zero = draw(st.sampled_from(list(space.zero_stages(degrees))))
+    sharding = draw(st.sampled_from(list(space.shardings(degrees))))
     order = draw(st.sampled_from(list(space.axis_orders(degrees))))
-    return some_job, space.layout(degrees, passes, schedule, zero_stage=zero, axis_order=order)
+    return some_job, space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
 
 
 def parts_of(layout: Layout) -> tuple[Degrees, Passes, Schedule]:
@@ -72,7 +72,9 @@ def test_the_time_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -> 
     assert floors.compute(degrees, layout.micro_batch).step_time_s(schedule) <= floor.step_time_s(schedule) * ROUNDING
     assert floor.step_time_s(schedule) <= time * ROUNDING
     sends = floors.sends_s(degrees, passes, schedule, order)
-    after = floors.after_s(degrees, floor, zero_stage=layout.zero_stage, order=order, sends_s=sends)
+    after = floors.after_s(
+        degrees, floor, sharding=Sharding(layout.zero_stage, layout.shard_group), order=order, sends_s=sends
+    )
     assert floor.step_time_s(schedule, sends_s=sends) + after <= time * ROUNDING
 
 
@@ -99,10 +101,9 @@ def test_more_recomputation_never_shortens_the_bound_and_more_virtual_stages_nev
     some_job, layout = case
     degrees, passes, _ = parts_of(layout)
     floors = Floors(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), CostModel(some_job))
-    busiest = [
-        floors.passes(degrees, passes._replace(recompute=mode)).busiest_s for mode in ("none", "selective", "full")
-    ]
-    assert busiest == sorted(busiest)
+    for modes in (("none", "selective", "full"), ("none", "op", "full")):
+        busiest = [floors.passes(degrees, passes._replace(recompute=mode)).busiest_s for mode in modes]
+        assert busiest == sorted(busiest)
     floor = floors.passes(degrees, passes)
     seconds = [floor.step_time_s(Schedule(v, "interleaved")) for v in (1, 2, 3, 4)]
     assert seconds == sorted(seconds, reverse=True)

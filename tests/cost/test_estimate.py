@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,7 @@ from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Training
-from launcher.stacks import habits as stack
+from launcher.stacks import stack_of
 
 LAYOUTS = st.builds(
     Layout, tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([1, 2, 4]), dp=st.sampled_from([1, 2, 4]),
@@ -26,6 +27,11 @@ LAYOUTS = st.builds(
     recompute=st.sampled_from(["none", "selective", "full"]),
     schedule=st.sampled_from(["1f1b", "gpipe", "zb_h1"]),
 )  # fmt: skip
+
+
+def habitually(asked: Job, **habits: Any) -> Job:
+    """The job with these habits of its software."""
+    return replace(asked, stack=replace(asked.stack, **habits))
 
 
 def on_enough(layout: Layout) -> Job:
@@ -51,7 +57,7 @@ def test_a_faster_link_or_memory_never_slows_a_step(layout: Layout, rate: str, f
     better = replace(
         node, gpu=replace(node.gpu, **{rate: getattr(node.gpu, rate) * factor}), nic_gbps=node.nic_gbps * factor
     )
-    fast = Job(replace(slow.cluster, node=better), slow.model, slow.training)
+    fast = replace(slow, cluster=replace(slow.cluster, node=better))
     before, after = (CostModel(each).estimate(layout).step_time_s for each in (slow, fast))
     assert after <= before * (1 + 1e-9)
 
@@ -77,15 +83,15 @@ def test_every_cluster_that_ships_gives_a_finite_estimate(name: str) -> None:
 def test_gradients_reduced_behind_the_backward_pass_cost_less() -> None:
     asked = job(on=cluster(nodes=8), global_batch=256)
     layout = Layout(tp=1, pp=1, dp=64)
-    exposed = Job(asked.cluster, asked.model, replace(asked.training, overlap_grad_reduce=False))
+    exposed = habitually(asked, overlap_grad_reduce=False)
     behind, after = (CostModel(each).estimate(layout) for each in (asked, exposed))
     assert behind.time["dp_comm_hidden"] > 0 == after.time["dp_comm_hidden"]
     assert behind.step_time_s < after.step_time_s
 
 
 def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but_for_the_first() -> None:
-    asked = job(of=model(hidden=8192, layers=8, heads=64), global_batch=32)
-    apart = Job(asked.cluster, asked.model, replace(asked.training, fused_accumulation=False))
+    asked = job(of=model(hidden=8192, layers=8, heads=64), global_batch=32, grad_reduce_dtype="fp32_from_bf16")
+    apart = habitually(asked, fused_accumulation=False)
 
     def added(layout: Layout) -> float:
         return CostModel(apart).estimate(layout).step_time_s - CostModel(asked).estimate(layout).step_time_s
@@ -99,7 +105,7 @@ def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but
 
 def test_recomputation_that_stops_early_saves_the_last_product_and_the_collective_after_it() -> None:
     asked = job(of=model(hidden=8192, layers=8, heads=64), global_batch=8)
-    early = Job(asked.cluster, asked.model, replace(asked.training, recompute_stops_early=True))
+    early = habitually(asked, recompute_stops_early=True)
 
     def saved(layout: Layout) -> float:
         return CostModel(asked).estimate(layout).step_time_s - CostModel(early).estimate(layout).step_time_s
@@ -111,7 +117,6 @@ def test_recomputation_that_stops_early_saves_the_last_product_and_the_collectiv
     product = 2 * asked.model.layers * asked.model.seq_len * asked.model.hidden * asked.model.ffn_hidden / 244e12
     assert saved(alone) == pytest.approx(product, rel=0.1)
     assert saved(replace(alone, recompute="none")) == saved(replace(alone, recompute="selective")) == 0
-    assert saved(replace(alone, zero_stage=3)) == 0  # FSDP's stacks stop early anyway
     assert (
         saved(Layout(tp=8, pp=1, dp=1, recompute="full")) > 1.2 * product
     )  # an eighth, eight times; and an all-reduce
@@ -121,32 +126,16 @@ def test_flash_attention_was_version_1_before_2023() -> None:
     asked = job(of=model(seq_len=16384), global_batch=8)
 
     def seconds(year: int, attention: str) -> float:
-        training = replace(asked.training, software_year=year, attention=attention)
-        return CostModel(Job(asked.cluster, asked.model, training)).estimate(Layout(tp=1, pp=1, dp=8)).step_time_s
+        training = replace(asked.training, attention=attention)
+        of_year = Job(asked.cluster, asked.model, training, stack_of("fsdp", year=year))
+        return CostModel(of_year).estimate(Layout(tp=1, pp=1, dp=8)).step_time_s
 
     assert seconds(2022, "flash") == seconds(2022, "flash1") > seconds(2023, "flash")
 
 
-def test_before_2023_a_sharded_optimizer_is_deepspeeds() -> None:
-    asked = job(on=cluster(nodes=8), of=model(hidden=8192, layers=16, heads=64), global_batch=64)
-    layout = Layout(tp=8, pp=4, dp=2, recompute="full")
-
-    def estimates(year: int) -> list[float]:
-        of_year = Job(asked.cluster, asked.model, replace(asked.training, dtype="fp16", software_year=year))
-        return [CostModel(of_year).estimate(replace(layout, zero_stage=stage)).time["compute"] for stage in (0, 1)]
-
-    plain, sharded = estimates(2022)
-    assert sharded > 1.01 * plain  # gradients are added up in a pass of their own
-    assert estimates(2024)[0] == pytest.approx(estimates(2024)[1])
-    training = replace(asked.training, software_year=2022)
-    assert stack.runs_deepspeed(training, replace(layout, zero_stage=1))
-    for only in ({"sequence_parallel": True}, {"recompute": "selective"}, {"virtual_stages": 2}):
-        assert not stack.runs_deepspeed(training, replace(layout, zero_stage=1, **only))
-
-
 def test_deepspeeds_pipeline_sends_and_receives_in_turn() -> None:
     asked = job(on=cluster(nodes=8), of=model(hidden=8192, layers=16, heads=64), global_batch=64)
-    theirs = Job(asked.cluster, asked.model, replace(asked.training, engine="deepspeed"))
+    theirs = habitually(asked, sends_in_turn=True)
     layout = Layout(tp=8, pp=8, dp=1, sequence_parallel=True)
     at_once, in_turn = (CostModel(each).estimate(layout).time["pp_comm"] for each in (asked, theirs))
     assert in_turn == pytest.approx(2 * at_once)
@@ -156,7 +145,7 @@ def test_megatrons_own_gradient_reduction_waited_for_the_backward_pass_until_202
     asked = job(on=cluster(nodes=8), global_batch=256)
     layout = Layout(tp=1, pp=1, dp=64)
     hidden = {
-        year: CostModel(Job(asked.cluster, asked.model, replace(asked.training, software_year=year)))
+        year: CostModel(replace(asked, stack=stack_of("megatron_lm", year=year)))
         .estimate(layout)
         .time["dp_comm_hidden"]
         for year in (2021, 2022, 2023, 2024)
@@ -186,7 +175,7 @@ def test_every_collective_of_a_layer_waits_for_each_other_rank(
     layout: Layout, axis: str, collectives: int, hidden: int
 ) -> None:
     asked = job(of=model(hidden=hidden), global_batch=4)
-    asked = replace(asked, training=replace(asked.training, overlap_grad_reduce=False))
+    asked = habitually(asked, overlap_grad_reduce=False)
     ranks = max(layout.tp, layout.cp)
     punctual, late = (
         CostModel(asked, replace(DEFAULT, late_rank_s=seconds)).estimate(layout) for seconds in (0.0, 1e-3)
@@ -207,7 +196,7 @@ def test_gradients_that_every_pass_reduces_are_copied_there() -> None:
 
 def test_offloading_the_optimizer_trades_memory_for_time() -> None:
     asked = job(of=model(hidden=4096, layers=32, heads=32))
-    offloaded = Job(asked.cluster, asked.model, replace(asked.training, offload_optimizer=True))
+    offloaded = replace(asked, training=replace(asked.training, offload_optimizer=True))
     layout = Layout(tp=8, pp=1, dp=1)
     here, there = (CostModel(each).estimate(layout) for each in (asked, offloaded))
     assert there.memory["optimizer"] == 0 < here.memory["optimizer"]
@@ -225,7 +214,7 @@ def test_a_measured_gemm_rate_replaces_the_fraction_of_the_peak() -> None:
     asked = job(of=model(hidden=8192, layers=8, heads=64))
     node = asked.cluster.node
     slower = replace(asked.cluster, node=replace(node, gpu=replace(node.gpu, gemm_flops={"bf16": 123e12})))
-    rated = CostModel(Job(slower, asked.model, asked.training))
+    rated = CostModel(replace(asked, cluster=slower))
     layout = Layout(tp=8, pp=1, dp=1, micro_batch=4)
     assert rated.estimate(layout).step_time_s > 1.5 * CostModel(asked).estimate(layout).step_time_s
 
@@ -234,17 +223,14 @@ def test_an_older_stack_is_slower_on_equal_work() -> None:
     asked = job(on=cluster(nodes=8), of=model(hidden=12288, layers=96, heads=96), global_batch=64)
     layout = Layout(tp=8, pp=8, dp=1, recompute="full")
     old, new = (
-        CostModel(Job(asked.cluster, asked.model, replace(asked.training, dtype="fp16", software_year=year))).estimate(
-            layout
-        )
-        for year in (2021, 2022)
+        CostModel(replace(asked, stack=stack_of("megatron_lm", year=year))).estimate(layout) for year in (2021, 2022)
     )
     assert 1.02 < old.step_time_s / new.step_time_s < 1.15  # about 9 % between the papers of the two years
 
 
 def test_training_dtype_fp32_uses_its_own_peak() -> None:
     asked = job()
-    full = Job(asked.cluster, asked.model, Training(global_batch=64, dtype="fp32"))
+    full = replace(asked, training=Training(global_batch=64, dtype="fp32"))
     layout = Layout(tp=1, pp=1, dp=8, micro_batch=4)
     assert CostModel(full).estimate(layout).step_time_s > 4 * CostModel(asked).estimate(layout).step_time_s
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from published import table
 from shapes import cluster, job, model
 
+from launcher.cluster import Cluster
 from launcher.cost import CostModel
 from launcher.cost.activations import layer_activations
 from launcher.cost.layer import LayerShape
 from launcher.cost.memory import state_bytes
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.model import Training
+from launcher.model import Model, Training
+from launcher.stacks import stack_of
 from launcher.units import GIB
 
 FP16 = Training(global_batch=64, dtype="fp16", attention="fused")
+
+
+def trained(
+    of: Model, training: Training, *, on: Cluster | None = None, stack: str = "megatron_lm", **habits: Any
+) -> Job:
+    return Job(on or cluster(), of, training, stack_of(stack, **habits))
 
 
 @pytest.mark.parametrize("sequence_parallel", [False, True])
@@ -30,7 +39,7 @@ def test_activations_of_a_layer_follow_korthikanti(tp: int, recompute: str, sequ
     core = 5 * a * s / (h * t)
     rest = 34 / t if sequence_parallel else 10 + 24 / t
     whole = {"none": rest + core, "selective": rest, "full": 2 / t if sequence_parallel else 2}[recompute]
-    found = layer_activations(of, FP16, LayerShape(b, tp, 1, 1, sequence_parallel), recompute)
+    found = layer_activations(trained(of, FP16), LayerShape(b, tp, 1, 1, sequence_parallel), recompute)
     assert found.stored == pytest.approx(s * b * h * whole)
 
 
@@ -38,8 +47,7 @@ def test_model_states_of_the_22b_model_are_the_papers() -> None:
     # Korthikanti et al. 2022, figure 1: 45.6 GiB of parameters, gradients and optimizer on each of 8 GPUs, 18 bytes a
     # parameter: fp16 weights, and fp32 gradients that the optimizer need not copy.
     row = table("korthikanti2022_table5.csv")[0]
-    training = replace(FP16, grad_reduce_dtype="fp32")
-    parts = CostModel(Job(cluster(), row.model, training)).memory(row.layout).parts
+    parts = CostModel(trained(row.model, FP16, grad_reduce_dtype="fp32")).memory(row.layout).parts
     states = parts["parameters"] + parts["gradients"] + parts["optimizer"]
     assert states == pytest.approx(45.6 * GIB, rel=0.03)
 
@@ -61,15 +69,16 @@ def test_states_divide_by_zero_stage(zero: int, dtype: str, expected: tuple[floa
     # Rajbhandari et al. 2020, section 5: 2 + 2 + 12 bytes a parameter, of which each stage shards one more. fp16
     # gradients have an fp32 copy; fully sharded, the fp32 shard is the parameter and gradients are fp32.
     layout = Layout(tp=1, pp=1, dp=8, zero_stage=zero)
-    found = state_bytes(replace(model(), norm="rmsnorm"), Training(global_batch=8, dtype=dtype), layout, shards=8)
+    training = Training(global_batch=8, dtype=dtype)
+    found = state_bytes(trained(model(), training, grad_reduce_dtype="train"), layout, shards=8)
     assert (found.weights, found.gradients, found.optimizer) == pytest.approx(expected)
 
 
 def test_megatrons_bf16_takes_18_bytes_a_parameter_and_sharded_6_and_12_over_d() -> None:
     # Megatron-LM, docs of its distributed optimizer; 12.698 GB of a 15B model at d = 24 (its golden values) are that.
-    training = Training(global_batch=8, dtype="bf16")
+    some_job = trained(model(), Training(global_batch=8, dtype="bf16"), grad_reduce_dtype="fp32_from_bf16")
     for zero, expected in ((0, 18), (1, 6 + 12 / 8)):
-        found = state_bytes(model(), training, Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
+        found = state_bytes(some_job, Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
         assert found.weights + found.gradients + found.optimizer == pytest.approx(expected)
 
 
@@ -92,14 +101,16 @@ def test_measured_peaks_with_full_recomputation_are_met(size: str, tp: int, dp: 
         model(hidden=hidden, layers=layers, heads=heads), ffn_hidden=ffn, gated_mlp=True, vocab=32000,
         tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
     )  # fmt: skip
-    training = Training(global_batch=2048, dtype="fp16", attention="flash", fused_norm=False)
+    training = Training(global_batch=2048, dtype="fp16", attention="flash")
     layout = Layout(tp=tp, pp=1, dp=dp, micro_batch=2, zero_stage=zero, recompute="full")
-    memory = CostModel(Job(cluster(), shape, training)).memory(layout)
+    memory = CostModel(trained(shape, training, stack="paddlenlp")).memory(layout)
     assert memory.total_bytes / GIB == pytest.approx(gib, rel=0.15)
 
 
 def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
-    estimate = CostModel(job(on=cluster(nodes=2), global_batch=64)).estimate(Layout(tp=2, pp=4, dp=2, micro_batch=2))
+    estimate = CostModel(job(on=cluster(nodes=2), loss_parallel=True, wide_loss=False)).estimate(
+        Layout(tp=2, pp=4, dp=2, micro_batch=2)
+    )
     assert sum(estimate.memory.values()) == pytest.approx(estimate.memory_bytes_per_gpu)
     assert estimate.worst_stage == 0  # the first holds most micro-batches, and here the logits weigh less
     assert estimate.fits == (estimate.memory_bytes_per_gpu <= estimate.usable_memory_bytes)
@@ -108,7 +119,7 @@ def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
 def test_the_embeddings_gradient_stands_beside_its_sum() -> None:
     of = replace(model(hidden=4096, layers=8, heads=32), vocab=512_000)
     training = Training(global_batch=64, dtype="bf16", attention="flash")
-    cost = CostModel(Job(cluster(nodes=2), of, training))
+    cost = CostModel(trained(of, training, on=cluster(nodes=2)))
     layout = Layout(tp=2, pp=4, dp=2, recompute="full")
     table, held = of.vocab // 2 * of.hidden * 2, 3  # bytes; micro-batches in flight when the first one's are gone
     stored = held * 2 * of.seq_len * of.hidden * 2  # a layer's input for each, two layers
@@ -125,13 +136,12 @@ def test_gpipes_last_stage_holds_the_logits_of_every_micro_batch() -> None:
 
 
 def test_deepspeeds_pipeline_has_communicators_of_its_own() -> None:
-    asked = job(on=cluster(nodes=2), global_batch=64)
     layout = Layout(tp=2, pp=4, dp=2, zero_stage=1)
-    old, new = (
-        CostModel(Job(asked.cluster, asked.model, replace(asked.training, software_year=year))).memory(layout)
-        for year in (2022, 2023)
+    theirs, plain = (
+        CostModel(job(on=cluster(nodes=2), stack=stack)).memory(layout)
+        for stack in ("megatron_deepspeed", "megatron_lm")
     )
-    assert old.parts["buffers"] - new.parts["buffers"] == pytest.approx(4 * 0.15 * GIB)
+    assert theirs.parts["buffers"] - plain.parts["buffers"] == pytest.approx(4 * 0.15 * GIB)
 
 
 def test_experts_are_divided_by_expert_parallelism() -> None:
@@ -146,7 +156,7 @@ def test_experts_are_divided_by_expert_parallelism() -> None:
 
 
 def test_the_worst_rank_is_found_wherever_a_split_puts_it() -> None:
-    some_job = job(on=cluster(nodes=4), of=model(hidden=1024, layers=16, heads=16), global_batch=64)
+    some_job = job(on=cluster(nodes=4), of=model(hidden=1024, layers=16, heads=16), wide_loss=False)
     cost = CostModel(some_job)
     layout = Layout(tp=1, pp=4, dp=8, micro_batch=2, layer_split=(2, 2, 10, 2))
     needs = [sum(cost.stage_parts(layout, stage).values()) for stage in range(4)]

@@ -15,7 +15,7 @@ NARAYANAN, KORTHIKANTI = "narayanan2021_table1.csv", "korthikanti2022_table5.csv
     [(NARAYANAN, 2021, 0.055), (NARAYANAN, None, 0.055), (KORTHIKANTI, 2022, 0.036), (KORTHIKANTI, None, 0.036)],
 )
 def test_mean_error_of_a_published_table_stays_bounded(file: str, year: int | None, bound: float) -> None:
-    errors = [row.error(software_year=year) for row in table(file)]
+    errors = [row.error(year=year) for row in table(file)]
     assert statistics.mean(map(abs, errors)) <= bound
     assert max(map(abs, errors)) <= 0.10
 
@@ -23,7 +23,7 @@ def test_mean_error_of_a_published_table_stays_bounded(file: str, year: int | No
 def test_every_published_run_fits_the_memory_it_ran_in() -> None:
     for file in (NARAYANAN, KORTHIKANTI):
         for row in table(file):
-            assert row.estimate(software_year=2022).fits, row.name
+            assert row.estimate(year=2022).fits, row.name
 
 
 def test_selective_recomputation_is_faster_than_full_as_measured() -> None:
@@ -31,5 +31,5 @@ def test_selective_recomputation_is_faster_than_full_as_measured() -> None:
     for name in {name for name, _ in rows}:
         full, selective = rows[name, "full"], rows[name, "selective"]
         measured = full.seconds / selective.seconds
-        estimated = full.estimate(software_year=2022).step_time_s / selective.estimate(software_year=2022).step_time_s
+        estimated = full.estimate(year=2022).step_time_s / selective.estimate(year=2022).step_time_s
         assert estimated == pytest.approx(measured, rel=0.08), name

@@ -124,7 +124,23 @@ def test_sharded_weights_count_for_every_micro_batch() -> None:
 def test_gradients_of_experts_are_summed_over_the_ranks_that_share_them() -> None:
     dense = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32)))[0])
     experts = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32, ep=4)))[0])
-    mlp = 24 * 4 * plan_of(Layout(tp=1, pp=1, dp=32)).job.model.mlp_params * 4  # 16 experts over 4 ranks, fp32
+    mlp = 24 * 4 * plan_of(Layout(tp=1, pp=1, dp=32)).job.model.mlp_params * 2  # 16 experts over 4 ranks, bf16
     assert set(dense) == {"dp"}
     assert set(experts) == {"dp", "edp", "ep"}
     assert experts["edp"] == pytest.approx(2 * 7 / 8 * mlp)
+
+
+def test_a_shard_group_gathers_within_and_sums_its_shards_across() -> None:
+    everywhere = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32, zero_stage=3)))[0])
+    grouped = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32, zero_stage=3, shard_group=8)))[0])
+    assert set(everywhere) == {"dp"} and set(grouped) == {"sdp", "rdp"}
+    assert grouped["sdp"] == pytest.approx(everywhere["dp"] * (7 / 8) / (31 / 32))
+    assert grouped["rdp"] < 0.2 * grouped["sdp"]
+
+
+def test_ranks_of_a_shard_group_are_neighbours_and_replicas_sit_across() -> None:
+    plan = plan_of(Layout(tp=2, pp=1, dp=16, zero_stage=3, shard_group=4))
+    assert next(groups(plan, 0, "sdp")) == (0, 2, 4, 6)
+    assert next(groups(plan, 0, "rdp")) == (0, 8, 16, 24)
+    for axis in ("sdp", "rdp"):
+        assert sorted(rank for group in groups(plan, 0, axis) for rank in group) == list(range(32))

@@ -19,7 +19,7 @@ BROKEN = [
     # what differs from a legal layout, the rule, words of the message
     ({"tp": 0}, "degree below 1", ["layout.tp=0", "at least 1"]),
     ({"micro_batch": -1}, "degree below 1", ["layout.micro_batch=-1"]),
-    ({"recompute": "some"}, "unknown choice", ["'some'", "none, selective, full"]),
+    ({"recompute": "some"}, "unknown choice", ["'some'", "none, selective, op, full"]),
     ({"zero_stage": 4}, "unknown choice", ["zero_stage=4", "0, 1, 2 or 3"]),
     ({"axis_order": "tp-dp"}, "unknown choice", ["'tp-dp'"]),
     ({"dp": 4}, "degrees do not fill the GPUs", ["= 16 ranks", "8 GPUs", "leave one auto"]),

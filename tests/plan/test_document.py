@@ -10,18 +10,18 @@ from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
-from launcher.layout import Layout, LayoutRequest
+from launcher.layout import LayoutRequest
 from launcher.planner.build import make_plan
 from launcher.planner.document import plans_document
 from launcher.planner.explain import reasons
 from launcher.planner.record import read_plan, write_plan
 from launcher.planner.search import search
-from launcher.stacks.habits import accumulates_in_place, stops_early
+from launcher.stacks import stack_of
 
 JOB = job(on=cluster(domains=(4,)), of=model(layers=8), global_batch=16)
 LAYOUT_KEYS = {
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "recompute", "sequence_parallel"),
-    *("axis_order", "schedule", "layer_split", "tp_across_domains"),
+    *("shard_group", "recompute_fraction", "axis_order", "schedule", "layer_split", "tp_across_domains"),
 }
 PLAN_KEYS = {
     *("layout", "step_time_s", "model_tflops_per_gpu", "hardware_tflops_per_gpu", "mfu", "hfu", "tokens_per_s_per_gpu"),
@@ -77,15 +77,26 @@ def test_a_plan_is_the_first_choice_and_survives_being_written(tmp_path: object)
     assert read_plan(write_plan(plan, tmp_path / "plan")).to_dict() == plan.to_dict()
 
 
-def test_a_plan_for_the_recipe_counts_gradients_and_recomputation_as_the_recipe_has_them() -> None:
-    config = {"script": None, "recipe": {"name": "gpt"}}
-    assert JOB.training.dtype == "bf16"
-    trained = make_plan(JOB, LayoutRequest(), config, to_run=True).job
-    assert trained.training.reduces_in(trained.model, zero_stage=1) == "fp32"
-    plain = Layout(tp=1, pp=1, dp=8, recompute="full")
-    assert stops_early(trained.training, plain)
-    assert not accumulates_in_place(trained.model, trained.training, plain)
-    assert make_plan(JOB, LayoutRequest(), config).job == JOB
-    asked = replace(JOB, training=replace(JOB.training, grad_reduce_dtype="bf16"))
-    with pytest.raises(InputError, match=r"train.grad_reduce_dtype=bf16"):
-        make_plan(asked, LayoutRequest(), config, to_run=True)
+RECIPE = {"script": None, "recipe": {"name": "gpt", "stack": "launcher"}}
+OURS = replace(JOB, stack=stack_of("launcher"))
+
+
+def test_a_recipe_runs_nothing_but_the_stack_that_it_is() -> None:
+    assert make_plan(OURS, LayoutRequest(), RECIPE, to_run=True).job == OURS
+    assert make_plan(JOB, LayoutRequest(), RECIPE).job == JOB
+    with pytest.raises(
+        InputError, match=r"stack=megatron_lm: the recipe gpt is the stack launcher.*set stack=launcher"
+    ):
+        make_plan(JOB, LayoutRequest(), RECIPE, to_run=True)
+
+
+def test_habits_that_the_engines_lack_are_planned_and_not_run() -> None:
+    asked = replace(OURS, stack=stack_of("launcher", fused_rotary=True))
+    assert any("stack.fused_rotary=true" in line for line in make_plan(asked, LayoutRequest(), RECIPE).why)
+    with pytest.raises(InputError, match=r"stack.fused_rotary=true: .* built with false"):
+        make_plan(asked, LayoutRequest(), RECIPE, to_run=True)
+
+
+def test_a_plan_for_a_script_says_which_stack_was_assumed() -> None:
+    why = make_plan(JOB, LayoutRequest(), {"script": "train.py"}, to_run=True).why
+    assert any("assumed to train as stack=megatron_lm" in line for line in why)

@@ -15,7 +15,7 @@ from shapes import cluster, job, model
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
-from launcher.layout.degrees import AXES, RECOMPUTE_MODES
+from launcher.layout.degrees import AXES
 from launcher.layout.job import Job
 from launcher.layout.legality import divisors, problems
 from launcher.layout.resolve import default_schedule, with_layer_split
@@ -23,6 +23,7 @@ from launcher.model import Training
 from launcher.planner.lower_bounds import least_memory
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT, search
 from launcher.planner.space import Degrees, Space
+from launcher.stacks import stack_of
 
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {
@@ -32,8 +33,10 @@ SMALL_JOBS = {
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
-    "of 2022": Job(cluster(domains=(4,)), TINY, Training(global_batch=4, dtype="fp16", software_year=2022)),
-    "deepspeed": Job(cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed")),
+    "of 2022": job(on=cluster(domains=(4,)), of=TINY, global_batch=4, stack="megatron_deepspeed", year=2022),
+    "deepspeed": Job(
+        cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed"), stack_of("megatron_lm")
+    ),
 }
 
 
@@ -67,7 +70,9 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
             if any("degree" in problem for problem in problems(some_job, plain)):
                 continue
             stages = range(4 if dp * cp > 1 else 2)  # over one rank there is nothing to shard
-            for zero, recompute, sequence, order in product(stages, RECOMPUTE_MODES, (False, True), orders):
+            for zero, recompute, sequence, order in product(
+                stages, some_job.stack.recompute_modes, (False, True), orders
+            ):
                 layout = replace(
                     plain, zero_stage=zero, recompute=recompute, sequence_parallel=sequence, axis_order=order
                 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ranks import cpu_cluster
 
@@ -37,15 +36,6 @@ GPT_WIDE = replace(  # an embedding whose gradient outweighs a layer's work
     GPT_22B, name="gpt_wide", hidden=14336, layers=24, heads=112, kv_heads=112, ffn_hidden=57344, vocab=250_880
 )
 
-# What of the software stacks that the estimate knows our engine is. It keeps the rotated queries and keys alone, as a
-# fused kernel does: its projections are separate, so that nothing refers to what came before the rotation.
-ENGINE_SETTINGS: dict[str, Any] = {
-    "dropout": 0.0,
-    "fused_rotary": True,
-    "grad_reduce_dtype": "fp32",
-    "loss_parallel": True,
-}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -61,7 +51,7 @@ class Case:
     def job(self) -> Job:
         layout = self.layout
         batch = self.num_micro_batches * layout.dp * layout.micro_batch
-        training = Training(batch, attention=self.attention, **ENGINE_SETTINGS)
+        training = Training(batch, attention=self.attention)
         return Job(cpu_cluster(8, num_nodes=-(-layout.world_size // 8)), self.model, training)
 
     @property

@@ -20,7 +20,7 @@ from launcher.slurm.traffic import rank_edges
 TOLERANCE = 0.02
 GLOBAL_BATCH = 16
 SETTINGS: dict[str, Any] = {
-    "dtype": "bf16", "grad_reduce_dtype": "fp32", "loss_parallel": True, "dropout": 0.0, "fused_rotary": True,
+    "dtype": "bf16",
     "global_batch": GLOBAL_BATCH,
 }  # fmt: skip
 GPT = Model(

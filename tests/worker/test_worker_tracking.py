@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from ranks import make_plan
 
-from launcher.config.compose import load
-from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
 from launcher.run.folder import RunFolder
@@ -97,9 +95,3 @@ def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
 def test_learning_rate_warms_up_and_falls_on_a_cosine(step: int, lr: float) -> None:
     options = TrainOptions(steps=100, lr=1.0, min_lr=0.1, warmup_steps=10)
     assert options.lr_at(step) == pytest.approx(lr)
-
-
-def test_what_deepspeed_does_not_do_here_is_refused_before_anything_starts() -> None:
-    assert load(["train.hybrid_shard=true"]).options.train.hybrid_shard
-    with pytest.raises(InputError, match=r"train\.hybrid_shard.*train\.engine=torch"):
-        load(["train.hybrid_shard=true", "train.engine=deepspeed"])

@@ -122,6 +122,7 @@ class TorchEngine:
             zero_stage=self._layout.zero_stage,
             keep_unsharded=self._layout.schedule in SPLIT_BACKWARD,
             compute_dtype=self._compute_dtype,
+            reduce_dtype=TORCH_DTYPES[context.plan.job.stack.reduces_in(context.plan.job.training)],
         )
 
     def _make_ddp(self) -> DistributedDataParallel | None:

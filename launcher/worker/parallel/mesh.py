@@ -61,20 +61,20 @@ class Axes:
         return DeviceMesh(shards.device_type, ranks, mesh_dim_names=names, _init_backend=False)
 
 
-def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int | None = None) -> Axes:
+def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int = 0) -> Axes:
     """A mesh whose fastest varying dimension is the grid's first axis; every rank must call this.
 
-    With `shard_within` the axis `dp` is two dimensions, `dp_replicate` and `dp_shard`, of which the latter holds so
-    many neighbours; `dp` itself stays a name for both.
+    With `shard_within` above 0 the axis `dp` is two dimensions, `dp_replicate` and `dp_shard`, of which the latter
+    holds so many neighbours; `dp` itself stays a name for both.
     """
     if dist.get_world_size() != grid.size:
         raise InputError(f"the plan is for {grid.size} ranks, but {dist.get_world_size()} were started: plan again")
     names, degrees = list(reversed(grid.axes)), list(reversed(grid.degrees))
-    if shard_within is not None:
+    if shard_within:
         at = names.index("dp")
         names[at : at + 1] = ["dp_replicate", "dp_shard"]
         degrees[at : at + 1] = [degrees[at] // shard_within, shard_within]
     mesh = DeviceMesh(device_type, torch.arange(grid.size).reshape(degrees), mesh_dim_names=tuple(names))
-    if shard_within is not None:
+    if shard_within:
         mesh["dp_replicate", "dp_shard"]._flatten("dp")
     return Axes(grid, rank, mesh)

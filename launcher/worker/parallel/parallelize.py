@@ -50,14 +50,20 @@ def cuts_messages(layout: Layout, *, seq_len: int) -> bool:
 
 
 def shard_data_parallel(
-    stage: Transformer, mesh: DeviceMesh, *, zero_stage: int, keep_unsharded: bool, compute_dtype: torch.dtype
+    stage: Transformer,
+    mesh: DeviceMesh,
+    *,
+    zero_stage: int,
+    keep_unsharded: bool,
+    compute_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
 ) -> None:
     """FSDP2 over `mesh` (one dimension: shard; two: replicate, shard), block by block.
 
     ZeRO-1 and -2 keep the gathered parameters from forward to backward, ZeRO-3 gathers them again. `keep_unsharded`
     forces the former: under schedules that split the backward, FSDP2 (2.13) drops gradients of resharded modules.
     """
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype)
     reshard = zero_stage == 3 and not keep_unsharded
     for block in stage.layers.values():
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)

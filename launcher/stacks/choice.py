@@ -1,0 +1,53 @@
+"""The keys of `stack.*`: the software by name and year, and habits that a user knows better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from launcher.schema import AUTO, key
+from launcher.stacks.profiles import CURRENT_YEAR, PROFILES, stack_of
+from launcher.stacks.stack import SUM_DTYPES, TP_OVERLAPS, Stack
+
+
+def _habit(meaning: str, **rule: Any) -> Any:
+    return key(AUTO, auto=True, meaning=f"{meaning}; auto: as that software did in that year", **rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackKeys:
+    """What is known of the software that trains; None where its profile decides."""
+
+    name: str = key("launcher", choices=tuple(PROFILES), meaning="software that trains; launcher: our own engines")
+    year: int = key(
+        CURRENT_YEAR, unit="year", minimum=2018, maximum=2100, meaning="year of the software, for what it could do then"
+    )
+    compile: bool | None = _habit("torch.compile fuses what is memory-bound between products")
+    fused_norm: bool | None = _habit("RMSNorm in one kernel")
+    fused_rotary: bool | None = _habit("rotary positions in one kernel")
+    fused_loss: bool | None = _habit("cross-entropy in one kernel")
+    joint_qkv: bool | None = _habit("one projection for queries, keys and values, whose output stays alive with values")
+    flash_version: int | None = _habit("the newest FlashAttention", minimum=1, maximum=3)
+    calls_dropout: bool | None = _habit("dropout kernels run at any probability where scores are kept in memory")
+    loss_parallel: bool | None = _habit("the loss works on the vocabulary as tp divides it")
+    wide_loss: bool | None = _habit("the loss keeps fp32 copies of the logits")
+    tp_overlap: str | None = _habit(
+        "tensor-parallel collectives beside products: none, wgrad (of the backward pass, beside weight gradients) or "
+        "async (all of them, in pieces)",
+        choices=TP_OVERLAPS,
+    )
+    tp_reduce_dtype: str | None = _habit("number format of tensor-parallel sums", choices=SUM_DTYPES)
+    grad_reduce_dtype: str | None = _habit("number format of gradients as held and reduced", choices=SUM_DTYPES)
+    fused_accumulation: bool | None = _habit("products add weight gradients to their sums themselves")
+    overlap_grad_reduce: bool | None = _habit("gradients are reduced behind the backward pass")
+    pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
+    sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
+    pipeline_groups: int | None = _habit(
+        "communicators of a pipeline besides those of the axes", unit="groups", minimum=0, maximum=64
+    )
+    recompute_stops_early: bool | None = _habit("repeating a layer ends with what the backward pass needs")
+
+    def stack(self, *, engine: str = "torch") -> Stack:
+        """The profile with what was set; `engine` says which of our own trains."""
+        habits = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "year")}
+        return stack_of(self.name, year=self.year, engine=engine, **habits)

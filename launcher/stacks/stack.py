@@ -1,0 +1,85 @@
+"""What a training software does, as far as time and memory depend on it: frozen values, none inferred from a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.model import Training
+
+# A dtype of sums: the training dtype, a dtype by name, or fp32 where the training dtype is bf16.
+SUM_DTYPES = ("train", "fp32", "bf16", "fp16", "fp32_from_bf16")
+TP_OVERLAPS = ("none", "wgrad", "async")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """The habits of one training software in one year.
+
+    Kernels. `compile`: torch.compile fuses what is memory-bound between products. `fused_norm`, `fused_rotary`,
+    `fused_loss`: RMSNorm, rotary positions and cross-entropy take one kernel each way, not one an operator.
+    `joint_qkv`: values are a view of one projection's output, which keeps queries and keys from before their rotation
+    alive. `flash_version`: the newest FlashAttention. `calls_dropout`: dropout kernels run at any probability where
+    scores are kept in memory.
+
+    Tensor parallelism. `loss_parallel`: the loss works on the vocabulary as tp divides it. `wide_loss`: on fp32 copies
+    of the logits that autograd keeps. `tp_overlap`: nothing of the collectives runs beside products (none), those of
+    the backward pass beside weight gradients (wgrad), or all of them in pieces (async). `tp_reduce_dtype`: of sums
+    without sequence parallelism.
+
+    Gradients. `grad_reduce_dtype`: in which they are held and reduced. `fused_accumulation`: products add to the sums
+    over micro-batches themselves. `overlap_grad_reduce`: reduced behind the backward pass, and `pipeline_overlap`
+    whether with a pipeline too.
+
+    Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators besides
+    those of the axes.
+
+    Recomputation. `recompute_modes`: the forms that the software has. `recompute_stops_early`: repeating a layer ends
+    with the last operator whose inputs the backward pass needs.
+    """
+
+    name: str
+    year: int
+    compile: bool
+    fused_norm: bool
+    fused_rotary: bool
+    fused_loss: bool
+    joint_qkv: bool
+    flash_version: int
+    calls_dropout: bool
+    loss_parallel: bool
+    wide_loss: bool
+    tp_overlap: str
+    tp_reduce_dtype: str
+    grad_reduce_dtype: str
+    fused_accumulation: bool
+    overlap_grad_reduce: bool
+    pipeline_overlap: bool
+    sends_in_turn: bool
+    pipeline_groups: int
+    recompute_stops_early: bool
+    recompute_modes: tuple[str, ...]
+
+    def reduces_in(self, training: Training) -> str:
+        """Dtype in which gradients are held and reduced."""
+        return sum_dtype(self.grad_reduce_dtype, training.dtype)
+
+    def tensor_parallel_dtype(self, training: Training, *, sequence_parallel: bool) -> str:
+        """Dtype in which tensor-parallel partial sums are reduced; sequence parallelism never widens them."""
+        return training.dtype if sequence_parallel else sum_dtype(self.tp_reduce_dtype, training.dtype)
+
+    def attention_kernel(self, training: Training) -> str:
+        """The kernel that runs: FlashAttention in the version that the software has."""
+        return "flash1" if training.attention == "flash" and self.flash_version < 2 else training.attention
+
+    def runs_dropout(self, training: Training) -> bool:
+        """Whether dropout kernels run: as set, else with separate attention kernels where the software calls them."""
+        if training.dropout is not None:
+            return training.dropout > 0
+        return self.calls_dropout and training.attention in ("math", "fused")
+
+
+def sum_dtype(rule: str, dtype: str) -> str:
+    """What a rule of SUM_DTYPES makes of a training dtype."""
+    if rule == "fp32_from_bf16":
+        return "fp32" if dtype == "bf16" else dtype
+    return dtype if rule == "train" else rule
