@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.errors import InputError
@@ -29,8 +30,17 @@ class SlurmTopology:
 
     def leaf_of(self, node: str) -> str | None:
         """The leaf of a node; None where the topology names no or several leaves for it."""
-        found = [leaf for leaf, nodes in self.leaves.items() if node in nodes]
+        found = self._places.get(node, ())
         return found[0] if len(found) == 1 else None
+
+    @cached_property
+    def _places(self) -> dict[str, list[str]]:
+        """Node → every leaf that names it."""
+        found: dict[str, list[str]] = {}
+        for leaf, nodes in self.leaves.items():
+            for node in dict.fromkeys(nodes):
+                found.setdefault(node, []).append(leaf)
+        return found
 
     @property
     def nodes_per_leaf(self) -> int:

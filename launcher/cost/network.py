@@ -68,13 +68,20 @@ def groups_of(cluster: Cluster, layout: Layout) -> AxisGroups:
         if axis == "dp":
             found["ep"] = _group(cluster, world, layout.ep, stride)
             found["edp"] = _group(cluster, world, degree // layout.ep, stride * layout.ep)
-            sharing = max(1, layout.shards // layout.cp)
-            found["sdp"] = _group(cluster, world, sharing, stride)
-            found["rdp"] = _group(cluster, world, degree // sharing, stride * sharing)
+            across, _ = layout.shard_span
+            found["sdp"] = _group(cluster, world, across, stride)
+            found["rdp"] = _group(cluster, world, degree // across, stride * across)
+        if axis == "cp":
+            _, within = layout.shard_span
+            shared, others = (
+                _group(cluster, world, within, stride),
+                _group(cluster, world, degree // within, stride * within),
+            )
         stride *= degree
-    dp, cp, edp = found["dp"], found["cp"], found["edp"]
+    dp, cp = found["dp"], found["cp"]
     if layout.cp > 1:
-        dp, found["edp"], found["sdp"] = joined(dp, cp), joined(edp, cp), joined(found["sdp"], cp)
+        dp, found["edp"] = joined(dp, cp), joined(found["edp"], cp)
+        found["sdp"], found["rdp"] = joined(found["sdp"], shared), joined(found["rdp"], others)
     return AxisGroups(**found, replicas=dp)
 
 

@@ -57,6 +57,13 @@ class Layout:
         return self.dp * self.cp // self.shards
 
     @property
+    def shard_span(self) -> tuple[int, int]:
+        """Neighbours along dp and along cp that shard together: cp is filled first."""
+        if self.shards % self.cp == 0:
+            return self.shards // self.cp, self.cp
+        return 1, self.shards if self.cp % self.shards == 0 else self.cp
+
+    @property
     def sharding(self) -> int:
         """The ZeRO stage, where there are ranks to shard over."""
         return self.zero_stage if self.shards > 1 else 0

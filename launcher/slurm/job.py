@@ -234,12 +234,19 @@ def placement_text(plan: Plan, assignment: Assignment) -> str:
             (f"node {node}", f"ranks {node * ranks}-{node * ranks + ranks - 1}") if planned else ("spare", "idle")
         )
         rows.append(f"  {who:<9} {host:<{width}}  {leaf}  {told}")
-    how = "exact" if assignment.exact else "heuristic"
+    how = "exact" if assignment.exact else f"heuristic, {_excess(assignment)}"
     summary = f"placement ({how}): {assignment.num_leaves} leaf switch{'es' if assignment.num_leaves > 1 else ''}"
     if assignment.as_given > 0:
         spared = 1 - assignment.cost / assignment.as_given
         summary += f", {spared:.0%} less over the spine than in Slurm's order"
     return "\n".join([summary, *rows])
+
+
+def _excess(assignment: Assignment) -> str:
+    """How far from the best a placement that is not known to be it can be."""
+    if assignment.excess is None:
+        return "how far from the best is not known"
+    return f"at most {assignment.excess:.0%} above the best" if assignment.excess > 0 else "none is better"
 
 
 def _excluded(bad: Sequence[str]) -> str:

@@ -1,41 +1,73 @@
 """Which host becomes which node of the plan, so that as little as possible crosses the spine.
 
 The cost of an assignment is the sum over pairs of plan nodes of bytes × levels climbed: 0 under one leaf, 1 where
-their leaves meet at the next switch, 2 above that. Small jobs are solved exactly (branch and bound over leaves);
-large ones by the better of two fillings, improved by moving a node to the leaf of one of its peers, in exchange for a
-node there, as long as that helps: a local optimum, whose distance from the best is not known.
+their leaves meet at the next switch, 2 above that. Small jobs are solved exactly (branch and bound over leaves). Large
+ones take the best of several orders over the leaves, Slurm's own among them, improved by exchanging nodes as long as
+that helps and time is left; where the nodes form a grid, a lower bound says how far from the best that can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, repeat
 from math import factorial, prod
+from random import Random
 
 from launcher.cluster.readers_slurm import SlurmTopology
+from launcher.slurm.cut_bound import least_cut
+from launcher.slurm.exchange import exchanged
+from launcher.slurm.tiling import orders
 from launcher.slurm.traffic import Traffic
 
 EXACT_LIMIT = 100_000  # assignments; branch and bound visits far fewer
-MAX_PASSES = 20
+BUDGET_S = 2.0  # of CPU, for a job whose GPUs wait
+MAX_DEPTH = 16
+SMALL = 512  # hosts: above, exchanges from other starts take too long
+OTHER_STARTS = 32
 
 
 @dataclass(frozen=True)
 class Assignment:
     """`hosts[i]` is plan node i, under `leaves[i]`; hosts beyond the plan's nodes are spares.
 
-    Costs in bytes × levels; `as_given` is that of Slurm's own order.
+    Costs in bytes × levels; `as_given` is that of Slurm's own order, `least` what no assignment can undercut.
     """
 
     hosts: tuple[str, ...]
     leaves: tuple[str, ...]
     cost: float
     as_given: float
+    least: float
     exact: bool
 
     @property
     def num_leaves(self) -> int:
         return len(set(self.leaves))
+
+    @property
+    def excess(self) -> float | None:
+        """How far above the best the cost is at most, as a fraction of the best; None where that is not known."""
+        if self.exact or self.cost <= 0:
+            return 0.0
+        return self.cost / self.least - 1 if self.least > 0 else None
+
+
+class Levels(dict[tuple[str, str], int]):
+    """(leaf, leaf) → levels that traffic between them climbs, each worked out once."""
+
+    def __init__(self, paths: Mapping[str, tuple[str, ...]]) -> None:
+        super().__init__()
+        self._paths = paths
+
+    def __missing__(self, leaves: tuple[str, str]) -> int:
+        above, below = (self._paths[leaf] for leaf in leaves)
+        common = next((switch for switch in above if switch in below), None)
+        climbed = max(above.index(common), below.index(common)) if common else max(len(above), len(below))
+        self[leaves] = climbed
+        return climbed
 
 
 @dataclass(frozen=True)
@@ -48,7 +80,7 @@ class Tree:
 
     @classmethod
     def of(cls, hosts: Sequence[str], topology: SlurmTopology | None) -> Tree:
-        """Hosts that no leaf names count as standing under one leaf of their own, called `unknown`."""
+        """Hosts that no leaf names count as under one leaf of their own, called `unknown`."""
         leaves = tuple((topology.leaf_of(host) if topology else None) or "unknown" for host in hosts)
         return cls(tuple(hosts), leaves, topology.parents if topology else {})
 
@@ -61,59 +93,143 @@ class Tree:
         return found
 
     @cached_property
-    def levels(self) -> dict[tuple[str, str], int]:
+    def paths(self) -> dict[str, tuple[str, ...]]:
+        """Leaf → itself and the switches above it."""
+        return {leaf: self._path(leaf) for leaf in self.members}
+
+    @cached_property
+    def levels(self) -> Levels:
         """Levels that traffic between two leaves climbs."""
-        return {(a, b): self._climb(a, b) for a in self.members for b in self.members}
+        return Levels(self.paths)
 
-    def _climb(self, a: str, b: str) -> int:
-        if a == b:
-            return 0
-        above, below = self._path(a), self._path(b)
-        common = next((switch for switch in above if switch in below), None)
-        return max(above.index(common), below.index(common)) if common else max(len(above), len(below))
+    def sizes(self, height: int) -> list[int]:
+        """Hosts under each switch of a height, leaves being 0, in the order in which leaves are filled."""
+        found: dict[str, int] = {}
+        for leaf in self.filled:
+            switch = self.paths[leaf][min(height, len(self.paths[leaf]) - 1)]
+            found[switch] = found.get(switch, 0) + len(self.members[leaf])
+        return list(found.values())
 
-    def _path(self, leaf: str) -> list[str]:
+    @property
+    def heights(self) -> range:
+        """Heights at which traffic may cross from switch to switch; the leaves' alone where they differ in depth."""
+        depths = {len(path) for path in self.paths.values()}
+        return range(max(depths) if len(depths) == 1 else 1)
+
+    @cached_property
+    def filled(self) -> tuple[str, ...]:
+        """Leaves in the order in which nodes fill them: those of one switch one after another, large ones first."""
+        under: dict[str, int] = {}
+        for leaf, path in self.paths.items():
+            for switch in path:
+                under[switch] = under.get(switch, 0) + len(self.members[leaf])
+
+        def place(leaf: str) -> list[tuple[int, str]]:
+            return [(-under[switch], switch) for switch in reversed(self.paths[leaf][1:])]
+
+        return tuple(sorted(self.members, key=lambda leaf: (place(leaf), -under[leaf])))
+
+    def _path(self, leaf: str) -> tuple[str, ...]:
         path = [leaf]
-        while path[-1] in self.parents and len(path) < 16:
+        while path[-1] in self.parents and len(path) < MAX_DEPTH:
             path.append(self.parents[path[-1]])
-        return path
+        return tuple(path)
 
 
-def assign(traffic: Traffic, tree: Tree, *, exact_limit: int = EXACT_LIMIT) -> Assignment:
-    """The hosts of a tree in plan order. Exact below `exact_limit` assignments.
+def assign(
+    traffic: Traffic,
+    tree: Tree,
+    *,
+    exact_limit: int = EXACT_LIMIT,
+    budget_s: float = BUDGET_S,
+    clock: Callable[[], float] = time.process_time,
+) -> Assignment:
+    """The hosts of a tree in plan order. Exact below `exact_limit` assignments, else as good as `budget_s` allows.
 
     Hosts beyond the plan's nodes are spares: nodes without traffic, which go where they are least in the way.
     """
-    sizes = {leaf: len(members) for leaf, members in tree.members.items()}
-    num_ways = factorial(len(tree.hosts)) // prod(factorial(size) for size in sizes.values())
-    exact = num_ways < exact_limit
-    leaves = _Exact(traffic, tree, sizes).best() if exact else _improved(traffic, tree, sizes)
+    until = clock() + budget_s
+    sizes = [len(members) for members in tree.members.values()]
+    exact = len(tree.hosts) < EXACT_LIMIT and _num_ways(sizes, most=exact_limit) < exact_limit
     given = cost(traffic, tree, tree.leaf)
-    return Assignment(_hosts(tree, leaves), leaves, cost(traffic, tree, leaves), given, exact)
+    if exact:
+        leaves = _Exact(traffic, tree).best()
+        spent = least = cost(traffic, tree, leaves)
+    else:
+        leaves = _improved(traffic, tree, until, clock)
+        spent = cost(traffic, tree, leaves)
+        least = min(spent, sum(least_cut(traffic, tree.sizes(height)) for height in tree.heights))
+    return Assignment(_hosts(tree, leaves), leaves, spent, given, least, exact)
+
+
+def _num_ways(sizes: Sequence[int], *, most: int) -> int:
+    """In how many ways nodes can be spread over leaves of these sizes; `most` where that is more."""
+    if len(sizes) > 1 and sum(sizes) > 64:
+        return most
+    return min(most, factorial(sum(sizes)) // prod(factorial(size) for size in sizes))
 
 
 def cost(traffic: Traffic, tree: Tree, leaves: Sequence[str]) -> float:
     """Bytes × levels of an assignment of plan nodes to leaves."""
-    return sum(num_bytes * tree.levels[leaves[a], leaves[b]] for (a, b), num_bytes in traffic.items())
+    levels = tree.levels
+    return sum(num_bytes * levels[leaves[a], leaves[b]] for (a, b), num_bytes in traffic.edges.items())
 
 
 def _hosts(tree: Tree, leaves: Sequence[str]) -> tuple[str, ...]:
     """Hosts of the leaves, in Slurm's order within each."""
-    left = {leaf: list(members) for leaf, members in tree.members.items()}
-    return tuple(tree.hosts[left[leaf].pop(0)] for leaf in leaves)
+    left = {leaf: iter(members) for leaf, members in tree.members.items()}
+    return tuple(tree.hosts[next(left[leaf])] for leaf in leaves)
+
+
+def _filled(tree: Tree, order: Sequence[int], leaves: Sequence[str]) -> tuple[str, ...]:
+    """Nodes in some order over the leaves: the leaf of each, by node; spares last."""
+    seats = chain.from_iterable(repeat(leaf, len(tree.members[leaf])) for leaf in leaves)
+    found = [""] * len(tree.hosts)
+    for node, leaf in zip(chain(order, range(len(order), len(tree.hosts))), seats, strict=True):
+        found[node] = leaf
+    return tuple(found)
+
+
+def _improved(traffic: Traffic, tree: Tree, until: float, clock: Callable[[], float]) -> tuple[str, ...]:
+    """The best order over the leaves, then nodes exchanged; for a small job also from other starts."""
+    best, least = tree.leaf, cost(traffic, tree, tree.leaf)
+    tried = list(orders(traffic, [tree.sizes(height) for height in tree.heights], len(tree.hosts)))
+    for order in tried:
+        leaves = _filled(tree, order, tree.filled)
+        spent = cost(traffic, tree, leaves)
+        if spent < least:
+            best, least = leaves, spent
+        if clock() > until:
+            return best
+    found = [exchanged(traffic, tree.levels, best, until, clock)]
+    for start in _other_starts(tree, tried) if len(tree.hosts) <= SMALL else ():
+        found.append(exchanged(traffic, tree.levels, start, until, clock))
+        if clock() > until:
+            break
+    return min(found, key=lambda leaves: cost(traffic, tree, leaves))
+
+
+def _other_starts(tree: Tree, tried: Sequence[Sequence[int]]) -> Iterator[tuple[str, ...]]:
+    """Slurm's own order, and the orders over leaves in a random sequence: leaves of unequal size fit some better."""
+    yield tree.leaf
+    dice = Random(0)
+    leaves = list(tree.members)
+    for _ in range(OTHER_STARTS):
+        dice.shuffle(leaves)
+        yield _filled(tree, dice.choice(tried), leaves)
 
 
 class _Exact:
     """Branch and bound: plan nodes take leaves in turn; a branch that already costs more than the best is cut."""
 
-    def __init__(self, traffic: Traffic, tree: Tree, sizes: Mapping[str, int]) -> None:
+    def __init__(self, traffic: Traffic, tree: Tree) -> None:
         self.levels = tree.levels
         self.before: list[list[tuple[int, float]]] = [[] for _ in tree.hosts]  # earlier neighbours of each node
-        for (a, b), num_bytes in traffic.items():
+        for (a, b), num_bytes in traffic.edges.items():
             self.before[b].append((a, num_bytes))
-        self.left = dict(sizes)
+        self.left = {leaf: len(members) for leaf, members in tree.members.items()}
         self.chosen: list[str] = []
-        start = _filled(tree, sizes)
+        start = _filled(tree, range(len(tree.hosts)), tree.filled)
         self.found: tuple[float, tuple[str, ...]] = (cost(traffic, tree, start), start)
 
     def best(self) -> tuple[str, ...]:
@@ -133,43 +249,3 @@ class _Exact:
                 self._extend(spent + more)
                 self.chosen.pop()
                 self.left[leaf] += 1
-
-
-def _filled(tree: Tree, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Plan order over leaves, leaf by leaf, neighbouring leaves (same parent) one after another."""
-    order = sorted(sizes, key=lambda leaf: (tree.parents.get(leaf, ""), -sizes[leaf]))
-    return tuple(leaf for leaf in order for _ in range(sizes[leaf]))
-
-
-def _improved(traffic: Traffic, tree: Tree, sizes: Mapping[str, int]) -> tuple[str, ...]:
-    starts = (_filled(tree, sizes), tree.leaf)
-    results = [_swapped(traffic, tree, list(start)) for start in starts]
-    return min(results, key=lambda leaves: cost(traffic, tree, leaves))
-
-
-def _swapped(traffic: Traffic, tree: Tree, leaves: list[str]) -> tuple[str, ...]:
-    """Swap two plan nodes as long as that lowers the cost."""
-    neighbours: list[list[tuple[int, float]]] = [[] for _ in leaves]
-    for (a, b), num_bytes in traffic.items():
-        neighbours[a].append((b, num_bytes))
-        neighbours[b].append((a, num_bytes))
-
-    def at(node: int, leaf: str, other: int) -> float:
-        """Cost of `node` under `leaf`; the pair's own traffic stays the same in a swap and is left out."""
-        return sum(w * tree.levels[leaf, leaves[peer]] for peer, w in neighbours[node] if peer != other)
-
-    for _ in range(MAX_PASSES):
-        improved = False
-        for a in range(len(leaves)):
-            wanted = {leaves[peer] for peer, _ in neighbours[a]} - {leaves[a]}  # where a peer of this node is
-            for b in range(len(leaves)) if wanted else ():
-                if leaves[b] not in wanted or leaves[b] == leaves[a]:
-                    continue
-                before = at(a, leaves[a], b) + at(b, leaves[b], a)
-                after = at(a, leaves[b], b) + at(b, leaves[a], a)
-                if after < before * (1 - 1e-12):
-                    leaves[a], leaves[b] = leaves[b], leaves[a]
-                    improved = True
-        if not improved:
-            break
-    return tuple(leaves)

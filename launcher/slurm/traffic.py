@@ -1,31 +1,85 @@
-"""How many bytes each pair of plan nodes exchanges in a step: the messages of the cost model, laid on rank pairs.
+"""How many bytes each pair of plan nodes exchanges in a step: the messages of the cost model, laid on ranks and nodes.
 
 Collectives run over rings in rank order, as NCCL does between nodes; an all-to-all reaches every rank of its group.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations, pairwise, product
+from math import prod
 
 from launcher.cost.ranks import pipeline_ranks
 from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, RankStage, rank_messages, rules_of
 from launcher.planner import Plan
+from launcher.slurm.node_grid import all_parts, groups, node_grid, spanned
 
-Traffic = dict[tuple[int, int], float]
 Edge = tuple[int, int, float]
+ALL_TO_ALL, RING = "all_to_all", "ring"
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The groups of an axis as nodes see them: rings (or open chains) through every line of the node grid along `axes`.
+
+    `num_bytes`: over each edge of a line, at least, by the pipeline stage (over nodes) that the line is in.
+    """
+
+    axes: frozenset[str]
+    num_bytes: tuple[float, ...]
+    closed: bool = True
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """`edges`: (node a, node b) with a < b → bytes between them in one step; pairs that do not talk are absent.
+
+    `grid`: axis → degree, fastest first, where the nodes of the plan form a grid. `lines` are then edges that no two of
+    them share; in addition `closing` bytes pass between the first and the last node of each pipeline.
+    """
+
+    edges: Mapping[tuple[int, int], float]
+    grid: Mapping[str, int]
+    lines: tuple[Lines, ...] = ()
+    closing: float = 0.0
 
 
 def node_traffic(plan: Plan) -> Traffic:
-    """(node a, node b) with a < b → bytes between them in one step; pairs that do not talk are absent."""
-    found: Traffic = defaultdict(float)
+    """The traffic between the nodes of a plan."""
+    found: dict[tuple[int, int], float] = defaultdict(float)
     per_node = plan.job.cluster.node.num_gpus
-    for a, b, num_bytes in rank_edges(plan):
-        node_a, node_b = a // per_node, b // per_node
-        if node_a != node_b:
-            found[(node_a, node_b) if node_a < node_b else (node_b, node_a)] += num_bytes
-    return dict(found)
+    stages = [_by_pattern(messages) for messages in stage_messages(plan)]
+    for stage, patterns in enumerate(stages):
+        for (axis, pattern), num_bytes in patterns.items():
+            # Ranks that are peers in their nodes belong to groups of the same nodes.
+            alike = Counter(tuple(rank // per_node for rank in group) for group in _groups(plan, stage, axis, pattern))
+            for nodes, count in alike.items():
+                for (a, b), carried in _between(nodes, pattern, num_bytes).items():
+                    found[(a, b) if a < b else (b, a)] += count * carried
+    grid = node_grid(plan.layout, gpus_per_node=per_node)
+    if not grid:
+        return Traffic(dict(found), grid)
+    pipeline, closing = _pipeline_lines(plan, grid["pp"], stages)
+    return Traffic(dict(found), grid, (*_lines(plan, grid, stages), *pipeline), closing)
+
+
+def _between(nodes: tuple[int, ...], pattern: str, num_bytes: float) -> Mapping[tuple[int, int], float]:
+    """Bytes between the nodes of one group."""
+    found: dict[tuple[int, int], float] = defaultdict(float)
+    if pattern == ALL_TO_ALL:
+        members = Counter(nodes)
+        pair = 2 * num_bytes / (len(nodes) - 1)
+        return {(a, b): members[a] * members[b] * pair for a, b in combinations(members, 2)}
+    for a, b in _hops(nodes, pattern):
+        if a != b:
+            found[a, b] += num_bytes
+    return found
+
+
+def _hops(members: tuple[int, ...], pattern: str) -> Iterable[tuple[int, int]]:
+    return zip(members, members[1:] + members[:1], strict=True) if pattern == RING else [(members[0], members[-1])]
 
 
 def rank_edges(plan: Plan, rules: MessageRules | None = None) -> Iterator[Edge]:
@@ -34,9 +88,12 @@ def rank_edges(plan: Plan, rules: MessageRules | None = None) -> Iterator[Edge]:
     `rules`: of the software that trains; those of the estimate by default.
     """
     for stage, messages in enumerate(stage_messages(plan, rules)):
-        for kind, num_bytes in _by_pattern(messages).items():
-            if num_bytes:
-                yield from _edges(plan, stage, kind, num_bytes)
+        for (axis, pattern), num_bytes in _by_pattern(messages).items():
+            for group in _groups(plan, stage, axis, pattern):
+                if pattern == ALL_TO_ALL:
+                    yield from ((a, b, num_bytes / (len(group) - 1)) for a, b in product(group, group) if a != b)
+                else:
+                    yield from ((a, b, num_bytes) for a, b in _hops(group, pattern))
 
 
 def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple[Message, ...], ...]:
@@ -55,54 +112,67 @@ def _by_pattern(messages: Iterable[Message]) -> dict[tuple[str, str], float]:
     """(axis, who sends to whom) → bytes that a rank sends."""
     found: dict[tuple[str, str], float] = defaultdict(float)
     for message in messages:
-        pattern = message.collective if message.collective in (SEND, SEND_BACK, "all_to_all") else "ring"
+        known = message.collective if message.collective in (SEND, SEND_BACK, ALL_TO_ALL) else RING
+        pattern = "tied" if (message.axis, known) == ("pp", RING) else known
         found[message.axis, pattern] += message.sent_bytes
-    return found
+    return {kind: num_bytes for kind, num_bytes in found.items() if num_bytes}
 
 
-def _edges(plan: Plan, stage: int, kind: tuple[str, str], num_bytes: float) -> Iterator[Edge]:
-    axis, pattern = kind
+def _groups(plan: Plan, stage: int, axis: str, pattern: str) -> Iterator[tuple[int, ...]]:
+    """The groups of a message among the ranks of one stage; for a send, sender and receiver."""
+    if axis != "pp":
+        yield from groups(plan.layout, stage, axis)
+        return
     pp, stride = plan.layout.pp, plan.grid.strides["pp"]
-    if pattern in (SEND, SEND_BACK):
-        to = (stage + (1 if pattern == SEND else -1)) % pp
-        yield from ((rank, rank + (to - stage) * stride, num_bytes) for rank in _ranks(plan, stage))
-    elif axis == "pp":  # the two ranks of a tied table
-        other = pp - 1 - stage
-        yield from ((rank, rank + (other - stage) * stride, num_bytes) for rank in _ranks(plan, stage))
-    elif pattern == "all_to_all":
-        for group in groups(plan, stage, axis):
-            yield from ((a, b, num_bytes / (len(group) - 1)) for a, b in product(group, group) if a != b)
-    else:
-        for group in groups(plan, stage, axis):
-            yield from ((a, b, num_bytes) for a, b in zip(group, group[1:] + group[:1], strict=True))
+    other = {SEND: (stage + 1) % pp, SEND_BACK: (stage - 1) % pp, "tied": pp - 1 - stage}[pattern]
+    for (rank,) in groups(plan.layout, stage, ""):
+        yield rank, rank + (other - stage) * stride
 
 
-def groups(plan: Plan, stage: int, axis: str) -> Iterator[tuple[int, ...]]:
-    """The groups of a message's axis among the ranks of one pipeline stage, each in rank order."""
-    layout, strides = plan.layout, plan.grid.strides
-    sharing = max(1, layout.shards // layout.cp)
-    size = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "ep": layout.ep, "edp": layout.dp // layout.ep}
-    size |= {"sdp": sharing, "rdp": layout.dp // sharing}
-    step = strides | {"edp": strides["dp"] * layout.ep, "sdp": strides["dp"], "rdp": strides["dp"] * sharing}
-    spans = (axis, "cp") if axis in ("dp", "edp", "sdp") else (axis,)
-    parts = next((pair for pair in (("ep", "edp"), ("sdp", "rdp")) if axis in pair), ("dp",))
-    members = _offsets([(step[part], size[part]) for part in spans])
-    for first in _offsets([(step[part], size[part]) for part in ("tp", "cp", *parts) if part not in spans]):
-        start = first + stage * strides["pp"]
-        yield tuple(start + member for member in members)
+def _lines(plan: Plan, grid: Mapping[str, int], stages: list[dict[tuple[str, str], float]]) -> tuple[Lines, ...]:
+    """The lines of every axis but the pipeline's."""
+    per_node, parts = plan.job.cluster.node.num_gpus, all_parts(plan.layout)
+    found = []
+    for axis in ("tp", "cp", "ep", "dp", "edp", "sdp", "rdp"):
+        spans = spanned(plan.layout, axis, parts)
+        nodes, ranks = prod(grid[name] for name in spans), prod(parts[name][1] for name in spans)
+        if nodes < 2:
+            continue
+        inside = ranks // nodes
+        ring = [num_bytes * per_node / inside for num_bytes in _over_nodes(stages, (axis, RING), grid["pp"])]
+        met = _over_nodes(stages, (axis, ALL_TO_ALL), grid["pp"])
+        pair = [num_bytes * per_node * inside * 2 / (ranks - 1) for num_bytes in met]
+        # n nodes that all exchange with each other are (n - 1)/2 rings.
+        whole = tuple(r + p * (nodes - 1) / 2 for r, p in zip(ring, pair, strict=True))
+        found.append(Lines(frozenset(spans), whole))
+    return tuple(lines for lines in found if any(lines.num_bytes))
 
 
-def _offsets(axes: list[tuple[int, int]]) -> list[int]:
-    """Every sum of one multiple below `degree` of each stride, ascending."""
-    found = [0]
-    for stride, degree in axes:
-        found = [base + stride * index for index in range(degree) for base in found]
-    return sorted(found)
+def _over_nodes(stages: list[dict[tuple[str, str], float]], kind: tuple[str, str], nodes: int) -> list[float]:
+    """Bytes of a rank by stage, on average over the stages that a node holds."""
+    each = [stage.get(kind, 0.0) for stage in stages]
+    held = len(each) // nodes
+    return [sum(each[node * held : (node + 1) * held]) / held for node in range(nodes)]
 
 
-def _ranks(plan: Plan, stage: int) -> list[int]:
-    strides, layout = plan.grid.strides, plan.layout
-    return [
-        stage * strides["pp"] + offset
-        for offset in _offsets([(strides[axis], layout.degree(axis)) for axis in ("tp", "cp", "dp")])
-    ]
+def _pipeline_lines(
+    plan: Plan, nodes: int, stages: list[dict[tuple[str, str], float]]
+) -> tuple[tuple[Lines, ...], float]:
+    """What all edges of a pipeline carry, and what its first and last node exchange beyond that."""
+    if nodes < 2:
+        return (), 0.0
+    ranks = plan.job.cluster.node.num_gpus * nodes // plan.layout.pp  # of a node that talk to the next one
+
+    def of(stage: int, pattern: str) -> float:
+        return stages[stage].get(("pp", pattern), 0.0) * ranks
+
+    def lines(num_bytes: float, *, closed: bool = True) -> Lines:
+        return Lines(frozenset({"pp"}), (num_bytes,) * nodes, closed)
+
+    chain = min(of(a, SEND) + of(b, SEND_BACK) for a, b in pairwise(range(len(stages))))
+    closing = of(-1, SEND) + of(0, SEND_BACK) + of(0, "tied") + of(-1, "tied")
+    if nodes == 2:
+        return (lines(chain + closing, closed=False),), 0.0
+    ring = min(chain, closing)
+    both = (lines(ring), lines(chain - ring, closed=False))
+    return tuple(each for each in both if any(each.num_bytes)), closing - ring

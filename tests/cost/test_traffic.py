@@ -14,7 +14,8 @@ from launcher.cost.network import Fabric, Group
 from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, rank_bytes
 from launcher.layout import Layout
 from launcher.planner import Plan
-from launcher.slurm.traffic import groups, node_traffic, rank_edges, stage_messages
+from launcher.slurm.node_grid import groups
+from launcher.slurm.traffic import node_traffic, rank_edges, stage_messages
 
 LAYOUTS = [
     Layout(tp=1, pp=1, dp=32),
@@ -34,6 +35,12 @@ LAYOUTS = [
     Layout(tp=2, pp=1, dp=16, ep=4, zero_stage=1),
     Layout(tp=1, pp=2, dp=16, ep=16, zero_stage=3),
     Layout(tp=2, pp=2, dp=4, cp=2, ep=2, sequence_parallel=True),
+    Layout(tp=1, pp=1, dp=32, zero_stage=3, shard_group=8),
+    Layout(tp=2, pp=2, dp=8, zero_stage=1, shard_group=2),
+    Layout(tp=1, pp=1, dp=8, cp=4, zero_stage=3, shard_group=2),
+    Layout(tp=1, pp=1, dp=16, cp=2, zero_stage=2, shard_group=8),
+    Layout(tp=1, pp=1, dp=32, ep=4, zero_stage=3, shard_group=8),
+    Layout(tp=1, pp=1, dp=32, ep=8, zero_stage=1, shard_group=4),
 ]
 BYTES_ARE_SECONDS = replace(
     DEFAULT, collective_slowdown=1.0, late_rank_s=0.0, tp_overlap_cost=1.0, overlap_slowdown=0.0,
@@ -61,7 +68,7 @@ def test_the_edges_that_placement_weighs_sum_to_the_bytes_that_ranks_send(
         sent[a] += num_bytes
     for stage_index, messages in enumerate(stage_messages(plan, rules)):
         expected = sum(rank_bytes(messages).values())
-        ranks = [rank for group in groups(plan, stage_index, "tp") for rank in group]
+        ranks = [rank for group in groups(plan.layout, stage_index, "tp") for rank in group]
         assert len(ranks) == layout.world_size // layout.pp
         assert {rank: sent[rank] for rank in ranks} == pytest.approx(dict.fromkeys(ranks, expected))
 
@@ -70,10 +77,10 @@ def test_the_edges_that_placement_weighs_sum_to_the_bytes_that_ranks_send(
 def test_the_groups_of_an_axis_are_those_of_the_rank_grid(layout: Layout) -> None:
     plan = plan_of(layout)
     for axis in ("tp", "cp", "ep"):
-        found = sorted(group for stage_index in range(layout.pp) for group in groups(plan, stage_index, axis))
+        found = sorted(group for stage_index in range(layout.pp) for group in groups(plan.layout, stage_index, axis))
         assert found == sorted(plan.grid.groups(axis))
     for stage_index in range(layout.pp):
-        replicas, experts = (list(groups(plan, stage_index, axis)) for axis in ("dp", "edp"))
+        replicas, experts = (list(groups(plan.layout, stage_index, axis)) for axis in ("dp", "edp"))
         assert {len(group) for group in replicas} == {layout.dp * layout.cp}
         assert {len(group) for group in experts} == {layout.dp * layout.cp // layout.ep}
         members = sorted(rank for group in experts for rank in group)
@@ -118,7 +125,7 @@ def test_sharded_weights_count_for_every_micro_batch() -> None:
     assert per_rank == pytest.approx(padding * parameters * (2 * 2 + 2), rel=0.01)
     twice = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=2, zero_stage=3))
     assert rank_bytes(stage_messages(twice)[0])["dp"] == pytest.approx(2 * per_rank)
-    assert node_traffic(twice)[0, 1] == pytest.approx(2 * node_traffic(plan)[0, 1])
+    assert node_traffic(twice).edges[0, 1] == pytest.approx(2 * node_traffic(plan).edges[0, 1])
 
 
 def test_gradients_of_experts_are_summed_over_the_ranks_that_share_them() -> None:
@@ -140,7 +147,17 @@ def test_a_shard_group_gathers_within_and_sums_its_shards_across() -> None:
 
 def test_ranks_of_a_shard_group_are_neighbours_and_replicas_sit_across() -> None:
     plan = plan_of(Layout(tp=2, pp=1, dp=16, zero_stage=3, shard_group=4))
-    assert next(groups(plan, 0, "sdp")) == (0, 2, 4, 6)
-    assert next(groups(plan, 0, "rdp")) == (0, 8, 16, 24)
+    assert next(groups(plan.layout, 0, "sdp")) == (0, 2, 4, 6)
+    assert next(groups(plan.layout, 0, "rdp")) == (0, 8, 16, 24)
     for axis in ("sdp", "rdp"):
-        assert sorted(rank for group in groups(plan, 0, axis) for rank in group) == list(range(32))
+        assert sorted(rank for group in groups(plan.layout, 0, axis) for rank in group) == list(range(32))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+def test_nodes_exchange_what_their_ranks_do(layout: Layout) -> None:
+    plan = plan_of(layout)
+    expected: dict[tuple[int, int], float] = defaultdict(float)
+    for a, b, num_bytes in rank_edges(plan):
+        if a // 8 != b // 8:
+            expected[min(a // 8, b // 8), max(a // 8, b // 8)] += num_bytes
+    assert node_traffic(plan).edges == pytest.approx(dict(expected))
