@@ -19,7 +19,7 @@ from functools import cache
 from itertools import product
 from math import ceil, inf, prod
 
-from launcher.slurm.traffic import Lines, Traffic
+from launcher.slurm.traffic import Lines, NodeTraffic
 
 PIPELINE = frozenset({"pp"})
 MAX_AXES = 3  # of the product; lighter ones are left out
@@ -33,7 +33,7 @@ Range = tuple[int, int]
 NodeCost = Callable[[int, int], float]  # (stage, size of the part) → bytes that a node of it sends away, at least
 
 
-def least_cut(traffic: Traffic, sizes: Sequence[int]) -> float:
+def least_cut(traffic: NodeTraffic, sizes: Sequence[int]) -> float:
     """Bytes that cross between parts of these sizes, at least, whichever nodes they hold; 0 where nothing is known.
 
     Where the parts have room for more nodes than there are, the large ones are filled first.
@@ -76,7 +76,7 @@ def _bound(part: _Part, filled: Mapping[int, int], *, spare: bool) -> float:
 class _Part:
     """The costs of a part of a grid's nodes. `kinds`: of each stage the first one that sends as much."""
 
-    def __init__(self, traffic: Traffic, lines: Sequence[Lines]) -> None:
+    def __init__(self, traffic: NodeTraffic, lines: Sequence[Lines]) -> None:
         grid, self.closing = traffic.grid, traffic.closing
         self.num_nodes = prod(grid.values())
         self.stages = grid.get("pp", 1)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from launcher.slurm.traffic import Traffic
+from launcher.slurm.traffic import NodeTraffic
 
 MAX_PASSES = 20
 LEAST_GAIN = 1e-12  # of the cost at stake: exchanges that gain less than rounding are none
 
 
 def exchanged(
-    traffic: Traffic,
+    traffic: NodeTraffic,
     levels: Mapping[tuple[str, str], int],
     start: Sequence[str],
     until: float,
@@ -37,7 +37,7 @@ def exchanged(
 
 
 class _Exchange:
-    def __init__(self, traffic: Traffic, levels: Mapping[tuple[str, str], int], leaves: list[str]) -> None:
+    def __init__(self, traffic: NodeTraffic, levels: Mapping[tuple[str, str], int], leaves: list[str]) -> None:
         self.levels, self.leaves = levels, leaves
         self.peers: list[list[tuple[int, float]]] = [[] for _ in leaves]
         for (a, b), num_bytes in traffic.edges.items():

@@ -20,7 +20,7 @@ from launcher.cluster.readers_slurm import SlurmTopology
 from launcher.slurm.cut_bound import least_cut
 from launcher.slurm.exchange import exchanged
 from launcher.slurm.tiling import orders
-from launcher.slurm.traffic import Traffic
+from launcher.slurm.traffic import NodeTraffic
 
 EXACT_LIMIT = 100_000  # assignments; branch and bound visits far fewer
 BUDGET_S = 2.0  # of CPU, for a job whose GPUs wait
@@ -137,7 +137,7 @@ class Tree:
 
 
 def assign(
-    traffic: Traffic,
+    traffic: NodeTraffic,
     tree: Tree,
     *,
     exact_limit: int = EXACT_LIMIT,
@@ -169,7 +169,7 @@ def _num_ways(sizes: Sequence[int], *, most: int) -> int:
     return min(most, factorial(sum(sizes)) // prod(factorial(size) for size in sizes))
 
 
-def cost(traffic: Traffic, tree: Tree, leaves: Sequence[str]) -> float:
+def cost(traffic: NodeTraffic, tree: Tree, leaves: Sequence[str]) -> float:
     """Bytes × levels of an assignment of plan nodes to leaves."""
     levels = tree.levels
     return sum(num_bytes * levels[leaves[a], leaves[b]] for (a, b), num_bytes in traffic.edges.items())
@@ -190,7 +190,7 @@ def _filled(tree: Tree, order: Sequence[int], leaves: Sequence[str]) -> tuple[st
     return tuple(found)
 
 
-def _improved(traffic: Traffic, tree: Tree, until: float, clock: Callable[[], float]) -> tuple[str, ...]:
+def _improved(traffic: NodeTraffic, tree: Tree, until: float, clock: Callable[[], float]) -> tuple[str, ...]:
     """The best order over the leaves, then nodes exchanged; for a small job also from other starts."""
     best, least = tree.leaf, cost(traffic, tree, tree.leaf)
     tried = list(orders(traffic, [tree.sizes(height) for height in tree.heights], len(tree.hosts)))
@@ -222,7 +222,7 @@ def _other_starts(tree: Tree, tried: Sequence[Sequence[int]]) -> Iterator[tuple[
 class _Exact:
     """Branch and bound: plan nodes take leaves in turn; a branch that already costs more than the best is cut."""
 
-    def __init__(self, traffic: Traffic, tree: Tree) -> None:
+    def __init__(self, traffic: NodeTraffic, tree: Tree) -> None:
         self.levels = tree.levels
         self.before: list[list[tuple[int, float]]] = [[] for _ in tree.hosts]  # earlier neighbours of each node
         for (a, b), num_bytes in traffic.edges.items():

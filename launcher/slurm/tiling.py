@@ -8,7 +8,7 @@ from itertools import permutations, product
 from math import prod
 from statistics import median
 
-from launcher.slurm.traffic import Traffic
+from launcher.slurm.traffic import NodeTraffic
 
 BEST_TILES = 4  # of each height, for each tile below
 MOST_ORDERS = 12  # by tiles, that are tried
@@ -18,7 +18,7 @@ Tile = tuple[int, ...]
 Loops = list[tuple[int, int]]  # (stride, count), the fastest first
 
 
-def orders(traffic: Traffic, sizes: Sequence[Sequence[int]], num_hosts: int) -> Iterator[Sequence[int]]:
+def orders(traffic: NodeTraffic, sizes: Sequence[Sequence[int]], num_hosts: int) -> Iterator[Sequence[int]]:
     """Orders of the plan's nodes, the most promising tiles first; `sizes`: hosts under each switch by height, leaves
     first.
     """
@@ -61,7 +61,7 @@ def _tile_loops(axes: Mapping[str, int], tiles: Sequence[Tile]) -> Loops:
     return found
 
 
-def _rotated(order: list[int], traffic: Traffic) -> list[int]:
+def _rotated(order: list[int], traffic: NodeTraffic) -> list[int]:
     """The order with the last stage before the first, where they exchange more than neighbours do."""
     if not traffic.closing:
         return order
@@ -75,7 +75,7 @@ def _before(grid: Mapping[str, int], axis: str) -> list[tuple[str, int]]:
     return [(name, grid[name]) for name in names[: names.index(axis)]]
 
 
-def _nested(traffic: Traffic, axes: Mapping[str, int], sizes: Sequence[int]) -> list[tuple[Tile, ...]]:
+def _nested(traffic: NodeTraffic, axes: Mapping[str, int], sizes: Sequence[int]) -> list[tuple[Tile, ...]]:
     """The most promising tiles for each height, each made of whole tiles of the height below."""
     found: list[tuple[float, tuple[Tile, ...]]] = [(0.0, ())]
     for size in sizes:
@@ -89,7 +89,7 @@ def _nested(traffic: Traffic, axes: Mapping[str, int], sizes: Sequence[int]) -> 
     return [tiles for _, tiles in nsmallest(MOST_ORDERS, found) if tiles]
 
 
-def _tiles(traffic: Traffic, axes: Mapping[str, int], unit: Tile, size: int) -> list[tuple[float, Tile]]:
+def _tiles(traffic: NodeTraffic, axes: Mapping[str, int], unit: Tile, size: int) -> list[tuple[float, Tile]]:
     """Tiles of up to `size` nodes that cut least, with the bytes that each of their nodes sends across."""
     choices = []
     for degree, step in zip(axes.values(), unit, strict=True):
@@ -102,7 +102,7 @@ def _tiles(traffic: Traffic, axes: Mapping[str, int], unit: Tile, size: int) -> 
     return [(cut, tile) for cut, _, tile in found]
 
 
-def _cut(traffic: Traffic, axes: Mapping[str, int], tile: Tile) -> float:
+def _cut(traffic: NodeTraffic, axes: Mapping[str, int], tile: Tile) -> float:
     """Bytes that cross a tile's border, for each node in it."""
     lengths = dict(zip(axes, tile, strict=True))
     total = traffic.closing / traffic.grid.get("pp", 1) if lengths.get("pp", 1) == 1 else 0.0
@@ -116,7 +116,7 @@ def _cut(traffic: Traffic, axes: Mapping[str, int], tile: Tile) -> float:
     return total
 
 
-def _grown(traffic: Traffic, num_hosts: int) -> list[int]:
+def _grown(traffic: NodeTraffic, num_hosts: int) -> list[int]:
     """Nodes one by one, always the one that exchanges most with those before it."""
     peers: list[list[tuple[int, float]]] = [[] for _ in range(num_hosts)]
     for (a, b), num_bytes in traffic.edges.items():

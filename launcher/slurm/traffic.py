@@ -33,7 +33,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class NodeTraffic:
     """`edges`: (node a, node b) with a < b → bytes between them in one step; pairs that do not talk are absent.
 
     `grid`: axis → degree, fastest first, where the nodes of the plan form a grid. `lines` are then edges that no two of
@@ -46,7 +46,7 @@ class Traffic:
     closing: float = 0.0
 
 
-def node_traffic(plan: Plan) -> Traffic:
+def node_traffic(plan: Plan) -> NodeTraffic:
     """The traffic between the nodes of a plan."""
     found: dict[tuple[int, int], float] = defaultdict(float)
     per_node = plan.job.cluster.node.num_gpus
@@ -60,9 +60,9 @@ def node_traffic(plan: Plan) -> Traffic:
                     found[(a, b) if a < b else (b, a)] += count * carried
     grid = node_grid(plan.layout, gpus_per_node=per_node)
     if not grid:
-        return Traffic(dict(found), grid)
+        return NodeTraffic(dict(found), grid)
     pipeline, closing = _pipeline_lines(plan, grid["pp"], stages)
-    return Traffic(dict(found), grid, (*_lines(plan, grid, stages), *pipeline), closing)
+    return NodeTraffic(dict(found), grid, (*_lines(plan, grid, stages), *pipeline), closing)
 
 
 def _between(nodes: tuple[int, ...], pattern: str, num_bytes: float) -> Mapping[tuple[int, int], float]:

@@ -14,7 +14,7 @@ from plans import plan
 
 from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_topology
 from launcher.slurm.placement import Tree, assign, cost
-from launcher.slurm.traffic import Traffic, node_traffic
+from launcher.slurm.traffic import NodeTraffic, node_traffic
 
 TWO_LEAVES = """
 SwitchName=leaf1 Nodes=node[2,10]
@@ -61,7 +61,7 @@ traffics = st.dictionaries(
     st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda pair: pair[0] < pair[1]),
     st.floats(0, 1e9),
     max_size=15,
-).map(lambda edges: Traffic(edges, {}))
+).map(lambda edges: NodeTraffic(edges, {}))
 LAYOUTS = st.sampled_from(
     [
         {"tp": 8, "pp": 1, "dp": 6},
@@ -85,7 +85,7 @@ PARENTS = {"s0": "a", "s1": "a", "s2": "b", "a": "root", "b": "root"}
 
 @settings(deadline=None, max_examples=60)
 @given(traffics, st.lists(st.sampled_from(["s0", "s1", "s2"]), min_size=6, max_size=6))
-def test_small_jobs_are_placed_as_well_as_brute_force(traffic: Traffic, leaves: list[str]) -> None:
+def test_small_jobs_are_placed_as_well_as_brute_force(traffic: NodeTraffic, leaves: list[str]) -> None:
     tree = Tree(tuple("abcdef"), tuple(leaves), {"s0": "a", "s1": "a", "s2": "b", "a": "root", "b": "root"})
     found = assign(traffic, tree)
     best = min(cost(traffic, tree, order) for order in set(permutations(leaves)))
@@ -97,7 +97,7 @@ def test_small_jobs_are_placed_as_well_as_brute_force(traffic: Traffic, leaves: 
 
 @settings(deadline=None, max_examples=60)
 @given(traffics, st.lists(st.sampled_from(["s0", "s1", "s2"]), min_size=6, max_size=6))
-def test_the_heuristic_lies_between_brute_force_and_slurm_s_order(traffic: Traffic, leaves: list[str]) -> None:
+def test_the_heuristic_lies_between_brute_force_and_slurm_s_order(traffic: NodeTraffic, leaves: list[str]) -> None:
     tree = Tree(tuple("abcdef"), tuple(leaves), {"s0": "a", "s1": "a", "s2": "b", "a": "root", "b": "root"})
     found = assign(traffic, tree, exact_limit=0)
     best = min(cost(traffic, tree, order) for order in set(permutations(leaves)))
