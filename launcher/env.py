@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import InputError
+from launcher.text import whole_number
 
 
 def usable_cores() -> int:
@@ -72,7 +73,7 @@ class RankEnv:
 def rank_env() -> RankEnv:
     """The RankEnv of this process; raises InputError naming what is missing when it is no rank."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    missing = [name for name in names if not (os.environ.get(name) or "").isdigit()]
+    missing = [name for name in names if whole_number(os.environ.get(name)) is None]
     if missing:
         raise InputError(
             f"{', '.join(missing)} not set to a number: this process was not started as a rank; "
@@ -85,8 +86,8 @@ def rank_env() -> RankEnv:
         world_size=world_size,
         local_rank=local_rank,
         local_world_size=local_world_size,
-        node=int(os.environ.get("GROUP_RANK") or 0),
-        restarts=int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0),
+        node=whole_number(os.environ.get("GROUP_RANK")) or 0,
+        restarts=whole_number(os.environ.get("TORCHELASTIC_RESTART_COUNT")) or 0,
         plan=Path(plan) if plan else None,
         run_dir=Path(run_dir) if run_dir else None,
     )

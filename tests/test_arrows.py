@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
 BASE = {"errors", "schema", "files", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
+BASE |= {"text", "capture"}
 VALUES = BASE | {"cluster", "model", "stacks"}
 LAID_OUT = VALUES | {"layout"}
 PLANNED = LAID_OUT | {"cost", "planner"}
@@ -25,13 +26,15 @@ ALLOWED = {
     "errors": set(),
     "units": set(),
     "secret": set(),
+    "capture": set(),
+    "text": {"errors"},
     "console": set(),
     "files": {"errors"},
     "resources": set(),
     "schema": {"errors"},
     "process": {"errors"},
     "fast_exit": set(),
-    "env": {"errors", "units"},
+    "env": {"errors", "units", "text"},
     "cluster": BASE,
     "model": BASE,
     "stacks": VALUES,

@@ -24,6 +24,7 @@ from launcher.rendezvous.config import RendezvousConfig
 from launcher.run.folder import RunFolder
 from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger, command_began
+from launcher.text import whole_number
 
 if TYPE_CHECKING:
     from launcher.agent.rank_agent import RankAgent
@@ -186,7 +187,7 @@ def _run(agent: RankAgent) -> int:
 def _threads(plan: Plan, launch: LaunchSettings, *, num_ranks: int) -> int:
     """OpenMP threads of each rank, announced where the launcher chose them."""
     if given := env.get("OMP_NUM_THREADS"):
-        return int(given) if given.isdigit() else 1
+        return whole_number(given) or 1
     if launch.omp_num_threads:
         return launch.omp_num_threads
     cores = min(plan.job.cluster.node.cores or env.usable_cores(), env.usable_cores())

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher import env
+from launcher.capture import capture
+from launcher.text import printable
 
 # Filters and formats of a user's own look-ups, which would change what squeue, sinfo and sacct print for us.
 _LOOK_UPS = re.compile(r"(SQUEUE|SINFO|SACCT|SCONTROL|SPRIO)_\w+|SLURM_(TIME_FORMAT|BITSTR_LEN)")
@@ -39,21 +41,12 @@ def run(argv: tuple[str, ...], *, timeout_s: float = 20.0) -> Output:
     if shutil.which(argv[0]) is None:
         return Output(None, f"there is no {argv[0]} on this machine", installed=False)
     try:
-        done = subprocess.run(
-            argv,
-            env=query_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
+        done = capture(argv, environment=query_environment(), timeout_s=timeout_s)
     except subprocess.TimeoutExpired:
         return Output(None, f"{' '.join(argv)} did not answer within {timeout_s:g} s")
     except OSError as error:
-        return Output(None, f"{argv[0]} cannot be started: {error.strerror}")
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        return Output(None, f"{' '.join(argv)} ended with status {done.returncode}: {said}")
-    return Output(done.stdout)
+        return Output(None, f"{argv[0]} cannot be run: {error.strerror}")
+    if done.code:
+        said = (done.err.strip() or done.out.strip() or "nothing").splitlines()[-1]
+        return Output(None, f"{' '.join(argv)} ended with status {done.code}: {printable(said, longest=200)}")
+    return Output(done.out)

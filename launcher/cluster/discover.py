@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from launcher.cluster.readers_slurm import SlurmNodes, read_slurm_nodes, read_sl
 from launcher.cluster.readers_smi import ListedGpu, read_list, uniform_profile
 from launcher.cluster.readers_topo import UNKNOWN, Topology, nvlink_domains, nvlink_kind, read_topo
 from launcher.errors import InputError
+from launcher.text import printable
 from launcher.units import GIB, MIB
 
 # Product names as nvidia-smi prints them (older drivers without "NVIDIA ") → entry of configs/gpu.
@@ -35,6 +37,7 @@ GPU_ENTRIES = {
 }
 MIG_ENTRIES = {("a100_sxm_80g", "1g.10gb"): "a100_mig_1g", ("a100_sxm_80g", "3g.40gb"): "a100_mig_3g"}
 _MISSING = "???"
+LONGEST_COMMENT = 500  # characters; what a command printed may be in it
 
 
 @dataclass(frozen=True)
@@ -273,11 +276,11 @@ def _alike(records: Sequence[SlurmNodes], host: str) -> list[SlurmNodes]:
     def kind(record: SlurmNodes) -> tuple[object, ...]:
         return record.num_gpus, record.gpu_type, record.cpus, record.memory_mib // (GIB // MIB)
 
-    def size(record: SlurmNodes) -> int:
-        return sum(len(other.names) for other in records if kind(other) == kind(record))
-
+    sizes = Counter[tuple[object, ...]]()
+    for record in records:
+        sizes[kind(record)] += len(record.names)
     here = [record for record in records if host in record.names]
-    chosen = here[0] if here else max(records, key=lambda record: (record.num_gpus > 0, size(record)))
+    chosen = here[0] if here else max(records, key=lambda record: (record.num_gpus > 0, sizes[kind(record)]))
     return [record for record in records if kind(record) == kind(chosen)]
 
 
@@ -292,7 +295,7 @@ def _nodes_per_leaf(names: Sequence[str], run: commands.Runner) -> tuple[int, tu
 
 def _yaml(name: str, host: str, found: _Found) -> str:
     heading = [f"# Found by `launcher discover` on {host}; ??? stands for what could not be found out: fill it in."]
-    heading += [f"# {note}" for note in found.notes]
+    heading += [f"# {printable(note, longest=LONGEST_COMMENT)}" for note in found.notes]
     defaults = ["defaults:", f"  - /gpu@node.gpu: {found.gpu}", "  - _self_", f"name: {name}"]
     num_nodes = [] if any(line.key == "num_nodes" for line in found.cluster) else [Line("num_nodes", "1")]
     body = [*map(_text, [*num_nodes, *found.cluster]), "node:"]
@@ -302,4 +305,5 @@ def _yaml(name: str, host: str, found: _Found) -> str:
 
 
 def _text(line: Line) -> str:
-    return f"{line.key}: {line.value}" + (f" # {line.source}" if line.source else "")
+    comment = f" # {printable(line.source, longest=LONGEST_COMMENT)}" if line.source else ""
+    return f"{line.key}: {line.value}{comment}"

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
+from math import prod
 
 from launcher.errors import InputError
+from launcher.text import printable
 
 MAX_HOSTS = 65536  # more than any list that Slurm prints; keeps a wrong bound from filling memory
+LONGEST_EXPRESSION = 2**20
+LONGEST_NAME = 255  # of a host: https://man7.org/linux/man-pages/man7/hostname.7.html
+MOST_GROUPS = 8  # bracket groups in one name
+_RANGE = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,15})", re.DOTALL)
+_GROUP = re.compile(r"\[([^\[\]]*)\]")
 
 
 def expand_hostlist(expression: str) -> tuple[str, ...]:
-    """The names of a node list expression, in its order; raises InputError where it is malformed."""
+    """The names of a node list expression, in its order; raises InputError where it is malformed or too long."""
+    if len(expression) > LONGEST_EXPRESSION:
+        raise _malformed(expression, f"it has more than {LONGEST_EXPRESSION} characters")
     names: list[str] = []
     for part in _split(expression):
-        names.extend(_expand(part, expression))
+        names.extend(islice(_expand(part, expression), MAX_HOSTS + 1 - len(names)))
         if len(names) > MAX_HOSTS:
-            raise InputError(f"node list {expression[:60]!r} names more than {MAX_HOSTS} hosts: check its bounds")
+            raise _too_many(expression)
     return tuple(names)
 
 
@@ -25,7 +36,7 @@ def compress_hostlist(names: Sequence[str]) -> str:
     parts: list[str] = []
     runs: list[tuple[str, list[tuple[str, str]]]] = []  # prefix → (first, last) digits
     for name in names:
-        match = re.fullmatch(r"(.*?)(\d+)", name)
+        match = _NUMBERED.fullmatch(name)
         if match is None:
             runs.append((name, []))
             continue
@@ -56,46 +67,55 @@ def _brackets(ranges: Sequence[tuple[str, str]]) -> str:
 
 
 def _split(expression: str) -> list[str]:
-    """At the commas that stand outside brackets."""
-    parts = [""]
-    depth = 0
-    for character in expression.strip():
+    """At the commas outside brackets."""
+    parts: list[str] = []
+    text, start, depth = expression.strip(), 0, 0
+    for at, character in enumerate(text):
         depth += {"[": 1, "]": -1}.get(character, 0)
         if depth not in (0, 1):
             raise _malformed(expression, "its brackets do not match")
         if character == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += character
+            parts.append(text[start:at])
+            start = at + 1
     if depth:
         raise _malformed(expression, "a [ is not closed")
-    return [part for part in parts if part]
+    return [part for part in (*parts, text[start:]) if part]
 
 
-def _expand(part: str, expression: str) -> list[str]:
+def _expand(part: str, expression: str) -> Iterator[str]:
     """All names of one part, which may hold several bracket groups: the last one varies fastest."""
-    head, bracket, rest = part.partition("[")
-    if not bracket:
-        if re.search(r"\s", part):
-            raise _malformed(expression, f"{part!r} holds a space")
-        return [part]
-    inside, _, tail = rest.partition("]")
-    tails = _expand(tail, expression) if tail else [""]
-    return [head + number + end for number in _numbers(inside, expression) for end in tails]
+    if re.search(r"\s", part):
+        raise _malformed(expression, f"{printable(part)!r} holds a space")
+    pieces = _GROUP.split(part)
+    fixed, groups = pieces[::2], pieces[1::2]
+    if len(groups) > MOST_GROUPS or sum(map(len, fixed)) > LONGEST_NAME:
+        raise _malformed(expression, f"{printable(part)!r} is too long a name, or has too many brackets")
+    numbers = [_numbers(group, expression) for group in groups]
+    if prod(map(len, numbers)) > MAX_HOSTS:
+        raise _too_many(expression)
+    for chosen in product(*numbers):
+        yield fixed[0] + "".join(number + text for number, text in zip(chosen, fixed[1:], strict=True))
 
 
 def _numbers(inside: str, expression: str) -> list[str]:
     numbers: list[str] = []
     for item in inside.split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
+        match = _RANGE.fullmatch(item)
         if match is None:
-            raise _malformed(expression, f"{item!r} is no number and no range")
-        first, last = match[1], match[2] or match[1]
-        if int(last) < int(first) or int(last) - int(first) >= MAX_HOSTS:
+            raise _malformed(expression, f"{printable(item)!r} is no number and no range")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first or last - first >= MAX_HOSTS:
             raise _malformed(expression, f"the range {item} is empty or too long")
-        numbers.extend(str(n).zfill(len(first)) for n in range(int(first), int(last) + 1))
+        numbers.extend(str(n).zfill(len(match[1])) for n in range(first, last + 1))
+        if len(numbers) > MAX_HOSTS:
+            raise _too_many(expression)
     return numbers
 
 
+def _too_many(expression: str) -> InputError:
+    shown = printable(expression, longest=60)
+    return InputError(f"node list {shown!r} names more than {MAX_HOSTS} hosts: check its bounds")
+
+
 def _malformed(expression: str, why: str) -> InputError:
-    return InputError(f"{expression[:80]!r} is not a node list ({why}): write it as node[01-04,07],other1")
+    return InputError(f"{printable(expression)!r} is not a node list ({why}): write it as node[01-04,07],other1")

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import env
+from launcher.text import decimal_number, whole_number
 from launcher.units import KIB
+
+LONGEST_FILE = 2**20  # characters of a system file
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def read_machine(root: Path = Path("/")) -> Machine:
 
 
 def _memory_bytes(file: Path) -> int:
-    match = re.search(r"^MemTotal:\s+(\d+) kB", _text(file), flags=re.MULTILINE)
+    match = re.search(r"^MemTotal:\s+([0-9]{1,18}) kB", _text(file), flags=re.MULTILINE)
     return int(match[1]) * KIB if match else 0
 
 
@@ -63,9 +66,9 @@ def _nics(folder: Path) -> tuple[Nic, ...]:
 def _nic(port: Path) -> Nic:
     name = port.parent.parent.name
     layer = _text(port / "link_layer")
-    rate = re.match(r"([\d.]+) Gb/sec", _text(port / "rate"))
+    rate = decimal_number(_text(port / "rate").partition(" Gb/sec")[0])
     fabric = "efa" if "efa" in name or layer == "Unspecified" else "roce" if layer == "Ethernet" else "infiniband"
-    return Nic(name, fabric, float(rate[1]) if rate else 0.0, _text(port / "state").endswith("ACTIVE"))
+    return Nic(name, fabric, rate or 0.0, _text(port / "state").endswith("ACTIVE"))
 
 
 def _ethernet(folder: Path) -> tuple[Nic, ...]:
@@ -80,18 +83,19 @@ def _ethernet(folder: Path) -> tuple[Nic, ...]:
 
 
 def _speed_gbps(file: Path) -> float:
-    text = _text(file)
-    return int(text) / 1000 if text.isdigit() else 0.0
+    return (whole_number(_text(file)) or 0) / 1000
 
 
 def _natural(name: str) -> tuple[object, ...]:
     """mlx5_2 before mlx5_10."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name))
+    parts = re.split(r"([0-9]{1,18})", name)  # texts and numbers by turns
+    return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))
 
 
 def _text(file: Path) -> str:
     """A small system file; empty where the kernel does not offer it."""
     try:
-        return file.read_text(errors="replace").strip()
+        with file.open(errors="replace") as opened:
+            return opened.read(LONGEST_FILE).strip()
     except OSError:
         return ""

@@ -5,14 +5,17 @@ Format: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass
 
 from launcher.errors import InputError
+from launcher.text import bounded, printable
 
 # PCI class codes, https://pcisig.com (base class 03 display, 02 network): a prefix of what the file prints.
 _GPU_CLASSES = ("0x0302", "0x0300")
+DEEPEST = 64  # switches behind switches
 _NIC_CLASSES = ("0x0200", "0x0207", "0x0280")
 
 
@@ -41,13 +44,29 @@ class NcclTopology:
         return tuple(nic for nic in self.nics if most and shared[nic.busid] == most)
 
 
+class _Shallow(ET.TreeBuilder):
+    """Builds the tree of a file that is nested as deep as machines are."""
+
+    depth = 0
+
+    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise InputError(f"this is not an NCCL topology: it is nested more than {DEEPEST} deep")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str, /) -> ET.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
 def read_nccl_topology(text: str) -> NcclTopology:
     """The node that the file describes; raises InputError for another or a broken file."""
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+    if "<!DOCTYPE" in bounded(text, "an NCCL topology") or "<!ENTITY" in text:
         raise InputError("an NCCL topology file has no DOCTYPE or ENTITY: this file is not read")
     try:
-        root = ET.fromstring(text)
-    except ET.ParseError as error:
+        root = ET.fromstring(text, ET.XMLParser(target=_Shallow()))
+    except (ET.ParseError, ValueError) as error:  # ValueError: characters that no encoding has
         raise InputError(f"this NCCL topology file is not valid XML ({error})") from error
     if root.tag == "graphs":
         raise InputError(
@@ -68,8 +87,8 @@ def read_nccl_topology(text: str) -> NcclTopology:
 
 def _numa(cpu: ET.Element) -> int:
     text = cpu.get("numaid", "-1")
-    if not text.lstrip("-").isdigit():
-        raise InputError(f"this is not an NCCL topology: numaid={text!r} is no number")
+    if re.fullmatch(r"-?[0-9]{1,9}", text) is None:
+        raise InputError(f"this is not an NCCL topology: numaid={printable(text)!r} is no number")
     return int(text)
 
 
@@ -108,7 +127,8 @@ def _notes(gpus: list[PciDevice], nics: list[PciDevice], unclassed: int, root: E
         notes.append(f"{unclassed} PCI entries say no class: whether they are GPUs or NICs is unknown")
     counts = Counter(device.busid for device in (*gpus, *nics))
     if twice := sorted(busid for busid, count in counts.items() if count > 1):
-        notes.append(f"bus id {', '.join(twice)} stands more than once: this file was not made by this machine's NCCL")
+        shown = printable(", ".join(twice))
+        notes.append(f"bus id {shown} is there more than once: this file was not made by this machine's NCCL")
     loops = [link for pci in root.iter("pci") for link in pci.iter("nvlink") if link.get("target") == pci.get("busid")]
     if loops:
         notes.append("NVLinks point back at their own GPU: which GPUs they join is unknown")

@@ -6,14 +6,17 @@ Formats: https://slurm.schedmd.com/topology.conf.html, https://slurm.schedmd.com
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from launcher.cluster.hostlist import expand_hostlist
+from launcher.cluster.hostlist import MAX_HOSTS, expand_hostlist
 from launcher.errors import InputError
+from launcher.text import bounded, printable, whole_number
 
-_FIELD = re.compile(r"(\w+)=(\S*)")
+_FIELD = re.compile(r"(\w{1,80})=(\S*)")
+MOST_CHARACTERS = 64 * 2**20  # a node record has about 1000
+MOST_NAMES = 4 * MAX_HOSTS  # in all records together
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,26 @@ def read_slurm_topology(text: str) -> SlurmTopology:
     if not switches and not blocks:
         raise InputError("this is no Slurm topology: no line says SwitchName= or BlockName=")
     if blocks:
-        leaves = {block["blockname"]: expand_hostlist(block.get("nodes", "")) for block in blocks}
+        leaves = _expanded((block["blockname"], block.get("nodes", "")) for block in blocks)
         return SlurmTopology("block", leaves, {}, _notes(leaves))
-    parents = {
-        child: switch["switchname"] for switch in switches for child in expand_hostlist(switch.get("switches", ""))
-    }
+    below = _expanded((switch["switchname"], switch.get("switches", "")) for switch in switches)
+    parents = {child: switch for switch, children in below.items() for child in children}
     inner = set(parents.values())
-    leaves = {
-        switch["switchname"]: expand_hostlist(switch.get("nodes", ""))
-        for switch in switches
-        if switch["switchname"] not in inner
-    }
+    on_leaf = [switch for switch in switches if switch["switchname"] not in inner]
+    leaves = _expanded((switch["switchname"], switch.get("nodes", "")) for switch in on_leaf)
     return SlurmTopology("tree", leaves, parents, _notes(leaves))
+
+
+def _expanded(expressions: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Name of a record → the names in its node list; raises InputError where they are too many together."""
+    found: dict[str, tuple[str, ...]] = {}
+    left = MOST_NAMES
+    for name, expression in expressions:
+        found[name] = expand_hostlist(expression)
+        left -= len(found[name])
+        if left < 0:
+            raise InputError(f"Slurm's records name more than {MOST_NAMES} nodes: check the bounds of their node lists")
+    return found
 
 
 def read_slurm_nodes(text: str) -> tuple[SlurmNodes, ...]:
@@ -90,17 +101,19 @@ def read_slurm_nodes(text: str) -> tuple[SlurmNodes, ...]:
     records = [record for record in map(_fields, _lines(text)) if next(iter(record), "") == "nodename"]
     if not records:
         raise InputError("no Slurm node record: no line starts with NodeName=")
-    return tuple(_nodes(record) for record in records if record["nodename"] != "DEFAULT")
+    records = [record for record in records if record["nodename"] != "DEFAULT"]
+    names = _expanded((str(index), record["nodename"]) for index, record in enumerate(records))
+    return tuple(_nodes(record, names[str(index)]) for index, record in enumerate(records))
 
 
-def _nodes(record: Mapping[str, str]) -> SlurmNodes:
+def _nodes(record: Mapping[str, str], names: tuple[str, ...]) -> SlurmNodes:
     def number(*keys: str) -> int:
-        values = [int(record[key]) for key in keys if record.get(key, "").isdigit()]
+        values = [number for key in keys if (number := whole_number(record.get(key))) is not None]
         return values[0] if values else 0
 
     num_gpus, gpu_type = read_gpu_gres(record.get("gres", ""))
     return SlurmNodes(
-        names=expand_hostlist(record["nodename"]),
+        names=names,
         cpus=number("cputot", "cpus"),
         sockets=number("sockets", "socketsperboard"),
         cores_per_socket=number("corespersocket"),
@@ -108,7 +121,7 @@ def _nodes(record: Mapping[str, str]) -> SlurmNodes:
         memory_mib=number("realmemory"),
         num_gpus=num_gpus,
         gpu_type=gpu_type,
-        state=record.get("state", "unknown").lower(),
+        state=printable(record.get("state", "unknown").lower()),
     )
 
 
@@ -119,8 +132,9 @@ def read_gpu_gres(gres: str) -> tuple[int, str | None]:
         fields = item.split(":")
         if fields[0] != "gpu":
             continue
-        total += int(fields[-1]) if fields[-1].isdigit() else 1
-        kind = fields[1] if len(fields) > 1 and not fields[1].isdigit() else kind
+        count = whole_number(fields[-1])
+        total += 1 if count is None else count
+        kind = printable(fields[1]) if len(fields) > 1 and whole_number(fields[1]) is None else kind
     return total, kind
 
 
@@ -131,7 +145,7 @@ def _fields(line: str) -> dict[str, str]:
 
 def _lines(text: str) -> list[str]:
     """Lines without comments, those that end in a backslash joined with the next."""
-    joined = re.sub(r"\\\n", " ", text)
+    joined = bounded(text, "Slurm's", most=MOST_CHARACTERS).replace("\\\n", " ")
     return [line for line in (line.partition("#")[0].strip() for line in joined.splitlines()) if line]
 
 
@@ -141,7 +155,7 @@ def _notes(leaves: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
         for node in nodes:
             places.setdefault(node, []).append(leaf)
     return tuple(
-        f"node {node} stands under {' and '.join(where)}: its leaf is unknown"
+        f"node {node} is under {printable(' and '.join(where))}: its leaf is unknown"
         for node, where in places.items()
         if len(where) > 1
     )

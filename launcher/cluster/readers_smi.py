@@ -5,14 +5,20 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.errors import InputError
+from launcher.text import bounded, printable, whole_number
 from launcher.units import GIB, MIB
 
-_GPU = re.compile(r"GPU (\d+): (.+?) \(UUID: (GPU-[\w-]+)\)")
-_MIG = re.compile(r"\s+MIG (\S+)\s+Device\s+(\d+): \(UUID: (MIG-[\w/-]+)\)")
-_PROFILE = re.compile(r"\|\s+(\d+)\s+MIG (\S+)\s+(\d+)\s+(\d+)/(\d+)\s+([\d.]+)\s+(Yes|No)\s+(\d+)")
+_N = r"([0-9]{1,9})"  # a number of the texts: \d would take digits that int does not know
+_GPU = re.compile(rf"GPU {_N}: ([^\n]{{1,200}}?) \(UUID: (GPU-[\w-]{{1,80}})\)", re.ASCII)
+_MIG = re.compile(rf"\s+MIG (\S{{1,80}})\s+Device\s+{_N}: \(UUID: (MIG-[\w/-]{{1,120}})\)", re.ASCII)
+_PROFILE = re.compile(
+    rf"\|\s+{_N}\s+MIG (\S{{1,80}})\s+{_N}\s+{_N}/{_N}\s+([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)\s+(Yes|No)\s+{_N}", re.ASCII
+)
+
+MOST_GPUS = 1024  # of one node, or slices of one GPU: far above any machine
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class GpuState:
     throttle_reasons: int | None
 
 
-_INSTANCE = re.compile(r"\|\s+(\d+)\s+MIG (\S+)\s+\d+\s+\d+\s+(\d+):(\d+)\s+\|")
+_INSTANCE = re.compile(rf"\|\s+{_N}\s+MIG (\S{{1,80}})\s+[0-9]+\s+[0-9]+\s+{_N}:{_N}\s+\|", re.ASCII)
 QUERY = (
     "index", "name", "uuid", "memory.total", "driver_version", "mig.mode.current",
     "ecc.errors.uncorrected.volatile.total", "retired_pages.pending", "remapped_rows.failure",
@@ -85,23 +91,25 @@ QUERY_COMMAND = ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,n
 def read_list(text: str) -> tuple[ListedGpu, ...]:
     """GPUs and their MIG slices out of `nvidia-smi -L`; raises InputError for another text."""
     gpus: list[ListedGpu] = []
-    for line in text.splitlines():
+    slices: list[list[MigSlice]] = []
+    for line in bounded(text, "`nvidia-smi -L`").splitlines():
         if match := _GPU.match(line):
             gpus.append(ListedGpu(int(match[1]), match[2], match[3]))
+            slices.append([])
         elif (match := _MIG.match(line)) and gpus:
-            last = gpus.pop()
-            found = MigSlice(match[1], int(match[2]), match[3])
-            gpus.append(ListedGpu(last.index, last.name, last.uuid, (*last.slices, found)))
+            slices[-1].append(MigSlice(match[1], int(match[2]), match[3]))
         elif line.strip():
-            raise InputError(f"this is not `nvidia-smi -L`: {line.strip()[:80]!r} names no GPU")
+            raise InputError(f"this is not `nvidia-smi -L`: {printable(line.strip())!r} names no GPU")
+        if len(gpus) > MOST_GPUS or (slices and len(slices[-1]) > MOST_GPUS):
+            raise InputError(f"this is not `nvidia-smi -L` of one node: it lists more than {MOST_GPUS} devices")
     if not gpus:
         raise InputError("`nvidia-smi -L` lists no GPU")
-    return tuple(gpus)
+    return tuple(replace(gpu, slices=tuple(found)) for gpu, found in zip(gpus, slices, strict=True))
 
 
 def read_mig_profiles(text: str) -> tuple[MigProfile, ...]:
     """The profiles out of `nvidia-smi mig -lgip`, of the first GPU that it lists."""
-    rows = [match for match in map(_PROFILE.match, text.splitlines()) if match]
+    rows = [match for match in map(_PROFILE.match, bounded(text, "`nvidia-smi mig -lgip`").splitlines()) if match]
     if not rows:
         raise InputError("this is not `nvidia-smi mig -lgip`: no row names a MIG profile")
     return tuple(
@@ -115,16 +123,20 @@ def read_mig_instances(text: str) -> tuple[MigInstance, ...]:
     """The instances out of `nvidia-smi mig -lgi`; raises InputError for another text."""
     if "GPU instances" not in text:
         raise InputError("this is not `nvidia-smi mig -lgi`: no heading says GPU instances")
-    rows = [match for match in map(_INSTANCE.match, text.splitlines()) if match]
+    rows = [match for match in map(_INSTANCE.match, bounded(text, "`nvidia-smi mig -lgi`").splitlines()) if match]
     return tuple(MigInstance(int(row[1]), row[2], int(row[3]), int(row[4])) for row in rows)
 
 
 def read_query(text: str) -> tuple[GpuState, ...]:
     """The states out of what QUERY_COMMAND prints; raises InputError for another text."""
-    rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
+    what = "what nvidia-smi --query-gpu prints"
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(bounded(text, what).splitlines()) if row]
+    except csv.Error as error:
+        raise InputError(f"this is not {what}: {error}") from error
     for row in rows:
-        if len(row) != len(QUERY) or not row[0].isdigit():
-            raise InputError(f"this is not what nvidia-smi --query-gpu prints: {','.join(row)[:80]!r}")
+        if len(row) != len(QUERY) or whole_number(row[0]) is None:
+            raise InputError(f"this is not {what}: {printable(','.join(row))!r}")
     if not rows:
         raise InputError("nvidia-smi --query-gpu lists no GPU")
     return tuple(_state(dict(zip(QUERY, row, strict=True))) for row in rows)
@@ -150,7 +162,7 @@ def _state(cells: Mapping[str, str]) -> GpuState:
 
 def _integer(cell: str) -> int | None:
     """A whole number, decimal or 0x hexadecimal."""
-    return int(cell, 0) if re.fullmatch(r"\d+|0x[0-9a-fA-F]+", cell) else None
+    return int(cell, 16) if re.fullmatch(r"0x[0-9a-fA-F]{1,16}", cell) else whole_number(cell)
 
 
 def _flag(cell: str, yes: str, no: str) -> bool | None:

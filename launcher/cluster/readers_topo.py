@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from launcher.errors import InputError
+from launcher.text import bounded, printable
 
 UNKNOWN = "unknown"
 PCIE_NEAR_TO_FAR = ("PIX", "PXB", "PHB", "NODE", "SYS")
-_LINK = re.compile(r"X|NV\d+|PIX|PXB|PHB|NODE|SYS")
+_LINK = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines the heading on a terminal
-_GPU = re.compile(r"GPU\d+")
+_GPU = re.compile(r"GPU[0-9]{1,4}")
 _HEADINGS = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 # No GPU so far has more: 18 in NVLink 4 and 5, 12 in NVLink 3, https://www.nvidia.com/en-us/data-center/nvlink/
 MAX_LINKS_PER_GPU = 18
+MOST_DEVICES = 256  # GPUs and NICs of one node
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Topology:
 
 def read_topo(text: str) -> Topology:
     """The matrix out of the text; raises InputError where the GPU part cannot be read."""
-    lines = _ANSI.sub("", text).splitlines()
+    text = _ANSI.sub("", bounded(text, "`nvidia-smi topo -m`"))
+    lines = text.splitlines()
     devices = _devices(lines)
     gpus = tuple(device for device in devices if _GPU.fullmatch(device))
     nics = tuple(device for device in devices if device not in gpus)
@@ -70,7 +73,7 @@ def read_topo(text: str) -> Topology:
         links=links,
         cpu_affinity=tuple(tail[0] for tail in tails),
         numa=tuple(tail[1] for tail in tails),
-        nic_names=dict(re.findall(r"^\s*(NIC\d+): (\S+)", text, flags=re.MULTILINE)),
+        nic_names=dict(re.findall(r"^[ \t]*(NIC[0-9]{1,4}): (\S{1,40})", text, flags=re.MULTILINE)),
         notes=_notes(mangled, rows, nics),
     )
 
@@ -83,7 +86,9 @@ def _devices(lines: Sequence[str]) -> tuple[str, ...]:
             heading = heading.replace(words, "")
         tokens = heading.split()
         if tokens and _GPU.fullmatch(tokens[0]) and not any(_LINK.fullmatch(token) for token in tokens):
-            return tuple(tokens)
+            if len(tokens) > MOST_DEVICES or len(set(tokens)) < len(tokens):
+                raise InputError("this is not `nvidia-smi topo -m`: a device is named twice, or there are too many")
+            return tuple(printable(token, longest=40) for token in tokens)
     raise InputError("this is not `nvidia-smi topo -m`: no heading line that starts with GPU0")
 
 
@@ -112,7 +117,7 @@ def _tail(cells: Sequence[str], num_headings: int) -> tuple[str, str]:
     """(CPU affinity, NUMA node) behind the matrix; unknown where a cell is empty, since the others then shift."""
     if len(cells) != num_headings:
         return UNKNOWN, UNKNOWN
-    known = [cell if re.fullmatch(r"[\d,-]+", cell) else UNKNOWN for cell in (*cells, UNKNOWN, UNKNOWN)]
+    known = [cell if re.fullmatch(r"[0-9,-]+", cell) else UNKNOWN for cell in (*cells, UNKNOWN, UNKNOWN)]
     return known[0], known[1]
 
 
@@ -125,7 +130,7 @@ def _illegible(gaps: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[str]
 def _notes(mangled: Mapping[str, str], rows: Mapping[str, Sequence[str]], nics: Sequence[str]) -> tuple[str, ...]:
     notes = []
     if mangled:
-        cells = ", ".join(sorted(set(mangled.values())))
+        cells = ", ".join(printable(cell, longest=20) for cell in sorted(set(mangled.values()))[:4])
         notes.append(
             f"nvidia-smi topo -m: {len(mangled)} rows are mangled ({cells} is no link type): "
             "their CPU and NUMA affinity is unknown"

@@ -31,6 +31,7 @@ from launcher.slurm import nodecheck
 from launcher.slurm.allocation import read_allocation
 from launcher.slurm.record import Submission, write_submission
 from launcher.slurm.settings import SlurmSettings
+from launcher.text import whole_number
 
 
 def run(invocation: Invocation) -> int:
@@ -84,7 +85,7 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
 
 def _owns_allocation() -> bool:
     """Whether this is the shell of an allocation, and not one of the tasks that srun started on each node."""
-    in_job, in_step = (int(env.get(name) or 0) for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
+    in_job, in_step = (whole_number(env.get(name)) or 0 for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
     return in_job > in_step
 
 

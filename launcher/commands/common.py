@@ -80,7 +80,8 @@ def run_folder(name: str) -> RunFolder:
 
 def submitted(name: str) -> bool:
     """Whether a named run is Slurm's: a folder with its submission, or a job id."""
-    return is_submitted(Path(name)) or (not Path(name).exists() and name.replace("_", "").isdigit())
+    is_job_id = re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
+    return is_submitted(Path(name)) or (is_job_id and not Path(name).exists())
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:

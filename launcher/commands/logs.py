@@ -10,6 +10,7 @@ from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
 from launcher.slurm import life
+from launcher.text import whole_number
 
 
 def run(invocation: Invocation) -> int:
@@ -38,6 +39,6 @@ def _ended(folder: RunFolder) -> bool:
 
 
 def _rank(word: str | None) -> int | None:
-    if word is None or word.isdigit():
-        return None if word is None else int(word)
+    if word is None or (rank := whole_number(word)) is not None:
+        return None if word is None else rank
     raise InputError(f"rank={word} must be the number of a rank, from 0")

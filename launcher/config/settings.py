@@ -20,12 +20,13 @@ from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOption
 from launcher.schema import AUTO, defaults, key, read
 from launcher.slurm.settings import SlurmSettings
 from launcher.stacks.choice import StackKeys
+from launcher.text import whole_number
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """Numbers of GPUs, as a list or as people type them: 8,16,32."""
     words = value.strip("[]").split(",") if isinstance(value, str) else value
-    numbers = tuple(int(word) for word in words or () if str(word).strip().isdigit() and int(word) > 0)
+    numbers = tuple(n for word in words or () if (n := whole_number(str(word).strip())))
     if not numbers or len(numbers) < len(words):
         raise ValueError("must be a list of numbers of GPUs: sizes=[8,16,32]")
     return numbers

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from launcher.lint.finding import Rule, Subject, Trap
+from launcher.text import whole_number
 
 # sbatch --help of Slurm 22.05, and what 23.02 to 25.05 added: https://slurm.schedmd.com/sbatch.html
 SBATCH_OPTIONS: frozenset[str] = frozenset(
@@ -106,7 +107,7 @@ def memory_given_twice(subject: Subject) -> Iterator[Trap]:
 def gpus_given_twice(subject: Subject) -> Iterator[Trap]:
     nodes, counts = subject.script.num_nodes or 1, {}
     for line, name, value in _options(subject):
-        match = re.search(r"(?:^|:)(\d+)(?:\(|,|$)", value)
+        match = re.search(r"(?:^|:)([0-9]{1,9})(?:\(|,|$)", value)
         if match and (name in ("gpus", "gpus-per-node") or (name == "gres" and value.startswith("gpu"))):
             counts[name] = (int(match[1]) * (1 if name == "gpus" else nodes), line, value)
     if len({total for total, _, _ in counts.values()}) > 1:
@@ -117,8 +118,8 @@ def gpus_given_twice(subject: Subject) -> Iterator[Trap]:
 def total_gpus_below_nodes(subject: Subject) -> Iterator[Trap]:
     nodes = subject.script.num_nodes
     for line, name, value in _options(subject):
-        count = value.rpartition(":")[2]
-        if name == "gpus" and nodes and count.isdigit() and int(count[:9]) % nodes:
+        count = whole_number(value.rpartition(":")[2])
+        if name == "gpus" and nodes and count is not None and count % nodes:
             yield Trap(line, f"--gpus={value} in a job of {nodes} nodes")
 
 
@@ -128,7 +129,7 @@ def fewer_tasks_than_the_nodes_need(subject: Subject) -> Iterator[Trap]:
     for where, options in ((line, script.options), *((start.line, start.options) for start in script.starts)):
         nodes, per_node = options.get("nodes", "").partition("-")[0], options.get("ntasks-per-node", "1")
         tasks = options.get("ntasks", "")
-        if not all(re.fullmatch(r"\d{1,6}", text) for text in (nodes, tasks, per_node)):
+        if not all(re.fullmatch(r"[0-9]{1,6}", text) for text in (nodes, tasks, per_node)):
             continue
         if int(tasks) < int(nodes) * int(per_node):
             each = f" × {per_node} tasks on each" if per_node != "1" else ""
@@ -157,7 +158,7 @@ def mail_to_nobody(subject: Subject) -> Iterator[Trap]:
 def short_notice(subject: Subject) -> Iterator[Trap]:
     for line, name, value in _options(subject):
         lead = value.partition("@")[2]
-        if name == "signal" and re.fullmatch(r"\d{1,6}", lead) and int(lead) < 60:
+        if name == "signal" and re.fullmatch(r"[0-9]{1,6}", lead) and int(lead) < 60:
             yield Trap(line, f"--signal={value}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from launcher.lint.finding import Rule, Subject, Trap
 from launcher.lint.script import StartCommand
 from launcher.lint.shell import DECLARATIONS, ShellCommand, assignments, program, unquote
+from launcher.text import whole_number
 
 TORCH = re.compile(r"torchrun|torch\.distributed\.run|-m torchrun")
 RANK_NAMES = ("RANK", "NODE_RANK", "GROUP_RANK", "LOCAL_RANK", "MACHINE_RANK")
@@ -72,7 +73,7 @@ def wrong_world_size(subject: Subject) -> Iterator[Trap]:
     nodes, gpus = script.num_nodes, subject.gpus_per_node
     for command in (*script.commands, *script.in_tasks):
         value = unquote(assignments(command).get("WORLD_SIZE", ""))
-        if not (re.fullmatch(r"\d{1,7}", value) and nodes and gpus):
+        if not (re.fullmatch(r"[0-9]{1,7}", value) and nodes and gpus):
             continue
         allowed = {nodes, nodes * gpus, nodes * (script.tasks_per_node() or 1)}
         if int(value) not in allowed:
@@ -86,7 +87,7 @@ def fixed_rank(subject: Subject) -> Iterator[Trap]:
     for command in script.commands:
         for name, value in assignments(command).items():
             once = len(re.findall(rf"\b{name}(=|\+\+|\+=)", script.text)) == 1
-            if name in RANK_NAMES and unquote(value).isdigit() and once and not program_words(command):
+            if name in RANK_NAMES and whole_number(unquote(value)) is not None and once and not program_words(command):
                 yield Trap(command.line, f"{name}={value} for every task")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from launcher.lint.finding import Rule, Subject, Trap
 from launcher.lint.shell import assignments, program, unquote
 from launcher.secret import SECRET_VALUES, is_secret_name
+from launcher.text import whole_number
 
 # In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.
 SECRET_ARGUMENT = re.compile(
@@ -113,7 +114,7 @@ def one_thread_by_accident(subject: Subject) -> Iterator[Trap]:
     ranks = 1
     for start in script.starts:
         nproc = start.flag("nproc-per-node") if start.launcher else None
-        ranks = max(ranks, int(nproc)) if nproc and nproc.isdigit() else ranks
+        ranks = max(ranks, whole_number(nproc) or 1)
     if cores // ranks < 2:
         return
     set_to = [(c, unquote(v)) for c in script.commands for n, v in assignments(c).items() if n == "OMP_NUM_THREADS"]

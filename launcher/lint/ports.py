@@ -23,9 +23,10 @@ KNOWN: Mapping[str, Interval] = {
     "SLURM_LOCALID": (0, 15),
     "SLURM_NODEID": (0, 1000),
 }
+_EXPRESSION = re.compile(r"\$\(\((.*)\)\)|\$\(\s*expr\s+(.*)\)|\$\[(.*)\]|`\s*expr\s+(.*)`|([0-9]{1,12}|\$\{?\w+\}?)")
 _TOKEN = re.compile(
-    r"\s*(?:(?P<number>\d{1,12})|(?P<tail>\$\{\w+:\s*-(?P<digits>\d)\})|\$?\{?(?P<name>[A-Za-z_]\w*)\}?"
-    r"|(?P<last>\$\([^()]*tail\s+-c\s*(?P<count>\d)[^()]*\))|(?P<sign>[-+*/%()]))"
+    r"\s*(?:(?P<number>[0-9]{1,12})|(?P<tail>\$\{\w+:\s*-(?P<digits>[0-9])\})|\$?\{?(?P<name>[A-Za-z_]\w*)\}?"
+    r"|(?P<last>\$\([^()]*tail\s+-c\s*(?P<count>[0-9])[^()]*\))|(?P<sign>[-+*/%()]))"
 )
 
 
@@ -34,11 +35,11 @@ def port_range(value: str, variables: Mapping[str, str], *, depth: int = 0) -> I
     text = unquote(value).strip()
     if len(text) > LONGEST or depth > DEEPEST:
         return None
-    if shuffled := re.search(r"shuf\s+(?:-n\s*1\s+)?-i\s*(\d{1,6})-(\d{1,6})", text):
+    if shuffled := re.search(r"shuf\s+(?:-n\s*1\s+)?-i\s*([0-9]{1,6})-([0-9]{1,6})", text):
         return int(shuffled[1]), int(shuffled[2])
     if default := re.fullmatch(r"\$\{\w+:?-(.*)\}", text):
         return port_range(default[1], variables, depth=depth + 1)
-    inner = re.fullmatch(r"\$\(\((.*)\)\)|\$\(\s*expr\s+(.*)\)|\$\[(.*)\]|`\s*expr\s+(.*)`|(\d+|\$\{?\w+\}?)", text)
+    inner = _EXPRESSION.fullmatch(text)
     if inner is None:
         return None
     return _Reader(next(group for group in inner.groups() if group is not None), variables, depth).read()

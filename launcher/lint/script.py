@@ -18,6 +18,7 @@ from launcher.lint.shell import (
     program,
     unquote,
 )
+from launcher.text import whole_number
 
 SHORT_OPTIONS = {
     "-A": "account", "-a": "array", "-C": "constraint", "-c": "cpus-per-task", "-D": "chdir", "-d": "dependency",
@@ -144,19 +145,19 @@ class BatchScript:
 
     def number(self, *names: str) -> int | None:
         """The first of these batch options that is a plain number."""
-        values = (self.options.get(name, "") for name in names)
-        return next((int(value) for value in values if value.isdigit()), None)
+        values = (whole_number(self.options.get(name)) for name in names)
+        return next((value for value in values if value is not None), None)
 
     @cached_property
     def num_nodes(self) -> int | None:
         value = self.options.get("nodes", "").partition("-")[2] or self.options.get("nodes", "")
-        return int(value) if value.isdigit() else None
+        return whole_number(value)
 
     @cached_property
     def gpus_per_node(self) -> int | None:
         """GPUs asked for on each node, where the script says it."""
         for name in ("gpus-per-node", "gres"):
-            match = re.search(r"(?:^|gpu[:=\w.-]*?[:=]|:)(\d+)(?:\(|,|$)", self.options.get(name, ""))
+            match = re.search(r"(?:^|gpu[:=\w.-]{0,80}?[:=]|:)([0-9]{1,9})(?:\(|,|$)", self.options.get(name, ""))
             if match and (name != "gres" or "gpu" in self.options["gres"]):
                 return int(match[1])
         return None
@@ -164,10 +165,10 @@ class BatchScript:
     def tasks_per_node(self, start: StartCommand | None = None) -> int | None:
         """Tasks on each node, from the starter's own options first."""
         for options in ([start.options] if start else []) + [self.options]:
-            if options.get("ntasks-per-node", "").isdigit():
-                return int(options["ntasks-per-node"])
-            if options.get("ntasks", "").isdigit() and self.num_nodes:
-                return -(-int(options["ntasks"]) // self.num_nodes)
+            if (per_node := whole_number(options.get("ntasks-per-node"))) is not None:
+                return per_node
+            if (tasks := whole_number(options.get("ntasks"))) is not None and self.num_nodes:
+                return -(-tasks // self.num_nodes)
         return None
 
 

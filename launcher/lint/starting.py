@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from launcher.lint.finding import Rule, Subject, Trap
 from launcher.lint.script import StartCommand
 from launcher.lint.shell import assignments, live_variables
+from launcher.text import whole_number
 
 PER_TASK = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
 TP_FLAGS = ("tensor-model-parallel-size", "tensor-parallel-size", "tensor_parallel_degree", "tp-size", "tp")
@@ -67,14 +68,14 @@ def world_size_mismatch(subject: Subject) -> Iterator[Trap]:
     nodes = subject.script.num_nodes
     for start in subject.script.starts:
         given = start.flag("nnodes", "num_machines") if start.launcher else None
-        if nodes and given and given.isdigit() and int(given) != nodes:
+        if nodes and (number := whole_number(given)) is not None and number != nodes:
             yield Trap(start.line, f"--nnodes={given} in a job of --nodes={nodes}")
 
 
 def more_ranks_than_gpus(subject: Subject) -> Iterator[Trap]:
     for start in subject.script.starts:
         nproc = start.flag(*NPROC) if start.launcher else None
-        if nproc and nproc.isdigit() and subject.gpus_per_node and int(nproc) > subject.gpus_per_node:
+        if subject.gpus_per_node and (whole_number(nproc) or 0) > subject.gpus_per_node:
             yield Trap(start.line, f"{nproc} ranks on a node of {subject.gpus_per_node} GPUs")
 
 
@@ -82,7 +83,8 @@ def idle_gpus(subject: Subject) -> Iterator[Trap]:
     for start in subject.script.starts:
         nproc = start.flag(*NPROC) if start.launcher else None
         asked = subject.script.gpus_per_node
-        if nproc and nproc.isdigit() and asked and int(nproc) < asked:
+        number = whole_number(nproc)
+        if number is not None and asked and number < asked:
             yield Trap(start.line, f"{nproc} ranks a node, but {asked} GPUs asked for on each")
 
 
@@ -93,15 +95,11 @@ def tensor_parallel_over_nodes(subject: Subject) -> Iterator[Trap]:
         for flag in TP_FLAGS:
             pattern = r"(?<![\w-])(?:--)?" + flag.replace("-", "[-_]") + r"[=\s]+(\d+)(?!\w)"
             for match in re.finditer(pattern, text) if gpus else ():
-                if int(match[1]) > (gpus or 0):
+                if gpus and (whole_number(match[1]) or 0) > gpus:
                     yield Trap(command.line, f"tensor parallel size {match[1]} on nodes of {gpus} GPUs")
     for name, value in subject.script.variables.items():
-        if (
-            gpus
-            and re.fullmatch(r"TP(_?SIZE)?|TENSOR_(MODEL_)?PARALLEL(_SIZE)?", name)
-            and value.isdigit()
-            and int(value) > gpus
-        ):
+        sizes_tp = re.fullmatch(r"TP(_?SIZE)?|TENSOR_(MODEL_)?PARALLEL(_SIZE)?", name)
+        if gpus and sizes_tp and (whole_number(value) or 0) > gpus:
             line = next(c.line for c in subject.script.commands if name in assignments(c))
             yield Trap(line, f"{name}={value} on nodes of {gpus} GPUs")
 

@@ -14,6 +14,7 @@ from launcher.cluster.readers_smi import QUERY_COMMAND, GpuState, read_list, rea
 from launcher.cluster.readers_topo import nvlink_domains, read_topo
 from launcher.errors import InputError
 from launcher.preflight.findings import Finding, Level
+from launcher.text import bounded, printable, whole_number
 from launcher.units import format_bytes
 
 # nvidia-smi tells whole MiB and ECC takes a little: less than this share of the file's memory is another GPU.
@@ -86,7 +87,7 @@ def state_findings(node: Node, output: Output, *, torch_cuda: str | None) -> lis
 
 
 def _state_findings(node: Node, state: GpuState) -> list[Finding]:
-    name, found = f"GPU {state.index} ({state.uuid})", []
+    name, found = f"GPU {state.index} ({printable(state.uuid)})", []
     expected = node.gpu.memory_bytes
     if not node.is_mig and state.memory_bytes is not None and state.memory_bytes < MEMORY_SHARE * expected:
         told = f"{name} has {format_bytes(state.memory_bytes)}, the cluster file says {format_bytes(expected)}"
@@ -112,13 +113,12 @@ def _state_findings(node: Node, state: GpuState) -> list[Finding]:
 def _driver_finding(driver: str, torch_cuda: str | None) -> Finding:
     if torch_cuda is None:
         return Finding(Level.PROBLEM, "driver", "the torch installed here is built without CUDA: install a CUDA build")
-    major = int(torch_cuda.partition(".")[0])
-    lowest = MIN_DRIVER.get(major)
+    lowest, found = MIN_DRIVER.get(whole_number(torch_cuda.partition(".")[0]) or 0), f"driver {printable(driver)}"
     if lowest is None:
-        return Finding(Level.UNKNOWN, "driver", f"driver {driver}; what CUDA {torch_cuda} needs is not known here")
+        return Finding(Level.UNKNOWN, "driver", f"{found}; what CUDA {torch_cuda} needs is not known here")
     wanted = ".".join(map(str, lowest))
-    version = tuple(int(part) for part in re.findall(r"\d+", driver))
-    return _compared("driver", f"driver {driver}", f"{wanted} or later for CUDA {torch_cuda}", version >= lowest)
+    version = tuple(int(part) for part in re.findall(r"[0-9]{1,9}", driver)[:4])
+    return _compared("driver", found, f"{wanted} or later for CUDA {torch_cuda}", version >= lowest)
 
 
 def domain_findings(node: Node, output: Output) -> list[Finding]:
@@ -165,10 +165,10 @@ def read_nvlink_state(text: str) -> dict[int, dict[int, bool]]:
     """GPU → link → whether it is up, out of `nvidia-smi nvlink -s`; raises InputError for another text."""
     links: dict[int, dict[int, bool]] = {}
     gpu = -1
-    for line in text.splitlines():
-        if match := re.match(r"GPU (\d+):", line):
+    for line in bounded(text, "`nvidia-smi nvlink -s`").splitlines():
+        if match := re.match(r"GPU ([0-9]{1,4}):", line):
             gpu = int(match[1])
-        elif (match := re.match(r"\s+Link (\d+): (\S+)", line)) and gpu >= 0:
+        elif (match := re.match(r"\s+Link ([0-9]{1,4}): (\S{1,80})", line)) and gpu >= 0:
             links.setdefault(gpu, {})[int(match[1])] = "inactive" not in match[2].lower()
     if not links:
         raise InputError("this is not `nvidia-smi nvlink -s`: it names no link")

@@ -13,6 +13,7 @@ from launcher.cluster import commands
 from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
 from launcher.cluster.readers_slurm import SlurmTopology, read_slurm_nodes, read_slurm_topology
 from launcher.errors import InputError
+from launcher.text import whole_number
 
 PROBE_TIMEOUT_S = 3.0
 
@@ -33,7 +34,7 @@ def read_allocation() -> Allocation:
         raise InputError(
             "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
         )
-    return Allocation(_name(job_id), expand_hostlist(nodelist), int(env.get("SLURM_RESTART_COUNT") or 0))
+    return Allocation(_name(job_id), expand_hostlist(nodelist), whole_number(env.get("SLURM_RESTART_COUNT")) or 0)
 
 
 def _name(job_id: str) -> str:
@@ -50,7 +51,7 @@ def _name(job_id: str) -> str:
 
 def given_cpus() -> int:
     """CPUs that the job has on each of its nodes, the fewest of them; 0 where Slurm does not say."""
-    counts = re.findall(r"(?:^|,)(\d+)", env.get("SLURM_JOB_CPUS_PER_NODE") or "")  # as 72(x2),36
+    counts = re.findall(r"(?:^|,)([0-9]{1,9})", env.get("SLURM_JOB_CPUS_PER_NODE") or "")  # as 72(x2),36
     return min(map(int, counts), default=0)
 
 
@@ -94,7 +95,7 @@ def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
     for record in text.splitlines():
         fields = dict(re.findall(r"\b(NodeName|NodeAddr|Port|State)=(\S+)", record))
         down = re.match(r"(DOWN|FAIL|.*NOT_RESPONDING|.*\*)", fields.get("State", ""))
-        port = int(fields["Port"]) if fields.get("Port", "").isdigit() else default_port
+        port = whole_number(fields.get("Port")) or default_port
         if down or not _answers(fields.get("NodeAddr", ""), port):
             lost.append(fields.get("NodeName", "?"))
     return tuple(lost)
@@ -111,7 +112,7 @@ def removed_nodes(job_id: str, hosts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _slurmd_port() -> int:
-    match = re.search(r"SlurmdPort\s*=\s*(\d+)", commands.run(("scontrol", "show", "config")).text or "")
+    match = re.search(r"SlurmdPort\s*=\s*([0-9]{1,5})", commands.run(("scontrol", "show", "config")).text or "")
     return int(match[1]) if match else 6818  # Slurm's default
 
 

@@ -7,10 +7,13 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from launcher.capture import capture
 from launcher.cluster.commands import query_environment
 from launcher.errors import InputError
+from launcher.text import printable
 
 TIMEOUT_S = 60.0
+LONGEST_REASON = 1000
 # What Slurm's commands print where nobody answers them, whatever was asked: slurm_errno.c, slurm 22.05 to 24.11.
 NO_CONFIGURATION = re.compile(r"configuration source|DNS SRV|Unable to (stat|open|process) .*slurm\.conf", re.I)
 NO_CONTROLLER = re.compile(
@@ -38,33 +41,26 @@ class Answer:
     def reason(self) -> str:
         """What a failed command complained of, on one line, without its own name before each complaint."""
         said = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
-        return "; ".join(dict.fromkeys(re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in said))
+        words = dict.fromkeys(re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in said)
+        return printable("; ".join(words), longest=LONGEST_REASON)
 
 
 def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Answer:
     """Run a Slurm command without a shell; raises SlurmUnreachable where there is no Slurm or nobody answers."""
     try:
-        done = subprocess.run(
-            list(argv),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=query_environment() if environment is None else environment,
-            stdin=subprocess.DEVNULL,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        variables = query_environment() if environment is None else environment
+        done = capture(argv, environment=variables, timeout_s=TIMEOUT_S)
     except FileNotFoundError as error:
         raise SlurmUnreachable(
             f"there is no {argv[0]} on this machine: run this on a login node of the cluster"
         ) from error
     except OSError as error:
-        raise SlurmUnreachable(f"{argv[0]} cannot be started ({error.strerror})") from error
+        raise SlurmUnreachable(f"{argv[0]} cannot be run ({error.strerror})") from error
     except subprocess.TimeoutExpired as error:
         raise SlurmUnreachable(
             f"{argv[0]} had no answer within {TIMEOUT_S:.0f} s: is slurmctld up (scontrol ping)?"
         ) from error
-    answer = Answer(done.returncode, done.stdout, done.stderr)
+    answer = Answer(done.code, done.out, done.err)
     if answer.code and (why := unreachable(answer.reason)):
         raise SlurmUnreachable(f"{argv[0]}: {why}")
     return answer

@@ -18,6 +18,7 @@ from launcher.run.status import Progress, progress
 from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
 from launcher.slurm.record import is_submitted, read_submission
+from launcher.text import printable, whole_number
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
 COLUMNS = {
@@ -107,7 +108,7 @@ class SubmittedRun:
                     "by hand is known from its start on, before it by its job id"
                 )
             return cls(job_id, folder)
-        if name and set(name) <= set("0123456789_") and name[0].isdigit():
+        if re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name):
             return cls(name, _folder_of(name))
         raise InputError(f"{name} is neither the folder of a submitted run nor a job id: give one of the two")
 
@@ -202,9 +203,9 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
     return {
         "state": values["State"],
         "reason": values["Reason"],
-        "restarts": int(values["RestartCnt"] or 0),
+        "restarts": whole_number(values["RestartCnt"]) or 0,
         "exit_code": values["exit_code"],
-        "num_nodes": int(values["NumNodes"] or 0),
+        "num_nodes": whole_number(values["NumNodes"]) or 0,
         "time_used": values["TimeUsed"] if running else "",
         "time_left": values["TimeLeft"] if running else "",
         "start_time": values["StartTime"],
@@ -227,7 +228,7 @@ def ended_members(job_id: str) -> dict[int, str]:
 def _columns(line: str) -> dict[str, str]:
     values = {}
     for name, width in COLUMNS.items():
-        values[name], line = line[:width].strip(), line[width:]
+        values[name], line = printable(line[:width].strip()), line[width:]
     return values
 
 
@@ -243,10 +244,12 @@ def _from_sacct(job_id: str) -> dict[str, Any] | None:
     if answer.code or not rows or any(len(row) != 4 for row in rows):
         return None
     state, exit_code, nodes, start = min(rows, key=lambda row: row[0] == "COMPLETED")
+    if not state.strip():
+        return None
     return {
         "state": state.split()[0],  # "CANCELLED by 1000"
         "exit_code": exit_code,
-        "num_nodes": int(nodes or 0),
+        "num_nodes": whole_number(nodes) or 0,
         "start_time": start,
         "source": "sacct",
     }

@@ -23,6 +23,7 @@ from launcher.slurm.record import Submission, record_job_id, setup_text, write_p
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.slurm.settings import SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
+from launcher.text import whole_number
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def batch_script() -> Path:
 def check_size(plan: Plan, settings: SlurmSettings) -> None:
     """Raise InputError where no partition has as many nodes as the job needs: Slurm would let it wait for ever."""
     rows = [line.rpartition("|") for line in ask(("sinfo", "-h", "-o", "%R|%D")).out.splitlines()]
-    sizes = {name: int(count) for name, _, count in rows if count.isdigit()}
+    sizes = {name: size for name, _, count in rows if (size := whole_number(count)) is not None}
     wanted = [settings.partition] if settings.partition else list(sizes)
     known = {name: sizes[name] for name in wanted if name in sizes}
     needed = settings.fewest_nodes(plan.placement.num_nodes)

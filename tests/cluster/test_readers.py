@@ -163,7 +163,7 @@ def test_a_node_under_two_leaves_has_no_known_leaf() -> None:
     topology = read_slurm_topology("SwitchName=s1 Nodes=n[1-4]\nSwitchName=s2 Nodes=n[4-8]\n")
 
     assert topology.leaf_of("n4") is None
-    assert topology.notes == ("node n4 stands under s1 and s2: its leaf is unknown",)
+    assert topology.notes == ("node n4 is under s1 and s2: its leaf is unknown",)
 
 
 def test_slurm_nodes_are_read_with_their_gpus() -> None:
