@@ -66,7 +66,7 @@ def read_topo(text: str) -> Topology:
     if gaps := [(a, b) for a, b in combinations(gpus, 2) if links[a][b] == UNKNOWN]:
         raise InputError(_illegible(gaps, rows))
     num_headings = sum(heading in text for heading in _HEADINGS)
-    tails = [_tail(rows[gpu][len(devices) :], num_headings) for gpu in gpus]
+    tails = [_tail(rows.get(gpu, ())[len(devices) :], num_headings) for gpu in gpus]
     return Topology(
         gpus=gpus,
         nics=nics,

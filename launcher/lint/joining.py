@@ -86,8 +86,9 @@ def fixed_rank(subject: Subject) -> Iterator[Trap]:
         return
     for command in script.commands:
         for name, value in assignments(command).items():
-            once = len(re.findall(rf"\b{name}(=|\+\+|\+=)", script.text)) == 1
-            if name in RANK_NAMES and whole_number(unquote(value)) is not None and once and not program_words(command):
+            if name not in RANK_NAMES or whole_number(unquote(value)) is None or program_words(command):
+                continue
+            if len(re.findall(rf"\b{name}(=|\+\+|\+=)", script.text)) == 1:
                 yield Trap(command.line, f"{name}={value} for every task")
 
 

@@ -86,7 +86,7 @@ def requeue_truncates_log(subject: Subject) -> Iterator[Trap]:
 
 
 def exit_code_lost(subject: Subject) -> Iterator[Trap]:
-    if re.search(r"^\s*set\s+-\w*o?\w*\s*pipefail|-o\s+pipefail", subject.script.text, re.MULTILINE):
+    if re.search(r"^[ \t]*set[ \t]+-\w{0,8}[ \t]*pipefail|-o\s+pipefail", subject.script.text, re.MULTILINE):
         return
     for start in subject.script.starts:
         if start.operator == "|":

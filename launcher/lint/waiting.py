@@ -11,6 +11,10 @@ from launcher.lint.script import BatchScript
 from launcher.lint.shell import ShellCommand, program
 
 CAUGHT = re.compile(r"\b(?:SIG)?(?:USR1|USR2|TERM)\b")
+KEEPS_CODE = re.compile(
+    r"^[ \t]*set[ \t]+(-\w{0,8}e|-o[ \t]+errexit)|^#!.*[ \t]-\w{0,8}e\b|\$\?|\bexit[ \t]+\$|trap[ \t].*\bERR\b",
+    re.MULTILINE,
+)
 HARMLESS_END = ("echo", "date", "printf", "true", "set", "rm", "sacct", "seff", "squeue", "sleep", ":")
 
 
@@ -51,7 +55,7 @@ def _waits(script: BatchScript) -> bool:
 
 def exit_code_forgotten(subject: Subject) -> Iterator[Trap]:
     script, code = subject.script, _code(subject.script)
-    if re.search(r"^\s*set\s+(-\w*e|-o\s+errexit)|^#!.*\s-\w*e\b|\$\?|\bexit\s+\$|trap\s.*\bERR\b", code, re.MULTILINE):
+    if KEEPS_CODE.search(code):
         return
     starts = [start for start in script.starts if start.operator in ("\n", ";")]
     if not starts or not script.commands:
@@ -81,7 +85,7 @@ def steps_that_share_nothing(subject: Subject) -> Iterator[Trap]:
 
 
 def _loops(subject: Subject) -> bool:
-    return re.search(r"^\s*(for|while|until)\b", _code(subject.script), re.MULTILINE) is not None
+    return re.search(r"^[ \t]*(for|while|until)\b", _code(subject.script), re.MULTILINE) is not None
 
 
 def one_node_after_the_other(subject: Subject) -> Iterator[Trap]:

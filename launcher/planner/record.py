@@ -7,15 +7,19 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster import Cluster, Gpu, Node
+from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.files import read_json, write_json
 from launcher.layout import Layout, Placement, RankGrid
+from launcher.layout.degrees import AXES
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.schema import from_plain
 from launcher.stacks import Stack
+from launcher.text import printable
 
 PLAN_VERSION = 1
+MOST_NAMED = 5  # problems of a damaged plan that its message names
 
 
 @dataclass(frozen=True)
@@ -63,22 +67,51 @@ class Plan:
         """The inverse of `to_dict`; raises InputError for another version or a broken document."""
         version = data.get("version")
         if version != PLAN_VERSION:
+            found = printable(repr(version))
             raise InputError(
-                f"this plan.json has version {version!r}; this launcher reads version {PLAN_VERSION}: plan again"
+                f"this plan.json has version {found}; this launcher reads version {PLAN_VERSION}: plan again"
             )
         try:
-            layout = {**data["layout"], "layer_split": tuple(data["layout"]["layer_split"])}
-            job = Job(
-                cluster_from_dict(data["cluster"]),
-                Model(**data["model"]),
-                Training(**data["training"]),
-                Stack(**{**data["stack"], "recompute_modes": tuple(data["stack"]["recompute_modes"])}),
-            )
-            return cls(
-                job, Layout(**layout), data["estimate"], tuple(data["why"]), data["config"], tuple(data["hosts"])
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"plan.json is not a plan of this launcher ({error}): plan again") from error
+            read = from_plain(_Stored, data)
+        except InputError as error:
+            named = "; ".join(error.problems[:MOST_NAMED])
+            raise InputError(f"plan.json is not a plan of this launcher ({named}): plan again") from error
+        job = Job(read.cluster, read.model, read.training, read.stack)
+        plan = cls(job, read.layout, read.estimate, read.why, read.config, read.hosts)
+        if problem := _unsound(plan):
+            raise InputError(f"plan.json is not a plan of this launcher ({problem}): plan again")
+        return plan
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A plan as plan.json holds it."""
+
+    version: int
+    cluster: Cluster
+    model: Model
+    training: Training
+    stack: Stack
+    layout: Layout
+    hosts: tuple[str, ...]
+    estimate: Mapping[str, Any]
+    why: tuple[str, ...]
+    config: Mapping[str, Any]
+
+
+def _unsound(plan: Plan) -> str | None:
+    """What of a plan would make its own arithmetic fail, as no planner makes it."""
+    layout, cluster = plan.layout, plan.job.cluster
+    counts = (layout.tp, layout.pp, layout.dp, layout.cp, layout.ep, layout.virtual_stages, layout.micro_batch)
+    if min(*counts, cluster.num_nodes, cluster.node.num_gpus, plan.job.training.global_batch) < 1:
+        return "a degree or a count is below 1"
+    if layout.world_size > cluster.num_gpus:
+        return f"{layout.world_size} ranks on {cluster.num_gpus} GPUs"
+    if sorted(layout.axis_order.split("-")) != sorted(AXES):
+        return "axis_order does not name every axis once"
+    if sorted(gpu for domain in cluster.node.domains for gpu in domain) != list(range(cluster.node.num_gpus)):
+        return "the domains do not hold every GPU once"
+    return None
 
 
 def write_plan(plan: Plan, file: Path) -> Path:
@@ -108,7 +141,5 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
 
 
 def cluster_from_dict(data: Mapping[str, Any]) -> Cluster:
-    """The inverse of `cluster_to_dict`; raises KeyError or TypeError for other data."""
-    node = data["node"]
-    domains = tuple(tuple(domain) for domain in node["domains"])
-    return Cluster(**{**data, "node": Node(**{**node, "gpu": Gpu(**node["gpu"]), "domains": domains})})
+    """The inverse of `cluster_to_dict`; raises InputError for other data."""
+    return from_plain(Cluster, data, "cluster")

@@ -11,15 +11,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher import process
+from launcher.errors import InputError
 from launcher.files import append_line, read_lines
 from launcher.run.heartbeat import RankState
+from launcher.schema import from_plain
 
+T = TypeVar("T")
 PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups", "first_step")
 OTHER_PHASES = ("ended", "failed", "straggler")  # which are no part of a start
 START, PLACED, PREFLIGHT, BANDWIDTH = "slurm_start", "slurm_placed", "slurm_preflight", "slurm_bandwidth"
@@ -70,19 +74,21 @@ def append_event(path: Path, event: JobEvent) -> None:
 
 def read_events(path: Path) -> list[JobEvent]:
     """What happened to the batch jobs of a run, in order."""
-    return [JobEvent(**named, details=rest) for named, rest in _split(path, _EVENT_KEYS)]
+    return list(_read(JobEvent, path, _EVENT_KEYS))
 
 
 def read_phases(path: Path) -> list[PhaseLine]:
     """The phases that were reached, in order."""
-    return [PhaseLine(**named, details=rest) for named, rest in _split(path, _PHASE_KEYS)]
+    return list(_read(PhaseLine, path, _PHASE_KEYS))
 
 
-def _split(path: Path, names: Sequence[str]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The lines that have all these keys, each as these and the rest."""
+def _read(kind: type[T], path: Path, names: Sequence[str]) -> Iterator[T]:
+    """The lines that have all these keys, with values of their kinds; what else they have are details."""
     for line in read_lines(path):
         if all(name in line for name in names):
-            yield {name: line.pop(name) for name in names}, line
+            named = {name: line.pop(name) for name in names}
+            with suppress(InputError):  # a damaged line, as a torn one is
+                yield from_plain(kind, {**named, "details": line})
 
 
 class Ledger:

@@ -73,6 +73,7 @@ class StepMetrics:
 
 
 _NAMED = tuple(f.name for f in fields(StepMetrics) if f.name not in ("step", "split_s", "other"))
+_NUMBERS = ("step", *_NAMED, *PARTS)
 _KNOWN = {"step", *_NAMED, *PARTS}
 
 
@@ -110,8 +111,13 @@ def read_steps(path: Path) -> list[StepMetrics]:
 def _steps(path: Path) -> Iterator[StepMetrics]:
     for line in read_lines(path):
         step = line.get("step")
-        if isinstance(step, int):
+        if isinstance(step, int) and not any(name in line and not _is_number(line[name]) for name in _NUMBERS):
             yield StepMetrics.of(step, line)
+
+
+def _is_number(value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    return value is None or whole or isinstance(value, float)
 
 
 @dataclass(frozen=True)

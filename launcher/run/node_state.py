@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
 from launcher.files import read_json, write_json
 from launcher.run.folder import RunFolder
+from launcher.schema import from_plain
+from launcher.text import printable
 
 ENDED = frozenset({"done", "failed", "stopped", "cancelled"})  # after these an agent starts no rank any more
 STOPPED = frozenset({"stopped", "cancelled"})
@@ -46,9 +48,11 @@ def read_node_state(file: Path) -> NodeState:
     """The state in a file; raises InputError where it is none."""
     data: dict[str, Any] = read_json(file, remedy=_REMEDY)
     try:
-        return NodeState(**{**data, "ranks": {int(rank): pid for rank, pid in data["ranks"].items()}})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{file} is no state of a node ({error}): {_REMEDY}") from error
+        ranks = {int(rank): pid for rank, pid in data["ranks"].items() if isinstance(pid, int)}
+        return replace(from_plain(NodeState, {**data, "ranks": {}}), ranks=ranks)
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+        why = error.problems[0] if isinstance(error, InputError) else printable(str(error))
+        raise InputError(f"{file} is no state of a node ({why}): {_REMEDY}") from error
 
 
 def node_states(folder: RunFolder) -> list[NodeState]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from launcher.errors import InputError
 from launcher.files import read_json, write_json
+from launcher.schema import from_plain
 
 REMEDY = "run the recipe again"
+MOST_NAMED = 3  # problems of a damaged file that its message names
 T = TypeVar("T")
 
 
@@ -54,8 +56,8 @@ class TrainResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TrainResult:
-        """The inverse of `to_dict`; raises KeyError or TypeError for other data."""
-        return cls(**{**data, "losses": tuple(data["losses"]["all"])})
+        """The inverse of `to_dict`; raises KeyError, TypeError or InputError for other data."""
+        return from_plain(cls, {**data, "losses": data["losses"]["all"]})
 
     def _ends(self) -> dict[str, float | None]:
         return {
@@ -84,7 +86,7 @@ class BandwidthResult:
     recipe: str
     bytes: int
     nodes: tuple[NodeRates, ...]
-    slow: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    slow: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,9 +100,8 @@ class BandwidthResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> BandwidthResult:
-        """The inverse of `to_dict`; raises KeyError or TypeError for other data."""
-        nodes = tuple(NodeRates(**node) for node in data["nodes"])
-        return cls(**{**data, "nodes": nodes, "exclude": tuple(data["exclude"])})
+        """The inverse of `to_dict`; raises InputError for other data."""
+        return from_plain(cls, data)
 
 
 def write_result(document: Mapping[str, Any], file: Path, *, short: Mapping[str, Any]) -> None:
@@ -138,5 +139,6 @@ def read_bandwidth_result(file: Path) -> BandwidthResult:
 def _typed(read: Callable[[Mapping[str, Any]], T], data: Mapping[str, Any], file: Path) -> T:
     try:
         return read(data)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{file} is no result of this launcher ({error}): {REMEDY}") from error
+    except (KeyError, TypeError, InputError) as error:
+        why = "; ".join(error.problems[:MOST_NAMED]) if isinstance(error, InputError) else str(error)
+        raise InputError(f"{file} is no result of this launcher ({why}): {REMEDY}") from error

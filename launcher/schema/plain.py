@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from launcher.errors import InputError
 from launcher.schema.keys import join, without_none
 from launcher.schema.nearest import unknown_key
+from launcher.text import printable
 
 _T = TypeVar("_T")
 _WRONG = object()
+MOST_PROBLEMS = 10  # of one document, that a message names
+LONGEST_SHOWN = 100  # characters of a name or value in a message
+LARGEST = 2**63 - 1  # of whole numbers; arithmetic on longer ones takes for ever
 
 
 def to_plain(value: Any) -> Any:
@@ -41,7 +46,8 @@ def from_plain(cls: type[_T], data: Any, prefix: str = "") -> _T:
     reader = _Stored([])
     found = reader.value(cls, data, prefix)
     if reader.problems:
-        raise InputError(reader.problems)
+        more = len(reader.problems) - MOST_PROBLEMS
+        raise InputError(reader.problems[:MOST_PROBLEMS] + ([f"and {more} more"] if more > 0 else []))
     made: _T = found
     return made
 
@@ -66,7 +72,8 @@ class _Stored:
         elif origin is None and isinstance(kind, type) and not is_dataclass(kind):
             found = _scalar(kind, data)
         if found is _WRONG:
-            self.problems.append(f"{name or 'the document'} = {repr(data)[:200]} is not {_kind_name(kind)}")
+            found_text = printable(repr(data), longest=LONGEST_SHOWN)
+            self.problems.append(f"{_shown(name) or 'the document'} = {found_text} is not {_kind_name(kind)}")
         return found
 
     def items(self, kinds: tuple[Any, ...], data: Any, name: str) -> Any:
@@ -80,11 +87,16 @@ class _Stored:
         known = [f.name for f in fields(cls)]
         before = len(self.problems)
         full = [join(name, field) for field in known]
-        self.problems.extend(unknown_key(join(name, key), full) for key in data if key not in known)
+        self.problems.extend(unknown_key(_shown(join(name, key)), full) for key in data if key not in known)
         self.problems.extend(f"{join(name, field)} is missing" for field in known if field not in data)
-        hints = get_type_hints(cls)
+        hints = _hints(cls)
         values = {field: self.value(hints[field], data[field], join(name, field)) for field in known if field in data}
         return cls(**values) if len(self.problems) == before else _WRONG
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _scalar(kind: type, data: Any) -> Any:
@@ -92,9 +104,17 @@ def _scalar(kind: type, data: Any) -> Any:
         return kind[data] if isinstance(data, str) and data in kind.__members__ else _WRONG
     if kind is Path:
         return Path(data) if isinstance(data, str) else _WRONG
+    if isinstance(data, int) and abs(data) > LARGEST:
+        return _WRONG
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
+    if kind is int and isinstance(data, float) and data.is_integer() and abs(data) <= LARGEST:
+        return int(data)  # a size that was written in another unit
     return data if isinstance(data, kind) and (kind is bool or not isinstance(data, bool)) else _WRONG
+
+
+def _shown(name: str) -> str:
+    return printable(name, longest=LONGEST_SHOWN)
 
 
 def _kind_name(kind: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from launcher.run.checkpoints import newest_step
 from launcher.run.folder import RunFolder
@@ -25,12 +26,17 @@ def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
     return bool(states & STOPPED) and states <= {*STOPPED, "stopping", "done"}
 
 
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < 2**63 else None
+
+
 def starts(folder: RunFolder) -> list[JobStart]:
     """Every start of the job that the ledger knows, the present one last."""
     found: list[JobStart] = []
     for event in read_events(folder.ledger):
         if event.event == START:
-            found.append(JobStart(int(event.details["restart"]), event.details["checkpoint_step"]))
+            restart, step = event.details.get("restart"), event.details.get("checkpoint_step")
+            found.append(JobStart(_count(restart) or 0, _count(step)))
         elif found and event.details.get("sent_back"):
             found[-1] = replace(found[-1], sent_back=True)
     return found

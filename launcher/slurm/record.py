@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.errors import InputError
-from launcher.files import write_json
+from launcher.files import read_json, write_json
 from launcher.planner import Plan, read_plan
 from launcher.planner.record import cluster_from_dict
 from launcher.run.folder import RunFolder
+from launcher.schema import from_plain
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,12 @@ def read_submission(folder: Path) -> Submission:
     """The submission of a run folder; raises InputError where it has none."""
     path = RunFolder(folder).submission
     try:
-        data = json.loads(path.read_text())
-        args, clusters = tuple(data["args"]), data.get("clusters", {})
-        return Submission(data["script"], args, data["work_dir"], data["job_id"], clusters)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} was not submitted to Slurm: it has no {path.name}; `launcher submit` makes it"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): submit again") from error
+        return from_plain(Submission, read_json(path, remedy="submit again"), path.name)
+    except InputError as error:
+        if not path.exists():
+            why = f"{folder} was not submitted to Slurm: it has no {path.name}; `launcher submit` makes it"
+            raise InputError(why) from error
+        raise InputError(f"{path} cannot be read ({error.problems[0]}): submit again") from error
 
 
 def is_submitted(folder: Path) -> bool:

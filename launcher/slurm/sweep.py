@@ -13,8 +13,10 @@ from launcher.planner import Plan
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.ledger import END, PLACED, read_events
 from launcher.run.metrics import read_steps, summarise_steps
+from launcher.schema import from_plain
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, gpus_per_node, submit_request
 from launcher.slurm.settings import SlurmSettings
+from launcher.text import printable
 
 COLUMNS = ("run", "state", "layout", "steps", "loss", "step_s", "overrides")
 
@@ -25,6 +27,13 @@ class SweepMember:
 
     overrides: tuple[str, ...]
     plan: Plan
+
+
+@dataclass(frozen=True)
+class _Members:
+    """sweep.json: the overrides of each run."""
+
+    runs: tuple[tuple[str, ...], ...]
 
 
 def sweep_request(
@@ -55,7 +64,7 @@ def results(folder: Path, *, ended: bool = False, members: Mapping[int, str] | N
     sweep = SweepFolder(folder)
     if not sweep.members.is_file():
         return []
-    runs = read_json(sweep.members, remedy="submit the sweep again")["runs"]
+    runs = from_plain(_Members, read_json(sweep.members, remedy="submit the sweep again"), sweep.members.name).runs
     rows = [{"run": i, "overrides": " ".join(words), **_row(sweep.run(i))} for i, words in enumerate(runs)]
     cut_off = {"waiting": "never started", "running": "ended by Slurm"}
     for index, row in enumerate(rows):
@@ -93,12 +102,12 @@ def _row(run: RunFolder) -> dict[str, Any]:
     state = "running" if events else "waiting"
     if events and events[-1].event == END:
         last = events[-1].details
-        state = "done" if last["code"] == 0 else str(last["why"])
+        state = "done" if last.get("code") == 0 else printable(str(last.get("why")), longest=200)
     steps = read_steps(run.metrics)
     placed = [event.details for event in events if event.event == PLACED]
     return {
         "state": state,
-        "layout": placed[-1]["layout"] if placed else None,
+        "layout": printable(str(placed[-1].get("layout"))) if placed else None,
         "steps": steps[-1].step if steps else 0,
         "loss": steps[-1].loss if steps else None,
         "step_s": summarise_steps(steps).step_s,
