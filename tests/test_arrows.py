@@ -31,7 +31,7 @@ ALLOWED = {
     "console": set(),
     "files": {"errors"},
     "resources": set(),
-    "schema": {"errors"},
+    "schema": {"errors", "text"},
     "process": {"errors"},
     "fast_exit": set(),
     "env": {"errors", "units", "text"},
