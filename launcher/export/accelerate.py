@@ -22,6 +22,7 @@ from launcher.export.ranks import (
 )
 from launcher.export.rules import only, order_unknown
 from launcher.export.target import Export, Target
+from launcher.export.yaml_text import to_yaml
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.planner.deepspeed_config import deepspeed_config
@@ -29,6 +30,13 @@ from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 CONFIG, DEEPSPEED_CONFIG = "accelerate.yaml", "ds_config.json"
+LAUNCH = (
+    "accelerate", "launch",
+    "--config_file", CONFIG,
+    "--machine_rank", NODE,
+    "--main_process_ip", ADDRESS,
+    "--main_process_port", PORT_VARIABLE,
+)  # fmt: skip
 Yaml = Mapping[str, Any]
 
 
@@ -40,7 +48,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
     if layout.recompute not in ("none", "full"):
         yield f"accelerate recomputes whole layers or none: set layout.recompute=full or none, not {layout.recompute}"
     meshed = layout.tp > 1 or layout.cp > 1
-    if meshed and _with_deepspeed(job, layout):
+    if meshed and with_deepspeed(job, layout):
         yield (
             f"accelerate has layout.tp and layout.cp in FSDP2 alone, which shards as ZeRO 2 and 3: set "
             f"layout.zero_stage=2 or 3 and train.engine=torch, not layout.zero_stage={layout.zero_stage}"
@@ -59,27 +67,19 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 
 def write(plan: Plan) -> Export:
     job, layout = plan.job, plan.layout
-    plugin = _with_deepspeed(job, layout)
-    files = {CONFIG: _yaml(_config(plan))}
+    plugin = with_deepspeed(job, layout)
+    files = {CONFIG: to_yaml(_config(plan))}
     if plugin:
         config = deepspeed_config(plan, TrainOptions.from_config(plan.config["train"]))
         files[DEEPSPEED_CONFIG] = json.dumps(config, indent=2) + "\n"
-    command = [
-        "accelerate", "launch",
-        "--config_file", CONFIG,
-        "--machine_rank", NODE,
-        "--main_process_ip", ADDRESS,
-        "--main_process_port", PORT_VARIABLE,
-        SCRIPT,
-    ]  # fmt: skip
     # `Accelerator` reads it where the script gives none; the plugin has it in its own JSON.
     steps = str(layout.num_micro_batches(job.training.global_batch))
     environment = {} if plugin else {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": steps}
-    files[START_FILE] = node_script(plan, command, environment=environment)
+    files[START_FILE] = node_script(plan, [*LAUNCH, SCRIPT], environment=environment)
     return Export(CONFIG, files | shared_files(plan), tuple(_missing(plan)))
 
 
-def _with_deepspeed(job: Job, layout: Layout) -> bool:
+def with_deepspeed(job: Job, layout: Layout) -> bool:
     """Whether the DeepSpeed plugin runs it: where the plan's engine is DeepSpeed, and for ZeRO-1, which FSDP2 lacks."""
     return job.training.engine == "deepspeed" or layout.sharding == 1
 
@@ -88,7 +88,7 @@ def _config(plan: Plan) -> Yaml:
     job, layout = plan.job, plan.layout
     config: dict[str, Any] = {
         "compute_environment": "LOCAL_MACHINE",
-        "distributed_type": _kind(job, layout),
+        "distributed_type": kind(job, layout),
         "num_machines": plan.placement.num_nodes,
         "num_processes": layout.world_size,  # of all machines
         "machine_rank": 0,
@@ -99,16 +99,16 @@ def _config(plan: Plan) -> Yaml:
     }
     if plan.hosts:
         config["main_process_ip"] = plan.hosts[0]
-    if _kind(job, layout) == "DEEPSPEED":
+    if kind(job, layout) == "DEEPSPEED":
         return config | {"deepspeed_config": {"deepspeed_config_file": DEEPSPEED_CONFIG, "zero3_init_flag": False}}
     config["mixed_precision"] = "no" if job.training.dtype == "fp32" else job.training.dtype
-    return config | (_fsdp(plan) if _kind(job, layout) == "FSDP" else {})
+    return config | (_fsdp(plan) if kind(job, layout) == "FSDP" else {})
 
 
-def _kind(job: Job, layout: Layout) -> str:
+def kind(job: Job, layout: Layout) -> str:
     if layout.world_size == 1:
         return "NO"
-    if _with_deepspeed(job, layout):
+    if with_deepspeed(job, layout):
         return "DEEPSPEED"
     if layout.sharding or layout.tp > 1 or layout.cp > 1:
         return "FSDP"
@@ -134,30 +134,19 @@ def _fsdp(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _yaml(config: Yaml, indent: str = "") -> str:
-    """Plain YAML. Words are quoted: a bare `no` would be False."""
-    text = ""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            text += f"{indent}{key}:\n{_yaml(value, indent + '  ')}"
-        else:
-            text += f"{indent}{key}: {json.dumps(value)}\n"
-    return text
-
-
 def _missing(plan: Plan) -> Iterator[str]:
     layout, training = plan.layout, plan.job.training
     yield f"the micro batch: the script's DataLoader has batch_size={layout.micro_batch} (a rank and a step forward)"
     if layout.tp > 1:
         yield f'the tensor-parallel plan: load the model with from_pretrained(..., tp_plan="auto", tp_size={layout.tp})'
-    if layout.recompute == "full" and _kind(plan.job, layout) != "FSDP":
+    if layout.recompute == "full" and kind(plan.job, layout) != "FSDP":
         yield "recomputation: call model.gradient_checkpointing_enable()"
-    if training.offload_optimizer and _kind(plan.job, layout) == "FSDP":
+    if training.offload_optimizer and kind(plan.job, layout) == "FSDP":
         yield "offloading of the optimizer alone: FSDP2 offloads parameters and gradients with it"
     if layout.zero_stage == 1 and training.engine == "torch":
         yield "ZeRO-1 with torch: FSDP2 shards gradients too, so that DeepSpeed's plugin runs it"
     clip = TrainOptions.from_config(plan.config["train"]).grad_clip
-    if _kind(plan.job, layout) != "DEEPSPEED" and clip:
+    if kind(plan.job, layout) != "DEEPSPEED" and clip:
         yield f"clipping: call accelerator.clip_grad_norm_(model.parameters(), {clip:g})"
     yield "the optimizer and its learning rate: the script makes them"
 

@@ -51,7 +51,7 @@ def write(plan: Plan) -> Export:
         "DATA=(${DATA:---mock-data --tokenizer-type NullTokenizer})  # yours: DATA='--data-path … --tokenizer-type …'"
     )
     command = [*torchrun(plan), SCRIPT, *flags, "${DATA[@]}"]
-    script = node_script(plan, command, environment=_environment(plan), before=[data], default_script="pretrain_gpt.py")
+    script = node_script(plan, command, environment=environment(plan), before=[data], default_script="pretrain_gpt.py")
     files = {FLAGS: " \\\n".join(options(flags)) + "\n", START_FILE: script, **shared_files(plan)}
     return Export(FLAGS, files, tuple(megatron_training.missing(plan)))
 
@@ -66,7 +66,7 @@ def layout_flags(plan: Plan) -> Flags:
     ]  # fmt: skip
     if layout.ep > 1 or plan.job.model.num_experts:
         flags += ["--expert-model-parallel-size", layout.ep, "--expert-tensor-parallel-size", layout.tp]
-    if effective(layout, layout.axis_order) != effective(layout, USUAL):
+    if pipeline_first(layout):
         flags.append("--use-tp-pp-dp-mapping")
     flags += ["--sequence-parallel"] if layout.sequence_parallel else []
     flags += ["--micro-batch-size", layout.micro_batch, "--global-batch-size", plan.job.training.global_batch]
@@ -84,8 +84,17 @@ def stage_flags(layout: Layout) -> Flags:
     if layout.virtual_stages == 1 and len(middle) <= 1:
         ends = ("--decoder-first-pipeline-num-layers", split[0], "--decoder-last-pipeline-num-layers", split[-1])
         return [str(word) for word in ends]
-    layers = ["t" * count for count in split]  # E: the embedding, t: a layer, L: the loss; | ends a stage
-    return ["--pipeline-model-parallel-layout", "E" + "|".join(layers) + "L"]
+    return ["--pipeline-model-parallel-layout", layer_letters(layout)]
+
+
+def layer_letters(layout: Layout) -> str:
+    """Every (virtual) stage as letters: E the embedding, t a layer, L the loss; | ends a stage."""
+    return "E" + "|".join("t" * count for count in layout.layer_split) + "L"
+
+
+def pipeline_first(layout: Layout) -> bool:
+    """Whether ranks are numbered along the pipeline before data."""
+    return effective(layout, layout.axis_order) != effective(layout, USUAL)
 
 
 def _sharding(plan: Plan) -> Flags:
@@ -119,7 +128,7 @@ def _recompute(plan: Plan) -> Flags:
     return ["--recompute-granularity", "full", "--recompute-method", *method]
 
 
-def _environment(plan: Plan) -> dict[str, str]:
+def environment(plan: Plan) -> dict[str, str]:
     """Its collectives wait for the products queued before them with one connection; FSDP refuses that."""
     return {} if plan.layout.zero_stage > 1 else {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 

@@ -127,3 +127,8 @@ def torchrun(plan: Plan) -> list[str]:
         "--master-addr", ADDRESS,
         "--master-port", PORT_VARIABLE,
     ]  # fmt: skip
+
+
+def degrees(plan: Plan) -> dict[str, str]:
+    """The degrees as the variables that `launcher run` gives its ranks too."""
+    return {f"LAUNCHER_{axis.upper()}": str(plan.layout.degree(axis)) for axis in AXES}

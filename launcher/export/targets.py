@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from types import MappingProxyType
 
 from launcher.errors import InputError
 from launcher.export.target import Target
 from launcher.schema import unknown_key
 
 PLUGINS = "nvlink_launcher.exports"  # entry points of other packages, each naming a Target
-TARGETS: Mapping[str, str] = MappingProxyType(
-    {
-        "accelerate": "launcher.export.accelerate",
-        "deepspeed": "launcher.export.deepspeed",
-        "hostfile": "launcher.export.hostfile",
-        "megatron": "launcher.export.megatron",
-        "torchtitan": "launcher.export.torchtitan",
-    }
-)
+# Each is the module of its name in this room.
+TARGETS = (
+    "accelerate", "deepspeed", "hf", "hostfile", "jobset", "lightning", "megatron", "nemo", "rankfile", "skypilot",
+    "srun", "torchrun", "torchtitan", "torchx", "trainjob",
+)  # fmt: skip
 
 
 def names() -> list[str]:
@@ -31,7 +25,7 @@ def names() -> list[str]:
 def target(name: str) -> Target:
     """The target of a name; raises InputError where there is none."""
     if name in TARGETS:
-        found: Target = import_module(TARGETS[name]).TARGET
+        found: Target = import_module(f"launcher.export.{name}").TARGET
         return found
     for point in entry_points(group=PLUGINS, name=name):
         loaded = point.load()

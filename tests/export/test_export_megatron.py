@@ -108,7 +108,7 @@ def megatron_reads(name: str) -> dict[str, Any]:
     plan = plan_of(name)
     asked = {
         "world_size": plan.layout.world_size,
-        "environment": megatron._environment(plan),
+        "environment": megatron.environment(plan),
         "words": [*words(name), "--mock-data", "--tokenizer-type", "NullTokenizer"],
     }
     done = subprocess.run(

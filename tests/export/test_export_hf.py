@@ -1,0 +1,61 @@
+"""transformers' own parser reads the exported TrainingArguments, and counts the plan's batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plans import PLANS, plan_of
+
+from launcher.export import accelerate, hf
+from launcher.planner.record import Plan
+
+pytest.importorskip("accelerate")
+transformers = pytest.importorskip("transformers")
+
+SAID = [name for name in PLANS if not list(hf.TARGET.cannot((plan := plan_of(name)).job, plan.layout))]
+
+
+def read(plan: Plan, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """TrainingArguments as a script reads them; `use_cpu`, since no GPU is here."""
+    for name, text in hf.write(plan).files.items():
+        (folder / name).write_text(text)
+    monkeypatch.chdir(folder)
+    data = json.loads((folder / hf.ARGUMENTS).read_text()) | {"use_cpu": True}
+    (parsed,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_dict(data)
+    return parsed
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_transformers_reads_batch_length_numbers_and_learning_rate(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(name)
+    found = read(plan, tmp_path, monkeypatch)
+    layout = plan.layout
+    assert found.per_device_train_batch_size == layout.micro_batch
+    batch = found.per_device_train_batch_size * found.gradient_accumulation_steps * layout.dp
+    assert batch == plan.job.training.global_batch
+    assert (found.bf16, found.max_steps, found.learning_rate) == (True, 80, 2e-3)
+    assert found.lr_scheduler_type == "cosine_with_min_lr" and found.lr_scheduler_kwargs == {"min_lr": 2e-4}
+    assert (found.adam_beta2, found.weight_decay, found.max_grad_norm, found.seed) == (0.95, 0.1, 1.0, 1234)
+    assert (found.deepspeed is not None) == (name == "zero1")
+
+
+def test_deepspeeds_json_is_the_one_that_transformers_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("deepspeed")
+    plan = plan_of("zero1")
+    found = read(plan, tmp_path, monkeypatch)
+    config = found.hf_deepspeed_config.config
+    assert config["gradient_accumulation_steps"] == found.gradient_accumulation_steps
+    assert config["zero_optimization"]["stage"] == 1
+    assert json.loads((tmp_path / accelerate.DEEPSPEED_CONFIG).read_text())["bf16"] == {"enabled": True}
+
+
+def test_recomputation_is_said_once_by_fsdp_or_by_the_trainer() -> None:
+    with_fsdp = json.loads(hf.write(plan_of("zero3")).files[hf.ARGUMENTS])
+    without = json.loads(hf.write(plan_of("plain dp", "layout.recompute=full")).files[hf.ARGUMENTS])
+    assert (with_fsdp["gradient_checkpointing"], without["gradient_checkpointing"]) == (False, True)
+    assert "fsdp_activation_checkpointing: true" in hf.write(plan_of("zero3")).files[accelerate.CONFIG]

@@ -1,0 +1,144 @@
+"""What starts ranks: batch scripts that our own lint finds nothing in, Kubernetes objects that their schemas take.
+
+The schemas are whole CRDs: set KUBERNETES_CRDS to a folder with jobset_crd.yaml (JobSet,
+config/components/crd/bases/jobset.x-k8s.io_jobsets.yaml) and trainjob_crd.yaml (Kubeflow Trainer,
+manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from plans import plan_of
+
+from launcher.cli import main
+from launcher.export import jobset, rankfile, skypilot, srun, torchx, trainjob
+from launcher.export.target import Target
+from launcher.planner.record import Plan
+
+CRDS = os.environ.get("KUBERNETES_CRDS")
+KINDS: dict[str, tuple[Target, str]] = {
+    "jobset": (jobset.TARGET, jobset.FILE),
+    "trainjob": (trainjob.TARGET, trainjob.FILE),
+}
+LEAVES = ("cluster.num_nodes=4", "cluster.nodes_per_leaf=2", "layout.dp=32")
+
+
+def document(kind: str, plan: Plan) -> dict[str, Any]:
+    target, file = KINDS[kind]
+    return yaml.safe_load(target.write(plan).files[file])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "data first"])
+def test_our_lint_finds_nothing_in_the_batch_script(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / srun.JOB
+    script.write_text(srun.write(plan_of(name)).files[srun.JOB])
+    code = main(["lint", str(script)])
+    assert code == 0, capsys.readouterr().out
+
+
+def with_hosts(plan: Plan) -> Plan:
+    hosts = tuple(f"gpu{9 - node}" for node in range(plan.placement.num_nodes))
+    return Plan(plan.job, plan.layout, {}, (), plan.config, hosts=hosts)
+
+
+def test_known_hosts_get_their_tasks_in_the_plans_order() -> None:
+    files = srun.write(with_hosts(plan_of("zero3"))).files
+    assert files[srun.TASKS].split() == ["gpu9"] * 8 + ["gpu8"] * 8
+    assert "--distribution=arbitrary" in files[srun.JOB] and "SLURM_HOSTFILE" in files[srun.JOB]
+
+
+def test_the_rank_file_shares_out_the_cores_of_a_host() -> None:
+    lines = rankfile.write(with_hosts(plan_of("zero3"))).files[rankfile.RANKFILE].splitlines()
+    assert lines[0] == "rank 0=gpu9 slot=0-15"
+    assert lines[15] == "rank 15=gpu8 slot=112-127"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+def test_a_kubernetes_object_has_nodes_ranks_and_gpus(kind: str, name: str) -> None:
+    plan = plan_of(name)
+    found = document(kind, plan)
+    if kind == "trainjob":
+        trainer = found["spec"]["trainer"]
+        assert (trainer["numNodes"], trainer["numProcPerNode"]) == (plan.placement.num_nodes, 8)
+        assert trainer["resourcesPerNode"]["limits"] == {"nvidia.com/gpu": 8}
+        return
+    (group,) = found["spec"]["replicatedJobs"]
+    pods = group["replicas"] * group["template"]["spec"]["completions"]
+    assert pods == plan.placement.num_nodes
+    container = group["template"]["spec"]["template"]["spec"]["containers"][0]
+    assert f"--nnodes {pods} --nproc-per-node 8" in container["command"][-1]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+
+
+def test_each_job_of_a_jobset_takes_a_leaf_and_its_nodes_are_numbered_through() -> None:
+    found = document("jobset", plan_of("zero3", *LEAVES))
+    assert found["metadata"]["annotations"] == {jobset.EXCLUSIVE: jobset.LEAF_LABEL}
+    (group,) = found["spec"]["replicatedJobs"]
+    spec = group["template"]["spec"]
+    assert (group["replicas"], spec["completions"], spec["completionMode"]) == (2, 2, "Indexed")
+    command = spec["template"]["spec"]["containers"][0]["command"][-1]
+    expression = re.search(r"JOB_INDEX \* (\d+) \+ POD_INDEX", command)
+    assert expression is not None
+    assert [job * int(expression[1]) + pod for job in range(2) for pod in range(2)] == [0, 1, 2, 3]
+    assert "llama2-13b-leaf-0-0.llama2-13b" in command
+
+
+def test_leaves_that_would_be_taken_in_part_are_refused() -> None:
+    plan = plan_of("zero3", "cluster.num_nodes=3", "cluster.nodes_per_leaf=2", "layout.dp=24", "train.global_batch=96")
+    (problem,) = jobset.cannot(plan.job, plan.layout)
+    assert "set cluster.num_nodes=2" in problem
+
+
+@pytest.mark.skipif(CRDS is None, reason="set KUBERNETES_CRDS to a folder with the published CRDs")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+def test_the_published_schema_takes_the_object(kind: str, name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    crd = yaml.safe_load((Path(str(CRDS)) / f"{kind}_crd.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    found = document(kind, plan_of(name))
+    assert found["apiVersion"] == f"{crd['spec']['group']}/{version['name']}"
+    jsonschema.validate(found, closed(version["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: Any) -> Any:
+    """The schema with unknown keys refused, as an API server prunes them."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items()}
+    keeps = "x-kubernetes-preserve-unknown-fields" in found or "metadata" in found.get("properties", {})
+    if found.get("type") == "object" and "properties" in found and not keeps:
+        found["additionalProperties"] = False
+    if found.pop("x-kubernetes-int-or-string", False):
+        found.pop("type", None)
+    return found
+
+
+def test_skypilot_asks_for_the_gpus_by_its_own_name() -> None:
+    found = yaml.safe_load(skypilot.write(plan_of("zero3")).files[skypilot.TASK])
+    assert (found["num_nodes"], found["resources"]) == (2, {"accelerators": "A100-80GB:8"})
+    assert "--nnodes 2 --nproc-per-node 8" in found["run"] and "SKYPILOT_NODE_RANK" in found["run"]
+    assert found["envs"]["LAUNCHER_DP"] == "16"
+
+
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+def test_torchxs_own_component_reads_nodes_and_ranks(name: str) -> None:
+    dist = pytest.importorskip("torchx.components.dist", exc_type=ImportError)
+    from torchx.specs.builders import materialize_appdef
+
+    plan = plan_of(name)
+    (role,) = materialize_appdef(dist.ddp, torchx.words(plan)[1:]).roles
+    assert (role.num_replicas, role.resource.gpu) == (plan.placement.num_nodes, 8)
+    assert "--nproc_per_node 8" in " ".join(role.args)
+    assert role.env["LAUNCHER_TP"] == str(plan.layout.tp)

@@ -1,0 +1,110 @@
+"""torchtitan's keys are documented, count the plan's tokens, and its own dataclasses read the flags back.
+
+torchtitan itself asks for nightly builds: set TORCHTITAN to a checkout (b5bcd76 or later), with tyro, for the last.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import os
+import sys
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plans import PLANS, plan_of
+
+from launcher.export import torchtitan
+
+OPTIONS = Path(__file__).parent / "options" / "torchtitan.csv"
+CHECKOUT = os.environ.get("TORCHTITAN")
+SAID = [name for name in PLANS if not list(torchtitan.cannot((plan := plan_of(name)).job, plan.layout))]
+
+
+def test_plans_of_every_kind_are_said() -> None:
+    assert {"plain dp", "zero2", "zero3", "zero3 with tp", "uneven ends", "context"} <= set(SAID)
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_key_is_one_that_torchtitan_documents(name: str) -> None:
+    with OPTIONS.open() as file:
+        documented = {row["option"] for row in csv.DictReader(file)}
+    assert {key for key, _ in torchtitan.settings(plan_of(name))} <= documented
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_tokens_of_micro_batches_and_steps_are_the_plans(name: str) -> None:
+    plan = plan_of(name)
+    found = dict(torchtitan.settings(plan))
+    seq_len, layout = plan.job.model.seq_len, plan.layout
+    assert found["training.num_tokens_per_microbatch_per_dp_rank"] == layout.micro_batch * seq_len
+    assert found["training.num_tokens_per_train_step"] == plan.job.training.global_batch * seq_len
+    if layout.pp > 1:
+        assert found["parallelism.num_pp_microbatches"] == layout.num_micro_batches(plan.job.training.global_batch)
+
+
+def test_stages_that_no_flag_says_are_in_the_configuration_function() -> None:
+    plan = plan_of("uneven ends")
+    text = torchtitan.write(plan).files["plan_config.py"]
+    (assigned,) = [
+        ast.literal_eval(node.value)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).endswith("module_fqns_per_model_part")
+    ]
+    assert [sum(module.startswith("layers.") for module in stage) for stage in assigned] == [7, 9, 9, 7]
+    assert (assigned[0][0], assigned[-1][-2:]) == ("tok_embeddings", ["norm", "lm_head"])
+    assert any("[7, 9, 9, 7]" in line for line in torchtitan.write(plan).missing)
+
+
+def test_a_model_that_it_does_not_have_is_told() -> None:
+    assert any("gpt3_1b3" in line for line in torchtitan.write(plan_of("plain dp")).missing)
+    assert not any("llama3_8b" in line for line in torchtitan.write(plan_of("context")).missing)
+
+
+@pytest.mark.skipif(CHECKOUT is None, reason="set TORCHTITAN to a checkout of torchtitan")
+@pytest.mark.parametrize("name", SAID)
+def test_torchtitans_own_dataclasses_read_the_flags(name: str) -> None:
+    tyro = pytest.importorskip("tyro")
+    configs = configs_of(Path(str(CHECKOUT)))
+
+    @dataclass
+    class Config:
+        training: Any = field(default_factory=configs.TrainingConfig)
+        parallelism: Any = field(default_factory=configs.ParallelismConfig)
+
+    Config.__annotations__.update(training=configs.TrainingConfig, parallelism=configs.ParallelismConfig)
+    plan = plan_of(name)
+    read = tyro.cli(Config, args=own_flags(torchtitan.flags(plan)), default=Config())
+    for key, value in torchtitan.settings(plan):
+        section, _, option = key.partition(".")
+        if section in ("training", "parallelism"):
+            assert getattr(getattr(read, section), option) == value, key
+
+
+def own_flags(words: list[str]) -> list[str]:
+    """The flags of the sections training and parallelism, with their values."""
+    found: list[str] = []
+    keep = False
+    for word in words:
+        keep = word.startswith(("--training", "--parallelism")) if word.startswith("--") else keep
+        found += [word] if keep and not word.startswith("activation") else []
+    return found
+
+
+def configs_of(checkout: Path) -> Any:
+    """torchtitan/config/configs.py alone: the package imports nightly builds."""
+    for name in ("torchtitan", "torchtitan.config"):
+        package = types.ModuleType(name)
+        package.__path__ = []
+        sys.modules.setdefault(name, package)
+    file = checkout / "torchtitan" / "config" / "configs.py"
+    spec = importlib.util.spec_from_file_location("torchtitan.config.configs", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
