@@ -8,7 +8,12 @@ from contextlib import suppress
 
 def tell(message: str) -> None:
     """Write one message of the launcher's own, where there is somebody to read it."""
-    say(f"launcher: {message}")
+    say(line_of(message))
+
+
+def line_of(message: str) -> str:
+    """How a message of the launcher's own begins."""
+    return f"launcher: {message}"
 
 
 def say(line: str) -> None:

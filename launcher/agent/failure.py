@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent.output import LOG_HEADER
 from launcher.agent.stack_dump import CallStack
 from launcher.agent.watch import Hang, odd_ones_out
 from launcher.files import tail
@@ -14,7 +15,6 @@ from launcher.files import tail
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25
 _SHOWN_FRAMES = 5
-LOG_HEADER = "=== launcher: "  # begins the line that each start of a rank writes into its log
 
 
 @dataclass(frozen=True)

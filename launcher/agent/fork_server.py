@@ -36,17 +36,15 @@ SERVER_FAILED = 70
 
 @dataclass(frozen=True)
 class RankStart:
-    """All that is needed to start one rank. `stdout` and `stderr` are inherited descriptors, or -1 for the log file."""
+    """All that is needed to start one rank. `stdout` and `stderr` are inherited descriptors."""
 
     local_rank: int
     kind: str  # launcher.agent.rank: recipe, script, module
     program: str
     args: Sequence[str]
     variables: Mapping[str, str]
-    log: str
-    header: str  # written into the log before the rank begins
-    stdout: int = -1
-    stderr: int = -1
+    stdout: int
+    stderr: int
     exec_python: bool = False  # a new interpreter (launch.start=spawn) in place of the forked one
 
 
@@ -317,13 +315,11 @@ def _reset_signals() -> None:
 
 
 def _redirect(start: RankStart) -> None:
-    """Standard input from nowhere, output to the given descriptors or the log; all else of the server's is closed."""
-    log = os.open(start.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.write(log, f"{start.header}\n".encode())
+    """Standard input from nowhere, output to the given descriptors; all else of the server's is closed."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(start.stdout if start.stdout >= 0 else log, 1)
-    os.dup2(start.stderr if start.stderr >= 0 else log, 2)
+    os.dup2(start.stdout, 1)
+    os.dup2(start.stderr, 2)
     board = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))
     for entry in list(Path("/proc/self/fd").iterdir()):
         if int(entry.name) > 2 and int(entry.name) != board:

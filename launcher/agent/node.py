@@ -105,7 +105,7 @@ def _run_ranks(
     server = fork_server.ForkServer.start()
     ledger.note("server")
     try:
-        pump = Pump([stream for pair in streams.values() for stream in pair])
+        pump = Pump({stream for pair in streams.values() for stream in pair})
         pump.start()
         try:
             from launcher.agent.rank_agent import RankAgent

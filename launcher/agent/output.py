@@ -1,70 +1,121 @@
-"""What ranks print, on its way to the terminal and to their logs."""
+"""What ranks print, on its way to the terminal and to their logs.
+
+Every rank writes into pipes (rank 0 into a terminal of its own where the command has one), which a thread empties
+whatever becomes of terminal and logs: a rank that could not write would stop, and all others would wait for it.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import select
 import struct
 import termios
 import threading
+import time
 import tty
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher import process
+from launcher.agent.plain_text import PlainLines
+from launcher.agent.sink import LogTarget, OutputSink, TerminalTarget
+from launcher.console import line_of
+
+LOG_HEADER = "=== launcher: "  # begins each line of the launcher's own in a rank's log
+READ_BYTES = 65536
+UNFINISHED_S = 1.0  # a line that has no end after so long goes into the log as it is
+DRAIN_S = 2.0  # how long `drain` waits for terminal and logs
+STDOUT, STDERR = 1, 2
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of one local rank, which writes to `write_fd`; what is read goes to the log and to `terminal_fd`."""
+    """One stream of one local rank, which writes to `write_fd`: for its log, and for a terminal where there is one."""
 
     local_rank: int
     read_fd: int
     write_fd: int
-    terminal_fd: int
-    prefixed: bool
+    terminal_fd: int | None = None
+    prefixed: bool = False
 
 
 @dataclass(frozen=True)
 class Label:
-    """Which rank a local rank is in the present round, and where its log is."""
+    """Which rank a local rank is in the present round, where its log is, and the line that begins this start in it."""
 
     rank: int
     log: Path
+    header: str = ""
 
 
-def open_stream(local_rank: int, *, terminal_fd: int, prefixed: bool) -> Stream:
+def open_stream(local_rank: int, *, terminal_fd: int | None, prefixed: bool) -> Stream:
     """A stream as the rank would see the terminal: a terminal of its own where that is one, else a pipe."""
-    if os.isatty(terminal_fd) and not prefixed:
+    if terminal_fd is not None and not prefixed and _is_terminal(terminal_fd):
         read_fd, write_fd = os.openpty()
         tty.setraw(write_fd)  # the real terminal turns line feeds into new lines; once is enough
         os.set_inheritable(write_fd, True)
         with suppress(OSError):  # a terminal without a size keeps none
-            size = os.get_terminal_size(terminal_fd)
-            _set_size(write_fd, size)
+            _set_size(write_fd, os.get_terminal_size(terminal_fd))
     else:
         read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
     return Stream(local_rank, read_fd, write_fd, terminal_fd, prefixed)
 
 
-def _set_size(fd: int, size: os.terminal_size) -> None:
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", size.lines, size.columns, 0, 0))
+def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int, tuple[Stream, Stream]]:
+    """(stdout, stderr) by local rank; one stream for both, in their order, where the terminal does not show them.
+
+    console=rank0 shows rank 0 unchanged, which is on the plan's first node; console=all every rank with a prefix.
+    """
+    everyone = console == "all"
+    found = {}
+    for local_rank in range(num_ranks):
+        if everyone or (first_node and local_rank == 0):
+            found[local_rank] = (
+                open_stream(local_rank, terminal_fd=STDOUT, prefixed=everyone),
+                open_stream(local_rank, terminal_fd=STDERR, prefixed=everyone),
+            )
+        else:
+            both = open_stream(local_rank, terminal_fd=None, prefixed=False)
+            found[local_rank] = (both, both)
+    return found
+
+
+@dataclass
+class _Passage:
+    """The state of one stream."""
+
+    stream: Stream
+    lines: PlainLines = field(default_factory=PlainLines)
+    unfinished_since: float | None = None
 
 
 class Pump:
-    """A thread that passes streams on. Start it only after the fork server: a fork wants a single-threaded process."""
+    """A thread that passes streams on. Make it only after the fork server: a fork wants a single-threaded process."""
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self._streams = {s.read_fd: s for s in streams}
+    def __init__(self, streams: Iterable[Stream]) -> None:
+        self._passages = {s.read_fd: _Passage(s) for s in streams}
         self._labels: dict[int, Label] = {}
-        self._partial: dict[int, bytes] = {}
+        self._logs: dict[Path, LogTarget] = {}
+        self._terminals = {fd: TerminalTarget(fd) for fd in (STDOUT, STDERR)}
+        self._log_sink = OutputSink(on_fault=self._note_log_fault)
+        sink = OutputSink(on_fault=self._note_terminal_fault)
+        self._terminal_sinks = {STDOUT: sink, STDERR: sink}
+        if not _same_file(STDOUT, STDERR):  # a paused reader of standard output must not hold up what people see
+            self._terminal_sinks[STDOUT] = OutputSink(on_fault=self._note_stdout_fault)
+        self._terminal_is_gone = False
+        self._passed_at: dict[int, float] = {}
         self._wake_read, self._wake_write = os.pipe()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
+
+    @property
+    def passed_at(self) -> Mapping[int, float]:
+        """When each local rank last printed something (CLOCK_MONOTONIC); ranks that have not are left out."""
+        with self._lock:
+            return dict(self._passed_at)
 
     def start(self) -> None:
         self._thread.start()
@@ -72,87 +123,135 @@ class Pump:
     def label(self, labels: Mapping[int, Label]) -> None:
         """Say which ranks the local ranks are from now on; call it before they are started."""
         with self._lock:
+            for passage in self._passages.values():
+                self._finish_line(passage)
             self._labels = dict(labels)
+            self._passed_at.clear()
+            for label in labels.values():
+                if label.header:
+                    self._log_sink.put(self._log(label.log), f"{LOG_HEADER}{label.header}\n".encode())
+
+    def tell(self, message: str) -> None:
+        """A word of the launcher's own, after what ranks have printed: to the terminal; to a log where that is gone."""
+        text = line_of(message)
+        if not self._terminal_is_gone:
+            self._terminal_sinks[STDERR].put(self._terminals[STDERR], f"{text}\n".encode())
+            return
+        for label in list(self._labels.values())[:1]:
+            self._log_sink.put(self._log(label.log), f"{LOG_HEADER}{text}\n".encode())
 
     def drain(self) -> None:
-        """Pass on everything that was written until now."""
+        """Pass on everything that was written until now, and wait a moment until it is where it goes."""
         with self._lock:
-            for fd in self._streams:
+            for fd, passage in self._passages.items():
                 while self._pass_on(fd):
                     pass
+                self._finish_line(passage)
+        for sink in self._sinks():
+            sink.flush(timeout_s=DRAIN_S)
 
     def close(self) -> None:
-        """Drain, and end the thread."""
+        """Drain, and end the threads; says how much of the output is missing somewhere, if any."""
         os.write(self._wake_write, b"x")
         self._thread.join()
         self.drain()
-        for fd, stream in self._streams.items():
-            if self._partial.get(fd):
-                _write_all(stream.terminal_fd, self._prefixed(stream, b"\n"))
+        if lost := self._log_sink.lost_bytes:
+            self.tell(f"{lost} bytes of output are missing in the logs")
+        for sink in self._sinks():
+            sink.close()
+        for fd, passage in self._passages.items():
             os.close(fd)
-            os.close(stream.write_fd)
+            os.close(passage.stream.write_fd)
         os.close(self._wake_read)
         os.close(self._wake_write)
 
+    def _sinks(self) -> set[OutputSink]:
+        return {self._log_sink, *self._terminal_sinks.values()}
+
     def _run(self) -> None:
         while True:
-            ready = process.readable([self._wake_read, *self._streams], timeout_s=None)
+            waits = any(passage.unfinished_since is not None for passage in self._passages.values())
+            ready = process.readable([self._wake_read, *self._passages], timeout_s=UNFINISHED_S if waits else None)
             if self._wake_read in ready:
                 return
             with self._lock:
                 for fd in ready:
                     self._pass_on(fd)
+                self._put_unfinished_lines()
 
     def _pass_on(self, fd: int) -> bool:
         """Move what is there; returns whether anything was."""
-        stream = self._streams[fd]
+        passage = self._passages[fd]
+        stream = passage.stream
         try:
-            data = os.read(fd, 65536)
+            data = os.read(fd, READ_BYTES)
         except BlockingIOError:
             return False
         if not data:
             return False
-        _append(self._labels[stream.local_rank].log, data)
-        _write_all(stream.terminal_fd, self._prefixed(stream, data) if stream.prefixed else data)
+        now = time.monotonic()
+        self._passed_at[stream.local_rank] = now
+        lines = passage.lines.feed(data, now=now)
+        self._put_log(passage, lines)
+        self._put_terminal(stream, self._prefix(stream, lines) if stream.prefixed else data)
+        passage.unfinished_since = (passage.unfinished_since or now) if passage.lines.unfinished else None
         return True
 
-    def _prefixed(self, stream: Stream, data: bytes) -> bytes:
-        """Whole lines with their prefix; the rest waits for its end."""
-        *lines, rest = (self._partial.get(stream.read_fd, b"") + data).split(b"\n")
-        self._partial[stream.read_fd] = rest
+    def _put_unfinished_lines(self) -> None:
+        for passage in self._passages.values():
+            since = passage.unfinished_since
+            if since is not None and time.monotonic() > since + UNFINISHED_S and not passage.stream.prefixed:
+                passage.unfinished_since = None
+                self._put_log(passage, passage.lines.rest())
+
+    def _finish_line(self, passage: _Passage) -> None:
+        """End a line that has none, for nothing more comes from the process that began it."""
+        if rest := passage.lines.rest():
+            line = rest.removesuffix(b"\n") + b"\n"
+            self._put_log(passage, line)
+            if passage.stream.prefixed:
+                self._put_terminal(passage.stream, self._prefix(passage.stream, line))
+        passage.unfinished_since = None
+
+    def _put_log(self, passage: _Passage, data: bytes) -> None:
+        if data and (label := self._labels.get(passage.stream.local_rank)):
+            self._log_sink.put(self._log(label.log), data)
+
+    def _put_terminal(self, stream: Stream, data: bytes) -> None:
+        if stream.terminal_fd is not None:
+            self._terminal_sinks[stream.terminal_fd].put(self._terminals[stream.terminal_fd], data)
+
+    def _prefix(self, stream: Stream, lines: bytes) -> bytes:
         prefix = f"[rank {self._labels[stream.local_rank].rank}] ".encode()
-        return b"".join(prefix + line + b"\n" for line in lines)
+        return b"".join(prefix + line for line in lines.splitlines(keepends=True))
+
+    def _log(self, path: Path) -> LogTarget:
+        return self._logs.setdefault(path, LogTarget(path))
+
+    def _note_log_fault(self, name: str, why: str) -> None:
+        self.tell(f"{name} takes no more ({why}): the job goes on, and writes there again when it can")
+
+    def _note_stdout_fault(self, name: str, why: str) -> None:
+        self.tell(f"{name} takes no more ({why}): the job goes on; what it says is in the logs")
+
+    def _note_terminal_fault(self, name: str, why: str) -> None:
+        self._terminal_is_gone = True
+        self._note_stdout_fault(name, why)
 
 
-def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int, tuple[Stream, Stream]]:
-    """(stdout, stderr) by local rank, for the ranks that the terminal shows.
-
-    console=rank0 shows rank 0 unchanged, which is on the plan's first node; console=all every rank with a prefix.
-    """
-    shown = range(num_ranks if console == "all" else int(first_node))
-    return {
-        local_rank: (
-            open_stream(local_rank, terminal_fd=1, prefixed=console == "all"),
-            open_stream(local_rank, terminal_fd=2, prefixed=console == "all"),
-        )
-        for local_rank in shown
-    }
-
-
-def _append(log: Path, data: bytes) -> None:
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _is_terminal(fd: int) -> bool:
     try:
-        _write_all(fd, data)
-    finally:
-        os.close(fd)
+        return os.isatty(fd)
+    except OSError:
+        return False
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-        except BrokenPipeError:  # the reader of the terminal stream went away; the log still has it all
-            return
+def _same_file(one: int, other: int) -> bool:
+    try:
+        return os.path.sameopenfile(one, other)
+    except OSError:
+        return False
+
+
+def _set_size(fd: int, size: os.terminal_size) -> None:
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", size.lines, size.columns, 0, 0))

@@ -29,15 +29,14 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from launcher import env, process
 from launcher.agent import rank_env
 from launcher.agent import stack_dump as stacks
-from launcher.agent.failure import LOG_HEADER, RankEnd, describe, describe_hang, first_failed
+from launcher.agent.failure import RankEnd, describe, describe_hang, first_failed
 from launcher.agent.fork_server import Exit, ForkServer, RankStart
 from launcher.agent.job import NodeJob
-from launcher.agent.output import Label, Pump, Stream
+from launcher.agent.output import LOG_HEADER, Label, Pump, Stream
 from launcher.agent.rank import STACKS_SIGNAL
 from launcher.agent.rank_env import RankAssignment
 from launcher.agent.replan import plan_of_round
 from launcher.agent.watch import Hang, RankWatch
-from launcher.console import tell
 from launcher.errors import JobFailed
 from launcher.planner.record import write_plan
 from launcher.rendezvous.plan_ordered import PlanOrdered
@@ -89,7 +88,7 @@ class RankAgent(SimpleElasticAgent):
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
         self._paced_at = 0.0
-        self._watching = False
+        self._watching = self._state_is_lost = False
         self._node = self._first_rank = 0
         self._step_at_start = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -121,8 +120,7 @@ class RankAgent(SimpleElasticAgent):
         self._watch = self._new_watch()
         self._first_rank = worker_group.workers[0].global_rank
         self._plan_path = self._plan_of_round()
-        log = self._job.folder.rank_log
-        self._pump.label({w.local_rank: Label(w.global_rank, log(w.global_rank)) for w in worker_group.workers})
+        self._pump.label({worker.local_rank: self._label(worker) for worker in worker_group.workers})
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
         for worker in worker_group.workers:
             self._heartbeats.clear(worker.local_rank)
@@ -137,14 +135,14 @@ class RankAgent(SimpleElasticAgent):
         handler, folder = self._handler, self._job.folder
         if not isinstance(handler, PlanOrdered) or handler.change.as_planned:
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
-                tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
+                self._pump.tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
             return folder.plan
         self._plan = plan_of_round(self._job.plan, handler.change)
         path = write_plan(self._plan, folder.plan_of_round(handler.round))
         if self._node == 0 and handler.change.absent:
             nodes = ", ".join(map(str, handler.change.absent))
-            tell(
+            self._pump.tell(
                 f"going on without node {nodes}: {self._job.plan.layout.brief()} → {self._plan.layout.brief()} ({path})"
             )
         return path
@@ -153,6 +151,11 @@ class RankAgent(SimpleElasticAgent):
         """How often the ranks were started before, alike on all nodes: torch finds keys of their store by it."""
         starts = self._handler.round if isinstance(self._handler, PlanOrdered) else self._ledger.start
         return starts - 1
+
+    def _label(self, worker: Any) -> Label:
+        rank = worker.global_rank
+        header = f"rank {rank} of {worker.world_size}, start {self._ledger.start}, {utc_now()}"
+        return Label(rank, self._job.folder.rank_log(rank), header)
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
         job = self._job
@@ -176,7 +179,7 @@ class RankAgent(SimpleElasticAgent):
             single_node=group.group_world_size == 1,
             nccl_logs=job.folder.logs if job.plan.job.cluster.node.gpu.kind == "cuda" else None,
         )
-        stdout, stderr = self._streams.get(worker.local_rank, (None, None))
+        stdout, stderr = self._streams[worker.local_rank]
         return RankStart(
             local_rank=assignment.local_rank,
             kind=job.kind,
@@ -190,11 +193,8 @@ class RankAgent(SimpleElasticAgent):
                 ),
                 "LAUNCHER_HEARTBEAT_FD": str(self._heartbeats.fd),
             },
-            log=str(job.folder.rank_log(assignment.rank)),
-            header=f"{LOG_HEADER}rank {assignment.rank} of {assignment.world_size}, "
-            f"start {self._ledger.start}, {utc_now()}",
-            stdout=stdout.write_fd if stdout else -1,
-            stderr=stderr.write_fd if stderr else -1,
+            stdout=stdout.write_fd,
+            stderr=stderr.write_fd,
             exec_python=job.launch.start == "spawn",
         )
 
@@ -276,7 +276,7 @@ class RankAgent(SimpleElasticAgent):
             self._remaining_restarts = launch.max_restarts
         self._step_at_start = self._newest_step()
         left = self._remaining_restarts
-        tell(message + (f"\nstarting the ranks again; {left - 1} more restarts are left" if left else ""))
+        self._pump.tell(message + (f"\nstarting the ranks again; {left - 1} more restarts are left" if left else ""))
         self._ledger.note("failed", restarts_left=left)
         self._why = "" if left else message
         self._write_state("restarting" if left else "failed", {}, message)
@@ -295,7 +295,7 @@ class RankAgent(SimpleElasticAgent):
         for slow in self._watch.stragglers(paces, stages=stages):
             node = slow.rank // self._job.num_ranks
             host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
-            tell(
+            self._pump.tell(
                 f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s a step, "
                 f"{slow.factor:.1f} × the median of its peers, for {slow.steps} steps"
             )
@@ -311,7 +311,7 @@ class RankAgent(SimpleElasticAgent):
             self._stop_deadline = now + (grace_s if checked else 0.0)
             self._write_state("stopping", self._server.running)
             if checked:
-                tell(
+                self._pump.tell(
                     f"{self._signals[0].name}: stopping at the end of this step, within {grace_s:g} s; "
                     "a second signal stops at once"
                 )
@@ -367,7 +367,7 @@ class RankAgent(SimpleElasticAgent):
         return [self._wake_read, *([news] if news >= 0 else [])]
 
     def _write_state(self, state: str, pids: Mapping[int, int], message: str = "") -> None:
-        NodeState(
+        now = NodeState(
             node=self._node,
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -379,4 +379,13 @@ class RankAgent(SimpleElasticAgent):
             message=message,
             updated=utc_now(),
             ranks={self._first_rank + rank: pid for rank, pid in pids.items()},
-        ).write(self._job.folder)
+        )
+        try:
+            now.write(self._job.folder)
+        except OSError as error:
+            if not self._state_is_lost:
+                self._pump.tell(
+                    f"{self._job.folder.node_state(self._node)} takes no more ({error.strerror}): the job goes on, and "
+                    "`launcher status` does not see what becomes of it"
+                )
+            self._state_is_lost = True

@@ -53,7 +53,9 @@ class LaunchSettings:
         AUTO, auto=True, unit="threads", minimum=1,
         meaning="threads of each rank; auto: the cores of the node over its ranks; OMP_NUM_THREADS, when set, wins",
     )  # fmt: skip
-    max_restarts: int = key(0, minimum=0, meaning="how often the ranks are started again after a failure")
+    max_restarts: int = key(
+        0, unit="restarts", minimum=0, meaning="how often the ranks are started again after a failure"
+    )
     refill_steps: int = key(
         100, unit="steps", minimum=1, meaning="progress after a restart that gives the whole budget of restarts back"
     )
@@ -72,7 +74,7 @@ class LaunchSettings:
         600.0, unit="s", above=0, meaning="a rank that sent heartbeats and then none for so long hangs; null: never"
     )
     straggler_factor: float = key(
-        1.5, minimum=1, meaning="a rank whose steps stay above the median by this factor is named"
+        1.5, unit="1", minimum=1, meaning="a rank whose steps stay above the median by this factor is named"
     )
     straggler_steps: int = key(20, unit="steps", minimum=1, meaning="for so many steps in a row")
     join_timeout_s: float = key(600.0, unit="s", minimum=0.1, meaning="how long nodes wait for each other at the start")

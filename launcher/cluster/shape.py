@@ -170,13 +170,15 @@ class Cluster:
     )
     nodes_per_leaf: int = key(0, unit="nodes", minimum=0, meaning="nodes that share a leaf switch; 0: all of them")
     rails: int = key(1, unit="planes", minimum=1, meaning="leaf switches that a node is on, one for each of its rails")
-    oversubscription: float = key(1.0, minimum=1, meaning="of the spine: what leaves may ask for over what it carries")
+    oversubscription: float = key(
+        1.0, unit="1", minimum=1, meaning="of the spine: what leaves may ask for over what it carries"
+    )
     scheduler: str = key("local", choices=("local", "slurm"), meaning="what starts jobs there")
     price_per_node_hour: float | None = key(
         None, unit="USD", minimum=0, meaning="price of a node; null: node.gpu.price_per_hour for each GPU"
     )
     default_layout: Mapping[str, int] = key(
-        {}, minimum=1, names=DEGREES, example="{tp: 2, dp: 4}", meaning="degrees of a job that pins none"
+        {}, unit="ranks", minimum=1, names=DEGREES, example="{tp: 2, dp: 4}", meaning="degrees of a job that pins none"
     )
 
     @classmethod

@@ -124,7 +124,7 @@ class LayoutRequest:
     virtual_stages: int | None = key(AUTO, auto=True, minimum=1, unit="stages", meaning="pipeline stages of each rank")
     micro_batch: int | None = key(AUTO, auto=True, minimum=1, unit="sequences", meaning="sequences of a micro-batch")
     zero_stage: int | None = key(
-        AUTO, auto=True, minimum=0, maximum=3,
+        AUTO, auto=True, unit="stage", minimum=0, maximum=3,
         meaning="what data-parallel ranks shard: 1 optimizer states, 2 gradients too, 3 parameters too",
     )  # fmt: skip
     shard_group: int | str | None = key(

@@ -20,13 +20,15 @@ class Model:
 
     name: str = key(meaning="name of the model, as its file's")
     _: KW_ONLY
-    hidden: int = key(minimum=1, meaning="width of the residual stream")
+    hidden: int = key(unit="features", minimum=1, meaning="width of the residual stream")
     layers: int = key(unit="layers", minimum=1, maximum=MOST_LAYERS, meaning="transformer layers")
     heads: int = key(unit="heads", minimum=1, meaning="attention heads (of queries)")
     kv_heads: int = key(
         AUTO, unit="heads", minimum=1, derived=True, meaning="heads of keys and values; auto: as many as heads"
     )
-    ffn_hidden: int = key(AUTO, minimum=1, derived=True, meaning="width inside the MLP; auto: 4 × hidden")
+    ffn_hidden: int = key(
+        AUTO, unit="features", minimum=1, derived=True, meaning="width inside the MLP; auto: 4 × hidden"
+    )
     gated_mlp: bool = key(False, meaning="three matrices with a gate (SwiGLU), as in Llama's family")
     vocab: int = key(50257, unit="tokens", minimum=1, meaning="vocabulary, padding included", source="GPT-2")
     seq_len: int = key(2048, unit="tokens", minimum=1, meaning="length of a sequence")
@@ -43,9 +45,9 @@ class Model:
     num_experts: int = key(0, unit="experts", minimum=0, meaning="experts of each MLP; 0: an MLP without experts")
     experts_per_token: int = key(0, unit="experts", minimum=0, meaning="experts that each token visits")
     rope_theta: float = key(
-        10000.0, minimum=1, meaning="base of the rotary angles", source="Su et al. 2021, section 3.4.3"
+        10000.0, unit="1", minimum=1, meaning="base of the rotary angles", source="Su et al. 2021, section 3.4.3"
     )
-    norm_eps: float = key(1e-5, minimum=0, meaning="added to the variance in a norm")
+    norm_eps: float = key(1e-5, unit="1", minimum=0, meaning="added to the variance in a norm")
 
     def __post_init__(self) -> None:
         """Replace `auto`: what is left open follows the family that the MLP belongs to, GPT-2's or Llama's."""

@@ -34,7 +34,7 @@ class Training:
     engine: str = key("torch", choices=ENGINES, meaning="what trains")
     offload_optimizer: bool = key(False, meaning="optimizer states and update are on the host")
     dropout: float | None = key(
-        AUTO, auto=True, minimum=0, below=1,
+        AUTO, auto=True, unit="1", minimum=0, below=1,
         meaning="probability in attention and residuals; auto: whatever the software runs",
     )  # fmt: skip
 

@@ -20,16 +20,16 @@ class TrainOptions:
     """The keys of `train.*` that an estimate does not need; `Training` has the others."""
 
     steps: int = key(80, unit="steps", minimum=1, meaning="steps of the training")
-    lr: float = key(2e-3, minimum=0, meaning="peak learning rate")
-    min_lr: float = key(2e-4, minimum=0, meaning="where a cosine ends")
+    lr: float = key(2e-3, unit="1", minimum=0, meaning="peak learning rate")
+    min_lr: float = key(2e-4, unit="1", minimum=0, meaning="where a cosine ends")
     lr_schedule: str = key("cosine", choices=LR_SCHEDULES, meaning="learning rate after the warm-up")
     warmup_steps: int = key(10, unit="steps", minimum=0, meaning="steps over which the learning rate rises")
-    weight_decay: float = key(0.1, minimum=0, meaning="of matrices only: norms and biases are not decayed")
-    beta1: float = key(0.9, minimum=0, below=1, meaning="Adam's decay of the mean of gradients")
-    beta2: float = key(0.95, minimum=0, below=1, meaning="Adam's decay of the mean of their squares")
-    momentum: float = key(0.0, minimum=0, meaning="of optimizer sgd")
-    grad_clip: float = key(1.0, minimum=0, meaning="largest norm of the whole model's gradient; 0: off")
-    seed: int = key(1234, minimum=0, meaning="seed of the weights and of the order of the data")
+    weight_decay: float = key(0.1, unit="1", minimum=0, meaning="of matrices only: norms and biases are not decayed")
+    beta1: float = key(0.9, unit="1", minimum=0, below=1, meaning="Adam's decay of the mean of gradients")
+    beta2: float = key(0.95, unit="1", minimum=0, below=1, meaning="Adam's decay of the mean of their squares")
+    momentum: float = key(0.0, unit="1", minimum=0, meaning="of optimizer sgd")
+    grad_clip: float = key(1.0, unit="1", minimum=0, meaning="largest norm of the whole model's gradient; 0: off")
+    seed: int = key(1234, unit="1", minimum=0, meaning="seed of the weights and of the order of the data")
     init_from: str | None = key(
         None,
         meaning="Hugging Face folder with safetensors (Llama, GPT-2) to start from; null: drawn from the seed",
@@ -122,7 +122,7 @@ class CollectivesOptions(RecipeOptions):
         AUTO, auto=True, unit="bytes", minimum=1, maximum=2**40,
         meaning="largest message; auto: 1 GiB with NCCL, 4 MiB with gloo",
     )  # fmt: skip
-    factor: int = key(8, minimum=2, meaning="from one size to the next, a power of two")
+    factor: int = key(8, unit="1", minimum=2, meaning="from one size to the next, a power of two")
     warmup: int = key(2, unit="calls", minimum=0, meaning="calls that are not timed, before each size")
     iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each size")
     world: bool = key(True, meaning="measure the group of all ranks too")
@@ -146,7 +146,9 @@ class GemmOptions(RecipeOptions):
     dtypes: tuple[str, ...] | None = key(
         AUTO, auto=True, choices=DTYPES, meaning="number formats of the products; auto: the plan's train.dtype"
     )
-    squares: tuple[int, ...] = key((512, 1024), minimum=1, example="[1024,4096]", meaning="sizes of square products")
+    squares: tuple[int, ...] = key(
+        (512, 1024), unit="rows", minimum=1, example="[1024,4096]", meaning="sizes of square products"
+    )
     warmup: int = key(2, unit="calls", minimum=0, meaning="calls that are not timed, before each product")
     iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each product")
     copy_bytes: int = key(
@@ -168,7 +170,7 @@ class BandwidthOptions(RecipeOptions):
     )
     iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each pair")
     threshold: float = key(
-        0.8, minimum=0, below=1, source="ours: NCCL varies by some 5 % between good nodes",
+        0.8, unit="1", minimum=0, below=1, source="ours: NCCL varies by some 5 % between good nodes",
         meaning="a node below this share of the median node is slow",
     )  # fmt: skip
 

@@ -1,87 +1,316 @@
-"""One self-contained HTML page about a plan or a run: no script, no font, no picture from elsewhere."""
+"""One self-contained HTML page about a plan or a run: what a person looks for in the first ten seconds comes first."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields
 from html import escape
-from typing import Any
 
+from launcher.layout import Layout
 from launcher.planner import Plan, read_plan
-from launcher.report import svg
-from launcher.report.timeline import timeline
+from launcher.planner.explain import label
+from launcher.planner.result import SearchResult
+from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
+from launcher.report import facts
+from launcher.report.benchmark import benchmark_page
+from launcher.report.facts import Pipeline, RunFacts
+from launcher.report.markup import (
+    Dot,
+    Tile,
+    bars,
+    bullets,
+    document,
+    paragraph,
+    scatter,
+    section,
+    stacked,
+    table,
+    tiles,
+)
 from launcher.run.folder import RunFolder
-from launcher.run.metrics import StepMetrics, read_steps, summarise_steps
-from launcher.units import format_bytes, format_count, format_seconds
+from launcher.run.metrics import PARTS
+from launcher.run.result import read_rates
+from launcher.units import GIB, format_bytes, format_count, format_seconds
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#1c2330;background:#fff}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem}td,th{padding:.15rem .8rem .15rem 0;text-align:left}
-svg{max-width:100%;height:auto}svg text{fill:#1c2330}.scroll{overflow-x:auto}
-@media(prefers-color-scheme:dark){body{background:#14181f;color:#dde3ee}.scroll{background:#f4f6fa;padding:.5rem}}
-"""
+SHOWN = 8  # alternatives in the table; the scatter has more
+TIGHT = 0.95  # of the memory budget: above it a plan has little room
 
 
 def run_page(folder: RunFolder) -> str:
-    """The page of a run folder: its plan, and what was measured so far; raises InputError without a plan."""
-    return page(read_plan(folder.plan), steps=read_steps(folder.metrics), name=folder.path.name)
+    """The page of a run folder: of its plan and what was measured so far, or of a benchmark's rates.
+
+    Raises InputError without a plan.
+    """
+    plan = read_plan(folder.plan)
+    rates = read_rates(folder.result)
+    return benchmark_page(plan, rates, name=folder.path.name) if rates else page(plan, RunFacts.read(folder))
 
 
-def page(plan: Plan, *, steps: Sequence[StepMetrics] = (), name: str = "plan") -> str:
-    """The page of a plan, with the measured steps where there are any."""
-    model, cluster = plan.job.model, plan.job.cluster
-    title = f"{model.name} on {cluster.name}: {plan.layout.brief()}"
-    sections = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(name)} · {format_count(model.params)} parameters · "
-        f"{cluster.num_nodes} × {cluster.node.num_gpus} {escape(cluster.node.gpu.name)}</p>",
-        _section("Why this layout", "<ul>" + "".join(f"<li>{escape(reason)}</li>" for reason in plan.why) + "</ul>"),
-        _section("Predicted and measured", _comparison(plan, steps)),
-        _section("Where the time goes", _bars(plan.estimate.get("time", {}), format_seconds)),
-        _section("Where the memory goes", _bars(plan.estimate.get("memory", {}), format_bytes)),
-        _section("Placement", svg.placement_svg(plan.placement, plan.hosts)),
-        _section("Pipeline", _pipeline(plan)),
-        _section("Loss", _curve("loss", [(step.step, step.loss) for step in steps])),
-        _section("Step time", _curve("step_s", [(step.step, step.step_s) for step in steps])),
+def page(plan: Plan, run: RunFacts | None = None) -> str:
+    """The page of a plan, with a run of it where there was one."""
+    model, cluster, layout = plan.job.model, plan.job.cluster, plan.layout
+    title = f"{model.name} on {cluster.name}: {layout.brief()}"
+    found, drawn = facts.alternatives(plan), facts.pipeline(plan)
+    body = [
+        _header(plan, title, run),
+        "<main>",
+        section("Why this layout", bullets(plan.why), _alternatives(plan, found)),
+        section("Where the ranks are", _placement(plan)),
+        section("One step", _pipeline(plan, drawn), _time_bars(plan)),
+        section("Memory by stage", _memory(plan)),
+        *([_measured(plan, run), _curves(run, plan), _starts(run)] if run else []),
+        section("Run it", _commands(plan)),
+        "</main>",
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-    body = "".join(sections)
-    return f"<!doctype html><html lang=en><head>{head}<style>{STYLE}</style></head><body>{body}</body></html>\n"
+    data = {
+        "placement": facts.placement_data(plan),
+        "pipeline": drawn.to_data(layout.pp),
+        "curves": facts.curves(run, plan) if run else [],
+    }
+    return document(title, body, data)
 
 
-def _section(title: str, body: str) -> str:
-    return f'<h2>{escape(title)}</h2><div class="scroll">{body}</div>' if body else ""
-
-
-def _bars(values: Mapping[str, float], words: Any) -> str:
-    """Bars of the parts that are not zero, largest first."""
-    parts = dict(sorted(((k, v) for k, v in values.items() if v > 0), key=lambda item: -item[1]))
-    return svg.bars_svg(parts, {name: words(value) for name, value in parts.items()}) if parts else ""
-
-
-def _comparison(plan: Plan, steps: Sequence[StepMetrics]) -> str:
-    predicted = plan.estimate["step_time_s"]
-    measured = summarise_steps(steps).step_s
-    rows = [("step time", format_seconds(predicted), format_seconds(measured) if measured else "not measured")]
-    if measured:
-        rows.append(("predicted / measured", f"{predicted / measured:.2f}", ""))
-    cells = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr><th></th><th>predicted</th><th>measured (median)</th></tr>{cells}</table>"
-
-
-def _pipeline(plan: Plan) -> str:
-    layout = plan.layout
-    if layout.pp == 1:
-        return ""
-    total = layout.num_micro_batches(plan.job.training.global_batch)
-    shown = min(total, max(layout.pp * 2, svg.MAX_MICRO_BATCHES) // layout.pp * layout.pp)
-    backward = 3.0 if layout.recompute == "full" else 2.0
-    boxes = timeline(
-        layout.schedule, pp=layout.pp, virtual_stages=layout.virtual_stages, num_micro_batches=shown, backward=backward
+def _header(plan: Plan, title: str, run: RunFacts | None) -> str:
+    model, cluster, training = plan.job.model, plan.job.cluster, plan.job.training
+    words = (
+        f"{run.name if run else 'plan'} · {format_count(model.params)} parameters · {cluster.num_nodes} × "
+        f"{cluster.node.num_gpus} {cluster.node.gpu.name} · batch {training.global_batch:,} × {model.seq_len:,} tokens "
+        f"· {training.dtype}"
     )
-    words = f"{layout.schedule}, {shown} of {total} micro-batches, backward drawn as {backward:g} × forward"
-    return f"<p>{escape(words)}</p>{svg.timeline_svg(boxes, pp=layout.pp)}"
+    return f"<header><h1>{escape(title)}</h1>{paragraph(words, dim=True)}{tiles(_headline(plan, run))}</header>"
 
 
-def _curve(name: str, values: Sequence[tuple[int, float | None]]) -> str:
-    points = [(float(step), value) for step, value in values if value is not None]
-    return svg.curve_svg(points, name=name) if points else ""
+def _headline(plan: Plan, run: RunFacts | None) -> Iterator[Tile]:
+    estimate, world = plan.estimate, plan.layout.world_size
+    measured = run.measured if run else None
+    predicted = estimate["step_time_s"]
+    interval = estimate.get("step_time_interval_s")
+    between = f" ({format_seconds(interval[0])} to {format_seconds(interval[1])})" if interval else ""
+    if measured and measured.step_s:
+        ratio = predicted / measured.step_s
+        yield Tile(
+            "step, measured",
+            format_seconds(measured.step_s),
+            f"predicted {format_seconds(predicted)}{between}, {ratio:.2f} ×",
+        )
+        yield Tile(
+            "tokens/s, measured",
+            _count(measured.tokens_per_s),
+            f"predicted {_count(estimate['tokens_per_s_per_gpu'] * world)}",
+        )
+    else:
+        yield Tile(
+            "step, predicted", format_seconds(predicted), f"90 % interval{between}" if between else "not measured yet"
+        )
+        yield Tile(
+            "tokens/s, predicted",
+            _count(estimate["tokens_per_s_per_gpu"] * world),
+            f"{_count(estimate['tokens_per_s_per_gpu'])} a GPU",
+        )
+    mfu = (measured.mfu if measured else None) or estimate["mfu"]
+    yield Tile(
+        "MFU",
+        "unknown" if mfu is None else f"{mfu:.1%}",
+        "of the dense peak" if mfu is not None else "the peak of this device is not known",
+    )
+    used, room = estimate["memory_bytes_per_gpu"], estimate["usable_memory_bytes"]
+    tone = "bad" if used > room else "good" if used < TIGHT * room else ""
+    yield Tile(
+        "memory a rank", f"{used / room:.0%} of the budget", f"{format_bytes(used)} of {format_bytes(room)}", tone
+    )
+    if (price := estimate.get("cost_per_million_tokens")) is not None:
+        yield Tile("cost", f"${price:.4f}", "a million tokens")
+    if run and run.goodput is not None:
+        yield Tile(
+            "goodput",
+            f"{run.goodput:.0%}",
+            f"time in steps that count, {run.starts} start{'s' if run.starts != 1 else ''}",
+        )
+
+
+def _count(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.0f}"
+
+
+def _alternatives(plan: Plan, found: SearchResult | None) -> str:
+    """Time against memory of what else fits, the fastest as a table, and why the rest was left out."""
+    if found is None:
+        return paragraph("No layout of this job fits by the estimate, so there is nothing to compare with.", dim=True)
+    usable = plan.estimate["usable_memory_bytes"]
+    dots = [
+        Dot(
+            candidate.estimate.step_time_s,
+            candidate.estimate.memory_bytes_per_gpu / GIB,
+            f"{candidate.layout.brief()}: {format_seconds(candidate.estimate.step_time_s)}, "
+            f"{format_bytes(candidate.estimate.memory_bytes_per_gpu)}",
+            facts.is_chosen(plan, candidate),
+        )
+        for candidate in found.candidates
+    ]
+    if not any(dot.chosen for dot in dots):
+        dots.append(
+            Dot(
+                plan.estimate["step_time_s"],
+                plan.estimate["memory_bytes_per_gpu"] / GIB,
+                f"{plan.layout.brief()}: this plan",
+                True,
+            )
+        )
+    rows = [
+        [c.layout.brief(), format_seconds(c.estimate.step_time_s), format_bytes(c.estimate.memory_bytes_per_gpu),
+         f"{c.estimate.memory_bytes_per_gpu / usable:.0%}", _share(c.estimate.mfu)]
+        for c in found.candidates[:SHOWN]
+    ]  # fmt: skip
+    chosen = next((i for i, c in enumerate(found.candidates[:SHOWN]) if facts.is_chosen(plan, c)), None)
+    rejected = [[_reason(reason), f"{count:,}"] for reason, count in found.rejected.items()]
+    return "".join([
+        "<h3>Alternatives that fit</h3>",
+        paragraph("Each dot is a layout, this plan is the large one.", dim=True),
+        scatter(dots, x="s a step", y="GiB a GPU", label="step time against memory of the alternatives"),
+        '<p id="alternative" class="out" aria-live="polite">Point at a dot, or tab to it.</p>',
+            paragraph(_lead(plan, found)),
+        table(["layout", "step", "memory", "of budget", "MFU"], rows, numbers=(1, 2, 3, 4), chosen=chosen),
+        f"<h3>What was left out of {found.searched:,} layouts</h3>",
+        table(["reason", "layouts"], rejected, numbers=(1,)),
+    ])  # fmt: skip
+
+
+def _lead(plan: Plan, found: SearchResult) -> str:
+    """How this plan compares with the fastest."""
+    best, own_s = found.best, plan.estimate["step_time_s"]
+    behind = own_s / best.estimate.step_time_s - 1
+    if behind < 0.001:
+        return "This plan is the fastest that fits, as estimated."
+    return f"The fastest that fits is {best.layout.brief()}: this plan takes {behind:.1%} longer, as estimated."
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1%}"
+
+
+def _reason(reason: str) -> str:
+    return reason if reason in (UNFIT, SLOWER, OTHER_ORDER) else f"illegal: {reason}"
+
+
+def _placement(plan: Plan) -> str:
+    placement = plan.placement
+    words = f"{plan.grid.size:,} ranks on {placement.num_nodes:,} nodes. "
+    words += f"Axis order {plan.layout.axis_order}: the first varies fastest."
+    role = f'role="application" aria-label="{plan.grid.size} ranks on their GPUs"'
+    return (
+        f"{paragraph(words)}"
+        '<div class="controls"><label>Colour by <select id="axis"></select></label>'
+        '<div class="legend" id="legend"></div></div>'
+        '<p id="rank" class="out" aria-live="polite">Point at a GPU, or focus the cluster and use the arrow keys.</p>'
+        f'<div class="cluster" id="cluster" tabindex="0" {role}></div>'
+    )
+
+
+def _pipeline(plan: Plan, drawn: Pipeline) -> str:
+    layout = plan.layout
+    words = f"{layout.schedule}: {drawn.micro_batches:,} micro-batches a step over {layout.pp} stages"
+    words += f" of {layout.virtual_stages} virtual stages each" if layout.virtual_stages > 1 else ""
+    words += f"; {drawn.left_out:,} micro-batches in the middle are not drawn" if drawn.left_out else ""
+    legend = [("forward", 0), ("backward", 2), ("gradients and optimizer", 7)]
+    legend += [("weight gradients", 5)] if layout.schedule == "zb_h1" else []
+    marks = "".join(f'<span><i style="background:var(--c{i})"></i>{name}</span>' for name, i in legend)
+    return (
+        f"{paragraph(words + ', to scale as predicted.')}"
+        f'<div class="controls"><button id="zoom" type="button">Zoom</button><div class="legend">{marks}</div></div>'
+        f'<div class="scroll" tabindex="0" id="pipeline" data-label="{escape(words)}"></div>'
+        '<p id="box" class="out" aria-live="polite">Point at a box.</p>'
+    )
+
+
+def _time_bars(plan: Plan) -> str:
+    time, step_s = plan.estimate["time"], plan.estimate["step_time_s"]
+    seen = {name: s for name, s in time.items() if s > 0 and not name.endswith("_hidden")}
+    hidden = {name: s for name, s in time.items() if s > 0 and name.endswith("_hidden")}
+    ordered = dict(sorted(seen.items(), key=lambda item: -item[1]))
+    shown = {label(name): (s, f"{format_seconds(s)}, {s / step_s:.1%}") for name, s in ordered.items()}
+    behind = [
+        f"{label(name.removesuffix('_hidden'))} of {format_seconds(s)} runs behind compute"
+        for name, s in hidden.items()
+    ]
+    return f"<h3>Where the time goes</h3>{bars(shown)}{bullets(behind)}"
+
+
+def _memory(plan: Plan) -> str:
+    stages = facts.stage_memory(plan)
+    usable = plan.estimate["usable_memory_bytes"]
+    rows = {f"stage {i}" if len(stages) > 1 else "every rank": parts for i, parts in enumerate(stages)}
+    words = {name: f"{format_bytes(sum(parts.values()))}" for name, parts in rows.items()}
+    told = (
+        f"The whole bar is the budget of {format_bytes(usable)}; stage {plan.estimate['worst_stage']} needs the most."
+    )
+    return paragraph(told) + stacked(rows, limit=usable, words=words)
+
+
+def _measured(plan: Plan, run: RunFacts) -> str:
+    """Predicted beside measured: the step, its parts, the memory."""
+    measured, estimate = run.measured, plan.estimate
+    if measured.step_s is None:
+        return section("Predicted and measured", paragraph("No finished step yet: nothing was measured."))
+    rows = [
+        [
+            "step",
+            format_seconds(estimate["step_time_s"]),
+            format_seconds(measured.step_s),
+            f"{estimate['step_time_s'] / measured.step_s:.2f}",
+        ]
+    ]
+    rows += [[PARTS[name], "", format_seconds(s), ""] for name, s in measured.split_s.items()]
+    if measured.memory_bytes:
+        kind = (
+            "allocated" if plan.job.cluster.node.gpu.kind == "cuda" else "resident, with the interpreter and libraries"
+        )
+        rows.append(
+            [
+                "memory",
+                format_bytes(estimate["memory_bytes_per_gpu"]),
+                f"{format_bytes(measured.memory_bytes)} {kind}",
+                "",
+            ]
+        )
+    note = f"Medians of {measured.steps} steps without the first ones. "
+    note += 'Parts called "in it" are within forward and backward.'
+    return section(
+        "Predicted and measured",
+        table(["", "predicted", "measured", "predicted / measured"], rows, numbers=(3,)),
+        paragraph(note, dim=True),
+    )
+
+
+def _curves(run: RunFacts, plan: Plan) -> str:
+    names = {"curve-loss": "Loss", "curve-step-time": "Step time", "curve-tokens": "Throughput"}
+    drawn = [curve["id"] for curve in facts.curves(run, plan)]
+    lost = sum(1 for step in run.steps if step.loss is not None and step.loss != step.loss)
+    note = paragraph(f"The loss was not a number in {lost} steps: these are gaps in the curve.") if lost else ""
+    return section("Over the steps", note, *(f'<h3>{names[i]}</h3><div id="{i}"></div>' for i in drawn))
+
+
+def _starts(run: RunFacts) -> str:
+    rows = [
+        [str(phase.start), phase.phase.replace("_", " "), format_seconds(phase.median_s),
+         f"{format_seconds(phase.slowest_s)}, {phase.slowest}" if phase.slowest_s > phase.median_s else ""]
+        for phase in run.phases
+    ]  # fmt: skip
+    return section("Starts", table(["start", "phase", "after the command", "slowest"], rows, numbers=(2,)))
+
+
+def _commands(plan: Plan) -> str:
+    """The same layout again, and the search that could choose another."""
+    pins = " ".join(shlex.quote(word) for word in _pins(plan.layout))
+    cluster, model = plan.job.cluster, plan.job.model
+    job = f"cluster={cluster.name} cluster.num_nodes={cluster.num_nodes} model={model.name}"
+    job += f" train.global_batch={plan.job.training.global_batch}"
+    return f"<pre>launcher run {escape(job)} {escape(pins)}\nlauncher plan {escape(job)}</pre>"
+
+
+def _pins(layout: Layout) -> Iterator[str]:
+    plain = Layout(tp=1, pp=1, dp=1)
+    for f in fields(layout):
+        value = getattr(layout, f.name)
+        if f.name in ("tp", "pp", "dp") or (value != getattr(plain, f.name) and f.name != "layer_split"):
+            yield f"layout.{f.name}={str(value).lower() if isinstance(value, bool) else value}"

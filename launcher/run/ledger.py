@@ -18,6 +18,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from launcher import process
+from launcher.console import tell
 from launcher.errors import InputError
 from launcher.files import append_line, read_lines
 from launcher.run.heartbeat import RankState
@@ -98,13 +99,20 @@ class Ledger:
         self._path, self.node, self._origin = path, node, began
         self._noted: set[tuple[int, str]] = set()
         self.start = 0
+        self._lost = 0
 
     def note(self, phase: str, *, rank: int | None = None, at: float | None = None, **details: Any) -> None:
-        """A phase was reached, now or at a CLOCK_MONOTONIC time."""
+        """A phase was reached, now or at a CLOCK_MONOTONIC time. A disk that takes no line is reported once."""
         moment = time.monotonic() if at is None else at
         since_s = round(moment - self._origin, 4)
         wall = round(time.time() - (time.monotonic() - moment), 3)
-        append_line(self._path, PhaseLine(phase, self.node, rank, self.start, since_s, wall, details).to_line())
+        line = PhaseLine(phase, self.node, rank, self.start, since_s, wall, details).to_line()
+        try:
+            append_line(self._path, line)
+        except OSError as error:
+            if not self._lost:
+                tell(f"{self._path} takes no more ({error.strerror}): the job goes on, and its phases are not noted")
+            self._lost += 1
 
     def begin(self) -> None:
         """The ranks are about to be started (again)."""

@@ -195,7 +195,7 @@ class SlurmSettings:
         meaning="so long before the limit (Slurm looks every 30 s: it may come that much earlier)",
     )  # fmt: skip
     requeue: bool = key(True, meaning="requeue after that signal, and when a node fails")
-    max_requeues: int = key(50, minimum=0, meaning="how often")
+    max_requeues: int = key(50, unit="requeues", minimum=0, meaning="how often it is requeued at most")
     replan: str = key(
         "never", choices=("never", "shrink", "any"),
         meaning="shrink: fewer nodes than planned get a new layout; any: so do more nodes and other GPUs",
@@ -215,7 +215,7 @@ class SlurmSettings:
         meaning="then measure each node and pairs of nodes, a minute at most; auto: with GPUs on two nodes or more",
     )  # fmt: skip
     bandwidth_threshold: float = key(
-        BandwidthOptions.threshold, minimum=0, below=1,
+        BandwidthOptions.threshold, unit="1", minimum=0, below=1,
         meaning="a node below this share of the median node is slow: it does not take part",
     )  # fmt: skip
     array_limit: int | None = key(

@@ -1,6 +1,7 @@
 """One simulated node of a job on loopback: `node_driver.py RUN_DIR SCRIPT JSON [ARGS]`.
 
-JSON: {"hosts": [...], "name": own host name, "host", "port": the coordinator's, "ranks": per node, "launch": {}}.
+JSON: {"hosts": [...], "name": own host name, "host", "port": the coordinator's, "ranks": per node, "launch": {}};
+with "planned": true the plan is in the run folder already.
 Node n of the plan has the address 127.0.0.(n+1); a name that is not in hosts is a spare, with the address 127.0.0.99.
 """
 
@@ -20,7 +21,7 @@ from launcher.agent.node import run_node
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
 from launcher.layout import Layout
-from launcher.planner import Plan, write_plan
+from launcher.planner import Plan, read_plan, write_plan
 from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import RendezvousConfig, node_of_host
 from launcher.run.folder import create_run_folder
@@ -42,8 +43,10 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
     given = json.loads(options)
     hosts, name = tuple(given["hosts"]), given["name"]
     node = node_of_host(name, hosts)
-    plan, folder = plan_of(hosts, given["ranks"]), create_run_folder(Path(run_dir))
-    write_plan(plan, folder.plan)
+    folder = create_run_folder(Path(run_dir))
+    plan = read_plan(folder.plan) if given.get("planned") else plan_of(hosts, given["ranks"])
+    if not given.get("planned"):
+        write_plan(plan, folder.plan)
     rendezvous = RendezvousConfig(
         run_id="simulated",
         host=given["host"],

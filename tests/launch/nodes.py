@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import process
+from launcher.planner import Plan, write_plan
 from launcher.rendezvous.authentication import SECRET, new_secret
 from launcher.rendezvous.config import free_port
+from launcher.run.folder import create_run_folder
 
 HERE = Path(__file__).parent
 
@@ -30,6 +32,8 @@ class Nodes:
     ranks: int = 1
     launch: Mapping[str, Any] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    script: Path = HERE / "step_script.py"
+    plan: Plan | None = None  # of what the script is to train; None: one made for step_script.py
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     host: str = "127.0.0.1"  # where the coordinator listens
     secret: str = field(default_factory=new_secret)
@@ -38,6 +42,10 @@ class Nodes:
     @property
     def run_dir(self) -> Path:
         return self.folder / "run"
+
+    def __post_init__(self) -> None:
+        if self.plan:
+            write_plan(self.plan, create_run_folder(self.run_dir).plan)
 
     @property
     def saved(self) -> int:
@@ -48,9 +56,9 @@ class Nodes:
     def start(self, name: str) -> None:
         options = {
             "hosts": self.hosts, "name": name, "host": self.host, "port": self.port, "ranks": self.ranks,
-            "launch": self.launch,
+            "launch": self.launch, "planned": self.plan is not None,
         }  # fmt: skip
-        command = [sys.executable, HERE / "node_driver.py", self.run_dir, HERE / "step_script.py", json.dumps(options)]
+        command = [sys.executable, HERE / "node_driver.py", self.run_dir, self.script, json.dumps(options)]
         with (self.folder / f"agent-{name}.log").open("a") as log:
             self.agents[name] = subprocess.Popen(
                 [*map(str, command), f"dir={self.folder}", *self.args], stdout=log, stderr=log, text=True,

@@ -1,0 +1,118 @@
+"""The page of a measuring recipe: bandwidths by size and axis, rates of products, slow members."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from launcher.planner import Plan
+from launcher.report.markup import Tile, details, document, paragraph, section, table, tiles
+from launcher.units import format_bytes, format_seconds
+
+Row = Mapping[str, Any]
+
+
+def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
+    """`result` is the document of a recipe with `results`, one row a measurement."""
+    rows: Sequence[Row] = result["results"]
+    recipe = str(result.get("recipe", "benchmark"))
+    cluster = plan.job.cluster
+    title = f"{recipe} on {cluster.name}: {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
+    collective = any("busbw_gbytes_per_s" in row for row in rows)
+    shown = _collectives(rows) if collective else _products(rows)
+    head = f"<header><h1>{escape(title)}</h1>{paragraph(_about(name, result), dim=True)}{tiles(_best(rows))}</header>"
+    keys = table(["key", "value"], list(_keys("cluster", result.get("cluster") or {})))
+    body = [head, "<main>", *shown, section("Keys for the cluster file", keys), "</main>"]
+    return document(title, body, {"curves": _curves(rows) if collective else []})
+
+
+def _about(name: str, result: Mapping[str, Any]) -> str:
+    known = ("backend", "dtype", "world_size", "device")
+    return " · ".join(
+        [name, *(f"{key.replace('_', ' ')} {result[key]}" for key in known if result.get(key) is not None)]
+    )
+
+
+def _best(rows: Sequence[Row]) -> list[Tile]:
+    found = []
+    for axis in dict.fromkeys(row["axis"] for row in rows if "axis" in row):
+        best = max((row for row in rows if row["axis"] == axis), key=lambda row: row["busbw_gbytes_per_s"])
+        note = f"busbw of {best['operation']}, {format_bytes(best['bytes'])}, {best['link']}"
+        found.append(Tile(axis, f"{best['busbw_gbytes_per_s']:.3g} GB/s", note))
+    for dtype in dict.fromkeys(row["dtype"] for row in rows if "tflops" in row):
+        best = max((row for row in rows if row.get("dtype") == dtype), key=lambda row: row["tflops"])
+        found.append(Tile(f"largest product rate, {dtype}", f"{best['tflops']:.3g} TFLOP/s", best["name"]))
+    wrong = sum(row.get("wrong", 0) for row in rows)
+    return (
+        [*found, Tile("wrong elements", f"{wrong:,}", "", "bad" if wrong else "good")] if "wrong" in rows[0] else found
+    )
+
+
+def _collectives(rows: Sequence[Row]) -> list[str]:
+    columns = ["axis", "operation", "size", "groups", "link", "time", "algbw", "busbw GB/s", "slowest on", "wrong"]
+    every = table(columns, [_collective(row) for row in rows], numbers=(2, 5, 6, 7, 9))
+    axes = dict.fromkeys(row["axis"] for row in rows)
+    places = "".join(
+        f'<h3>Bus bandwidth over {escape(axis)}</h3><div id="curve-{escape(axis)}"></div>' for axis in axes
+    )
+    return [
+        section("Bandwidth by size", places),
+        section("Measurements", details(f"All {len(rows)} measurements as a table", every)),
+    ]
+
+
+def _collective(row: Row) -> list[str]:
+    return [
+        row["axis"],
+        row["operation"],
+        format_bytes(row["bytes"]),
+        f"{row['num_groups']} × {row['group_size']}",
+        row["link"],
+        format_seconds(row["time_s"]),
+        f"{row['algbw_gbytes_per_s']:.3g}",
+        f"{row['busbw_gbytes_per_s']:.3g}",
+        ", ".join(row["slowest"]["hosts"]),
+        str(row["wrong"]),
+    ]
+
+
+def _products(rows: Sequence[Row]) -> list[str]:
+    columns = ["product", "dtype", "m × n × k", "time", "TFLOP/s", "of peak", "slowest"]
+    return [section("Matrix products", table(columns, [_product(row) for row in rows], numbers=(3, 4, 5)))]
+
+
+def _product(row: Row) -> list[str]:
+    return [
+        row["name"],
+        row["dtype"],
+        f"{row['m']} × {row['n']} × {row['k']}",
+        format_seconds(row["time_s"]),
+        f"{row['tflops']:.3g}",
+        "unknown" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.1%}",
+        f"rank {row['slowest']['rank']}, {row['slowest']['host']}",
+    ]
+
+
+def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One drawing an axis: bus bandwidth by size, a line an operation."""
+    found = []
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        sizes = sorted({row["bytes"] for row in rows if row["axis"] == axis})
+        lines: dict[str, dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            if row["axis"] == axis:
+                lines[row["operation"]][row["bytes"]] = row["busbw_gbytes_per_s"]
+        drawn = [{"name": name, "ys": [values.get(size) for size in sizes]} for name, values in lines.items()]
+        place = {"id": f"curve-{axis}", "x": "bytes", "unit": "GB/s", "log": True, "logx": True}
+        found.append({**place, "xs": sizes, "lines": drawn})
+    return found
+
+
+def _keys(prefix: str, node: Mapping[str, Any]) -> list[list[str]]:
+    found: list[list[str]] = []
+    for key, value in node.items():
+        name = f"{prefix}.{key}"
+        found += _keys(name, value) if isinstance(value, Mapping) else [[name, str(value)]]
+    return found

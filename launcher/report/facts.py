@@ -1,0 +1,161 @@
+"""What a page shows, read or computed once: plain data for the page's script, typed values for its text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.cost.model import CostModel
+from launcher.errors import LauncherError
+from launcher.layout import LayoutRequest
+from launcher.planner import Plan
+from launcher.planner.explain import LINK_NAMES
+from launcher.planner.result import Candidate, SearchResult
+from launcher.planner.search import search
+from launcher.report.timeline import Box, timeline
+from launcher.run.folder import RunFolder
+from launcher.run.ledger import PhaseTime, read_phases, summarise
+from launcher.run.metrics import Measured, StepMetrics, read_steps, summarise_steps
+
+ALTERNATIVES = 40
+MAX_BOXES = 12_000  # of a pipeline: with more, the micro-batches in the middle of the step are left out
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run folder holds so far. `goodput`: time in steps that count over all time; None where it is not known."""
+
+    name: str
+    steps: Sequence[StepMetrics] = ()
+    measured: Measured = field(default_factory=Measured)
+    phases: Sequence[PhaseTime] = ()
+    starts: int = 0
+    goodput: float | None = None
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> RunFacts:
+        """Of a folder; whatever is not there yet is empty."""
+        steps, phases = read_steps(folder.metrics), read_phases(folder.ledger)
+        return cls(
+            name=folder.path.name,
+            steps=steps,
+            measured=summarise_steps(steps),
+            phases=summarise(phases),
+            starts=max((line.start for line in phases), default=0),
+            goodput=_goodput(steps, [line.at for line in phases]),
+        )
+
+
+def _goodput(steps: Sequence[StepMetrics], moments: Sequence[float]) -> float | None:
+    """metrics.jsonl keeps the last run of each step, so its steps are those that count."""
+    trained_s = sum(step.step_s for step in steps if step.step_s)
+    taken_s = max(moments, default=0.0) - min(moments, default=0.0)
+    return trained_s / taken_s if 0 < trained_s <= taken_s else None
+
+
+def alternatives(plan: Plan) -> SearchResult | None:
+    """What else the same job could run as; None where no layout fits (the plan pinned what does not)."""
+    request = LayoutRequest(tp_across_domains=plan.layout.tp_across_domains)
+    try:
+        return search(plan.job, request, top=ALTERNATIVES)
+    except LauncherError:
+        return None
+
+
+def is_chosen(plan: Plan, candidate: Candidate) -> bool:
+    """Whether an alternative is the plan itself."""
+    return candidate.layout == plan.layout
+
+
+def stage_memory(plan: Plan) -> list[Mapping[str, float]]:
+    """Bytes by part of each pipeline stage's ranks, as estimated."""
+    model = CostModel(plan.job)
+    return [model.stage_parts(plan.layout, stage) for stage in range(plan.layout.pp)]
+
+
+def placement_data(plan: Plan) -> dict[str, Any]:
+    """Enough to put every rank on its GPU: the script derives coordinates from strides."""
+    grid, placement = plan.grid, plan.placement
+    node = plan.job.cluster.node
+    return {
+        "nodes": placement.num_nodes,
+        "per_node": node.num_gpus,
+        "domains": [list(domain) for domain in node.domains],
+        "order": list(node.gpu_order),
+        "size": grid.size,
+        "degrees": {axis: grid.degree(axis) for axis in grid.axes},
+        "strides": {axis: grid.strides[axis] for axis in grid.axes},
+        "links": {axis: LINK_NAMES[placement.axis_link(axis)] for axis in grid.axes if grid.degree(axis) > 1},
+        "hosts": list(plan.hosts),
+    }
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One step as boxes in time: `unit_s` seconds a unit, `left_out` micro-batches not drawn of `micro_batches`."""
+
+    boxes: Sequence[Box]
+    end: float
+    unit_s: float
+    micro_batches: int
+    left_out: int
+    after_s: float  # gradients and optimizer, behind the last backward pass
+
+    def to_data(self, ranks: int) -> dict[str, Any]:
+        """For the page's script."""
+        drawn = [
+            [b.rank, b.task.kind, b.task.stage, b.task.micro_batch, round(b.start, 3), round(b.end, 3)]
+            for b in self.boxes
+        ]
+        after = self.after_s / self.unit_s if self.unit_s else 0.0
+        drawn += [[rank, "O", -1, -1, round(self.end, 3), round(self.end + after, 3)] for rank in range(ranks)]
+        return {"ranks": ranks, "boxes": drawn, "end": round(self.end + after, 3), "unit_s": self.unit_s}
+
+
+def pipeline(plan: Plan) -> Pipeline:
+    """The schedule of a step, scaled so that it lasts as long as the estimate says."""
+    layout, time = plan.layout, plan.estimate["time"]
+    total = layout.num_micro_batches(plan.job.training.global_batch)
+    most = max(2 * layout.pp, MAX_BOXES // (2 * layout.pp * layout.virtual_stages) // layout.pp * layout.pp)
+    shown = min(total, most)
+    boxes = timeline(
+        layout.schedule,
+        pp=layout.pp,
+        virtual_stages=layout.virtual_stages,
+        num_micro_batches=shown,
+        backward=3.0 if layout.recompute == "full" else 2.0,
+    )
+    after_s = time.get("dp_comm", 0.0) + time.get("optimizer", 0.0)
+    end = max(box.end for box in boxes)
+    per_step_s = plan.estimate["step_time_s"] - after_s
+    whole = end + (total - shown) * (boxes[0].end - boxes[0].start) * layout.virtual_stages * (
+        4.0 if layout.recompute == "full" else 3.0
+    )
+    return Pipeline(boxes, end, per_step_s / whole, total, total - shown, after_s)
+
+
+def curves(run: RunFacts, plan: Plan) -> list[dict[str, Any]]:
+    """Loss, step time and throughput over the steps; a value that is no number leaves a gap."""
+    xs = [step.step for step in run.steps]
+    predicted = [plan.estimate["step_time_s"]] * len(xs)
+    found = [
+        _curve("loss", xs, "", {"loss": [step.loss for step in run.steps]}),
+        _curve("step-time", xs, "s", {"measured": [step.step_s for step in run.steps], "predicted": predicted}),
+        _curve("tokens", xs, "tokens/s", {"tokens/s": [step.tokens_per_s for step in run.steps]}),
+    ]  # fmt: skip
+    return [curve for curve in found if curve is not None]
+
+
+def _curve(
+    name: str, xs: Sequence[int], unit: str, lines: Mapping[str, Sequence[float | None]]
+) -> dict[str, Any] | None:
+    plain = {
+        label: [None if y is None or not math.isfinite(y) else y for y in values] for label, values in lines.items()
+    }
+    first = next(iter(plain.values()))
+    if not any(y is not None for y in first):
+        return None
+    drawn = [{"name": label, "ys": ys, "dash": label == "predicted"} for label, ys in plain.items()]
+    return {"id": f"curve-{name}", "x": "step", "xs": list(xs), "unit": unit, "lines": drawn}
