@@ -32,6 +32,7 @@ def cluster(
     nodes: int = 1,
     domains: tuple[int, ...] = (8,),
     nodes_per_leaf: int = 0,
+    rails: int = 1,
     memory_gib: float = 80,
     mig_profile: str | None = None,
 ) -> Cluster:
@@ -47,7 +48,7 @@ def cluster(
         nic_gbps=200,
         cores=128,
     )
-    return Cluster("test_cluster", nodes, node=node, fabric="infiniband", nodes_per_leaf=nodes_per_leaf)
+    return Cluster("test_cluster", nodes, node=node, fabric="infiniband", nodes_per_leaf=nodes_per_leaf, rails=rails)
 
 
 def model(*, hidden: int = 1024, layers: int = 24, heads: int = 16, seq_len: int = 2048, num_experts: int = 0) -> Model:

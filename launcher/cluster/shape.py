@@ -107,7 +107,8 @@ class Node:
             meaning="NVSwitch domains as lists of GPUs; null: blocks of domain_size",
         ),
         "domain_size": only_read(
-            int, 1, unit="GPUs", minimum=1, meaning="GPUs of one NVSwitch domain, where domains is null"
+            int, 1, unit="GPUs", minimum=1, derived=True,
+            meaning="GPUs of one NVSwitch domain, where domains is null; auto: all of the node",
         ),
     }  # fmt: skip
 
@@ -115,6 +116,7 @@ class Node:
     def from_keys(cls, given: dict[str, Any]) -> Node:
         """Domains are given as lists of GPUs or as equal blocks."""
         size = given.pop("domain_size")
+        size = given["num_gpus"] if size == AUTO else size
         given["domains"] = _domains(given["domains"], num_gpus=given["num_gpus"], size=size)
         given["cores"] = env.usable_cores() if given["cores"] == AUTO else given["cores"]
         return cls(**given)
@@ -140,8 +142,13 @@ class Node:
 
 
 def _domains(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:
-    """NVSwitch domains; GPUs that the node lacks fall away."""
+    """NVSwitch domains; of lists, GPUs that the node lacks fall away."""
     if given is None:
+        if num_gpus % size:
+            raise InputError(
+                f"cluster.node.domain_size={size} does not divide the {num_gpus} GPUs of a node: choose a divisor, "
+                "auto for one domain of all, or list unequal ones in cluster.node.domains"
+            )
         return tuple(tuple(range(i, min(i + size, num_gpus))) for i in range(0, num_gpus, size))
     members = sorted(gpu for domain in given for gpu in domain)
     if members != list(range(len(members))) or len(members) < num_gpus:
@@ -158,7 +165,8 @@ class Cluster:
     """Nodes and the fabric between them.
 
     `nodes_per_leaf` nodes share a leaf switch; traffic between leaves crosses the spine, which carries
-    1/`oversubscription` of what the leaves could ask for. `rails` counts the leaf planes of a rail-optimised fabric.
+    1/`oversubscription` of what the leaves could ask for. With `rails` such a set of nodes has one leaf switch for each
+    rail, and what changes rails crosses the spine.
     """
 
     name: str = key(meaning="name of the cluster, as its file's")
@@ -169,7 +177,10 @@ class Cluster:
         "none", choices=("infiniband", "efa", "roce", "ethernet", "none"), meaning="network between the nodes"
     )
     nodes_per_leaf: int = key(0, unit="nodes", minimum=0, meaning="nodes that share a leaf switch; 0: all of them")
-    rails: int = key(1, unit="planes", minimum=1, meaning="leaf switches that a node is on, one for each of its rails")
+    rails: int = key(
+        1, unit="planes", minimum=1, derived=True,
+        meaning="leaf switches that a node is on, one for each of its rails; auto: one for each NIC (rail-optimised)",
+    )  # fmt: skip
     oversubscription: float = key(
         1.0, unit="1", minimum=1, meaning="of the spine: what leaves may ask for over what it carries"
     )
@@ -183,14 +194,26 @@ class Cluster:
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Cluster:
-        """Several nodes need a network."""
+        """Several nodes need a network; every rail has the same number of a node's NICs."""
+        num_nics = given["node"].num_nics
+        given["rails"] = max(1, num_nics) if given["rails"] == AUTO else given["rails"]
         cluster = cls(**given)
+        if cluster.rails > 1 and (not num_nics or num_nics % cluster.rails):
+            raise InputError(
+                f"cluster.rails={cluster.rails} does not divide the {num_nics} NICs of a node of {cluster.name}: each "
+                "rail takes as many of them; choose a divisor, auto for one rail to each NIC, or 1 where a node is on "
+                "one leaf switch"
+            )
         if cluster.num_nodes > 1 and not (cluster.node.num_nics and cluster.node.nic_gbps):
             raise InputError(
                 f"cluster.num_nodes={cluster.num_nodes} needs a network between the nodes, and {cluster.name} has "
                 "none: set cluster.node.num_nics and cluster.node.nic_gbps"
             )
         return cluster
+
+    def rail(self, local_rank: int) -> int:
+        """The rail of a rank of a node: neighbouring GPUs share NICs, and NICs rails."""
+        return self.node.gpu_order[local_rank] * self.rails // self.node.num_gpus
 
     @property
     def num_gpus(self) -> int:

@@ -66,7 +66,11 @@ def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     away = num_bytes * (group.ranks - group.per_node) / group.ranks
     links = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.per_domain >= group.per_node else 0.0
     seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
-    return seconds + (away / nic_bytes_per_s(fabric, group, 1) if away else 0.0)
+    # Ranks of other rails are reached through the spine, those of a rank's own through its leaf.
+    other_rails = (group.rails - 1) / group.rails
+    elsewhere = group._replace(spine=True)
+    kept, crossing = away * (1 - other_rails), away * other_rails
+    return seconds + kept / nic_bytes_per_s(fabric, group, 1) + crossing / nic_bytes_per_s(fabric, elsewhere, 1)
 
 
 def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
@@ -74,7 +78,8 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.nodes > 1:
-        return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, group, 1))
+        between = group._replace(spine=group.spine or group.rails > 1)  # the next rank's GPU is on another rail
+        return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, between, 1))
     rate = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
 

@@ -10,12 +10,16 @@ from launcher.cluster import Cluster
 from launcher.cost.constants import Constants
 from launcher.cost.device import core_share
 from launcher.layout import Layout
+from launcher.layout.placement import rails_of_groups
 
 
 class Group(NamedTuple):
     """Ranks that communicate: how many, how many of them in one NVSwitch domain and on one node, over how many nodes.
 
-    The worst group of an axis where groups differ. `spine`: it crosses leaf switches.
+    The worst group of an axis where groups differ. `spine`: its rings cross from leaf to leaf, for its nodes are on
+    several, or have no rail in common. `rails`: of a rail-optimised fabric, those that its ranks of a node are on;
+    between them all other traffic of its nodes crosses the spine (unless NCCL's PXN takes it over NVLink first, which
+    is not modelled).
     """
 
     ranks: int
@@ -23,6 +27,7 @@ class Group(NamedTuple):
     per_node: int
     nodes: int
     spine: bool = False
+    rails: int = 1
 
     @property
     def inside_domain(self) -> bool:
@@ -97,20 +102,25 @@ def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
     domains = domains if node.nvlink != "none" else ranks
     per_domain = min(per_node, -(-ranks // domains))
     leaf = cluster.nodes_per_leaf * node.num_gpus
-    spine = nodes > 1 and leaf > 0 and _blocks(ranks, stride, leaf, world) > 1
-    return Group(ranks, per_domain, per_node, nodes, spine)
+    if nodes == 1:
+        return Group(ranks, per_domain, per_node, nodes)
+    shared, rails = rails_of_groups(cluster, ranks=ranks, stride=stride, world=world)
+    spine = not shared or (leaf > 0 and _blocks(ranks, stride, leaf, world) > 1)
+    return Group(ranks, per_domain, per_node, nodes, spine, rails)
 
 
 def joined(one: Group, other: Group) -> Group:
     """The group that two axes of a layout span together: each member of one has a group of the other."""
     ranks, nodes = one.ranks * other.ranks, one.nodes * other.nodes
     per_node = -(-ranks // nodes)
-    return Group(ranks, min(per_node, one.per_domain * other.per_domain), per_node, nodes, one.spine or other.spine)
+    per_domain, spine = min(per_node, one.per_domain * other.per_domain), one.spine or other.spine
+    return Group(ranks, per_domain, per_node, nodes, spine, min(per_node, one.rails * other.rails))
 
 
 def ends_of(group: Group) -> Group:
     """The pair of a group's first and last rank."""
-    return Group(2, min(2, group.per_domain), min(2, group.per_node), min(2, group.nodes), group.spine)
+    per_domain, per_node, nodes = (min(2, size) for size in (group.per_domain, group.per_node, group.nodes))
+    return Group(2, per_domain, per_node, nodes, group.spine, group.rails)
 
 
 def _blocks(ranks: int, stride: int, size: int, world: int) -> int:

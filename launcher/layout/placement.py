@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
+from math import lcm
 
 from launcher.cluster import Cluster
 from launcher.layout.grid import RankGrid
@@ -19,7 +20,7 @@ class Link(IntEnum):
     SAME_GPU = 0
     NVLINK = 1
     PCIE = 2
-    LEAF = 3  # through NICs and one leaf switch
+    LEAF = 3  # through NICs and leaf switches, each rail's traffic through one
     SPINE = 4  # through NICs, leaves and the spine
 
 
@@ -77,10 +78,14 @@ class Placement:
         (node_a, domain_a), (node_b, domain_b) = self.domain(a), self.domain(b)
         if node_a == node_b:
             return Link.NVLINK if domain_a == domain_b and self.cluster.node.nvlink != "none" else Link.PCIE
-        return Link.LEAF if self.leaf(node_a) == self.leaf(node_b) else Link.SPINE
+        return Link.LEAF if self.leaf(node_a) == self.leaf(node_b) and self.rail(a) == self.rail(b) else Link.SPINE
+
+    def rail(self, rank: int) -> int:
+        """The rail that a rank's NIC is on."""
+        return self.cluster.rail(rank % self.cluster.node.num_gpus)
 
     def slowest_link(self, ranks: Iterable[int]) -> Link:
-        """The slowest link between any two of `ranks`."""
+        """The slowest link that rings over `ranks` cross: they stay on a rail that all of their nodes have ranks on."""
         nodes = set()
         domains = set()
         members = list(ranks)
@@ -92,7 +97,8 @@ class Placement:
             domains.add(domain)
         if len(nodes) == 1:
             return self.link(members[0], members[1]) if len(domains) == 1 else Link.PCIE
-        return Link.LEAF if len({self.leaf(node) for node in nodes}) == 1 else Link.SPINE
+        one_leaf = len({self.leaf(node) for node in nodes}) == 1
+        return Link.LEAF if one_leaf and common_rails(self.cluster, members)[0] else Link.SPINE
 
     def axis_link(self, axis: str) -> Link:
         """The slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`."""
@@ -104,7 +110,12 @@ class Placement:
         if not self._parts(axis, per_node):
             return Link.PCIE
         per_leaf = per_node * self.cluster.nodes_per_leaf
-        return Link.SPINE if per_leaf and self._parts(axis, per_leaf) else Link.LEAF
+        if per_leaf and self._parts(axis, per_leaf):
+            return Link.SPINE
+        shared, _ = rails_of_groups(
+            self.cluster, ranks=self.grid.degree(axis), stride=self.grid.strides[axis], world=self.grid.size
+        )
+        return Link.LEAF if shared else Link.SPINE
 
     def stays_in_domain(self, axis: str) -> bool:
         """Whether every group of `axis` is inside one NVSwitch domain."""
@@ -118,3 +129,25 @@ class Placement:
         """
         degree = self.grid.degree(axis)
         return degree > 1 and boundary < self.grid.size and boundary % (self.grid.strides[axis] * degree) != 0
+
+
+def rails_of_groups(cluster: Cluster, *, ranks: int, stride: int, world: int) -> tuple[bool, int]:
+    """Of the groups of `ranks` ranks `stride` apart that tile a world: whether the nodes of each have ranks on a common
+    rail, and on how many rails its ranks of one node are at most.
+    """
+    per_node = cluster.node.num_gpus
+    if cluster.rails == 1 or stride % per_node == 0:
+        return True, 1
+    blocks = range(0, min(world, lcm(ranks * stride, per_node)), ranks * stride)
+    firsts = {(block + first) % per_node for block in blocks for first in range(stride)}
+    found = [common_rails(cluster, range(first, first + ranks * stride, stride)) for first in firsts]
+    return all(shared for shared, _ in found), max(rails for _, rails in found)
+
+
+def common_rails(cluster: Cluster, ranks: Iterable[int]) -> tuple[bool, int]:
+    """Whether the nodes of a group have ranks on a common rail, and on how many rails those of a node are at most."""
+    by_node: dict[int, set[int]] = {}
+    for rank in ranks:
+        node, local_rank = divmod(rank, cluster.node.num_gpus)
+        by_node.setdefault(node, set()).add(cluster.rail(local_rank))
+    return bool(set.intersection(*by_node.values())), max(map(len, by_node.values()))

@@ -186,7 +186,7 @@ class Space:
         rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
         layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
         found = group_of(self.job.cluster, layout, "dp")
-        return found if self._spine_is_slower else found._replace(spine=False)
+        return found if self._spine_is_slower else found._replace(spine=False, rails=1)
 
     def layout(
         self, degrees: Degrees, passes: Passes, schedule: Schedule, *, sharding: Sharding, axis_order: str

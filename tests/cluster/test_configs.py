@@ -115,3 +115,34 @@ def test_numbers_carry_a_source(file: Path) -> None:
     assert re.search(r"https?://|\bours\b|counted on this machine|measured", comments), "no source for its numbers"
     for above, line in re.findall(r"((?:^#.*\n)*)^(price_per_.*)", text, flags=re.MULTILINE):
         assert re.search(r"USD.*(\b20\d\d\b|1/\d of)", above + line, re.DOTALL), f"price without date: {line}"
+
+
+def test_one_domain_of_all_gpus_and_a_rail_to_each_nic_follow_the_node() -> None:
+    whole, half = cluster("dgx_a100_80g"), cluster("dgx_a100_80g", "cluster.node.num_gpus=4", "cluster.node.num_nics=4")
+    assert (whole.node.domains, whole.rails) == ((tuple(range(8)),), 8)
+    assert (half.node.domains, half.rails) == (((0, 1, 2, 3),), 4)
+    assert [cluster("azure_ndv4_a100_80g", "cluster.rails=4").rail(rank) for rank in range(8)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["cluster.node.domain_size=16"], r"domain_size=16 does not divide the 8 GPUs .* auto for one domain of all"),
+        (["cluster.node.domain_size=3"], r"domain_size=3 does not divide the 8 GPUs"),
+        (["cluster.rails=16"], r"cluster\.rails=16 does not divide the 8 NICs"),
+        (["cluster.rails=3"], r"cluster\.rails=3 does not divide the 8 NICs .* auto for one rail to each NIC"),
+        (["cluster.rails=8", "cluster.node.num_nics=4"], r"cluster\.rails=8 does not divide the 4 NICs"),
+    ],
+)
+def test_domains_and_rails_that_a_node_cannot_have_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        cluster("dgx_a100_80g", *overrides)

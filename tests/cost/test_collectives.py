@@ -12,7 +12,7 @@ from shapes import cluster
 from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, ring_bytes_per_s, send_s
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Fabric, Group, fabric_of, group_of, groups_of, joined
-from launcher.layout import Layout, Placement, RankGrid
+from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.units import MIB
 
 DGX = fabric_of(cluster(nodes=16), DEFAULT)
@@ -87,6 +87,20 @@ def test_an_oversubscribed_spine_slows_only_groups_that_cross_it() -> None:
     assert ring_bytes_per_s(fabric, inside) == pytest.approx(4 * ring_bytes_per_s(fabric, across))
 
 
+def test_on_rails_only_what_changes_rails_crosses_an_oversubscribed_spine() -> None:
+    """Two nodes of eight GPUs, a leaf switch to each rail."""
+    fabric, size = replace(DGX, oversubscription=4.0), 256 * MIB
+    plain, railed = (groups_of(cluster(nodes=2, rails=rails), Layout(tp=1, pp=1, dp=16, ep=16)) for rails in (1, 8))
+    assert plain.ep == Group(16, 8, 8, 2) and railed.ep == Group(16, 8, 8, 2, rails=8)
+    assert all_reduce_s(fabric, railed.dp, size) == all_reduce_s(fabric, plain.dp, size)  # a ring for each rail
+    across = all_to_all_s(fabric, railed.ep, size) - all_to_all_s(fabric, plain.ep, size)
+    half = size / 2  # of a rank's buffer goes to the other node, seven eighths of it to other rails
+    assert across == pytest.approx(7 / 8 * half * (4 - 1) / (fabric.node_bytes_per_s / 8))
+    sent = [groups_of(cluster(nodes=2, rails=rails), Layout(tp=4, pp=4, dp=1)).pp for rails in (1, 8)]
+    slow, fast = send_s(fabric, sent[1], size), send_s(fabric, sent[0], size)
+    assert slow - fabric.base_latency_s == pytest.approx(4 * (fast - fabric.base_latency_s))  # GPU 4 to 0, 5 to 1, …
+
+
 def test_pcie_bounds_a_group_across_domains_of_a_node() -> None:
     bridged = fabric_of(cluster(domains=(2, 2)), DEFAULT)
     size = 1024 * MIB
@@ -111,21 +125,22 @@ def test_more_bytes_take_longer_and_faster_links_never_do(group: Group, size: fl
 @given(
     tp=st.sampled_from([1, 2, 4, 8, 16]), cp=st.sampled_from([1, 2]), dp=st.sampled_from([1, 2, 4]),
     pp=st.sampled_from([1, 2, 3]), domains=st.sampled_from([(8,), (4, 4), (2, 2), (1, 1)]),
-    order=st.sampled_from(["tp-cp-dp-pp", "tp-pp-dp-cp", "dp-tp-cp-pp"]),
+    order=st.sampled_from(["tp-cp-dp-pp", "tp-pp-dp-cp", "dp-tp-cp-pp"]), rails=st.sampled_from([1, 2, 8]),
 )  # fmt: skip
 @settings(deadline=None)
 def test_a_groups_shape_agrees_with_the_placement_of_its_ranks(
-    tp: int, cp: int, dp: int, pp: int, domains: tuple[int, ...], order: str
+    tp: int, cp: int, dp: int, pp: int, domains: tuple[int, ...], order: str, rails: int
 ) -> None:
     layout = Layout(tp=tp, cp=cp, dp=dp, pp=pp, axis_order=order)
     size = sum(domains)
-    on = cluster(nodes=-(-layout.world_size // size), domains=domains, nodes_per_leaf=2)
+    on = cluster(nodes=-(-layout.world_size // size), domains=domains, nodes_per_leaf=2, rails=rails)
     placement = Placement(on, RankGrid.of(layout))
     for axis in ("tp", "cp", "dp", "pp"):
         group = group_of(on, layout, axis)
         spread = max(len({placement.slot(rank).node for rank in ranks}) for ranks in placement.grid.groups(axis))
         assert group.ranks == layout.degree(axis)
         assert group.nodes == spread, (axis, group)
+        assert group.spine == (placement.axis_link(axis) == Link.SPINE), (axis, group)
 
 
 @pytest.mark.parametrize("order", ["tp-cp-dp-pp", "tp-dp-cp-pp", "tp-pp-cp-dp"])

@@ -14,7 +14,7 @@ from launcher.layout.degrees import AXES
 
 
 @st.composite
-def placements(draw: st.DrawFn) -> Placement:
+def placements(draw: st.DrawFn, *, most_rails: int = 1) -> Placement:
     """A grid that fills some nodes, with domains that may differ in size."""
     axes = tuple(draw(st.permutations(AXES)))
     sizes = draw(st.tuples(*(st.integers(1, 4) for _ in AXES)))
@@ -26,11 +26,16 @@ def placements(draw: st.DrawFn) -> Placement:
         left -= domains[-1]
     dp = sizes[axes.index("dp")]
     ep = draw(st.sampled_from([d for d in range(1, dp + 1) if dp % d == 0]))
-    fabric = cluster(nodes=world // per_node, domains=tuple(domains), nodes_per_leaf=draw(st.integers(0, 4)))
+    fabric = cluster(
+        nodes=world // per_node,
+        domains=tuple(domains),
+        nodes_per_leaf=draw(st.integers(0, 4)),
+        rails=draw(st.sampled_from([rails for rails in (1, 2, 4, 8) if rails <= most_rails])),
+    )
     return Placement(fabric, RankGrid(axes, sizes, ep))
 
 
-@given(placements(), st.sampled_from([*AXES, "ep"]))
+@given(placements(most_rails=8), st.sampled_from([*AXES, "ep"]))
 @settings(max_examples=300)
 def test_the_slowest_link_of_an_axis_is_that_of_its_worst_group(placement: Placement, axis: str) -> None:
     by_listing = max(placement.slowest_link(group) for group in placement.grid.groups(axis))
@@ -50,6 +55,43 @@ def test_the_slowest_link_of_a_group_is_the_slowest_of_its_pairs(placement: Plac
     group = data.draw(st.sampled_from(list(placement.grid.groups(data.draw(st.sampled_from(AXES))))))
     pairs = [placement.link(a, b) for a in group for b in group if a != b]
     assert placement.slowest_link(group) == max(pairs, default=Link.SAME_GPU)
+
+
+@given(placements(most_rails=8), st.sampled_from(AXES))
+@settings(max_examples=300)
+def test_rings_stay_on_a_rail_that_all_nodes_of_the_group_share(placement: Placement, axis: str) -> None:
+    per_node, rails = placement.cluster.node.num_gpus, placement.cluster.rails
+    for group in placement.grid.groups(axis):
+        nodes = {rank // per_node for rank in group}
+        if len({placement.leaf(node) for node in nodes}) > 1 or len(nodes) < 2:
+            continue
+        on = [
+            {placement.slot(rank).gpu * rails // per_node for rank in group if rank // per_node == node}
+            for node in nodes
+        ]
+        assert placement.slowest_link(group) == (Link.LEAF if set.intersection(*on) else Link.SPINE)
+
+
+RAILS = [
+    # rails, (tp, cp, dp, pp), axis order, the link of each axis: two nodes of eight GPUs under one set of leaves
+    (1, (4, 1, 1, 4), "tp-cp-dp-pp", {"pp": Link.LEAF}),
+    (8, (8, 1, 2, 1), "tp-cp-dp-pp", {"dp": Link.LEAF}),  # the same GPU of both nodes
+    (8, (1, 1, 16, 1), "tp-cp-dp-pp", {"dp": Link.LEAF}),  # every GPU of both: a ring for each rail
+    (8, (1, 1, 4, 4), "tp-pp-cp-dp", {"pp": Link.NVLINK, "dp": Link.LEAF}),
+    (8, (2, 1, 1, 8), "tp-cp-dp-pp", {"pp": Link.LEAF}),
+]
+
+
+@pytest.mark.parametrize(("rails", "degrees", "order", "links"), RAILS)
+def test_a_rail_optimised_fabric_keeps_groups_of_one_rail_on_their_leaf(
+    rails: int, degrees: tuple[int, ...], order: str, links: dict[str, Link]
+) -> None:
+    sizes = dict(zip(AXES, degrees, strict=True))
+    axes = tuple(order.split("-"))
+    placement = Placement(cluster(nodes=2, rails=rails), RankGrid(axes, tuple(sizes[axis] for axis in axes)))
+    assert {axis: placement.axis_link(axis) for axis in links} == links
+    assert placement.link(0, 8) == Link.LEAF
+    assert placement.link(0, 9) == (Link.LEAF if rails == 1 else Link.SPINE)
 
 
 CROSSINGS = [

@@ -33,6 +33,11 @@ SMALL_JOBS = {
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
+    "rails": job(
+        on=replace(cluster(nodes=2, domains=(4,), rails=4), oversubscription=8.0),
+        of=replace(TINY, num_experts=8, experts_per_token=2),
+        global_batch=8,
+    ),
     "of 2022": job(on=cluster(domains=(4,)), of=TINY, global_batch=4, stack="megatron_deepspeed", year=2022),
     "deepspeed": Job(
         cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed"), stack_of("megatron_lm")
@@ -206,8 +211,10 @@ def jobs(draw: st.DrawFn) -> Job:
         nodes=draw(st.integers(1, 3)),
         domains=domains,
         nodes_per_leaf=draw(st.integers(0, 3)),
+        rails=draw(st.sampled_from([1, 1, 2, 8])),
         memory_gib=draw(st.sampled_from([2, 3, 5, 80])),
     )
+    fabric = replace(fabric, oversubscription=draw(st.sampled_from([1.0, 4.0])))
     shape = model(
         hidden=draw(st.sampled_from([256, 1536])),
         layers=draw(st.integers(1, 7)),
@@ -249,6 +256,20 @@ def test_orders_that_differ_in_the_spine_alone_count_where_its_measured_rate_is_
     degrees = Degrees(tp=1, cp=1, pp=2, dp=2, ep=1)
     few, many = (len(Space(job(on=on, of=TINY), LayoutRequest()).axis_orders(degrees)) for on in (fabric, slow))
     assert few < many
+
+
+def test_rails_change_the_plan_where_the_spine_is_oversubscribed() -> None:
+    """Experts over two nodes exchange tokens over one leaf, but from rail to rail over the spine."""
+    experts = replace(model(hidden=4096, layers=16, heads=32, num_experts=48), ffn_hidden=8192, gated_mlp=True)
+    found = {}
+    for rails, oversubscription in product((1, 8), (1.0, 8.0)):
+        fabric = replace(cluster(nodes=4, rails=rails), oversubscription=oversubscription)
+        result = search(job(on=fabric, of=experts, global_batch=512), LayoutRequest(pp=1), top=1)
+        found[rails, oversubscription] = result.best
+    assert found[8, 1.0] == found[1, 1.0] == found[1, 8.0]
+    assert found[1, 8.0].layout.ep == 16
+    assert found[8, 8.0].layout.ep == 8
+    assert found[8, 8.0].estimate.step_time_s > found[1, 8.0].estimate.step_time_s
 
 
 def test_a_mig_cluster_is_planned_as_islands_of_one() -> None:
