@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import InputError
-from launcher.rendezvous.config import split_endpoint
 from launcher.schema import AUTO, key, read
 
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
@@ -25,6 +24,8 @@ def checked_signals(value: Any) -> tuple[signal.Signals, ...]:
 
 
 def _endpoint(value: Any) -> str:
+    from launcher.rendezvous.config import split_endpoint  # and with it socket: for those who set the key
+
     try:
         split_endpoint(str(value))
     except InputError as error:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config import overrides as words
-from launcher.config.files import folders, is_own, prepared, recorded
+from launcher.config.files import folders, is_own, primary, recorded
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
 from launcher.resources import resource
@@ -33,19 +33,20 @@ GROUPS = ("cluster", "model", "stack", "layout", "train", "recipe", "launch", "t
 
 @dataclass(frozen=True)
 class _Composed:
-    """What the chosen files say, interpolations as they are, and which files they were."""
+    """What the chosen files say, interpolations as they are, which files they were, and what the user should know."""
 
     config: Mapping[str, Any]
     files: tuple[Path, ...]
+    notes: tuple[str, ...]
 
 
 def load(overrides: Sequence[str]) -> Settings:
     """The settings that these Hydra overrides make; raises InputError with everything that is wrong."""
-    given, files = _given(overrides)
+    given, composed = _given(overrides)
     try:
-        return settings_of(given, notes=_notes(files))
+        return settings_of(given, notes=composed.notes)
     except InputError as error:
-        raise InputError([_located(problem, overrides, files) for problem in error.problems]) from error
+        raise InputError([_located(problem, overrides, composed.files) for problem in error.problems]) from error
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
@@ -84,15 +85,15 @@ def keys() -> list[str]:
     return sorted(names(Configuration, data=_composed((), _stamp()).config))
 
 
-def _given(overrides: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    """What was given by files and overrides, resolved, and the files."""
+def _given(overrides: Sequence[str]) -> tuple[dict[str, Any], _Composed]:
+    """What was given by files and overrides, resolved, and what the files alone say."""
     stamp = _stamp()
     chosen, settings = words.parse(overrides, _index(stamp))
     _check_choices(chosen, _index(stamp))
     composed = _composed(tuple(chosen), stamp)
     verbatim = [setting for setting in settings if setting.key in words.verbatim_keys()]
     plain = [setting for setting in settings if setting.key not in words.verbatim_keys()]
-    return words.apply(verbatim, _resolved(words.apply(plain, composed.config))), composed.files
+    return words.apply(verbatim, _resolved(words.apply(plain, composed.config))), composed
 
 
 def _check_choices(chosen: Sequence[str], known: Mapping[str, Sequence[str]]) -> None:
@@ -114,15 +115,15 @@ def _composed(chosen: tuple[str, ...], stamp: tuple[tuple[str, str, int], ...]) 
     """The composition of these choices, of files as they are at `stamp`."""
     with _hydra(), recorded() as files:
         try:
-            primary, path = prepared()
-            config = OmegaConf.to_container(compose(primary, overrides=[path, *chosen]), resolve=False)
+            config = OmegaConf.to_container(compose(primary(), overrides=list(chosen)), resolve=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise InputError(f"the configuration does not compose: {_first_line(error)}") from error
         except RecursionError as error:
             own = ", ".join(str(file) for file in dict.fromkeys(files) if is_own(file))
             raise InputError(f"the defaults of configuration files name each other in a circle: {own}") from error
     plain = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
-    return _Composed(plain, tuple(dict.fromkeys(files)))
+    loaded = tuple(dict.fromkeys(files))
+    return _Composed(plain, loaded, _notes(loaded))
 
 
 @contextmanager

@@ -50,11 +50,12 @@ def recorded() -> Iterator[list[Path]]:
         _loaded.reset(token)
 
 
-def prepared() -> tuple[str, str]:
-    """The name of the primary configuration, and the override by which Hydra finds the files that it names."""
+def primary() -> str:
+    """The name of the primary configuration, from which Hydra finds the files of all folders."""
     Plugins.instance().register(_Files)
-    ConfigStore.instance().store(PRIMARY, OmegaConf.load(resource("configs") / "config.yaml"))
-    return PRIMARY, f"hydra.searchpath=['{SCHEME}://']"
+    config = OmegaConf.load(resource("configs") / "config.yaml")
+    ConfigStore.instance().store(PRIMARY, OmegaConf.merge(config, {"hydra": {"searchpath": [f"{SCHEME}://"]}}))
+    return PRIMARY
 
 
 class _Files(ConfigSource):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,8 @@ from hydra.errors import HydraException
 from launcher.config.settings import Configuration, merged
 from launcher.errors import InputError
 from launcher.schema import Entry, names, unknown_key, walk
+
+PLAIN_NAME = re.compile(r"[A-Za-z_]\w*")
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ def parse(words: Iterable[str], groups: Iterable[str]) -> tuple[list[str], list[
     settings: list[Setting] = []
     problems: list[str] = []
     for word in words:
+        group, _, name = word.partition("=")
+        if group in groups and PLAIN_NAME.fullmatch(name):  # Hydra parses it itself
+            choices.append(word)
+            continue
         try:
             parsed = _setting(word)
         except InputError as error:
             problems.extend(error.problems)
             continue
-        group = parsed.key.partition("@")[0]
-        if "@" in parsed.key or (group in groups and not isinstance(parsed.value, dict)):
+        if "@" in parsed.key or (parsed.key in groups and not isinstance(parsed.value, dict)):
             choices.append(word)
         else:
             settings.append(parsed)

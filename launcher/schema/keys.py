@@ -92,11 +92,9 @@ class Entry:
     key: Key
     kind: Any
     optional: bool
-    kept: bool = True  # False: the class reads the key and has no field for it
-
-    @property
-    def is_group(self) -> bool:
-        return self.key.choose is not None or is_dataclass(self.kind)
+    is_group: bool
+    kept: bool  # False: the class reads the key and has no field for it
+    absent: Any  # the field where the key is not given; REQUIRED where only the class can make it, or nobody
 
     @property
     def takes_auto(self) -> bool:
@@ -114,12 +112,18 @@ class Entry:
 def entries(cls: type) -> tuple[Entry, ...]:
     """The keys of a dataclass, those that it reads without keeping them included."""
     hints = get_type_hints(cls)
-    kept = [(f.name, f.metadata[_METADATA], hints[f.name]) for f in fields(cls) if _METADATA in f.metadata]
-    read = [(name, rule, kind) for name, (kind, rule) in getattr(cls, "also_read", {}).items()]
+    kept = [(f.name, hints[f.name], f.metadata[_METADATA]) for f in fields(cls) if _METADATA in f.metadata]
+    read = [(name, kind, rule) for name, (kind, rule) in getattr(cls, "also_read", {}).items()]
     return tuple(
-        Entry(rule.name or name, name, rule, *without_none(kind), kept=i < len(kept))
-        for i, (name, rule, kind) in enumerate(kept + read)
+        [_entry(name, kind, rule, absent=getattr(cls, name, REQUIRED), kept=True) for name, kind, rule in kept]
+        + [_entry(name, kind, rule, absent=rule.default, kept=False) for name, kind, rule in read]
     )
+
+
+def _entry(name: str, kind: Any, rule: Key, *, absent: Any, kept: bool) -> Entry:
+    kind, optional = without_none(kind)
+    is_group = rule.choose is not None or is_dataclass(kind)
+    return Entry(rule.name or name, name, rule, kind, optional, is_group=is_group, kept=kept, absent=absent)
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:

@@ -67,18 +67,15 @@ class _Reader:
 
     def entry(self, entry: Entry, cls: type, data: Mapping[str, Any], prefix: str) -> Any:
         """The field of one key; REQUIRED where only the dataclass can make its default."""
-        name, rule = join(prefix, entry.name), entry.key
-        absent, given = entry.name not in data, data.get(entry.name)
+        if not entry.is_group and entry.name not in data and entry.key.default is not REQUIRED:
+            return entry.absent
+        name, given = join(prefix, entry.name), data.get(entry.name, UNSET)
         if entry.is_group:
             return self.subgroup(entry, cls, {} if given in (UNSET, None) else given, name)
-        if given == UNSET or (absent and rule.default is REQUIRED):
-            self.problems.append(f"{name} is not set: give it as {name}=VALUE")
-            return _WRONG
-        if not absent:
+        if given != UNSET:
             return self.value(entry, given, name)
-        if rule.derived or not entry.kept:
-            return rule.default
-        return getattr(cls, entry.field, REQUIRED)
+        self.problems.append(f"{name} is not set: give it as {name}=VALUE")
+        return _WRONG
 
     def subgroup(self, entry: Entry, cls: type, data: Any, name: str) -> Any:
         """A group in this one; fields of the same key share it."""
