@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose, initialize
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -26,9 +27,9 @@ from launcher.config.files import folders, is_own, primary, recorded
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
 from launcher.resources import resource
-from launcher.schema import names, nearest
+from launcher.schema import entries, names, nearest
 
-GROUPS = ("cluster", "model", "stack", "layout", "train", "recipe", "launch", "tracking")
+_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 def choices() -> dict[str, list[str]]:
     """The entries of every configuration group, the user's own folder included."""
     index = _index(_stamp())
-    return {group: list(index[group]) for group in GROUPS}
+    groups = dict.fromkeys(entry.name for entry in entries(Configuration) if entry.is_group)
+    return {group: list(index[group]) for group in groups}
 
 
 def keys() -> list[str]:
@@ -131,7 +133,7 @@ def _hydra() -> Iterator[None]:
     """Hydra set up, and put away again: it keeps its state in a process-wide singleton."""
     GlobalHydra.instance().clear()
     try:
-        with initialize(config_path=None, job_name="launcher", version_base="1.3"):
+        with initialize(config_path=None, job_name="launcher", **_BASE):
             yield
     finally:
         GlobalHydra.instance().clear()

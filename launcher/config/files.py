@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def recorded() -> Iterator[list[Path]]:
         _loaded.reset(token)
 
 
+@cache
 def primary() -> str:
     """The name of the primary configuration, from which Hydra finds the files of all folders."""
     Plugins.instance().register(_Files)
