@@ -47,6 +47,7 @@ JOBS: dict[str, list[str]] = {
     "tensor and pipeline parallel": [*DGX, "layout.tp=4", "layout.pp=2", "layout.recompute=full"],
     "sharded": [*DGX, "layout.tp=1", "layout.pp=1", "layout.zero_stage=3", "layout.recompute=full"],
     "Llama": [*DGX, "model=llama3_8b", "layout.tp=2", "layout.pp=4", "train.attention=math"],
+    "other software": [*DGX, "stack=megatron_lm", "layout.tp=4", "layout.pp=2", "layout.recompute=full"],
     "CPUs": [],
     "slices": ["cluster=a100_mig_3g", "model=gpt_tiny", "launch=slurm"],
 }
@@ -58,9 +59,11 @@ VALUES = {
     "layout.axis_order": ["pp-tp-cp-dp"],
     "layout.layer_split": ["[11,13]", "[13,11]"],
     "layout.ep": ["2"],
+    "layout.shard_group": ["8"],
 }
 # Keys that count together with another one.
 WITH = {
+    "cluster.node.host_memory_gib": ["train.offload_optimizer=true", "model=gpt3_13b"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],
     "layout.ep": ["model=mixtral_8x7b", "model.layers=4", "layout.tp=1"],
@@ -179,10 +182,12 @@ def test_what_comes_out_of_a_job_is_the_same_each_time(job: str) -> None:
     assert outcome.__wrapped__(words) == outcome.__wrapped__(words)
 
 
-@pytest.mark.parametrize("key", behaving())
+NOT_READ_YET = ("cluster.rails", "cluster.node.host_memory_gib")
+XFAIL = pytest.mark.xfail(reason="node placement and offloading are to read them", strict=False)
+
+
+@pytest.mark.parametrize("key", [pytest.param(k, marks=XFAIL if k in NOT_READ_YET else ()) for k in behaving()])
 def test_a_key_of_hardware_layout_or_training_changes_what_comes_out(key: str) -> None:
-    if key in ("cluster.rails", "cluster.node.host_memory_gib"):
-        pytest.xfail("offloading and node placement do not read them yet")
     entry = every_key()[key]
     assert any(changes(key, entry, job) for job in JOBS.values()), f"nothing reads {key}: delete it"
 

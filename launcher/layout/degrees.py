@@ -138,7 +138,7 @@ class LayoutRequest:
         "and every second product) or full (whole layers)",
     )  # fmt: skip
     recompute_fraction: float | None = key(
-        AUTO, auto=True, above=0, maximum=1, meaning="of the layers, how many are computed again"
+        AUTO, auto=True, unit="1", above=0, maximum=1, meaning="of the layers, how many are computed again"
     )
     sequence_parallel: bool | None = key(
         AUTO, auto=True, meaning="tensor-parallel ranks divide the activations between the matrix products"

@@ -27,7 +27,7 @@ class StackKeys:
     fused_rotary: bool | None = _habit("rotary positions in one kernel")
     fused_loss: bool | None = _habit("cross-entropy in one kernel")
     joint_qkv: bool | None = _habit("one projection for queries, keys and values, whose output stays alive with values")
-    flash_version: int | None = _habit("the newest FlashAttention", minimum=1, maximum=3)
+    flash_version: int | None = _habit("the newest FlashAttention", unit="version", minimum=1, maximum=3)
     calls_dropout: bool | None = _habit("dropout kernels run at any probability where scores are kept in memory")
     loss_parallel: bool | None = _habit("the loss works on the vocabulary as tp divides it")
     wide_loss: bool | None = _habit("the loss keeps fp32 copies of the logits")
