@@ -45,13 +45,15 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
     yield from order_unknown(layout, tool="accelerate", known=("tp-cp-dp-pp",))
     yield from only(job, layout, tool="accelerate", why="has no pipeline", pp=1)
     yield from only(job, layout, tool="accelerate", why="has no expert parallelism", ep=1)
-    if layout.recompute not in ("none", "full"):
-        yield f"accelerate recomputes whole layers or none: set layout.recompute=full or none, not {layout.recompute}"
+    if layout.recompute not in ("none", "full") or facts.recomputes_some(layout):
+        yield "accelerate recomputes every layer whole, or none: set layout.recompute=full or none"
+    if layout.sharding == 1 and not facts.with_deepspeed(job):
+        yield ("accelerate has ZeRO-1 by DeepSpeed's plugin alone: set stack=deepspeed, or layout.zero_stage=2 or 3")
     meshed = layout.tp > 1 or layout.cp > 1
-    if meshed and with_deepspeed(job, layout):
+    if meshed and facts.with_deepspeed(job):
         yield (
             f"accelerate has layout.tp and layout.cp in FSDP2 alone, which shards as ZeRO 2 and 3: set "
-            f"layout.zero_stage=2 or 3 and train.engine=torch, not layout.zero_stage={layout.zero_stage}"
+            f"layout.zero_stage=2 or 3 and stack=fsdp, not layout.zero_stage={layout.zero_stage}"
         )
     elif meshed and layout.zero_stage < 2 and layout.dp * layout.cp > 1:
         yield (
@@ -67,7 +69,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 
 def write(plan: Plan) -> Export:
     job, layout = plan.job, plan.layout
-    plugin = with_deepspeed(job, layout)
+    plugin = facts.with_deepspeed(job)
     files = {CONFIG: to_yaml(_config(plan))}
     if plugin:
         config = deepspeed_config(plan, TrainOptions.from_config(plan.config["train"]))
@@ -77,11 +79,6 @@ def write(plan: Plan) -> Export:
     environment = {} if plugin else {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": steps}
     files[START_FILE] = node_script(plan, [*LAUNCH, SCRIPT], environment=environment)
     return Export(CONFIG, files | shared_files(plan), tuple(_missing(plan)))
-
-
-def with_deepspeed(job: Job, layout: Layout) -> bool:
-    """Whether the DeepSpeed plugin runs it: where the plan's engine is DeepSpeed, and for ZeRO-1, which FSDP2 lacks."""
-    return job.training.engine == "deepspeed" or layout.sharding == 1
 
 
 def _config(plan: Plan) -> Yaml:
@@ -108,7 +105,7 @@ def _config(plan: Plan) -> Yaml:
 def kind(job: Job, layout: Layout) -> str:
     if layout.world_size == 1:
         return "NO"
-    if with_deepspeed(job, layout):
+    if facts.with_deepspeed(job):
         return "DEEPSPEED"
     if layout.sharding or layout.tp > 1 or layout.cp > 1:
         return "FSDP"
@@ -143,8 +140,6 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield "recomputation: call model.gradient_checkpointing_enable()"
     if training.offload_optimizer and kind(plan.job, layout) == "FSDP":
         yield "offloading of the optimizer alone: FSDP2 offloads parameters and gradients with it"
-    if layout.zero_stage == 1 and training.engine == "torch":
-        yield "ZeRO-1 with torch: FSDP2 shards gradients too, so that DeepSpeed's plugin runs it"
     clip = TrainOptions.from_config(plan.config["train"]).grad_clip
     if kind(plan.job, layout) != "DEEPSPEED" and clip:
         yield f"clipping: call accelerator.clip_grad_norm_(model.parameters(), {clip:g})"
@@ -162,4 +157,5 @@ TARGET = Target(
     write=write,
     cannot=cannot,
     pins={"pp": 1, "virtual_stages": 1, "ep": 1, "sequence_parallel": False},
+    overrides=("stack=fsdp",),
 )

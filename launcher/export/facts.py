@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from math import isclose
+
 from launcher.layout import Layout
+from launcher.layout.job import Job
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
+
+
+def with_deepspeed(job: Job) -> bool:
+    """Whether DeepSpeed trains, by our engine or by itself, and not FSDP or DDP."""
+    return job.training.engine == "deepspeed" or job.stack.name == "deepspeed"
 
 
 def replicas(plan: Plan) -> int:
@@ -22,14 +30,13 @@ def reduces_in_fp32(plan: Plan) -> bool:
     return plan.job.stack.reduces_in(plan.job.training) == "fp32"
 
 
-def recompute_form(layout: Layout) -> str:
-    """What is recomputed: none, selective (the attention core), op or full."""
-    return layout.recompute
-
-
-def recomputed_layers(plan: Plan) -> int | None:
-    """Layers of each stage that are recomputed; None for all of them."""
-    return None
+def recomputed_layers(layout: Layout) -> int | None:
+    """Layers of each (virtual) stage that are recomputed; None for all of them, 0 where that is no whole number."""
+    if not recomputes_some(layout):
+        return None
+    shares = {layout.recompute_fraction * layers for layers in layout.layer_split}
+    share = shares.pop()
+    return round(share) if not shares and isclose(share, round(share)) else 0
 
 
 def steps(plan: Plan) -> int:
@@ -42,4 +49,4 @@ def steps(plan: Plan) -> int:
 
 def recomputes_some(layout: Layout) -> bool:
     """Whether some layers are recomputed and others are not."""
-    return False
+    return layout.recompute != "none" and layout.recompute_fraction < 1

@@ -63,8 +63,6 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield f'the tensor-parallel plan: load the model with from_pretrained(..., tp_plan="auto", tp_size={layout.tp})'
     if training.optimizer == "adam":
         yield "Adam without decoupled weight decay: adamw_torch stands for it"
-    if layout.zero_stage == 1 and training.engine == "torch":
-        yield "ZeRO-1 with torch: FSDP2 shards gradients too, so that DeepSpeed's plugin runs it"
     yield f"the model and the data, {plan.job.model.seq_len:,} tokens a sequence: the script loads them"
 
 
@@ -75,4 +73,5 @@ TARGET = Target(
     write=write,
     cannot=accelerate.cannot,
     pins=accelerate.TARGET.pins,
+    overrides=accelerate.TARGET.overrides,
 )

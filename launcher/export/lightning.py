@@ -30,17 +30,19 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
     yield from only(job, layout, tool="Lightning", why="has no pipeline", pp=1)
     yield from only(job, layout, tool="Lightning", why="has no context parallelism", cp=1)
     yield from only(job, layout, tool="Lightning", why="has no expert parallelism", ep=1)
+    if layout.sharding == 1 and kind(job, layout) != "deepspeed":
+        yield "Lightning has ZeRO-1 by DeepSpeed alone: set stack=deepspeed, or layout.zero_stage=2 or 3"
     if layout.tp > 1 and kind(job, layout) == "deepspeed":
-        yield "Lightning has layout.tp with FSDP2 alone: set layout.zero_stage=2 or 3 and train.engine=torch"
+        yield "Lightning has layout.tp with FSDP2 alone: set layout.zero_stage=2 or 3 and stack=fsdp"
     elif layout.tp > 1 and layout.dp > 1 and not layout.sharding:
         yield "Lightning shards over data where it has layout.tp (FSDP2): set layout.zero_stage=2 or 3"
-    if facts.recompute_form(layout) not in ("none", "full") or facts.recomputes_some(layout):
+    if layout.recompute not in ("none", "full") or facts.recomputes_some(layout):
         yield "Lightning recomputes whole layers or none: set layout.recompute=full or none"
 
 
 def kind(job: Job, layout: Layout) -> str:
-    """The strategy: ddp, fsdp, model_parallel or deepspeed (also for ZeRO-1, which the others lack)."""
-    if job.training.engine == "deepspeed" or layout.sharding == 1:
+    """The strategy: ddp, fsdp, model_parallel or deepspeed."""
+    if facts.with_deepspeed(job):
         return "deepspeed"
     if layout.tp > 1:
         return "model_parallel"
@@ -126,8 +128,6 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield "recomputation: the model's code calls torch.utils.checkpoint"
     if options.grad_clip and strategy in ("fsdp", "model_parallel"):
         yield f"clipping of sharded gradients: clip to {options.grad_clip:g} in your module's on_before_optimizer_step"
-    if layout.zero_stage == 1 and job.training.engine == "torch":
-        yield "ZeRO-1 with torch: DeepSpeed's strategy runs it"
     yield "the optimizer and its learning rate: configure_optimizers makes them"
 
 
@@ -141,4 +141,5 @@ TARGET = Target(
     write=write,
     cannot=cannot,
     pins={"pp": 1, "cp": 1, "ep": 1, "virtual_stages": 1},
+    overrides=("stack=fsdp",),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.export import facts, megatron_training
+from launcher.export import facts, megatron_training, rules
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, options, shared_files, torchrun
 from launcher.export.rules import effective, order_unknown
 from launcher.export.target import Export, Target
@@ -39,8 +39,13 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
         )
     if job.model.num_experts and layout.tp > 1 and not layout.sequence_parallel:
         yield "Megatron-LM trains experts under tensor parallelism with layout.sequence_parallel=true only: set it"
-    if facts.recompute_form(layout) == "op":
+    if layout.recompute == "op":
         yield "Megatron-LM has no layout.recompute=op: set layout.recompute=selective or full"
+    if facts.recomputed_layers(layout) == 0 or (facts.recomputes_some(layout) and layout.recompute == "selective"):
+        yield (
+            f"Megatron-LM recomputes a whole number of layers of each stage, in full: set layout.recompute_fraction=1, "
+            f"not {layout.recompute_fraction:g} of {rules.plain(layout.layer_split)}"
+        )
     if job.training.offload_optimizer and layout.zero_stage != 1:
         yield "Megatron-LM offloads its distributed optimizer alone: set layout.zero_stage=1"
 
@@ -115,7 +120,7 @@ def _sharding(plan: Plan) -> Flags:
 
 
 def _recompute(plan: Plan) -> Flags:
-    form, layers = facts.recompute_form(plan.layout), facts.recomputed_layers(plan)
+    form, layers = plan.layout.recompute, facts.recomputed_layers(plan.layout)
     if form == "selective":
         return ["--recompute-granularity", "selective"]
     if form != "full":
@@ -143,4 +148,5 @@ TARGET = Target(
     ),
     write=write,
     cannot=cannot,
+    overrides=("stack=megatron_lm",),
 )

@@ -111,7 +111,7 @@ def _shape(plan: Plan) -> list[Setting]:
 
 
 def _recompute(plan: Plan) -> list[Setting]:
-    form, layers = facts.recompute_form(plan.layout), facts.recomputed_layers(plan)
+    form, layers = plan.layout.recompute, facts.recomputed_layers(plan.layout)
     full: list[Setting] = [
         ("model.recompute_method", "uniform" if layers is None else "block"),
         ("model.recompute_num_layers", layers or 1),

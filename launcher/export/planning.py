@@ -14,11 +14,15 @@ from launcher.layout.job import Job
 from launcher.planner.build import make_plan
 from launcher.planner.record import Plan
 
+SOFTWARE = {"stack", "stack.name", "train.engine"}  # what trains: one choice, whichever of the keys makes it
+
 
 def with_overrides(words: Sequence[str], target: Target) -> list[str]:
-    """The user's overrides, after those that the target brings unless the user says otherwise."""
+    """The user's overrides, after the software that the target brings, unless the user names another."""
     said = {word.lstrip("+~").partition("=")[0] for word in words}
-    return [*(word for word in target.overrides if word.partition("=")[0] not in said), *words]
+    if said & SOFTWARE:
+        return list(words)
+    return [*target.overrides, *words]
 
 
 def plan_for(settings: Settings, target: Target) -> Plan:

@@ -34,7 +34,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
         yield "torchtitan shards gradients and optimizer together (FSDP2): set layout.zero_stage=2, 3 or 0, not 1"
     if layout.pp > 1 and layout.schedule not in SCHEDULES:
         yield f"torchtitan runs {layout.schedule} with several stages a rank alone: set layout.schedule=1f1b"
-    if facts.recompute_form(layout) not in RECOMPUTE or facts.recomputes_some(layout):
+    if layout.recompute not in RECOMPUTE or facts.recomputes_some(layout):
         yield "torchtitan recomputes whole layers, by operator, or nothing: set layout.recompute=full, op or none"
     if layout.ep > 1 and (layout.tp > 1 or layout.cp > 1):
         yield (
@@ -68,7 +68,7 @@ def flags(plan: Plan) -> list[str]:
             words.append(f"--{section}.{'' if value else 'no-'}{option}")
         else:
             words += [f"--{key}", str(value)]
-    return [*words, f"activation-checkpoint:{RECOMPUTE[facts.recompute_form(plan.layout)]}"]
+    return [*words, f"activation-checkpoint:{RECOMPUTE[plan.layout.recompute]}"]
 
 
 def settings(plan: Plan) -> list[Setting]:
@@ -131,7 +131,7 @@ def config_function(plan: Plan) -> str:
     known = KNOWN.get(name)
     base = f"torchtitan.models.{known}.config_registry" if known else "my_models"
     yours = "" if known else "  # yours: a function that returns a Trainer.Config with this model"
-    form = CHECKPOINTING[facts.recompute_form(plan.layout)]
+    form = CHECKPOINTING[plan.layout.recompute]
     lines = [
         f'"""{name} as {plan.layout.brief()}: --module {MODULE} --config {FUNCTION}"""',
         "",
@@ -201,5 +201,5 @@ TARGET = Target(
     ),
     write=write,
     cannot=cannot,
-    overrides=(),
+    overrides=("stack=torchtitan",),
 )

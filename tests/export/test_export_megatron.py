@@ -67,6 +67,14 @@ def test_any_other_stages_are_said_layer_by_layer() -> None:
     assert values("uneven")["--pipeline-model-parallel-layout"] == "Ettttttt|tttttttt|tttttttttt|tttttttL"
 
 
+def test_a_part_of_the_layers_is_recomputed_by_block() -> None:
+    found = values("part")
+    assert (found["--recompute-granularity"], found["--recompute-method"]) == ("full", "block")
+    assert found["--recompute-num-layers"] == "8"
+    plan = plan_of("part", "layout.recompute_fraction=0.3")
+    assert "whole number of layers" in next(megatron.cannot(plan.job, plan.layout))
+
+
 def test_a_rank_order_with_the_pipeline_before_data_has_its_flag() -> None:
     assert "--use-tp-pp-dp-mapping" in values("pipeline first")
     assert "--use-tp-pp-dp-mapping" not in values("virtual stages")
