@@ -85,7 +85,7 @@ def test_cancel_stops_a_running_job_and_leaves_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        assert "asked agent" in launcher("cancel", "run", cwd=tmp_path).stdout
+        assert "asked process" in launcher("cancel", "run", cwd=tmp_path).stdout
         assert process.wait(timeout=60) == 1
     assert children_of(tmp_path) == []
 

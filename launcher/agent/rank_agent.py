@@ -41,10 +41,11 @@ from launcher.errors import JobFailed
 from launcher.planner.record import write_plan
 from launcher.rendezvous.plan_ordered import PlanOrdered
 from launcher.rendezvous.single_node import SingleNode
-from launcher.run.folder import utc_now
+from launcher.run.folder import in_utc
 from launcher.run.heartbeat import Heartbeats, Pace, RankState
 from launcher.run.ledger import Ledger
 from launcher.run.node_state import NodeState
+from launcher.run.owner import was_cancelled
 
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
@@ -109,7 +110,7 @@ class RankAgent(SimpleElasticAgent):
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self._signals.append(signal.Signals(number))
         if not self._watching and len(self._signals) == 1:
-            raise Stopped(f"stopped by {self._signals[0].name} before the ranks ran")
+            raise self._stopped_early()
         os.write(self._wake_write, b"x")
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
@@ -261,7 +262,7 @@ class RankAgent(SimpleElasticAgent):
         stacks.ask_nccl(self._job.folder.logs, self._global(self._states()))
         for rank, text in traces.items():
             with logs[rank].open("a") as log:
-                log.write(f"{LOG_HEADER}py-spy on a hang, {utc_now()}\n{text}\n")
+                log.write(f"{LOG_HEADER}py-spy on a hang, {in_utc()}\n{text}\n")
         self._pump.drain()
         self._give_up_or_restart(
             describe_hang(hang, found, first_rank=self._first_rank, node=self._node, logs=self._job.folder.logs)
@@ -312,7 +313,7 @@ class RankAgent(SimpleElasticAgent):
             self._write_state("stopping", self._server.running)
             if checked:
                 self._pump.tell(
-                    f"{self._signals[0].name}: stopping at the end of this step, within {grace_s:g} s; "
+                    f"{self._stopper()}: stopping at the end of this step, within {grace_s:g} s; "
                     "a second signal stops at once"
                 )
         if self._stop_is_due():
@@ -324,10 +325,24 @@ class RankAgent(SimpleElasticAgent):
 
     def _stopped(self) -> Stopped:
         step = self._newest_step()
-        message = f"stopped by {self._signals[0].name}" + (f" after step {step}" if step else "")
+        message = f"stopped by {self._stopper()}" + (f" after step {step}" if step else "")
         self._why = message
-        self._write_state("stopped", {}, message)
+        self._write_state(self._stopped_state(), {}, message)
         return Stopped(message)
+
+    def _stopped_early(self) -> Stopped:
+        message = f"stopped by {self._stopper()} before the ranks ran"
+        if self._ledger.node is not None:
+            self._node = self._ledger.node
+            self._write_state(self._stopped_state(), {}, message)
+        return Stopped(message)
+
+    def _stopper(self) -> str:
+        """Who asked for the stop."""
+        return "`launcher cancel`" if was_cancelled(self._job.folder) else self._signals[0].name
+
+    def _stopped_state(self) -> str:
+        return "cancelled" if was_cancelled(self._job.folder) else "stopped"
 
     def _end_ranks(self) -> None:
         """TERM, and after launch.kill_after_s (or a second signal) KILL; returns when no rank runs."""
@@ -377,7 +392,7 @@ class RankAgent(SimpleElasticAgent):
             restarts_left=self._remaining_restarts,
             board_fd=self._heartbeats.fd,
             message=message,
-            updated=utc_now(),
+            updated=in_utc(),
             ranks={self._first_rank + rank: pid for rank, pid in pids.items()},
         )
         try:

@@ -14,7 +14,5 @@ def run(invocation: Invocation) -> int:
     if submitted(name):
         print(life.cancel(life.SubmittedRun.find(name)))
         return 0
-    pids = runs.stop(run_folder(name))
-    agents = ", ".join(f"agent {pid}" for pid in pids)
-    print(f"asked {agents} to stop at the end of the step" if pids else f"nothing of {name} runs on this machine")
+    print(runs.stop(run_folder(name)))
     return 0

@@ -112,7 +112,8 @@ def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: fl
 
 
 def _folder(run_dir: str | None) -> RunFolder:
-    return create_run_folder(Path(run_dir)) if run_dir else new_run_folder("check")
+    """A folder for what a check writes: of its own, in a run's folder too."""
+    return create_run_folder(RunFolder(Path(run_dir)).inner("check").path) if run_dir else new_run_folder("check")
 
 
 def _line(finding: Finding) -> str:

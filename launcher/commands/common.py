@@ -14,6 +14,7 @@ from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, plan_file
+from launcher.run.owner import read_owner
 from launcher.slurm.record import is_submitted
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
@@ -80,8 +81,11 @@ def run_folder(name: str) -> RunFolder:
 
 def submitted(name: str) -> bool:
     """Whether a named run is Slurm's: a folder with its submission, or a job id."""
-    is_job_id = re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
-    return is_submitted(Path(name)) or (is_job_id and not Path(name).exists())
+    path = Path(name)
+    if not path.exists():
+        return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
+    owner = read_owner(RunFolder(path))
+    return is_submitted(path) if owner is None else owner.job_id is not None
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from launcher.console import say, tell
 from launcher.errors import InputError, LauncherError
 
 INTERRUPTED = 130
+CLOSED_PIPE = 141  # as of a process that SIGPIPE ends
 
 
 def guarded(work: Callable[[], int]) -> int:
     """Do it, with errors turned into messages on stderr and exit codes."""
     try:
-        return work()
+        code = work()
+        if sys.stdout:  # None where the user closed it
+            sys.stdout.flush()
+        return code
     except LauncherError as error:
-        print(_message(error), file=sys.stderr)
+        say(_message(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("launcher: interrupted", file=sys.stderr)
+        tell("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `launcher plan | head`
-        sys.stderr.close()
-        return 0
+        with Path(os.devnull).open("wb") as nothing:  # what is buffered goes there, without another error
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return CLOSED_PIPE
 
 
 def _message(error: LauncherError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from launcher.commands.common import named_run, options, run_folder, submitted
 from launcher.commands.invocation import Invocation
@@ -27,6 +28,8 @@ def run(invocation: Invocation) -> int:
             sys.stdout.buffer.flush()
         return 0
     folder = run_folder(name)
+    while follow == "true" and not folder.rank_logs() and not _ended(folder):
+        time.sleep(runs.FOLLOW_POLL_S)  # its ranks are about to start
     for line in runs.read_logs(
         runs.rank_logs(folder, rank=rank), follow=follow == "true", ended=lambda: _ended(folder)
     ):
@@ -35,7 +38,7 @@ def run(invocation: Invocation) -> int:
 
 
 def _ended(folder: RunFolder) -> bool:
-    return all(node.verdict in ("done", "failed", "stopped", "lost") for node in runs.status(folder))
+    return runs.status(folder).has_ended
 
 
 def _rank(word: str | None) -> int | None:

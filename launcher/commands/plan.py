@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.commands.claim import may_claim
 from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
@@ -25,6 +26,7 @@ from launcher.planner.search import search
 from launcher.planner.why_not import why_not
 from launcher.report import terminal
 from launcher.run.folder import RunFolder
+from launcher.run.owner import this_process
 
 Case = tuple[str, Job, LayoutRequest]
 
@@ -68,6 +70,7 @@ def _rank(settings: Settings) -> int:
 
 
 def _keep(plan: Plan, folder: Path) -> None:
+    may_claim(folder, this_process())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_plan(plan, RunFolder(folder).plan)

@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 
 from launcher import env
+from launcher.commands.claim import claimed, may_claim
 from launcher.commands.common import checked_settings, work
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import as_yaml
 from launcher.config.settings import Settings
+from launcher.console import say, tell
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
@@ -19,14 +21,21 @@ from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, write_plan
 from launcher.planner.build import make_plan
 from launcher.preflight.extensions import lock_findings
-from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
+from launcher.run.folder import RunFolder
+from launcher.run.owner import Owner
 
 
-def order(invocation: Invocation, settings: Settings | None = None) -> Order | None:
-    """Plan a job for this machine, say so, and write its run folder; None for a dry run. Raises InputError."""
+def order(invocation: Invocation, owner: Owner, settings: Settings | None = None) -> Order | None:
+    """Plan a job for this machine, say so, and write its run folder for `owner`; None for a dry run.
+
+    Raises InputError, and has then written nothing.
+    """
     settings = settings or checked_settings(invocation.overrides)
     job = work(settings, invocation.rest)
     check_syntax(job.script)
+    path = named_folder(settings)
+    if path is not None:
+        may_claim(path, owner)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
     if plan.placement.num_nodes > 1:
         raise InputError(
@@ -34,15 +43,22 @@ def order(invocation: Invocation, settings: Settings | None = None) -> Order | N
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
     check_inputs(settings)
-    tell_plan(plan)
+    say_plan(plan)
     if settings.options.dry_run:
-        print("dry run: nothing was started", file=sys.stderr)
+        say("dry run: nothing was started")
         return None
     check_devices(plan)
     tell_locks(plan)
-    folder = prepare(plan, settings, name=job.name)
-    print(f"run folder: {folder.path}", file=sys.stderr)
+    with claimed(path, owner, name=job.name) as folder:
+        write_planned_run(folder, plan, settings)
+    say(f"run folder: {folder.path}")
     return Order(folder.path, job.script, job.args, settings.options.launch, planned_at=time.monotonic())
+
+
+def named_folder(settings: Settings) -> Path | None:
+    """The run folder that the user named."""
+    given = settings.options.run_dir
+    return Path(given) if given else None
 
 
 def check_devices(plan: Plan) -> None:
@@ -53,20 +69,20 @@ def check_devices(plan: Plan) -> None:
     found = f"the plan is for {plan.placement.ranks_per_node} × {gpu.name}, and this machine has no NVIDIA device"
     if not plan.config.get("script"):
         raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
-    print(f"launcher: {found}: the script runs without them", file=sys.stderr)
+    tell(f"{found}: the script runs without them")
 
 
 def tell_locks(plan: Plan) -> None:
     """Say which compiled extensions the ranks would wait for in vain; only DeepSpeed and scripts may load any."""
     if plan.config.get("script") or plan.job.training.engine == "deepspeed":
         for finding in lock_findings(env.environment()):
-            print(f"launcher: {finding.message}", file=sys.stderr)
+            tell(finding.message)
 
 
 def check_syntax(script: Path) -> None:
     """Raise InputError where Python cannot compile the script: before planning, not in every rank."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # the ranks will tell them
+        with warnings.catch_warnings(action="ignore"):  # the ranks will show them
             compile(script.read_bytes(), script, "exec", dont_inherit=True)
     except SyntaxError as error:
         where = f"{script}, line {error.lineno}" if error.lineno else str(script)
@@ -90,18 +106,15 @@ def check_inputs(settings: Settings) -> None:
         raise InputError(f"train.init_from={options.init_from} is not a folder: give a Hugging Face folder of weights")
 
 
-def tell_plan(plan: Plan) -> None:
+def say_plan(plan: Plan) -> None:
     """The plan in a few lines, for people."""
     model, cluster = plan.job.model, plan.job.cluster
-    print(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}", file=sys.stderr)
+    say(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}")
     for reason in plan.why:
-        print(f"  {reason}", file=sys.stderr)
+        say(f"  {reason}")
 
 
-def prepare(plan: Plan, settings: Settings, *, name: str, path: Path | None = None) -> RunFolder:
-    """The run folder (at `path`, else run_dir) with its plan.json and config.yaml, made before any process starts."""
-    given = path or settings.options.run_dir
-    folder = create_run_folder(Path(given)) if given else new_run_folder(name)
+def write_planned_run(folder: RunFolder, plan: Plan, settings: Settings) -> None:
+    """The plan and the configuration of a run, written before any process starts."""
     write_plan(plan, folder.plan)
     write_text(folder.config, as_yaml(settings.config))
-    return folder

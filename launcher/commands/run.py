@@ -5,13 +5,13 @@ from __future__ import annotations
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.faststart import overlapped_import as early
-from launcher.faststart import warm
+from launcher.faststart import overlapped_import, warm
 from launcher.faststart.overlapped_import import HandOver, Order
 from launcher.faststart.warm import WarmRun
 from launcher.local.start import run_local
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder
+from launcher.run.owner import Owner, release, this_process
 
 
 def run(invocation: Invocation) -> int:
@@ -22,26 +22,39 @@ def run(invocation: Invocation) -> int:
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
             return code
-    if "dry_run=true" not in invocation.overrides and early.possible():
-        order: Order | None = early.planned_meanwhile(
-            lambda hand_over: guarded(lambda: _plan(invocation, hand_over=hand_over))
+    owner = this_process()
+    if "dry_run=true" not in invocation.overrides and overlapped_import.possible():
+        order: Order | None = overlapped_import.plan_in_child(
+            lambda hand_over: guarded(lambda: _plan(invocation, owner, hand_over=hand_over)), owner
         )
     else:
-        order = _make_order(invocation)
+        order = _make_order(invocation, owner)
     return start_ranks(order) if order else 0
 
 
 def start_ranks(order: Order, *, began: float | None = None) -> int:
-    """Run what was planned. `began`: when the command was typed, if not with this process (CLOCK_MONOTONIC)."""
-    return run_local(
-        read_plan(RunFolder(order.run_folder).plan),
-        run_folder=order.run_folder,
-        script=order.script,
-        args=order.args,
-        launch=order.launch,
-        planned_at=order.planned_at,
-        began=began,
-    )
+    """Run what was planned, in the folder that this process owns; it says afterwards how that ended.
+
+    `began`: when the command was typed, if not with this process (CLOCK_MONOTONIC).
+    """
+    folder, ended = RunFolder(order.run_folder), "failed"
+    try:
+        code = run_local(
+            read_plan(folder.plan),
+            run_folder=order.run_folder,
+            script=order.script,
+            args=order.args,
+            launch=order.launch,
+            planned_at=order.planned_at,
+            began=began,
+        )
+        ended = "failed" if code else "done"
+        return code
+    except KeyboardInterrupt:
+        ended = "interrupted"
+        raise
+    finally:
+        release(folder, this_process(), ended=ended)
 
 
 def _may_be_warm(invocation: Invocation) -> bool:
@@ -50,12 +63,12 @@ def _may_be_warm(invocation: Invocation) -> bool:
     return not unwanted and warm.socket_path().exists()
 
 
-def _plan(invocation: Invocation, *, hand_over: HandOver) -> int:
-    order = _make_order(invocation)
+def _plan(invocation: Invocation, owner: Owner, *, hand_over: HandOver) -> int:
+    order = _make_order(invocation, owner)
     return hand_over(order) if order else 0
 
 
-def _make_order(invocation: Invocation) -> Order | None:
-    from launcher.commands.prepare import order  # Hydra, which the process that imports torch meanwhile needs not
+def _make_order(invocation: Invocation, owner: Owner) -> Order | None:
+    from launcher.commands.prepare import order  # Hydra, which the process that imports torch does not need
 
-    return order(invocation)
+    return order(invocation, owner)

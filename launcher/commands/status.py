@@ -27,10 +27,12 @@ def run(invocation: Invocation) -> int:
             print(table(rows))
         return int(job.ended and job.state != "COMPLETED")
     folder = run_folder(name)
-    nodes, phases, progress = runs.status(folder), runs.phases(folder), runs.progress(folder)
+    found, progress = runs.status(folder), runs.progress(folder)
     if as_json:
-        told = [{"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in nodes]
-        print(json.dumps({"nodes": told, **asdict(progress)}))
+        nodes = [
+            {"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in found.nodes
+        ]
+        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(progress)}))
     else:
-        print("\n".join(runs.describe(nodes, phases=phases, progress=progress)))
-    return int(any(node.verdict in ("failed", "lost") for node in nodes))
+        print("\n".join(runs.describe(found, phases=runs.phases(folder), progress=progress)))
+    return int(found.state in ("failed", runs.LOST))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.cluster import Cluster
+from launcher.commands.claim import claimed, may_claim
 from launcher.commands.common import checked_settings, work
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import prepare, tell_plan
+from launcher.commands.prepare import named_folder, say_plan, write_planned_run
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings
+from launcher.console import say, tell
 from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.planner.build import make_plan
-from launcher.run.folder import SweepFolder, create_run_folder, new_run_folder
+from launcher.run.folder import RunFolder, SweepFolder
+from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, withdraw
 from launcher.slurm import submit
+from launcher.slurm.request import SubmitRequest
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember
 
@@ -24,26 +30,63 @@ from launcher.slurm.sweep import SweepMember
 def run(invocation: Invocation) -> int:
     """Submit one job and print its id, or with dry_run=true what would run, as text to paste into a shell.
 
-    A dry run writes the run folder too: the command that it prints works as it stands.
+    A dry run writes its run folder too, so that the command works as it stands; into a run that exists it writes
+    nothing.
     """
     if invocation.multirun:
         return run_sweep(invocation)
     settings = checked_settings(with_slurm(invocation.overrides))
     slurm = slurm_of(settings)
+    path, owner = named_folder(settings), this_process(submitting=True)
     job = work(settings, invocation.rest)
+    if path is not None and not settings.options.dry_run:
+        may_claim(path, owner)
     plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
-    tell_plan(plan)
+    say_plan(plan)
     for line in (*submit.warnings(plan, slurm, settings.options.launch), *submit.left_behind(slurm)):
-        print(f"launcher: {line}", file=sys.stderr)
+        tell(line)
     to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plan, slurm))
-    folder = prepare(plan, settings, name=job.name)
-    print(f"run folder: {folder.path}", file=sys.stderr)
-    request = submit.prepare(plan, slurm, to_run, run_folder=folder.path)
     if settings.options.dry_run:
-        print(submit.dry_run_text(request, run_folder=folder.path))
-        return 0
+        return _dry_run(Prepared(plan, settings, slurm, to_run), path, owner, name=job.name)
     submit.check_size(plan, slurm)
-    print(submit.submit(request, run_folder=folder.path))
+    with claimed(path, owner, name=job.name) as folder:
+        request = Prepared(plan, settings, slurm, to_run).write(folder)
+        job_id = submit.submit(request)
+    hand_to_job(folder, owner, job_id)
+    say(f"run folder: {folder.path}")
+    print(job_id)
+    return 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that is ready to be written down and submitted."""
+
+    plan: Plan
+    settings: Settings
+    slurm: SlurmSettings
+    to_run: submit.ToRun
+
+    def write(self, folder: RunFolder) -> SubmitRequest:
+        """Write what the job reads; returns the command that submits it."""
+        request = submit.make_request(self.plan, self.slurm, self.to_run, run_folder=folder.path)
+        write_planned_run(folder, self.plan, self.settings)
+        submit.write_run_files(folder.path, self.plan, self.slurm, self.to_run.submission())
+        return request
+
+
+def _dry_run(prepared: Prepared, path: Path | None, owner: Owner, *, name: str) -> int:
+    """Print the command. In a folder that no run has used, also write what it reads, and leave the folder free."""
+    if path is not None and read_owner(RunFolder(path)) is not None:
+        request = submit.make_request(prepared.plan, prepared.slurm, prepared.to_run, run_folder=path)
+        say(f"dry run: {path} is a run already, and stays as it is; its own files are not those of this command")
+        print(submit.dry_run_text(request, run_folder=path))
+        return 0
+    with claimed(path, owner, name=name) as folder:
+        request = prepared.write(folder)
+    withdraw(folder, owner, None)
+    say(f"run folder: {folder.path}")
+    print(submit.dry_run_text(request, run_folder=folder.path))
     return 0
 
 
@@ -60,24 +103,59 @@ def run_sweep(invocation: Invocation) -> int:
     job = work(first, invocation.rest)
     plans = [make_plan(s.job, s.request, s.config, to_run=True) for s in every]
     to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plans[0], slurm))
-    given = first.options.run_dir
-    folder = (create_run_folder(Path(given)) if given else new_run_folder(f"{job.name}-sweep")).path
-    for index, (settings, plan) in enumerate(zip(every, plans, strict=True)):
-        prepare(plan, settings, name=job.name, path=SweepFolder(folder).run(index).path)
     same = set[str](combinations[0]).intersection(*combinations)
     members = [
         SweepMember(tuple(word for word in words if word not in same), plan)
         for words, plan in zip(combinations, plans, strict=True)
     ]
     for line in submit.left_behind(slurm):
-        print(f"launcher: {line}", file=sys.stderr)
-    print(f"sweep folder: {folder} ({len(members)} runs)", file=sys.stderr)
-    request = submit.prepare_sweep(members, slurm, to_run, folder=folder)
-    if first.options.dry_run:
-        print(submit.dry_run_text(request, run_folder=folder))
-    else:
-        submit.check_size(plans[0], slurm)
-        print(submit.submit_sweep(request, folder=folder, size=len(members)))
+        tell(line)
+    return _submit_sweep(Sweep(every, members, slurm, to_run), name=f"{job.name}-sweep")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep, each with its settings."""
+
+    settings: Sequence[Settings]
+    members: Sequence[SweepMember]
+    slurm: SlurmSettings
+    to_run: submit.ToRun
+
+    def write(self, folder: SweepFolder) -> SubmitRequest:
+        """Write what the jobs read; returns the command that submits them."""
+        request = submit.make_sweep_request(self.members, self.slurm, self.to_run, folder=folder.path)
+        for index, (settings, member) in enumerate(zip(self.settings, self.members, strict=True)):
+            write_planned_run(folder.run(index), member.plan, settings)
+        submit.write_sweep_files(self.members, self.slurm, self.to_run, folder=folder.path)
+        return request
+
+
+def _submit_sweep(wanted: Sweep, *, name: str) -> int:
+    """Claim the folder of a sweep and those of its runs, write them, submit them. A dry run leaves them free."""
+    path, owner = named_folder(wanted.settings[0]), this_process(submitting=True)
+    dry_run = bool(wanted.settings[0].options.dry_run)
+    if not dry_run:
+        submit.check_size(wanted.members[0].plan, wanted.slurm)
+    elif path is not None and read_owner(RunFolder(path)) is not None:
+        raise InputError(f"{path} is a sweep already, and a dry run would replace its files: give another run_dir")
+    with ExitStack() as claims:
+        folder = SweepFolder(claims.enter_context(claimed(path, owner, name=name)).path)
+        runs = [folder.run(index) for index in range(len(wanted.members))]
+        for run in runs:
+            claims.enter_context(claimed(run.path, owner, name=name))
+        request = wanted.write(folder)
+        job_id = None if dry_run else submit.submit(request)
+    say(f"sweep folder: {folder.path} ({len(runs)} runs)")
+    if job_id is None:
+        for run in (RunFolder(folder.path), *runs):
+            withdraw(run, owner, None)
+        print(submit.dry_run_text(request, run_folder=folder.path))
+        return 0
+    for index, run in enumerate(runs):
+        hand_to_job(run, owner, f"{job_id}_{index}")
+    hand_to_job(RunFolder(folder.path), owner, job_id)
+    print(job_id)
     return 0
 
 

@@ -11,6 +11,7 @@ from launcher.commands.prepare import order as make_order
 from launcher.commands.run import start_ranks
 from launcher.faststart import warm
 from launcher.faststart.warm import GO_COLD, WarmRun
+from launcher.run.owner import this_process
 
 
 def work(run: WarmRun) -> int:
@@ -22,7 +23,7 @@ def _plan_and_run(run: WarmRun) -> int:
     settings = checked_settings(run.overrides)
     if settings.options.launch.warm == "never":
         return GO_COLD
-    order = make_order(Invocation(run.overrides, rest=run.rest), settings)
+    order = make_order(Invocation(run.overrides, rest=run.rest), this_process(), settings)
     return start_ranks(order, began=run.began) if order else 0
 
 

@@ -1,8 +1,8 @@
 """Torch is imported while a child of this process plans: what comes before the ranks overlaps.
 
 The child composes, plans, makes the run folder and says all that there is to say; what is to run it hands over as one
-line of JSON. This process imports meanwhile, and is the one that becomes the agent: with the process id, the terminal
-and the exit code of the command. Where the child has nothing to hand over, the command ends at once as the child did.
+line of JSON. This process imports torch in that time, and becomes the agent: with the process id, the terminal and the
+exit code of the command. Where the child has nothing to hand over, the command ends at once as the child did.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -22,6 +22,9 @@ from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
 from launcher.agent.settings import LaunchSettings
 from launcher.console import tell
+from launcher.errors import LauncherError
+from launcher.run.folder import RunFolder
+from launcher.run.owner import Owner, release, was_cancelled
 from launcher.schema import from_plain, to_plain
 
 HANDED_OVER = 75  # the child's exit code when the job goes on here
@@ -57,8 +60,8 @@ def possible() -> bool:
     return "torch" not in sys.modules and process.num_threads() == 1
 
 
-def planned_meanwhile(plan: Callable[[HandOver], int]) -> Order:
-    """Run `plan` in a child while this process imports torch; returns what the child handed over.
+def plan_in_child(plan: Callable[[HandOver], int], owner: Owner) -> Order:
+    """Run `plan` in a child while this process, `owner` of the run, imports torch; returns what the child handed over.
 
     `plan` gets the function to hand over with, whose value it returns, or else the command's exit code: then this
     process ends with that code. Raises InputError where torch cannot be imported.
@@ -72,11 +75,10 @@ def planned_meanwhile(plan: Callable[[HandOver], int]) -> Order:
         os.close(read_fd)
         _plan_and_exit(plan, write_fd, parent=here)
     os.close(write_fd)
-    with _ending_with(child), os.fdopen(read_fd) as pipe:
+    planner = _Planner(child, read_fd, owner)
+    with planner.ending_this_process():
         fork_server.preload(PRELOADED)
-        told = pipe.read()
-    _end_unless_handed_over(child, flags=0)
-    return Order.from_json(told)
+        return planner.order()
 
 
 def _plan_and_exit(plan: Callable[[HandOver], int], fd: int, *, parent: int) -> NoReturn:
@@ -98,34 +100,66 @@ def _hand_over(order: Order, pipe: IO[str]) -> int:
     return HANDED_OVER
 
 
-@contextmanager
-def _ending_with(child: int) -> Iterator[None]:
-    """Meanwhile, end this process as soon as the child has ended without an order, or at a Ctrl-C."""
-    before = {
-        signal.SIGCHLD: signal.signal(signal.SIGCHLD, lambda *_: _end_unless_handed_over(child, flags=os.WNOHANG)),
-        signal.SIGINT: signal.signal(signal.SIGINT, _interrupted),
-    }
-    try:
-        _end_unless_handed_over(child, flags=os.WNOHANG)  # it may have ended before we listened
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+@dataclass
+class _Planner:
+    """The child that plans, seen from this process. Nothing of this process's own is buffered or open before it has
+    handed over, so that it may end without ceremony, also within an import.
+    """
 
+    pid: int
+    pipe: int
+    owner: Owner
+    received: bytes = b""
 
-def _end_unless_handed_over(child: int, *, flags: int) -> None:
-    """Nothing of this process's own is buffered or open yet, so it may end without ceremony, also within an import."""
-    try:
-        ended, status = os.waitpid(child, flags)
-    except ChildProcessError:  # waited for before, and found to have handed over
-        return
-    code = os.waitstatus_to_exitcode(status) if ended else HANDED_OVER
-    if code < 0:
-        tell(f"planning was ended by {signal.Signals(-code).name}")
-    if code != HANDED_OVER:
-        os._exit(1 if code < 0 else code)
+    def order(self) -> Order:
+        """What the child hands over, when it does; ends this process where it ends without."""
+        while data := os.read(self.pipe, 65536):
+            self.received += data
+        self.end_unless_handed_over(flags=0)
+        os.close(self.pipe)
+        return Order.from_json(self.received.decode())
 
+    @contextmanager
+    def ending_this_process(self) -> Iterator[None]:
+        """For a while, end this process as soon as the child has ended without an order, or when it is to stop."""
+        handlers: dict[signal.Signals, Callable[..., None]] = {
+            signal.SIGCHLD: lambda *_: self.end_unless_handed_over(flags=os.WNOHANG),
+            signal.SIGINT: self.stop,
+            signal.SIGTERM: self.stop,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        try:
+            self.end_unless_handed_over(flags=os.WNOHANG)  # it may have ended before we listened
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
-def _interrupted(*_: object) -> NoReturn:
-    tell("interrupted")
-    os._exit(INTERRUPTED)
+    def end_unless_handed_over(self, *, flags: int) -> None:
+        """End this process as the child did, where it did."""
+        try:
+            ended, status = os.waitpid(self.pid, flags)
+        except ChildProcessError:  # waited for before, and found to have handed over
+            return
+        code = os.waitstatus_to_exitcode(status) if ended else HANDED_OVER
+        if code < 0:
+            tell(f"planning was ended by {signal.Signals(-code).name}")
+        if code != HANDED_OVER:
+            os._exit(1 if code < 0 else code)
+
+    def stop(self, *_: object) -> None:
+        """A Ctrl-C or a cancel: end the child and this process, and say so in the run folder where there is one."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.set_blocking(self.pipe, False)
+        with suppress(BlockingIOError):
+            self.received += os.read(self.pipe, 65536)
+        cancelled = False
+        with suppress(ValueError, LauncherError):  # the child had not come so far
+            folder = RunFolder(Order.from_json(self.received.decode()).run_folder)
+            cancelled = was_cancelled(folder)
+            release(folder, self.owner, ended="interrupted")
+        tell(f"{'stopped by `launcher cancel`' if cancelled else 'interrupted'} before the ranks ran")
+        os._exit(1 if cancelled else INTERRUPTED)

@@ -43,6 +43,10 @@ class RunFolder:
         return self.path / f"plan-round-{number}.json"
 
     @property
+    def owner(self) -> Path:
+        return self.path / "owner.json"
+
+    @property
     def config(self) -> Path:
         return self.path / "config.yaml"
 
@@ -161,9 +165,9 @@ def plan_file(path: Path) -> Path:
     return RunFolder(path).plan if path.is_dir() else path
 
 
-def utc_now() -> str:
-    """The time as people write it, UTC."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+def in_utc(seconds: float | None = None) -> str:
+    """A time (seconds since 1970; None: now) as people write it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def default_name(name: str, *, now: float | None = None) -> str:

@@ -13,14 +13,17 @@ from typing import Any
 
 from launcher import process
 from launcher.errors import InputError
-from launcher.run.folder import RunFolder
+from launcher.run.folder import RunFolder, in_utc
 from launcher.run.heartbeat import Heartbeats, RankState
 from launcher.run.ledger import PhaseTime, read_phases, summarise
 from launcher.run.metrics import read_steps, summarise_steps
 from launcher.run.node_state import ENDED, NodeState, node_states
+from launcher.run.owner import Owner, mark_cancelled, read_owner
 from launcher.units import format_seconds
 
-_FOLLOW_POLL_S = 0.2
+STARTING, LOST = "starting", "lost"
+_TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # the first that a node has
+FOLLOW_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,39 @@ class NodeStatus:
     def verdict(self) -> str:
         """The state in a word; an agent that vanished in the middle is `lost`."""
         unfinished = self.state not in ENDED
-        return "lost" if unfinished and self.alive is False else self.state
+        return LOST if unfinished and self.alive is False else self.state
 
 
-def status(folder: RunFolder) -> list[NodeStatus]:
-    """The nodes of a run, in order; raises InputError where no run was started in the folder."""
-    states = node_states(folder)
-    if not states:
+@dataclass(frozen=True)
+class RunStatus:
+    """A run as a whole: who works in its folder, or did last, and its nodes; none before its ranks are started."""
+
+    owner: Owner | None
+    nodes: tuple[NodeStatus, ...]
+
+    @property
+    def state(self) -> str:
+        """One word: that of the node which tells most, or what is known of the owner before there are nodes."""
+        verdicts = {node.verdict for node in self.nodes}
+        if verdicts:
+            word = next((word for word in _TELLING if word in verdicts), "done")
+        elif self.owner is None or self.owner.ended:
+            word = self.owner.ended if self.owner else LOST
+        else:
+            word = LOST if self.owner.is_there() is False else STARTING
+        return "cancelled" if word == LOST and self.owner and self.owner.cancelled else word
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state not in (STARTING, "running", "restarting", "stopping")
+
+
+def status(folder: RunFolder) -> RunStatus:
+    """The state of a run; raises InputError where none was started in the folder."""
+    owner, nodes = read_owner(folder), tuple(_node_status(state) for state in node_states(folder))
+    if owner is None and not nodes:
         raise InputError(f"{folder.path} holds no run that was started: give a run folder, as `launcher run` names it")
-    return [_node_status(state) for state in states]
+    return RunStatus(owner, nodes)
 
 
 @dataclass(frozen=True)
@@ -74,23 +101,26 @@ def progress(folder: RunFolder) -> Progress:
     return Progress(steps[-1].step, steps[-1].loss, summarise_steps(steps).step_s)
 
 
-def describe(nodes: list[NodeStatus], *, phases: list[PhaseTime], progress: Progress) -> list[str]:
+def describe(run: RunStatus, *, phases: list[PhaseTime], progress: Progress) -> list[str]:
     """A status for people: one line a node, how far the run is, then how long the last start took."""
-    lines = []
-    for node in nodes:
-        text = f"node {node.node} ({node.host}, pid {node.pid}): {node.verdict}"
-        text += f", start {node.starts}" if node.starts > 1 else ""
-        steps = [state.step for state in node.ranks.values()]
-        if any(steps):
-            silent_s = time.monotonic() - min(state.beat_at for state in node.ranks.values())
-            text += f", step {min(steps)}" + (f" to {max(steps)}" if min(steps) < max(steps) else "")
-            text += f", oldest heartbeat {silent_s:.1f} s ago"
-        lines.append(text)
-        lines += [f"  {line}" for line in node.message.splitlines()[:1]]
+    lines = [line for node in run.nodes for line in _node_lines(node)]
+    if not run.nodes and run.owner:
+        lines = [f"{run.state} ({run.owner}, since {in_utc(run.owner.since)})"]
     lines += [f"  {progress}"] if progress.step is not None else []
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
     return lines + [f"  {_in_words(phase)}" for phase in last]
+
+
+def _node_lines(node: NodeStatus) -> list[str]:
+    text = f"node {node.node} ({node.host}, pid {node.pid}): {node.verdict}"
+    text += f", start {node.starts}" if node.starts > 1 else ""
+    steps = [state.step for state in node.ranks.values()]
+    if any(steps):
+        silent_s = time.monotonic() - min(state.beat_at for state in node.ranks.values())
+        text += f", step {min(steps)}" + (f" to {max(steps)}" if min(steps) < max(steps) else "")
+        text += f", oldest heartbeat {silent_s:.1f} s ago"
+    return [text, *(f"  {line}" for line in node.message.splitlines()[:1])]
 
 
 def _in_words(phase: PhaseTime) -> str:
@@ -99,15 +129,28 @@ def _in_words(phase: PhaseTime) -> str:
 
 
 def phases(folder: RunFolder) -> list[PhaseTime]:
-    """The ledger in short."""
-    return summarise(read_phases(folder.ledger))
+    """The ledger of the last run in a folder, in short."""
+    owner = read_owner(folder)
+    since = owner.since if owner else 0.0
+    return summarise(line for line in read_phases(folder.ledger) if line.at >= since)
 
 
-def stop(folder: RunFolder) -> list[int]:
-    """Ask the agents on this host to stop the run, as Ctrl-C does; returns their process ids."""
-    pids = [node.pid for node in status(folder) if node.alive and node.verdict in ("running", "stopping", "restarting")]
-    process.signal_all(pids, signal.SIGINT)
-    return pids
+def stop(folder: RunFolder) -> str:
+    """Ask a run on this host to stop, whatever it is doing, a start included; returns what was done.
+
+    Raises InputError where it runs elsewhere.
+    """
+    run = status(folder)
+    owner = run.owner
+    there = owner.is_there() if owner else False
+    if owner is None or there is False:
+        return f"nothing runs in {folder.path}: it is {run.state}"
+    if there is None:
+        raise InputError(f"{folder.path} runs as {owner}: cancel it there")
+    mark_cancelled(folder)
+    process.signal_all([owner.pid], signal.SIGTERM)
+    how = "before its ranks start" if run.state == STARTING else "at the end of the step"
+    return f"asked {owner} to stop {how}"
 
 
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:
@@ -136,7 +179,7 @@ def read_logs(logs: dict[int, Path], *, follow: bool, ended: Any = lambda: True)
             yield from (prefix + line for line in whole.decode(errors="replace").splitlines())
         if last_round:
             return
-        time.sleep(_FOLLOW_POLL_S)
+        time.sleep(FOLLOW_POLL_S)
 
 
 def _node_status(state: NodeState) -> NodeStatus:

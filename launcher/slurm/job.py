@@ -31,15 +31,17 @@ from launcher.preflight.findings import Finding, Level, hosts_to_exclude
 from launcher.run import ledger
 from launcher.run.folder import RunFolder, SweepFolder, create_run_folder
 from launcher.run.node_state import forget_node_states, states_in_words
+from launcher.run.owner import Owner, claim_as_job, release
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
 from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
 from launcher.slurm.jobstate import JobState, job_state, requeue
+from launcher.slurm.life import has_ended
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
 from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
-from launcher.slurm.record import Submission, read_planned, read_submission, record_job_id
+from launcher.slurm.record import Submission, read_planned, read_submission
 from launcher.slurm.replan import Hosts, fit_allocation
 from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
 from launcher.slurm.settings import SlurmSettings
@@ -59,6 +61,7 @@ class Driver:
     settings: SlurmSettings
     allocation: Allocation
     submission: Submission
+    owner: Owner
 
     def run(self, planned: Plan, signals: Signals) -> int:
         """Place, start, wait, decide; returns the exit code of the batch script."""
@@ -79,6 +82,7 @@ class Driver:
             state = job_state(self.allocation.job_id)
             if not (state.ending or state.preempted or signals.terminate):
                 self._note(ledger.END, code=error.exit_code, why=str(error))
+                release(self.folder, self.owner, ended="failed")
                 raise
             tell(f"while starting: {error}")
             outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted)
@@ -94,8 +98,6 @@ class Driver:
     def _begin(self) -> list[JobStart]:
         """Note this start; returns all of them. Raises JobFailed where it must not go on."""
         checkpoint = newest_checkpoint(self.folder)
-        if self.submission.job_id != self.allocation.job_id:  # submitted by hand, from a dry run
-            record_job_id(self.folder.path, self.allocation.job_id)
         self._note(
             ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
         )
@@ -214,6 +216,8 @@ class Driver:
         self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
         if decision.requeue:
             requeue(self.allocation.job_id, tell=tell)
+        else:
+            release(self.folder, self.owner, ended="failed" if decision.code else "done")
         return decision.code
 
     def _note(self, event: str, **details: Any) -> None:
@@ -283,7 +287,8 @@ def main(argv: Sequence[str]) -> int:
         signals.listen()
         allocation = read_allocation()
         _check_array(folder.path, allocation.job_id)
-        return Driver(folder, settings, allocation, read_submission(folder.path)).run(plan, signals)
+        owner = claim_as_job(folder, allocation.job_id, job_ended=has_ended)
+        return Driver(folder, settings, allocation, read_submission(folder.path), owner).run(plan, signals)
     except LauncherError as error:
         tell(str(error))
         return error.exit_code

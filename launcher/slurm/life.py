@@ -13,11 +13,12 @@ from launcher.errors import InputError, JobFailed
 from launcher.files import tail
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder, SweepFolder
+from launcher.run.owner import mark_cancelled, read_owner
 from launcher.run.result import is_finished
 from launcher.run.status import Progress, progress
 from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
-from launcher.slurm.record import is_submitted, read_submission
+from launcher.slurm.record import is_submitted
 from launcher.text import printable, whole_number
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
@@ -101,13 +102,13 @@ class SubmittedRun:
         """A run folder, or a job id (`17`, `17_2`); raises InputError for anything else."""
         folder = Path(name)
         if is_submitted(folder):
-            job_id = read_submission(folder).job_id
-            if job_id is None:
+            owner = read_owner(RunFolder(folder))
+            if owner is None or owner.job_id is None:
                 raise InputError(
                     f"{name} was prepared and not submitted by the launcher (dry_run=true): a job that was submitted "
                     "by hand is known from its start on, before it by its job id"
                 )
-            return cls(job_id, folder)
+            return cls(owner.job_id, folder)
         if re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name):
             return cls(name, _folder_of(name))
         raise InputError(f"{name} is neither the folder of a submitted run nor a job id: give one of the two")
@@ -130,6 +131,17 @@ def status(run: SubmittedRun) -> JobStatus:
     return JobStatus(job_id=run.job_id, **seen, **(_from_folder(run.folder) if run.folder else {}))
 
 
+def has_ended(job_id: str) -> bool | None:
+    """Whether a job has ended, one that Slurm has forgotten too; None where Slurm cannot be asked."""
+    try:
+        answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T"))
+    except InputError:
+        return None
+    if answer.code:
+        return True if "invalid job id" in answer.reason.lower() else None
+    return set(answer.out.split()) <= ENDED
+
+
 def cancel(run: SubmittedRun) -> str:
     """End a job, running or waiting; returns what was done. Raises InputError where Slurm refuses."""
     before = status(run)
@@ -139,6 +151,8 @@ def cancel(run: SubmittedRun) -> str:
         raise InputError(f"job {run.job_id} cannot be cancelled now: {before.reason}")
     if before.ended:
         return f"job {run.job_id} has ended already: {before.state}"
+    if run.folder is not None:
+        mark_cancelled(RunFolder(run.folder))
     answer = ask(("scancel", run.job_id))
     if answer.code:
         raise InputError(f"scancel {run.job_id} was refused: {answer.reason}")

@@ -1,9 +1,9 @@
-"""submit.json in the run folder: what the job's driver must start, and under which job id it was submitted."""
+"""submit.json in the run folder: what the job's driver must start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from launcher.schema import from_plain
 
 @dataclass(frozen=True)
 class Submission:
-    """What every rank runs, from which folder, and the job id once Slurm has given one.
+    """What every rank runs, and from which folder.
 
     `clusters`: by Slurm's GRES type, the clusters that launch.gpu_clusters allows besides the planned one, as in
     plan.json.
@@ -27,7 +27,6 @@ class Submission:
     script: str
     args: tuple[str, ...]
     work_dir: str
-    job_id: str | None = None
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
     def other_clusters(self) -> dict[str, Cluster]:
@@ -55,11 +54,6 @@ def read_submission(folder: Path) -> Submission:
 def is_submitted(folder: Path) -> bool:
     """Whether a folder is that of a run that was prepared for Slurm."""
     return RunFolder(folder).submission.is_file()
-
-
-def record_job_id(folder: Path, job_id: str) -> None:
-    """Note under which job id a run was submitted."""
-    write_submission(folder, replace(read_submission(folder), job_id=job_id))
 
 
 def write_planned(folder: Path, plan: Plan) -> None:

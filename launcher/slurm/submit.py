@@ -19,7 +19,7 @@ from launcher.run.folder import RunFolder, SweepFolder
 from launcher.secret import secrets_in
 from launcher.slurm.command import ask
 from launcher.slurm.environment import kept_from_sbatch, left_behind_text, secrets_text
-from launcher.slurm.record import Submission, record_job_id, setup_text, write_planned, write_submission
+from launcher.slurm.record import Submission, setup_text, write_planned, write_submission
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.slurm.settings import SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
@@ -41,38 +41,26 @@ class ToRun:
         return Submission(str(self.script.absolute()), self.args, str(Path.cwd()), clusters=clusters)
 
 
-def prepare(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: Path) -> SubmitRequest:
-    """Write what the job reads (submit.json, setup.sh) beside the folder's plan.json; returns the command to run.
-
-    Raises InputError where the plan cannot be submitted with these settings.
-    """
-    folder = run_folder.absolute()
-    without = _removed(settings)
-    request = submit_request(plan, settings, Where(folder, batch_script(), to_run.python), without=without)
-    write_run_files(folder, plan, settings, to_run.submission())
-    return request
+def make_request(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: Path) -> SubmitRequest:
+    """The command to run; raises InputError where the plan cannot be submitted with these settings."""
+    where = Where(run_folder.absolute(), batch_script(), to_run.python)
+    return submit_request(plan, settings, where, without=_removed(settings))
 
 
-def prepare_sweep(
+def make_sweep_request(
     members: Sequence[SweepMember], settings: SlurmSettings, to_run: ToRun, *, folder: Path
 ) -> SubmitRequest:
-    """As `prepare`, for a sweep whose runs lie in `folder`/0, `folder`/1, … (each with its plan.json)."""
-    folder = folder.absolute()
-    without = _removed(settings)
-    request = sweep_request(members, settings, Where(folder, batch_script(), to_run.python), without=without)
+    """As `make_request`, for a sweep whose runs lie in `folder`/0, `folder`/1, …"""
+    where = Where(folder.absolute(), batch_script(), to_run.python)
+    return sweep_request(members, settings, where, without=_removed(settings))
+
+
+def write_sweep_files(members: Sequence[SweepMember], settings: SlurmSettings, to_run: ToRun, *, folder: Path) -> None:
+    """What the jobs of a sweep read, next to the plan.json of each."""
     for index, member in enumerate(members):
         write_run_files(SweepFolder(folder).run(index).path, member.plan, settings, to_run.submission())
     write_submission(folder, to_run.submission())
     write_sweep(folder, members)
-    return request
-
-
-def submit_sweep(request: SubmitRequest, *, folder: Path, size: int) -> str:
-    """As `submit`, for a sweep: every run notes the id of its task in the array."""
-    job_id = submit(request, run_folder=folder)
-    for index in range(size):
-        record_job_id(SweepFolder(folder).run(index).path, f"{job_id}_{index}")
-    return job_id
 
 
 def _removed(settings: SlurmSettings) -> tuple[str, ...]:
@@ -157,14 +145,12 @@ def check_size(plan: Plan, settings: SlurmSettings) -> None:
         raise InputError(f"the job needs {needed} nodes ({there}): set cluster.num_nodes, or launch.partition")
 
 
-def submit(request: SubmitRequest, *, run_folder: Path) -> str:
-    """Run sbatch; returns the job id and notes it in the run folder. Raises InputError with Slurm's reason."""
+def submit(request: SubmitRequest) -> str:
+    """Run sbatch; returns the job id. Raises InputError with Slurm's reason."""
     answer = ask(request.argv, environment=request.environment(env.environment()))
     if answer.code:
         raise InputError(f"Slurm refused the job ({answer.reason}): {_way_out(answer.reason)}")
-    job_id = answer.out.strip().partition(";")[0]
-    record_job_id(run_folder, job_id)
-    return job_id
+    return answer.out.strip().partition(";")[0]
 
 
 def _way_out(reason: str) -> str:

@@ -44,7 +44,7 @@ def test_a_run_that_is_broken_off_ends_with_code_1_and_leaves_nothing(ending: st
     assert job.returncode == 1
     assert out == ""
     assert gone(members)
-    node = runs.status(folder)[0]
+    node = runs.status(folder).nodes[0]
     if ending == "Ctrl-C":
         assert "stopped by SIGINT" in err
         assert node.verdict == "stopped"

@@ -32,7 +32,7 @@ def wait_for_steps(job: Job, folder: Path, more: int = 3) -> None:
 def test_a_signal_stops_all_ranks_after_the_same_step(start: Callable[..., Job], tmp_path: Path) -> None:
     job = start(f"dir={tmp_path}", script=STEPS, stop_signals=["USR2", "INT"], grace_s=60)
     wait_for_steps(job, tmp_path)
-    status = runs.status(RunFolder(job.folder))
+    status = runs.status(RunFolder(job.folder)).nodes
     assert status[0].verdict == "running"
     assert all(state.step > 0 and state.checks_stop for state in status[0].ranks.values())
     job.process.send_signal(signal.SIGUSR2)
@@ -43,14 +43,14 @@ def test_a_signal_stops_all_ranks_after_the_same_step(start: Callable[..., Job],
     assert [len(steps) for steps in stopped] == [1, 1, 1, 1]
     assert len({steps[0] for steps in stopped}) == 1
     assert f"stopped by SIGUSR2 after step {stopped[0][0]}" in err
-    assert runs.status(RunFolder(job.folder))[0].verdict == "stopped"
+    assert runs.status(RunFolder(job.folder)).nodes[0].verdict == "stopped"
 
 
 def test_a_second_signal_does_not_wait(start: Callable[..., Job], tmp_path: Path) -> None:
     job = start(f"dir={tmp_path}", "step_s=1000", script=STEPS, ranks=2, grace_s=600)
     job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2)))
     job.process.send_signal(signal.SIGINT)
-    job.wait_for(lambda: runs.status(RunFolder(job.folder))[0].state == "stopping")
+    job.wait_for(lambda: runs.status(RunFolder(job.folder)).nodes[0].state == "stopping")
     job.process.send_signal(signal.SIGINT)
     code, _, err = job.finish()
     assert code == 1
@@ -123,6 +123,6 @@ def test_the_ledger_tells_when_every_rank_reached_each_phase(start: Callable[...
         assert node[3] <= times[0]
     phases = {phase.phase: phase for phase in runs.phases(RunFolder(job.folder))}
     assert phases["first_step"].slowest_s >= phases["first_step"].median_s > phases["preloaded"].median_s
-    text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()))
+    text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()), progress=runs.Progress())
     assert "done" in text[0]
     assert any("first_step" in line for line in text)

@@ -73,3 +73,16 @@ def test_the_last_line_is_the_result_in_short_and_names_the_file_that_has_the_re
     assert short["measured_step_time_s"] == result.measured_step_time_s == summarise_steps(steps).step_s
     assert result.measured_split_s == summarise_steps(steps).split_s
     assert len(steps) > WARMUP_STEPS
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_result(tmp_path: Path) -> None:
+    words = ["run", "train.steps=2", "train.checkpoint_every=1", "tracking=none", "run_dir=two", *SMALL]
+    first = launcher(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    file = RunFolder(tmp_path / "two").result
+    before = file.read_bytes()
+    again = launcher(*words, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert file.read_bytes() == before
+    assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert "nothing was left to do after step 2" in again.stderr

@@ -129,7 +129,7 @@ def test_a_refusal_is_one_line_with_the_way_out(monkeypatch: pytest.MonkeyPatch)
     says(monkeypatch, submit, sbatch=Answer(1, "", refused), sinfo=Answer(0, "gpu\nlong\n", ""))
     request = submit.SubmitRequest(("sbatch",), (), submit.batch_script())
     with pytest.raises(InputError) as caught:
-        submit.submit(request, run_folder=submit.batch_script())
+        submit.submit(request)
     assert str(caught.value) == (
         "Slurm refused the job (invalid partition specified: nope; Invalid partition name specified): "
         "set launch.partition to one of gpu, long"

@@ -1,0 +1,54 @@
+"""The folder of a new run: nobody else may work in it, and a run that is refused has replaced nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.errors import InputError
+from launcher.files import kept
+from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
+from launcher.run.node_state import forget_node_states
+from launcher.run.owner import Owner, check_free, claim, withdraw
+
+
+def may_claim(path: Path, owner: Owner) -> None:
+    """Raise InputError where somebody else works in a folder, or may; nothing is written."""
+    if path.is_dir():
+        check_free(RunFolder(path), owner, job_ended=job_has_ended)
+
+
+@contextmanager
+def claimed(path: Path | None, owner: Owner, *, name: str) -> Iterator[RunFolder]:
+    """The folder at `path`, else a new one named after `name`, with this owner.
+
+    Where the block fails, the owner and the files of the run are those from before; a new folder goes.
+    """
+    is_new = path is None or not path.is_dir()
+    folder = new_run_folder(name) if path is None else RunFolder(path)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        before = claim(folder, owner, job_ended=job_has_ended)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the run folder {path} ({error.strerror}): give another with run_dir=FOLDER"
+        ) from error
+    try:
+        with kept(folder.plan, folder.planned, folder.config, folder.submission, folder.setup):
+            create_run_folder(folder.path)
+            forget_node_states(folder)
+            yield folder
+    except Exception:
+        withdraw(folder, owner, before)
+        if is_new:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+
+
+def job_has_ended(job_id: str) -> bool | None:
+    """Whether a batch job has ended; None where Slurm cannot be asked."""
+    from launcher.slurm.life import has_ended
+
+    return has_ended(job_id)

@@ -1,0 +1,200 @@
+"""owner.json: who works in a run folder, so that nobody else does. It stays when the work has ended, and says how.
+
+The owner is a process of one host, or a batch job. It is looked up whether it still is there: a process by its number,
+its start and its machine's boot, a job by asking Slurm. So a lock that a killed run left behind is known to be stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launcher import process
+from launcher.errors import InputError
+from launcher.files import read_json, write_json
+from launcher.run.folder import RunFolder, in_utc
+from launcher.schema import from_plain, to_plain
+
+_SUBMITTING_S, _POLL_S = 60.0, 0.2
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+JobEnded = Callable[[str], bool | None]  # whether a batch job has ended; None: it cannot be asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A process (`pid`, which began at `started_at` CLOCK_BOOTTIME seconds after the boot `boot_id` of `host`), or the
+    batch job `job_id`, which that process submitted or runs in.
+
+    since: seconds since 1970.
+    submitting: the process is about to submit a job, whose id is not known yet.
+    ended: how the work ended, empty while it goes on. cancelled: when `launcher cancel` was called.
+    """
+
+    host: str
+    pid: int
+    started_at: float
+    boot_id: str
+    since: float
+    job_id: str | None = None
+    submitting: bool = False
+    ended: str = ""
+    cancelled: float | None = None
+
+    def __str__(self) -> str:
+        if self.job_id is not None:
+            return f"job {self.job_id}"
+        return f"process {self.pid} on {self.host}"
+
+    def same(self, other: Owner) -> bool:
+        """Whether both are one owner: a job may start more than once, a process write its name again."""
+        if self.job_id is not None or other.job_id is not None:
+            return self.job_id == other.job_id
+        mine, others = ((o.host, o.boot_id, o.pid, o.started_at) for o in (self, other))
+        return mine == others
+
+    def is_there(self, job_ended: JobEnded | None = None) -> bool | None:
+        """Whether the owner still works in the folder; None where nobody can tell from here."""
+        if self.ended:
+            return False
+        if self.job_id is not None:
+            ended = job_ended(self.job_id) if job_ended else None
+            return None if ended is None else not ended
+        if self.host != socket.gethostname():
+            return None
+        return self.boot_id == _boot_id() and process.is_alive(self.pid, started_at=self.started_at)
+
+
+def this_process(*, job_id: str | None = None, submitting: bool = False) -> Owner:
+    """This process as an owner, or the batch job `job_id` that it runs in."""
+    return Owner(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started_at=process.started_at(os.getpid()),
+        boot_id=_boot_id(),
+        since=time.time(),
+        job_id=job_id,
+        submitting=submitting,
+    )
+
+
+def read_owner(folder: RunFolder) -> Owner | None:
+    """The present owner of a folder, or the last one; None where nobody has worked in it yet."""
+    if not folder.owner.is_file():
+        return None
+    return from_plain(Owner, read_json(folder.owner, remedy="remove it if nothing runs in the folder"), "owner")
+
+
+def check_free(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None) -> None:
+    """Raise InputError where somebody else works in the folder, or may."""
+    present = read_owner(folder)
+    if present is None or present.same(owner):
+        return
+    there = present.is_there(job_ended)
+    if there:
+        raise InputError(
+            f"{folder.path} is running as {present} since {in_utc(present.since)}: wait for its end, stop it with "
+            f"`launcher cancel {folder.path}`, or give another run_dir"
+        )
+    if there is None:
+        raise InputError(
+            f"{folder.path} was left as running as {present} since {in_utc(present.since)}, which cannot be asked from "
+            f"{socket.gethostname()}: give another run_dir; if you know that it has ended, remove {folder.owner}"
+        )
+
+
+def claim(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None) -> Owner | None:
+    """Become the owner of a folder, before anything else is written there; returns the last one.
+
+    Raises InputError where another one is there.
+    """
+    with _alone(folder):
+        before = read_owner(folder)
+        check_free(folder, owner, job_ended=job_ended)
+        _write(folder, owner)
+    return before
+
+
+def claim_as_job(folder: RunFolder, job_id: str, *, job_ended: JobEnded) -> Owner:
+    """As `claim`, in a batch job, which may begin before `launcher submit` has noted its id."""
+    deadline = time.monotonic() + _SUBMITTING_S
+    while (present := read_owner(folder)) and present.submitting and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    owner = this_process(job_id=job_id)
+    if present and present.submitting:  # and was killed since
+        withdraw(folder, present, None)
+    elif present and present.same(owner):
+        owner = replace(owner, cancelled=present.cancelled)
+    claim(folder, owner, job_ended=job_ended)
+    return owner
+
+
+def hand_to_job(folder: RunFolder, owner: Owner, job_id: str) -> None:
+    """The batch job that this owner has submitted is the owner from now on."""
+    with _alone(folder):
+        _write(folder, replace(owner, job_id=job_id, submitting=False, since=time.time()))
+
+
+def withdraw(folder: RunFolder, owner: Owner, before: Owner | None) -> None:
+    """Undo a claim: the folder has the owner that it had before."""
+    with _alone(folder):
+        present = read_owner(folder)
+        if present is None or not present.same(owner):
+            return
+        if before is None:
+            folder.owner.unlink()
+        else:
+            _write(folder, before)
+
+
+def release(folder: RunFolder, owner: Owner, *, ended: str) -> None:
+    """Say how the work of this owner ended; one that was cancelled ended so, and a later owner is left alone."""
+    with suppress(OSError), _alone(folder):  # the folder may be gone: nobody will ask
+        present = read_owner(folder)
+        if present is not None and present.same(owner):
+            _write(folder, replace(present, ended="cancelled" if present.cancelled else ended))
+
+
+def mark_cancelled(folder: RunFolder) -> None:
+    """Note that it is `launcher cancel` that asks the present owner to stop."""
+    with _alone(folder):
+        present = read_owner(folder)
+        if present is not None:
+            _write(folder, replace(present, cancelled=time.time()))
+
+
+def was_cancelled(folder: RunFolder) -> bool:
+    """Whether the present owner, or the last one, was asked to stop by `launcher cancel`."""
+    present = read_owner(folder)
+    return present is not None and present.cancelled is not None
+
+
+def _write(folder: RunFolder, owner: Owner) -> None:
+    write_json(folder.owner, to_plain(owner))
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """One process at a time reads and replaces owner.json, on any node: NFS has locks on files open for writing.
+
+    Where the file system has none (Lustre without -o flock), two that come in the same millisecond may both go on.
+    """
+    fd = os.open(folder.owner.with_name(f".{folder.owner.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
