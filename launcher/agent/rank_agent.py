@@ -172,7 +172,7 @@ class RankAgent(SimpleElasticAgent):
             restarts=self._restarts(),
             max_restarts=job.launch.max_restarts,
             run_id=group.spec.rdzv_handler.get_run_id(),
-            error_file=job.folder.logs / f"rank-{worker.global_rank}-error-{self._ledger.start}.json",
+            error_file=job.folder.rank_error(worker.global_rank, start=self._ledger.start),
         )
         defaults = rank_env.defaults(
             env.environment(),

@@ -10,7 +10,7 @@ from launcher.errors import InputError
 from launcher.export.ranks import HOSTS_FILE, RANKS_FILE, START_FILE
 from launcher.export.target import Export, Target
 from launcher.planner.record import Plan, write_plan
-from launcher.run.folder import plan_file
+from launcher.run.folder import PLAN_NAME, plan_file
 from launcher.units import format_bytes, format_seconds
 
 README_FILE = "README.md"
@@ -18,7 +18,7 @@ ABOUT = {
     START_FILE: "starts the ranks of the node that it runs on",
     RANKS_FILE: "every rank with its node, GPU and coordinate",
     HOSTS_FILE: "the hosts, in the plan's order",
-    "plan.json": "the plan itself: `launcher plan plan=.` explains it",
+    PLAN_NAME: "the plan itself: `launcher plan plan=.` explains it",
 }
 
 
@@ -81,5 +81,5 @@ def _start(plan: Plan, export: Export) -> str:
 
 
 def _files(target: Target, export: Export) -> str:
-    names = sorted({*export.files, "plan.json"})
+    names = sorted({*export.files, PLAN_NAME})
     return "\n".join(f"- `{name}`: {ABOUT.get(name, f'for {target.tool}')}" for name in names)

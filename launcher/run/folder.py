@@ -21,6 +21,7 @@ from launcher.errors import InputError
 
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 _NODE = re.compile(r"node-(\d+)\.json")
+PLAN_NAME = "plan.json"  # in an export too
 SLURM_LOG, ARRAY_LOG = "slurm-%j.out", "slurm-%A_%a.out"  # in sbatch's own patterns
 
 
@@ -32,7 +33,7 @@ class RunFolder:
 
     @property
     def plan(self) -> Path:
-        return self.path / "plan.json"
+        return self.path / PLAN_NAME
 
     @property
     def planned(self) -> Path:
@@ -65,6 +66,10 @@ class RunFolder:
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.log"
+
+    def rank_error(self, rank: int, *, start: int) -> Path:
+        """What torch's `record` writes about the exception that ended a rank."""
+        return self.logs / f"rank-{rank}-error-{start}.json"
 
     def rank_logs(self) -> dict[int, Path]:
         """The logs that there are, by rank."""
