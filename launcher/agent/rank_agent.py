@@ -155,7 +155,7 @@ class RankAgent(SimpleElasticAgent):
 
     def _label(self, worker: Any) -> Label:
         rank = worker.global_rank
-        header = f"rank {rank} of {worker.world_size}, start {self._ledger.start}, {utc_now()}"
+        header = f"rank {rank} of {worker.world_size}, start {self._ledger.start}, {in_utc()}"
         return Label(rank, self._job.folder.rank_log(rank), header)
 
     def _rank_start(self, group: Any, worker: Any) -> RankStart:
