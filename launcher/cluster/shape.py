@@ -49,6 +49,17 @@ class Gpu:
         {}, name="gemm_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 260}",
         meaning="measured rate of large matrix products by dtype (recipe gemm)",
     )  # fmt: skip
+    sustained_flops: Mapping[str, float] = key(
+        {}, name="sustained_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 237}",
+        meaning="rate of large matrix products that training sustains at the board's power, by dtype; "
+        "else a share of gemm_tflops or of the peak",
+    )  # fmt: skip
+    attention_flops: Mapping[str, float] = key(
+        {}, name="attention_tflops", scale=1e12, unit="TFLOP/s", above=0, names=("flash1", "flash"),
+        example="{flash: 159}",
+        meaning="rate of attention kernels in half precision, forward and backward, long sequences, heads of 128; "
+        "else a share of the peak",
+    )  # fmt: skip
     also_read: ClassVar = {
         "memory_mib": only_read(float | None, unit="MiB", above=0, meaning="memory, as nvidia-smi reports it"),
         "memory_gib": only_read(float | None, unit="GiB", above=0, meaning="memory, where memory_mib is null"),

@@ -73,7 +73,7 @@ def _flash(
     padded = -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
     narrow = 1.0 if kernel == "flash1" else min(1.05, padded / (padded + 16.0) * 144.0 / 128.0)
     peak = device.peak_flops or device.gemm_flops
-    rate = peak * fraction * narrow * keys / (keys + constants.flash_half_seq)
+    rate = device.attention_flops.get(kernel, peak * fraction) * narrow * keys / (keys + constants.flash_half_seq)
     product_s = float(rows) * queries * keys * padded / rate * _occupancy(device, rows, queries)
     forward_s = 2.0 / lead * product_s
     return CoreTime(forward_s, 7.0 * product_s - forward_s, 1, 3)  # 7 products at the rate of both passes together

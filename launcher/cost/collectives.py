@@ -80,7 +80,7 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.nodes > 1:
         between = group._replace(spine=group.spine or group.rails > 1)  # the next rank's GPU is on another rail
         return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, between, 1))
-    rate = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.inside_domain else 0.0
+    rate = fabric.nvlink_rate(2) * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
 
 
@@ -147,11 +147,21 @@ def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:
     return min(local, across) if group.per_node > 1 else across
 
 
+def local_share(fabric: Fabric, group: Group) -> float:
+    """Of a collective's seconds, those in which its bytes would pass inside the node: all of them on one node.
+
+    Between nodes a rank sends and receives as many bytes through its own memory, in more time.
+    """
+    return min(1.0, ring_bytes_per_s(fabric, group) / local_bytes_per_s(fabric, group))
+
+
 def local_bytes_per_s(fabric: Fabric, group: Group) -> float:
     """Bus bandwidth of the links inside a node: 235 of 300 GB/s on NVSwitch (stas00, nccl-tests); else PCIe."""
     inside = group.per_domain >= group.per_node
     return (
-        fabric.nvlink_bytes_per_s * NVLINK_FRACTION if inside and fabric.nvlink_bytes_per_s else fabric.pcie_bytes_per_s
+        fabric.nvlink_rate(group.per_domain) * NVLINK_FRACTION
+        if inside and fabric.nvlink_bytes_per_s
+        else fabric.pcie_bytes_per_s
     )
 
 
@@ -176,7 +186,7 @@ def _nvlink_all_reduce_s(fabric: Fabric, ranks: int, num_bytes: float) -> float:
 
     The table was measured with one group. Where others share the node, bytes take longer, the start does not.
     """
-    size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_bytes_per_s
+    size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_rate(ranks)
     alone = _table_s(ranks, size)
     if ranks >= fabric.gpus_per_node:
         return alone

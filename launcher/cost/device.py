@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from launcher.cluster import Node
@@ -28,6 +29,7 @@ class Device:
     clock_margin: float  # full clock over the clock that large GEMMs sustain
     gap_s: float
     dtype_bytes: int
+    attention_flops: Mapping[str, float]
 
 
 # Output tile of a block, and its rate by what it reads: 2 (m + n) bytes for m·n multiplications, of which the tensor
@@ -53,14 +55,14 @@ def host_constants(node: Node, constants: Constants) -> Constants:
 def device_of(node: Node, training: Training, constants: Constants) -> Device:
     """The device for a training's dtype.
 
-    The GEMM rate is what training sustains of the measured one where the GPU has it (`gemm_flops`), else of the peak; a
+    The GEMM rate is what training sustains: as the GPU says, or of its measured rate (`gemm_flops`), or of the peak; a
     CPU rank without a measured rate is taken at CPU_CORE_FLOPS times its share of a core. Raises InputError for a GPU
     whose rate in that dtype is unknown.
     """
     gpu = node.gpu
     cuda = gpu.kind == "cuda"
     peak, measured = gpu.peak(training.dtype), gpu.gemm_flops.get(training.dtype)
-    if cuda and not (measured or peak):
+    if cuda and not (measured or peak or gpu.sustained_flops.get(training.dtype)):
         known = ", ".join(gpu.peak_flops) or "none"
         raise InputError(
             f"nothing is known of {gpu.name}'s rate in {training.dtype} (known: {known}): "
@@ -70,6 +72,7 @@ def device_of(node: Node, training: Training, constants: Constants) -> Device:
     if cuda:
         sustained = constants.gemm_fraction / constants.best_gemm_fraction
         rate = measured * sustained if measured else (peak or 0.0) * constants.gemm_fraction
+        rate = gpu.sustained_flops.get(training.dtype, rate)
     else:
         rate = measured or CPU_CORE_FLOPS * share
     return Device(
@@ -82,4 +85,5 @@ def device_of(node: Node, training: Training, constants: Constants) -> Device:
         clock_margin=max(1.0, peak * constants.issue_fraction / rate) if peak else 1.0,
         gap_s=constants.kernel_gap_s,
         dtype_bytes=DTYPE_BYTES[training.dtype],
+        attention_flops=dict(gpu.attention_flops) if training.dtype != "fp32" else {},
     )

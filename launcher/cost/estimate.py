@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launcher.cost.interval import fit_probability, step_time_interval
 from launcher.cost.memory import Memory
 from launcher.layout import Layout
 from launcher.layout.job import Job
@@ -18,11 +19,15 @@ class Estimate:
     exposed part of each), bubble, optimizer; what ends in `_hidden` runs behind compute and is not in the sum. `memory`
     breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
     context, fragmentation.
+    `step_time_interval_s`: between its ends nine of ten runs lie. `fit_probability`: that a run does not run out of
+    memory.
     MFU and HFU are None where the GPU's peak is not known.
     """
 
     step_time_s: float
+    step_time_interval_s: tuple[float, float]
     fits: bool
+    fit_probability: float
     memory_bytes_per_gpu: float
     usable_memory_bytes: float
     worst_stage: int
@@ -55,7 +60,9 @@ def estimate_of(
     price = job.cluster.price_per_gpu_hour
     return Estimate(
         step_time_s=step_time_s,
+        step_time_interval_s=step_time_interval(job, layout, step_time_s),
         fits=memory.fits,
+        fit_probability=fit_probability(memory.usable_bytes, memory.total_bytes),
         memory_bytes_per_gpu=memory.total_bytes,
         usable_memory_bytes=memory.usable_bytes,
         worst_stage=memory.stage,

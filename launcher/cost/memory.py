@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 
 from launcher.cost.activations import LayerActivations
 from launcher.cost.constants import Constants
@@ -24,10 +25,21 @@ class Memory:
     parts: Mapping[str, float]
     total_bytes: float
     usable_bytes: float
+    host_bytes: float = 0.0  # of the node, for what its ranks offload
+    usable_host_bytes: float = inf
 
     @property
     def fits(self) -> bool:
-        return self.total_bytes <= self.usable_bytes
+        return self.total_bytes <= self.usable_bytes and self.host_bytes <= self.usable_host_bytes
+
+
+def offloaded_bytes(job: Job, layout: Layout, held: RankParameters) -> float:
+    """Bytes of a rank's optimizer states, main weights and gradients that are on the host (Ren et al. 2021)."""
+    if not job.training.offload_optimizer:
+        return 0.0
+    each = 4.0 * OPTIMIZER_STATES[job.training.optimizer] + (4.0 if job.training.dtype_bytes < 4 else 0.0)
+    dense, experts = (layout.shards, expert_shards(layout)) if layout.zero_stage else (1, 1)
+    return (each + job.training.dtype_bytes) * (held.dense / dense + held.experts / experts)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ the instance (`once`), so that a search over thousands of layouts stays fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from operator import attrgetter
 
 from launcher.cost.activations import LayerActivations, layer_activations
-from launcher.cost.collectives import Prices
+from launcher.cost.collectives import Prices, local_share
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.data_parallel import (
     Exposed,
@@ -34,7 +35,7 @@ from launcher.cost.layer import (
     tokenwise_part,
 )
 from launcher.cost.memo import once
-from launcher.cost.memory import Memory, expert_shards, stage_memory
+from launcher.cost.memory import Memory, expert_shards, offloaded_bytes, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
 from launcher.cost.optimizer import optimizer_s
 from launcher.cost.parameters import RankParameters
@@ -60,6 +61,9 @@ SENDS_IN_TURN = 2
 # What nvidia-smi reports less what the driver keeps: torch sees 79.35 of 80 GiB on A100 80 GB and 39.59 of 40 on 40 GB.
 DRIVER_FRACTION = 0.005
 DRIVER_BYTES = 0.25 * 2**30
+# Of a host's memory, what its ranks may fill with what they offload: the rest is the system's, the data loaders' and
+# the processes' own. An assumption.
+HOST_SHARE = 0.85
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,11 @@ class CostModel:
         totals = [sum(parts.values()) for _, parts in each]
         total = max(totals)
         stage, parts = each[totals.index(total)]
-        return Memory(stage, parts, total, self.usable_bytes)
+        node = self.job.cluster.node
+        offloaded = max(offloaded_bytes(self.job, layout, held) for held in self._ranks(layout).distinct)
+        host = HOST_SHARE * node.host_memory_bytes if node.host_memory_bytes else inf
+        ranks = min(node.num_gpus, layout.world_size)
+        return Memory(stage, parts, total, self.usable_bytes, ranks * offloaded, host)
 
     @once(attrgetter("axis_order", "tp", "pp", "dp", "cp", "ep", "shard_group"))
     def _groups(self, layout: Layout) -> AxisGroups:
@@ -280,13 +288,11 @@ class CostModel:
         overlap = layout.sharding == 3 and layout.pp == 1
         stack = self.job.stack
         overlap = overlap or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
-        network = self._groups(layout).replicas.nodes > 1
-        slowdown = self.constants.network_overlap_slowdown if network else self.constants.overlap_slowdown
         return gradient_time(
             self._gradient_seconds(layout),
             forward_s=forward_s,
             backward_s=backward_s if overlap else 0.0,
-            slowdown=slowdown,
+            slowdown=self.constants.overlap_slowdown * local_share(self.fabric, self._groups(layout).replicas),
         )
 
     @once(

@@ -150,6 +150,15 @@ class Fabric:
     send_lead: float = 1.0  # rate between two GPUs over that of collectives between nodes
     gather_share: float = 0.5  # all-gather or reduce-scatter over an all-reduce, inside a node
     group_contention: float = 1.0  # of bytes, where several groups share a node
+    direct_peers: int = 0  # GPUs that each is joined to by links of its own, without a switch
+
+    def nvlink_rate(self, ranks: int) -> float:
+        """Bytes/s of a GPU's NVLinks that a ring over `ranks` of its domain uses: with links of their own to each peer,
+        those to its two neighbours (one pair of a four-GPU board: 72 to 77 GB/s busbw of 300 GB/s).
+        """
+        if not self.direct_peers:
+            return self.nvlink_bytes_per_s
+        return self.nvlink_bytes_per_s * min(max(1, ranks - 1), 2, self.direct_peers) / self.direct_peers
 
 
 # Latency of a small all-reduce: about 63 µs over 32 nodes of HDR InfiniBand (nccl#652), 161 µs over 2 nodes of EFA
@@ -190,6 +199,7 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         hop_latency_s=HOP_LATENCY_S[name],
         gather_share=constants.gather_share,
         group_contention=constants.group_contention if node.nvlink == "nvswitch" else 1.0,
+        direct_peers=node.domain_size - 1 if node.nvlink == "direct" and "nvlink" not in busbw else 0,
         send_lead=SEND_FRACTION / constants.inter_node_fraction,
         local_latency_s=LOOPBACK_LATENCY_S / share if cpu else 20e-6,
     )

@@ -87,7 +87,7 @@ def layer_cost(
     """
     ahead, back = spent(price, constants, messages.forward), spent(price, constants, messages.backward)
     again = spent(price, constants, messages.repeated) if recompute == "full" else Spent()
-    tp_hidden = min(ahead.tp_s, parts.rest.weight_s) if hides_tp else 0.0
+    tp_hidden = _hidden_s(parts.rest, ahead.tp_s, back.tp_s) if hides_tp else 0.0
     unhidden = tp_hidden * (1 - constants.tp_overlap_cost)
     device = parts.rest + parts.core
     forward = max(device.forward_s + ahead.moving_s, constants.host_forward_s)
@@ -100,6 +100,7 @@ def layer_cost(
     elif recompute == "op":  # every second product is kept, what is between products runs again
         repeated = parts.rest.forward_s - OP_KEPT * parts.products_s
         backward += max(repeated, constants.host_forward_s + constants.host_checkpoint_s)
+    back = _async(back, tp_hidden)
     each = (ahead, back, again)
     return Cost(
         forward_s=forward + ahead.waiting_s,
@@ -116,6 +117,20 @@ def blended(one: Cost, other: Cost, share: float) -> Cost:
     """The mean of two costs, `share` of it the first."""
     pairs = ((getattr(one, each.name), getattr(other, each.name)) for each in fields(Cost))
     return Cost(*(share * a + (1 - share) * b for a, b in pairs))
+
+
+def _async(back: Spent, hidden_s: float) -> Spent:
+    """Who waits for a collective beside a product waits no longer for its last rank, as far as it hides."""
+    return back._replace(tp_wait_s=back.tp_wait_s * (1 - hidden_s / back.tp_s)) if back.tp_s else back
+
+
+def _hidden_s(products: Part, ahead_s: float, back_s: float) -> float:
+    """Seconds of the backward pass's tensor-parallel collectives beside its products: sums of the input's gradients
+    beside those of the weights, and what is gathered again beside those of the inputs (Megatron-LM,
+    tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication).
+    """
+    again_s = max(0.0, back_s - ahead_s)
+    return min(back_s - again_s, products.weight_s) + min(again_s, products.backward_s - products.weight_s)
 
 
 def part_cost(part: Part, *, forward_collective_s: float, backward_collective_s: float) -> Cost:

@@ -28,4 +28,8 @@ def layout_data(layout: Layout) -> dict[str, Any]:
 def estimate_data(estimate: Estimate) -> dict[str, Any]:
     """An estimate under its public names, as plain data; None where something is not known."""
     data = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
-    return data | {"memory": dict(estimate.memory), "time": dict(estimate.time)}
+    return (
+        data
+        | {"memory": dict(estimate.memory), "time": dict(estimate.time)}
+        | {"step_time_interval_s": list(estimate.step_time_interval_s)}
+    )

@@ -28,6 +28,7 @@ COMPARED_KEYS = (
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),
     *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
 )
+TIGHT = 0.95  # a chance of fitting below which a plan says so
 SHOWN = 3  # differences and alternatives that are worth a reader's time
 
 
@@ -68,7 +69,9 @@ def where_time_goes(estimate: Estimate) -> str:
     shares = [
         f"{label(name)} {share:.1%}" for name, seconds in parts if (share := seconds / estimate.step_time_s) >= 0.001
     ]
-    return f"a step of {format_seconds(estimate.step_time_s)} is {', '.join(shares)}"
+    faster, slower = map(format_seconds, estimate.step_time_interval_s)
+    spread = f"nine of ten runs take {faster} to {slower}"
+    return f"a step of {format_seconds(estimate.step_time_s)} ({spread}) is {', '.join(shares)}"
 
 
 def where_memory_goes(estimate: Estimate) -> str:
@@ -76,7 +79,11 @@ def where_memory_goes(estimate: Estimate) -> str:
     parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:SHOWN]
     largest = ", ".join(f"{label(name)} {format_bytes(size)}" for name, size in parts)
     used, usable = format_bytes(estimate.memory_bytes_per_gpu), format_bytes(estimate.usable_memory_bytes)
-    return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …)"
+    fits = f"it fits with a chance of {estimate.fit_probability:.0%}"
+    tight = (
+        "" if estimate.fit_probability > TIGHT else f"; {fits}, leave more room with another layout or a smaller batch"
+    )
+    return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …){tight}"
 
 
 def links(job: Job, layout: Layout) -> Iterator[str]:

@@ -45,9 +45,10 @@ def _completions(job: Job, request: LayoutRequest) -> Iterator[Layout]:
 def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
     """The nearest miss, the stage that lacks memory and how much, and the cheapest changes that make it fit."""
     memory = model.memory(layout)
-    missing = format_bytes(memory.total_bytes - memory.usable_bytes)
+    missing = format_bytes(max(memory.total_bytes - memory.usable_bytes, memory.host_bytes - memory.usable_host_bytes))
     largest = max(memory.parts, key=lambda part: memory.parts[part])
     cluster, name = space.job.cluster, space.job.model.name
+    lacking = f"{missing} too much (largest part: {largest})"
     pinned = ", ".join(f"{key}={_plain(value)}" for key, value in space.request.pinned().items())
     given = f" with {pinned}" if pinned else ""
     needs = f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.usable_bytes)} usable on stage {memory.stage}"
@@ -55,9 +56,11 @@ def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
     changes = list(_changes(space))
     if cluster.max_ranks == 1 or not changes:
         changes.append(f"GPUs that leave at least {format_bytes(memory.total_bytes)} each")
+    if memory.host_bytes > memory.usable_host_bytes:
+        needs += f", and {format_bytes(memory.host_bytes)} of {format_bytes(memory.usable_host_bytes)} of each host"
     lines = [
         f"no layout of {name} on {cluster.name} ({cluster.num_gpus} {kind}){given} fits in memory",
-        f"Nearest miss: {layout.brief()} needs {needs}, {missing} too much (largest part: {largest})",
+        f"Nearest miss: {layout.brief()} needs {needs}, {lacking}",
     ]
     return "\n  ".join([*lines, *([f"What would help: {'; '.join(changes)}"] if changes else [])])
 
@@ -104,7 +107,8 @@ def _other_settings(job: Job) -> Iterator[tuple[str, Training]]:
 def _fitting(job: Job, request: LayoutRequest) -> Layout | None:
     """A layout that fits, or None."""
     model = CostModel(job)
-    return least_memory(Space(job, request), model, most_bytes=model.usable_bytes)
+    found = least_memory(Space(job, request), model, most_bytes=model.usable_bytes)
+    return found if found is not None and model.memory(found).fits else None
 
 
 def _nodes_needed(job: Job, request: LayoutRequest) -> int | None:

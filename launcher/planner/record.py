@@ -131,6 +131,8 @@ def cluster_to_dict(cluster: Cluster) -> dict[str, Any]:
     plain_gpu = {f.name: getattr(gpu, f.name) for f in fields(gpu)} | {
         "peak_flops": dict(gpu.peak_flops),
         "gemm_flops": dict(gpu.gemm_flops),
+        "sustained_flops": dict(gpu.sustained_flops),
+        "attention_flops": dict(gpu.attention_flops),
     }
     plain_node = {f.name: getattr(node, f.name) for f in fields(node)} | {
         "gpu": plain_gpu,

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.stacks.stack import Stack
 
-CURRENT_YEAR = 2024  # the last in which a profile changes
+CURRENT_YEAR = 2025  # the last in which a profile changes
 HABITS = tuple(field.name for field in fields(Stack) if field.name not in ("name", "year"))
 
 
@@ -117,7 +117,8 @@ MEGATRON_LM = (
     ),
     _since(0, "megatron/mpu/layers.py before async_tensor_model_parallel_allreduce", tp_overlap="none"),
     _since(2022, "async_tensor_model_parallel_allreduce (Korthikanti et al. 2022, section 4.2.2)", tp_overlap="wgrad"),
-    _since(0, "megatron/core/tensor_parallel/mappings.py reduces what it is given", tp_reduce_dtype="train"),
+    _since(0, "trainers built on it sum bf16 in fp32 (GPT-NeoX: fp32_allreduce)", tp_reduce_dtype="fp32_from_bf16"),
+    _since(2024, "megatron/core/tensor_parallel/mappings.py reduces what it is given", tp_reduce_dtype="train"),
     _since(
         0, "megatron/arguments.py: bf16 sets accumulate_allreduce_grads_in_fp32", grad_reduce_dtype="fp32_from_bf16"
     ),
@@ -129,6 +130,8 @@ MEGATRON_LM = (
     ),
     _since(0, "before gradient_accumulation_fusion", fused_accumulation=False),
     _since(2022, "gradient_accumulation_fusion of late 2021", fused_accumulation=True),
+    _since(2023, "trainers built on it leave out its CUDA extension, as Llama's family does", fused_accumulation=False),
+    _since(2024, "Transformer Engine, which Megatron Core is built on, adds in its products", fused_accumulation=True),
     _since(
         0, "examples/sc21 of 2021: torch's DDP without a pipeline", overlap_grad_reduce=True, pipeline_overlap=False
     ),
@@ -154,14 +157,21 @@ MEGATRON_DEEPSPEED = (
         wide_loss=True,
         tp_overlap="none",
         tp_reduce_dtype="train",
+        fused_accumulation=False,
+    ),
+    _since(
+        2023,
+        "microsoft/Megatron-DeepSpeed, rebased on the Megatron-LM of 2023: async_tensor_model_parallel_allreduce, "
+        "gradient_accumulation_fusion",
+        tp_overlap="wgrad",
+        fused_accumulation=True,
     ),
     _since(0, "deepspeed/runtime/bf16_optimizer.py sums bf16 gradients in fp32", grad_reduce_dtype="fp32_from_bf16"),
-    _since(0, "DeepSpeed's engine adds gradients one by one", fused_accumulation=False),
     _since(
         0,
-        "deepspeed/runtime/zero/stage_1_and_2.py, overlap_comm; not with its pipeline, which reduces at the end "
-        "(runtime/pipe/engine.py, _exec_reduce_grads)",
-        overlap_grad_reduce=True,
+        "deepspeed/runtime/zero/config.py: overlap_comm is off but for ZeRO 3; without ZeRO engine.py reduces at the "
+        "boundary (buffered_allreduce_fallback), with a pipeline at the end (pipe/engine.py, _exec_reduce_grads)",
+        overlap_grad_reduce=False,
         pipeline_overlap=False,
     ),
     LAUNCHER_DEEPSPEED,
@@ -239,7 +249,7 @@ FSDP = (
 
 TORCHTITAN = (
     *FSDP,
-    _since(0, "torchtitan/models/llama3: nn.RMSNorm, one kernel", fused_norm=True),
+    _since(2025, "torchtitan/models/llama3: nn.RMSNorm, one kernel from PyTorch 2.8 on", fused_norm=True),
     _since(
         0,
         "torchtitan: loss parallel with tp but for disable_loss_parallel; components/loss.py works on pred.float()",
@@ -260,8 +270,8 @@ INTERNEVO = (
     *FLASH,
     _since(
         0,
-        "InternEvo: apex' fused RMSNorm, flash-attention's rotary and cross-entropy kernels",
-        fused_norm=True,
+        "InternEvo: flash-attention's rotary and cross-entropy kernels; RMSNorm in PyTorch unless apex is compiled "
+        "(internlm/model/modules: RMSNormTorch)",
         fused_rotary=True,
         fused_loss=True,
     ),

@@ -250,7 +250,6 @@ PRIORS = {
     "gather_share": (0.62, 0.3),
     "group_contention": (1.3, 0.2),
     "overlap_slowdown": (0.5, 0.2),
-    "network_overlap_slowdown": (0.3, 0.2),
     "tp_overlap_cost": (0.25, 0.4),
     "inter_node_fraction": (0.77, 0.12),
     "optimizer_passes": (1.3, 0.3),

@@ -44,7 +44,6 @@ LAYOUTS = [
 ]
 BYTES_ARE_SECONDS = replace(
     DEFAULT, collective_slowdown=1.0, late_rank_s=0.0, tp_overlap_cost=1.0, overlap_slowdown=0.0,
-    network_overlap_slowdown=0.0,
 )  # fmt: skip
 
 

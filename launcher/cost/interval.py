@@ -1,0 +1,50 @@
+"""How sure an estimate is: where nine of ten measured runs lie, and the chance that a layout fits.
+
+The spreads are those of the misses of published runs, stacks of which the constants knew nothing among them; more of
+them are slower than estimated than faster, and those with tensor parallelism miss by more. What no run measured widens
+the interval.
+"""
+
+from __future__ import annotations
+
+from math import erf, hypot, log, sqrt
+
+from launcher.layout import Layout
+from launcher.layout.job import Job
+
+# Half widths of the interval of 90 %, as logarithms: faster and slower than the estimate, without and with tensor
+# parallelism.
+ALONE, TENSOR_PARALLEL = (0.09, 0.15), (0.13, 0.20)
+UNMEASURED = 0.12  # for each thing below that no run with a published time shows
+MEASURED_GPUS = ("a100_sxm", "h100_sxm")
+MEASURED_STACKS = ("megatron_lm", "megatron_deepspeed", "fsdp", "torchtitan", "internevo", "paddlenlp")
+LONGEST_SEQUENCE = 65536
+# Of the logarithm of usable over estimated memory: the margin at which as many runs ran as ran out of memory, the
+# spread, and the share of verdicts that no margin explains.
+MARGIN, MARGIN_SPREAD, UNEXPLAINED = -0.05, 0.09, 0.01
+
+
+def step_time_interval(job: Job, layout: Layout, step_time_s: float) -> tuple[float, float]:
+    """Seconds between which nine of ten runs take."""
+    faster, slower = TENSOR_PARALLEL if layout.tp > 1 else ALONE
+    more = UNMEASURED * sqrt(len(unmeasured(job, layout)))
+    return step_time_s * (1 - hypot(faster, more)), step_time_s * (1 + hypot(slower, more))
+
+
+def unmeasured(job: Job, layout: Layout) -> list[str]:
+    """What of a job and its layout no published run shows that the estimates were held against."""
+    found = {
+        f"{job.cluster.node.gpu.name} GPUs": not job.cluster.node.gpu.name.startswith(MEASURED_GPUS),
+        f"stack={job.stack.name}": job.stack.name not in MEASURED_STACKS,
+        "context parallelism": layout.cp > 1,
+        "expert parallelism": bool(job.model.num_experts),
+        f"sequences of {job.model.seq_len}": job.model.seq_len > LONGEST_SEQUENCE,
+        "tensor parallelism between nodes": layout.tp > job.cluster.node.domain_size,
+    }
+    return [what for what, missing in found.items() if missing]
+
+
+def fit_probability(usable_bytes: float, needed_bytes: float) -> float:
+    """The chance that a layout which is estimated to need so much runs."""
+    margin = (log(usable_bytes / needed_bytes) - MARGIN) / MARGIN_SPREAD
+    return UNEXPLAINED + (1 - 2 * UNEXPLAINED) * 0.5 * (1 + erf(margin / sqrt(2)))
