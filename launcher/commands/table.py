@@ -53,6 +53,9 @@ COMMANDS = {
     "export": CommandEntry("export", "the plan in another tool's terms", "RUN|overrides to=TOOL [out=FOLDER]"),
     "report": CommandEntry("report", "one HTML page about a run", "RUN"),
     "keys": CommandEntry("keys", "every configuration key: default, rule, meaning", "[PREFIX|WORD]"),
+    "compare": CommandEntry(
+        "compare", "two runs, plans or measurements against each other", "A B [fail_over=5%] [output=json]"
+    ),
     "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_KEYS),
     "completion": CommandEntry("completion", "a shell completion script", "bash"),
 }

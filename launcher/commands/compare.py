@@ -1,0 +1,74 @@
+"""`launcher compare A B`: two runs, plans or measurements; exit code 1 where B is worse by more than fail_over=."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.commands.common import options
+from launcher.commands.invocation import Invocation
+from launcher.errors import InputError
+from launcher.planner import read_plan
+from launcher.report.comparison import Change, Side, changes, differences
+from launcher.report.table import LEFT, draw
+from launcher.run.folder import RunFolder, plan_file
+from launcher.run.metrics import read_steps
+from launcher.run.result import read_rates
+
+USAGE = "`launcher compare A B [fail_over=5%]` takes two run folders or plan files"
+
+
+def run(invocation: Invocation) -> int:
+    """Print what differs; 1 where something is worse in B by more than `fail_over` and than its noise."""
+    named, words = _named(invocation.overrides)
+    wanted = options(words, allowed=["fail_over", "output"])
+    threshold = _threshold(wanted.get("fail_over"))
+    a, b = (_side(Path(name)) for name in named)
+    if bool(a.rows) != bool(b.rows):
+        raise InputError(f"{a.name} and {b.name} have nothing in common to compare: one is a measurement, one is not")
+    found, settings = changes(a, b), differences(a.plan, b.plan)
+    failed = [change for change in found if threshold is not None and change.exceeds(threshold)]
+    if wanted.get("output") == "json":
+        shown = [change.to_dict() for change in found]
+        print(json.dumps({"a": a.name, "b": b.name, "changes": shown, "settings": settings, "failed": len(failed)}))
+    else:
+        print("\n".join(_text(a, b, found, settings, failed)))
+    return int(bool(failed))
+
+
+def _text(a: Side, b: Side, found: Sequence[Change], settings: Sequence[str], failed: Sequence[Change]) -> list[str]:
+    rows = [[change.name, change.a, change.b, change.verdict] for change in found]
+    lines = [f"A: {a.name}", f"B: {b.name}"]
+    lines += (
+        draw(dict.fromkeys(("", "A", "B", "B against A"), LEFT), rows) if rows else ["nothing was measured in both"]
+    )
+    lines += (
+        ["settings that differ:", *(f"  {line}" for line in settings)] if settings else ["the settings are the same"]
+    )
+    return lines + [f"worse than fail_over allows: {change.name}, {change.verdict}" for change in failed]
+
+
+def _named(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    named = [word for word in words if "=" not in word]
+    if len(named) != 2:
+        raise InputError(f"{USAGE} (found {len(named)})")
+    return named, [word for word in words if "=" in word]
+
+
+def _side(path: Path) -> Side:
+    folder = RunFolder(path)
+    rates = read_rates(folder.result) if path.is_dir() else None
+    steps = read_steps(folder.metrics) if path.is_dir() else ()
+    return Side(str(path), read_plan(plan_file(path)), steps, (rates or {}).get("results", ()))
+
+
+def _threshold(text: str | None) -> float | None:
+    """`5%` or `0.05`; None where nothing was asked."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
+    if match is None:
+        raise InputError(f"fail_over={text} is not a share: write fail_over=5% or fail_over=0.05")
+    return float(match[1]) / (100 if match[2] else 1)

@@ -1,0 +1,174 @@
+"""Two runs, plans or measurements against each other: what differs, and whether it is more than noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from math import sqrt
+from statistics import median
+from typing import Any
+
+from launcher.planner import Plan
+from launcher.run.metrics import WARMUP_STEPS, StepMetrics
+from launcher.units import format_bytes, format_seconds
+
+NORMAL_95 = 1.96
+MAD_TO_SIGMA = 1.4826  # of a normal distribution
+MEDIAN_TO_MEAN = 1.2533  # standard error of a median over that of a mean, for a normal distribution
+FEW = 3  # steps: with fewer nothing is known about the noise
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its plan, the steps of a training run, or the rows of a measurement."""
+
+    name: str
+    plan: Plan
+    steps: Sequence[StepMetrics] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """One quantity in both. `worse` is how much worse B is, as a share of A; `noise` its 95 % half-width.
+
+    `noise` is None where a single value was recorded; `judged` is False for what no threshold applies to.
+    """
+
+    name: str
+    a: str
+    b: str
+    worse: float | None = None
+    noise: float | None = None
+    judged: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.worse is None:
+            return ""
+        if self.noise is not None and abs(self.worse) <= self.noise:
+            return f"within noise (± {self.noise:.1%})"
+        spread = f" ± {self.noise:.1%}" if self.noise is not None else ""
+        return f"{'worse' if self.worse > 0 else 'better'} by {abs(self.worse):.1%}{spread}"
+
+    def exceeds(self, threshold: float) -> bool:
+        """Whether B is worse by more than `threshold`, and by more than the noise."""
+        return self.judged and self.worse is not None and self.worse > max(threshold, self.noise or 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "a": self.a, "b": self.b, "worse": self.worse, "noise": self.noise}
+
+
+def changes(a: Side, b: Side) -> list[Change]:
+    """What was measured in both; of plans alone, what is estimated."""
+    if a.rows and b.rows:
+        return list(_rates(a.rows, b.rows))
+    if a.steps and b.steps:
+        return list(_training(a.steps, b.steps))
+    return list(_estimates(a.plan, b.plan))
+
+
+def differences(a: Plan, b: Plan) -> list[str]:
+    """Every setting of job and layout that is not the same, as `model.layers: 24 → 32`."""
+    pairs = {"cluster": "cluster", "model": "model", "train": "training"}
+    found = [
+        line for key, name in pairs.items() for line in _differing(key, getattr(a.job, name), getattr(b.job, name))
+    ]
+    return [*found, *_differing("layout", a.layout, b.layout)]
+
+
+def _differing(prefix: str, a: object, b: object) -> Iterator[str]:
+    if a == b:
+        return
+    if is_dataclass(a) and type(a) is type(b):
+        for f in fields(a):
+            yield from _differing(f"{prefix}.{f.name}", getattr(a, f.name), getattr(b, f.name))
+    else:
+        yield f"{prefix}: {a} → {b}"
+
+
+def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Change]:
+    times = [_known([step.step_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
+    if all(times):
+        first, second = (median(values) for values in times)
+        yield Change("step time", format_seconds(first), format_seconds(second), second / first - 1, _noise(*times))
+    rates = [_known([step.tokens_per_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
+    if all(rates):
+        first, second = (median(values) for values in rates)
+        yield Change("tokens/s", f"{first:,.0f}", f"{second:,.0f}", 1 - second / first, _noise(*rates))
+    memory = [max(_known([step.memory_bytes for step in steps]), default=0.0) for steps in (a, b)]
+    if all(memory):
+        yield Change("memory", *map(format_bytes, memory), memory[1] / memory[0] - 1)
+    yield from _losses(a, b)
+
+
+def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Change]:
+    """The loss at the last step that both have: shown, not judged (another seed or layout may change it)."""
+    losses = [{step.step: step.loss for step in steps if step.loss is not None} for steps in (a, b)]
+    if common := losses[0].keys() & losses[1].keys():
+        last = max(common)
+        yield Change(f"loss at step {last}", *(f"{found[last]:.4f}" for found in losses), judged=False)
+
+
+def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
+    """Rates of the same measurement, one change for each operation on each axis: the median over its sizes."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    known = {_point(row): _rate(row) for row in a}
+    for row in b:
+        if (before := known.get(_point(row))) and (now := _rate(row)):
+            pairs.setdefault(_family(row), []).append((before, now))
+    for name, rates in pairs.items():
+        ratios = [now / before for before, now in rates]
+        low, high = min(rates), max(rates)
+        span = f"{len(rates)} sizes" if len(rates) > 1 else "1 size"
+        yield Change(
+            f"{name} ({span})",
+            f"{low[0]:.3g}–{high[0]:.3g}",
+            f"{low[1]:.3g}–{high[1]:.3g}",
+            1 - median(ratios),
+            _spread(ratios),
+        )
+
+
+def _rate(row: Mapping[str, Any]) -> float:
+    return float(row.get("busbw_gbytes_per_s") or row.get("tflops") or 0.0)
+
+
+def _family(row: Mapping[str, Any]) -> str:
+    return (
+        f"{row['operation']} over {row['axis']}, GB/s"
+        if "axis" in row
+        else f"{row.get('dtype', '')} {row.get('name', '')}, TFLOP/s"
+    )
+
+
+def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("operation", "axis", "bytes", "group_size", "name", "dtype", "m", "n", "k"))
+
+
+def _estimates(a: Plan, b: Plan) -> Iterator[Change]:
+    first, second = a.estimate["step_time_s"], b.estimate["step_time_s"]
+    yield Change("estimated step time", format_seconds(first), format_seconds(second), second / first - 1)
+    held = [plan.estimate["memory_bytes_per_gpu"] for plan in (a, b)]
+    yield Change("estimated memory", *map(format_bytes, held), held[1] / held[0] - 1, judged=False)
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _noise(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """95 % half-width of the ratio of two medians, from the median absolute deviations of both."""
+    if min(len(a), len(b)) < FEW:
+        return None
+    return NORMAL_95 * sqrt(sum((_standard_error(values) / median(values)) ** 2 for values in (a, b)))
+
+
+def _spread(ratios: Sequence[float]) -> float | None:
+    return NORMAL_95 * _standard_error(ratios) if len(ratios) >= FEW else None
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    middle = median(values)
+    return MEDIAN_TO_MEAN * MAD_TO_SIGMA * median(abs(value - middle) for value in values) / sqrt(len(values))
