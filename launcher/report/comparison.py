@@ -16,6 +16,7 @@ NORMAL_95 = 1.96
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN = 1.2533  # standard error of a median over that of a mean, for a normal distribution
 FEW = 3  # steps: with fewer nothing is known about the noise
+SAME = 0.0005  # as a share
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Change:
         """In words."""
         if self.worse is None:
             return ""
+        if abs(self.worse) < SAME:
+            return "the same"
         if self.noise is not None and abs(self.worse) <= self.noise:
             return f"within noise (± {self.noise:.1%})"
         spread = f" ± {self.noise:.1%}" if self.noise is not None else ""
@@ -97,9 +100,9 @@ def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Ch
     if all(rates):
         first, second = (median(values) for values in rates)
         yield Change("tokens/s", f"{first:,.0f}", f"{second:,.0f}", 1 - second / first, _noise(*rates))
-    memory = [max(_known([step.memory_bytes for step in steps]), default=0.0) for steps in (a, b)]
-    if all(memory):
-        yield Change("memory", *map(format_bytes, memory), memory[1] / memory[0] - 1)
+    first, second = (max(_known([step.memory_bytes for step in steps]), default=0.0) for steps in (a, b))
+    if first and second:
+        yield Change("memory", format_bytes(first), format_bytes(second), second / first - 1)
     yield from _losses(a, b)
 
 
@@ -108,7 +111,8 @@ def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Chan
     losses = [{step.step: step.loss for step in steps if step.loss is not None} for steps in (a, b)]
     if common := losses[0].keys() & losses[1].keys():
         last = max(common)
-        yield Change(f"loss at step {last}", *(f"{found[last]:.4f}" for found in losses), judged=False)
+        first, second = (found[last] for found in losses)
+        yield Change(f"loss at step {last}", f"{first:.4f}", f"{second:.4f}", judged=False)
 
 
 def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
@@ -150,8 +154,8 @@ def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def _estimates(a: Plan, b: Plan) -> Iterator[Change]:
     first, second = a.estimate["step_time_s"], b.estimate["step_time_s"]
     yield Change("estimated step time", format_seconds(first), format_seconds(second), second / first - 1)
-    held = [plan.estimate["memory_bytes_per_gpu"] for plan in (a, b)]
-    yield Change("estimated memory", *map(format_bytes, held), held[1] / held[0] - 1, judged=False)
+    before, after = a.estimate["memory_bytes_per_gpu"], b.estimate["memory_bytes_per_gpu"]
+    yield Change("estimated memory", format_bytes(before), format_bytes(after), after / before - 1, judged=False)
 
 
 def _known(values: Sequence[float | None]) -> list[float]:

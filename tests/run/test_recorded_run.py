@@ -43,7 +43,7 @@ def test_the_report_shows_what_was_measured(ran: tuple[RunFolder, subprocess.Com
     assert measured is not None
     assert "not measured" not in page
     assert format_seconds(measured) in page
-    assert page.count("<polyline") == 2
+    assert '"id":"curve-loss","x":"step","xs":[1,2,3,4,5]' in page
 
 
 def test_status_shows_the_last_step_and_the_measured_time(
@@ -55,6 +55,18 @@ def test_status_shows_the_last_step_and_the_measured_time(
     assert (found["step"], found["loss"]) == (5, steps[-1].loss)
     assert found["step_time_s"] == summarise_steps(steps).step_s
     assert re.search(r"step 5, loss \d", launcher("status", folder.path.name, cwd=folder.path.parent).stdout)
+
+
+def test_compare_reads_the_measured_time_and_finds_a_run_the_same_as_itself(
+    ran: tuple[RunFolder, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = ran
+    done = launcher("compare", "five", "five", "fail_over=1%", "output=json", cwd=folder.path.parent)
+    assert done.returncode == 0, done.stderr
+    step = next(change for change in json.loads(done.stdout)["changes"] if change["name"] == "step time")
+    measured = summarise_steps(read_steps(folder.metrics)).step_s
+    assert measured is not None
+    assert (step["a"], step["worse"]) == (format_seconds(measured), 0.0)
 
 
 def test_the_last_line_is_the_result_in_short_and_names_the_file_that_has_the_rest(

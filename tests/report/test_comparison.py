@@ -1,0 +1,58 @@
+"""Two runs against each other: what is worse, and whether that is more than noise."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from launcher import plan as make_plan
+from launcher.report.comparison import Side, changes, differences
+from launcher.run.metrics import StepMetrics
+
+JOB = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64"]
+
+
+def a_run(step_s: float, *, spread: float, steps: int = 60, seed: int = 0) -> Side:
+    random = Random(seed)
+    times = [step_s * (1 + spread * random.uniform(-1, 1)) for _ in range(steps)]
+    return Side("run", make_plan(JOB), [StepMetrics(i + 1, loss=3.0, step_s=s) for i, s in enumerate(times)])
+
+
+@pytest.mark.parametrize(("factor", "spread", "fails"), [
+    (1.20, 0.05, True), (1.20, 0.9, False), (1.02, 0.01, False), (0.8, 0.01, False), (1.08, 0.01, True),
+])  # fmt: skip
+def test_a_slower_run_fails_only_past_the_threshold_and_past_the_noise(
+    factor: float, spread: float, fails: bool
+) -> None:
+    step = changes(a_run(1.0, spread=spread), a_run(factor, spread=spread, seed=1))[0]
+    assert step.name == "step time"
+    assert step.exceeds(0.05) is fails
+
+
+def test_a_run_is_the_same_as_itself() -> None:
+    run = a_run(1.0, spread=0.1)
+    assert {change.verdict for change in changes(run, run)} <= {"the same", ""}
+
+
+def test_two_steps_say_nothing_about_noise() -> None:
+    assert changes(a_run(1.0, spread=0.1, steps=2), a_run(1.0, spread=0.1, steps=2))[0].noise is None
+
+
+def test_settings_that_differ_are_named_by_their_keys() -> None:
+    other = make_plan([*JOB, "model.layers=12", "layout.tp=2"])
+    found = differences(make_plan([*JOB, "layout.tp=1"]), other)
+    assert "model.layers: 24 → 12" in found
+    assert "layout.tp: 1 → 2" in found
+
+
+def test_rates_are_compared_measurement_by_measurement() -> None:
+    def rows(factor: float) -> list[dict[str, object]]:
+        sizes = [2**power for power in range(10, 20)]
+        return [{"operation": "all_reduce", "axis": "tp", "bytes": size, "group_size": 2,
+                 "busbw_gbytes_per_s": factor * size / 1e6} for size in sizes]  # fmt: skip
+
+    found = changes(Side("a", make_plan(JOB), rows=rows(1.0)), Side("b", make_plan(JOB), rows=rows(0.9)))
+    assert [change.name for change in found] == ["all_reduce over tp, GB/s (10 sizes)"]
+    assert found[0].worse == pytest.approx(0.1)
+    assert found[0].exceeds(0.05)
