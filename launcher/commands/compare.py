@@ -11,7 +11,7 @@ from launcher.commands.common import options
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 from launcher.planner import read_plan
-from launcher.report.comparison import Change, Side, changes, differences
+from launcher.report.comparison import MeasuredChange, Side, changes, differences
 from launcher.report.table import LEFT, draw
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.metrics import read_steps
@@ -38,7 +38,9 @@ def run(invocation: Invocation) -> int:
     return int(bool(failed))
 
 
-def _text(a: Side, b: Side, found: Sequence[Change], settings: Sequence[str], failed: Sequence[Change]) -> list[str]:
+def _text(
+    a: Side, b: Side, found: Sequence[MeasuredChange], settings: Sequence[str], failed: Sequence[MeasuredChange]
+) -> list[str]:
     rows = [[change.name, change.a, change.b, change.verdict] for change in found]
     lines = [f"A: {a.name}", f"B: {b.name}"]
     lines += (

@@ -30,7 +30,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Change:
+class MeasuredChange:
     """One quantity in both. `worse` is how much worse B is, as a share of A; `noise` its 95 % half-width.
 
     `noise` is None where a single value was recorded; `judged` is False for what no threshold applies to.
@@ -63,7 +63,7 @@ class Change:
         return {"name": self.name, "a": self.a, "b": self.b, "worse": self.worse, "noise": self.noise}
 
 
-def changes(a: Side, b: Side) -> list[Change]:
+def changes(a: Side, b: Side) -> list[MeasuredChange]:
     """What was measured in both; of plans alone, what is estimated."""
     if a.rows and b.rows:
         return list(_rates(a.rows, b.rows))
@@ -91,31 +91,33 @@ def _differing(prefix: str, a: object, b: object) -> Iterator[str]:
         yield f"{prefix}: {a} → {b}"
 
 
-def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Change]:
+def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[MeasuredChange]:
     times = [_known([step.step_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
     if all(times):
         first, second = (median(values) for values in times)
-        yield Change("step time", format_seconds(first), format_seconds(second), second / first - 1, _noise(*times))
+        yield MeasuredChange(
+            "step time", format_seconds(first), format_seconds(second), second / first - 1, _noise(*times)
+        )
     rates = [_known([step.tokens_per_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
     if all(rates):
         first, second = (median(values) for values in rates)
-        yield Change("tokens/s", f"{first:,.0f}", f"{second:,.0f}", 1 - second / first, _noise(*rates))
+        yield MeasuredChange("tokens/s", f"{first:,.0f}", f"{second:,.0f}", 1 - second / first, _noise(*rates))
     first, second = (max(_known([step.memory_bytes for step in steps]), default=0.0) for steps in (a, b))
     if first and second:
-        yield Change("memory", format_bytes(first), format_bytes(second), second / first - 1)
+        yield MeasuredChange("memory", format_bytes(first), format_bytes(second), second / first - 1)
     yield from _losses(a, b)
 
 
-def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Change]:
+def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[MeasuredChange]:
     """The loss at the last step that both have: shown, not judged (another seed or layout may change it)."""
     losses = [{step.step: step.loss for step in steps if step.loss is not None} for steps in (a, b)]
     if common := losses[0].keys() & losses[1].keys():
         last = max(common)
         first, second = (found[last] for found in losses)
-        yield Change(f"loss at step {last}", f"{first:.4f}", f"{second:.4f}", judged=False)
+        yield MeasuredChange(f"loss at step {last}", f"{first:.4f}", f"{second:.4f}", judged=False)
 
 
-def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[Change]:
+def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[MeasuredChange]:
     """Rates of the same measurement, one change for each operation on each axis: the median over its sizes."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     known = {_point(row): _rate(row) for row in a}
@@ -126,7 +128,7 @@ def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> It
         ratios = [now / before for before, now in rates]
         low, high = min(rates), max(rates)
         span = f"{len(rates)} sizes" if len(rates) > 1 else "1 size"
-        yield Change(
+        yield MeasuredChange(
             f"{name} ({span})",
             f"{low[0]:.3g}–{high[0]:.3g}",
             f"{low[1]:.3g}–{high[1]:.3g}",
@@ -151,11 +153,13 @@ def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(key) for key in ("operation", "axis", "bytes", "group_size", "name", "dtype", "m", "n", "k"))
 
 
-def _estimates(a: Plan, b: Plan) -> Iterator[Change]:
+def _estimates(a: Plan, b: Plan) -> Iterator[MeasuredChange]:
     first, second = a.estimate["step_time_s"], b.estimate["step_time_s"]
-    yield Change("estimated step time", format_seconds(first), format_seconds(second), second / first - 1)
+    yield MeasuredChange("estimated step time", format_seconds(first), format_seconds(second), second / first - 1)
     before, after = a.estimate["memory_bytes_per_gpu"], b.estimate["memory_bytes_per_gpu"]
-    yield Change("estimated memory", format_bytes(before), format_bytes(after), after / before - 1, judged=False)
+    yield MeasuredChange(
+        "estimated memory", format_bytes(before), format_bytes(after), after / before - 1, judged=False
+    )
 
 
 def _known(values: Sequence[float | None]) -> list[float]:
