@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _SAME_START_S = 0.02  # start times come in ticks of 10 ms
+DEEPEST = 64  # processes below each other; what is read while they come and go could be a circle
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/prctl.h>
 _ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
 
@@ -105,6 +106,31 @@ def state(pid: int) -> str | None:
     return fields[0] if fields else None
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal (SigCgt of /proc/<pid>/status)."""
+    try:
+        words = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return bool(int(words.get("SigCgt", "0"), 16) >> (number - 1) & 1)
+
+
+def cpu_seconds() -> dict[int, float]:
+    """CPU time of every process, with that of all that is or was below it."""
+    own: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    for pid, fields in _all_stats():
+        own[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+        parents[pid] = int(fields[1])
+    total = dict(own)
+    for pid, seconds in own.items():
+        parent, depth = parents[pid], 0
+        while parent in own and depth < DEEPEST:
+            total[parent] += seconds
+            parent, depth = parents[parent], depth + 1
+    return total
+
+
 def started_at(pid: int) -> float:
     """When a process began, as CLOCK_BOOTTIME seconds (clock ticks: 10 ms)."""
     fields = _stat(pid)
@@ -138,9 +164,13 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _parents() -> Iterable[tuple[int, int]]:
+    return ((pid, int(fields[1])) for pid, fields in _all_stats())
+
+
+def _all_stats() -> Iterable[tuple[int, list[str]]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
-            yield int(entry.name), int(fields[1])
+            yield int(entry.name), fields
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -7,14 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.output import LOG_HEADER
+from launcher.agent.plain_text import shown
 from launcher.agent.stack_dump import CallStack
 from launcher.agent.watch import Hang, odd_ones_out
-from launcher.files import tail
 
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25
 _SHOWN_FRAMES = 5
+WHAT_HANGS = {
+    "heartbeat": "no heartbeat from rank {ranks} of node {node} for {seconds:.0f} s",
+    "start": "rank {ranks} of node {node} has sent no first heartbeat within {seconds:.0f} s (launch.start_timeout_s)",
+    "elsewhere": "so says another node; this is node {node}",
+    "silence": "for {seconds:.0f} s no rank has printed anything, used a core or finished a step "
+    "(launch.silence_timeout_s)",
+}
 
 
 @dataclass(frozen=True)
@@ -42,23 +48,40 @@ def first_failed(ends: Sequence[RankEnd]) -> RankEnd:
     return (killed or failed)[0]
 
 
-def describe(end: RankEnd, *, others: int, oom_kills: int) -> str:
-    """The message to the user. `others` failed after this rank; the OOM killer struck `oom_kills` times meanwhile."""
-    lines = [
-        f"rank {end.rank} failed first (local rank {end.local_rank} of node {end.node}, {end.host}, pid {end.pid}): "
-        f"{how_it_ended(end.code, oom_kills=oom_kills)}"
-    ]
-    if others:
+def describe(ends: Sequence[RankEnd], *, printed: Sequence[str], oom_kills: int) -> str:
+    """The message to the user on ranks that have ended, of which one failed.
+
+    `printed`: the last lines of the one that failed first. The OOM killer struck `oom_kills` times in the meantime.
+    """
+    first = first_failed(ends)
+    lines = [*_left_before(ends, first.at)]
+    lines.append(
+        f"rank {first.rank} failed first (local rank {first.local_rank} of node {first.node}, {first.host}, "
+        f"pid {first.pid}): {how_it_ended(first.code, oom_kills=oom_kills)}"
+    )
+    if others := sum(1 for end in ends if end.code) - 1:
         lines.append(f"{others} other rank{'s' if others > 1 else ''} failed after it")
-    said = last_words(end.log)
-    lines.append(f"its log: {end.log}" + ("; its last words:" if said else " (empty)"))
+    said = last_words(printed)
+    lines.append(f"its log: {first.log}" + ("; its last words:" if said else " (empty)"))
     return "\n".join([*lines, *(f"    {line}" for line in said)])
 
 
-def describe_hang(hang: Hang, stacks: Mapping[int, CallStack], *, first_rank: int, node: int, logs: Path) -> str:
-    """Who hangs, who is the odd one out, and where each group of ranks stands."""
+def _left_before(ends: Sequence[RankEnd], at: float) -> list[str]:
+    """A line on the ranks that ended well before others failed, where there are any: these may have waited for them."""
+    early = [end for end in ends if end.code == 0 and end.at < at]
+    if not early:
+        return []
+    names = f"rank{'s' if len(early) > 1 else ''} {', '.join(str(end.rank) for end in early)}"
+    return [f"{names} left early, with exit code 0, {at - early[0].at:.1f} s before the first failure"]
+
+
+def describe_hang(
+    hang: Hang, stacks: Mapping[int, CallStack], *, left: Sequence[int] = (), first_rank: int, node: int, logs: Path
+) -> str:
+    """Who hangs, who is the odd one out, and where each group of ranks stands. `left`: ended well before (local)."""
     silent = ", ".join(str(first_rank + r) for r in hang.silent)
-    lines = [f"the job hangs: no heartbeat from rank {silent} of node {node} for {hang.silent_s:.0f} s"]
+    lines = ["the job hangs: " + WHAT_HANGS[hang.kind].format(ranks=silent, node=node, seconds=hang.silent_s)]
+    lines += [f"rank {first_rank + r} left early, with exit code 0" for r in left]
     stopped = [r for r, stack in stacks.items() if stack.state == "T"]
     places = {r: stack.frames for r, stack in stacks.items() if stack.frames}
     for ranks, what in (
@@ -69,7 +92,7 @@ def describe_hang(hang: Hang, stacks: Mapping[int, CallStack], *, first_rank: in
         lines += [f"odd one out: rank {first_rank + r} {what}" for r in ranks]
     for frames, ranks in _by_place(stacks).items():
         names = ", ".join(f"{first_rank + r} (step {hang.steps.get(r, 0)})" for r in ranks)
-        lines.append(f"rank {names}: {' < '.join(frames[:_SHOWN_FRAMES]) or 'gave no stack'}")
+        lines.append(f"rank {names}: {shown(' < '.join(frames[:_SHOWN_FRAMES])) or 'gave no stack'}")
     return "\n".join([*lines, f"the whole stacks are in {logs}/rank-<r>.log"])
 
 
@@ -90,17 +113,13 @@ def how_it_ended(code: int, *, oom_kills: int = 0) -> str:
         name = "signal"
     words = f"killed by {name} ({-code})"
     if -code == signal.SIGKILL and oom_kills:
-        words += (
-            ", most likely by the kernel's out-of-memory killer, which struck meanwhile: use less host memory a rank"
-        )
+        words += ", most likely by the kernel's out-of-memory killer, which struck since: use less host memory a rank"
     return words
 
 
-def last_words(log: Path) -> list[str]:
-    """The last traceback in the log where there is one, else its last lines."""
-    lines = [line for line in tail(log, num_lines=200) if line.strip()]
-    headers = [i for i, line in enumerate(lines) if line.startswith(LOG_HEADER)]
-    lines = lines[headers[-1] + 1 :] if headers else lines
+def last_words(printed: Sequence[str]) -> list[str]:
+    """The last traceback in what a rank printed where there is one, else its last lines; fit for a terminal."""
+    lines = [shown(line) for line in printed if line.strip()]
     # torch puts "[rank3]: " before every line of a traceback
     starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
     return _without_our_frames(lines[starts[-1] :] if starts else lines)[-_SHOWN_LINES:]

@@ -28,3 +28,8 @@ class NodeJob:
     def kind(self) -> str:
         """What the ranks run: a recipe, or the user's own script, module or program."""
         return next((kind for kind in (SCRIPT, MODULE, PROGRAM) if self.plan.config.get(kind)), RECIPE)
+
+    @property
+    def sends_heartbeats(self) -> bool:
+        """Whether the ranks are known to send heartbeats: those of a recipe; a program of the user's may."""
+        return self.kind == RECIPE

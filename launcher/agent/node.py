@@ -77,7 +77,7 @@ def run_node(
     rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     launch = _as_the_script_needs(launch, plan, script)
-    with _kept_signals(launch.stop_signals) as signals_before_agent:
+    with _kept_signals(launch.handled_signals()) as signals_before_agent:
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":
             fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))

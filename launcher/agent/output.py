@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 import tty
+from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from launcher.agent.sink import LogTarget, OutputSink, TerminalTarget
 from launcher.console import line_of
 
 LOG_HEADER = "=== launcher: "  # begins each line of the launcher's own in a rank's log
-READ_BYTES = 65536
+READ_BYTES = TAIL_BYTES = 65536
 UNFINISHED_S = 1.0  # a line that has no end after so long goes into the log as it is
 DRAIN_S = 2.0  # how long `drain` waits for terminal and logs
 STDOUT, STDERR = 1, 2
@@ -92,6 +93,29 @@ class _Passage:
     unfinished_since: float | None = None
 
 
+@dataclass
+class _Tail:
+    """The end of what one rank has printed since its start, without a terminal's control sequences."""
+
+    at: float = 0.0
+    num_bytes: int = 0
+    _chunks: deque[bytes] = field(default_factory=deque)
+    _kept: int = 0
+
+    def note(self, num_bytes: int, *, now: float) -> None:
+        self.at = now
+        self.num_bytes += num_bytes
+
+    def keep(self, data: bytes) -> None:
+        self._chunks.append(data[-TAIL_BYTES:])
+        self._kept += len(self._chunks[-1])
+        while self._kept - len(self._chunks[0]) >= TAIL_BYTES:
+            self._kept -= len(self._chunks.popleft())
+
+    def text(self) -> str:
+        return b"".join(self._chunks).decode(errors="replace")
+
+
 class Pump:
     """A thread that passes streams on. Make it only after the fork server: a fork wants a single-threaded process."""
 
@@ -106,16 +130,28 @@ class Pump:
         if not _same_file(STDOUT, STDERR):  # a paused reader of standard output must not hold up what people see
             self._terminal_sinks[STDOUT] = OutputSink(on_fault=self._note_stdout_fault)
         self._terminal_is_gone = False
-        self._passed_at: dict[int, float] = {}
+        self._tails: dict[int, _Tail] = {}
         self._wake_read, self._wake_write = os.pipe()
         self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
 
-    @property
-    def passed_at(self) -> Mapping[int, float]:
-        """When each local rank last printed something (CLOCK_MONOTONIC); ranks that have not are left out."""
+    def printed_at(self, local_rank: int) -> float:
+        """When a rank last printed something (CLOCK_MONOTONIC); 0 where it has not since its start."""
+        return self._tails[local_rank].at
+
+    def printed_bytes(self, local_rank: int) -> int:
+        """How much a rank has printed since its start."""
+        return self._tails[local_rank].num_bytes
+
+    def last_lines(self, local_rank: int, *, num_lines: int) -> list[str]:
+        """The last lines that a rank has printed since its start, from memory: its log may be on a full disk."""
         with self._lock:
-            return dict(self._passed_at)
+            return self._tails[local_rank].text().splitlines()[-num_lines:]
+
+    def note(self, local_rank: int, text: str) -> None:
+        """Lines of the launcher's own in a rank's log."""
+        with self._lock:
+            self._log_sink.put(self._log(self._labels[local_rank].log), f"{LOG_HEADER}{text}\n".encode())
 
     def start(self) -> None:
         self._thread.start()
@@ -126,10 +162,10 @@ class Pump:
             for passage in self._passages.values():
                 self._finish_line(passage)
             self._labels = dict(labels)
-            self._passed_at.clear()
-            for label in labels.values():
+            self._tails = {local_rank: _Tail() for local_rank in labels}
+            for local_rank, label in labels.items():
                 if label.header:
-                    self._log_sink.put(self._log(label.log), f"{LOG_HEADER}{label.header}\n".encode())
+                    self.note(local_rank, label.header)
 
     def tell(self, message: str) -> None:
         """A word of the launcher's own, after what ranks have printed: to the terminal; to a log where that is gone."""
@@ -190,8 +226,8 @@ class Pump:
         if not data:
             return False
         now = time.monotonic()
-        self._passed_at[stream.local_rank] = now
         lines = passage.lines.feed(data, now=now)
+        self._tails[stream.local_rank].note(len(data), now=now)
         self._put_log(passage, lines)
         self._put_terminal(stream, self._prefix(stream, lines) if stream.prefixed else data)
         passage.unfinished_since = (passage.unfinished_since or now) if passage.lines.unfinished else None
@@ -214,7 +250,9 @@ class Pump:
         passage.unfinished_since = None
 
     def _put_log(self, passage: _Passage, data: bytes) -> None:
-        if data and (label := self._labels.get(passage.stream.local_rank)):
+        local_rank = passage.stream.local_rank
+        if data and (label := self._labels.get(local_rank)):
+            self._tails[local_rank].keep(data)
             self._log_sink.put(self._log(label.log), data)
 
     def _put_terminal(self, stream: Stream, data: bytes) -> None:

@@ -28,28 +28,29 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from launcher import env, process
 from launcher.agent import rank_env
-from launcher.agent import stack_dump as stacks
-from launcher.agent.failure import RankEnd, describe, describe_hang, first_failed
+from launcher.agent.failure import RankEnd, describe, first_failed
 from launcher.agent.fork_server import Exit, ForkServer, RankStart
+from launcher.agent.health import Health
 from launcher.agent.job import NodeJob
-from launcher.agent.output import LOG_HEADER, Label, Pump, Stream
-from launcher.agent.rank import STACKS_SIGNAL
+from launcher.agent.output import Label, Pump, Stream
 from launcher.agent.rank_env import RankAssignment
 from launcher.agent.replan import plan_of_round
-from launcher.agent.watch import Hang, RankWatch
-from launcher.errors import JobFailed
+from launcher.agent.watch import Hang
+from launcher.errors import JobFailed, LauncherError
 from launcher.planner.record import write_plan
 from launcher.rendezvous.plan_ordered import PlanOrdered
 from launcher.rendezvous.single_node import SingleNode
 from launcher.run.folder import in_utc
-from launcher.run.heartbeat import Heartbeats, Pace, RankState
+from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger
 from launcher.run.node_state import NodeState
 from launcher.run.owner import was_cancelled
 
+UNKILLABLE_S = 60.0  # a process in an uninterruptible wait, as on a dead file system
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
 _POLL_S = 0.25
-_PACE_S = 1.0
+_ELSEWHERE_S = 4 * _POLL_S  # for the other nodes to hear of a hang, before its end reaches them
+LAST_LINES = 200  # among which a traceback is looked for
 
 
 class Stopped(JobFailed):
@@ -78,25 +79,24 @@ class RankAgent(SimpleElasticAgent):
             max_restarts=job.launch.max_restarts,
             monitor_interval=0.001,  # the waiting is in _monitor_workers, which wakes when something happens
         )
-        super().__init__(spec, exit_barrier_timeout=300)
+        super().__init__(spec, exit_barrier_timeout=10)  # the nodes have agreed on the end before it
         self._job, self._handler, self._server, self._heartbeats = job, handler, server, heartbeats
         self._pump, self._streams, self._ledger = pump, streams, ledger
-        self._watch = self._new_watch()
+        self._health = Health(job, handler=handler, server=server, heartbeats=heartbeats, pump=pump, ledger=ledger)
         self._ends: list[RankEnd] = []
         self._why = ""
         self._plan, self._plan_path = job.plan, job.folder.plan
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop_deadline: float | None = None
-        self._paced_at = 0.0
         self._watching = self._state_is_lost = False
         self._node = self._first_rank = 0
         self._step_at_start = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def handle_signals(self, signals_before_agent: Sequence[int] = ()) -> None:
-        """Take over the signals that ask for a stop, and heed those that came before; call once, in the main thread."""
-        for number in self._job.launch.stop_signals:
+        """Take over the signals that ask for a stop, those that came before too; call once, in the main thread."""
+        for number in self._job.launch.handled_signals():
             signal.signal(number, self._on_signal)
         for came in signals_before_agent:
             self._on_signal(came, None)
@@ -113,18 +113,24 @@ class RankAgent(SimpleElasticAgent):
             raise self._stopped_early()
         os.write(self._wake_write, b"x")
 
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        """All nodes have as many ranks: so torch need not ask a store, where it would wait for a node that is gone."""
+        with env.overridden({"TORCH_ELASTIC_WORKER_IDENTICAL": "1"}):
+            super()._rendezvous(worker_group)
+
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:
         self._node = self._ledger.node = worker_group.group_rank
         self._ledger.begin()
         self._ledger.note("met")
         self._ends.clear()
-        self._watch = self._new_watch()
         self._first_rank = worker_group.workers[0].global_rank
         self._plan_path = self._plan_of_round()
+        self._health.begin(self._plan, first_rank=self._first_rank, node=self._node)
         self._pump.label({worker.local_rank: self._label(worker) for worker in worker_group.workers})
         ranks = [self._rank_start(worker_group, worker) for worker in worker_group.workers]
         for worker in worker_group.workers:
             self._heartbeats.clear(worker.local_rank)
+        self._health.keep_server_running()
         pids = self._server.start_ranks(ranks)
         self._watching = True
         self._ledger.note("forked")
@@ -203,14 +209,17 @@ class RankAgent(SimpleElasticAgent):
         exits = self._server.exits(timeout_s=_POLL_S, wake_fds=self._wake_fds())
         with suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
+        self._health.keep_server_running()
         self._note_exits(worker_group, exits)
-        self._ledger.note_board(self._global(self._states()))
+        self._ledger.note_board(self._health.by_global_rank(self._health.states()))
         if self._signals:
             self._work_on_stop()
         elif any(end.code for end in self._ends):
             return self._failed(worker_group)
-        elif self._server.running and (hang := self._watch.hang(self._states(), now=time.monotonic())):
-            return self._hung(worker_group, hang)
+        elif hang := self._health.hang():
+            return self._hung(hang)
+        elif hang := self._health.hang_elsewhere():
+            self._pump.tell(self._health.explain(hang, left=[]))
         if not self._server.running:
             if self._signals and (self._stop_is_due() or self._handler.all_finished()):
                 raise self._stopped()
@@ -220,7 +229,7 @@ class RankAgent(SimpleElasticAgent):
                 return RunResult(state=WorkerState.HEALTHY)
             self._write_state("done", {})
             return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
-        self._tell_stragglers()
+        self._health.share()
         return RunResult(state=WorkerState.HEALTHY)
 
     def _note_exits(self, worker_group: Any, exits: Sequence[Exit]) -> None:
@@ -249,24 +258,17 @@ class RankAgent(SimpleElasticAgent):
         self._pump.drain()
         failed = [end for end in self._ends if end.code]
         struck = process.oom_kills() - self._oom_kills
-        self._give_up_or_restart(describe(first_failed(failed), others=len(failed) - 1, oom_kills=struck))
+        printed = self._pump.last_lines(first_failed(failed).local_rank, num_lines=LAST_LINES)
+        self._give_up_or_restart(describe(self._ends, printed=printed, oom_kills=struck))
         failures = {end.rank: ProcessFailure(end.local_rank, end.pid, end.code, error_file="") for end in failed}
         return RunResult(state=WorkerState.FAILED, failures=failures)
 
-    def _hung(self, worker_group: WorkerGroup, hang: Hang) -> RunResult:
-        """Say where every rank stands, and treat the hang as a failure."""
-        pids = dict(self._server.running)
-        logs = {r: self._job.folder.rank_log(self._first_rank + r) for r in pids}
-        found = stacks.dump(pids, logs=logs, send=lambda ranks: self._server.signal(STACKS_SIGNAL, ranks))
-        traces = {r: text for r, pid in pids.items() if (text := stacks.py_spy(pid))}
-        stacks.ask_nccl(self._job.folder.logs, self._global(self._states()))
-        for rank, text in traces.items():
-            with logs[rank].open("a") as log:
-                log.write(f"{LOG_HEADER}py-spy on a hang, {in_utc()}\n{text}\n")
-        self._pump.drain()
-        self._give_up_or_restart(
-            describe_hang(hang, found, first_rank=self._first_rank, node=self._node, logs=self._job.folder.logs)
-        )
+    def _hung(self, hang: Hang) -> RunResult:
+        """Say where every rank is, and treat the hang as a failure."""
+        if isinstance(self._handler, PlanOrdered):
+            self._handler.announce_hang()
+            time.sleep(_ELSEWHERE_S)
+        self._give_up_or_restart(self._health.explain(hang, left=[end.local_rank for end in self._ends]))
         return RunResult(state=WorkerState.FAILED)  # torch ends an UNHEALTHY group with exit code 0
 
     def _give_up_or_restart(self, message: str) -> None:
@@ -282,31 +284,11 @@ class RankAgent(SimpleElasticAgent):
         self._why = "" if left else message
         self._write_state("restarting" if left else "failed", {}, message)
 
-    def _tell_stragglers(self) -> None:
-        """Name ranks that stay slow, among those of all nodes: on the coordinator's node, once a second."""
-        now = time.monotonic()
-        if now - self._paced_at < _PACE_S:
-            return
-        self._paced_at = now
-        paces = {rank: Pace(state.step, state.own_s) for rank, state in self._global(self._states()).items()}
-        if isinstance(self._handler, PlanOrdered):
-            paces = self._handler.share_paces(paces)
-        grid = self._plan.grid
-        stages = {rank: grid.coordinate(rank)["pp"] for rank in paces}
-        for slow in self._watch.stragglers(paces, stages=stages):
-            node = slow.rank // self._job.num_ranks
-            host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
-            self._pump.tell(
-                f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s a step, "
-                f"{slow.factor:.1f} × the median of its peers, for {slow.steps} steps"
-            )
-            self._ledger.note("straggler", rank=slow.rank, own_s=slow.own_s, median_s=slow.median_s)
-
     def _work_on_stop(self) -> None:
-        """The first signal asks ranks that heed it to stop at a step's end and ends the others; a second ends all."""
+        """The first signal asks ranks that check for it to stop at a step's end, and ends others; a second ends all."""
         now, grace_s = time.monotonic(), self._job.launch.grace_s
         if self._stop_deadline is None:
-            states = self._states()
+            states = self._health.states()
             checked = bool(self._server.running) and all(states[rank].checks_stop for rank in self._server.running)
             self._heartbeats.request_stop()
             self._stop_deadline = now + (grace_s if checked else 0.0)
@@ -351,8 +333,13 @@ class RankAgent(SimpleElasticAgent):
         while self._server.running and len(self._signals) < 2 and (left := deadline - time.monotonic()) > 0:
             self._server.exits(timeout_s=left, wake_fds=[self._wake_read])
         self._server.signal(signal.SIGKILL, tree=True)
+        deadline = time.monotonic() + UNKILLABLE_S
         while self._server.running:
+            self._health.keep_server_running()
             self._server.exits(timeout_s=1.0)
+            if time.monotonic() > deadline:
+                names = ", ".join(f"{pid} ({process.state(pid)})" for pid in self._server.running.values())
+                raise LauncherError(f"ranks do not end, though they were killed: processes {names}")
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._end_ranks()
@@ -363,18 +350,8 @@ class RankAgent(SimpleElasticAgent):
         self._end_ranks()
         self._pump.drain()
 
-    def _new_watch(self) -> RankWatch:
-        launch = self._job.launch
-        return RankWatch(launch.hang_timeout_s, launch.straggler_factor, launch.straggler_steps)
-
-    def _states(self) -> dict[int, RankState]:
-        return {rank: self._heartbeats.state(rank) for rank in range(self._job.num_ranks)}
-
-    def _global(self, states: Mapping[int, RankState]) -> dict[int, RankState]:
-        return {self._first_rank + rank: state for rank, state in states.items()}
-
     def _newest_step(self) -> int:
-        return max(state.step for state in self._states().values())
+        return max(state.step for state in self._health.states().values())
 
     def _wake_fds(self) -> list[int]:
         """What ends a wait before its time: our own signals, and news from the coordinator."""

@@ -61,8 +61,9 @@ class LaunchSettings:
         100, unit="steps", minimum=1, meaning="progress after a restart that gives the whole budget of restarts back"
     )
     stop_signals: tuple[signal.Signals, ...] = key(
-        ("INT", "TERM"), convert=checked_signals, example="[INT, TERM, USR1]",
-        meaning="signals that ask the job to stop at the end of a step; a second one stops it at once",
+        ("INT", "TERM", "HUP"), convert=checked_signals, example="[INT, TERM, USR1]",
+        meaning="signals that ask the job to stop at the end of a step; a second one stops it at once; an ignored HUP "
+        "(nohup) stays ignored",
     )  # fmt: skip
     grace_s: float = key(
         30.0,
@@ -74,6 +75,14 @@ class LaunchSettings:
     hang_timeout_s: float | None = key(
         600.0, unit="s", above=0, meaning="a rank that sent heartbeats and then none for so long hangs; null: never"
     )
+    start_timeout_s: float | None = key(
+        1800.0, unit="s", above=0,
+        meaning="a rank that should send heartbeats and has sent none so long after its start hangs; null: never",
+    )  # fmt: skip
+    silence_timeout_s: float | None = key(
+        1800.0, unit="s", above=0,
+        meaning="the job hangs when no rank has printed, used a core or finished a step for so long; null: never",
+    )  # fmt: skip
     straggler_factor: float = key(
         1.5, unit="1", minimum=1, meaning="a rank whose steps stay above the median by this factor is named"
     )
@@ -100,6 +109,11 @@ class LaunchSettings:
         meaning="auto: use this user's warm fork server (launcher warm) where one runs and matches",
     )  # fmt: skip
     warm_idle_s: float = key(3600.0, unit="s", minimum=1, meaning="the warm server ends after so long without a run")
+
+    def handled_signals(self) -> tuple[signal.Signals, ...]:
+        """The stop signals that this process is to take over: not a HUP that it was started to ignore."""
+        ignores_hup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        return tuple(number for number in self.stop_signals if not (number is signal.SIGHUP and ignores_hup))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LaunchSettings:

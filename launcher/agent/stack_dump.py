@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from launcher import process
 from launcher.agent.rank_env import NCCL_PIPE_STEM
-from launcher.files import tail
 
 WAIT_S = 2.0
+SETTLE_S = 0.1
 PY_SPY_TIMEOUT_S = 10.0
 SHOWN_FRAMES = 6
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$')
@@ -31,19 +32,30 @@ class CallStack:
     text: tuple[str, ...]
 
 
+class Printed(Protocol):
+    """What ranks have printed since their start."""
+
+    def printed_bytes(self, local_rank: int) -> int: ...
+
+    def last_lines(self, local_rank: int, *, num_lines: int) -> list[str]: ...
+
+
 def dump(
-    pids: Mapping[int, int], *, logs: Mapping[int, Path], send: Callable[[list[int]], None]
+    pids: Mapping[int, int], *, number: int, printed: Printed, send: Callable[[list[int]], None]
 ) -> dict[int, CallStack]:
-    """The stacks of ranks by local rank. `send` signals ranks to dump theirs into their logs."""
+    """The stacks of ranks by local rank. `send` sends them the signal `number`, on which they print theirs."""
     states = {rank: process.state(pid) or "gone" for rank, pid in pids.items()}
-    before = {rank: _size(logs[rank]) for rank in pids}
-    send([rank for rank, state in states.items() if state != "T"])  # a stopped process would dump when continued
+    before = {rank: printed.printed_bytes(rank) for rank in pids}
+    # A stopped process would print when it is continued; one that does not catch the signal would die of it.
+    asked = {rank for rank, pid in pids.items() if states[rank] not in ("T", "Z") and process.catches(pid, number)}
+    send(sorted(asked))
     deadline = time.monotonic() + WAIT_S
-    waiting = {rank for rank, state in states.items() if state not in ("T", "Z", "gone")}
-    while waiting and time.monotonic() < deadline:
+    while time.monotonic() < deadline and any(printed.printed_bytes(rank) == before[rank] for rank in asked):
         time.sleep(0.05)
-        waiting = {rank for rank in waiting if _size(logs[rank]) == before[rank]}
-    return {rank: _stack(states[rank], logs[rank], before[rank]) for rank in pids}
+    time.sleep(SETTLE_S)  # the end of what has begun to come
+    told = {rank for rank in asked if printed.printed_bytes(rank) > before[rank]}
+    lines = {rank: printed.last_lines(rank, num_lines=400) if rank in told else [] for rank in pids}
+    return {rank: _stack(states[rank], lines[rank]) for rank in pids}
 
 
 def py_spy(pid: int) -> str | None:
@@ -90,14 +102,8 @@ def parse(lines: list[str]) -> tuple[str, ...]:
     return tuple(frames)
 
 
-def _stack(state: str, log: Path, before: int) -> CallStack:
-    if _size(log) == before:
-        return CallStack(state, (), ())
-    lines = [line for line in tail(log, num_lines=400) if line.strip()]
+def _stack(state: str, printed: list[str]) -> CallStack:
+    lines = [line for line in printed if line.strip()]
     starts = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread 0x"))]
     lines = lines[starts[-1] :] if starts else []
     return CallStack(state, parse(lines), tuple(lines[: SHOWN_FRAMES + 1]))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0

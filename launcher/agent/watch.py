@@ -13,11 +13,16 @@ COMPARABLE = 3  # the median of two cannot tell which of them is odd
 
 @dataclass(frozen=True)
 class Hang:
-    """Ranks (local) without a heartbeat for `silent_s`, the longest silent first, and the step where each stands."""
+    """Ranks (local) that have been silent for `silent_s`, the longest silent first, and the step where each stands.
+
+    `kind`: "heartbeat", they sent some and then no more; "start", they never sent one; "silence", no rank of the job
+    does anything; "elsewhere", another node has found it.
+    """
 
     silent: tuple[int, ...]
     silent_s: float
     steps: Mapping[int, int]
+    kind: str = "heartbeat"
 
     @property
     def behind(self) -> tuple[int, ...]:
@@ -45,6 +50,7 @@ class RankWatch:
     """Follows the heartbeats over the life of one start of the ranks."""
 
     hang_timeout_s: float | None
+    start_timeout_s: float | None
     straggler_factor: float
     straggler_steps: int
     _slow: dict[int, int] = field(default_factory=dict)  # rank → slow steps in a row
@@ -62,6 +68,21 @@ class RankWatch:
         if not silent:
             return None
         return Hang(tuple(silent), silence[silent[0]], {rank: state.step for rank, state in watched.items()})
+
+    def start_hang(
+        self, states: Mapping[int, RankState], *, expected: bool, started_at: float, now: float
+    ) -> Hang | None:
+        """A hang, where a rank has sent no heartbeat long after its start, though it should.
+
+        `expected`: the program is known to send some; otherwise it is where another rank has.
+        """
+        late = tuple(rank for rank, state in states.items() if not state.beat_at)
+        if self.start_timeout_s is None or not late or now - started_at <= self.start_timeout_s:
+            return None
+        if not expected and len(late) == len(states):
+            return None
+        steps = {rank: state.step for rank, state in states.items()}
+        return Hang(late, now - started_at, steps, kind="start")
 
     def stragglers(self, paces: Mapping[int, Pace], *, stages: Mapping[int, int] | None = None) -> list[Straggler]:
         """Ranks that have just become stragglers; each is told once.

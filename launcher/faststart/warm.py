@@ -155,7 +155,7 @@ def run_warm(run: WarmRun) -> int | None:
         if "refused" in first:
             tell(f"the warm server is not used: {first['refused']}; this start imports torch again")
             return None
-        for number in FORWARDED:
+        for number in (n for n in FORWARDED if signal.getsignal(n) is not signal.SIG_IGN):  # as under nohup
             signal.signal(number, lambda number, _: process.signal_all([first["pid"]], number))
         last = answers.readline()
         if not last:

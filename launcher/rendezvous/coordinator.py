@@ -34,6 +34,7 @@ from launcher.rendezvous.messages import (
     encode,
     read_paces,
     read_reason,
+    read_seconds,
 )
 
 FAREWELL_S = 5.0
@@ -84,10 +85,11 @@ class Coordinator:
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
         self._strangers: dict[int, _Peer] = {}  # of the peers, in the order of their arrival
-        self._most_strangers = most_strangers()
+        self._most_strangers = membership.num_nodes + most_strangers()  # all nodes may come at once
         self._paused_until: float | None = None
         self._closing_at: float | None = None
         self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, own seconds until then), by its agent
+        self._active_at: dict[int, float] = {}  # connection → when a rank of its node last did anything
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
 
     def start(self) -> None:
@@ -226,7 +228,10 @@ class Coordinator:
             case "close":
                 self._send_all(self._membership.close(fd, read_reason(message)))
             case "pace":
-                self.paces |= read_paces(message) if fd in self._membership else {}
+                self._note_paces(fd, message, now=now)
+            case "hang":
+                others = self._membership.running - {fd} if self._membership.is_running(fd) else ()
+                self._send_all([(other, {"hang": 1}) for other in others])
             case "done":
                 self._send_all(self._membership.done(fd))
             case "leave":
@@ -239,6 +244,17 @@ class Coordinator:
         if fd in self._membership:
             self._strangers.pop(fd, None)
         self._send_all(outgoing)
+
+    def _note_paces(self, fd: int, message: Message, *, now: float) -> None:
+        """Keep what a node reports; answer with the whole job's silence where it asks for that."""
+        paces, silent_s = read_paces(message), read_seconds(message, "silent_s")
+        if not self._membership.is_running(fd):
+            return
+        self.paces |= paces
+        self._active_at[fd] = now - silent_s
+        active = [self._active_at.get(node, now) for node in self._membership.running]
+        if message.get("asks") is True:
+            self._send_all([(fd, {"silent_s": now - max(active)})])
 
     def _send_all(self, outgoing: Outgoing) -> None:
         extra: dict[str, Any] = {}
@@ -270,6 +286,7 @@ class Coordinator:
         self._send_all(self._membership.lost(fd, now=time.monotonic()))
 
     def _drop(self, fd: int) -> None:
+        self._active_at.pop(fd, None)
         self._strangers.pop(fd, None)
         self._selector.unregister(fd)
         self._peers.pop(fd).connection.close()
@@ -300,6 +317,6 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 def most_strangers() -> int:
-    """How many strangers this process has descriptors for."""
+    """How many strangers, in addition to one for each node, this process has descriptors for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(MOST_STRANGERS, soft // SHARE_FOR_STRANGERS))

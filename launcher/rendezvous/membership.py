@@ -60,6 +60,14 @@ class Membership:
     def closed(self) -> bool:
         return self._closed is not None
 
+    @property
+    def running(self) -> frozenset[int]:
+        """The connections of the agents in the present round."""
+        return frozenset(self._running)
+
+    def is_running(self, connection: int) -> bool:
+        return connection in self._running
+
     def join(self, connection: int, join: Join, *, now: float) -> Outgoing:
         """An agent wants to be in the next round."""
         if self._closed is not None:

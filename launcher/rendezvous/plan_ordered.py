@@ -38,7 +38,16 @@ from launcher.rendezvous.config import RendezvousConfig, endpoint, refuse_hidden
 from launcher.rendezvous.coordinator import Coordinator, keep_alive
 from launcher.rendezvous.membership import Membership
 from launcher.rendezvous.membership_change import MembershipChange
-from launcher.rendezvous.messages import MAX_LINE_BYTES, MAX_REASON, Begin, Message, MessageError, decode, encode
+from launcher.rendezvous.messages import (
+    MAX_LINE_BYTES,
+    MAX_REASON,
+    Begin,
+    Message,
+    MessageError,
+    decode,
+    encode,
+    read_seconds,
+)
 from launcher.rendezvous.store import join_store, open_store
 from launcher.run.heartbeat import Pace
 
@@ -57,6 +66,8 @@ class PlanOrdered(RendezvousHandler):
         self._incoming = b""
         self._round = 0
         self._waiting = self._done = self._finished = False
+        self._hang_announced = False
+        self._silent_s = 0.0
         self._closed: str | None = None
         self.change = MembershipChange()  # how the present round differs from the plan
         self._store_server: TCPStore | None = None
@@ -105,11 +116,29 @@ class PlanOrdered(RendezvousHandler):
             self._disconnect()
         return int(self._connection is None or self._waiting or self._closed is not None)
 
-    def share_paces(self, paces: Mapping[int, Pace]) -> dict[int, Pace]:
-        """Report how fast this node's ranks are; on the coordinator's node, returns what all nodes have reported."""
-        self._try_send({"op": "pace", "paces": paces})
+    def share(self, paces: Mapping[int, Pace], *, silent_s: float, asks: bool) -> dict[int, Pace]:
+        """Report how fast this node's ranks are, and for how long none of them has done anything.
+
+        `asks`: for how long no rank of any node has, which `silent_s` says soon. On the coordinator's node, returns
+        the paces that all nodes have reported.
+        """
+        self._try_send({"op": "pace", "paces": paces, "silent_s": silent_s, "asks": asks})
         reported = self._coordinator.paces if self._coordinator else {}
         return {rank: Pace(*pace) for rank, pace in dict(reported).items()}
+
+    @property
+    def silent_s(self) -> float:
+        """For how long no rank of any node has done anything, as the coordinator last answered."""
+        return self._silent_s
+
+    def announce_hang(self) -> None:
+        """Ask every other node to say where its ranks are: this one is about to end the job, or the round."""
+        self._try_send({"op": "hang"})
+
+    def take_hang(self) -> bool:
+        """Whether another node has announced a hang since the last call."""
+        announced, self._hang_announced = self._hang_announced, False
+        return announced
 
     def all_finished(self) -> bool:
         """Report that this node's ranks have finished well; returns whether those of all nodes have."""
@@ -208,6 +237,7 @@ class PlanOrdered(RendezvousHandler):
         while time.monotonic() < deadline:
             message = self._receive(timeout_s=deadline - time.monotonic())
             if message and isinstance(begin := message.get("go"), dict):
+                self._silent_s, self._hang_announced = 0.0, False
                 self._waiting = self._done = self._finished = False  # this round settles what was said before
                 return Begin.from_message(begin)
             if message:
@@ -240,6 +270,10 @@ class PlanOrdered(RendezvousHandler):
     def _note(self, message: Message) -> None:
         if "waiting" in message:
             self._waiting = True
+        elif "hang" in message:
+            self._hang_announced = True
+        elif "silent_s" in message:
+            self._silent_s = read_seconds(message, "silent_s")
         elif "finished" in message:
             self._finished = True
         elif "closed" in message:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import Nodes
+from nodes import HERE, Nodes
 
 from launcher.planner import read_plan
 
 pytestmark = pytest.mark.slow
+HANGS = HERE / "hang_script.py"
 HOSTS = ("node2", "node10", "NODE1")  # sorted by name they would be NODE1, node10, node2
 
 
@@ -143,3 +145,28 @@ def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
     assert job.wait_for_steps()
     end.touch()
     assert set(job.finish().values()) == {0}
+
+
+def test_a_node_that_waits_for_a_busy_one_does_not_hang(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    launch = {"silence_timeout_s": 3, "start_timeout_s": None}
+    job = nodes("busy=1", f"end={end}", hosts=HOSTS[:2], launch=launch, script=HANGS)
+    for name in HOSTS[:2]:
+        job.start(name)
+    assert job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2))), job.told(HOSTS[0])
+    time.sleep(8)
+    assert [agent.poll() for agent in job.agents.values()] == [None, None]
+    end.touch()
+    assert set(job.finish().values()) == {0}
+
+
+def test_a_job_whose_nodes_are_all_silent_hangs(nodes: Callable[..., Nodes]) -> None:
+    launch = {"silence_timeout_s": 3, "start_timeout_s": None}
+    job = nodes("stuck=1", hosts=HOSTS[:2], launch=launch, script=HANGS)
+    for name in HOSTS[:2]:
+        job.start(name)
+    assert set(job.finish().values()) == {1}
+    said = job.told(HOSTS[0]) + job.told(HOSTS[1])
+    assert "no rank has printed anything, used a core or finished a step" in said
+    assert "rank 1 (step 0): hang_script.py:load_data" in job.told(HOSTS[1])
+    assert "init_process_group" in job.told(HOSTS[0])

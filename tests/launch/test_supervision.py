@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +127,83 @@ def test_the_ledger_tells_when_every_rank_reached_each_phase(start: Callable[...
     text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()), progress=runs.Progress())
     assert "done" in text[0]
     assert any("first_step" in line for line in text)
+
+
+HANGS = HERE / "hang_script.py"
+
+
+def test_a_hang_before_the_first_heartbeat_is_found_with_all_stacks(start: Callable[..., Job]) -> None:
+    job = start("stuck=2", script=HANGS, start_timeout_s=4)
+    code, _, err = job.finish()
+    assert code == 1
+    assert "the job hangs: rank 0, 1, 2, 3 of node 0 has sent no first heartbeat within" in err
+    assert "odd one out: rank 2 is somewhere else than the others" in err
+    assert "rank 2 (step 0): hang_script.py:load_data < hang_script.py:<module>" in err
+    assert re.search(r"rank 0 \(step 0\), 1 \(step 0\), 3 \(step 0\): .*init_process_group", err)
+
+
+def test_a_plain_script_that_does_nothing_any_more_is_found(start: Callable[..., Job]) -> None:
+    job = start("stuck=1", script=HANGS, ranks=2, silence_timeout_s=4, start_timeout_s=None)
+    code, _, err = job.finish()
+    assert code == 1
+    assert "the job hangs: for 4 s no rank has printed anything" in err
+    assert "rank 1 (step 0): hang_script.py:load_data" in err
+
+
+def test_a_rank_that_works_keeps_the_others_from_being_silent(start: Callable[..., Job], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = start("busy=1", f"end={end}", script=HANGS, ranks=2, silence_timeout_s=2, start_timeout_s=None)
+    job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2)))
+    time.sleep(6)
+    assert job.process.poll() is None
+    end.touch()
+    code, _, err = job.finish()
+    assert code == 0, err
+
+
+def test_a_rank_that_left_early_is_named_first(start: Callable[..., Job]) -> None:
+    code, _, err = start("early=1", script=HANGS, ranks=3).finish()
+    assert code == 1
+    lines = [line for line in err.splitlines() if "left early" in line or "failed first" in line]
+    assert re.match(r"launcher: rank 1 left early, with exit code 0, \d+\.\d s before", lines[0])
+    assert "failed first" in lines[1]
+
+
+def test_a_stopped_fork_server_is_continued_and_named(start: Callable[..., Job], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = start(f"dir={tmp_path}", f"until={end}", script=STEPS, ranks=2, max_restarts=1)
+    wait_for_steps(job, tmp_path)
+    server, rank = job.members()[:2]
+    os.kill(server, signal.SIGSTOP)
+    os.kill(rank, signal.SIGKILL)
+    job.wait_for(lambda: len(re.findall("begins after", job.log(0))) == 2)
+    wait_for_steps(job, tmp_path)
+    end.touch()
+    code, _, err = job.finish()
+    assert code == 0, err
+    assert f"the fork server (pid {server}) was stopped" in err
+
+
+def test_a_lost_terminal_stops_the_job_after_a_step_as_ctrl_c_does(start: Callable[..., Job], tmp_path: Path) -> None:
+    job = start(f"dir={tmp_path}", script=STEPS, ranks=2, grace_s=60)
+    wait_for_steps(job, tmp_path)
+    job.process.send_signal(signal.SIGHUP)
+    code, _, err = job.finish()
+    assert code == 1
+    assert re.search(r"stopped by SIGHUP after step \d+", err)
+    assert all("was asked to stop after step" in job.log(rank) for rank in range(2))
+
+
+def test_a_hangup_that_is_ignored_stops_nothing(start: Callable[..., Job], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        job = start(f"dir={tmp_path}", f"until={end}", script=STEPS, ranks=2)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait_for_steps(job, tmp_path)
+    job.process.send_signal(signal.SIGHUP)
+    wait_for_steps(job, tmp_path)
+    end.touch()
+    code, _, err = job.finish()
+    assert code == 0, err

@@ -1,14 +1,20 @@
-"""Who hangs, who is slow, who is somewhere else: decisions on what the board says."""
+"""Who hangs, who is slow, who is somewhere else: decisions on what heartbeats say."""
 
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher import process
+from launcher.agent.activity import ActivityWatch
 from launcher.agent.rank_env import NCCL_PIPE_STEM, nccl_recorder
 from launcher.agent.stack_dump import ask_nccl, parse
 from launcher.agent.watch import RankWatch, odd_ones_out
@@ -19,8 +25,8 @@ def state(*, beat_at: float = 0.0, step: int = 0, step_s: float = 0.0) -> RankSt
     return RankState(beat_at, step, step_s, script_at=0, failed_at=0, first_step_at=0, groups_at=0, checks_stop=False)
 
 
-def watch(*, hang_timeout_s: float | None = 10.0) -> RankWatch:
-    return RankWatch(hang_timeout_s, straggler_factor=1.5, straggler_steps=3)
+def watch(*, hang_timeout_s: float | None = 10.0, start_timeout_s: float | None = 20.0) -> RankWatch:
+    return RankWatch(hang_timeout_s, start_timeout_s, straggler_factor=1.5, straggler_steps=3)
 
 
 def test_a_rank_that_never_told_anything_is_not_watched() -> None:
@@ -44,6 +50,74 @@ def test_ranks_at_the_same_step_have_none_behind() -> None:
 
 def test_hang_detection_can_be_off() -> None:
     assert watch(hang_timeout_s=None).hang({0: state(beat_at=1.0)}, now=1e9) is None
+
+
+@pytest.mark.parametrize(
+    ("beats", "expected", "now", "late"),
+    [
+        ({0: 0.0, 1: 0.0}, True, 119.0, None),
+        ({0: 0.0, 1: 0.0}, True, 121.0, (0, 1)),
+        ({0: 0.0, 1: 0.0}, False, 121.0, None),  # a program of the user's, which may never send any
+        ({0: 105.0, 1: 0.0}, False, 121.0, (1,)),  # this one does
+        ({0: 105.0, 1: 106.0}, True, 121.0, None),
+    ],
+)
+def test_a_rank_without_a_first_heartbeat_hangs_where_one_is_expected(
+    beats: dict[int, float], expected: bool, now: float, late: tuple[int, ...] | None
+) -> None:
+    states = {rank: state(beat_at=at) for rank, at in beats.items()}
+    hang = watch().start_hang(states, expected=expected, started_at=100.0, now=now)
+    assert (hang and hang.silent) == late
+    assert watch(start_timeout_s=None).start_hang(states, expected=expected, started_at=100.0, now=now) is None
+
+
+def silences(
+    cpu: list[dict[int, float]], *, signs: dict[int, float] | None = None, limit_s: float = 10.0
+) -> list[float]:
+    """For how long two ranks (processes 7 and 8) have been silent, looked at every second."""
+    looks = iter(cpu)
+    activity = ActivityWatch(limit_s, lambda: next(looks), started_at=100.0)
+    return [activity.silent_s({0: 7, 1: 8}, signs or {}, now=101.0 + second) for second in range(len(cpu))]
+
+
+def test_ranks_without_output_and_cpu_time_are_silent_since_their_start() -> None:
+    assert silences([{7: 5.0, 8: 5.0}] * 4) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_one_rank_that_uses_a_core_a_little_keeps_the_node_from_being_silent() -> None:
+    assert silences([{7: 5.0, 8: 5.0 + 0.02 * second} for second in range(4)]) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_threads_that_only_wait_do_not_count_as_work() -> None:
+    assert silences([{7: 5.0, 8: 5.0 + 0.005 * second} for second in range(4)]) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_output_and_heartbeats_count_as_signs_of_life() -> None:
+    assert silences([{7: 5.0, 8: 5.0}] * 4, signs={0: 0.0, 1: 102.5}) == [0.0, 0.0, 0.5, 1.5]
+
+
+def test_the_cpu_time_of_a_process_includes_that_of_what_it_started() -> None:
+    before = process.cpu_seconds()[os.getpid()]
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        deadline = time.monotonic() + 30
+        while process.cpu_seconds()[os.getpid()] < before + 0.1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert process.cpu_seconds()[child.pid] <= process.cpu_seconds()[os.getpid()]
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_only_a_signal_with_a_handler_is_caught() -> None:
+    number = signal.SIGRTMAX - 7
+    assert not process.catches(os.getpid(), number)
+    before = signal.signal(number, lambda *_: None)
+    assert process.catches(os.getpid(), number)
+    signal.signal(number, before)
+    assert not process.catches(os.getpid(), number)
+    assert not process.catches(2**22 + 1, number)
 
 
 def told(times: list[list[float]], *, stages: dict[int, int] | None = None) -> list[int]:
@@ -106,30 +180,30 @@ Current thread 0x00007f02 (most recent call first):
     assert parse(text.splitlines()) == ("distributed_c10d.py:all_reduce", "train.py:<module>")
 
 
-def test_the_board_carries_what_each_rank_tells() -> None:
-    board = Heartbeats.create(num_ranks=3)
+def test_heartbeats_carry_what_each_rank_reports() -> None:
+    heartbeats = Heartbeats.create(num_ranks=3)
     try:
-        seen = Heartbeats.attach(board.fd)
+        seen = Heartbeats.attach(heartbeats.fd)
         assert seen is not None
         assert seen.num_ranks == 3
-        board.beat(1, step=40, step_s=0.5, own_s=0.125)
-        board.beat(1, step=41, step_s=0.25)
-        board.mark_checks_stop(2)
+        heartbeats.beat(1, step=40, step_s=0.5, own_s=0.125)
+        heartbeats.beat(1, step=41, step_s=0.25)
+        heartbeats.mark_checks_stop(2)
         assert (seen.state(1).step, seen.state(1).step_s) == (41, 0.25)
         assert seen.state(1).own_s == 0.375
         assert seen.state(1).beat_at >= seen.state(1).first_step_at > 0
         assert seen.state(2).checks_stop
         assert seen.state(0) == state()
         assert not seen.stop_requested
-        board.request_stop()
+        heartbeats.request_stop()
         assert seen.stop_requested
-        board.clear(1)
+        heartbeats.clear(1)
         assert seen.state(1) == state()
     finally:
-        os.close(board.fd)
+        os.close(heartbeats.fd)
 
 
-def test_another_file_is_not_taken_for_a_board() -> None:
+def test_another_file_is_not_taken_for_heartbeats() -> None:
     with Path(os.devnull).open() as other:
         assert Heartbeats.attach(other.fileno()) is None
     assert Heartbeats.attach(10_000) is None

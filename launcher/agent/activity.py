@@ -1,0 +1,44 @@
+"""Whether ranks do anything at all: what they print, the CPU time of their processes, their heartbeats.
+
+This finds a hang in what sends no heartbeats: an import, a rendezvous, the build of an extension, a plain script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+BUSY_SHARE = 0.01  # of a core, children included: the threads that only wait (wandb, tqdm, a watchdog) use less
+LOOKS = 60  # within the limit
+SHORTEST_LOOK_S = 0.25
+
+
+@dataclass
+class ActivityWatch:
+    """Follows the ranks of a node over one start. `cpu_seconds` gives those of every process with all below it."""
+
+    limit_s: float | None
+    cpu_seconds: Callable[[], Mapping[int, float]]
+    started_at: float
+    _looked_at: float = 0.0
+    _active_at: dict[int, float] = field(default_factory=dict)  # by process
+    _marks: dict[int, tuple[float, float]] = field(default_factory=dict)  # process → when, and its CPU seconds then
+
+    def silent_s(self, pids: Mapping[int, int], signs: Mapping[int, float], *, now: float) -> float:
+        """For how long no rank has done anything. `signs`: when each local rank last printed or sent a heartbeat."""
+        if self.limit_s is None:
+            return 0.0
+        if now - self._looked_at >= max(SHORTEST_LOOK_S, self.limit_s / LOOKS):
+            self._looked_at = now
+            self._look(pids, now=now)
+        active = [self.started_at, *(self._active_at.get(pid, 0.0) for pid in pids.values()), *signs.values()]
+        return max(0.0, now - max(active))
+
+    def _look(self, pids: Mapping[int, int], *, now: float) -> None:
+        seconds = self.cpu_seconds()
+        for pid in pids.values():
+            marked_at, marked = self._marks.setdefault(pid, (now, seconds.get(pid, 0.0)))
+            used = seconds.get(pid, 0.0) - marked
+            if used < 0 or (now > marked_at and used >= BUSY_SHARE * (now - marked_at)):
+                self._active_at[pid] = now
+                self._marks[pid] = (now, seconds.get(pid, 0.0))
