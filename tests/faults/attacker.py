@@ -14,6 +14,7 @@ The last line is JSON: attacks by kind, and what was let in (`let_in`, of which 
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import os
 import pwd
@@ -159,6 +160,7 @@ class Attacker:
 
 def become(name: str) -> None:
     """Another user, for good; only now, for its own Python may be in root's home."""
+    codecs.lookup("idna")  # which the first connection imports
     user = pwd.getpwnam(name)
     os.setgroups([])
     os.setgid(user.pw_gid)
