@@ -73,3 +73,13 @@ def test_settings_need_no_torch(tmp_path: Path) -> None:
     code = "import sys, launcher.agent.settings, launcher.local.start; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_hangup_that_this_process_was_started_to_ignore_is_no_stop_signal() -> None:
+    settings = LaunchSettings.from_config({})
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert settings.handled_signals() == (signal.SIGINT, signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert settings.handled_signals() == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
