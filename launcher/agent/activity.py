@@ -21,18 +21,23 @@ class ActivityWatch:
     cpu_seconds: Callable[[], Mapping[int, float]]
     started_at: float
     _looked_at: float = 0.0
-    _active_at: dict[int, float] = field(default_factory=dict)  # by process
+    _active_at: float = 0.0
+    _pids: frozenset[int] = frozenset()
     _marks: dict[int, tuple[float, float]] = field(default_factory=dict)  # process → when, and its CPU seconds then
 
     def silent_s(self, pids: Mapping[int, int], signs: Mapping[int, float], *, now: float) -> float:
-        """For how long no rank has done anything. `signs`: when each local rank last printed or sent a heartbeat."""
+        """For how long no rank has done anything. `signs`: when each local rank last printed or sent a heartbeat.
+
+        The end of a rank is something, too.
+        """
         if self.limit_s is None:
             return 0.0
+        if frozenset(pids.values()) != self._pids:
+            self._pids, self._active_at = frozenset(pids.values()), now if self._pids else self.started_at
         if now - self._looked_at >= max(SHORTEST_LOOK_S, self.limit_s / LOOKS):
             self._looked_at = now
             self._look(pids, now=now)
-        active = [self.started_at, *(self._active_at.get(pid, 0.0) for pid in pids.values()), *signs.values()]
-        return max(0.0, now - max(active))
+        return max(0.0, now - max(self.started_at, self._active_at, *signs.values()))
 
     def _look(self, pids: Mapping[int, int], *, now: float) -> None:
         seconds = self.cpu_seconds()
@@ -40,5 +45,5 @@ class ActivityWatch:
             marked_at, marked = self._marks.setdefault(pid, (now, seconds.get(pid, 0.0)))
             used = seconds.get(pid, 0.0) - marked
             if used < 0 or (now > marked_at and used >= BUSY_SHARE * (now - marked_at)):
-                self._active_at[pid] = now
+                self._active_at = now
                 self._marks[pid] = (now, seconds.get(pid, 0.0))

@@ -88,6 +88,13 @@ def test_one_rank_that_uses_a_core_a_little_keeps_the_node_from_being_silent() -
     assert silences([{7: 5.0, 8: 5.0 + 0.02 * second} for second in range(4)]) == [1.0, 0.0, 0.0, 0.0]
 
 
+def test_the_end_of_a_rank_counts_as_a_sign_of_life() -> None:
+    activity = ActivityWatch(10.0, lambda: {7: 5.0, 8: 5.0}, started_at=100.0)
+    assert activity.silent_s({0: 7, 1: 8}, {0: 0.0, 1: 0.0}, now=105.0) == 5.0
+    assert activity.silent_s({0: 7}, {0: 0.0, 1: 0.0}, now=108.0) == 0.0
+    assert activity.silent_s({0: 7}, {0: 0.0, 1: 0.0}, now=110.0) == 2.0
+
+
 def test_threads_that_only_wait_do_not_count_as_work() -> None:
     assert silences([{7: 5.0, 8: 5.0 + 0.005 * second} for second in range(4)]) == [1.0, 2.0, 3.0, 4.0]
 
