@@ -103,7 +103,7 @@ def attack(folder: Path, *, seconds: float, seed: int, steps: int) -> Attack:
             raiders.append(subprocess.Popen(noise, stdout=subprocess.PIPE, text=True, cwd="/"))
         codes = job.finish(timeout_s=600)
         taken = round(time.monotonic() - began, 1)
-        reports = [json.loads(raider.communicate(timeout=seconds + 60)[0].splitlines()[-1]) for raider in raiders]
+        reports = [json.loads(raider.communicate(timeout=seconds + 400)[0].splitlines()[-1]) for raider in raiders]
     finally:
         job.kill_all()
     attacked = Outcome(codes, losses(RunFolder(job.run_dir)), taken)

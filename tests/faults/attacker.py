@@ -20,7 +20,6 @@ import os
 import pwd
 import random
 import resource
-import signal
 import socket
 import struct
 import sys
@@ -35,7 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from launcher.rendezvous.authentication import ANSWER_BYTES, NONCE_BYTES, PROOF_BYTES, REFUSAL, JobKey
 from launcher.rendezvous.config import split_endpoint
 
-HARMLESS = 1.0  # seconds that one attack takes at most
+ATTACK_S = 1.0  # that one attack takes at most
+JOB_BEGINS_S = 300.0
 GUESSES = ("", "secret", "launcher", "0" * 64, "a" * 64)
 OPERATIONS = (
     b'{"run": "%s", "op": "join", "node": 1, "host": "evil", "address": "127.0.0.1", "port": 1, "round": 0}\n',
@@ -56,7 +56,15 @@ class Attacker:
         self.let_in: list[str] = []
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self._where, timeout=HARMLESS)
+        return socket.create_connection(self._where, timeout=ATTACK_S)
+
+    def wait_for_the_job(self) -> None:
+        """Until somebody listens, for a few minutes at most."""
+        deadline = time.monotonic() + JOB_BEGINS_S
+        while time.monotonic() < deadline:
+            with suppress(OSError):
+                return self.connect().close()
+            time.sleep(0.02)
 
     def deep_json(self) -> None:
         self._send(b"[" * 60_000 + b"\n")
@@ -127,7 +135,7 @@ class Attacker:
                     found = [*path.iterdir()] if secret == "fd" else path.open("rb").read(1)
                     self.let_in.append(f"{path} was read: {found!r}")
             with suppress(OSError):
-                os.kill(pid, signal.SIGCONT)
+                os.kill(pid, 0)  # what may be sent this may be sent any signal
                 self.let_in.append(f"process {pid} took a signal")
 
     def release(self) -> None:
@@ -148,7 +156,7 @@ class Attacker:
 
     def _read(self, connection: socket.socket, num_bytes: int) -> bytes:
         """What comes until the end, up to so many bytes; connections that stay open end after a second."""
-        data, deadline = b"", time.monotonic() + HARMLESS
+        data, deadline = b"", time.monotonic() + ATTACK_S
         with suppress(OSError):
             while len(data) < num_bytes and time.monotonic() < deadline:
                 connection.settimeout(max(0.01, deadline - time.monotonic()))
@@ -185,6 +193,7 @@ def main() -> int:
     knowing = [one.operation_without_proof, one.guessed_secret, one.reflected_challenge, one.one_byte_at_a_time]
     attacks: list[Callable[[], None]] = noisy if given.store else [*noisy, *knowing, one.hurry, one.processes]
     chance, done, refused = random.Random(given.seed), Counter[str](), Counter[str]()
+    one.wait_for_the_job()
     deadline = time.monotonic() + given.seconds
     while time.monotonic() < deadline:
         attack = chance.choice(attacks)
