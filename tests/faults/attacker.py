@@ -62,8 +62,8 @@ class Attacker:
         """Until somebody listens, for a few minutes at most."""
         deadline = time.monotonic() + JOB_BEGINS_S
         while time.monotonic() < deadline:
-            with suppress(OSError):
-                return self.connect().close()
+            with suppress(OSError), self.connect():
+                return
             time.sleep(0.02)
 
     def deep_json(self) -> None:
