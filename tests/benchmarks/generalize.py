@@ -1,11 +1,11 @@
-"""How far the cost model is off on published runs, whole and with each source left out of the fit.
+"""How far the cost model is off on published runs, whole and with each stack left out of the fit.
 
     python tests/benchmarks/generalize.py --rows RUNS.csv [RUNS.csv ...] [--years] [--fit | --leave-out] [--worst N]
 
 A row of the file is one published run or out-of-memory verdict (columns: hidden, layers, tp, pp, …, iter_time_s,
 value).
 `--fit` refits the constants that launcher/cost/constants.py marks as fitted and reports with them; `--leave-out` refits
-them without each source in turn, from their microbenchmark values alone, and predicts it. Fitting needs numpy.
+them without each stack in turn, from their microbenchmark values alone, and predicts it. Fitting needs numpy.
 """
 
 from __future__ import annotations
@@ -29,13 +29,21 @@ from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.schema import read
+from launcher.stacks import Stack, stack_of
 
-CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g"}
+CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g", "H100-80G-SXM": "dgx_h100"}
+# Software that trained, by source.
+STACKS = {
+    "megatron": "megatron_lm", "korthikanti": "megatron_lm", "nemo": "megatron_lm", "aleph": "megatron_lm",
+    "bloom": "megatron_deepspeed", "vtrain": "megatron_deepspeed", "mtnlg": "megatron_deepspeed",
+    "neox": "megatron_deepspeed", "llmfoundry": "fsdp", "fms": "fsdp", "torchtitan": "torchtitan",
+    "internlm": "internevo", "flagperf_paddle": "paddlenlp",
+}  # fmt: skip
 # Year of the software of a run, by source: what a user knows of his own stack.
 YEARS = {
     "megatron_ptdp": 2021, "mtnlg": 2021, "megatron_readme": 2021, "neox": 2021, "korthikanti": 2022, "bloom": 2022,
     "glm130b": 2022, "nemo": 2022, "pythia": 2022, "fms": 2024, "torchtitan": 2024, "paddle": 2024,
-    "megatron_golden": 2024, "llmfoundry_80_v2": 2024, "llmfoundry_40_v2": 2024,
+    "megatron_golden": 2024, "llmfoundry_80_v2": 2024, "llmfoundry_40_v2": 2024, "llmfoundry_h100": 2024,
 }  # fmt: skip
 
 
@@ -70,11 +78,11 @@ def run_of(row: dict[str, str], bases: dict[str, Cluster], *, years: bool) -> Ru
         return None
     cluster = cluster_of(row, bases[row["gpu"]])
     model = read(Model, model_data(row), "model")
-    training = read(Training, training_data(row, years=years), "train")
+    training = read(Training, training_data(row), "train")
     return Run(
         name=row["id"],
         group=row["group"],
-        job=Job(cluster, model, training),
+        job=Job(cluster, model, training, stack_of_row(row, years=years)),
         layout=layout_of(row),
         measured_s=float(row["iter_time_s"]) if row["iter_time_s"] else None,
         out_of_memory=out_of_memory,
@@ -114,14 +122,26 @@ def model_data(row: dict[str, str]) -> dict[str, object]:
     }  # fmt: skip
 
 
-def training_data(row: dict[str, str], *, years: bool) -> dict[str, object]:
-    data: dict[str, object] = {
-        "global_batch": int(row["global_batch"]), "dtype": row["dtype"] or "fp16", "attention": attention(row),
-        "fused_norm": "RMS kernel" in row["notes"],
-    }  # fmt: skip
-    if years:
-        data["software_year"] = next((y for prefix, y in YEARS.items() if row["group"].startswith(prefix)), 2023)
-    return data
+def training_data(row: dict[str, str]) -> dict[str, object]:
+    return {"global_batch": int(row["global_batch"]), "dtype": row["dtype"] or "fp16", "attention": attention(row)}
+
+
+def stack_of_row(row: dict[str, str], *, years: bool) -> Stack:
+    """The software by name; with `years` also what a source says of its year and its kernels."""
+    notes, known = row["notes"], {}
+    if re.search(r"(?<!no )torch\.compile", notes) or "+compile" in row["id"]:
+        known["compile"] = True
+    if not years:
+        return stack_of(named(STACKS, row["group"], "megatron_lm"), **known)
+    if "kernel=" in notes:
+        known["fused_norm"] = "RMS kernel" in notes
+    year = named(YEARS, row["group"], 2023)
+    return stack_of(named(STACKS, row["group"], "megatron_lm"), year=year, **known)
+
+
+def named(table: dict[str, Any], group: str, default: Any) -> Any:
+    """What a table says of a source, by the longest beginning of its name."""
+    return table[max(found, key=len)] if (found := [p for p in table if group.startswith(p)]) else default
 
 
 def attention(row: dict[str, str]) -> str:
@@ -137,9 +157,17 @@ def layout_of(row: dict[str, str]) -> Layout:
     return Layout(
         tp=int(row["tp"]), pp=int(row["pp"]), dp=int(row["dp"]), cp=int(row["cp"] or 1),
         virtual_stages=int(row["interleave"] or 1), micro_batch=int(row["micro_batch"]),
-        zero_stage=int(row["zero_stage"] or 0), recompute=row["recompute"] or "none",
+        zero_stage=int(row["zero_stage"] or 0), shard_group=shard_group(row),
+        recompute="op" if "selective op" in row["notes"] else row["recompute"] or "none",
         sequence_parallel=row["sequence_parallel"] == "y",
     )  # fmt: skip
+
+
+def shard_group(row: dict[str, str]) -> int:
+    """Ranks that ZeRO shards over, where it is not all of them."""
+    found = re.search(r"ZeRO-1 group (?:size: |of )(\d+)", row["notes"])
+    size = int(row["gpus_per_node"] or 8) if "HSDP" in row["notes"] else int(found[1]) if found else 0
+    return size if size < int(row["dp"]) else 0
 
 
 @dataclass(frozen=True)
@@ -232,8 +260,8 @@ def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
 # may sensibly be (standard deviation of its logarithm). No microbenchmark is at hand for kernel_gap_s, late_rank_s,
 # group_contention, the overlap slowdown inside a node and tp_overlap_cost; their centres and spreads, and how tight the
 # others are held, were chosen with published runs in view. So were constants of launcher/cost that are not fitted at
-# all, as the cost of unaligned heads, and what stack.py takes each year's software to do: a source that is left out is
-# not wholly unseen.
+# all, as the cost of unaligned heads, and the habits of each stack: software that is left out of the fit is not wholly
+# unseen.
 PRIORS = {
     "gemm_fraction": (0.79, 0.02),
     "gemm_extra_k": (300, 0.1),
@@ -360,14 +388,12 @@ def leave_out(runs: list[Run], *, iterations: int) -> None:
         off = [p.step_s / run.measured_s - 1 for run, p in zip(kept, predict(kept, constants_at(at)), strict=True)]
         found[group] = mape(off)
         print(f"without {group:24} {len(kept):4} rows: {mape(off):6.2f} % (bias {100 * mean(off):+.1f} %)", flush=True)
-    print(f"mean over sources left out: {mean(list(found.values())):.2f} %")
+    print(f"mean over stacks left out: {mean(list(found.values())):.2f} %")
 
 
 def source(group: str) -> str:
-    """Groups that come from one team and one stack are left out together."""
-    return next(
-        (team for team in ("aleph", "llmfoundry", "vtrain_multi", "megatron_ptdp") if group.startswith(team)), group
-    )
+    """Groups of one software are left out together."""
+    return str(named(STACKS, group, "megatron_lm"))
 
 
 def main() -> int:
