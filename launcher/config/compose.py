@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launcher.config import hf
 from launcher.config import overrides as words
 from launcher.config.files import folders, is_own, primary, recorded
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
@@ -43,9 +44,10 @@ class _Composed:
 
 def load(overrides: Sequence[str]) -> Settings:
     """The settings that these Hydra overrides make; raises InputError with everything that is wrong."""
+    overrides, notes = hf.expanded(overrides)
     given, composed = _given(overrides)
     try:
-        return settings_of(given, notes=composed.notes)
+        return settings_of(given, notes=(*composed.notes, *notes))
     except InputError as error:
         raise InputError([_located(problem, overrides, composed.files) for problem in error.problems]) from error
 
@@ -57,7 +59,7 @@ def from_config(config: Mapping[str, Any]) -> Settings:
 
 def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration as plain data, defaults included."""
-    return with_defaults(_given(overrides)[0])
+    return with_defaults(_given(hf.expanded(overrides)[0])[0])
 
 
 def config_text(overrides: Sequence[str]) -> str:

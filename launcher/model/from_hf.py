@@ -1,0 +1,176 @@
+"""A Hugging Face config.json as the keys of `model.*`, with what those keys cannot say. Pure: data in, data out.
+
+Names and defaults: transformers 5.24, models/*/configuration_*.py; a config.json leaves defaults out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.errors import InputError
+from launcher.model.hf_families import FAMILIES, NOT_SHAPE, SHAPE_WORDS, Family
+from launcher.model.hf_parameters import HfShape, parameters
+from launcher.model.shape import Model
+
+USUAL_SEQ_LEN = 8192  # what is trained at unless the user says otherwise, where positions have no table of weights
+DIFFERENT = 1e-3  # of the parameters: below this a difference is not worth a word
+
+
+@dataclass(frozen=True)
+class HfModel:
+    """What was read: keys of `model.*`, the parameters of the model itself, what the keys cannot say."""
+
+    keys: Mapping[str, Any]
+    parameters: int
+    missing: tuple[str, ...]
+
+
+def read_hf(config: Mapping[str, Any], *, name: str) -> HfModel:
+    """The model of a config.json; raises InputError for a family that is not known and for numbers that are none."""
+    config, wrapped = _text_part(config)
+    kind = str(config.get("model_type"))
+    if kind not in FAMILIES:
+        raise InputError(
+            f"model_type={kind} is not a family that is read: known are {', '.join(sorted(FAMILIES))}; "
+            "give the shape with model=gpt and its keys"
+        )
+    family = FAMILIES[kind]
+    shape = _shape(family, config)
+    keys = _keys(family, shape, name=name)
+    model = Model(**keys)
+    counted, missing = parameters(family, shape), [*wrapped, *_missing(family, shape), *_unread(family, config)]
+    if abs(model.params - counted) > DIFFERENT * counted:
+        missing.append(f"all of its {counted / 1e9:.2f}B parameters: the keys make {model.params / 1e9:.2f}B of it")
+    return HfModel(keys, counted, tuple(missing))
+
+
+def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+    """The language model inside a model of several kinds of input."""
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        return config, []
+    return inner, [f"anything but the language model of {config.get('model_type')}"]
+
+
+def _shape(family: Family, config: Mapping[str, Any]) -> HfShape:
+    problems: list[str] = []
+
+    def number(key: str, *, least: int = 0) -> int:
+        value = config.get(key, family.defaults.get(key, 0))
+        value = 0 if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 10**9:
+            problems.append(f"{key}={value!r} must be a whole number of at least {least}")
+            return max(1, least)
+        return value
+
+    shape = _read_shape(family, config, number)
+    if problems:
+        raise InputError([f"config.json: {problem}" for problem in problems])
+    return shape
+
+
+def _read_shape(family: Family, config: Mapping[str, Any], number: Callable[..., int]) -> HfShape:
+    keys = family.names
+    hidden, heads = number(keys["hidden"], least=1), number(keys["heads"], least=1)
+    experts = number(keys.get("experts", "")) if "experts" in keys else 0
+    ffn = number(keys["ffn"]) or 4 * hidden
+    return HfShape(
+        hidden=hidden,
+        layers=number(keys["layers"], least=1),
+        heads=heads,
+        kv_heads=number(keys["kv_heads"]) or heads if "kv_heads" in keys else heads,
+        head_dim=number("head_dim") or hidden // heads,
+        ffn=ffn,
+        vocab=number(keys["vocab"], least=1),
+        positions=number(keys["positions"], least=1),
+        tied=bool(config.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
+        attention_bias=bool(config.get("attention_bias", family.defaults.get("attention_bias", family.fixed["bias"]))),
+        eps=float(config.get(keys["eps"], family.defaults[keys["eps"]])),
+        theta=_theta(family, config),
+        experts=experts,
+        experts_per_token=number("num_experts_per_tok") if experts else 0,
+        expert_ffn=(number("moe_intermediate_size") or ffn) if experts else 0,
+        shared_ffn=_shared(family, number),
+        dense_layers=_dense_layers(config, number) if experts else 0,
+        latent=tuple(number(key) for key in LATENT) if family.latent else (),
+    )
+
+
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
+def _shared(family: Family, number: Callable[..., int]) -> int:
+    """Width of the experts that every token visits."""
+    if "shared_expert_intermediate_size" in family.defaults:
+        return number("shared_expert_intermediate_size")
+    return number("n_shared_experts") * number("moe_intermediate_size") if family.latent else 0
+
+
+def _dense_layers(config: Mapping[str, Any], number: Callable[..., int]) -> int:
+    """Layers with an MLP in place of experts: the first ones, those named, those between sparse ones."""
+    layers, step = number("num_hidden_layers"), number("decoder_sparse_step") or 1
+    named = config.get("mlp_only_layers") or ()
+    sparse = [layer for layer in range(layers) if layer not in named and (layer + 1) % step == 0]
+    return number("first_k_dense_replace") + layers - len(sparse)
+
+
+def _theta(family: Family, config: Mapping[str, Any]) -> float:
+    """Base of the rotary angles: transformers 5 has it in rope_parameters, before it was a key of its own."""
+    found: Any = config.get("rope_parameters") or {}
+    found = found.get("full_attention", found) if isinstance(found, Mapping) else {}
+    value = found.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", family.theta)))
+    return float(value) if isinstance(value, int | float) and value >= 1 else family.theta
+
+
+def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
+    learned = family.fixed["positions"] == "learned"
+    keys = {
+        "name": name,
+        "hidden": shape.hidden,
+        "layers": shape.layers,
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "ffn_hidden": shape.expert_ffn or shape.ffn,
+        "vocab": shape.vocab,
+        "seq_len": shape.positions if learned else min(shape.positions, USUAL_SEQ_LEN),
+        "tied_embeddings": shape.tied,
+        "num_experts": shape.experts,
+        "experts_per_token": shape.experts_per_token,
+        "rope_theta": shape.theta,
+        "norm_eps": shape.eps,
+        **family.fixed,
+    }
+    return keys | ({"bias": shape.attention_bias} if family.fixed["bias"] else {})
+
+
+def _missing(family: Family, shape: HfShape) -> Iterator[str]:
+    if family.latent:
+        yield "multi-latent attention: its projections and cache are counted as those of plain heads"
+    elif shape.head_dim * shape.heads != shape.hidden:
+        yield f"heads of {shape.head_dim}: {shape.heads} heads share hidden={shape.hidden} in the keys"
+    if shape.shared_ffn:
+        yield f"shared experts, of width {shape.shared_ffn:,}, that every token visits"
+    if shape.dense_layers:
+        yield f"{shape.dense_layers} of its {shape.layers} layers without experts: all are counted with them"
+    if shape.attention_bias and not family.fixed["bias"]:
+        yield "biases of the attention's projections alone"
+    yield from family.missing
+    if family.fixed["positions"] == "rotary" and shape.positions > USUAL_SEQ_LEN:
+        yield f"how long sequences are: {USUAL_SEQ_LEN:,} tokens, of at most {shape.positions:,}, set model.seq_len"
+
+
+def _unread(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that may say something of the shape and are not read."""
+    scaled = config.get("rope_scaling") or config.get("rope_parameters")
+    kind = scaled.get("rope_type", scaled.get("type", "default")) if isinstance(scaled, Mapping) else "default"
+    if kind != "default":
+        yield f"rotary positions of type {kind}: they cost what plain ones do"
+    for key in ("sliding_window", "layer_types"):
+        if config.get(key) and config.get("use_sliding_window", True) and not family.missing:
+            yield f"{key}: every layer is counted with full attention"
+    known = {*family.defaults, *family.names.values(), *NOT_SHAPE, *LATENT}
+    unread = sorted(str(key) for key in config if key not in known and any(word in str(key) for word in SHAPE_WORDS))
+    if unread:
+        yield f"the keys {', '.join(unread[:12])}{' …' if len(unread) > 12 else ''}"
