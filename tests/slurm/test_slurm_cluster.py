@@ -63,7 +63,7 @@ def test_a_preempted_job_comes_back_on_other_gpus_and_no_loss_changes(slurm: Slu
     other.write_text("defaults: [testcluster, _self_]\nname: other\nnode: {num_gpus: 1, domain_size: 1}\n")
     shape = ("cluster.node.num_gpus=1", "cluster.node.domain_size=1", "cluster.num_nodes=2")
     job = ("train.steps=24", "train.checkpoint_every=100", "layout.tp=1", "layout.pp=1", "layout.dp=2")
-    kinds = ("launch.replan=any", "launch.min_nodes=2", "+launch.gpu_clusters={h100:other}", "launch.exclude=side[1-2]")
+    kinds = ("launch.replan=any", "launch.min_nodes=2", "launch.gpu_clusters={h100:other}", "launch.exclude=side[1-2]")
     job_id = slurm.submit(run, *shape, *job, *kinds)
     wait_for(run / "metrics.jsonl", '"step": 4')
     assert not set(json.loads((run / "plan.json").read_text())["hosts"]) & set(NEWER.split(","))

@@ -114,7 +114,7 @@ def test_a_job_that_is_preempted_while_it_starts_comes_back(slurm: Slurm) -> Non
 
 def test_what_the_job_asks_for_wrongly_is_blamed_on_no_node(slurm: Slurm) -> None:
     run = slurm.runs / "wrong"
-    words = ["+launch.environment={SLURM_GPUS_PER_TASK: '9'}"]
+    words = ["launch.environment={SLURM_GPUS_PER_TASK: '9'}"]
     job_id = slurm.submit_steps(run, *words, nodes=2, args=["3"])
     slurm.wait(job_id, "FAILED")
     log = slurm.logs()
