@@ -15,6 +15,7 @@ from typing import NoReturn
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
 from launcher.commands.table import COMMANDS
+from launcher.console import open_streams
 from launcher.fast_exit import end_process
 
 
@@ -101,6 +102,7 @@ class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
 
 def command() -> NoReturn:
     """The `launcher` command as a process: run it, and end."""
+    open_streams()
     end_process(main())
 
 

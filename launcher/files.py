@@ -16,7 +16,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file completely or not at all: readers never see half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Lines that are no object are left out: the last may still be in writing, or its writer was killed in the middle.
     """
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
     for line in text.split("\n"):

@@ -151,7 +151,7 @@ def oom_kills() -> int:
     """How often the kernel's out-of-memory killer has struck in this control group, or else on this machine."""
     for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         if path.exists():
-            words = dict(line.split()[:2] for line in path.read_text().splitlines())
+            words = dict(line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines())
             return int(words.get("oom_kill", 0))
     return 0
 
@@ -176,7 +176,7 @@ def _all_stats() -> Iterable[tuple[int, list[str]]]:
 def _stat(pid: int) -> list[str] | None:
     """The fields of /proc/<pid>/stat after the command's name, which may hold blanks and brackets itself."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
         return None
     return text[text.rindex(")") + 2 :].split()

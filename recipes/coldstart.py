@@ -90,12 +90,12 @@ def command_start(pid: int) -> float:
 
 def stat_fields(pid: int) -> list[str]:
     """Fields of /proc/pid/stat from the third on: what stands behind the name in parentheses."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def is_launcher(pid: int) -> bool:
     """Whether a process is Python running the launcher."""
-    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:3]
+    words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")[:3]
     return any(Path(word).name == "launcher" or word.startswith("launcher.") for word in words)
 
 

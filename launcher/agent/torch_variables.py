@@ -177,5 +177,7 @@ def _first_number(names: Sequence[str]) -> int | None:
 
 def _loaded(word: str) -> list[ctypes.CDLL]:
     """Shared libraries of this process with a word in their name."""
-    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if word in line}
+    paths = {
+        line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if word in line
+    }
     return [ctypes.CDLL(path) for path in sorted(paths)]

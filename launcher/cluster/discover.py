@@ -90,7 +90,7 @@ def write_cluster_file(file: ClusterFile, folder: Path, *, force: bool = False) 
     temporary = folder / f".{file.name}.{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(file.text)
+        temporary.write_text(file.text, encoding="utf-8")
         if force:
             temporary.replace(path)
         else:

@@ -95,7 +95,7 @@ def _natural(name: str) -> tuple[object, ...]:
 def _text(file: Path) -> str:
     """A small system file; empty where the kernel does not offer it."""
     try:
-        with file.open(errors="replace") as opened:
+        with file.open(encoding="utf-8", errors="replace") as opened:
             return opened.read(LONGEST_FILE).strip()
     except OSError:
         return ""

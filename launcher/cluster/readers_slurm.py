@@ -128,7 +128,7 @@ def _nodes(record: Mapping[str, str], names: tuple[str, ...]) -> SlurmNodes:
 def read_gpu_gres(gres: str) -> tuple[int, str | None]:
     """(GPUs, type) of a Gres value: `gpu:a100:8(S:0-1)` → (8, a100), `gpu:8` → (8, None), `` → (0, None)."""
     total, kind = 0, None
-    for item in re.sub(r"\([^)]*\)", "", gres).split(","):
+    for item in re.sub(r"\([^()]*\)", "", bounded(gres, "a GRES value", most=10_000)).split(","):
         fields = item.split(":")
         if fields[0] != "gpu":
             continue

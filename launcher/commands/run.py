@@ -60,7 +60,7 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
 def _may_be_warm(invocation: Invocation) -> bool:
     """Whether a warm server may take the run; it looks at launch.warm itself, where that is not on the command line."""
     unwanted = {"launch.warm=never", "dry_run=true"} & {*invocation.overrides}
-    return not unwanted and warm.socket_path().exists()
+    return not unwanted and warm.may_listen()
 
 
 def _plan(invocation: Invocation, owner: Owner, *, hand_over: HandOver) -> int:

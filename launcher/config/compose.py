@@ -198,7 +198,7 @@ def _located(problem: str, overrides: Sequence[str], files: Sequence[Path]) -> s
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().splitlines()
+        return file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
 

@@ -73,7 +73,7 @@ class _Files(ConfigSource):
             raise InputError(f"{config_path}.yaml is in none of {', '.join(map(str, folders()))}")
         if (loaded := _loaded.get()) is not None:
             loaded.append(file)
-        text = _text(file) if is_own(file) else file.read_text()
+        text = _text(file) if is_own(file) else file.read_text(encoding="utf-8")
         package = PACKAGE.search(text)
         config = _parsed(file, text)
         return ConfigResult(self.provider, self.full_path(), config, {"package": package[1] if package else None})

@@ -31,7 +31,7 @@ def write_folder(plan: Plan, target: Target, export: Export, folder: Path) -> No
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for name, text in {**export.files, README_FILE: readme(plan, target, export)}.items():
-            (temporary / name).write_text(text)
+            (temporary / name).write_text(text, encoding="utf-8")
             (temporary / name).chmod(0o755 if name.endswith(".sh") else 0o644)
         write_plan(plan, plan_file(temporary))
         temporary.chmod(0o755)

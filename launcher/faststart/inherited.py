@@ -54,6 +54,6 @@ class Inherited:
 
 
 def _fixed() -> dict[str, str]:
-    groups = Path("/proc/self/cgroup").read_text().strip()
+    groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip()
     spaces = {f"{entry.name} namespace": str(entry.readlink()) for entry in sorted(Path("/proc/self/ns").iterdir())}
     return {"control group": groups, **spaces}

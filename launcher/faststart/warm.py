@@ -41,6 +41,8 @@ IMPORT_PREFIXES = ("PYTHON", "LD_", "LANG", "LC_", "TORCH", "PYTORCH", "DS_", "V
                    "GLIBC_TUNABLES")  # fmt: skip
 SET_LATER = {*THREADS, *OPENBLAS_THREADS}
 START_TIMEOUT_S = 120.0
+LONGEST_SOCKET_PATH = 107  # sockaddr_un.sun_path without its last zero: unix(7)
+ANSWER_TIMEOUT_S = 10.0
 TITLE_ROOM = 1000  # characters: a rank's command line replaces the server's in `ps`, and can be no longer
 MAX_MESSAGE_BYTES = 1 << 20
 GO_COLD = 76  # the exit code of a run that found, when it had read its configuration, that it must not be warm
@@ -82,11 +84,27 @@ def socket_path() -> Path:
     """Where this user's server listens: in a folder that nobody else can enter, or LauncherError is raised."""
     base = env.get("XDG_RUNTIME_DIR") or "/tmp"
     folder = Path(base) / f"nvlink-launcher-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
+    path = folder / "warm.sock"
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise LauncherError(f"{path} is too long for the name of a socket: set XDG_RUNTIME_DIR to a shorter one")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        way_out = "set XDG_RUNTIME_DIR to a folder of yours, or unset it"
+        raise LauncherError(f"{folder} cannot be made ({error.strerror}): {way_out}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise LauncherError(f"{folder} is not a folder that only you can enter: remove it, or set XDG_RUNTIME_DIR")
-    return folder / "warm.sock"
+    return path
+
+
+def may_listen() -> bool:
+    """Whether this user's server may be there. A folder that is not fit for its socket is told, and no server is."""
+    try:
+        return socket_path().exists()
+    except (LauncherError, OSError) as error:
+        tell(f"no warm server is looked for, so that this start imports torch: {error}")
+        return False
 
 
 def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
@@ -98,7 +116,7 @@ def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
     path = socket_path()
     room = " " * TITLE_ROOM
     command = [sys.executable, "-P", "-m", program, str(idle_s), *modules, room]
-    with path.with_suffix(".log").open("w") as log:
+    with path.with_suffix(".log").open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
@@ -106,9 +124,8 @@ def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
     while (pid := running()) is None:
         if server.poll() is not None or time.monotonic() > deadline:
             server.kill()
-            raise LauncherError(
-                f"the warm server did not start: {path.with_suffix('.log').read_text().strip()[-2000:]}"
-            )
+            words = path.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()[-2000:]
+            raise LauncherError(f"the warm server did not start: {words}")
         time.sleep(0.02)
     return pid
 
@@ -140,7 +157,11 @@ def run_warm(run: WarmRun) -> int | None:
     """Run through the server and return the exit code; None where the run must start cold: there is no server, or it
     refuses (which is told), or the run's configuration does not want it.
     """
-    connection = _connect()
+    try:
+        connection = _connect()
+    except LauncherError as error:
+        tell(f"the warm server is not used: {error}; this start imports torch again")
+        return None
     if connection is None:
         return None
     with connection:
@@ -148,10 +169,15 @@ def run_warm(run: WarmRun) -> int | None:
         message = json.dumps(run.__dict__ | plain).encode()
         sys.stdout.flush()
         sys.stderr.flush()
-        socket.send_fds(connection, [struct.pack("=I", len(message))], [0, 1, 2])
-        connection.sendall(message)
-        answers = connection.makefile("r")
-        first = json.loads(answers.readline() or '{"refused": "it ended"}')
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        answers = connection.makefile("r", encoding="utf-8")
+        try:
+            socket.send_fds(connection, [struct.pack("=I", len(message))], [0, 1, 2])
+            connection.sendall(message)
+            first = json.loads(answers.readline() or '{"refused": "it ended"}')
+        except (OSError, ValueError) as error:
+            first = {"refused": f"it does not answer ({error})"}
+        connection.settimeout(None)
         if "refused" in first:
             tell(f"the warm server is not used: {first['refused']}; this start imports torch again")
             return None
@@ -306,14 +332,18 @@ def _takes_on(inherited: Inherited) -> bool:
 
 def _connect() -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = socket_path()
     try:
-        connection.connect(str(socket_path()))
+        connection.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None
+    except OSError as error:
+        connection.close()
+        raise LauncherError(f"{path} does not answer ({error.strerror}): remove it") from error
     if _peer(connection)[1] != os.getuid():
         connection.close()
-        raise LauncherError(f"{socket_path()} is served by another user: remove it")
+        raise LauncherError(f"{path} is served by another user: remove it")
     return connection
 
 

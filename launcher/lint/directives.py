@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 
-from launcher.lint.finding import Rule, Subject, Trap
+from launcher.lint.finding import Rule, Subject, Trap, nearest
 from launcher.text import whole_number
 
 # sbatch --help of Slurm 22.05, and what 23.02 to 25.05 added: https://slurm.schedmd.com/sbatch.html
@@ -57,10 +56,10 @@ def typographic_characters(subject: Subject) -> Iterator[Trap]:
 
 def unknown_option(subject: Subject) -> Iterator[Trap]:
     for line, name, _ in _options(subject):
-        known = name in SBATCH_OPTIONS or name.startswith(PLUGIN_OPTIONS)
-        near = get_close_matches(name, SBATCH_OPTIONS, n=1, cutoff=0.8)
-        if not known and near and not _is_abbreviation(name):
-            yield Trap(line, f"--{name}, did you mean --{near[0]}?")
+        if name in SBATCH_OPTIONS or name.startswith(PLUGIN_OPTIONS) or _is_abbreviation(name):
+            continue
+        if near := nearest(name, SBATCH_OPTIONS):
+            yield Trap(line, f"--{name}, did you mean --{near}?")
 
 
 def _is_abbreviation(name: str) -> bool:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
 
 from launcher.lint.script import BatchScript
 from launcher.secret import SECRET_VALUES
 
 NOT_SHOWN = re.compile(rf"{SECRET_VALUES}|\b[0-9a-f]{{40,}}\b")
+
+
+@lru_cache(maxsize=1000)
+def nearest(name: str, known: frozenset[str]) -> str | None:
+    """The name that a misspelt one was probably meant to be."""
+    near = get_close_matches(name[:80], known, n=1, cutoff=0.75)
+    return near[0] if near else None
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,11 @@ class BatchScript:
         return commands(self.text)
 
     @cached_property
+    def code(self) -> str:
+        """The text without comment lines."""
+        return "\n".join(line for line in self.lines if not line.lstrip().startswith("#"))
+
+    @cached_property
     def here_document_lines(self) -> frozenset[int]:
         return here_document_lines(self.text)
 
@@ -132,6 +137,10 @@ class BatchScript:
     def starts(self) -> list[StartCommand]:
         found = (self._start(command) for command in self.commands)
         return [start for start in found if start is not None]
+
+    @cached_property
+    def start_lines(self) -> frozenset[int]:
+        return frozenset(start.line for start in self.starts)
 
     def _start(self, command: ShellCommand) -> StartCommand | None:
         words = program(command)

@@ -15,6 +15,8 @@ KEYWORDS = frozenset(
 DECLARATIONS = ("export", "declare", "local", "readonly", "typeset")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)(?P<plus>\+?)=(?P<value>.*)", re.DOTALL)
 VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)[^}]*\}|(?P<plain>\w+))")
+_PLAIN = re.compile(r"[\w./:,+@%^~*?!#-]+")  # what means nothing to a shell in the middle of a word
+_UNQUOTED = re.compile(r"[^\\'\"]+")
 MAX_EXPANSION = 4  # variables inside variables
 LONGEST_EXPANSION = 20_000  # characters of a command with its variables put in
 DEEPEST = 40  # substitutions inside substitutions; what lies deeper is read as plain characters
@@ -144,7 +146,8 @@ def _span(text: str, at: int, depth: int = 0) -> int:
         return _balanced(text, text.index("(", at), depth + 1) - at if depth < DEEPEST else 1
     if text.startswith("${", at):
         return _until(text, at, "}") - at
-    return 1
+    plain = _PLAIN.match(text, at)
+    return plain.end() - at if plain else 1
 
 
 def _until(text: str, at: int, end: str) -> int:
@@ -187,7 +190,8 @@ def unquote(word: str) -> str:
     """A word without its quotes, as the command sees it; variables stay as they are written."""
     pieces, at = [], 0
     while at < len(word):
-        span = _span(word, at) if word[at] in "\\'\"" else 1
+        unquoted = _UNQUOTED.match(word, at)
+        span = unquoted.end() - at if unquoted else _span(word, at)
         piece = word[at : at + span]
         if span > 1 and piece[0] in "'\"":
             piece = piece[1:-1] if piece[0] == "'" else re.sub(r'\\(["\\`$])', r"\1", piece[1:-1])

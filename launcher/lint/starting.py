@@ -55,8 +55,7 @@ def node_rank_with_c10d(subject: Subject) -> Iterator[Trap]:
 
 def expanded_too_early(subject: Subject) -> Iterator[Trap]:
     for command in subject.script.commands:
-        starts_tasks = any(start.line == command.line for start in subject.script.starts)
-        if not (starts_tasks or assignments(command)):
+        if command.line not in subject.script.start_lines and not assignments(command):
             continue
         read_here = [word for word in command.words if not re.search(r"<<-?\s*['\"]", word)]
         early = {name for word in read_here for name in live_variables(word) if name in PER_TASK}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 
-from launcher.lint.finding import Rule, Subject, Trap
+from launcher.lint.finding import Rule, Subject, Trap, nearest
 from launcher.lint.shell import ShellCommand, assignments, unquote
 
 # https://slurm.schedmd.com/sbatch.html and srun.html (OUTPUT ENVIRONMENT VARIABLES), Slurm 22.05 to 25.05.
@@ -67,8 +66,8 @@ def misspelt_variable(subject: Subject) -> Iterator[Trap]:
     for line, name in _used(subject):
         if name in SLURM_VARIABLES or name in subject.script.variables or "_PACK_GROUP" in name or "_HET_GROUP" in name:
             continue
-        near = get_close_matches(name, SLURM_VARIABLES, n=1, cutoff=0.75)
-        yield Trap(line, f"${name}" + (f", did you mean ${near[0]}?" if near else ""))
+        near = nearest(name, SLURM_VARIABLES)
+        yield Trap(line, f"${name}" + (f", did you mean ${near}?" if near else ""))
 
 
 def variable_without_its_option(subject: Subject) -> Iterator[Trap]:

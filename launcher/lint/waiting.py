@@ -15,12 +15,8 @@ KEEPS_CODE = re.compile(
     r"^[ \t]*set[ \t]+(-\w{0,8}e|-o[ \t]+errexit)|^#!.*[ \t]-\w{0,8}e\b|\$\?|\bexit[ \t]+\$|trap[ \t].*\bERR\b",
     re.MULTILINE,
 )
+LOOP = re.compile(r"^[ \t]*(for|while|until)\b", re.MULTILINE)
 HARMLESS_END = ("echo", "date", "printf", "true", "set", "rm", "sacct", "seff", "squeue", "sleep", ":")
-
-
-def _code(script: BatchScript) -> str:
-    """The text without comment lines."""
-    return "\n".join(line for line in script.lines if not line.lstrip().startswith("#"))
 
 
 def _is(command: ShellCommand, *names: str) -> bool:
@@ -36,7 +32,7 @@ def background_without_wait(subject: Subject) -> Iterator[Trap]:
 
 
 def wait_cut_short_by_a_trap(subject: Subject) -> Iterator[Trap]:
-    script, code = subject.script, _code(subject.script)
+    script, code = subject.script, subject.script.code
     traps = [c for c in script.commands if _is(c, "trap") and CAUGHT.search(c.text) and not _ignores(c)]
     background = any(start.operator == "&" for start in script.starts)
     goes_on = re.search(r"scontrol\s+requeue|\bexit\b|kill -0|while\b.*\bwait", code) is not None
@@ -54,7 +50,7 @@ def _waits(script: BatchScript) -> bool:
 
 
 def exit_code_forgotten(subject: Subject) -> Iterator[Trap]:
-    script, code = subject.script, _code(subject.script)
+    script, code = subject.script, subject.script.code
     if KEEPS_CODE.search(code):
         return
     starts = [start for start in script.starts if start.operator in ("\n", ";")]
@@ -77,15 +73,13 @@ def requeue_on_any_failure(subject: Subject) -> Iterator[Trap]:
 
 
 def steps_that_share_nothing(subject: Subject) -> Iterator[Trap]:
-    together = [s for s in subject.script.starts if s.starter == "srun" and s.operator == "&" and not _loops(subject)]
+    if LOOP.search(subject.script.code):
+        return  # it may be one command for each node
+    together = [start for start in subject.script.starts if start.starter == "srun" and start.operator == "&"]
     shares = {"exact", "exclusive", "overlap", "mem"}
     for start in together[1:]:
         if not shares & set(start.options) and not shares & set(together[0].options):
             yield Trap(start.line, f"beside the step of line {together[0].line}: {start.text}")
-
-
-def _loops(subject: Subject) -> bool:
-    return re.search(r"^[ \t]*(for|while|until)\b", _code(subject.script), re.MULTILINE) is not None
 
 
 def one_node_after_the_other(subject: Subject) -> Iterator[Trap]:

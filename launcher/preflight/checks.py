@@ -159,7 +159,7 @@ def nccl_findings(cluster: Cluster, site: Site) -> list[Finding]:
 
 def _topo_file_findings(cluster: Cluster, file: Path) -> list[Finding]:
     try:
-        topology = read_nccl_topology(file.read_text(errors="replace"))
+        topology = read_nccl_topology(file.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         return [_contradiction("NCCL_TOPO_FILE", str(file), f"it cannot be read ({error.strerror})")]
     except InputError as error:
@@ -244,5 +244,7 @@ def torch_cuda_version() -> str | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     file = Path(spec.submodule_search_locations[0]) / "version.py"
-    match = re.search(r"^cuda.*= '([\d.]+)'", file.read_text() if file.is_file() else "", flags=re.MULTILINE)
+    match = re.search(
+        r"^cuda.*= '([\d.]+)'", file.read_text(encoding="utf-8") if file.is_file() else "", flags=re.MULTILINE
+    )
     return match[1] if match else None

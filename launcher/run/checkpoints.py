@@ -63,14 +63,14 @@ def newest_step(folder: Path) -> int | None:
 def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
     """Write the manifest with its digest; the caller renames the folder afterwards."""
     text = json.dumps(body, sort_keys=True)
-    (folder / MANIFEST).write_text(f'{{"digest": "{_digest(text)}", "body": {text}}}')
+    (folder / MANIFEST).write_text(f'{{"digest": "{_digest(text)}", "body": {text}}}', encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest's body; raises InputError naming the file where it is missing, damaged or of another version."""
     path = folder / MANIFEST
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
         body, digest = document["body"], document["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error

@@ -94,9 +94,9 @@ class MetricsFile:
         if self._path.exists():
             kept = [line for line in read_steps(self._path) if line.step < before]
             temporary = self._path.with_name(f".{self._path.name}")
-            temporary.write_text("".join(f"{json.dumps(line.to_line())}\n" for line in kept))
+            temporary.write_text("".join(f"{json.dumps(line.to_line())}\n" for line in kept), encoding="utf-8")
             temporary.replace(self._path)
-        return self._path.open("a", buffering=1)
+        return self._path.open("a", buffering=1, encoding="utf-8")
 
     def close(self) -> None:
         if self._file is not None:

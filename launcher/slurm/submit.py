@@ -170,7 +170,9 @@ def dry_run_text(request: SubmitRequest, *, run_folder: Path) -> str:
     parts = [request.as_shell()]
     for path in (request.script, RunFolder(run_folder).setup):
         if path.exists():
-            body = "".join(f"#   {line}".rstrip() + os.linesep for line in path.read_text().splitlines())
+            body = "".join(
+                f"#   {line}".rstrip() + os.linesep for line in path.read_text(encoding="utf-8").splitlines()
+            )
             parts.append(f"# {_one_line(path)}:\n{body}")
     return "\n\n".join(parts)
 

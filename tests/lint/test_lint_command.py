@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.commands.lint import LARGEST_SCRIPT
+from launcher.lint import LARGEST_SCRIPT
 
 
 def test_dos_line_breaks_reach_the_rule_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +26,7 @@ def test_what_is_no_script_is_refused_in_one_line(
     script = tmp_path / "job.sbatch"
     script.write_bytes(content)
     assert main(["lint", str(script)]) == 2
-    assert "give a batch script" in capsys.readouterr().err
+    assert "a batch script" in capsys.readouterr().err
 
 
 def test_its_help_says_what_it_cannot_see(capsys: pytest.CaptureFixture[str]) -> None:

@@ -186,7 +186,7 @@ def export(checkpoint: Path, out: Path) -> Path:
     temporary = out.with_name(f".{out.name}.writing")
     temporary.mkdir(parents=True)
     save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
-    (temporary / CONFIG).write_text(json.dumps(config_of(model), indent=1) + "\n")
+    (temporary / CONFIG).write_text(json.dumps(config_of(model), indent=1) + "\n", encoding="utf-8")
     temporary.rename(out)
     return out
 
@@ -232,7 +232,7 @@ def read_tensor(checkpoint: Path, entry: Mapping[str, Any]) -> Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error})") from error
     if not isinstance(document, dict):

@@ -1,0 +1,167 @@
+"""Every command where the terminal, the streams, the home or the runtime folder are not as usual: it works or says why."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LauncherError
+from launcher.faststart import warm
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "tests" / "lint" / "scripts" / "clean.sbatch"
+JOB = ("cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64")
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+COMMANDS = {
+    "plan": ("plan", *JOB, "top=2"),
+    "plan json": ("plan", *JOB, "top=1", "output=json"),
+    "submit": ("submit", *JOB, "dry_run=true", "run_dir={run}"),
+    "run": ("run", "cluster=cpu", "dry_run=true"),
+    "report": ("report", "{run}"),
+    "status": ("status", "{run}"),
+    "logs": ("logs", "{run}"),
+    "lint": ("lint", str(SCRIPT)),
+    "check": ("check", "cluster=cpu", "cluster.node.num_gpus=1"),
+    "discover": ("discover", "name=odd"),
+    "export": ("export", *JOB, "to=torchtitan", "out={run}-titan"),
+    "help": ("plan", "--help"),
+    "warm": ("warm", "status"),
+}
+NOBODY = 54321  # has no entry in passwd, and so no home but $HOME
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def call(
+    folder: Path, *words: str, redirect: str = "", user: int | None = None, **variables: str
+) -> subprocess.CompletedProcess[bytes]:
+    """A command in `folder`, through a shell that closes or opens its streams."""
+    run = [word.format(run=folder / "run") for word in words]
+    python = f"PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} -m launcher.cli"
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_RUNTIME_DIR")}
+    return subprocess.run(
+        ["bash", "-c", f'{python} "$@" {redirect}', "bash", *run],
+        env={**environment, "HOME": str(folder), **variables} if "NO_HOME" not in variables else environment,
+        capture_output=True, cwd=folder, timeout=120, user=user, group=user, extra_groups=[] if user else None,
+    )  # fmt: skip
+
+
+def assert_sound(done: subprocess.CompletedProcess[bytes], *codes: int) -> None:
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    assert b"Traceback" not in done.stderr, said
+    assert b"Error: " not in done.stderr, said
+    assert done.returncode in codes, said
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_is_not_utf_8_gets_what_it_can_show(encoding: str, tmp_path: Path) -> None:
+    for name, words in COMMANDS.items():
+        done = call(tmp_path, *words, **ASCII, PYTHONIOENCODING=encoding)
+        done.stdout.decode(encoding)
+        assert_sound(done, *((0,) if name not in ("status", "logs", "check", "warm") else (0, 1, 2)))
+
+
+@pytest.mark.parametrize("redirect", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "</dev/full >/dev/full"])
+def test_closed_streams_stop_no_command(redirect: str, tmp_path: Path) -> None:
+    for name in ("submit", "plan", "run", "check", "lint", "report"):
+        done = call(tmp_path, *COMMANDS[name], redirect=redirect)
+        assert_sound(done, 0, 1)
+        assert done.returncode == 0 or "full" in redirect or name == "check"
+    assert (tmp_path / "run" / "plan.json").is_file()
+
+
+@needs_root
+@pytest.mark.parametrize("home", ["none", "read-only", "a file"])
+def test_a_home_that_is_of_no_use_stops_no_command(home: str, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir(mode=0o777)
+    work.chmod(0o777)
+    with reachable(tmp_path):
+        for name in COMMANDS:
+            variables = {"none": {"NO_HOME": "1"}, "read-only": {"HOME": "/proc/sys"}, "a file": {"HOME": "/etc/passwd"}}
+            done = call(work, *COMMANDS[name], user=NOBODY, **variables[home])
+            assert_sound(done, *((0,) if name not in ("status", "logs", "check", "warm") else (0, 1, 2)))
+
+
+@contextmanager
+def reachable(folder: Path) -> Iterator[None]:
+    """Every folder above can be entered by others for a while: pytest makes them the user's alone."""
+    above = [path for path in folder.parents if path.stat().st_uid == os.getuid() and path != Path("/")]
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder, *above)}
+    try:
+        for path, mode in modes.items():
+            path.chmod(mode | 0o011)
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@needs_root
+def test_a_folder_that_cannot_be_written_is_said_to_be_just_that(tmp_path: Path) -> None:
+    with reachable(tmp_path):
+        for name in ("submit", "discover", "export"):
+            done = call(Path("/proc/sys"), *(word.replace("{run}", "/proc/sys/run") for word in COMMANDS[name]), user=NOBODY)
+            assert_sound(done, 2)
+            assert b"/proc/sys" in done.stderr or b"configs" in done.stderr
+
+
+RUNTIME_FOLDERS = ("stale", "a file", "too long", "another user's", "open to others", "a link")
+
+
+@pytest.fixture
+def runtime(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """XDG_RUNTIME_DIR of a kind."""
+    kind, folder = request.param, tmp_path / "runtime"
+    own = folder / f"nvlink-launcher-{os.getuid()}"
+    if kind == "a file":
+        folder.write_text("")
+    elif kind == "too long":
+        folder = folder / ("x" * 100)
+        folder.mkdir(parents=True)
+    elif kind != "stale":
+        folder.mkdir()
+    if kind == "another user's":
+        own.mkdir(mode=0o700)
+        with suppress(PermissionError):
+            os.chown(own, NOBODY, NOBODY)
+    elif kind == "open to others":
+        own.mkdir()
+        own.chmod(0o777)
+    elif kind == "a link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        own.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return kind
+
+
+@pytest.mark.parametrize("runtime", RUNTIME_FOLDERS, indirect=True)
+def test_a_runtime_folder_that_is_not_fit_makes_the_run_start_cold_with_one_line(
+    runtime: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if runtime == "another user's" and os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    assert not warm.may_listen()
+    said = capsys.readouterr().err
+    assert said.startswith("launcher: no warm server is looked for")
+    assert said.count("\n") == 1
+    with pytest.raises(LauncherError):
+        warm.socket_path()
+
+
+def test_a_run_with_a_stale_runtime_folder_goes_to_its_end(tmp_path: Path) -> None:
+    script = tmp_path / "hello.py"
+    script.write_text("print('hello')\n")
+    words = ("run", f"script={script}", "cluster=cpu", "cluster.node.num_gpus=1", "run_dir={run}")
+    done = call(tmp_path, *words, XDG_RUNTIME_DIR="/nowhere/at/all")
+    assert_sound(done, 0)
+    assert b"hello" in done.stdout
+    assert done.stderr.count(b"no warm server is looked for") == 1
