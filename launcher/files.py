@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
+
+
+def user_path(text: str) -> Path:
+    """A path as a person writes it, `~` for a home. Where there is no such home it stays, and no file is there."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises where there is no home)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -18,8 +23,10 @@ def write_text(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        error.filename = error.filename or str(path)  # a full disk names none
         raise
 
 

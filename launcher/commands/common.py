@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.errors import InputError
+from launcher.files import user_path
 from launcher.planner import Plan, read_plan
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, plan_file
@@ -48,7 +49,7 @@ def work(settings: Settings, args: Sequence[str]) -> Work:
                 f"arguments after -- go to a script of yours, and none is given: set script=FILE (found {list(args)})"
             )
         return Work(path, (), name)
-    path = Path(script).expanduser().resolve()
+    path = user_path(script).resolve()
     if not path.is_file():
         raise InputError(f"script={script} is not a file: give the path of a Python script")
     return Work(path, tuple(args), path.stem)

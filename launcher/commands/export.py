@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from launcher.commands.common import OVERRIDE, checked_settings, plan_of
 from launcher.commands.invocation import Invocation
@@ -13,6 +12,7 @@ from launcher.export.folder import write_folder
 from launcher.export.planning import check, plan_for, with_overrides
 from launcher.export.target import Target
 from launcher.export.targets import names, target
+from launcher.files import user_path
 from launcher.planner.record import Plan
 
 OWN = ("to", "out")
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> int:
     if "out" not in options:
         print(export.files[export.main], end="")
         return 0
-    folder = Path(options["out"]).expanduser()
+    folder = user_path(options["out"])
     write_folder(plan, chosen, export, folder)
     print(folder)
     return 0

@@ -31,6 +31,9 @@ def guarded(work: Callable[[], int]) -> int:
         with Path(os.devnull).open("wb") as nothing:  # what is buffered goes there, without another error
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return CLOSED_PIPE
+    except OSError as error:  # a disk, a terminal or a folder that no reader and writer of ours has named
+        tell(f"{error.strerror or error}: {error.filename or 'standard output, or the disk of the run'}")
+        return LauncherError.exit_code
 
 
 def _message(error: LauncherError) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from launcher.files import user_path
 from launcher.layout.degrees import AXES
 from launcher.planner.record import Plan
 
@@ -67,7 +67,7 @@ def node_script(
 def script(plan: Plan, default: str) -> str:
     """The script that the plan's user trains with, else `default`."""
     given = plan.config.get("script")
-    return str(Path(str(given)).expanduser().resolve()) if given else default
+    return str(user_path(str(given)).resolve()) if given else default
 
 
 def gpu_order(plan: Plan) -> dict[str, str]:

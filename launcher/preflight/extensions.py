@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.files import user_path
 from launcher.preflight.findings import Finding, Level
 
 LOCK = "lock"
@@ -29,8 +30,10 @@ class ExtensionLock:
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
     """Where torch keeps compiled extensions (torch.utils.cpp_extension._get_build_directory)."""
-    cache = environment.get("XDG_CACHE_HOME") or str(Path(environment.get("HOME") or "~").expanduser() / ".cache")
-    return Path(environment.get("TORCH_EXTENSIONS_DIR") or Path(cache) / "torch_extensions")
+    if given := environment.get("TORCH_EXTENSIONS_DIR"):
+        return Path(given)
+    home = environment.get("HOME") or user_path("~")
+    return Path(environment.get("XDG_CACHE_HOME") or Path(home) / ".cache") / "torch_extensions"
 
 
 def extension_locks(environment: Mapping[str, str]) -> list[ExtensionLock]:

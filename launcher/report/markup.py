@@ -14,7 +14,7 @@ ASSETS = files("launcher.report") / "assets"
 
 def asset(name: str) -> str:
     """A file that every page carries inside itself."""
-    return (ASSETS / name).read_text()
+    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def document(title: str, body: Sequence[str], facts: Mapping[str, Any]) -> str:

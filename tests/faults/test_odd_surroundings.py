@@ -1,13 +1,12 @@
-"""Every command where the terminal, the streams, the home or the runtime folder are not as usual: it works or says why."""
+"""Every command where terminal, streams, home or runtime folder are not as usual: it works or says why."""
 
 from __future__ import annotations
 
 import os
-import stat
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -37,20 +36,28 @@ COMMANDS = {
     "warm": ("warm", "status"),
 }
 NOBODY = 54321  # has no entry in passwd, and so no home but $HOME
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+# Another user, who may read what is root's, as the interpreter and the package may be, and write nothing of it.
+STRANGER = (
+    *("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"),
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user, with setpriv"
+)
 
 
 def call(
-    folder: Path, *words: str, redirect: str = "", user: int | None = None, **variables: str
+    folder: Path, *words: str, redirect: str = "", stranger: bool = False, **variables: str | None
 ) -> subprocess.CompletedProcess[bytes]:
-    """A command in `folder`, through a shell that closes or opens its streams."""
+    """A command in `folder`, through a shell that closes or opens its streams. None takes a variable away."""
     run = [word.format(run=folder / "run") for word in words]
     python = f"PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} -m launcher.cli"
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_RUNTIME_DIR")}
+    environment = {**os.environ, "HOME": str(folder), **variables}
+    unset = {"XDG_RUNTIME_DIR": None} if "XDG_RUNTIME_DIR" not in variables else {}
     return subprocess.run(
-        ["bash", "-c", f'{python} "$@" {redirect}', "bash", *run],
-        env={**environment, "HOME": str(folder), **variables} if "NO_HOME" not in variables else environment,
-        capture_output=True, cwd=folder, timeout=120, user=user, group=user, extra_groups=[] if user else None,
+        [*(STRANGER if stranger else ()), "bash", "-c", f'{python} "$@" {redirect}', "bash", *run],
+        env={name: value for name, value in {**environment, **unset}.items() if value is not None},
+        capture_output=True, cwd=folder, timeout=120,
     )  # fmt: skip
 
 
@@ -78,40 +85,43 @@ def test_closed_streams_stop_no_command(redirect: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "plan.json").is_file()
 
 
+HOMES: dict[str, str | None] = {"none": None, "read-only": "/proc/sys", "a file": "/etc/passwd", "absent": "/no/where"}
+
+
 @needs_root
-@pytest.mark.parametrize("home", ["none", "read-only", "a file"])
+@pytest.mark.parametrize("home", HOMES)
 def test_a_home_that_is_of_no_use_stops_no_command(home: str, tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    work.mkdir(mode=0o777)
-    work.chmod(0o777)
-    with reachable(tmp_path):
-        for name in COMMANDS:
-            variables = {"none": {"NO_HOME": "1"}, "read-only": {"HOME": "/proc/sys"}, "a file": {"HOME": "/etc/passwd"}}
-            done = call(work, *COMMANDS[name], user=NOBODY, **variables[home])
-            assert_sound(done, *((0,) if name not in ("status", "logs", "check", "warm") else (0, 1, 2)))
-
-
-@contextmanager
-def reachable(folder: Path) -> Iterator[None]:
-    """Every folder above can be entered by others for a while: pytest makes them the user's alone."""
-    above = [path for path in folder.parents if path.stat().st_uid == os.getuid() and path != Path("/")]
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (folder, *above)}
-    try:
-        for path, mode in modes.items():
-            path.chmod(mode | 0o011)
-        yield
-    finally:
-        for path, mode in modes.items():
-            path.chmod(mode)
+    tmp_path.chmod(0o777)
+    for name, words in COMMANDS.items():
+        done = call(tmp_path, *words, stranger=True, HOME=HOMES[home])
+        assert_sound(done, *((0,) if name not in ("status", "logs", "check", "warm") else (0, 1, 2)))
 
 
 @needs_root
-def test_a_folder_that_cannot_be_written_is_said_to_be_just_that(tmp_path: Path) -> None:
-    with reachable(tmp_path):
-        for name in ("submit", "discover", "export"):
-            done = call(Path("/proc/sys"), *(word.replace("{run}", "/proc/sys/run") for word in COMMANDS[name]), user=NOBODY)
-            assert_sound(done, 2)
-            assert b"/proc/sys" in done.stderr or b"configs" in done.stderr
+def test_a_full_home_stops_no_run(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(home)], capture_output=True).returncode:
+        pytest.skip("a full disk needs a mount, which may not be made here")
+    try:
+        with suppress(OSError):
+            (home / "fill").write_bytes(b"x" * 10_000)
+        for name in ("plan", "submit", "run", "lint"):
+            assert_sound(call(tmp_path, *COMMANDS[name], HOME=str(home)), 0)
+        refused = call(tmp_path, "run", "cluster=cpu", "cluster.node.num_gpus=1", f"run_dir={home / 'run'}")
+        assert_sound(refused, 1, 2)
+        assert str(home / "run").encode() in refused.stderr
+    finally:
+        subprocess.run(["umount", str(home)], check=True)
+
+
+@needs_root
+def test_a_folder_that_cannot_be_written_is_said_to_be_just_that() -> None:
+    for name in ("submit", "discover", "export"):
+        words = [word.replace("{run}", "/proc/sys/run") for word in COMMANDS[name]]
+        done = call(Path("/proc/sys"), *words, stranger=True)
+        assert_sound(done, 2)
+        assert b"/proc/sys" in done.stderr or b"configs" in done.stderr
 
 
 RUNTIME_FOLDERS = ("stale", "a file", "too long", "another user's", "open to others", "a link")
@@ -165,3 +175,9 @@ def test_a_run_with_a_stale_runtime_folder_goes_to_its_end(tmp_path: Path) -> No
     assert_sound(done, 0)
     assert b"hello" in done.stdout
     assert done.stderr.count(b"no warm server is looked for") == 1
+
+
+def test_a_home_of_nobody_is_no_file(tmp_path: Path) -> None:
+    done = call(tmp_path, "run", "script=~no-such-user/train.py", "cluster=cpu")
+    assert_sound(done, 2)
+    assert b"is not a file" in done.stderr
