@@ -21,7 +21,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc as resolvers
 
+from launcher import env
 from launcher.config import hf
 from launcher.config import overrides as words
 from launcher.config.files import folders, is_own, primary, recorded
@@ -29,6 +31,7 @@ from launcher.config.settings import Configuration, Settings, settings_of, with_
 from launcher.errors import InputError
 from launcher.resources import resource
 from launcher.schema import entries, names, nearest
+from launcher.text import printable
 
 _BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
 
@@ -145,11 +148,36 @@ def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with its interpolations replaced, if there are any: `${model.heads}` may name a default."""
     if "${" not in repr(config):
         return config
+    refused: list[str] = []
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(with_defaults(config)), resolve=True)
+        with _paths_from_the_environment(refused):
+            plain = OmegaConf.to_container(OmegaConf.create(with_defaults(config)), resolve=True)
     except OmegaConfBaseException as error:
         raise InputError(f"the configuration does not resolve: {_first_line(error)}") from error
+    if refused:
+        raise InputError(refused)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+@contextmanager
+def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
+    """`${oc.env:NAME}` gives paths alone: the configuration is saved with the run and logged."""
+
+    def value(name: str, default: str | None = None) -> str | None:
+        found = env.get(name)
+        if found is not None and not Path(found).is_absolute():
+            refused.append(
+                f"${{oc.env:{printable(name)}}} is not resolved: the configuration is saved with the run, so that only "
+                "paths are taken from the environment; write the value, or read the variable in your program "
+                "(under Slurm: launch.secrets)"
+            )
+        return default if found is None else found
+
+    OmegaConf.register_new_resolver("oc.env", value, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", resolvers.env, replace=True)
 
 
 def _stamp() -> tuple[tuple[str, str, int], ...]:
