@@ -195,6 +195,6 @@ def _alone(folder: RunFolder) -> Iterator[None]:
 
 def _boot_id() -> str:
     try:
-        return _BOOT_ID.read_text().strip()
+        return _BOOT_ID.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

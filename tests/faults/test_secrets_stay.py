@@ -18,13 +18,6 @@ SECRET = "s3cr3tvalue0123456789abcdef0123456789"
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "DB_PASS", "GITHUB_PAT", "LAUNCHER_SECRET")
 GPT = ("cluster=cpu", "cluster.node.num_gpus=1", "model=gpt_tiny", "train.steps=8")
 TRACKED = ("tracking=wandb", "tracking.mode=offline")
-    "cluster=cpu",
-    "cluster.node.num_gpus=1",
-    "model=gpt_tiny",
-    "train.steps=8",
-    "tracking=wandb",
-    "tracking.mode=offline",
-)
 
 
 def shell(folder: Path) -> dict[str, str]:
