@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from launcher.commands.first_contact import check_words
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
 from launcher.commands.table import COMMANDS
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    check_words(arguments)
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parsed = _parser().parse_args(_flags_first(arguments[:split]))
     if parsed.command is None:
