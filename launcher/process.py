@@ -78,6 +78,13 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             continue
 
 
+def catching(pid: int, number: int) -> list[int]:
+    """The process itself where it has a handler for a signal, else those below it that have one."""
+    if catches(pid, number):
+        return [pid]
+    return [child for child in descendants(pid) if catches(child, number)]
+
+
 def num_threads() -> int:
     """Threads of this process, those of C libraries included."""
     return len(list(Path("/proc/self/task").iterdir()))

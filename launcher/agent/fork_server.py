@@ -45,7 +45,9 @@ class RankStart:
     variables: Mapping[str, str]
     stdout: int
     stderr: int
-    exec_python: bool = False  # a new interpreter (launch.start=spawn) in place of the forked one
+    command: Sequence[str] = ()  # to be executed, in place of the forked interpreter
+    keeps_stdin: bool = False
+    cores: Sequence[int] = ()  # where it may run; any, where there are none
 
 
 @dataclass(frozen=True)
@@ -289,11 +291,10 @@ def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int)
         os.setsid()
         _reset_signals()
         _redirect(start)
+        _bind(start.cores)
         env.replace(variables)
-        if start.exec_python:
-            own = ["-P", "-u", "-m", "launcher.agent.rank"]
-            command = [sys.executable, *own, start.kind, start.program, *start.args]
-            os.execve(sys.executable, command, dict(variables))
+        if start.command:
+            os.execvpe(start.command[0], list(start.command), dict(variables))
         freshen(command_line(start.program, start.args, as_module=start.kind == rank.MODULE))
         if start.kind != rank.RECIPE:
             hide_torch()
@@ -302,6 +303,15 @@ def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int)
         os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
     finally:
         os._exit(SERVER_FAILED)
+
+
+def _bind(cores: Sequence[int]) -> None:
+    """Run on these cores only; raises LauncherError where the kernel gives others."""
+    if not cores:
+        return
+    os.sched_setaffinity(0, cores)
+    if (found := os.sched_getaffinity(0)) != {*cores}:
+        raise LauncherError(f"this rank was to be bound to cores {sorted(cores)}, and has {sorted(found)}")
 
 
 def _reset_signals() -> None:
@@ -315,9 +325,9 @@ def _reset_signals() -> None:
 
 
 def _redirect(start: RankStart) -> None:
-    """Standard input from nowhere, output to the given descriptors; all else of the server's is closed."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
+    """Standard input from nowhere, or as it is for one rank; output to the given descriptors; all else is closed."""
+    if not start.keeps_stdin:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(start.stdout, 1)
     os.dup2(start.stderr, 2)
     board = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))

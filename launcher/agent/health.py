@@ -90,7 +90,7 @@ class Health:
             pids,
             number=STACKS_SIGNAL,
             printed=self._pump,
-            send=lambda ranks: self._server.signal(STACKS_SIGNAL, ranks),
+            send=lambda ranks: process.signal_all([pids[r] for r in ranks], STACKS_SIGNAL),  # not their children
         )
         for rank, pid in pids.items():
             if text := stack_dump.py_spy(pid):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from launcher.agent.rank import MODULE, PROGRAM, RECIPE, SCRIPT
+from launcher.agent.binding import Binding
 from launcher.agent.settings import LaunchSettings
 from launcher.planner import Plan
+from launcher.planner.record import RECIPE
 from launcher.run.folder import RunFolder
 
 
@@ -18,16 +18,17 @@ class NodeJob:
 
     plan: Plan
     folder: RunFolder
-    script: Path
+    program: str  # the path of a script or program, or the name of a module
     args: Sequence[str]
     launch: LaunchSettings
     num_ranks: int
     num_threads: int
+    binding: Binding
 
     @property
     def kind(self) -> str:
         """What the ranks run: a recipe, or the user's own script, module or program."""
-        return next((kind for kind in (SCRIPT, MODULE, PROGRAM) if self.plan.config.get(kind)), RECIPE)
+        return self.plan.kind
 
     @property
     def sends_heartbeats(self) -> bool:

@@ -7,19 +7,20 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from launcher import env
 from launcher.agent import fork_server, rank_env
+from launcher.agent.binding import node_binding
+from launcher.agent.command import checked_program
 from launcher.agent.job import NodeJob
 from launcher.agent.output import Pump, rank_streams
 from launcher.agent.settings import LaunchSettings
-from launcher.agent.torch_variables import needs_new_interpreter
 from launcher.console import tell
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner import Plan
+from launcher.planner.record import RECIPE
 from launcher.rendezvous.config import RendezvousConfig
 from launcher.run.folder import RunFolder
 from launcher.run.heartbeat import Heartbeats
@@ -59,7 +60,7 @@ def run_node(
     plan: Plan,
     *,
     folder: RunFolder,
-    script: Path,
+    program: str,
     args: Sequence[str],
     launch: LaunchSettings,
     node: int | None = 0,
@@ -76,7 +77,7 @@ def run_node(
     """
     rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
-    launch = _as_the_script_needs(launch, plan, script)
+    launch = checked_program(launch, plan.kind, program)
     with _kept_signals(launch.handled_signals()) as signals_before_agent:
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":
@@ -85,7 +86,10 @@ def run_node(
         ledger.note("preloaded")
         num_ranks = plan.placement.ranks_per_node
         num_threads = _threads(plan, launch, num_ranks=num_ranks)
-        job = NodeJob(plan, folder, script, args, launch, num_ranks, num_threads)
+        binding = node_binding(plan, launch.bind)
+        if said := binding.describe():
+            tell(said)
+        job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding)
         return _run_ranks(
             job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
         )
@@ -120,29 +124,16 @@ def _run_ranks(
                 ledger=ledger,
             )
             agent.handle_signals(signals_before_agent)
-            return _run(agent)
+            return _run(agent, exit_code=job.launch.exit_code)
         finally:
             pump.close()
     finally:
         server.close()
 
 
-def _as_the_script_needs(launch: LaunchSettings, plan: Plan, script: Path) -> LaunchSettings:
-    """launch.start=spawn for a script that sets variables which torch reads at import and at no other time."""
-    if launch.start != "fork" or not plan.config.get("script"):
-        return launch
-    if names := needs_new_interpreter(script.read_bytes()):
-        tell(
-            f"{script.name} sets {', '.join(names)} before it imports torch, which reads it at no other time: "
-            "each rank is a new interpreter in this run (launch.start=spawn)"
-        )
-        return replace(launch, start="spawn")
-    return launch
-
-
 def recipe_preload(plan: Plan) -> tuple[str, ...]:
     """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload, and by engine)."""
-    if plan.config.get("script"):  # the user's own
+    if plan.kind != RECIPE:
         return ()
     recipe = plan.config.get("recipe") or {}
     by_engine = recipe.get("preload_by_engine") or {}
@@ -170,11 +161,12 @@ def _handler(rendezvous: RendezvousConfig | None) -> SingleNode | PlanOrdered:
     return PlanOrdered(rendezvous)
 
 
-def _run(agent: RankAgent) -> int:
+def _run(agent: RankAgent, *, exit_code: str) -> int:
     from torch.distributed.elastic.rendezvous import RendezvousError
 
     try:
-        return 1 if agent.run().is_failed() else 0
+        failed = agent.run().is_failed()
+        return (agent.failed_code if exit_code == "first" else 1) if failed else 0
     except JobFailed as failed:  # asked to stop, or another node ended the job
         tell(str(failed))
         return failed.exit_code

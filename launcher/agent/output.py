@@ -84,6 +84,14 @@ def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int,
     return found
 
 
+def may_read_stdin() -> bool:
+    """Whether this process could read standard input now: not from a terminal while it is in the background."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:  # no terminal, or not this session's
+        return True
+
+
 @dataclass
 class _Passage:
     """The state of one stream."""

@@ -27,14 +27,15 @@ from torch.distributed.elastic.agent.server.api import (
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from launcher import env, process
-from launcher.agent import rank_env
 from launcher.agent.failure import RankEnd, describe, first_failed
 from launcher.agent.fork_server import Exit, ForkServer, RankStart
 from launcher.agent.health import Health
 from launcher.agent.job import NodeJob
 from launcher.agent.output import Label, Pump, Stream
 from launcher.agent.rank_env import RankAssignment
+from launcher.agent.rank_start import rank_start
 from launcher.agent.replan import plan_of_round
+from launcher.agent.stopping import StopRequest, ask_to_stop
 from launcher.agent.watch import Hang
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner.record import write_plan
@@ -75,7 +76,7 @@ class RankAgent(SimpleElasticAgent):
             role="default",
             local_world_size=job.num_ranks,
             rdzv_handler=handler,
-            entrypoint=str(job.script),
+            entrypoint=job.program,
             max_restarts=job.launch.max_restarts,
             monitor_interval=0.001,  # the waiting is in _monitor_workers, which wakes when something happens
         )
@@ -85,9 +86,11 @@ class RankAgent(SimpleElasticAgent):
         self._health = Health(job, handler=handler, server=server, heartbeats=heartbeats, pump=pump, ledger=ledger)
         self._ends: list[RankEnd] = []
         self._why = ""
+        self.failed_code = 1  # as a shell would have it, of the rank that failed first
         self._plan, self._plan_path = job.plan, job.folder.plan
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
+        self._stop = StopRequest()
         self._stop_deadline: float | None = None
         self._watching = self._state_is_lost = False
         self._node = self._first_rank = 0
@@ -180,30 +183,8 @@ class RankAgent(SimpleElasticAgent):
             run_id=group.spec.rdzv_handler.get_run_id(),
             error_file=job.folder.rank_error(worker.global_rank, start=self._ledger.start),
         )
-        defaults = rank_env.defaults(
-            env.environment(),
-            num_threads=job.num_threads,
-            single_node=group.group_world_size == 1,
-            nccl_logs=job.folder.logs if job.plan.job.cluster.node.gpu.kind == "cuda" else None,
-        )
-        stdout, stderr = self._streams[worker.local_rank]
-        return RankStart(
-            local_rank=assignment.local_rank,
-            kind=job.kind,
-            program=str(job.script),
-            args=tuple(job.args),
-            variables={
-                **defaults,
-                **rank_env.torchrun_variables(assignment),
-                **rank_env.plan_variables(
-                    self._plan, rank=assignment.rank, run_folder=job.folder.path, plan_path=self._plan_path
-                ),
-                "LAUNCHER_HEARTBEAT_FD": str(self._heartbeats.fd),
-            },
-            stdout=stdout.write_fd,
-            stderr=stderr.write_fd,
-            exec_python=job.launch.start == "spawn",
-        )
+        streams, board = self._streams[worker.local_rank], self._heartbeats.fd
+        return rank_start(job, assignment, plan=self._plan, plan_path=self._plan_path, streams=streams, board_fd=board)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         exits = self._server.exits(timeout_s=_POLL_S, wake_fds=self._wake_fds())
@@ -258,7 +239,9 @@ class RankAgent(SimpleElasticAgent):
         self._pump.drain()
         failed = [end for end in self._ends if end.code]
         struck = process.oom_kills() - self._oom_kills
-        printed = self._pump.last_lines(first_failed(failed).local_rank, num_lines=LAST_LINES)
+        first = first_failed(failed)
+        self.failed_code = first.code if first.code > 0 else 128 - first.code
+        printed = self._pump.last_lines(first.local_rank, num_lines=LAST_LINES)
         self._give_up_or_restart(describe(self._ends, printed=printed, oom_kills=struck))
         failures = {end.rank: ProcessFailure(end.local_rank, end.pid, end.code, error_file="") for end in failed}
         return RunResult(state=WorkerState.FAILED, failures=failures)
@@ -285,25 +268,23 @@ class RankAgent(SimpleElasticAgent):
         self._write_state("restarting" if left else "failed", {}, message)
 
     def _work_on_stop(self) -> None:
-        """The first signal asks ranks that check for it to stop at a step's end, and ends others; a second ends all."""
-        now, grace_s = time.monotonic(), self._job.launch.grace_s
+        """The first signal asks ranks that can be asked, and ends the others; a second one ends all."""
         if self._stop_deadline is None:
-            states = self._health.states()
-            checked = bool(self._server.running) and all(states[rank].checks_stop for rank in self._server.running)
+            came, launch, running = self._signals[0], self._job.launch, self._server.running
             self._heartbeats.request_stop()
-            self._stop_deadline = now + (grace_s if checked else 0.0)
-            self._write_state("stopping", self._server.running)
-            if checked:
-                self._pump.tell(
-                    f"{self._stopper()}: stopping at the end of this step, within {grace_s:g} s; "
-                    "a second signal stops at once"
-                )
+            self._stop = ask_to_stop(running, self._health.states(), came, forward=launch.forward_signal)
+            self._stop_deadline = time.monotonic() + (launch.grace_s if self._stop.asked else 0.0)
+            self._write_state("stopping", running)
+            if self._stop.asked:
+                self._pump.tell(self._stop.describe(self._stopper(), grace_s=launch.grace_s))
         if self._stop_is_due():
             self._end_ranks()
 
     def _stop_is_due(self) -> bool:
         """Whether the ranks have had their time; until then no node leaves before the others, which may still write."""
-        return len(self._signals) > 1 or time.monotonic() >= (self._stop_deadline or 0.0)
+        asked = any(rank in self._server.running for rank in self._stop.asked)
+        late = time.monotonic() >= (self._stop_deadline or 0.0)
+        return len(self._signals) > 1 or late or (bool(self._server.running) and not asked)
 
     def _stopped(self) -> Stopped:
         step = self._newest_step()

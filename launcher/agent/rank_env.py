@@ -76,16 +76,40 @@ def plan_variables(plan: Plan, *, rank: int, run_folder: Path, plan_path: Path |
     return {"LAUNCHER_PLAN": str(path), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
 
 
+@dataclass(frozen=True)
+class Variable:
+    """One that a rank gets unless the user has set it, and why."""
+
+    name: str
+    value: str
+    why: str
+
+
+def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variable]:
+    """What the launcher chooses for the communication of a plan, where the user has not.
+
+    Nothing is chosen where NCCL knows better by itself: the adapter next to each GPU, interfaces, protocols.
+    NCCL_CROSS_NIC: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-cross-nic
+    """
+    cluster, several = plan.job.cluster, plan.placement.num_nodes > 1
+    found = [
+        Variable("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a collective that fails ends its rank, as under torchrun")
+    ]
+    if not several:
+        found.append(Variable("GLOO_SOCKET_IFNAME", "lo", "one node: host names that resolve to nothing do no harm"))
+    if several and cluster.rails > 1 and cluster.node.gpu.kind == "cuda":
+        why = f"{cluster.name} has {cluster.rails} rails: rings stay on one, since a crossing goes over the spine"
+        found.append(Variable("NCCL_CROSS_NIC", "0", why))
+    return [variable for variable in found if variable.name not in environment]
+
+
 def defaults(
-    environment: Mapping[str, str], *, num_threads: int, single_node: bool, nccl_logs: Path | None = None
+    plan: Plan, environment: Mapping[str, str], *, num_threads: int, nccl_logs: Path | None = None
 ) -> dict[str, str]:
     """Variables that a rank gets unless the user has set them."""
-    wanted = {"OMP_NUM_THREADS": str(num_threads), "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-    if single_node:
-        wanted["GLOO_SOCKET_IFNAME"] = "lo"  # host names that resolve to nothing then do no harm
-    if nccl_logs is not None:
-        wanted |= nccl_recorder(nccl_logs)
-    return {name: value for name, value in wanted.items() if name not in environment}
+    wanted = {"OMP_NUM_THREADS": str(num_threads)} | (nccl_recorder(nccl_logs) if nccl_logs else {})
+    chosen = {variable.name: variable.value for variable in chosen_variables(plan, environment)}
+    return chosen | {name: value for name, value in wanted.items() if name not in environment}
 
 
 def nccl_recorder(logs: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner import Plan
+from launcher.planner.record import RECIPE
 from launcher.rendezvous.membership_change import MembershipChange
 
 
@@ -27,6 +28,7 @@ def plan_of_round(plan: Plan, present: MembershipChange) -> Plan:
 
 def _shrunk(plan: Plan) -> Plan:
     from launcher.planner.build import make_plan  # the search, which a full round does not need
+    from launcher.planner.launch_only import program_plan
 
     layout = plan.layout
     kept = LayoutRequest(
@@ -42,6 +44,8 @@ def _shrunk(plan: Plan) -> Plan:
         schedule=layout.schedule,
         tp_across_domains=layout.tp_across_domains,
     )
+    if plan.kind != RECIPE:
+        return program_plan(plan.job, kept, plan.config, model_given=bool(plan.estimate))[0]
     try:
         return make_plan(plan.job, kept, plan.config, to_run=True)
     except (InputError, NoLayoutFits):  # these degrees do not fit fewer nodes

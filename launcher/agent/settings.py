@@ -69,7 +69,7 @@ class LaunchSettings:
         30.0,
         unit="s",
         minimum=0,
-        meaning="how long ranks that follow the request may take; others are ended right away",
+        meaning="how long ranks that can be asked to stop may take: recipes, and scripts that handle the signal",
     )
     kill_after_s: float = key(5.0, unit="s", minimum=0, meaning="from TERM to KILL for ranks that are being ended")
     hang_timeout_s: float | None = key(
@@ -109,6 +109,36 @@ class LaunchSettings:
         meaning="auto: use this user's warm fork server (launcher warm) where one runs and matches",
     )  # fmt: skip
     warm_idle_s: float = key(3600.0, unit="s", minimum=1, meaning="the warm server ends after so long without a run")
+    nproc_per_node: int | None = key(
+        AUTO, auto=True, unit="ranks", minimum=1, meaning="ranks of a node; auto: cluster.node.num_gpus"
+    )
+    nnodes: int | None = key(AUTO, auto=True, unit="nodes", minimum=1, meaning="nodes; auto: cluster.num_nodes")
+    python: str | None = key(
+        None, verbatim=True, example="/venv/bin/python",
+        meaning="another interpreter for a script or module of yours, which need not have the launcher",
+    )  # fmt: skip
+    wrapper: str | None = key(
+        None, verbatim=True, example="nsys profile -o {run_dir}/rank{rank}",
+        meaning="what is put before the command of each rank; {rank}, {local_rank}, {node}, {run_dir} are its own",
+    )  # fmt: skip
+    stdin_rank: int | None = key(
+        0, unit="rank", minimum=0, meaning="the rank that reads the standard input of the command; null: none"
+    )
+    forward_signal: str = key(
+        AUTO, choices=(AUTO, "none", "INT", "TERM", "USR1", "USR2", "HUP"),
+        meaning="what a rank with a handler of its own gets, and grace_s: auto: the signal that came where it handles "
+        "that, else TERM (TERM for INT, which Python itself handles); none: ranks are ended",
+    )  # fmt: skip
+    bind: str = key(
+        AUTO, choices=(AUTO, "none", "numa", "cores"),
+        meaning="cores of each rank: numa: those of its GPU's NUMA node; cores: a share of these, or of all, for "
+        "itself; auto: numa where it is known",
+    )  # fmt: skip
+    exit_code: str = key(
+        "job", choices=("job", "first"),
+        meaning="of the command where the job failed: job: 1; first: that of the rank which failed first, 128 and the "
+        "signal's number where one ended it",
+    )  # fmt: skip
 
     def handled_signals(self) -> tuple[signal.Signals, ...]:
         """The stop signals that this process is to take over: not a HUP that it was started to ignore."""

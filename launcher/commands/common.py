@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.commands.programs import check_module, program_file, script_file
 from launcher.config.compose import load
 from launcher.config.settings import Settings
+from launcher.console import tell
 from launcher.errors import InputError
-from launcher.files import user_path
 from launcher.planner import Plan, read_plan
+from launcher.planner.build import make_plan
+from launcher.planner.launch_only import program_plan
+from launcher.planner.record import RECIPE
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.owner import read_owner
 from launcher.slurm.record import is_submitted
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
+MODEL = re.compile(r"^[+~]*model[=.@]")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What every rank runs: a recipe of ours or the user's own script, with its arguments."""
+    """What every rank runs: a recipe of ours, or a script, module or program of the user's, with its arguments."""
 
-    script: Path
+    program: str
     args: tuple[str, ...]
     name: str
 
@@ -34,33 +38,47 @@ def checked_settings(overrides: Sequence[str]) -> Settings:
     """The settings of these overrides; which of the user's own files are in them is said on stderr."""
     settings = load(overrides)
     for note in settings.notes:
-        print(f"launcher: {note}", file=sys.stderr)
+        tell(note)
     return settings
 
 
 def work(settings: Settings, args: Sequence[str]) -> Work:
-    """The recipe or script of a job; raises InputError where its file does not exist."""
-    script = settings.options.script
-    if script is None:
-        name = settings.options.recipe.name
-        path = resource("recipes") / f"{name}.py"
-        if args:
-            raise InputError(
-                f"arguments after -- go to a script of yours, and none is given: set script=FILE (found {list(args)})"
-            )
-        return Work(path, (), name)
-    path = user_path(script).resolve()
-    if not path.is_file():
-        raise InputError(f"script={script} is not a file: give the path of a Python script")
-    return Work(path, tuple(args), path.stem)
+    """The recipe or program of a job; raises InputError where there is none such."""
+    options = settings.options
+    if options.script is not None:
+        path = script_file(options.script, other_python=options.launch.python is not None)
+        return Work(str(path), tuple(args), path.stem)
+    if options.module is not None:
+        if options.launch.python is None:
+            check_module(options.module)
+        return Work(options.module, tuple(args), options.module.rpartition(".")[2])
+    if options.program is not None:
+        path = program_file(options.program)
+        return Work(str(path), tuple(args), path.stem)
+    if args:
+        raise InputError(
+            f"arguments after -- go to a program of yours, and none is given: set script=FILE (found {list(args)})"
+        )
+    name = options.recipe.name
+    return Work(str(resource("recipes") / f"{name}.py"), (), name)
+
+
+def plan_to_run(settings: Settings, overrides: Sequence[str]) -> Plan:
+    """The plan of a job that is to run; a program's model that does not fit is a warning. Raises as `make_plan`."""
+    if settings.options.program_kind == RECIPE:
+        return make_plan(settings.job, settings.request, settings.config, to_run=True)
+    given = any(MODEL.match(word) for word in overrides)
+    plan, warning = program_plan(settings.job, settings.options.layout, settings.config, model_given=given)
+    if warning:
+        tell(warning)
+        tell("it is started all the same: only the program knows")
+    return plan
 
 
 def plan_of(words: Sequence[str]) -> Plan:
     """The plan of a run folder if the first word names one, else the plan that overrides make."""
     if words and not OVERRIDE.match(words[0]):
         return read_plan(plan_file(Path(words[0])))
-    from launcher.planner.build import make_plan
-
     settings = checked_settings(words)
     return make_plan(settings.job, settings.request, settings.config)
 

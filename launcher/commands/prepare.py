@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
-import warnings
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.binding import node_binding
+from launcher.agent.rank_env import chosen_variables
 from launcher.commands.claim import claimed, may_claim
-from launcher.commands.common import checked_settings, work
+from launcher.commands.common import checked_settings, plan_to_run, work
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import as_yaml
 from launcher.config.settings import Settings
@@ -19,7 +19,7 @@ from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, write_plan
-from launcher.planner.build import make_plan
+from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
@@ -32,11 +32,10 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     """
     settings = settings or checked_settings(invocation.overrides)
     job = work(settings, invocation.rest)
-    check_syntax(job.script)
     path = named_folder(settings)
     if path is not None:
         may_claim(path, owner)
-    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
+    plan = plan_to_run(settings, invocation.overrides)
     if plan.placement.num_nodes > 1:
         raise InputError(
             f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
@@ -45,6 +44,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     check_inputs(settings)
     say_plan(plan)
     if settings.options.dry_run:
+        say_surroundings(plan, settings)
         say("dry run: nothing was started")
         return None
     check_devices(plan)
@@ -52,7 +52,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     with claimed(path, owner, name=job.name) as folder:
         write_planned_run(folder, plan, settings)
     say(f"run folder: {folder.path}")
-    return Order(folder.path, job.script, job.args, settings.options.launch, planned_at=time.monotonic())
+    return Order(folder.path, job.program, job.args, settings.options.launch, planned_at=time.monotonic())
 
 
 def named_folder(settings: Settings) -> Path | None:
@@ -67,36 +67,34 @@ def check_devices(plan: Plan) -> None:
     if gpu.kind != "cuda" or any(Path("/dev").glob("nvidia[0-9]*")):
         return
     found = f"the plan is for {plan.placement.ranks_per_node} × {gpu.name}, and this machine has no NVIDIA device"
-    if not plan.config.get("script"):
+    if plan.kind == RECIPE:
         raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
-    tell(f"{found}: the script runs without them")
+    tell(f"{found}: it is started without them")
+
+
+def say_surroundings(plan: Plan, settings: Settings) -> None:
+    """What each rank is given here, and why: its cores, and the variables that the user has not set."""
+    if said := node_binding(plan, settings.options.launch.bind).describe():
+        say(said)
+    say_variables(plan)
+
+
+def say_variables(plan: Plan) -> None:
+    """The variables that ranks get and the user has not set, with the reason of each."""
+    for variable in chosen_variables(plan, env.environment()):
+        say(f"{variable.name}={variable.value}: {variable.why}")
 
 
 def tell_locks(plan: Plan) -> None:
     """Say which compiled extensions the ranks would wait for in vain; only DeepSpeed and scripts may load any."""
-    if plan.config.get("script") or plan.job.training.engine == "deepspeed":
+    if plan.kind != RECIPE or plan.job.training.engine == "deepspeed":
         for finding in lock_findings(env.environment()):
             tell(finding.message)
 
 
-def check_syntax(script: Path) -> None:
-    """Raise InputError where Python cannot compile the script: before planning, not in every rank."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # the ranks will show them
-            compile(script.read_bytes(), script, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        where = f"{script}, line {error.lineno}" if error.lineno else str(script)
-        line = f": {error.text.strip()}" if error.text else ""
-        raise InputError(
-            f"{where}: {error.msg}{line} (Python {sys.version.partition(' ')[0]} cannot run it)"
-        ) from error
-    except (ValueError, OSError) as error:
-        raise InputError(f"{script} is no Python script: {error}") from error
-
-
 def check_inputs(settings: Settings) -> None:
     """Raise InputError where files that the gpt recipe is to read are not here, or do not fit its model."""
-    if settings.options.script is not None or settings.options.recipe.name != "gpt":
+    if settings.options.program_kind != RECIPE or settings.options.recipe.name != "gpt":
         return
     options, model = settings.options.train, settings.job.model
     if options.data is not None:
@@ -108,8 +106,15 @@ def check_inputs(settings: Settings) -> None:
 
 def say_plan(plan: Plan) -> None:
     """The plan in a few lines, for people."""
-    model, cluster = plan.job.model, plan.job.cluster
-    say(f"plan: {model.name} on {cluster.name} as {plan.layout.brief()}")
+    layout, cluster = plan.layout, plan.job.cluster.name
+    if plan.estimate:
+        say(f"plan: {plan.job.model.name} on {cluster} as {layout.brief()}")
+    else:
+        degrees = " ".join(
+            f"{axis}{layout.degree(axis)}" for axis in ("tp", "pp", "cp", "dp") if layout.degree(axis) > 1
+        )
+        ranks = f"{layout.world_size} ranks of {plan.config[plan.kind]} on {cluster}"
+        say(f"plan: {ranks}{degrees and f' as {degrees}'}")
     for reason in plan.why:
         say(f"  {reason}")
 

@@ -42,7 +42,7 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
         code = run_local(
             read_plan(folder.plan),
             run_folder=order.run_folder,
-            script=order.script,
+            program=order.program,
             args=order.args,
             launch=order.launch,
             planned_at=order.planned_at,

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from launcher.cluster import Cluster
 from launcher.commands.claim import claimed, may_claim
-from launcher.commands.common import checked_settings, work
+from launcher.commands.common import checked_settings, plan_to_run, work
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import named_folder, say_plan, write_planned_run
+from launcher.commands.prepare import named_folder, say_plan, say_variables, write_planned_run
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings
 from launcher.console import say, tell
 from launcher.errors import InputError
 from launcher.planner import Plan
-from launcher.planner.build import make_plan
+from launcher.planner.record import PROGRAM_KEYS
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, withdraw
 from launcher.slurm import submit
@@ -41,12 +41,13 @@ def run(invocation: Invocation) -> int:
     job = work(settings, invocation.rest)
     if path is not None and not settings.options.dry_run:
         may_claim(path, owner)
-    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
+    plan = plan_to_run(settings, invocation.overrides)
     say_plan(plan)
     for line in (*submit.warnings(plan, slurm, settings.options.launch), *submit.left_behind(slurm)):
         tell(line)
-    to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plan, slurm))
+    to_run = submit.ToRun(job.program, job.args, sys.executable, other_clusters(plan, slurm))
     if settings.options.dry_run:
+        say_variables(plan)
         return _dry_run(Prepared(plan, settings, slurm, to_run), path, owner, name=job.name)
     submit.check_size(plan, slurm)
     with claimed(path, owner, name=job.name) as folder:
@@ -95,14 +96,15 @@ def run_sweep(invocation: Invocation) -> int:
     combinations = sweep(with_slurm(invocation.overrides))
     every = [checked_settings(words) for words in combinations]
     first = every[0]
-    if len({(s.options.launch, repr(s.options.slurm), s.options.script) for s in every}) > 1:
+    if len({(s.options.launch, repr(s.options.slurm), *program(s)) for s in every}) > 1:
         raise InputError(
-            "the runs of one sweep share script= and launch.*: sweep over other keys, or submit them apart"
+            "the runs of one sweep share script=, module=, program= and launch.*: sweep over other keys, or submit "
+            "them apart"
         )
     slurm = slurm_of(first)
     job = work(first, invocation.rest)
-    plans = [make_plan(s.job, s.request, s.config, to_run=True) for s in every]
-    to_run = submit.ToRun(job.script, job.args, sys.executable, other_clusters(plans[0], slurm))
+    plans = [plan_to_run(s, words) for s, words in zip(every, combinations, strict=True)]
+    to_run = submit.ToRun(job.program, job.args, sys.executable, other_clusters(plans[0], slurm))
     same = set[str](combinations[0]).intersection(*combinations)
     members = [
         SweepMember(tuple(word for word in words if word not in same), plan)
@@ -157,6 +159,11 @@ def _submit_sweep(wanted: Sweep, *, name: str) -> int:
     hand_to_job(RunFolder(folder.path), owner, job_id)
     print(job_id)
     return 0
+
+
+def program(settings: Settings) -> tuple[str | None, ...]:
+    """The user's own program, by each of its keys."""
+    return tuple(getattr(settings.options, name) for name in PROGRAM_KEYS)
 
 
 def other_clusters(plan: Plan, slurm: SlurmSettings) -> dict[str, Cluster]:

@@ -17,6 +17,7 @@ from launcher.layout.engines import OWN
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOptions, recipe_class
+from launcher.planner.record import PROGRAM_KEYS, RECIPE
 from launcher.schema import AUTO, defaults, key, read
 from launcher.slurm.settings import SlurmSettings
 from launcher.stacks.choice import StackKeys
@@ -59,6 +60,12 @@ class Configuration:
     script: str | None = key(
         None, verbatim=True, meaning="a torchrun-compatible script of yours, instead of the recipe"
     )
+    module: str | None = key(
+        None, verbatim=True, example="pkg.train", meaning="a module of yours, as `python -m` runs it"
+    )
+    program: str | None = key(
+        None, verbatim=True, example="./run.sh", meaning="a program of yours of any kind; each rank executes it"
+    )
     dry_run: bool = key(False, meaning="print what would run, start nothing")
     top: int = key(10, unit="plans", minimum=1, meaning="how many plans to show")
     why_not: str | None = key(
@@ -71,6 +78,11 @@ class Configuration:
         None, unit="tokens", above=0, example="300e9", meaning="training tokens, for GPU-hours and cost"
     )
     to: str | None = key(None, meaning="export format")
+
+    @property
+    def program_kind(self) -> str:
+        """What runs: the key of the user's own program, or a recipe."""
+        return next((name for name in PROGRAM_KEYS if getattr(self, name) is not None), RECIPE)
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,8 @@ class Settings:
 
 def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
     """Typed values of a resolved configuration; raises InputError with everything that is wrong."""
-    options = read(Configuration, _with_dtype(given))
+    options = read(Configuration, _with_counts(_with_dtype(given)))
+    _check_one_program(options)
     engine = options.training.engine
     if options.stack.name != OWN and engine != "torch":
         raise InputError(
@@ -111,6 +124,23 @@ def _with_dtype(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(train, Mapping) or train.get("dtype", AUTO) != AUTO or not isinstance(gpu, Mapping):
         return given
     return {**given, "train": {**train, "dtype": "fp32"}} if gpu.get("kind") == "cpu" else given
+
+
+def _with_counts(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`launch.nproc_per_node` and `launch.nnodes` are the cluster's numbers of GPUs and nodes for this job."""
+    launch, cluster = given.get("launch") or {}, given.get("cluster") or {}
+    if not isinstance(launch, Mapping) or not isinstance(cluster, Mapping):
+        return given
+    ranks, nodes = launch.get("nproc_per_node", AUTO), launch.get("nnodes", AUTO)
+    of_node = {} if ranks in (AUTO, None) else {"node": {"num_gpus": ranks}}
+    of_cluster = {} if nodes in (AUTO, None) else {"num_nodes": nodes}
+    return merged(given, {"cluster": {**of_cluster, **of_node}}) if of_node or of_cluster else given
+
+
+def _check_one_program(options: Configuration) -> None:
+    given = [f"{name}={value}" for name in PROGRAM_KEYS if (value := getattr(options, name))]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are given, and a run has one program: leave out all but one")
 
 
 def request_on(cluster: Cluster, asked: LayoutRequest) -> LayoutRequest:

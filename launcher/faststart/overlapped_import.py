@@ -36,20 +36,20 @@ class Order:
     """What is to run: a run folder with its plan.json, a script with arguments. `planned_at` is CLOCK_MONOTONIC."""
 
     run_folder: Path
-    script: Path
+    program: str
     args: tuple[str, ...]
     launch: LaunchSettings
     planned_at: float
 
     def to_json(self) -> str:
-        paths = {"run_folder": str(self.run_folder), "script": str(self.script)}
-        return json.dumps({**paths, "args": self.args, "launch": to_plain(self.launch), "planned_at": self.planned_at})
+        own = {"run_folder": str(self.run_folder), "program": self.program}
+        return json.dumps({**own, "args": self.args, "launch": to_plain(self.launch), "planned_at": self.planned_at})
 
     @classmethod
     def from_json(cls, text: str) -> Order:
         data = json.loads(text)
         launch = from_plain(LaunchSettings, data["launch"], "launch")
-        return cls(Path(data["run_folder"]), Path(data["script"]), tuple(data["args"]), launch, data["planned_at"])
+        return cls(Path(data["run_folder"]), data["program"], tuple(data["args"]), launch, data["planned_at"])
 
 
 HandOver = Callable[[Order], int]

@@ -16,7 +16,7 @@ def run_local(
     plan: Plan,
     *,
     run_folder: Path,
-    script: Path,
+    program: str,
     args: Sequence[str],
     launch: LaunchSettings,
     planned_at: float | None = None,
@@ -34,7 +34,5 @@ def run_local(
             f"the plan needs {plan.placement.num_nodes} nodes, and this is one: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
-    if not script.is_file():
-        raise InputError(f"there is no script {script}: give the path of a Python file")
     folder = create_run_folder(run_folder.resolve())
-    return run_node(plan, folder=folder, script=script, args=args, launch=launch, planned_at=planned_at, began=began)
+    return run_node(plan, folder=folder, program=program, args=args, launch=launch, planned_at=planned_at, began=began)

@@ -12,7 +12,7 @@ from launcher.layout.engines import job_problems, stack_problems
 from launcher.layout.job import Job
 from launcher.planner.document import estimate_data
 from launcher.planner.explain import reasons
-from launcher.planner.record import Plan
+from launcher.planner.record import RECIPE, Plan, program_kind
 from launcher.planner.search import search
 from launcher.planner.space import Refuse
 
@@ -61,14 +61,14 @@ def notes(job: Job, config: Mapping[str, Any]) -> list[str]:
     trains = _recipe_stack(config)
     if trains == job.stack.name:
         return [f"cannot be run by the recipe {config['recipe'].get('name')}: {why}" for why in job_problems(job)]
-    if config.get("script") is not None:
-        return [f"the script is assumed to train as stack={job.stack.name} of {job.stack.year} does"]
+    if program_kind(config) != RECIPE:
+        return [f"the program is assumed to train as stack={job.stack.name} of {job.stack.year} does"]
     return []
 
 
 def _recipe_stack(config: Mapping[str, Any]) -> str | None:
-    """The stack that the recipe declares; None for a script, and for a recipe that trains nothing."""
-    if config.get("script") is not None:
+    """The stack that the recipe declares; None for a user's program, and for a recipe that trains nothing."""
+    if program_kind(config) != RECIPE:
         return None
     declared = (config.get("recipe") or {}).get("stack")
     return None if declared is None else str(declared)

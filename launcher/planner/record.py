@@ -20,6 +20,8 @@ from launcher.text import printable
 
 PLAN_VERSION = 1
 MOST_NAMED = 5  # problems of a damaged plan that its message names
+PROGRAM_KEYS = ("script", "module", "program")  # which of them is given says what of the user's own runs
+RECIPE = "recipe"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Plan:
     config: Mapping[str, Any]
     hosts: tuple[str, ...] = ()
     version: int = PLAN_VERSION
+
+    @property
+    def kind(self) -> str:
+        """What its ranks run: one of PROGRAM_KEYS, or a recipe of ours."""
+        return program_kind(self.config)
 
     @property
     def grid(self) -> RankGrid:
@@ -112,6 +119,11 @@ def _unsound(plan: Plan) -> str | None:
     if sorted(gpu for domain in cluster.node.domains for gpu in domain) != list(range(cluster.node.num_gpus)):
         return "the domains do not hold every GPU once"
     return None
+
+
+def program_kind(config: Mapping[str, Any]) -> str:
+    """Which of PROGRAM_KEYS a configuration gives, or a recipe of ours."""
+    return next((key for key in PROGRAM_KEYS if config.get(key) is not None), RECIPE)
 
 
 def write_plan(plan: Plan, file: Path) -> Path:

@@ -69,7 +69,7 @@ def run_node(run_folder: Path) -> int:
     return node_module.run_node(
         plan,
         folder=create_run_folder(run_folder),
-        script=Path(submission.script),
+        program=submission.program,
         args=submission.args,
         launch=launch,
         node=node,

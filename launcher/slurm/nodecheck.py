@@ -14,6 +14,7 @@ from typing import IO, Any
 from launcher import env
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
+from launcher.planner.record import PROGRAM_KEYS
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.preflight.findings import Finding
 from launcher.rendezvous.authentication import SECRET, new_secret
@@ -50,7 +51,7 @@ class Steps:
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
         """srun with `module` on these hosts of the allocation."""
-        work_dir, script = self.submission.work_dir, self.submission.script
+        work_dir, script = self.submission.work_dir, self.submission.program
         some = tuple(hosts) if set(hosts) != set(self.given) else ()
         shares = self.attempt > 0
         step = Step(self.folder, work_dir, script, sys.executable, len(hosts), given_cpus(), module, some, shares)
@@ -80,7 +81,7 @@ def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     """Run the recipe `bandwidth` on every host, spares too, for a minute at most; the slow nodes have a problem."""
     folder = create_run_folder(RunFolder(steps.folder).inner(RECIPE).path)
     folder.result.unlink(missing_ok=True)
-    submission = replace(steps.submission, script=str(resource("recipes") / f"{RECIPE}.py"), args=())
+    submission = replace(steps.submission, program=str(resource("recipes") / f"{RECIPE}.py"), args=())
     write_submission(folder.path, submission)
     plan = measuring_plan(plan, hosts, steps.settings)
     write_plan(plan, folder.plan)
@@ -107,7 +108,8 @@ def _recipe_config(plan: Plan, settings: SlurmSettings) -> dict[str, Any]:
         "threshold": settings.bandwidth_threshold,
     }
     launch = {**(plan.config.get("launch") or {}), "max_restarts": 0, "console": "rank0"}
-    return {**plan.config, "script": None, "recipe": recipe, "launch": launch, "tracking": {"kind": "none"}}
+    own = {"recipe": recipe, "launch": launch, "tracking": {"kind": "none"}}
+    return {**plan.config, **dict.fromkeys(PROGRAM_KEYS), **own}
 
 
 def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:

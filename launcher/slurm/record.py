@@ -24,7 +24,7 @@ class Submission:
     plan.json.
     """
 
-    script: str
+    program: str
     args: tuple[str, ...]
     work_dir: str
     clusters: Mapping[str, Any] = field(default_factory=dict)

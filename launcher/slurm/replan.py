@@ -10,6 +10,7 @@ from launcher.cluster import Cluster
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner import Plan
+from launcher.planner.record import RECIPE
 from launcher.schema import read
 from launcher.slurm.settings import SlurmSettings
 
@@ -96,11 +97,14 @@ def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmS
 def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
     """The best plan on another cluster; what the user pinned is kept as far as it can be."""
     from launcher.planner.build import make_plan
+    from launcher.planner.launch_only import program_plan
 
     job = replace(plan.job, cluster=cluster)
     asked = read(LayoutRequest, plan.config.get("layout") or {}, "layout")
     pinned: dict[str, Any] = {**asked.pinned(), "tp_across_domains": asked.tp_across_domains}
     kept = {key: value for key, value in pinned.items() if key not in SIZE_KEYS}
+    if plan.kind != RECIPE:
+        return program_plan(job, LayoutRequest(**kept), plan.config, model_given=bool(plan.estimate))[0]
     attempts = [kept, {}] if kept else [{}]
     for request in attempts[:-1]:
         try:

@@ -13,7 +13,7 @@ from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.files import write_text
 from launcher.planner import Plan
-from launcher.planner.record import cluster_to_dict
+from launcher.planner.record import RECIPE, cluster_to_dict
 from launcher.resources import resource
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.secret import secrets_in
@@ -28,9 +28,9 @@ from launcher.text import whole_number
 
 @dataclass(frozen=True)
 class ToRun:
-    """What the job runs: script and arguments, the driver's interpreter, other clusters that it may land on."""
+    """What the job runs: program and arguments, the driver's interpreter, other clusters that it may land on."""
 
-    script: Path
+    program: str
     args: tuple[str, ...]
     python: str
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class ToRun:
     def submission(self) -> Submission:
         """As it is written into the run folder."""
         clusters = {gpu_type: cluster_to_dict(cluster) for gpu_type, cluster in self.clusters.items()}
-        return Submission(str(self.script.absolute()), self.args, str(Path.cwd()), clusters=clusters)
+        return Submission(self.program, self.args, str(Path.cwd()), clusters=clusters)
 
 
 def make_request(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: Path) -> SubmitRequest:
@@ -97,7 +97,7 @@ def checked_cluster(other: Cluster, plan: Plan, settings: SlurmSettings) -> Clus
 def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> list[str]:
     """What will not work as the user may expect, although Slurm takes the job."""
     found = []
-    ours = plan.config.get("script") is None
+    ours = plan.kind == RECIPE
     if settings.requeue and ours and not (plan.config.get("train") or {}).get("checkpoint_every"):
         found.append(
             "train.checkpoint_every=0: nothing is saved, so a job that reaches its time limit is not requeued; "

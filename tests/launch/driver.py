@@ -35,7 +35,7 @@ def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
     write_plan(plan, RunFolder(folder).plan)
     settings = LaunchSettings.from_config({"warm": "never", **json.loads(launch)})
     try:
-        return run_local(plan, run_folder=folder, script=Path(script), args=args, launch=settings)
+        return run_local(plan, run_folder=folder, program=script, args=args, launch=settings)
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -62,7 +62,7 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
         return run_node(
             plan,
             folder=folder,
-            script=Path(script),
+            program=script,
             args=args,
             launch=LaunchSettings.from_config(given.get("launch", {})),
             node=node,

@@ -9,7 +9,14 @@ import pytest
 from shapes import cluster, job
 
 from launcher import env
-from launcher.agent.rank_env import RankAssignment, defaults, plan_variables, threads_per_rank, torchrun_variables
+from launcher.agent.rank_env import (
+    RankAssignment,
+    chosen_variables,
+    defaults,
+    plan_variables,
+    threads_per_rank,
+    torchrun_variables,
+)
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner import Plan
@@ -40,11 +47,25 @@ def test_a_process_that_is_no_rank_says_what_it_misses(monkeypatch: pytest.Monke
         env.rank_env()
 
 
+def planned(*, nodes: int, rails: int = 1) -> Plan:
+    machine = replace(cluster(nodes=nodes, domains=(4,)), rails=rails)
+    return Plan(job(on=machine), Layout(tp=1, pp=1, dp=4 * nodes, layer_split=(24,)), estimate={}, why=(), config={})
+
+
 def test_loopback_is_for_one_node_only_and_the_users_own_values_win() -> None:
-    assert defaults({}, num_threads=3, single_node=True)["GLOO_SOCKET_IFNAME"] == "lo"
-    assert "GLOO_SOCKET_IFNAME" not in defaults({}, num_threads=3, single_node=False)
+    one, two = planned(nodes=1), planned(nodes=2)
+    assert defaults(one, {}, num_threads=3)["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in defaults(two, {}, num_threads=3)
     given = {"OMP_NUM_THREADS": "9", "GLOO_SOCKET_IFNAME": "eth0"}
-    assert not set(given) & set(defaults(given, num_threads=3, single_node=True))
+    assert not set(given) & set(defaults(one, given, num_threads=3))
+
+
+def test_rings_stay_on_a_rail_where_there_are_several_and_that_is_explained() -> None:
+    assert "NCCL_CROSS_NIC" not in defaults(planned(nodes=2), {}, num_threads=1)
+    assert "NCCL_CROSS_NIC" not in defaults(planned(nodes=1, rails=8), {}, num_threads=1)
+    assert defaults(planned(nodes=2, rails=8), {}, num_threads=1)["NCCL_CROSS_NIC"] == "0"
+    assert "NCCL_CROSS_NIC" not in defaults(planned(nodes=2, rails=8), {"NCCL_CROSS_NIC": "1"}, num_threads=1)
+    assert all(variable.why for variable in chosen_variables(planned(nodes=2, rails=8), {}))
 
 
 def test_ranks_use_the_agents_store_and_count_restarts_as_torchrun_does() -> None:

@@ -1,0 +1,129 @@
+"""Which cores a rank runs on: launch.bind = auto | none | numa | cores.
+
+numa: all cores of the NUMA node that its GPU is on, by `nvidia-smi topo -m`. cores: a share of these for itself; on a
+node without GPUs a share of all. Cores that share a physical one stay together. auto: numa where the GPUs' NUMA nodes
+are known, else none. Every rank sets its cores itself, and does not start where the kernel gave it others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.cluster.commands import Runner, run
+from launcher.cluster.readers_topo import read_topo
+from launcher.errors import InputError
+from launcher.planner import Plan
+from launcher.schema import AUTO
+
+NONE, NUMA, CORES = "none", "numa", "cores"
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The cores of each local rank; none where it may run on any. `why_not`: why some are free that were not to be."""
+
+    cores: tuple[tuple[int, ...], ...]
+    why_not: str = ""
+
+    def of(self, local_rank: int) -> tuple[int, ...]:
+        return self.cores[local_rank] if local_rank < len(self.cores) else ()
+
+    def describe(self) -> str:
+        """In a line; empty where no rank is bound and none was to be."""
+        bound = [f"{rank} on {ranges(cores)}" for rank, cores in enumerate(self.cores) if cores]
+        parts = [f"cores of local ranks: {', '.join(bound)}"] if bound else []
+        return "; ".join([*parts, *([self.why_not] if self.why_not else [])])
+
+
+def bind(mode: str, *, allowed: Sequence[int], near: Sequence[frozenset[int]], siblings: Mapping[int, int]) -> Binding:
+    """The cores of each rank. `near`: the cores near each rank's GPU, empty where unknown, for every local rank.
+
+    `siblings`: the physical core that each of `allowed` is on.
+    """
+    if mode == AUTO:
+        mode = NUMA if all(near) else NONE
+    free = tuple(() for _ in near)
+    if mode == NONE:
+        return Binding(free)
+    wanted = [frozenset(allowed) & cores for cores in near]
+    if mode == NUMA:
+        unknown = [str(rank) for rank, cores in enumerate(wanted) if not cores]
+        why = (
+            f"launch.bind=numa: no cores are known to be near the GPU of local rank {', '.join(unknown)}"
+            if unknown
+            else ""
+        )
+        return Binding(tuple(tuple(sorted(cores)) for cores in wanted), why)
+    shares = _shared([cores or frozenset(allowed) for cores in wanted], siblings)
+    if all(shares):
+        return Binding(shares)
+    return Binding(free, f"launch.bind=cores: {len(allowed)} cores are too few for {len(near)} ranks, which stay free")
+
+
+def node_binding(plan: Plan, mode: str) -> Binding:
+    """The cores of each local rank of a plan on this machine."""
+    node, ranks = plan.job.cluster.node, plan.placement.ranks_per_node
+    allowed = sorted(os.sched_getaffinity(0))
+    near = [frozenset[int]()] * ranks
+    if node.gpu.kind == "cuda" and mode != NONE:
+        near = near_gpus([gpu // node.slices_per_gpu for gpu in node.gpu_order[:ranks]], run)
+    return bind(mode, allowed=allowed, near=near, siblings=read_siblings(allowed))
+
+
+def _shared(wanted: Sequence[frozenset[int]], siblings: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
+    """Equal shares, in order, of the cores that several ranks want."""
+    found = []
+    for rank, cores in enumerate(wanted):
+        others = [other for other, theirs in enumerate(wanted) if theirs == cores]
+        in_order = sorted(cores, key=lambda core: (siblings.get(core, core), core))
+        size, place = len(in_order) // len(others), others.index(rank)
+        found.append(tuple(sorted(in_order[place * size : (place + 1) * size])))
+    return tuple(found)
+
+
+def near_gpus(gpus: Sequence[int], run: Runner) -> list[frozenset[int]]:
+    """The cores near each of these GPUs of this machine; empty where nvidia-smi does not say."""
+    answer = run(("nvidia-smi", "topo", "-m"))
+    try:
+        affinity = read_topo(answer.text or "").cpu_affinity
+    except InputError:
+        affinity = ()
+    return [core_list(affinity[gpu]) if gpu < len(affinity) else frozenset() for gpu in gpus]
+
+
+def read_siblings(cores: Sequence[int], root: Path = _CPUS) -> dict[int, int]:
+    """The first thread of the physical core that each core is on."""
+    found = {}
+    for core in cores:
+        try:
+            text = (root / f"cpu{core}/topology/thread_siblings_list").read_text()
+        except OSError:
+            text = ""
+        found[core] = min(core_list(text), default=core)
+    return found
+
+
+def core_list(text: str) -> frozenset[int]:
+    """0-2,8 → {0, 1, 2, 8}; empty where that is not what it is."""
+    cores: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or not (last or first).isdigit():
+            return frozenset()
+        cores.update(range(int(first), int(last or first) + 1))
+    return frozenset(cores)
+
+
+def ranges(cores: Sequence[int]) -> str:
+    """The inverse of `core_list`."""
+    parts: list[list[int]] = []
+    for core in sorted(cores):
+        if parts and parts[-1][1] == core - 1:
+            parts[-1][1] = core
+        else:
+            parts.append([core, core])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)

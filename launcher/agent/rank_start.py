@@ -1,0 +1,47 @@
+"""All that one rank is started with: its program, variables, streams and cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher import env
+from launcher.agent import rank_env
+from launcher.agent.command import rank_command
+from launcher.agent.fork_server import RankStart
+from launcher.agent.job import NodeJob
+from launcher.agent.output import Stream, may_read_stdin
+from launcher.agent.rank_env import RankAssignment
+from launcher.planner import Plan
+
+
+def rank_start(
+    job: NodeJob,
+    assignment: RankAssignment,
+    *,
+    plan: Plan,
+    plan_path: Path,
+    streams: tuple[Stream, Stream],
+    board_fd: int,
+) -> RankStart:
+    """What the fork server needs for a rank. `plan` is that of the present round, and `plan_path` where it is."""
+    rank, folder = assignment.rank, job.folder
+    on_gpu = job.plan.job.cluster.node.gpu.kind == "cuda"
+    logs = folder.logs if on_gpu else None
+    stdout, stderr = streams
+    return RankStart(
+        local_rank=assignment.local_rank,
+        kind=job.kind,
+        program=job.program,
+        args=tuple(job.args),
+        variables={
+            **rank_env.defaults(plan, env.environment(), num_threads=job.num_threads, nccl_logs=logs),
+            **rank_env.torchrun_variables(assignment),
+            **rank_env.plan_variables(plan, rank=rank, run_folder=folder.path, plan_path=plan_path),
+            "LAUNCHER_HEARTBEAT_FD": str(board_fd),
+        },
+        stdout=stdout.write_fd,
+        stderr=stderr.write_fd,
+        command=rank_command(job, assignment),
+        cores=job.binding.of(assignment.local_rank),
+        keeps_stdin=rank == job.launch.stdin_rank and may_read_stdin(),
+    )

@@ -1,0 +1,73 @@
+"""The user's own program: a script, a module or a program of any kind, found and looked at before any rank starts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from launcher.errors import InputError
+from launcher.files import user_path
+
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+ARCHIVES = (".zip", ".pyz", ".whl", ".egg")
+
+
+def script_file(given: str, *, other_python: bool) -> Path:
+    """The script, a folder with a __main__.py or an archive; raises InputError where there is none."""
+    path = user_path(given).absolute()
+    if path.is_dir() and (path / "__main__.py").is_file():
+        return path
+    if not path.is_file():
+        dotted = DOTTED.fullmatch(given) and not given.endswith(".py")
+        hint = f"a module is given as module={given}" if dotted else "give the path of a Python script"
+        raise InputError(f"script={given} is not a file: {hint}")
+    if not other_python and path.suffix not in (".pyc", *ARCHIVES):
+        check_syntax(path)
+    return path
+
+
+def check_syntax(script: Path) -> None:
+    """Raise InputError where Python cannot compile the script: before planning, not in every rank."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # the ranks report them
+            compile(script.read_bytes(), script, "exec", dont_inherit=True)
+    except SyntaxError as error:
+        where = f"{script}, line {error.lineno}" if error.lineno else str(script)
+        line = f": {error.text.strip()}" if error.text else ""
+        version = sys.version.partition(" ")[0]
+        hint = "" if script.suffix == ".py" else f"; a program of another kind is given as program={script}"
+        raise InputError(f"{where}: {error.msg}{line} (Python {version} cannot run it{hint})") from error
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{script} is no Python script: {error}; a program of another kind is given as program={script}"
+        ) from error
+
+
+def check_module(name: str) -> None:
+    """Raise InputError where no such module is found from here, without importing the packages that it is in."""
+    path: Sequence[str] | None = [str(Path.cwd()), *sys.path]
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        found = PathFinder.find_spec(".".join(parts[:end]), path) if path is not None else None
+        if found is None:
+            missing = ".".join(parts[:end])
+            file = " (a file is given as script=)" if name.endswith(".py") else ""
+            raise InputError(
+                f"module={name}: there is no module {missing} in {Path.cwd()} or in {sys.executable}{file}"
+            )
+        path = found.submodule_search_locations
+
+
+def program_file(given: str) -> Path:
+    """The program, by its path or by its name in PATH; raises InputError where it cannot be executed."""
+    path = user_path(given)
+    found = shutil.which(str(path.absolute()) if "/" in given else given)
+    if found is None:
+        why = f"is not executable: chmod +x {given}" if path.is_file() else "is not found: give its path"
+        raise InputError(f"program={given} {why}")
+    return Path(found).absolute()

@@ -1,0 +1,53 @@
+"""The plan of a program of the user's, of which nothing is known: where its ranks are, and no estimate.
+
+Without `model=` there is nothing to count, so no rule about batches or memory can refuse it: every rank is one of data
+parallelism, but for the degrees that the user pinned. With `model=` it is planned and estimated, without tensor,
+pipeline or context parallelism unless pinned; a layout that does not fit is a warning, since only the program knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from launcher.errors import InputError, LauncherError
+from launcher.layout import Layout, LayoutRequest
+from launcher.layout.job import Job
+from launcher.layout.resolve import plain_layout
+from launcher.planner.build import make_plan
+from launcher.planner.record import Plan
+
+NOT_GIVEN = "not given"
+
+
+def program_plan(
+    job: Job, request: LayoutRequest, config: Mapping[str, Any], *, model_given: bool
+) -> tuple[Plan, str | None]:
+    """The plan of a program, and a warning where the model that was given does not fit; raises InputError."""
+    if not model_given:
+        return _without_model(job, request, config, why="nothing is estimated: no model= was given"), None
+    asked = replace(request, tp=request.tp or 1, pp=request.pp or 1, cp=request.cp or 1)
+    try:
+        return make_plan(job, asked, config), None
+    except LauncherError as error:
+        plan = _without_model(job, request, config, why="nothing is estimated: the model does not fit this layout")
+        return replace(plan, job=job), str(error)
+
+
+def _without_model(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, why: str) -> Plan:
+    layout = _layout(job, request)
+    return Plan(replace(job, model=replace(job.model, name=NOT_GIVEN)), layout, {}, (why,), config)
+
+
+def _layout(job: Job, request: LayoutRequest) -> Layout:
+    """All ranks in data parallelism, around the degrees that are pinned."""
+    layout, ranks = plain_layout(job, request), job.cluster.max_ranks
+    if layout.world_size > ranks or (request.dp is None and layout.world_size < ranks):
+        degrees = {axis: layout.degree(axis) for axis in ("tp", "pp", "cp", "dp")}
+        said = " × ".join(f"layout.{axis}={degree}" for axis, degree in degrees.items() if degree > 1)
+        raise InputError(
+            f"{said or 'one rank'} does not make up the {ranks} ranks of {job.cluster.name}: set launch.nproc_per_node "
+            "and launch.nnodes to as many as there are to be, or pin other degrees"
+        )
+    return layout

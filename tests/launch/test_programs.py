@@ -1,0 +1,265 @@
+"""A user's own program of any kind under `launcher run`: what it gets, how it is asked to stop, what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher import process
+from launcher.cli import main
+
+slow = pytest.mark.slow
+COMMAND = [sys.executable, "-P", "-m", "launcher.cli", "run", "run_dir=run", "launch.warm=never"]
+SAYS = """
+import json, os, sys
+from pathlib import Path
+said = {"argv": sys.argv[1:], "name": __name__, "package": __package__, "mark": os.environ.get("MARK")}
+Path(f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
+"""
+HANDLES = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+rank = os.environ["RANK"]
+child = subprocess.Popen(["sleep", "100"])
+def save(number, frame):
+    time.sleep(1.5)
+    alive = child.poll() is None
+    Path(f"saved-{rank}.txt").write_text(f"{signal.Signals(number).name} {alive}")
+    child.kill()
+    sys.exit(0)
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, save)
+Path(f"up-{rank}").touch()
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `launcher run` in the test's folder."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def started(*words: str, ranks: int = 2, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+        split = words.index("--") if "--" in words else len(words)
+        argv = [*COMMAND, f"launch.nproc_per_node={ranks}", *words[:split], *words[split:]]
+        jobs.append(
+            subprocess.Popen(argv, cwd=tmp_path, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
+        job.communicate()
+
+
+def said(folder: Path, rank: int) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / f"said-{rank}.json").read_text())
+    return found
+
+
+@slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_module_runs_as_python_m_runs_it(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, method: str
+) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "train.py").write_text(SAYS)
+    job = start("module=pkg.train", f"launch.start={method}", "--", "--lr", "a b")
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    for rank in range(2):
+        assert said(tmp_path, rank) == {"argv": ["--lr", "a b"], "name": "__main__", "package": "pkg", "mark": None}
+
+
+@slow
+def test_a_program_of_any_kind_is_executed_by_each_rank(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    program = tmp_path / "run it.sh"
+    program.write_text('#!/bin/sh\necho "$RANK of $WORLD_SIZE: $*" > "said-$RANK.txt"\nexit $RANK\n')
+    program.chmod(0o755)
+    job = start("program=./run it.sh", "launch.exit_code=first", "--", "two words", "x=1")
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 1, err
+    assert [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(2)] == [
+        "0 of 2: two words x=1\n", "1 of 2: two words x=1\n"]  # fmt: skip
+
+
+@slow
+def test_a_wrapper_is_put_before_each_rank_with_its_values(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(SAYS)
+    job = start(
+        "script=train.py", "launch.wrapper=env MARK='{rank} {local_rank} {node} {run_dir} {{}}' nice", "--", "x"
+    )
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    for rank in range(2):
+        assert said(tmp_path, rank)["mark"] == f"{rank} {rank} 0 {tmp_path}/run {{}}"
+        assert said(tmp_path, rank)["argv"] == ["x"]
+
+
+@slow
+def test_another_python_starts_the_script_and_needs_no_launcher(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    other = tmp_path / "python of another environment"
+    other.write_text(f'#!/bin/sh\nMARK="$1 $#" exec {sys.executable} -S -I "$@"\n')
+    other.chmod(0o755)
+    (tmp_path / "train.py").write_text(SAYS)
+    job = start("script=train.py", f"launch.python={other}", "--", "x")
+    _, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    assert said(tmp_path, 1)["mark"] == "-u 3"
+
+
+@slow
+@pytest.mark.parametrize(
+    ("key", "reads"), [("launch.stdin_rank=0", 0), ("launch.stdin_rank=1", 1), ("launch.stdin_rank=null", None)]
+)
+def test_one_rank_reads_standard_input(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, key: str, reads: int | None
+) -> None:
+    (tmp_path / "train.py").write_text(
+        "import os, sys; open(f\"in-{os.environ['RANK']}\", 'w').write(sys.stdin.read())"
+    )
+    job = start("script=train.py", key, stdin=subprocess.PIPE)
+    _, err = job.communicate("a line\n", timeout=240)
+    assert job.returncode == 0, err
+    assert [(tmp_path / f"in-{rank}").read_text() for rank in range(2)] == [
+        "a line\n" * (rank == reads) for rank in (0, 1)
+    ]
+
+
+@slow
+def test_a_debugger_prompt_works_on_a_terminal(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("value = 41\nbreakpoint()\nprint('went on')\n")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execv(sys.executable, [*COMMAND, "launch.nproc_per_node=1", "script=train.py"])
+    shown = ""
+    try:
+        for waits, types in (("(Pdb) ", "p value + 1\n"), ("42", "c\n"), ("went on", "")):
+            deadline = time.monotonic() + 120
+            while waits not in shown:
+                assert time.monotonic() < deadline, shown
+                if select.select([terminal], [], [], 1)[0]:
+                    shown += os.read(terminal, 4096).decode()
+            os.write(terminal, types.encode())
+    finally:
+        os.close(terminal)
+        process.signal_all([*process.descendants(pid), pid], signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("words", "body", "code"),
+    [
+        (["launch.exit_code=first"], "sys.exit(7 if rank == '1' else time.sleep(60))", 7),
+        (["launch.exit_code=first"], "os.kill(os.getpid(), 9) if rank == '1' else time.sleep(60)", 137),
+        ([], "sys.exit(7)", 1),
+    ],
+    ids=["code", "signal", "job"],
+)
+def test_the_exit_code_is_the_first_failed_ranks_where_that_is_wanted(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, words: list[str], body: str, code: int
+) -> None:
+    (tmp_path / "train.py").write_text(f"import os, sys, time\nrank = os.environ['RANK']\n{body}\n")
+    job = start("script=train.py", *words)
+    job.communicate(timeout=240)
+    assert job.returncode == code
+
+
+@slow
+@pytest.mark.parametrize(
+    ("came", "words", "handled"),
+    [
+        (signal.SIGTERM, [], "SIGTERM True"),
+        (signal.SIGUSR1, ["launch.stop_signals=[TERM,USR1]"], "SIGUSR1 True"),
+        (signal.SIGINT, [], "SIGTERM True"),
+        (signal.SIGTERM, ["launch.forward_signal=USR1", "launch.start=spawn"], "SIGUSR1 True"),
+        (signal.SIGTERM, ["launch.forward_signal=none"], None),
+    ],
+    ids=["TERM", "USR1", "INT", "as USR1", "none"],
+)
+def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    came: signal.Signals,
+    words: list[str],
+    handled: str | None,
+) -> None:
+    (tmp_path / "train.py").write_text(HANDLES)
+    job = start("script=train.py", "launch.kill_after_s=0.2", "launch.grace_s=60", *words)
+    deadline = time.monotonic() + 120
+    while not all((tmp_path / f"up-{rank}").exists() for rank in range(2)):
+        assert time.monotonic() < deadline
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+    began = time.monotonic()
+    job.send_signal(came)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 1
+    assert f"stopped by {came.name}" in err
+    saved = [(tmp_path / f"saved-{rank}.txt") for rank in range(2)]
+    if handled is None:
+        assert not any(path.exists() for path in saved)
+    else:
+        assert [path.read_text() for path in saved] == [handled, handled]
+        assert f"passed on as {handled.split()[0]}" in err
+        assert time.monotonic() - began < 45
+
+
+WRONG = {
+    "module=no.such": "there is no module no in",
+    "module=json.no_such": "there is no module json.no_such in",
+    "script=pkg.train": "a module is given as module=pkg.train",
+    "script=run.sh": "a program of another kind is given as program=",
+    "program=run.sh": "is not executable: chmod +x run.sh",
+    "program=no-such-program": "is not found",
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_a_program_that_cannot_run_is_refused_before_anything_starts(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text("#!/bin/sh\nexit 0; done\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    assert main(["run", word, "dry_run=true"]) == 2
+    assert WRONG[word] in capsys.readouterr().err
+
+
+@slow
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("launch.wrapper=no-such-wrapper -o x", "launch.wrapper=no-such-wrapper is not found"),
+        ("launch.wrapper=env {gpu}", "it may name {rank}"),
+        ("launch.python=/no/python", "launch.python=/no/python is not found"),
+    ],
+)
+def test_what_cannot_start_a_rank_is_refused(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, word: str, said: str
+) -> None:
+    (tmp_path / "train.py").touch()
+    job = start("script=train.py", word)
+    _, err = job.communicate(timeout=120)
+    assert job.returncode == 2
+    assert said in err

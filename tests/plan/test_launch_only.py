@@ -1,0 +1,100 @@
+"""Plans of a user's own program: nothing is estimated without model=, and nothing but its ranks can refuse it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.agent.replan import plan_of_round
+from launcher.commands.common import plan_to_run
+from launcher.config.compose import load
+from launcher.errors import InputError
+from launcher.planner import Plan
+from launcher.rendezvous.membership_change import MembershipChange
+
+NETWORK = ["cluster.node.num_nics=1", "cluster.node.nic_gbps=100"]
+
+
+def planned(*words: str) -> Plan:
+    return plan_to_run(load(["script=train.py", *words]), ["script=train.py", *words])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8])
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_any_number_of_ranks_is_data_parallel(ranks: int, nodes: int) -> None:
+    plan = planned(f"launch.nproc_per_node={ranks}", f"launch.nnodes={nodes}", *NETWORK)
+    assert plan.layout.brief().startswith(f"tp1 pp1 dp{ranks * nodes}")
+    assert (plan.placement.num_nodes, plan.placement.ranks_per_node) == (nodes, ranks)
+    assert plan.estimate == {}
+    assert "no model= was given" in plan.why[0]
+
+
+def test_neither_batch_nor_memory_refuses_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert planned("cluster=dgx_a100_80g", "launch.nproc_per_node=5", "train.global_batch=16").layout.dp == 5
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("key", ["script=train.py", "module=pkg.train", "program=./run.sh"])
+def test_the_plan_says_what_its_ranks_run(key: str) -> None:
+    name, _, value = key.partition("=")
+    plan = plan_to_run(load([key]), [key])
+    assert (plan.kind, plan.config[name]) == (name, value)
+
+
+def test_degrees_that_are_pinned_stay_and_the_rest_is_data_parallel() -> None:
+    plan = planned("launch.nproc_per_node=8", "layout.tp=2", "layout.cp=2")
+    assert [plan.layout.degree(axis) for axis in ("tp", "cp", "pp", "dp")] == [2, 2, 1, 2]
+    assert planned("launch.nproc_per_node=8", "layout.dp=3").layout.world_size == 3
+    with pytest.raises(InputError, match=r"layout\.tp=2 × layout\.dp=2 does not make up the 5 ranks"):
+        planned("launch.nproc_per_node=5", "layout.tp=2")
+    with pytest.raises(InputError, match=r"layout\.dp=9 does not make up the 8 ranks"):
+        planned("launch.nproc_per_node=8", "layout.dp=9")
+
+
+def test_a_slice_of_a_gpu_is_one_rank() -> None:
+    assert planned("cluster=a100_mig_1g").layout.world_size == 1
+
+
+def test_with_a_model_it_is_estimated_as_data_parallel(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = planned("cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64")
+    assert [plan.layout.degree(axis) for axis in ("tp", "pp", "cp", "dp")] == [1, 1, 1, 8]
+    assert plan.estimate["step_time_s"] > 0
+    assert planned("cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "layout.tp=2").layout.tp == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["model=gpt3_175b", "cluster=dgx_a100_80g", "train.global_batch=64"], "fit"),
+        (["model.hidden=64", "launch.nproc_per_node=5", "train.global_batch=16"], "global_batch=16"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_a_warning(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = planned(*words)
+    assert plan.layout.dp == plan.job.cluster.max_ranks
+    assert plan.estimate == {}
+    err = capsys.readouterr().err
+    assert said in err and "only the program knows" in err
+
+
+def test_without_a_node_it_goes_on_with_fewer_ranks() -> None:
+    plan = planned("launch.nproc_per_node=4", "launch.nnodes=3", *NETWORK)
+    smaller = plan_of_round(Plan(**{**vars(plan), "hosts": ("a", "b", "c")}), MembershipChange(absent=(1,)))
+    assert (smaller.layout.dp, smaller.hosts, smaller.estimate) == (8, ("a", "c"), {})
+
+
+def test_two_programs_are_refused() -> None:
+    with pytest.raises(InputError, match=r"script=a\.py and module=b are given"):
+        load(["script=a.py", "module=b"])
+
+
+def test_our_own_numbers_win_over_those_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs" / "launch").mkdir(parents=True)
+    (tmp_path / "configs" / "launch" / "pair.yaml").write_text("nproc_per_node: 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert planned("launch=pair").layout.dp == 2
+    assert planned("launch=pair", "launch.nproc_per_node=3").layout.dp == 3
