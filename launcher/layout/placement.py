@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from itertools import accumulate
-from math import lcm
+from math import gcd, lcm
 
 from launcher.cluster import Cluster
 from launcher.layout.grid import RankGrid
@@ -140,7 +140,9 @@ def rails_of_groups(cluster: Cluster, *, ranks: int, stride: int, world: int) ->
         return True, 1
     blocks = range(0, min(world, lcm(ranks * stride, per_node)), ranks * stride)
     firsts = {(block + first) % per_node for block in blocks for first in range(stride)}
-    found = [common_rails(cluster, range(first, first + ranks * stride, stride)) for first in firsts]
+    period = per_node // gcd(stride, per_node)  # ranks of a group after which its GPUs repeat: two periods show all
+    shown = min(ranks, 2 * period + ranks % period)
+    found = [common_rails(cluster, range(first, first + shown * stride, stride)) for first in firsts]
     return all(shared for shared, _ in found), max(rails for _, rails in found)
 
 
