@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from launcher.errors import InputError
-from launcher.text import bounded, printable
+from launcher.text import bounded, printable, whole_number
 
 # PCI class codes, https://pcisig.com (base class 03 display, 02 network): a prefix of what the file prints.
 _GPU_CLASSES = ("0x0302", "0x0300")
@@ -26,6 +26,17 @@ class PciDevice:
     busid: str
     numa: int
     path: tuple[str, ...]
+    device_id: str = ""  # vendor:device as lspci -n writes it, where the file has it
+    gbps: float = 0.0  # of a NIC, where the file says it
+
+
+@dataclass(frozen=True)
+class Nvlink:
+    """Links of a GPU to a GPU or an NVSwitch, by bus ids."""
+
+    source: str
+    target: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class NcclTopology:
     nics: tuple[PciDevice, ...]
     num_numa: int
     notes: tuple[str, ...]
+    nvlinks: tuple[Nvlink, ...] = ()
 
     def near_nics(self, gpu: PciDevice) -> tuple[PciDevice, ...]:
         """The NICs that share most PCIe switches with a GPU; none where no NIC shares any."""
@@ -82,7 +94,21 @@ def read_nccl_topology(text: str) -> NcclTopology:
         for pci in cpu:
             unclassed += _walk(pci, numa, (), gpus, nics)
     notes = _notes(gpus, nics, unclassed, root)
-    return NcclTopology(tuple(gpus), tuple(nics), len(root.findall("cpu")), notes)
+    links = _nvlinks(root, {gpu.busid for gpu in gpus})
+    return NcclTopology(tuple(gpus), tuple(nics), len(root.findall("cpu")), notes, links)
+
+
+def _nvlinks(root: ET.Element, gpus: set[str]) -> tuple[Nvlink, ...]:
+    """NVLinks that lead from one device to another; none where any leads back to its own GPU."""
+    found = []
+    for pci in root.iter("pci"):
+        if pci.get("busid") in gpus:
+            for link in pci.iter("nvlink"):
+                count = whole_number(link.get("count"))
+                found.append(Nvlink(pci.get("busid", ""), link.get("target", ""), 1 if count is None else count))
+    if any(link.source == link.target for link in found):
+        return ()
+    return tuple(found)
 
 
 def _numa(cpu: ET.Element) -> int:
@@ -95,21 +121,33 @@ def _numa(cpu: ET.Element) -> int:
 def _walk(node: ET.Element, numa: int, path: tuple[str, ...], gpus: list[PciDevice], nics: list[PciDevice]) -> int:
     """Collect the devices under one element; returns how many leaves say no class."""
     if node.tag == "nic":  # a NIC without a place in the PCIe tree
-        nics.extend(PciDevice(net.get("name", "net"), numa, path) for net in node.findall("net"))
+        nics.extend(_net(net, numa, path) for net in node.findall("net"))
         return 0
     if node.tag != "pci":
         return 0
     busid, kind = node.get("busid", ""), node.get("class", "")
     if kind.startswith(_GPU_CLASSES):
-        gpus.append(PciDevice(busid, numa, path))
+        gpus.append(PciDevice(busid, numa, path, _device_id(node)))
         return 0
     if kind.startswith(_NIC_CLASSES):
-        nics.append(PciDevice(busid, numa, path))
+        nets = [_net(net, numa, path) for net in node.iter("net")]
+        nics.append(PciDevice(busid, numa, path, _device_id(node), max((net.gbps for net in nets), default=0.0)))
         return 0
     children = [child for child in node if child.tag in ("pci", "nic")]
     if not children:
         return int(not kind)
     return sum(_walk(child, numa, (*path, busid), gpus, nics) for child in children)
+
+
+def _net(net: ET.Element, numa: int, path: tuple[str, ...]) -> PciDevice:
+    """A port; NCCL writes its speed in Mb/s."""
+    speed = whole_number(net.get("speed"))
+    return PciDevice(printable(net.get("name", "net"), longest=40), numa, path, gbps=(speed or 0) / 1000)
+
+
+def _device_id(pci: ET.Element) -> str:
+    vendor, device = (pci.get(key, "").removeprefix("0x").lower() for key in ("vendor", "device"))
+    return f"{vendor}:{device}" if re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}", f"{vendor}:{device}") else ""
 
 
 def _common(a: tuple[str, ...], b: tuple[str, ...]) -> int:

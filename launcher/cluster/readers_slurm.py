@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from launcher.cluster.hostlist import MAX_HOSTS, expand_hostlist
+from launcher.cluster.plain_yaml import plain_yaml
 from launcher.errors import InputError
 from launcher.text import bounded, printable, whole_number
 
@@ -52,6 +54,16 @@ class SlurmTopology:
 
 
 @dataclass(frozen=True)
+class GresGpus:
+    """GPUs of some nodes as gres.conf lists them; `nodes` is empty where the line holds for every node."""
+
+    nodes: tuple[str, ...]
+    type: str | None
+    count: int
+    cpus: tuple[str, ...] = ()  # near each, where the lines say it
+
+
+@dataclass(frozen=True)
 class SlurmNodes:
     """Nodes that one record describes; 0 or None where it says nothing."""
 
@@ -67,7 +79,9 @@ class SlurmNodes:
 
 
 def read_slurm_topology(text: str) -> SlurmTopology:
-    """The switches out of topology.conf or `scontrol show topology`; raises InputError for another text."""
+    """The switches out of topology.conf or .yaml, or `scontrol show topology`; raises InputError for another text."""
+    if re.search(r"^[ \t-]*topology:", text[:MOST_CHARACTERS], flags=re.MULTILINE):
+        return _yaml_topology(text)
     records = [_fields(line) for line in _lines(text)]
     switches = [record for record in records if "switchname" in record]
     blocks = [record for record in records if "blockname" in record]
@@ -82,6 +96,47 @@ def read_slurm_topology(text: str) -> SlurmTopology:
     on_leaf = [switch for switch in switches if switch["switchname"] not in inner]
     leaves = _expanded((switch["switchname"], switch.get("nodes", "")) for switch in on_leaf)
     return SlurmTopology("tree", leaves, parents, _notes(leaves))
+
+
+def _yaml_topology(text: str) -> SlurmTopology:
+    """The first tree or block of topology.yaml: https://slurm.schedmd.com/topology.yaml.html"""
+    data = plain_yaml(bounded(text, "Slurm's", most=2**20), "a topology.yaml of Slurm")
+    for entry in data if isinstance(data, list) else [data]:
+        for kind, names, below in (("tree", "switches", "switch"), ("block", "blocks", "block")):
+            within = entry.get(kind) if isinstance(entry, dict) else None
+            records = within.get(names) if isinstance(within, dict) else None
+            if isinstance(records, list):
+                found = [record for record in records if isinstance(record, dict)]
+                lines = [_as_line(record, below) for record in found]
+                return read_slurm_topology("\n".join(lines))
+    raise InputError("this is no topology.yaml of Slurm: it has neither tree: switches: nor block: blocks:")
+
+
+def _as_line(record: Mapping[str, Any], below: str) -> str:
+    """A record of topology.yaml as topology.conf writes it."""
+    words = {f"{below.capitalize()}Name": record.get(below), "Nodes": record.get("nodes")}
+    words["Switches"] = record.get("children")
+    return " ".join(f"{key}={value}" for key, value in words.items() if isinstance(value, str) and " " not in value)
+
+
+def read_gres(text: str) -> tuple[GresGpus, ...]:
+    """The GPUs of gres.conf, by nodes and type; raises InputError for another text or a template."""
+    if "{%" in text or "{{" in text:
+        raise InputError("this gres.conf is a template: give the file that it makes, or `scontrol show node -o`")
+    records = [record for record in map(_fields, _lines(text)) if record.get("name", "").lower() == "gpu"]
+    if not records:
+        raise InputError("this is no gres.conf with GPUs: no line says Name=gpu")
+    found: dict[tuple[str, str | None], list[str]] = {}
+    for record in records:
+        count = whole_number(record.get("count"))
+        files = expand_hostlist(record.get("file", "")) if "[" in record.get("file", "") else (record.get("file", ""),)
+        cpus = record.get("cpus") or record.get("cores") or ""
+        kind = printable(record["type"]) if record.get("type") else None
+        found.setdefault((record.get("nodename", ""), kind), []).extend([cpus] * min(count or len(files), MAX_HOSTS))
+    return tuple(
+        GresGpus(expand_hostlist(nodes), kind, len(cpus), tuple(map(printable, cpus)) if any(cpus) else ())
+        for (nodes, kind), cpus in found.items()
+    )
 
 
 def _expanded(expressions: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:

@@ -16,12 +16,17 @@ from launcher.text import bounded, printable
 UNKNOWN = "unknown"
 PCIE_NEAR_TO_FAR = ("PIX", "PXB", "PHB", "NODE", "SYS")
 _LINK = re.compile(r"X|NV[0-9]{1,3}|PIX|PXB|PHB|NODE|SYS")
+_GLUED = re.compile(
+    r"((?:X|NV[0-9]{1,2}|PIX|PXB|PHB|NODE|SYS){2,})([0-9][0-9,-]*)?|(PIX|PXB|PHB|NODE|SYS)([0-9][0-9,-]*)"
+)
+_ONE = re.compile(r"X|NV[0-9]{1,2}|PIX|PXB|PHB|NODE|SYS")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")  # nvidia-smi underlines the heading on a terminal
 _GPU = re.compile(r"GPU[0-9]{1,4}")
 _HEADINGS = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 # No GPU so far has more: 18 in NVLink 4 and 5, 12 in NVLink 3, https://www.nvidia.com/en-us/data-center/nvlink/
 MAX_LINKS_PER_GPU = 18
 MOST_DEVICES = 256  # GPUs and NICs of one node
+MOST_HEADINGS = 16  # lines that may be the heading
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,9 @@ class Topology:
 def read_topo(text: str) -> Topology:
     """The matrix out of the text; raises InputError where the GPU part cannot be read."""
     text = _ANSI.sub("", bounded(text, "`nvidia-smi topo -m`"))
-    lines = text.splitlines()
-    devices = _devices(lines)
+    devices, rows, glued = _matrix(text.splitlines())
     gpus = tuple(device for device in devices if _GPU.fullmatch(device))
     nics = tuple(device for device in devices if device not in gpus)
-    rows = {tokens[0]: tokens[1:] for tokens in map(str.split, lines) if tokens and tokens[0] in devices}
     links, mangled = _links(devices, rows)
     if gaps := [(a, b) for a, b in combinations(gpus, 2) if links[a][b] == UNKNOWN]:
         raise InputError(_illegible(gaps, rows))
@@ -74,22 +77,61 @@ def read_topo(text: str) -> Topology:
         cpu_affinity=tuple(tail[0] for tail in tails),
         numa=tuple(tail[1] for tail in tails),
         nic_names=dict(re.findall(r"^[ \t]*(NIC[0-9]{1,4}): (\S{1,40})", text, flags=re.MULTILINE)),
-        notes=_notes(mangled, rows, nics),
+        notes=_notes(mangled, rows, devices, glued),
     )
 
 
-def _devices(lines: Sequence[str]) -> tuple[str, ...]:
-    """The column headings that name devices."""
+def _matrix(lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[str]], list[str]]:
+    """The devices of the heading, the cells of their rows, and those that were glued together.
+
+    Of several lines that begin with a GPU and name no link, the heading is the one with most rows below it: a prompt or
+    a remark may come first.
+    """
+    best: tuple[int, tuple[str, ...], dict[str, list[str]], list[str]] = (0, (), {}, [])
+    for index in [index for index, line in enumerate(lines) if _heading(line)][:MOST_HEADINGS]:
+        devices = _heading(lines[index])
+        if len(devices) > MOST_DEVICES or len(set(devices)) < len(devices):
+            continue
+        rows, glued = _rows(devices, lines[index + 1 :])
+        score = sum(len(cells) >= len(devices) for cells in rows.values())
+        if score > best[0] or (not best[1] and rows):
+            best = score, devices, rows, glued
+    if not best[1]:
+        raise InputError("this is not `nvidia-smi topo -m`: no heading line that starts with GPU0, with rows below it")
+    return best[1:]
+
+
+def _heading(line: str) -> tuple[str, ...]:
+    """The devices that a line names if it can be a heading."""
+    for words in _HEADINGS:
+        line = line.replace(words, "")
+    tokens = line.split()
+    if not tokens or not _GPU.fullmatch(tokens[0]) or any(_LINK.fullmatch(token) for token in tokens):
+        return ()
+    return tuple(printable(token, longest=40) for token in tokens)
+
+
+def _rows(devices: Sequence[str], lines: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The cells of each device's row, glued ones apart (`SYSSYS`, `SYS0-31`)."""
+    rows: dict[str, list[str]] = {}
+    glued = []
     for line in lines:
-        heading = line
-        for words in _HEADINGS:
-            heading = heading.replace(words, "")
-        tokens = heading.split()
-        if tokens and _GPU.fullmatch(tokens[0]) and not any(_LINK.fullmatch(token) for token in tokens):
-            if len(tokens) > MOST_DEVICES or len(set(tokens)) < len(tokens):
-                raise InputError("this is not `nvidia-smi topo -m`: a device is named twice, or there are too many")
-            return tuple(printable(token, longest=40) for token in tokens)
-    raise InputError("this is not `nvidia-smi topo -m`: no heading line that starts with GPU0")
+        tokens = line.split()
+        if not tokens or tokens[0] not in devices or tokens[0] in rows:
+            continue
+        if not any(_LINK.match(token) for token in tokens[1:]):
+            continue  # a remark
+        cells = rows[tokens[0]] = []
+        for token in tokens[1:]:
+            match = _GLUED.fullmatch(token) if len(cells) < len(devices) else None
+            glued += [token] if match else []
+            cells += [token] if match is None else _apart(match)
+    return rows, glued
+
+
+def _apart(match: re.Match[str]) -> list[str]:
+    links, tail = match[1] or match[3], match[2] or match[4]
+    return [*_ONE.findall(links), *([tail] if tail else [])]
 
 
 def _links(
@@ -127,16 +169,22 @@ def _illegible(gaps: Sequence[tuple[str, str]], rows: Mapping[str, Sequence[str]
     return f"this `nvidia-smi topo -m` is not whole ({cause}): give the whole output"
 
 
-def _notes(mangled: Mapping[str, str], rows: Mapping[str, Sequence[str]], nics: Sequence[str]) -> tuple[str, ...]:
+def _notes(
+    mangled: Mapping[str, str], rows: Mapping[str, Sequence[str]], devices: Sequence[str], glued: Sequence[str]
+) -> tuple[str, ...]:
     notes = []
+    if glued:
+        cells = ", ".join(printable(cell, longest=20) for cell in sorted(set(glued))[:4])
+        notes.append(f"nvidia-smi topo -m: cells are glued together ({cells}): read as the links that they are made of")
     if mangled:
         cells = ", ".join(printable(cell, longest=20) for cell in sorted(set(mangled.values()))[:4])
         notes.append(
             f"nvidia-smi topo -m: {len(mangled)} rows are mangled ({cells} is no link type): "
             "their CPU and NUMA affinity is unknown"
         )
-    if missing := [nic for nic in nics if nic not in rows]:
-        notes.append(f"nvidia-smi topo -m: the rows of {', '.join(missing)} are missing; the GPU rows tell their links")
+    if missing := [device for device in devices if device not in rows]:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        notes.append(f"nvidia-smi topo -m: the rows of {shown} are missing; the other rows say their links")
     return tuple(notes)
 
 

@@ -86,7 +86,10 @@ class Gpu:
 class Node:
     """One machine. `domains` are the NVSwitch domains: sets of local GPU indices with any-to-any NVLink."""
 
-    gpu: Gpu = key(meaning="the GPUs of a node, all alike")
+    gpu: Gpu = key(
+        meaning="the GPUs of a node, all alike",
+        example="an entry of configs/gpu is taken under defaults:, as `- /gpu@node.gpu: a100_sxm_80g`",
+    )
     num_gpus: int = key(
         unit="GPUs", minimum=1, maximum=MOST_GPUS, meaning="GPUs of a node (or MIG slices, or ranks on CPUs)"
     )

@@ -1,28 +1,46 @@
-"""`launcher discover`: look at this node (and Slurm) and write configs/cluster/<name>.yaml where we stand."""
+"""`launcher discover`: look at this node and Slurm, or read texts of others, and write configs/cluster/<name>.yaml."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from launcher.cluster.discover import discover, write_cluster_file
+from launcher.cluster.discover import ClusterFile, discover, discover_from, texts_of_files, write_cluster_file
+from launcher.cluster.machine import COLLECTOR
 from launcher.commands.common import options
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 
 
 def run(invocation: Invocation) -> int:
-    wanted = options(invocation.overrides, allowed=["name", "force", "dry_run"])
-    for key in ("force", "dry_run"):
-        if wanted.get(key, "false") not in ("true", "false"):
-            raise InputError(f"{key}={wanted[key]} must be true or false")
-    file = discover(wanted.get("name"))
+    wanted = options(invocation.overrides, allowed=["name", "force", "dry_run", "from", "collector"])
+    flags = {key: _flag(key, wanted.get(key, "false")) for key in ("force", "dry_run", "collector")}
+    if flags["collector"]:
+        print(COLLECTOR)
+        print("run it on each node, and give what it prints: launcher discover from=FILE,…", file=sys.stderr)
+        return 0
+    file = _found(wanted.get("from"), wanted.get("name"))
     for note in file.notes:
         print(note, file=sys.stderr)
-    if wanted.get("dry_run") == "true":
+    if flags["dry_run"]:
         print(file.text, end="")
         return 0
-    path = write_cluster_file(file, Path("configs/cluster"), force=wanted.get("force") == "true")
+    path = write_cluster_file(file, Path("configs/cluster"), force=flags["force"])
     print(path)
     print(f"use it with: launcher plan cluster={file.name}", file=sys.stderr)
     return 0
+
+
+def _found(given: str | None, name: str | None) -> ClusterFile:
+    if given is None:
+        return discover(name)
+    names = [part.strip() for part in given.strip("[]").split(",") if part.strip()]
+    if name is None:
+        raise InputError("from=… describes another machine: give its cluster a name, as name=site")
+    return discover_from(texts_of_files(names), name)
+
+
+def _flag(key: str, value: str) -> bool:
+    if value not in ("true", "false"):
+        raise InputError(f"{key}={value} must be true or false")
+    return value == "true"

@@ -39,10 +39,10 @@ class _Reader:
     problems: list[str]
     known: Callable[[], list[str]]  # the names of all keys, for those that are unknown
 
-    def closed(self, classes: Sequence[type], data: Any, prefix: str) -> None:
-        """Report what is no group, and what is a key of none of these classes."""
+    def closed(self, classes: Sequence[type], data: Any, prefix: str, *, example: str | None = None) -> None:
+        """Report what is no group, and what is a key of none of these classes. `example`: how the group is given."""
         if not isinstance(data, Mapping):
-            self.wrong(prefix, data, "must be a group of keys")
+            self.wrong(prefix, data, "must be a group of keys" + (f": {example}" if example else ""))
             return
         allowed = {entry.name for cls in classes for entry in entries(cls)}
         unknown = [leaf for name in data if name not in allowed for leaf in _leaves(data[name], join(prefix, name))]
@@ -87,7 +87,7 @@ class _Reader:
                 self.problems.append(str(error))
             return _WRONG
         if entry is sharing[0]:
-            self.closed([found for found in chosen if found], data, name)
+            self.closed([found for found in chosen if found], data, name, example=entry.key.example)
         make = chosen[sharing.index(entry)]
         return None if make is None else self.made(make, data, name)
 

@@ -146,3 +146,15 @@ def test_one_domain_of_all_gpus_and_a_rail_to_each_nic_follow_the_node() -> None
 def test_domains_and_rails_that_a_node_cannot_have_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         cluster("dgx_a100_80g", *overrides)
+
+
+def test_a_gpu_written_as_a_word_gets_the_line_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "configs" / "cluster"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("name: mine\nnode:\n  gpu: a100_sxm_80g\n  num_gpus: 8\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"gpu = 'a100_sxm_80g' must be a group .* `- /gpu@node.gpu: a100_sxm_80g`"
+    ) as caught:
+        cluster("mine")
+    assert len(caught.value.problems) == 1

@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
+from launcher.cluster.machine import Nic, read_collected
+from launcher.cluster.nvlink import counts_of_file, nvlink_shape
+from launcher.cluster.readers_ib import read_ibnetdiscover
+from launcher.cluster.readers_mig import read_mig_parted, read_mig_placements
 from launcher.cluster.readers_nccl import read_nccl_topology
-from launcher.cluster.readers_slurm import read_gpu_gres, read_slurm_nodes, read_slurm_topology
+from launcher.cluster.readers_pci import read_lspci
+from launcher.cluster.readers_slurm import read_gpu_gres, read_gres, read_slurm_nodes, read_slurm_topology
 from launcher.cluster.readers_smi import (
     read_list,
     read_mig_instances,
@@ -18,6 +23,7 @@ from launcher.cluster.readers_smi import (
     read_query,
     uniform_profile,
 )
+from launcher.cluster.readers_smi_log import read_query_log
 from launcher.cluster.readers_topo import nvlink_domains, nvlink_kind, read_topo
 from launcher.errors import InputError
 from tests.cluster import texts
@@ -220,6 +226,47 @@ def test_consecutive_names_fold() -> None:
     assert compress_hostlist(["dgx08", "dgx09", "dgx10", "dgx12", "login"]) == "dgx[08-10,12],login"
 
 
+def test_slurm_s_yaml_is_read_as_its_conf() -> None:
+    topology = read_slurm_topology(texts.SLURM_YAML)
+    assert topology.parents == {"s1": "spine", "s2": "spine"}
+    assert (topology.leaf_of("node02"), topology.leaf_of("node04")) == ("s1", "s2")
+
+
+def test_gres_lists_gpus_by_nodes_and_type() -> None:
+    [gpus] = read_gres(texts.GRES_CONF)
+    assert (gpus.nodes, gpus.type, gpus.count) == (("n1", "n2", "n3", "n4"), "a100", 8)
+    assert gpus.cpus == ("0-31",) * 4 + ("32-63",) * 4
+
+
+def test_what_the_collector_printed_elsewhere_is_a_machine() -> None:
+    machine = read_collected(texts.COLLECTED)
+    assert (machine.host, machine.cores, machine.sockets) == ("n7", 2, 2)
+    assert machine.memory_bytes == 1056210304 * 1024
+    assert machine.nics == (
+        Nic("mlx5_0", "infiniband", 200.0, active=True, busid="0000:12:00.0"),
+        Nic("mlx5_1", "roce", 25.0, active=True),
+    )
+
+
+def test_mig_parted_and_placements_are_read() -> None:
+    assert [place.starts for place in read_mig_placements(texts.MIG_PLACES)] == [tuple(range(7)), (0, 4), (0,)]
+    [cut] = read_mig_parted(texts.MIG_PARTED)["mixed"]
+    assert (cut.gpus, cut.enabled, dict(cut.slices), cut.cards) == (
+        (0, 1), True, {"1g.10gb": 4, "3g.40gb": 1}, ("0x20B210DE",),
+    )  # fmt: skip
+
+
+def test_nvlinks_of_an_nccl_topology_are_read() -> None:
+    link = '<gpu dev="{}"><nvlink target="{}" count="4" tclass="{}"/></gpu></pci>'
+    switched = texts.NCCL_XML
+    for number in (1, 2, 4, 5):
+        gpu = f'<pci busid="0000:0{number}:00.0" class="0x030200" link_speed="16 GT/s" link_width="16"'
+        switched = switched.replace(f"{gpu}/>", f"{gpu}>{link.format(number, '0000:c8:00.0', '0x068000')}")
+    shape = nvlink_shape(counts_of_file(read_nccl_topology(switched)) or [])
+    assert (shape.domains, shape.kind) == (((0, 1, 2, 3),), "nvswitch")
+    assert counts_of_file(read_nccl_topology(texts.NCCL_XML)) is None
+
+
 BROKEN: list[tuple[Callable[[str], object], str]] = [
     (read_topo, "no matrix here"),
     (read_topo, "\n".join(texts.topo(texts.uniform(4, "NV4")).splitlines()[:3])),
@@ -235,6 +282,18 @@ BROKEN: list[tuple[Callable[[str], object], str]] = [
     (read_nccl_topology, "<system><cpu numaid='zero'/></system>"),
     (read_slurm_topology, "No topology information available"),
     (read_slurm_topology, "SwitchName=s1 Nodes=n[1-"),
+    (read_slurm_topology, "- topology: x\n  flat: true\n"),
+    (read_slurm_topology, "- topology: &a x\n  tree: *a\n"),
+    (read_gres, "Name=shard Count=4"),
+    (read_gres, "{% if x %}\nName=gpu\n{% endif %}"),
+    (read_mig_parted, "mig-configs: [1]"),
+    (read_mig_parted, 'mig-configs: {a: [{mig-devices: {"9x": 1}}]}'),
+    (read_mig_parted, "mig-configs: {a: [{devices: [-1]}]}"),
+    (read_mig_placements, "No MIG-enabled devices found."),
+    (read_query_log, "NVIDIA-SMI has failed"),
+    (read_lspci, "bash: lspci: command not found"),
+    (read_ibnetdiscover, "ibwarn: mad_rpc_open_port: can't open UMAD port"),
+    (read_collected, "host:n1"),
     (read_slurm_nodes, "slurm_load_node error: Unable to contact slurm controller"),
 ]
 

@@ -15,9 +15,12 @@ from shapes import cluster, job, model
 from launcher.cluster import discover
 from launcher.cluster.commands import Output
 from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
-from launcher.cluster.machine import Machine, read_machine
+from launcher.cluster.machine import Machine, read_collected, read_machine
+from launcher.cluster.readers_ib import read_ibnetdiscover
+from launcher.cluster.readers_mig import read_mig_parted, read_mig_placements
 from launcher.cluster.readers_nccl import read_nccl_topology
-from launcher.cluster.readers_slurm import read_gpu_gres, read_slurm_nodes, read_slurm_topology
+from launcher.cluster.readers_pci import read_lspci
+from launcher.cluster.readers_slurm import read_gpu_gres, read_gres, read_slurm_nodes, read_slurm_topology
 from launcher.cluster.readers_smi import (
     QUERY_COMMAND,
     read_list,
@@ -26,6 +29,7 @@ from launcher.cluster.readers_smi import (
     read_query,
     uniform_profile,
 )
+from launcher.cluster.readers_smi_log import read_query_log
 from launcher.cluster.readers_topo import nvlink_domains, nvlink_kind, read_topo
 from launcher.layout import Layout
 from launcher.lint import lint
@@ -78,7 +82,10 @@ def targets(more: Path | None = None) -> list[Target]:
 def _more(folder: Path | None) -> dict[str, list[str]]:
     """Texts of a folder by the kind that their names begin with."""
     found: dict[str, list[str]] = {}
-    kinds = ("smi_", "xml_", "slurm_topology", "slurm_conf", "mig_L", "mig_lgip_", "mig_lgi_")
+    kinds = (
+        "smi_", "xml_", "slurm_topology", "slurm_conf", "slurm_gres", "mig_L", "mig_lgip_", "mig_lgi_", "mig_lgipp_",
+        "mig_parted_examples",
+    )  # fmt: skip
     for path in sorted(folder.iterdir()) if folder else ():
         kind = next((kind for kind in kinds if path.name.startswith(kind)), None)
         if kind and path.suffix != ".source":
@@ -95,6 +102,7 @@ def _machine_targets(more: dict[str, list[str]]) -> list[Target]:
         *more.get("smi_", []),
     ]
     links = "".join(f"GPU {i}: NVIDIA A100 (UUID: GPU-{i})\n" + "\t Link 0: 25 GB/s\n" * 12 for i in range(8))
+    nodes_and_switches = texts.SLURM_NODE + texts.SLURM_TREE + "Name=gpu File=/dev/nvidia[0-7]\n"
     healthy = {LIST: listed, TOPO: matrices[0], QUERY_COMMAND: texts.query(8), LINKS: links}
     scripts = [path.read_text() for path in sorted((ROOT / "tests" / "lint" / "scripts").iterdir())]
     return [
@@ -107,6 +115,15 @@ def _machine_targets(more: dict[str, list[str]]) -> list[Target]:
         Target("nccl xml", [texts.NCCL_XML, *more.get("xml_", [])], _nccl),
         Target("discover", [json.dumps([key, text]) for key, text in _site(healthy).items()], _discover),
         Target("preflight", [json.dumps([key, text]) for key, text in healthy.items()], _preflight),
+        Target("nvidia-smi -q", [texts.smi_log(4)], lambda text, _: read_query_log(text)),
+        Target("lspci", [texts.LSPCI], lambda text, _: read_lspci(text)),
+        Target(
+            "mig -lgipp", [texts.MIG_PLACES, *more.get("mig_lgipp_", [])], lambda text, _: read_mig_placements(text)
+        ),
+        Target("mig-parted", [texts.MIG_PARTED, *more.get("mig_parted_examples", [])], lambda t, _: read_mig_parted(t)),
+        Target("ibnetdiscover", [texts.ibnetdiscover(6)], lambda text, _: read_ibnetdiscover(text).leaf_hosts()),
+        Target("collected", [texts.COLLECTED], lambda text, _: read_collected(text)),
+        Target("discover from", [lists[0] + matrices[0], nodes_and_switches, texts.LSPCI + links], _discover_from),
         Target("proc and sys", ["MemTotal:  65536 kB\n", "200 Gb/sec (4X HDR)\n", "4: ACTIVE\n"], _machine),
         Target("batch script", scripts, lambda text, _: lint(text)),
         Target("token file", [HEADER.pack(MAGIC, 1, 1, 50, 0, 4).decode() + "\1\2\3\4"], _token_file),
@@ -115,6 +132,13 @@ def _machine_targets(more: dict[str, list[str]]) -> list[Target]:
 
 def _site(healthy: dict[tuple[str, ...], str]) -> dict[tuple[str, ...], str]:
     return {**healthy, NODES: texts.SLURM_NODE, SWITCHES: texts.SLURM_SHOWN}
+
+
+def _discover_from(text: str, folder: Path) -> None:
+    file = folder / "text.txt"
+    file.write_text(text, errors="replace")
+    found = discover.discover_from(discover.texts_of_files([str(file)]), "site")
+    assert found.text
 
 
 def _topology(text: str, folder: Path) -> None:
@@ -176,6 +200,11 @@ def _put(file: Path, text: str) -> Path:
     return file
 
 
+def _gres_conf(text: str) -> None:
+    if "{%" not in text:
+        read_gres(text)
+
+
 def _slurm_targets(more: dict[str, list[str]]) -> list[Target]:
     trees = [texts.SLURM_TREE, texts.SLURM_SHOWN, *more.get("slurm_topology", [])]
     nodes = [texts.SLURM_NODE, *more.get("slurm_conf", [])]
@@ -186,6 +215,8 @@ def _slurm_targets(more: dict[str, list[str]]) -> list[Target]:
     return [
         Target("topology.conf", trees, _slurm_topology),
         Target("node records", nodes, lambda text, _: read_slurm_nodes(text)),
+        Target("topology.yaml", [texts.SLURM_YAML], _slurm_topology),
+        Target("gres.conf", [texts.GRES_CONF, *more.get("slurm_gres", [])], lambda text, _: _gres_conf(text)),
         Target("gres", ["gpu:a100:8(S:0-1),shard:4", "gpu:8"], lambda text, _: read_gpu_gres(text)),
         Target("hostlist", ["dgx[01-03,07],login1", "a[1-2]b[3-4]", "n1"], _hostlist),
         Target("squeue", [queue], lambda text, _: _life(queue=text)),

@@ -1,0 +1,190 @@
+"""What is between the nodes: how many are alike, how many share a leaf, rails and taper."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.cluster.discover.node import Fact, Nics
+from launcher.cluster.discover.sources import Evidence
+from launcher.cluster.hostlist import compress_hostlist
+from launcher.cluster.readers_slurm import SlurmNodes
+
+MEMORY_TOLERANCE = 0.1  # nodes of one kind report their memory with small differences
+_GUID = re.compile(r"(?:0x)?[0-9a-f]{12,16}", re.IGNORECASE)
+SHOWN_LEAVES = 12
+
+
+@dataclass(frozen=True)
+class FabricView:
+    """The nodes alike (`names`, where Slurm knows them) and the switches over them; None where no source says it."""
+
+    names: tuple[str, ...] = ()
+    num_nodes: Fact[int] | None = None
+    num_gpus: Fact[int] | None = None
+    gpu_type: str | None = None
+    nodes_per_leaf: Fact[int] | None = None
+    rails: Fact[int] | None = None
+    oversubscription: Fact[float] | None = None
+    nics: Fact[Nics] | None = None
+    cores: Fact[int] | None = None
+    memory_mib: Fact[int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def fabric_view(evidence: Evidence, host: str) -> FabricView:
+    """The fabric of the nodes that are like `host`, or of the largest kind with GPUs."""
+    notes: list[str] = []
+    group = _alike(evidence.slurm_nodes, host) if evidence.slurm_nodes else []
+    names = tuple(dict.fromkeys(name for record in group for name in record.names))
+    if away := sorted({record.state for record in group if re.match(r"down|drain|fail", record.state)}):
+        notes.append(f"some of the {len(names)} nodes are {', '.join(away)}; they are counted")
+    source = evidence.sources.get("slurm nodes", "")
+    gpus = _gpus(evidence, group, notes)
+    leaves, leaf_source = _leaves(evidence, names, notes)
+    return FabricView(
+        names=names,
+        num_nodes=_count(evidence, names, leaves, leaf_source),
+        num_gpus=gpus,
+        gpu_type=next((record.gpu_type for record in group if record.gpu_type), None),
+        nodes_per_leaf=_nodes_per_leaf(leaves, leaf_source, notes),
+        rails=_rails(evidence),
+        oversubscription=_oversubscription(evidence),
+        nics=_nics(evidence),
+        cores=_least([_cores(record) for record in group], source),
+        memory_mib=_least([record.memory_mib for record in group], source),
+        notes=tuple(notes),
+    )
+
+
+def _alike(records: Sequence[SlurmNodes], host: str) -> list[SlurmNodes]:
+    """The records of this host's kind; on a host that Slurm does not know, those of the largest GPU kind.
+
+    Nodes are of one kind with the same GPUs and CPUs, and memory that differs little.
+    """
+
+    def kind(record: SlurmNodes) -> tuple[object, ...]:
+        return record.num_gpus, record.gpu_type, record.cpus
+
+    sizes = Counter[tuple[object, ...]]()
+    for record in records:
+        sizes[kind(record)] += len(record.names)
+    here = [record for record in records if host in record.names]
+    chosen = here[0] if here else max(records, key=lambda record: (record.num_gpus > 0, sizes[kind(record)]))
+    memory = chosen.memory_mib
+    return [
+        record
+        for record in records
+        if kind(record) == kind(chosen) and abs(record.memory_mib - memory) <= MEMORY_TOLERANCE * max(memory, 1)
+    ]
+
+
+def _gpus(evidence: Evidence, group: Sequence[SlurmNodes], notes: list[str]) -> Fact[int] | None:
+    """GPUs of a node as Slurm counts them; gres.conf counts where the node records do not."""
+    records = [Fact(record.num_gpus, evidence.sources["slurm nodes"]) for record in group[:1] if record.num_gpus]
+    listed = [Fact(gres.count, evidence.sources["gres"]) for gres in evidence.gres]
+    if records and listed and records[0].value not in {fact.value for fact in listed}:
+        notes.append(
+            f"sources disagree: {records[0].source} shows {records[0].value} GPUs a node, "
+            f"{listed[0].source} {listed[0].value}"
+        )
+    return next(iter([*records, *listed]), None)
+
+
+def _cores(record: SlurmNodes) -> int:
+    known = record.sockets * record.cores_per_socket
+    return known or record.cpus // max(1, record.threads_per_core)
+
+
+def _least(values: Sequence[int], source: str) -> Fact[int] | None:
+    known = [value for value in values if value]
+    return Fact(min(known), source) if known else None
+
+
+def _leaves(evidence: Evidence, names: Sequence[str], notes: list[str]) -> tuple[dict[str, tuple[str, ...]], str]:
+    """Leaf → our nodes on it, by Slurm's topology, else by the InfiniBand fabric."""
+    topology, fabric = evidence.slurm_topology, evidence.infiniband
+    if topology is None:
+        return (fabric.leaf_hosts(), evidence.sources["infiniband"]) if fabric else ({}, "")
+    source = evidence.sources["slurm topology"]
+    notes += topology.notes[:SHOWN_LEAVES]
+    leaves: Mapping[str, tuple[str, ...]] = topology.leaves
+    if all(_GUID.fullmatch(node) for nodes in leaves.values() for node in nodes) and any(leaves.values()):
+        if fabric is None:
+            notes.append(f"{source} names port GUIDs, not nodes: give `ibnetdiscover` too, which says whose they are")
+            return {}, ""
+        guids = {guid.removeprefix("0x").lower(): host for guid, host in fabric.host_of_guid.items()}
+        leaves = {
+            leaf: tuple(dict.fromkeys(guids[g] for node in nodes if (g := node.removeprefix("0x").lower()) in guids))
+            for leaf, nodes in leaves.items()
+        }
+        source = f"{source} with {evidence.sources['infiniband']}"
+    _strangers(leaves, names, source, notes)
+    ours = set(names)
+    found = {leaf: tuple(node for node in nodes if not ours or node in ours) for leaf, nodes in leaves.items()}
+    return {leaf: nodes for leaf, nodes in found.items() if nodes}, source
+
+
+def _strangers(leaves: Mapping[str, Sequence[str]], names: Sequence[str], source: str, notes: list[str]) -> None:
+    """Nodes that are in one of Slurm's lists and not in the other, where both are of the same nodes."""
+    placed = {node for nodes in leaves.values() for node in nodes}
+    if not names or not placed & set(names):
+        return
+    if homeless := [name for name in names if name not in placed]:
+        notes.append(f"{source} names no leaf for {_few(homeless)}")
+    if unknown := sorted(placed - set(names)):
+        notes.append(f"{source} names {_few(unknown)}, which are none of the {len(names)} nodes")
+
+
+def _few(names: Sequence[str]) -> str:
+    shown = compress_hostlist(names)
+    return shown if len(shown) <= 80 else f"{len(names)} nodes ({shown[:60]}…)"
+
+
+def _count(
+    evidence: Evidence, names: Sequence[str], leaves: Mapping[str, Sequence[str]], source: str
+) -> Fact[int] | None:
+    if names:
+        return Fact(len(names), evidence.sources["slurm nodes"])
+    nodes = {node for nodes in leaves.values() for node in nodes}
+    return Fact(len(nodes), source) if nodes else None
+
+
+def _nodes_per_leaf(leaves: Mapping[str, Sequence[str]], source: str, notes: list[str]) -> Fact[int] | None:
+    """Nodes of a leaf; where leaves differ, of those that hold most of the nodes."""
+    sizes = [len(nodes) for nodes in leaves.values()]
+    if not sizes:
+        return None
+    held = Counter[int]()
+    for size in sizes:
+        held[size] += size
+    usual = max(held, key=lambda size: (held[size], -size))
+    if len(held) > 1:
+        shown = ", ".join(map(str, sorted(sizes, reverse=True)[:SHOWN_LEAVES])) + (", …" if len(sizes) > 12 else "")
+        notes.append(f"leaves hold unequal numbers of nodes ({shown}): {usual} is taken, where most of the nodes are")
+    return Fact(usual, source)
+
+
+def _rails(evidence: Evidence) -> Fact[int] | None:
+    fabric = evidence.infiniband
+    return Fact(fabric.rails, evidence.sources["infiniband"]) if fabric and fabric.rails > 1 else None
+
+
+def _nics(evidence: Evidence) -> Fact[Nics] | None:
+    """The ports that most nodes have in the InfiniBand fabric, at the rate that most ports have."""
+    fabric = evidence.infiniband
+    if fabric is None or not fabric.hosts:
+        return None
+    by_host = Counter(port.host for port in fabric.ports if port.host)
+    number = Counter(by_host.values()).most_common(1)[0][0]
+    gbps = Counter(port.gbps for port in fabric.ports).most_common(1)[0][0]
+    usual = next(host for host, count in by_host.items() if count == number)
+    names = tuple(sorted({port.device for port in fabric.ports if port.host == usual}))
+    return Fact(Nics(names, gbps, "infiniband"), evidence.sources["infiniband"])
+
+
+def _oversubscription(evidence: Evidence) -> Fact[float] | None:
+    ratio = evidence.infiniband.oversubscription if evidence.infiniband else None
+    return Fact(max(1.0, round(ratio, 2)), evidence.sources["infiniband"]) if ratio else None
