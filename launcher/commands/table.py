@@ -42,7 +42,11 @@ COMMANDS = {
         "run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"
     ),
     "submit": CommandEntry("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
-    "discover": CommandEntry("discover", "look at this node and write configs/cluster/<name>.yaml", "[name=NAME]"),
+    "discover": CommandEntry(
+        "discover",
+        "write configs/cluster/<name>.yaml from this node, or from texts of others",
+        "[name=NAME] [from=FILE,…]",
+    ),
     "check": CommandEntry("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
     "status": CommandEntry("status", "what a run is doing", "RUN"),
     "logs": CommandEntry("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
