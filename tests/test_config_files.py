@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from pathlib import Path
@@ -81,6 +82,50 @@ def test_a_file_that_does_not_parse_is_refused_with_file_and_line(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
     [said] = capsys.readouterr().err.splitlines()
     assert said.startswith(f"launcher: {file}, line {line}: ") and words in said
+
+
+VALUES = {
+    "a number that is none": "hidden: !!int abc",
+    "half a number": "hidden: 0x_",
+    "a set": "hidden: !!set {a, b}",
+    "a key that is nothing": "null: 3",
+    "half an interpolation": "hidden: ${",
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+def test_a_value_that_yaml_cannot_make_is_refused_with_its_file(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = own(tmp_path, "model", f"defaults: [gpt_tiny, _self_]\n{VALUES[case]}\n")
+    with pytest.raises(InputError, match=re.escape(str(file))) as caught:
+        load(["model=mine"])
+    assert "\n" not in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("group", ["model.", "."])
+def test_values_that_double_in_a_chain_are_refused(group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = ["k0: xxxxxxxxxx", *(f"k{i}: ${{{group}k{i - 1}}}${{{group}k{i - 1}}}" for i in range(1, 60))]
+    own(tmp_path, "model", "defaults: [gpt_tiny, _self_]\n" + "\n".join(lines))
+    with pytest.raises(InputError, match="longer than"):
+        load(["model=mine"])
+
+
+def test_folders_that_lead_nowhere_or_round_and_round_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = own(tmp_path, "cluster", "defaults: [/cluster/cpu@_here_, _self_]\nname: inner\n").parent
+    (folder / "site").mkdir()
+    (folder / "mine.yaml").rename(folder / "site" / "inner.yaml")
+    (folder / "nowhere.yaml").symlink_to("nothing")
+    (folder / "loop").symlink_to(".")
+    (folder / "folder.yaml").mkdir()
+    assert load(["cluster=site/inner"]).job.cluster.name == "inner"
+    with pytest.raises(InputError, match="nowhere is not a known cluster"):
+        load(["cluster=nowhere"])
 
 
 def test_an_empty_file_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,18 +21,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc as resolvers
 
-from launcher import env
 from launcher.config import hf
 from launcher.config import overrides as words
 from launcher.config.files import folders, is_own, primary, recorded
+from launcher.config.interpolation import resolved
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
 from launcher.resources import resource
 from launcher.schema import entries, names, nearest
-from launcher.text import printable
 
+DEEPEST_GROUP = 3  # folders in a group's folder
 _BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
 
 
@@ -105,10 +104,18 @@ def _given(overrides: Sequence[str]) -> tuple[dict[str, Any], _Composed]:
 
 def _check_choices(chosen: Sequence[str], known: Mapping[str, Sequence[str]]) -> None:
     split = [(word.lstrip("+").partition("=")) for word in chosen]
-    unknown = [(group, value) for group, _, value in split if group in known and value not in known[group]]
-    problems = [_unknown_choice(value, group, known[group]) for group, value in unknown if value[:1] != "["]
+    problems = [
+        _unknown_choice(value, group, known[group])
+        for group, _, value in split
+        if group in known and value[:1] != "[" and not _exists(f"{group}/{value}", known)
+    ]
     if problems:
         raise InputError(problems)
+
+
+def _exists(path: str, known: Mapping[str, Sequence[str]]) -> bool:
+    group, _, name = path.rpartition("/")
+    return name in known.get(group, ())
 
 
 def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
@@ -145,53 +152,29 @@ def _hydra() -> Iterator[None]:
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with its interpolations replaced, if there are any: `${model.heads}` may name a default."""
-    if "${" not in repr(config):
-        return config
-    refused: list[str] = []
-    try:
-        with _paths_from_the_environment(refused):
-            plain = OmegaConf.to_container(OmegaConf.create(with_defaults(config)), resolve=True)
-    except OmegaConfBaseException as error:
-        raise InputError(f"the configuration does not resolve: {_first_line(error)}") from error
-    if refused:
-        raise InputError(refused)
-    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
-
-
-@contextmanager
-def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
-    """`${oc.env:NAME}` gives paths alone: the configuration is saved with the run and logged."""
-
-    def value(name: str, default: str | None = None) -> str | None:
-        found = env.get(name)
-        if found is not None and not Path(found).is_absolute():
-            refused.append(
-                f"${{oc.env:{printable(name)}}} is not resolved: the configuration is saved with the run, so that only "
-                "paths are taken from the environment; write the value, or read the variable in your program "
-                "(under Slurm: launch.secrets)"
-            )
-        return default if found is None else found
-
-    OmegaConf.register_new_resolver("oc.env", value, replace=True)
-    try:
-        yield
-    finally:
-        OmegaConf.register_new_resolver("oc.env", resolvers.env, replace=True)
+    """The configuration with its interpolations replaced, if there are any: they may name keys with defaults."""
+    return resolved(with_defaults(config)) if "${" in repr(config) else config
 
 
 def _stamp() -> tuple[tuple[str, str, int], ...]:
     """Each configuration file, by group and path, and when it was last written: one that changed is read again."""
-    return tuple(entry for folder in folders() for entry in _written(str(folder), ""))
+    with os.scandir(folders()[-1]) as found:
+        groups = [entry.name for entry in found if entry.is_dir()]
+    return tuple(entry for folder in folders() for group in groups for entry in _written(f"{folder}/{group}", group))
 
 
 def _written(folder: str, group: str) -> Iterator[tuple[str, str, int]]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _written(entry.path, f"{group}/{entry.name}" if group else entry.name)
-            elif entry.name.endswith(".yaml"):
-                yield group, entry.path, entry.stat().st_mtime_ns
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and group.count("/") < DEEPEST_GROUP:
+                    yield from _written(entry.path, f"{group}/{entry.name}")
+                elif entry.name.endswith(".yaml") and entry.is_file():  # and no link into the void
+                    yield group, entry.path, entry.stat().st_mtime_ns
+    except FileNotFoundError:
+        return  # the user's own folder has not every group
+    except OSError as error:
+        raise InputError(f"cannot read {folder} ({error.strerror})") from error
 
 
 @lru_cache(maxsize=8)
@@ -217,7 +200,11 @@ def _located(problem: str, overrides: Sequence[str], files: Sequence[Path]) -> s
     key = re.match(r"[\w.]+", problem)
     if key and "is not a known key" in problem and key[0] in words.every_key():
         problem = f"{key[0]} is a key with launch=slurm, and launch.place=local: choose launch=slurm, or leave it out"
-    if key is None or any(key[0] == word.lstrip("+~").partition("=")[0] for word in overrides):
+    if (
+        key is None
+        or "is not set" in problem
+        or any(key[0] == word.lstrip("+~").partition("=")[0] for word in overrides)
+    ):
         return problem
     name = re.compile(rf"(^|[\s{{,]){re.escape(key[0].rpartition('.')[2])}\s*:")
     lines = [(file, i) for file in files if is_own(file) for i, line in enumerate(_lines(file), 1) if name.search(line)]

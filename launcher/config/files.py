@@ -16,6 +16,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from launcher.errors import InputError
 from launcher.resources import resource
@@ -154,6 +155,8 @@ def _parsed(file: Path, text: str) -> DictConfig:
         config = OmegaConf.load(StringIO(text))
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(file, error) from error
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError) as error:  # hidden: !!int abc
+        raise InputError(f"{file}: {str(error).strip().splitlines()[0]}") from error
     if not isinstance(config, DictConfig):
         raise _refused(file, 1, "the file must be a group of keys, as `name: value`")
     _check_defaults(file, text, config)

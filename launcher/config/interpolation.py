@@ -1,0 +1,93 @@
+"""Values that name other keys, as `${model.heads}`: replaced by OmegaConf, and refused where they grow without end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc as resolvers
+
+from launcher import env
+from launcher.errors import InputError
+from launcher.text import printable
+
+LONGEST = 100_000  # of a value with all that it names, in characters
+NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
+
+
+def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with its interpolations replaced; raises InputError where one cannot be."""
+    _Sizes(config).check()
+    refused: list[str] = []
+    try:
+        with _paths_from_the_environment(refused):
+            plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+    except OmegaConfBaseException as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(f"the configuration does not resolve: {why}") from error
+    if refused:
+        raise InputError(refused)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
+
+
+@contextmanager
+def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
+    """`${oc.env:NAME}` gives paths alone: the configuration is saved with the run and logged."""
+
+    def value(name: str, default: str | None = None) -> str | None:
+        found = env.get(name)
+        if found is not None and not Path(found).is_absolute():
+            refused.append(
+                f"${{oc.env:{printable(name)}}} is not resolved: the configuration is saved with the run, so that only "
+                "paths are taken from the environment; write the value, or read the variable in your program "
+                "(under Slurm: launch.secrets)"
+            )
+        return default if found is None else found
+
+    OmegaConf.register_new_resolver("oc.env", value, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", resolvers.env, replace=True)
+
+
+class _Sizes:
+    """How long values are with all that they name: a chain in which each names the one before twice doubles it."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._known: dict[str, int] = {}
+
+    def check(self) -> None:
+        for name, value in self._config.items():
+            self._size(value, str(name))
+
+    def _size(self, value: Any, name: str) -> int:
+        if name not in self._known:
+            self._known[name] = 0  # of one that names itself: OmegaConf says so
+            self._known[name] = self._counted(value, name)
+            if self._known[name] > LONGEST:
+                raise InputError(f"{name} with all that it names is longer than {LONGEST:,} characters")
+        return self._known[name]
+
+    def _counted(self, value: Any, name: str) -> int:
+        if isinstance(value, Mapping):
+            return sum(self._size(item, f"{name}.{key}") for key, item in value.items())
+        if isinstance(value, list):
+            return sum(self._size(item, f"{name}.{i}") for i, item in enumerate(value))
+        if not isinstance(value, str):
+            return 1
+        return len(value) + sum(self._named(name, dots, path) for dots, path in NAMED.findall(value))
+
+    def _named(self, name: str, dots: str, path: str) -> int:
+        parents = name.split(".")[: -len(dots)] if dots else []
+        parts = [*parents, *path.split(".")]
+        found: Any = self._config
+        for part in parts:
+            found = found.get(part) if isinstance(found, Mapping) else None
+        return 0 if found is None else self._size(found, ".".join(parts))
