@@ -36,6 +36,7 @@ NOT_YAML = {
     "defaults that are no list": (b"name: mine\ndefaults: cpu\n", 2, "defaults must be a list"),
     "an entry of defaults that is a number": (b"defaults: [3]\n", 1, "entry of defaults"),
     "an entry of defaults with two keys": (b"defaults: [{cpu: a, gpu: b}]\n", 1, "entry of defaults"),
+    "the base file of old": (b"defaults: [/base/cluster@_here_, _self_]\n", 1, "take /base/cluster@_here_ out"),
     "its own name in its defaults": (b"# x\ndefaults: [mine]\n", 2, "another name"),
     "an alias bomb": (b"a0: &a0 [x,x]\n" + b"".join(b"a%d: &a%d [*a%d,*a%d,*a%d]\n" % (i, i, i - 1, i - 1, i - 1)
                                                       for i in range(1, 40)), 9, "values"),

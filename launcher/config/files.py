@@ -175,6 +175,8 @@ def _check_defaults(file: Path, text: str, config: DictConfig) -> None:
         one = isinstance(entry, dict) and len(entry) == 1 and isinstance(next(iter(entry.values())), str | list | None)
         if not isinstance(entry, str) and not one:
             raise _refused(file, line, f"an entry of defaults is a name or `group: name`, not {entry!r}")
+        if isinstance(entry, str) and entry.startswith("/base/cluster"):
+            raise _refused(file, line, f"take {entry} out of defaults: every key has its default without it")
         if entry == file.stem:
             raise _refused(file, line, f"defaults name {entry}, which is this file: give it another name")
 
