@@ -12,3 +12,4 @@ from launcher.api import ConfiguredJob as Job
 from launcher.api import estimate, plan
 
 __all__ = ["Job", "estimate", "plan"]
+__version__ = "0.1.0"

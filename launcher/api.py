@@ -61,14 +61,14 @@ class ConfiguredJob:
         from launcher.planner.search import search
 
         settings = self.settings
-        refuse = limits(settings.job, settings.config)
+        refuse = limits(settings.job, settings.run_options)
         return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
 
     def plan(self) -> Plan:
         """The best plan of a search over all that is not pinned; raises NoLayoutFits where nothing fits."""
         from launcher.planner.build import make_plan
 
-        return make_plan(self.settings.job, self.settings.request, self.settings.config)
+        return make_plan(self.settings.job, self.settings.request, self.settings.run_options)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:

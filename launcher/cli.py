@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from launcher import __version__
 from launcher.commands.first_contact import check_words
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
@@ -63,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Plan, place and run distributed training on NVLink clusters.",
         epilog="Overrides are Hydra's: cluster=dgx_a100_80g cluster.num_nodes=64 model=gpt3_175b layout.tp=8",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    parser.add_argument(
+        "--version", action="version", version=f"launcher {__version__}", help="print the version and stop"
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
@@ -81,15 +84,6 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("-f", "--follow", action="store_true", help="until the run ends; as follow=true")
         sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for: reading package metadata takes as long as a small plan."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import version
-
-        parser.exit(message=f"launcher {version('nvlink-launcher')}\n")
 
 
 class _GroupsHelp(argparse.RawDescriptionHelpFormatter):

@@ -32,7 +32,7 @@ MEASURE_S = 3.0  # for the calls of one measurement; with seven rounds the whole
 
 def main() -> None:
     with session.start() as run:
-        options = BandwidthOptions.from_config(run.plan.config["recipe"])
+        options = run.recipe_options(BandwidthOptions)
         num_bytes = options.num_bytes or MESSAGE_BYTES[run.device.type]
         node, ranks = run.rank_env.node, ranks_by_node(run)
         groups = [dist.new_group(members) for members in ranks]  # every rank makes every group

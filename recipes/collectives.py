@@ -71,7 +71,7 @@ class Collective:
 
 def main() -> None:
     with session.start() as run:
-        options = CollectivesOptions.from_config(run.plan.config["recipe"])
+        options = run.recipe_options(CollectivesOptions)
         dtype = DTYPES[options.dtype]
         max_bytes = options.max_bytes or MAX_BYTES[run.device.type]
         if options.max_bytes is None:

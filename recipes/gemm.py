@@ -38,7 +38,7 @@ class Product:
 
 def main() -> None:
     with session.start() as run:
-        options = GemmOptions.from_config(run.plan.config["recipe"])
+        options = run.recipe_options(GemmOptions)
         dtypes = options.dtypes or (run.plan.job.training.dtype,)
         products = [*model_products(run.plan), *(Product(f"square {s}", s, s, s) for s in options.squares)]
         cores = env.usable_cores()

@@ -129,7 +129,7 @@ def _comparison(settings: Settings) -> str:
 
 def _submission(settings: Settings) -> str:
     assert settings.options.slurm is not None or settings.options.launch.place == "local"
-    plan = make_plan(settings.job, settings.request, settings.config)
+    plan = make_plan(settings.job, settings.request, settings.run_options)
     traffic = str(node_traffic(plan))
     if settings.options.slurm is None:
         return traffic

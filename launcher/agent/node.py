@@ -15,6 +15,7 @@ from launcher.agent import fork_server, rank_env
 from launcher.agent.binding import node_binding
 from launcher.agent.command import checked_program
 from launcher.agent.job import NodeJob
+from launcher.agent.launch import program_of
 from launcher.agent.output import Pump, rank_streams
 from launcher.agent.settings import LaunchSettings
 from launcher.console import tell
@@ -60,8 +61,6 @@ def run_node(
     plan: Plan,
     *,
     folder: RunFolder,
-    program: str,
-    args: Sequence[str],
     launch: LaunchSettings,
     node: int | None = 0,
     rendezvous: RendezvousConfig | None = None,
@@ -77,6 +76,7 @@ def run_node(
     """
     rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
+    program, args = program_of(plan)
     launch = checked_program(launch, plan.kind, program)
     with _kept_signals(launch.handled_signals()) as signals_before_agent:
         ledger.note("planned", at=planned_at)
@@ -135,9 +135,8 @@ def recipe_preload(plan: Plan) -> tuple[str, ...]:
     """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload, and by engine)."""
     if plan.kind != RECIPE:
         return ()
-    recipe = plan.config.get("recipe") or {}
-    by_engine = recipe.get("preload_by_engine") or {}
-    return (*(recipe.get("preload") or ()), *(by_engine.get(plan.job.training.engine) or ()))
+    recipe = plan.options.recipe
+    return (*recipe.preload, *recipe.preload_by_engine.get(plan.job.training.engine, ()))
 
 
 def _with_settings(rendezvous: RendezvousConfig, launch: LaunchSettings) -> RendezvousConfig:

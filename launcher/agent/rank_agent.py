@@ -87,7 +87,7 @@ class RankAgent(SimpleElasticAgent):
         self._ends: list[RankEnd] = []
         self._why = ""
         self.failed_code = 1  # as a shell would have it, of the rank that failed first
-        self._plan, self._plan_path = job.plan, job.folder.plan
+        self._plan, self._plan_path = job.plan, job.folder.present_plan
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop = StopRequest()
@@ -147,7 +147,7 @@ class RankAgent(SimpleElasticAgent):
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
                 self._pump.tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
-            return folder.plan
+            return folder.present_plan
         self._plan = plan_of_round(self._job.plan, handler.change)
         path = write_plan(self._plan, folder.plan_of_round(handler.round))
         if self._node == 0 and handler.change.absent:

@@ -2,9 +2,8 @@
 
 Ours, for scripts that want to know their place without reading plan.json:
 
-    LAUNCHER_PLAN, LAUNCHER_RUN_DIR       paths of plan.json and of the run folder
-    LAUNCHER_{TP,PP,DP,CP}                degree of each axis
-    LAUNCHER_{TP,PP,DP,CP}_RANK           this rank's coordinate on it
+    LAUNCHER_RUN_DIR, LAUNCHER_PLAN       paths of the run folder, and of the plan of this round in it
+    LAUNCHER_{TP,PP,DP,CP}                degree of each axis, for scripts that do not read the plan
     LAUNCHER_HEARTBEAT_FD                     descriptor of the node's board (launcher/run/heartbeat.py)
 """
 
@@ -14,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.layout.degrees import degree_variables
 from launcher.planner.record import Plan
-from launcher.run.folder import RunFolder
 
-AXES = ("tp", "pp", "dp", "cp")
 NCCL_PIPE_STEM = "nccl-ask-"
 
 
@@ -65,15 +63,10 @@ def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
     }
 
 
-def plan_variables(plan: Plan, *, rank: int, run_folder: Path, plan_path: Path | None = None) -> dict[str, str]:
-    """Where the plan lies (`plan_path`: not in its usual place), and this rank's place on its axes."""
-    grid = plan.grid
-    coordinate = grid.coordinate(rank)
-    folder = run_folder.resolve()
-    degrees = {f"LAUNCHER_{axis.upper()}": str(grid.degree(axis)) for axis in AXES}
-    places = {f"LAUNCHER_{axis.upper()}_RANK": str(coordinate[axis]) for axis in AXES}
-    path = (plan_path or RunFolder(folder).plan).resolve()
-    return {"LAUNCHER_PLAN": str(path), "LAUNCHER_RUN_DIR": str(folder), **degrees, **places}
+def plan_variables(plan: Plan, *, run_folder: Path, plan_path: Path) -> dict[str, str]:
+    """Where the plan is, and its degrees."""
+    paths = {"LAUNCHER_PLAN": plan_path, "LAUNCHER_RUN_DIR": run_folder}
+    return {name: str(path.resolve()) for name, path in paths.items()} | degree_variables(plan.layout)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def rank_start(
         variables={
             **rank_env.defaults(plan, env.environment(), num_threads=job.num_threads, nccl_logs=logs),
             **rank_env.torchrun_variables(assignment),
-            **rank_env.plan_variables(plan, rank=rank, run_folder=folder.path, plan_path=plan_path),
+            **rank_env.plan_variables(plan, run_folder=folder.path, plan_path=plan_path),
             "LAUNCHER_HEARTBEAT_FD": str(board_fd),
         },
         stdout=stdout.write_fd,

@@ -45,8 +45,8 @@ def _shrunk(plan: Plan) -> Plan:
         tp_across_domains=layout.tp_across_domains,
     )
     if plan.kind != RECIPE:
-        return program_plan(plan.job, kept, plan.config, model_given=bool(plan.estimate))[0]
+        return program_plan(plan.job, kept, plan.options, model_given=bool(plan.estimate))[0]
     try:
-        return make_plan(plan.job, kept, plan.config, to_run=True)
+        return make_plan(plan.job, kept, plan.options, to_run=True)
     except (InputError, NoLayoutFits):  # these degrees do not fit fewer nodes
-        return make_plan(plan.job, LayoutRequest(tp_across_domains=layout.tp_across_domains), plan.config, to_run=True)
+        return make_plan(plan.job, LayoutRequest(tp_across_domains=layout.tp_across_domains), plan.options, to_run=True)

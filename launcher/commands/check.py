@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.launch import write_launch
 from launcher.cluster.hostlist import compress_hostlist
 from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
@@ -29,7 +30,7 @@ from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
 from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import read_allocation
-from launcher.slurm.record import Submission, write_submission
+from launcher.slurm.record import SlurmLaunch, slurm_launch
 from launcher.slurm.settings import SlurmSettings
 from launcher.text import whole_number
 
@@ -70,12 +71,12 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
     """Every node of the allocation that this process was given, and the bandwidth between them."""
     hosts = read_allocation().hosts
     job = replace(settings.job, cluster=replace(settings.job.cluster, num_nodes=len(hosts)))
-    plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.config, hosts=hosts)
-    folder = _folder(settings.options.run_dir).path.absolute()
-    submission = Submission("", (), str(Path.cwd()))
-    write_plan(plan, RunFolder(folder).plan)
-    write_submission(folder, submission)
-    steps = nodecheck.Steps(folder, slurm, submission, hosts, run_id=f"check-{os.getpid()}")
+    plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.run_options, hosts=hosts)
+    folder = RunFolder(_folder(settings.options.run_dir).path.absolute())
+    launch = slurm_launch(settings.options.launch, SlurmLaunch(settings=slurm))
+    write_plan(plan, folder.plan)
+    write_launch(launch, folder.launch)
+    steps = nodecheck.Steps(folder.path, slurm, launch, hosts, run_id=f"check-{os.getpid()}")
     findings = nodecheck.look_at(steps, plan, hosts)
     sound = [host for host in hosts if host not in hosts_to_exclude(findings)]
     if sound and nodecheck.wants_bandwidth(plan, slurm):

@@ -36,7 +36,7 @@ def claimed(path: Path | None, owner: Owner, *, name: str) -> Iterator[RunFolder
             f"cannot write the run folder {path} ({error.strerror}): give another with run_dir=FOLDER"
         ) from error
     try:
-        with kept(folder.plan, folder.planned, folder.config, folder.submission, folder.setup):
+        with kept(folder.plan, folder.plan_of_start, folder.config, folder.launch, folder.setup):
             create_run_folder(folder.path)
             forget_node_states(folder)
             yield folder

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.commands.programs import check_module, program_file, script_file
+from launcher.commands.given_plan import read_given
 from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.console import tell
@@ -15,23 +14,13 @@ from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.planner.build import make_plan
 from launcher.planner.launch_only import program_plan
-from launcher.planner.record import RECIPE
-from launcher.resources import resource
+from launcher.planner.record import RunOptions
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.owner import read_owner
 from launcher.slurm.record import is_submitted
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
 MODEL = re.compile(r"^[+~]*model[=.@]")
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every rank runs: a recipe of ours, or a script, module or program of the user's, with its arguments."""
-
-    program: str
-    args: tuple[str, ...]
-    name: str
 
 
 def checked_settings(overrides: Sequence[str]) -> Settings:
@@ -42,33 +31,12 @@ def checked_settings(overrides: Sequence[str]) -> Settings:
     return settings
 
 
-def work(settings: Settings, args: Sequence[str]) -> Work:
-    """The recipe or program of a job; raises InputError where there is none such."""
-    options = settings.options
-    if options.script is not None:
-        path = script_file(options.script, other_python=options.launch.python is not None)
-        return Work(str(path), tuple(args), path.stem)
-    if options.module is not None:
-        if options.launch.python is None:
-            check_module(options.module)
-        return Work(options.module, tuple(args), options.module.rpartition(".")[2])
-    if options.program is not None:
-        path = program_file(options.program)
-        return Work(str(path), tuple(args), path.stem)
-    if args:
-        raise InputError(
-            f"arguments after -- go to a program of yours, and none is given: set script=FILE (found {list(args)})"
-        )
-    name = options.recipe.name
-    return Work(str(resource("recipes") / f"{name}.py"), (), name)
-
-
-def plan_to_run(settings: Settings, overrides: Sequence[str]) -> Plan:
+def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str]) -> Plan:
     """The plan of a job that is to run; a program's model that does not fit is a warning. Raises as `make_plan`."""
-    if settings.options.program_kind == RECIPE:
-        return make_plan(settings.job, settings.request, settings.config, to_run=True)
+    if options.program is None:
+        return make_plan(settings.job, settings.request, options, to_run=True)
     given = any(MODEL.match(word) for word in overrides)
-    plan, warning = program_plan(settings.job, settings.options.layout, settings.config, model_given=given)
+    plan, warning = program_plan(settings.job, settings.options.layout, options, model_given=given)
     if warning:
         tell(warning)
         tell("it is started all the same: only the program knows")
@@ -76,11 +44,13 @@ def plan_to_run(settings: Settings, overrides: Sequence[str]) -> Plan:
 
 
 def plan_of(words: Sequence[str]) -> Plan:
-    """The plan of a run folder if the first word names one, else the plan that overrides make."""
+    """The plan of a run folder if the first word names one, or that of `plan=`, else the one that overrides make."""
     if words and not OVERRIDE.match(words[0]):
         return read_plan(plan_file(Path(words[0])))
     settings = checked_settings(words)
-    return make_plan(settings.job, settings.request, settings.config)
+    if settings.options.plan is not None:
+        return read_given(settings.options.plan, settings, words)
+    return make_plan(settings.job, settings.request, settings.run_options)
 
 
 def named_run(words: Sequence[str], *, command: str) -> tuple[str, Sequence[str]]:

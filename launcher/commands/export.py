@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher.commands.common import OVERRIDE, checked_settings, plan_of
+from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 from launcher.export.folder import write_folder
@@ -61,4 +62,9 @@ def _plan(words: Sequence[str], chosen: Target) -> Plan:
         plan = plan_of(words)
         check(plan, chosen)
         return plan
-    return plan_for(checked_settings(with_overrides(words, chosen)), chosen)
+    settings = checked_settings(with_overrides(words, chosen))
+    if settings.options.plan is None:
+        return plan_for(settings, chosen)
+    plan = read_given(settings.options.plan, settings, words)
+    check(plan, chosen)
+    return plan

@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.commands.claim import may_claim
 from launcher.commands.common import checked_settings
+from launcher.commands.given_plan import check_checkpoints, named_folder, read_given
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
@@ -37,6 +38,8 @@ def run(invocation: Invocation) -> int:
         cases = _swept_cases(sweep(invocation.overrides))
         return _compare([case for _, several in cases for case in several], cases[0][0])
     settings = checked_settings(invocation.overrides)
+    if settings.options.plan is not None:
+        return _explain(read_given(settings.options.plan, settings, invocation.overrides), settings)
     if settings.options.sizes is not None:
         return _compare(_sized_cases(settings, settings.options.sizes), settings)
     return _rank(settings)
@@ -46,16 +49,16 @@ def _rank(settings: Settings) -> int:
     tokens, question = settings.options.tokens, settings.options.why_not
     started = time.perf_counter()
     model = CostModel(settings.job)
-    refuse = limits(settings.job, settings.config)
+    refuse = limits(settings.job, settings.run_options)
     result = search(settings.job, settings.request, top=settings.options.top, model=model, refuse=refuse)
     why = reasons(result, model)
-    why[0] = (*why[0], *notes(settings.job, settings.config))
+    why[0] = (*why[0], *notes(settings.job, settings.run_options))
     seconds = time.perf_counter() - started
     answer = why_not(result, question, model, refuse=refuse) if question is not None else None
-    if settings.options.run_dir:
-        best = result.best
-        plan = Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.config)
-        _keep(plan, Path(settings.options.run_dir))
+    best = result.best
+    _keep(
+        Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.run_options), settings
+    )
     if settings.options.output == "json":
         extra: dict[str, Any] = {"why_not": answer} if answer else {}
         extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
@@ -69,17 +72,38 @@ def _rank(settings: Settings) -> int:
     return 0
 
 
-def _keep(plan: Plan, folder: Path) -> None:
-    may_claim(folder, this_process())
+def _explain(plan: Plan, settings: Settings) -> int:
+    """A plan that was made before: what it is, and why."""
+    _keep(plan, settings)
+    if settings.options.output == "json":
+        print(json.dumps(document.plan_document(plan)))
+    else:
+        terminal.show_plan(sys.stdout, plan)
+    return 0
+
+
+def _keep(plan: Plan, settings: Settings) -> None:
+    """Write the best plan where that is wanted: into a file, or into a folder that a run is to use."""
+    path = named_folder(settings)
+    if path is not None:
+        may_claim(path, this_process())
+        check_checkpoints(plan, RunFolder(path))
+        _write(plan, RunFolder(path).plan, "run_dir=FOLDER")
+        RunFolder(path).plan_of_start.unlink(missing_ok=True)
+    if settings.options.save is not None:
+        _write(plan, Path(settings.options.save), "save=FILE")
+
+
+def _write(plan: Plan, file: Path, key: str) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_plan(plan, RunFolder(folder).plan)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_plan(plan, file)
     except OSError as error:
-        raise InputError(f"cannot write {folder} ({error.strerror}): give another with run_dir=FOLDER") from error
+        raise InputError(f"cannot write {file} ({error.strerror}): give another with {key}") from error
 
 
 def _compare(cases: Sequence[Case], settings: Settings) -> int:
-    refuse = limits(settings.job, settings.config)
+    refuse = limits(settings.job, settings.run_options)
     comparison = compare.compare(cases, tokens=settings.options.tokens, refuse=refuse)
     if settings.options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))

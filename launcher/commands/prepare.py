@@ -1,16 +1,22 @@
-"""From a command line to a run folder with its plan: what `launcher run` and `launcher submit` share."""
+"""From a command line to a run folder in which all is written that a start reads: what `run` and `submit` share."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import env
 from launcher.agent.binding import node_binding
+from launcher.agent.launch import Launch, read_launch, write_launch
 from launcher.agent.rank_env import chosen_variables
+from launcher.agent.settings import LaunchSettings
 from launcher.commands.claim import claimed, may_claim
-from launcher.commands.common import checked_settings, plan_to_run, work
+from launcher.commands.common import checked_settings, plan_to_run
+from launcher.commands.given_plan import check_checkpoints, given_keys, merged, named_folder, read_given
 from launcher.commands.invocation import Invocation
+from launcher.commands.programs import found_program, short_name
 from launcher.config.compose import as_yaml
 from launcher.config.settings import Settings
 from launcher.console import say, tell
@@ -18,11 +24,86 @@ from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
-from launcher.planner import Plan, write_plan
+from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A plan that is to run. `path`: the folder that was named; `config`: the composed configuration, None where the
+    plan was there before.
+    """
+
+    plan: Plan
+    path: Path | None
+    config: str | None
+
+    @property
+    def name(self) -> str:
+        """What a new folder is called after."""
+        program = self.plan.options.program
+        return short_name(program) if program else self.plan.options.recipe.name
+
+    def write(self, folder: RunFolder) -> None:
+        """The plan, which stays as it is where it was there before, and the options of this start."""
+        if not folder.plan.is_file():
+            write_plan(self.plan, folder.plan)
+        if read_plan(folder.plan) == self.plan:
+            folder.plan_of_start.unlink(missing_ok=True)
+        else:
+            write_plan(self.plan, folder.plan_of_start)
+        if self.config is not None:
+            write_text(folder.config, self.config)
+
+
+def plan_run(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> PlannedRun:
+    """Plan a job, or take the plan that is there: that of `plan=`, else that of the folder which was named.
+
+    Raises InputError where the plan that is there is another one than the overrides ask for, or where the folder has
+    checkpoints of another job.
+    """
+    path, other_python = named_folder(settings), settings.options.launch.python is not None
+    there = _plan_there(settings, path)
+    if there is None:
+        program = found_program(settings.run_options.program, args, other_python=other_python)
+        plan = plan_to_run(settings, replace(settings.run_options, program=program), overrides)
+        return PlannedRun(plan, path, as_yaml(settings.config))
+    plan = read_given(there, settings, overrides)
+    program = found_program(plan.options.program, args, other_python=other_python)
+    plan = replace(plan, options=replace(plan.options, program=program))
+    if path is not None:
+        check_checkpoints(plan, RunFolder(path))
+    return PlannedRun(plan, path, None)
+
+
+def _plan_there(settings: Settings, path: Path | None) -> str | None:
+    """The plan that is there already; raises InputError where there are two."""
+    given = settings.options.plan
+    folder = RunFolder(path) if path is not None and RunFolder(path).plan.is_file() else None
+    if given is None or folder is None:
+        return given if folder is None else str(folder.path)
+    other = read_given(given, settings, ())
+    mine = read_plan(folder.plan)
+    if (mine.job, mine.layout) != (other.job, other.layout):
+        raise InputError(f"plan={given} is another plan than {folder.plan}: leave plan= out, or give another run_dir")
+    return given
+
+
+def launch_settings(settings: Settings, overrides: Sequence[str], path: Path | None) -> LaunchSettings:
+    """How ranks are started: as given, and for the rest as at the last start in this folder."""
+    given = settings.options.launch
+    before = _launched_before(path)
+    if before is None or before.settings.place != given.place:
+        return given
+    return merged(before.settings, given, "launch", given_keys(overrides))
+
+
+def _launched_before(path: Path | None) -> Launch | None:
+    file = RunFolder(path).launch if path is not None else None
+    return read_launch(file) if file is not None and file.is_file() else None
 
 
 def order(invocation: Invocation, owner: Owner, settings: Settings | None = None) -> Order | None:
@@ -31,34 +112,29 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     Raises InputError, and has then written nothing.
     """
     settings = settings or checked_settings(invocation.overrides)
-    job = work(settings, invocation.rest)
     path = named_folder(settings)
     if path is not None:
         may_claim(path, owner)
-    plan = plan_to_run(settings, invocation.overrides)
-    if plan.placement.num_nodes > 1:
+    run = plan_run(settings, invocation.overrides, invocation.rest)
+    launch = Launch(settings=launch_settings(settings, invocation.overrides, path), work_dir=Path.cwd())
+    if run.plan.placement.num_nodes > 1:
         raise InputError(
-            f"this plan needs {plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
+            f"this plan needs {run.plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
-    check_inputs(settings)
-    say_plan(plan)
+    check_inputs(run.plan)
+    say_plan(run.plan)
     if settings.options.dry_run:
-        say_surroundings(plan, settings)
+        say_surroundings(run.plan, launch.settings)
         say("dry run: nothing was started")
         return None
-    check_devices(plan)
-    tell_locks(plan)
-    with claimed(path, owner, name=job.name) as folder:
-        write_planned_run(folder, plan, settings)
+    check_devices(run.plan)
+    tell_locks(run.plan)
+    with claimed(path, owner, name=run.name) as folder:
+        run.write(folder)
+        write_launch(launch, folder.launch)
     say(f"run folder: {folder.path}")
-    return Order(folder.path, job.program, job.args, settings.options.launch, planned_at=time.monotonic())
-
-
-def named_folder(settings: Settings) -> Path | None:
-    """The run folder that the user named."""
-    given = settings.options.run_dir
-    return Path(given) if given else None
+    return Order(folder.path.absolute(), planned_at=time.monotonic())
 
 
 def check_devices(plan: Plan) -> None:
@@ -72,9 +148,9 @@ def check_devices(plan: Plan) -> None:
     tell(f"{found}: it is started without them")
 
 
-def say_surroundings(plan: Plan, settings: Settings) -> None:
+def say_surroundings(plan: Plan, launch: LaunchSettings) -> None:
     """What each rank is given here, and why: its cores, and the variables that the user has not set."""
-    if said := node_binding(plan, settings.options.launch.bind).describe():
+    if said := node_binding(plan, launch.bind).describe():
         say(said)
     say_variables(plan)
 
@@ -92,11 +168,11 @@ def tell_locks(plan: Plan) -> None:
             tell(finding.message)
 
 
-def check_inputs(settings: Settings) -> None:
+def check_inputs(plan: Plan) -> None:
     """Raise InputError where files that the gpt recipe is to read are not here, or do not fit its model."""
-    if settings.options.program_kind != RECIPE or settings.options.recipe.name != "gpt":
+    if plan.kind != RECIPE or plan.options.recipe.name != "gpt":
         return
-    options, model = settings.options.train, settings.job.model
+    options, model = plan.options.train, plan.job.model
     if options.data is not None:
         path = Path(options.data)
         check_fits(read_header(path), path, vocab=model.vocab, seq_len=model.seq_len)
@@ -106,20 +182,13 @@ def check_inputs(settings: Settings) -> None:
 
 def say_plan(plan: Plan) -> None:
     """The plan in a few lines, for people."""
-    layout, cluster = plan.layout, plan.job.cluster.name
-    if plan.estimate:
+    layout, cluster, program = plan.layout, plan.job.cluster.name, plan.options.program
+    if plan.estimate or program is None:
         say(f"plan: {plan.job.model.name} on {cluster} as {layout.brief()}")
     else:
         degrees = " ".join(
             f"{axis}{layout.degree(axis)}" for axis in ("tp", "pp", "cp", "dp") if layout.degree(axis) > 1
         )
-        ranks = f"{layout.world_size} ranks of {plan.config[plan.kind]} on {cluster}"
-        say(f"plan: {ranks}{degrees and f' as {degrees}'}")
+        say(f"plan: {layout.world_size} ranks of {program.target} on {cluster}{degrees and f' as {degrees}'}")
     for reason in plan.why:
         say(f"  {reason}")
-
-
-def write_planned_run(folder: RunFolder, plan: Plan, settings: Settings) -> None:
-    """The plan and the configuration of a run, written before any process starts."""
-    write_plan(plan, folder.plan)
-    write_text(folder.config, as_yaml(settings.config))

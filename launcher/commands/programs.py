@@ -7,14 +7,42 @@ import shutil
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.machinery import PathFinder
 from pathlib import Path
 
 from launcher.errors import InputError
 from launcher.files import user_path
+from launcher.planner.record import Program
 
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 ARCHIVES = (".zip", ".pyz", ".whl", ".egg")
+
+
+def found_program(program: Program | None, args: Sequence[str], *, other_python: bool) -> Program | None:
+    """The program as ranks are to start it, with the arguments that were given for it; None where a recipe runs.
+
+    Raises InputError where there is none such, or arguments for none.
+    """
+    if program is None:
+        if args:
+            raise InputError(
+                f"arguments after -- go to a program of yours, and none is given: set script=FILE (found {list(args)})"
+            )
+        return None
+    target = program.target
+    if program.kind == "script":
+        target = str(script_file(target, other_python=other_python))
+    elif program.kind == "program":
+        target = str(program_file(target))
+    elif not other_python:
+        check_module(target)
+    return replace(program, target=target, args=tuple(args) or program.args)
+
+
+def short_name(program: Program) -> str:
+    """What a run of it is called."""
+    return program.target.rpartition(".")[2] if program.kind == "module" else Path(program.target).stem
 
 
 def script_file(given: str, *, other_python: bool) -> Path:

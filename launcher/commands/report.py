@@ -1,20 +1,32 @@
-"""`launcher report`: one HTML page about a run, written into its folder."""
+"""`launcher report`: one HTML page about a run, written into its folder, or about a plan."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.common import named_run, options, run_folder
+from launcher.commands.common import OVERRIDE, named_run, options, plan_of, run_folder
 from launcher.commands.invocation import Invocation
 from launcher.files import write_text
-from launcher.report.html import run_page
+from launcher.report.html import page, run_page
+from launcher.run.folder import RunFolder
 
 
 def run(invocation: Invocation) -> int:
-    name, words = named_run(invocation.overrides, command="report")
-    wanted = options(words, allowed=["file"])
-    folder = run_folder(name)
-    path = Path(wanted.get("file", folder.report))
-    write_text(path, run_page(folder))
+    words = invocation.overrides
+    if words and OVERRIDE.match(words[0]):
+        path, text = _page_of_plan(words)
+    else:
+        name, rest = named_run(words, command="report")
+        folder = run_folder(name)
+        path, text = Path(options(rest, allowed=["file"]).get("file", folder.report)), run_page(folder)
+    write_text(path, text)
     print(path)
     return 0
+
+
+def _page_of_plan(words: Sequence[str]) -> tuple[Path, str]:
+    """The page of the plan that overrides make, or that `plan=` names, for `file=` or the present folder."""
+    files = [word.partition("=")[2] for word in words if word.startswith("file=")]
+    plan = plan_of([word for word in words if not word.startswith("file=")])
+    return Path(files[-1]) if files else RunFolder(Path()).report, page(plan)

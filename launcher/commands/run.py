@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.agent.launch import read_launch
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
@@ -40,11 +41,9 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
     folder, ended = RunFolder(order.run_folder), "failed"
     try:
         code = run_local(
-            read_plan(folder.plan),
+            read_plan(folder.present_plan),
             run_folder=order.run_folder,
-            program=order.program,
-            args=order.args,
-            launch=order.launch,
+            launch=read_launch(folder.launch).settings,
             planned_at=order.planned_at,
             began=began,
         )

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent.launch import Launch
 from launcher.cluster import Cluster
 from launcher.commands.claim import claimed, may_claim
-from launcher.commands.common import checked_settings, plan_to_run, work
+from launcher.commands.common import checked_settings
+from launcher.commands.given_plan import given_keys, merged, named_folder
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import named_folder, say_plan, say_variables, write_planned_run
+from launcher.commands.prepare import PlannedRun, launch_settings, plan_run, say_plan, say_variables
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings
 from launcher.console import say, tell
 from launcher.errors import InputError
 from launcher.planner import Plan
-from launcher.planner.record import PROGRAM_KEYS
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, withdraw
 from launcher.slurm import submit
+from launcher.slurm.record import SlurmLaunch, is_submitted, read_slurm_launch, slurm_launch
 from launcher.slurm.request import SubmitRequest
 from launcher.slurm.settings import SlurmSettings
-from launcher.slurm.sweep import SweepMember
+from launcher.slurm.sweep import SweepMember, write_sweep
 
 
 def run(invocation: Invocation) -> int:
@@ -36,22 +37,19 @@ def run(invocation: Invocation) -> int:
     if invocation.multirun:
         return run_sweep(invocation)
     settings = checked_settings(with_slurm(invocation.overrides))
-    slurm = slurm_of(settings)
     path, owner = named_folder(settings), this_process(submitting=True)
-    job = work(settings, invocation.rest)
     if path is not None and not settings.options.dry_run:
         may_claim(path, owner)
-    plan = plan_to_run(settings, invocation.overrides)
-    say_plan(plan)
-    for line in (*submit.warnings(plan, slurm, settings.options.launch), *submit.left_behind(slurm)):
+    job = _job(settings, invocation.overrides, invocation.rest)
+    say_plan(job.plan)
+    for line in (*submit.warnings(job.plan, job.slurm, job.launch.settings), *submit.left_behind(job.slurm)):
         tell(line)
-    to_run = submit.ToRun(job.program, job.args, sys.executable, other_clusters(plan, slurm))
     if settings.options.dry_run:
-        say_variables(plan)
-        return _dry_run(Prepared(plan, settings, slurm, to_run), path, owner, name=job.name)
-    submit.check_size(plan, slurm)
-    with claimed(path, owner, name=job.name) as folder:
-        request = Prepared(plan, settings, slurm, to_run).write(folder)
+        say_variables(job.plan)
+        return _dry_run(job, owner)
+    submit.check_size(job.plan, job.slurm)
+    with claimed(path, owner, name=job.run.name) as folder:
+        request = job.write(folder)
         job_id = submit.submit(request)
     hand_to_job(folder, owner, job_id)
     say(f"run folder: {folder.path}")
@@ -60,31 +58,53 @@ def run(invocation: Invocation) -> int:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BatchJob:
     """A job that is ready to be written down and submitted."""
 
-    plan: Plan
-    settings: Settings
+    run: PlannedRun
+    launch: Launch
     slurm: SlurmSettings
-    to_run: submit.ToRun
+
+    @property
+    def plan(self) -> Plan:
+        return self.run.plan
 
     def write(self, folder: RunFolder) -> SubmitRequest:
         """Write what the job reads; returns the command that submits it."""
-        request = submit.make_request(self.plan, self.slurm, self.to_run, run_folder=folder.path)
-        write_planned_run(folder, self.plan, self.settings)
-        submit.write_run_files(folder.path, self.plan, self.slurm, self.to_run.submission())
+        request = submit.make_request(self.plan, self.slurm, run_folder=folder.path)
+        self.run.write(folder)
+        submit.write_launch_files(folder, self.launch, self.slurm)
         return request
 
 
-def _dry_run(prepared: Prepared, path: Path | None, owner: Owner, *, name: str) -> int:
+def _job(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> BatchJob:
+    """Plan a job, or take the plan that is there, with what Slurm is to know."""
+    run = plan_run(settings, overrides, args)
+    slurm = _slurm_settings(settings, overrides, run.path)
+    settings_of_launch = launch_settings(settings, overrides, run.path)
+    launch = slurm_launch(settings_of_launch, SlurmLaunch(settings=slurm, clusters=other_clusters(run.plan, slurm)))
+    return BatchJob(run, launch, slurm)
+
+
+def _slurm_settings(settings: Settings, overrides: Sequence[str], path: Path | None) -> SlurmSettings:
+    """Slurm's settings: as given, and for the rest as at the last submission of this folder."""
+    given = slurm_of(settings)
+    if path is None or not is_submitted(path):
+        return given
+    before = read_slurm_launch(RunFolder(path))[1].settings
+    return merged(before, given, "launch", given_keys(overrides))
+
+
+def _dry_run(job: BatchJob, owner: Owner) -> int:
     """Print the command. In a folder that no run has used, also write what it reads, and leave the folder free."""
+    path = job.run.path
     if path is not None and read_owner(RunFolder(path)) is not None:
-        request = submit.make_request(prepared.plan, prepared.slurm, prepared.to_run, run_folder=path)
+        request = submit.make_request(job.plan, job.slurm, run_folder=path)
         say(f"dry run: {path} is a run already, and stays as it is; its own files are not those of this command")
         print(submit.dry_run_text(request, run_folder=path))
         return 0
-    with claimed(path, owner, name=name) as folder:
-        request = prepared.write(folder)
+    with claimed(path, owner, name=job.run.name) as folder:
+        request = job.write(folder)
     withdraw(folder, owner, None)
     say(f"run folder: {folder.path}")
     print(submit.dry_run_text(request, run_folder=folder.path))
@@ -96,49 +116,50 @@ def run_sweep(invocation: Invocation) -> int:
     combinations = sweep(with_slurm(invocation.overrides))
     every = [checked_settings(words) for words in combinations]
     first = every[0]
-    if len({(s.options.launch, repr(s.options.slurm), *program(s)) for s in every}) > 1:
+    if len({(s.options.launch, repr(s.options.slurm), s.options.own_program) for s in every}) > 1:
         raise InputError(
             "the runs of one sweep share script=, module=, program= and launch.*: sweep over other keys, or submit "
             "them apart"
         )
-    slurm = slurm_of(first)
-    job = work(first, invocation.rest)
-    plans = [plan_to_run(s, words) for s, words in zip(every, combinations, strict=True)]
-    to_run = submit.ToRun(job.program, job.args, sys.executable, other_clusters(plans[0], slurm))
+    if first.options.plan is not None:
+        raise InputError("plan= is one job, and a sweep plans several: leave plan= out, or submit without -m")
+    without_folder = [[word for word in words if not word.startswith("run_dir=")] for words in combinations]
+    jobs = [_job(load(words), words, invocation.rest) for words in without_folder]
     same = set[str](combinations[0]).intersection(*combinations)
     members = [
-        SweepMember(tuple(word for word in words if word not in same), plan)
-        for words, plan in zip(combinations, plans, strict=True)
+        SweepMember(tuple(word for word in words if word not in same), job.plan)
+        for words, job in zip(combinations, jobs, strict=True)
     ]
-    for line in submit.left_behind(slurm):
+    for line in submit.left_behind(jobs[0].slurm):
         tell(line)
-    return _submit_sweep(Sweep(every, members, slurm, to_run), name=f"{job.name}-sweep")
+    return _submit_sweep(Sweep(jobs, members), first)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep, each with its settings."""
+    """The runs of a sweep, and what is particular about each."""
 
-    settings: Sequence[Settings]
+    jobs: Sequence[BatchJob]
     members: Sequence[SweepMember]
-    slurm: SlurmSettings
-    to_run: submit.ToRun
 
     def write(self, folder: SweepFolder) -> SubmitRequest:
         """Write what the jobs read; returns the command that submits them."""
-        request = submit.make_sweep_request(self.members, self.slurm, self.to_run, folder=folder.path)
-        for index, (settings, member) in enumerate(zip(self.settings, self.members, strict=True)):
-            write_planned_run(folder.run(index), member.plan, settings)
-        submit.write_sweep_files(self.members, self.slurm, self.to_run, folder=folder.path)
+        first = self.jobs[0]
+        request = submit.make_sweep_request(self.members, first.slurm, folder=folder.path)
+        for index, job in enumerate(self.jobs):
+            job.write(folder.run(index))
+        submit.write_launch_files(RunFolder(folder.path), first.launch, first.slurm)
+        write_sweep(folder.path, self.members)
         return request
 
 
-def _submit_sweep(wanted: Sweep, *, name: str) -> int:
+def _submit_sweep(wanted: Sweep, settings: Settings) -> int:
     """Claim the folder of a sweep and those of its runs, write them, submit them. A dry run leaves them free."""
-    path, owner = named_folder(wanted.settings[0]), this_process(submitting=True)
-    dry_run = bool(wanted.settings[0].options.dry_run)
+    path, owner = named_folder(settings), this_process(submitting=True)
+    dry_run, first = settings.options.dry_run, wanted.jobs[0]
+    name = f"{first.run.name}-sweep"
     if not dry_run:
-        submit.check_size(wanted.members[0].plan, wanted.slurm)
+        submit.check_size(first.plan, first.slurm)
     elif path is not None and read_owner(RunFolder(path)) is not None:
         raise InputError(f"{path} is a sweep already, and a dry run would replace its files: give another run_dir")
     with ExitStack() as claims:
@@ -159,11 +180,6 @@ def _submit_sweep(wanted: Sweep, *, name: str) -> int:
     hand_to_job(RunFolder(folder.path), owner, job_id)
     print(job_id)
     return 0
-
-
-def program(settings: Settings) -> tuple[str | None, ...]:
-    """The user's own program, by each of its keys."""
-    return tuple(getattr(settings.options, name) for name in PROGRAM_KEYS)
 
 
 def other_clusters(plan: Plan, slurm: SlurmSettings) -> dict[str, Cluster]:

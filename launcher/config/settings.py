@@ -17,7 +17,7 @@ from launcher.layout.engines import OWN
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOptions, recipe_class
-from launcher.planner.record import PROGRAM_KEYS, RECIPE
+from launcher.planner.record import PROGRAM_KEYS, RECIPE, Program, RunOptions
 from launcher.schema import AUTO, defaults, key, read
 from launcher.slurm.settings import SlurmSettings
 from launcher.stacks.choice import StackKeys
@@ -66,6 +66,12 @@ class Configuration:
     program: str | None = key(
         None, verbatim=True, example="./run.sh", meaning="a program of yours of any kind; each rank executes it"
     )
+    plan: str | None = key(
+        None, verbatim=True, example="best.json", meaning="a plan that is there already, by its file or its folder"
+    )
+    save: str | None = key(
+        None, verbatim=True, example="best.json", meaning="file that `launcher plan` writes its best plan to"
+    )
     dry_run: bool = key(False, meaning="print what would run, start nothing")
     top: int = key(10, unit="plans", minimum=1, meaning="how many plans to show")
     why_not: str | None = key(
@@ -84,6 +90,12 @@ class Configuration:
         """What runs: the key of the user's own program, or a recipe."""
         return next((name for name in PROGRAM_KEYS if getattr(self, name) is not None), RECIPE)
 
+    @property
+    def own_program(self) -> Program | None:
+        """The user's own program, as named; None where the recipe runs."""
+        kind = self.program_kind
+        return None if kind == RECIPE else Program(kind=kind, target=getattr(self, kind))
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -94,6 +106,20 @@ class Settings:
     options: Configuration
     given: Mapping[str, Any]
     notes: tuple[str, ...] = ()  # what the user should know about where it comes from
+
+    @cached_property
+    def run_options(self) -> RunOptions:
+        """What a plan of this job carries in addition to its layout; a program as the user named it."""
+        options = self.options
+        return RunOptions(
+            asked=options.layout,
+            train=options.train,
+            tracking=options.tracking,
+            recipe=options.recipe,
+            program=options.own_program,
+            tokens=options.tokens,
+            output=options.output,
+        )
 
     @cached_property
     def config(self) -> dict[str, Any]:

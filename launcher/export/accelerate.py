@@ -26,7 +26,6 @@ from launcher.export.yaml_text import to_yaml
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.planner.deepspeed_config import deepspeed_config
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 CONFIG, DEEPSPEED_CONFIG = "accelerate.yaml", "ds_config.json"
@@ -72,7 +71,7 @@ def write(plan: Plan) -> Export:
     plugin = facts.with_deepspeed(job)
     files = {CONFIG: to_yaml(_config(plan))}
     if plugin:
-        config = deepspeed_config(plan, TrainOptions.from_config(plan.config["train"]))
+        config = deepspeed_config(plan, plan.options.train)
         files[DEEPSPEED_CONFIG] = json.dumps(config, indent=2) + "\n"
     # `Accelerator` reads it where the script gives none; the plugin has it in its own JSON.
     steps = str(layout.num_micro_batches(job.training.global_batch))
@@ -140,7 +139,7 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield "recomputation: call model.gradient_checkpointing_enable()"
     if training.offload_optimizer and kind(plan.job, layout) == "FSDP":
         yield "offloading of the optimizer alone: FSDP2 offloads parameters and gradients with it"
-    clip = TrainOptions.from_config(plan.config["train"]).grad_clip
+    clip = plan.options.train.grad_clip
     if kind(plan.job, layout) != "DEEPSPEED" and clip:
         yield f"clipping: call accelerator.clip_grad_norm_(model.parameters(), {clip:g})"
     yield "the optimizer and its learning rate: the script makes them"

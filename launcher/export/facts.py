@@ -6,7 +6,6 @@ from math import isclose
 
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 
@@ -41,9 +40,9 @@ def recomputed_layers(layout: Layout) -> int | None:
 
 def steps(plan: Plan) -> int:
     """Steps of the whole training: of `tokens=` where it is given, else `train.steps`."""
-    tokens = plan.config.get("tokens")
+    tokens = plan.options.tokens
     if not tokens:
-        return TrainOptions.from_config(plan.config["train"]).steps
+        return plan.options.train.steps
     return max(1, round(float(tokens) / (plan.job.training.global_batch * plan.job.model.seq_len)))
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from launcher.export import accelerate, facts
 from launcher.export.ranks import SCRIPT, START_FILE, node_script
 from launcher.export.target import Export, Target
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 ARGUMENTS = "training_args.json"
@@ -29,7 +28,7 @@ def write(plan: Plan) -> Export:
 
 def arguments(plan: Plan) -> dict[str, Any]:
     """TrainingArguments, for HfArgumentParser(TrainingArguments).parse_json_file."""
-    layout, training, options = plan.layout, plan.job.training, TrainOptions.from_config(plan.config["train"])
+    layout, training, options = plan.layout, plan.job.training, plan.options.train
     found: dict[str, Any] = {
         "output_dir": "out",
         "per_device_train_batch_size": layout.micro_batch,

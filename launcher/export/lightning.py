@@ -15,7 +15,6 @@ from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.planner.deepspeed_config import deepspeed_config
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 MODULE, DEEPSPEED_CONFIG = "plan_trainer", "ds_config.json"
@@ -53,7 +52,7 @@ def write(plan: Plan) -> Export:
     script = node_script(plan, [*torchrun(plan), SCRIPT])
     files = {f"{MODULE}.py": module(plan), START_FILE: script, **shared_files(plan)}
     if kind(plan.job, plan.layout) == "deepspeed":
-        config = deepspeed_config(plan, TrainOptions.from_config(plan.config["train"]))
+        config = deepspeed_config(plan, plan.options.train)
         files[DEEPSPEED_CONFIG] = json.dumps(config, indent=2) + "\n"
     return Export(f"{MODULE}.py", files, tuple(_missing(plan)))
 
@@ -61,7 +60,7 @@ def write(plan: Plan) -> Export:
 def module(plan: Plan) -> str:
     """`from plan_trainer import make_trainer`; the trainer takes more arguments of yours."""
     strategy, made = _strategy(plan)
-    training, options = plan.job.training, TrainOptions.from_config(plan.config["train"])
+    training, options = plan.job.training, plan.options.train
     clips = options.grad_clip and kind(plan.job, plan.layout) == "ddp"
     lines = [
         f'"""{plan.job.model.name} as {plan.layout.brief()}."""',
@@ -114,7 +113,7 @@ def _strategy(plan: Plan) -> tuple[str, str]:
 
 def _missing(plan: Plan) -> Iterator[str]:
     job, layout = plan.job, plan.layout
-    options = TrainOptions.from_config(plan.config["train"])
+    options = plan.options.train
     strategy = kind(job, layout)
     yield f"the micro batch: the DataLoader has batch_size=plan_trainer.MICRO_BATCH ({layout.micro_batch})"
     if strategy == "fsdp":

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from launcher.export import facts
 from launcher.model import Model
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 BACKENDS = {"flash": "flash", "flash1": "flash", "fused": "unfused", "math": "unfused"}
@@ -61,7 +60,7 @@ def _expert_flags(model: Model) -> list[str]:
 
 def training_flags(plan: Plan) -> list[str]:
     """Numbers, kernels, optimizer, and how long."""
-    training, options = plan.job.training, TrainOptions.from_config(plan.config["train"])
+    training, options = plan.job.training, plan.options.train
     dropout, steps = training.dropout or 0.0, facts.steps(plan)
     flags: list[object] = [f"--{training.dtype}"] if training.dtype != "fp32" else []
     if training.dtype == "bf16":

@@ -13,7 +13,6 @@ from launcher.export import facts, megatron, megatron_training
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 OVERRIDES = "bridge_overrides.txt"
@@ -139,7 +138,7 @@ def _sharding(plan: Plan) -> list[Setting]:
 
 
 def _training(plan: Plan) -> list[Setting]:
-    training, options, steps = plan.job.training, TrainOptions.from_config(plan.config["train"]), facts.steps(plan)
+    training, options, steps = plan.job.training, plan.options.train, facts.steps(plan)
     dropout = training.dropout or 0.0
     return [
         *([("mixed_precision", MIXED[training.dtype])] if training.dtype in MIXED else []),

@@ -35,7 +35,7 @@ def plan_for(settings: Settings, target: Target) -> Plan:
         return list(target.cannot(job, layout))
 
     request = _pinned(_without_defaults(settings, target), target.pins)
-    return make_plan(settings.job, request, settings.config, refuse=refuse)
+    return make_plan(settings.job, request, settings.run_options, refuse=refuse)
 
 
 def check(plan: Plan, target: Target) -> None:

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from launcher.files import user_path
-from launcher.layout.degrees import AXES
+from launcher.layout.degrees import AXES, degree_variables
 from launcher.planner.record import Plan
 
 PORT = 29500
@@ -66,8 +66,8 @@ def node_script(
 
 def script(plan: Plan, default: str) -> str:
     """The script that the plan's user trains with, else `default`."""
-    given = plan.config.get("script")
-    return str(user_path(str(given)).resolve()) if given else default
+    given = plan.options.program
+    return str(user_path(given.target).resolve()) if given and given.kind == "script" else default
 
 
 def gpu_order(plan: Plan) -> dict[str, str]:
@@ -131,4 +131,4 @@ def torchrun(plan: Plan) -> list[str]:
 
 def degrees(plan: Plan) -> dict[str, str]:
     """The degrees as the variables that `launcher run` gives its ranks too."""
-    return {f"LAUNCHER_{axis.upper()}": str(plan.layout.degree(axis)) for axis in AXES}
+    return degree_variables(plan.layout)

@@ -16,7 +16,6 @@ from launcher.export.rules import order_unknown
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
 FLAGS, MODULE, FUNCTION = "torchtitan_flags.txt", "plan_config", "plan"
@@ -113,7 +112,7 @@ def _pipeline(layout: Layout, global_batch: int) -> list[Setting]:
 
 
 def _how(plan: Plan) -> list[Setting]:
-    options = TrainOptions.from_config(plan.config["train"])
+    options = plan.options.train
     cosine = options.lr_schedule == "cosine"
     found: list[Setting] = [
         ("training.max_norm", options.grad_clip),
@@ -127,7 +126,7 @@ def _how(plan: Plan) -> list[Setting]:
 
 def config_function(plan: Plan) -> str:
     """A module whose function returns the configuration: a registered model's, with the plan's settings."""
-    options, name = TrainOptions.from_config(plan.config["train"]), plan.job.model.name
+    options, name = plan.options.train, plan.job.model.name
     known = KNOWN.get(name)
     base = f"torchtitan.models.{known}.config_registry" if known else "my_models"
     yours = "" if known else "  # yours: a function that returns a Trainer.Config with this model"
@@ -175,7 +174,7 @@ def _stages(layout: Layout) -> list[str]:
 
 def _missing(plan: Plan) -> Iterator[str]:
     model, training, layout = plan.job.model, plan.job.training, plan.layout
-    options = TrainOptions.from_config(plan.config["train"])
+    options = plan.options.train
     if model.name not in KNOWN:
         yield f"the model {model.name}: it has none of that name, name your function for it in {MODULE}.py"
     if layout.pp > 1 and len(set(layout.layer_split)) > 1:

@@ -20,7 +20,6 @@ from typing import IO, NoReturn
 from launcher import process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
-from launcher.agent.settings import LaunchSettings
 from launcher.console import tell
 from launcher.errors import LauncherError
 from launcher.run.folder import RunFolder
@@ -33,23 +32,17 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Order:
-    """What is to run: a run folder with its plan.json, a script with arguments. `planned_at` is CLOCK_MONOTONIC."""
+    """A run folder in which all is written that a start reads. `planned_at` is CLOCK_MONOTONIC."""
 
     run_folder: Path
-    program: str
-    args: tuple[str, ...]
-    launch: LaunchSettings
     planned_at: float
 
     def to_json(self) -> str:
-        own = {"run_folder": str(self.run_folder), "program": self.program}
-        return json.dumps({**own, "args": self.args, "launch": to_plain(self.launch), "planned_at": self.planned_at})
+        return json.dumps(to_plain(self))
 
     @classmethod
     def from_json(cls, text: str) -> Order:
-        data = json.loads(text)
-        launch = from_plain(LaunchSettings, data["launch"], "launch")
-        return cls(Path(data["run_folder"]), data["program"], tuple(data["args"]), launch, data["planned_at"])
+        return from_plain(cls, json.loads(text))
 
 
 HandOver = Callable[[Order], int]

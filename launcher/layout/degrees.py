@@ -91,6 +91,11 @@ class Layout:
         return " ".join(parts)
 
 
+def degree_variables(layout: Layout) -> dict[str, str]:
+    """The degrees as environment variables, for scripts that do not read the plan: in a run and in an export."""
+    return {f"LAUNCHER_{axis.upper()}": str(layout.degree(axis)) for axis in AXES}
+
+
 def checked_axis_order(value: Any) -> str:
     """An axis order as it is; raises ValueError with the rule."""
     if not isinstance(value, str) or sorted(value.split("-")) != sorted(AXES):

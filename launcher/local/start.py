@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.agent.node import run_node
@@ -16,8 +15,6 @@ def run_local(
     plan: Plan,
     *,
     run_folder: Path,
-    program: str,
-    args: Sequence[str],
     launch: LaunchSettings,
     planned_at: float | None = None,
     began: float | None = None,
@@ -35,4 +32,4 @@ def run_local(
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
     folder = create_run_folder(run_folder.resolve())
-    return run_node(plan, folder=folder, program=program, args=args, launch=launch, planned_at=planned_at, began=began)
+    return run_node(plan, folder=folder, launch=launch, planned_at=planned_at, began=began)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
@@ -12,7 +9,7 @@ from launcher.layout.engines import job_problems, stack_problems
 from launcher.layout.job import Job
 from launcher.planner.document import estimate_data
 from launcher.planner.explain import reasons
-from launcher.planner.record import RECIPE, Plan, program_kind
+from launcher.planner.record import Plan, RunOptions
 from launcher.planner.search import search
 from launcher.planner.space import Refuse
 
@@ -20,34 +17,34 @@ COMPARED = 3  # how many of the next best the reasons speak about
 
 
 def make_plan(
-    job: Job, request: LayoutRequest, config: Mapping[str, Any], *, to_run: bool = False, refuse: Refuse | None = None
+    job: Job, request: LayoutRequest, options: RunOptions, *, to_run: bool = False, refuse: Refuse | None = None
 ) -> Plan:
     """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits.
 
-    With `to_run` also where the recipe of `config` is another software than the one that is planned for, or cannot
+    With `to_run` also where the recipe of `options` is another software than the one that is planned for, or cannot
     train the job. `refuse` takes the place of what that software cannot run.
     """
     if to_run:
-        check_recipe_runs(job, config)
+        check_recipe_runs(job, options)
     model = CostModel(job)
-    result = search(job, request, top=COMPARED, model=model, refuse=refuse or limits(job, config))
+    result = search(job, request, top=COMPARED, model=model, refuse=refuse or limits(job, options))
     best = result.best
-    why = (*reasons(result, model)[0], *notes(job, config))
-    return Plan(job, best.layout, estimate_data(best.estimate), why, config)
+    why = (*reasons(result, model)[0], *notes(job, options))
+    return Plan(job, best.layout, estimate_data(best.estimate), why, options)
 
 
-def limits(job: Job, config: Mapping[str, Any]) -> Refuse | None:
-    """What the software of `config`'s recipe cannot run; None for a script or another stack."""
-    return stack_problems if _recipe_stack(config) == job.stack.name else None
+def limits(job: Job, options: RunOptions) -> Refuse | None:
+    """What the software of the recipe cannot run; None for a script or another stack."""
+    return stack_problems if _recipe_stack(options) == job.stack.name else None
 
 
-def check_recipe_runs(job: Job, config: Mapping[str, Any]) -> None:
-    """Raise InputError where the recipe of `config` cannot train the job, whatever its layout."""
-    trains = _recipe_stack(config)
+def check_recipe_runs(job: Job, options: RunOptions) -> None:
+    """Raise InputError where the recipe cannot train the job, whatever its layout."""
+    trains = _recipe_stack(options)
     if trains is None:
         return
     if trains != job.stack.name:
-        name = config["recipe"].get("name")
+        name = options.recipe.name
         raise InputError(
             f"stack={job.stack.name}: the recipe {name} is the stack {trains}, and would not run as planned: "
             f"set stack={trains}, or run a script of yours with script=FILE"
@@ -56,19 +53,16 @@ def check_recipe_runs(job: Job, config: Mapping[str, Any]) -> None:
         raise InputError(found)
 
 
-def notes(job: Job, config: Mapping[str, Any]) -> list[str]:
+def notes(job: Job, options: RunOptions) -> list[str]:
     """What a reader of the plan must know of the software: which was assumed, and what it cannot train."""
-    trains = _recipe_stack(config)
+    trains = _recipe_stack(options)
     if trains == job.stack.name:
-        return [f"cannot be run by the recipe {config['recipe'].get('name')}: {why}" for why in job_problems(job)]
-    if program_kind(config) != RECIPE:
+        return [f"cannot be run by the recipe {options.recipe.name}: {why}" for why in job_problems(job)]
+    if options.program is not None:
         return [f"the program is assumed to train as stack={job.stack.name} of {job.stack.year} does"]
     return []
 
 
-def _recipe_stack(config: Mapping[str, Any]) -> str | None:
+def _recipe_stack(options: RunOptions) -> str | None:
     """The stack that the recipe declares; None for a user's program, and for a recipe that trains nothing."""
-    if program_kind(config) != RECIPE:
-        return None
-    declared = (config.get("recipe") or {}).get("stack")
-    return None if declared is None else str(declared)
+    return options.recipe.stack if options.program is None else None

@@ -6,18 +6,39 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from launcher import __version__
 from launcher.cost import Estimate
 from launcher.layout import Layout
+from launcher.layout.job import Job
+from launcher.planner.record import Plan
 from launcher.planner.result import SearchResult
+from launcher.schema import to_plain
 
 
 def plans_document(result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> dict[str, Any]:
-    """`plans` best first with the reasons of each, counts of the rejected by reason, how many were considered."""
+    """`plans` best first with the reasons of each, counts of the rejected by reason, how many were considered; and
+    what they are plans of.
+    """
     plans = [
         {"layout": layout_data(candidate.layout), **estimate_data(candidate.estimate), "why": list(reasons)}
         for candidate, reasons in zip(result.candidates, why, strict=True)
     ]
-    return {"plans": plans, "rejected": dict(result.rejected), "searched": result.searched, "seconds": seconds}
+    counts = {"rejected": dict(result.rejected), "searched": result.searched, "seconds": seconds}
+    return {"plans": plans, **counts, **job_data(result.job)}
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """As `plans_document`, of one plan that was made before: nothing is searched or rejected."""
+    one = {"layout": layout_data(plan.layout), **plan.estimate, "why": list(plan.why)}
+    return {"plans": [one], "rejected": {}, "searched": 0, "seconds": 0.0, **job_data(plan.job)}
+
+
+def job_data(job: Job) -> dict[str, Any]:
+    """What is planned for: cluster, model and stack as plan.json has them, a step's batch, the launcher's version."""
+    sequences, length = job.training.global_batch, job.model.seq_len
+    batch = {"global_batch": sequences, "seq_len": length, "tokens": sequences * length, "dtype": job.training.dtype}
+    named = {"cluster": job.cluster, "model": job.model, "stack": job.stack}
+    return {**{name: to_plain(value) for name, value in named.items()}, "batch": batch, "version": __version__}
 
 
 def layout_data(layout: Layout) -> dict[str, Any]:

@@ -7,37 +7,35 @@ pipeline or context parallelism unless pinned; a layout that does not fit is a w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from launcher.errors import InputError, LauncherError
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.resolve import plain_layout
 from launcher.planner.build import make_plan
-from launcher.planner.record import Plan
+from launcher.planner.record import Plan, RunOptions
 
 NOT_GIVEN = "not given"
 
 
 def program_plan(
-    job: Job, request: LayoutRequest, config: Mapping[str, Any], *, model_given: bool
+    job: Job, request: LayoutRequest, options: RunOptions, *, model_given: bool
 ) -> tuple[Plan, str | None]:
     """The plan of a program, and a warning where the model that was given does not fit; raises InputError."""
     if not model_given:
-        return _without_model(job, request, config, why="nothing is estimated: no model= was given"), None
+        return _without_model(job, request, options, why="nothing is estimated: no model= was given"), None
     asked = replace(request, tp=request.tp or 1, pp=request.pp or 1, cp=request.cp or 1)
     try:
-        return make_plan(job, asked, config), None
+        return make_plan(job, asked, options), None
     except LauncherError as error:
-        plan = _without_model(job, request, config, why="nothing is estimated: the model does not fit this layout")
+        plan = _without_model(job, request, options, why="nothing is estimated: the model does not fit this layout")
         return replace(plan, job=job), str(error)
 
 
-def _without_model(job: Job, request: LayoutRequest, config: Mapping[str, Any], *, why: str) -> Plan:
+def _without_model(job: Job, request: LayoutRequest, options: RunOptions, *, why: str) -> Plan:
     layout = _layout(job, request)
-    return Plan(replace(job, model=replace(job.model, name=NOT_GIVEN)), layout, {}, (why,), config)
+    return Plan(replace(job, model=replace(job.model, name=NOT_GIVEN)), layout, {}, (why,), options)
 
 
 def _layout(job: Job, request: LayoutRequest) -> Layout:

@@ -42,7 +42,7 @@ def run_page(folder: RunFolder) -> str:
 
     Raises InputError without a plan.
     """
-    plan = read_plan(folder.plan)
+    plan = read_plan(folder.present_plan)
     rates = read_rates(folder.result)
     return benchmark_page(plan, rates, name=folder.path.name) if rates else page(plan, RunFacts.read(folder))
 

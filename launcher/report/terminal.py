@@ -7,6 +7,8 @@ from typing import TextIO
 
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
+from launcher.layout.job import Job
+from launcher.planner import Plan
 from launcher.planner.compare import Bill, Comparison, Row
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
@@ -26,6 +28,17 @@ def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *
     _print(to, ["", f"{rejected_text(result)} in {format_seconds(seconds)}"])
 
 
+def show_plan(to: TextIO, plan: Plan) -> None:
+    """A plan that was made before, with its reasons."""
+    model, estimate = plan.job.model, plan.estimate
+    lines = [f"{model.name} ({format_count(model.params)} parameters) on {_where(plan.job)}", plan.layout.brief()]
+    if "step_time_s" in estimate:
+        mfu = UNKNOWN if estimate["mfu"] is None else f"{estimate['mfu']:.1%}"
+        memory = format_bytes(estimate["memory_bytes_per_gpu"])
+        lines[1] += f": a step of {format_seconds(estimate['step_time_s'])}, MFU {mfu}, {memory} of each GPU"
+    _print(to, [*lines, *_bullets(plan.why), f"planned by launcher {plan.launcher}"])
+
+
 def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
     """A title, a line of names and one line a plan, at most 100 columns."""
     model, candidates = result.job.model, result.candidates
@@ -39,12 +52,12 @@ def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
         [str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders)]
         for rank, candidate in enumerate(candidates, 1)
     ]
-    title = f"{model.name} ({format_count(model.params)} parameters) on {_where(result)}"
+    title = f"{model.name} ({format_count(model.params)} parameters) on {_where(result.job)}"
     return [title, *draw(columns, rows, bold=bold)]
 
 
-def _where(result: SearchResult) -> str:
-    cluster = result.job.cluster
+def _where(job: Job) -> str:
+    cluster = job.cluster
     kind = "MIG slices" if cluster.node.is_mig else "CPU ranks" if cluster.node.gpu.kind == "cpu" else "GPUs"
     return f"{cluster.name}: {cluster.num_gpus} {kind}, {cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}"
 

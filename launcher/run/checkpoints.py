@@ -81,6 +81,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return body
 
 
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
+    """Raise InputError with every difference between the job of a checkpoint and this one."""
+    before, after = _flat(saved), _flat(now)
+    different = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
+    if different:
+        raise InputError(
+            [
+                f"{folder} was saved with {key}={before.get(key)!r}, this run has {after.get(key)!r}: "
+                "give the same, or another run_dir, or train.resume=false"
+                for key in different
+            ]
+        )
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def file_problem(folder: Path, name: str, expected: Mapping[str, Any]) -> str | None:
     """What is wrong with one file of a checkpoint, or None."""
     path = folder / name

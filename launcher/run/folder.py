@@ -1,12 +1,13 @@
 """The run folder: every name in it. One folder a run, everything about it in one place.
 
-plan.json    what was planned (launcher/planner/record.py)      plan-round-N.json   for the nodes of round N
-config.yaml  the composed configuration, for people             launch.json         what is to be started
-nodes/       what each node's agent knows (node_state.py)       logs/               of ranks, and of the batch job
-ledger.jsonl when what happened (ledger.py)                     metrics.jsonl       one line a step (metrics.py)
-result.json  what the recipe found (result.py)                  checkpoints/        (checkpoints.py)
-data/        token files that the recipe made                   traces/             of torch's profiler
-report.html  the page of `launcher report`                      deepspeed.json      DeepSpeed's configuration
+owner.json       who works in it (owner.py)                     launch.json    how ranks are started (agent/launch.py)
+plan.json        what was planned, and stays (planner/record.py)
+plan-start.json  with the options and hosts of the present start     plan-round-N.json   for the nodes of round N
+config.yaml      the composed configuration, for people         nodes/         what each node's agent knows
+ledger.jsonl     when what happened (ledger.py)                 metrics.jsonl  one line a step (metrics.py)
+result.json      what the recipe found (result.py)              checkpoints/   (checkpoints.py)
+logs/            of ranks, and of the batch job                 traces/        of torch's profiler
+report.html      the page of `launcher report`                  data/          token files that the recipe made
 """
 
 from __future__ import annotations
@@ -36,9 +37,14 @@ class RunFolder:
         return self.path / PLAN_NAME
 
     @property
-    def planned(self) -> Path:
-        """The plan as submitted; plan.json becomes that of the present start."""
-        return self.path / "planned.json"
+    def plan_of_start(self) -> Path:
+        """The plan with the options of the present start, and the hosts that it has; absent where plan.json is that."""
+        return self.path / "plan-start.json"
+
+    @property
+    def present_plan(self) -> Path:
+        """The plan that is in force: of the present start, or of the last one."""
+        return self.plan_of_start if self.plan_of_start.is_file() else self.plan
 
     def plan_of_round(self, number: int) -> Path:
         return self.path / f"plan-round-{number}.json"
@@ -52,8 +58,8 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def submission(self) -> Path:
-        return self.path / "submit.json"
+    def launch(self) -> Path:
+        return self.path / "launch.json"
 
     @property
     def setup(self) -> Path:
@@ -166,8 +172,8 @@ class SweepFolder:
 
 
 def plan_file(path: Path) -> Path:
-    """The plan that a user named: a file, or a folder that has one."""
-    return RunFolder(path).plan if path.is_dir() else path
+    """The plan that a user named: a file, or the one that is in force in a folder."""
+    return RunFolder(path).present_plan if path.is_dir() else path
 
 
 def in_utc(seconds: float | None = None) -> str:

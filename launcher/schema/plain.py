@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from launcher.errors import InputError
 from launcher.schema.keys import join, without_none
@@ -71,6 +72,8 @@ class _Stored:
             return {str(key): self.value(inner, item, join(name, key)) for key, item in data.items()}
         elif origin is None and isinstance(kind, type) and not is_dataclass(kind):
             found = _scalar(kind, data)
+        elif origin in (Union, UnionType):  # of scalars
+            found = next((data for one in get_args(kind) if _scalar(one, data) is not _WRONG), _WRONG)
         if found is _WRONG:
             found_text = printable(repr(data), longest=LONGEST_SHOWN)
             self.problems.append(f"{_shown(name) or 'the document'} = {found_text} is not {_kind_name(kind)}")

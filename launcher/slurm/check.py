@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.launch import read_launch
 from launcher.errors import LauncherError
-from launcher.planner import Plan, read_plan
+from launcher.planner import read_plan
 from launcher.preflight.checks import preflight
 from launcher.run.folder import RunFolder
 from launcher.slurm.heard import marked
 from launcher.slurm.node import coordinator
-from launcher.slurm.settings import launch_of_slurm
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 CLOCK_LINES, CLOCK_EVERY_S = 2, 0.05
@@ -28,12 +28,12 @@ CLOCK_LINES, CLOCK_EVERY_S = 2, 0.05
 def main(argv: Sequence[str]) -> int:
     """Print this node's findings; 0 also where they are bad: the driver judges."""
     try:
-        folder = Path(argv[0])
-        plan = read_plan(RunFolder(folder).plan)
+        folder = RunFolder(Path(argv[0]))
+        plan = read_plan(folder.present_plan)
         host = env.get("SLURMD_NODENAME")
-        port = _port(plan) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
+        port = _port(folder) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
         ranks = plan.placement.ranks_per_node
-        findings = preflight(plan.job.cluster, run_folder=folder, port=port, ranks=ranks)
+        findings = preflight(plan.job.cluster, run_folder=folder.path, port=port, ranks=ranks)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -47,9 +47,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _port(plan: Plan) -> int:
-    launch = launch_of_slurm(plan.config.get("launch") or {})
-    return coordinator(launch, env.get(RUN_ID) or "")[1]
+def _port(folder: RunFolder) -> int:
+    return coordinator(read_launch(folder.launch).settings, env.get(RUN_ID) or "")[1]
 
 
 def _on_one_machine() -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import env
+from launcher.agent.launch import Launch, planned
+from launcher.cluster import Cluster
 from launcher.cluster.hostlist import compress_hostlist
 from launcher.errors import InputError, JobFailed, LauncherError
 from launcher.planner import Plan, write_plan
@@ -41,7 +43,7 @@ from launcher.slurm.life import has_ended
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
 from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
-from launcher.slurm.record import Submission, read_planned, read_submission
+from launcher.slurm.record import read_slurm_launch
 from launcher.slurm.replan import Hosts, fit_allocation
 from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
 from launcher.slurm.settings import SlurmSettings
@@ -60,7 +62,8 @@ class Driver:
     folder: RunFolder
     settings: SlurmSettings
     allocation: Allocation
-    submission: Submission
+    launch: Launch
+    clusters: Mapping[str, Cluster]
     owner: Owner
 
     def run(self, planned: Plan, signals: Signals) -> int:
@@ -110,7 +113,7 @@ class Driver:
 
     def _steps(self, attempt: int) -> Steps:
         hosts, run_id = self.allocation.hosts, f"{self.allocation.job_id}-{self.allocation.restart}"
-        return Steps(self.folder.path, self.settings, self.submission, hosts, run_id, attempt)
+        return Steps(self.folder.path, self.settings, self.launch, hosts, run_id, attempt)
 
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
         """The plan on sound nodes, and the hosts that are left: bad ones are left out where there are enough others."""
@@ -127,8 +130,7 @@ class Driver:
     def _place(self, planned: Plan, hosts: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with its hosts, written for every rank to read and check itself against; all hosts it chose from."""
         began = time.monotonic()
-        clusters = self.submission.other_clusters()
-        found = Hosts(tuple(hosts), gpu_types(hosts) if clusters else {}, clusters)
+        found = Hosts(tuple(hosts), gpu_types(hosts) if self.clusters else {}, self.clusters)
         fit = fit_allocation(planned, found, self.settings, tell=tell)
         topology, why = read_topology()
         if topology is None:
@@ -136,7 +138,7 @@ class Driver:
         assignment = assign(node_traffic(fit.plan), Tree.of(fit.hosts, topology))
         placed = replace(fit.plan, hosts=assignment.hosts[: fit.plan.placement.num_nodes])
         tell(placement_text(placed, assignment))
-        write_plan(placed, self.folder.plan)
+        write_plan(placed, self.folder.plan_of_start)
         self._note(ledger.PLACED, hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
         return placed, assignment.hosts
 
@@ -281,14 +283,15 @@ def main(argv: Sequence[str]) -> int:
         if len(argv) != 1:
             raise InputError("usage: python -m launcher.slurm.job RUN_FOLDER (slurm/train.sbatch does it)")
         folder = create_run_folder(Path(argv[0]).absolute())
-        plan = read_planned(folder.path)
-        settings = SlurmSettings.from_config(plan.config.get("launch") or {})
+        plan = planned(folder)
+        launch, slurm = read_slurm_launch(folder)
+        settings = slurm.settings
         signals = Signals(settings.signal)
         signals.listen()
         allocation = read_allocation()
         _check_array(folder.path, allocation.job_id)
         owner = claim_as_job(folder, allocation.job_id, job_ended=has_ended)
-        return Driver(folder, settings, allocation, read_submission(folder.path), owner).run(plan, signals)
+        return Driver(folder, settings, allocation, launch, slurm.clusters, owner).run(plan, signals)
     except LauncherError as error:
         tell(str(error))
         return error.exit_code

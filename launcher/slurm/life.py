@@ -165,7 +165,7 @@ def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
         raise InputError(f"the run folder of job {run.job_id} is not known: give the folder itself")
     folder = RunFolder(run.folder)
     if rank is not None:
-        world_size = read_plan(folder.plan).layout.world_size
+        world_size = read_plan(folder.present_plan).layout.world_size
         if rank >= world_size:
             raise InputError(f"rank={rank} is no rank of this run: there are 0 to {world_size - 1}")
         return folder.rank_log(rank)

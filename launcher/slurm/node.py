@@ -9,14 +9,13 @@ from pathlib import Path
 
 from launcher import env
 from launcher.agent import node as node_module
+from launcher.agent.launch import read_launch
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
 from launcher.run.folder import RunFolder, create_run_folder
-from launcher.slurm.record import read_submission
-from launcher.slurm.settings import launch_of_slurm
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
@@ -49,9 +48,8 @@ def take_secret(name: str, *, num_nodes: int) -> str:
 
 def run_node(run_folder: Path) -> int:
     """Start this node's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
-    plan = read_plan(RunFolder(run_folder).plan)
-    launch = launch_of_slurm(plan.config.get("launch") or {})
-    submission = read_submission(run_folder)
+    names = RunFolder(run_folder)
+    plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
     host, port = coordinator(launch, run_id)
@@ -69,8 +67,6 @@ def run_node(run_folder: Path) -> int:
     return node_module.run_node(
         plan,
         folder=create_run_folder(run_folder),
-        program=submission.program,
-        args=submission.args,
         launch=launch,
         node=node,
         rendezvous=rendezvous if rendezvous.num_nodes > 1 else None,

@@ -9,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
-from typing import IO, Any
+from typing import IO
 
 from launcher import env
+from launcher.agent.launch import Launch, write_launch
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
-from launcher.planner.record import PROGRAM_KEYS
+from launcher.planner.options import BandwidthOptions
+from launcher.planner.record import RunOptions
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.preflight.findings import Finding
 from launcher.rendezvous.authentication import SECRET, new_secret
-from launcher.resources import resource
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.slurm.allocation import given_cpus, node_address
 from launcher.slurm.environment import of_step
 from launcher.slurm.heard import Heard, HeardLine, judge
-from launcher.slurm.record import Submission, write_submission
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
 from launcher.slurm.watching import end
@@ -43,7 +43,7 @@ class Steps:
 
     folder: Path
     settings: SlurmSettings
-    submission: Submission
+    launch: Launch
     given: tuple[str, ...]
     run_id: str
     attempt: int = 0
@@ -51,7 +51,8 @@ class Steps:
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
         """srun with `module` on these hosts of the allocation."""
-        work_dir, script = self.submission.work_dir, self.submission.program
+        work_dir, own = str(self.launch.work_dir), plan.options.program
+        script = own.target if own else ""
         some = tuple(hosts) if set(hosts) != set(self.given) else ()
         shares = self.attempt > 0
         step = Step(self.folder, work_dir, script, sys.executable, len(hosts), given_cpus(), module, some, shares)
@@ -81,11 +82,11 @@ def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     """Run the recipe `bandwidth` on every host, spares too, for a minute at most; the slow nodes have a problem."""
     folder = create_run_folder(RunFolder(steps.folder).inner(RECIPE).path)
     folder.result.unlink(missing_ok=True)
-    submission = replace(steps.submission, program=str(resource("recipes") / f"{RECIPE}.py"), args=())
-    write_submission(folder.path, submission)
+    settings = replace(steps.launch.settings, max_restarts=0, console="rank0")
+    write_launch(replace(steps.launch, settings=settings), folder.launch)
     plan = measuring_plan(plan, hosts, steps.settings)
     write_plan(plan, folder.plan)
-    inner = replace(steps, folder=folder.path, submission=submission, run_id=f"{steps.run_id}-{RECIPE}")
+    inner = replace(steps, folder=folder.path, run_id=f"{steps.run_id}-{RECIPE}")
     log = folder.step_log
     code = _run_for(inner.argv(plan, AGENT, hosts), inner.variables(plan), log=log)
     return bandwidth_findings(folder.result, code=code, log=log)
@@ -95,21 +96,8 @@ def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) ->
     """A plan of the bandwidth recipe: as many ranks on every host as the job has on each of its nodes."""
     cluster = replace(plan.job.cluster, num_nodes=len(hosts))
     layout = Layout(tp=1, pp=1, dp=len(hosts) * plan.placement.ranks_per_node)
-    config = _recipe_config(plan, settings)
-    return Plan(replace(plan.job, cluster=cluster), layout, {}, (), config, hosts=tuple(hosts))
-
-
-def _recipe_config(plan: Plan, settings: SlurmSettings) -> dict[str, Any]:
-    """The plan's configuration as that of a job of the bandwidth recipe."""
-    recipe = {
-        "name": RECIPE,
-        "preload": ["launcher.worker.session"],
-        "bytes": "auto",
-        "threshold": settings.bandwidth_threshold,
-    }
-    launch = {**(plan.config.get("launch") or {}), "max_restarts": 0, "console": "rank0"}
-    own = {"recipe": recipe, "launch": launch, "tracking": {"kind": "none"}}
-    return {**plan.config, **dict.fromkeys(PROGRAM_KEYS), **own}
+    recipe = BandwidthOptions(name=RECIPE, preload=("launcher.worker.session",), threshold=settings.bandwidth_threshold)
+    return Plan(replace(plan.job, cluster=cluster), layout, {}, (), RunOptions(recipe=recipe), hosts=tuple(hosts))
 
 
 def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:

@@ -11,7 +11,6 @@ from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner import Plan
 from launcher.planner.record import RECIPE
-from launcher.schema import read
 from launcher.slurm.settings import SlurmSettings
 
 # Degrees that depend on how many GPUs there are: a pin on them was for the cluster that was asked for.
@@ -100,15 +99,15 @@ def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
     from launcher.planner.launch_only import program_plan
 
     job = replace(plan.job, cluster=cluster)
-    asked = read(LayoutRequest, plan.config.get("layout") or {}, "layout")
+    asked = plan.options.asked
     pinned: dict[str, Any] = {**asked.pinned(), "tp_across_domains": asked.tp_across_domains}
     kept = {key: value for key, value in pinned.items() if key not in SIZE_KEYS}
     if plan.kind != RECIPE:
-        return program_plan(job, LayoutRequest(**kept), plan.config, model_given=bool(plan.estimate))[0]
+        return program_plan(job, LayoutRequest(**kept), plan.options, model_given=bool(plan.estimate))[0]
     attempts = [kept, {}] if kept else [{}]
     for request in attempts[:-1]:
         try:
-            return make_plan(job, LayoutRequest(**request), plan.config, to_run=True)
+            return make_plan(job, LayoutRequest(**request), plan.options, to_run=True)
         except (InputError, NoLayoutFits):
             continue  # the pins do not fit the other cluster: search without them
-    return make_plan(job, LayoutRequest(**attempts[-1]), plan.config, to_run=True)
+    return make_plan(job, LayoutRequest(**attempts[-1]), plan.options, to_run=True)

@@ -241,8 +241,3 @@ class SlurmSettings:
     def fewest_nodes(self, planned: int) -> int:
         """On how many nodes the job may start, of the so many that it was planned for."""
         return planned if self.replan == "never" else min(planned, self.min_nodes or 1)
-
-
-def launch_of_slurm(config: Mapping[str, Any]) -> LaunchSettings:
-    """The keys of a group `launch` with Slurm's that are not Slurm's own."""
-    return read(LaunchSettings, config, "launch", beside=(SlurmSettings,))

@@ -101,7 +101,7 @@ def _pyxis(container: Container, step: Step, environment: Mapping[str, str]) -> 
 def _mounts(container: Container, step: Step) -> list[str]:
     """Run folder, working folder and the folder of the script, at their own paths, then the user's."""
     own = [str(step.run_folder), step.work_dir]
-    folder = Path(step.script).parent
+    folder = Path(step.script).parent  # of a module, or of a recipe, which the image has: none to mount
     if folder.is_absolute() and not any(folder.is_relative_to(path) for path in own):
         own.append(str(folder))
     return [*(f"{path}:{path}" for path in own), *container.mounts]

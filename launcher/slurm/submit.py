@@ -3,64 +3,41 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher import env
+from launcher.agent.launch import Launch, write_launch
 from launcher.agent.settings import LaunchSettings
 from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.files import write_text
 from launcher.planner import Plan
-from launcher.planner.record import RECIPE, cluster_to_dict
+from launcher.planner.record import RECIPE
 from launcher.resources import resource
-from launcher.run.folder import RunFolder, SweepFolder
+from launcher.run.folder import RunFolder
 from launcher.secret import secrets_in
 from launcher.slurm.command import ask
 from launcher.slurm.environment import kept_from_sbatch, left_behind_text, secrets_text
-from launcher.slurm.record import Submission, setup_text, write_planned, write_submission
+from launcher.slurm.record import setup_text
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
 from launcher.slurm.settings import SlurmSettings, time_limit_s
-from launcher.slurm.sweep import SweepMember, sweep_request, write_sweep
+from launcher.slurm.sweep import SweepMember, sweep_request
 from launcher.text import whole_number
 
 
-@dataclass(frozen=True)
-class ToRun:
-    """What the job runs: program and arguments, the driver's interpreter, other clusters that it may land on."""
-
-    program: str
-    args: tuple[str, ...]
-    python: str
-    clusters: Mapping[str, Cluster] = field(default_factory=dict)
-
-    def submission(self) -> Submission:
-        """As it is written into the run folder."""
-        clusters = {gpu_type: cluster_to_dict(cluster) for gpu_type, cluster in self.clusters.items()}
-        return Submission(self.program, self.args, str(Path.cwd()), clusters=clusters)
-
-
-def make_request(plan: Plan, settings: SlurmSettings, to_run: ToRun, *, run_folder: Path) -> SubmitRequest:
+def make_request(plan: Plan, settings: SlurmSettings, *, run_folder: Path) -> SubmitRequest:
     """The command to run; raises InputError where the plan cannot be submitted with these settings."""
-    where = Where(run_folder.absolute(), batch_script(), to_run.python)
+    where = Where(run_folder.absolute(), batch_script(), sys.executable)
     return submit_request(plan, settings, where, without=_removed(settings))
 
 
-def make_sweep_request(
-    members: Sequence[SweepMember], settings: SlurmSettings, to_run: ToRun, *, folder: Path
-) -> SubmitRequest:
+def make_sweep_request(members: Sequence[SweepMember], settings: SlurmSettings, *, folder: Path) -> SubmitRequest:
     """As `make_request`, for a sweep whose runs lie in `folder`/0, `folder`/1, …"""
-    where = Where(folder.absolute(), batch_script(), to_run.python)
+    where = Where(folder.absolute(), batch_script(), sys.executable)
     return sweep_request(members, settings, where, without=_removed(settings))
-
-
-def write_sweep_files(members: Sequence[SweepMember], settings: SlurmSettings, to_run: ToRun, *, folder: Path) -> None:
-    """What the jobs of a sweep read, next to the plan.json of each."""
-    for index, member in enumerate(members):
-        write_run_files(SweepFolder(folder).run(index).path, member.plan, settings, to_run.submission())
-    write_submission(folder, to_run.submission())
-    write_sweep(folder, members)
 
 
 def _removed(settings: SlurmSettings) -> tuple[str, ...]:
@@ -98,14 +75,14 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
     """What will not work as the user may expect, although Slurm takes the job."""
     found = []
     ours = plan.kind == RECIPE
-    if settings.requeue and ours and not (plan.config.get("train") or {}).get("checkpoint_every"):
+    if settings.requeue and ours and not plan.options.train.checkpoint_every:
         found.append(
             "train.checkpoint_every=0: nothing is saved, so a job that reaches its time limit is not requeued; "
             "set it to a number of steps"
         )
     if settings.signal not in {number.name.removeprefix("SIG") for number in launch.stop_signals}:
         found.append(
-            f"launch.stop_signals lacks {settings.signal}, which launch.signal sends: the ranks would not heed it"
+            f"launch.stop_signals lacks {settings.signal}, which launch.signal sends: the ranks would not follow it"
         )
     if launch.grace_s >= settings.signal_lead_s:
         found.append(
@@ -120,12 +97,11 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
     return found
 
 
-def write_run_files(folder: Path, plan: Plan, settings: SlurmSettings, submission: Submission) -> None:
-    """submit.json, the plan as submitted, and setup.sh where there is something to set up."""
-    write_submission(folder, submission)
-    write_planned(folder, plan)
+def write_launch_files(folder: RunFolder, launch: Launch, settings: SlurmSettings) -> None:
+    """launch.json, and setup.sh where there is something to set up."""
+    write_launch(launch, folder.launch)
     if settings.setup:
-        write_text(RunFolder(folder).setup, setup_text(settings.setup))
+        write_text(folder.setup, setup_text(settings.setup))
 
 
 def batch_script() -> Path:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from launcher import env
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
-from launcher.planner.options import TrackingOptions, TrainOptions
+from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
 from launcher.worker.checkpoint.saver import CheckpointManager, State
@@ -33,6 +34,7 @@ from launcher.worker.parallel.mesh import Axes, build_mesh
 from launcher.worker.placement import Place, check_gathered, check_place
 from launcher.worker.stop import Pulse
 
+R = TypeVar("R")
 GROUP_TIMEOUT = timedelta(minutes=30)
 
 
@@ -71,15 +73,21 @@ class Session:
         """The device mesh, dimensions named by the plan's axes."""
         return self.axes.mesh
 
-    @cached_property
+    @property
     def options(self) -> TrainOptions:
-        return TrainOptions.from_config(self.plan.config.get("train") or {})
+        return self.plan.options.train
+
+    def recipe_options(self, kind: type[R]) -> R:
+        """The options of the recipe that this is; raises InputError where the plan is another one's."""
+        options = self.plan.options.recipe
+        if not isinstance(options, kind):
+            raise InputError(f"the plan is of the recipe {options.name}, and another one was started with it")
+        return options
 
     @cached_property
     def tracker(self) -> Tracker:
         """Metrics to the terminal, the run folder and wandb; does nothing on ranks other than 0."""
-        tracking = TrackingOptions.from_config(self.plan.config.get("tracking") or {})
-        return make_tracker(self.plan, run_dir=self.run_dir, tracking=tracking, main=self.is_main)
+        return make_tracker(self.plan, run_dir=self.run_dir, main=self.is_main)
 
     @cached_property
     def checkpoints(self) -> CheckpointManager:

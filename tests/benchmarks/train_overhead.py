@@ -35,6 +35,7 @@ from launcher.env import RankEnv
 from launcher.layout import Layout
 from launcher.model import Model
 from launcher.planner.options import TrainOptions
+from launcher.planner.record import RunOptions
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import MetricsFile
 from launcher.worker.data.batches import Batch, BatchSource, TokenFile, standard_library_tokens, write_token_file
@@ -74,8 +75,8 @@ def plain_loop(model: Model, options: TrainOptions) -> Callable[[Batch], float]:
 
 def our_session(axes: Axes, folder: Path, *, every: int) -> Session:
     """What the recipe's step works with, saving every so many steps (0: never)."""
-    config = {**vars(ADAMW), "steps": 10**6, "checkpoint_every": every}
-    plan = make_plan(LAYOUT, model=GPT_TINY, train=config, global_batch=GLOBAL_BATCH)
+    options = RunOptions(train=replace(ADAMW, steps=10**6, checkpoint_every=every))
+    plan = make_plan(LAYOUT, model=GPT_TINY, options=options, global_batch=GLOBAL_BATCH)
     rank_env = RankEnv(axes.rank, 2, axes.rank, 2, 0, 0, plan=None, run_dir=folder)
     session = Session(plan, rank_env, folder, torch.device("cpu"), axes, Pulse(), time.monotonic())
     sinks = [MetricsFile(RunFolder(folder).metrics), Terminal(io.StringIO(), total=10**6)]

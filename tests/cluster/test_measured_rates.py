@@ -52,7 +52,7 @@ def test_rates_that_are_none_are_refused(given: str) -> None:
 
 def test_measured_rates_survive_the_plan_file(tmp_path: Path) -> None:
     job = load([*DGX, "cluster.node.busbw_gbytes_per_s={leaf: 50}"]).job
-    plan = Plan(job, Layout(tp=1, pp=1, dp=1), {}, (), {})
+    plan = Plan(job, Layout(tp=1, pp=1, dp=1), {}, ())
     file = write_plan(plan, tmp_path / "plan")
 
     assert dict(read_plan(file).job.cluster.node.busbw_bytes_per_s) == {"leaf": 50e9}

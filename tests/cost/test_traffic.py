@@ -49,7 +49,7 @@ BYTES_ARE_SECONDS = replace(
 
 def plan_of(layout: Layout) -> Plan:
     what = model(num_experts=16 if layout.ep > 1 else 0)
-    return Plan(job(on=cluster(nodes=4), of=what, global_batch=128), layout, estimate={}, why=(), config={})
+    return Plan(job(on=cluster(nodes=4), of=what, global_batch=128), layout, estimate={}, why=())
 
 
 def name(layout: Layout) -> str:

@@ -48,4 +48,4 @@ def plan_of(name: str, *more: str) -> Plan:
     settings = load([*PLANS[name], *more])
     layout = plain_layout(settings.job, settings.request)
     assert problems(settings.job, layout) == []
-    return Plan(settings.job, layout, {"step_time_s": 1.0, "memory_bytes_per_gpu": 1.0}, (), settings.config)
+    return Plan(settings.job, layout, {"step_time_s": 1.0, "memory_bytes_per_gpu": 1.0}, (), settings.run_options)

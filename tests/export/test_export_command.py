@@ -99,7 +99,7 @@ def test_a_folder_has_files_start_ranks_plan_and_readme(name: str, tmp_path: Pat
 
 def test_the_rank_file_is_the_plans_grid_and_placement(tmp_path: Path) -> None:
     plan = plan_of("data first")
-    with_hosts = Plan(plan.job, plan.layout, {}, (), plan.config, hosts=("gpu7",))
+    with_hosts = Plan(plan.job, plan.layout, {}, (), plan.options, hosts=("gpu7",))
     chosen = Target("any", "any", (), target("deepspeed").write, lambda *_: iter(()))
     write_folder(with_hosts, chosen, chosen.write(with_hosts), tmp_path / "out")
     with (tmp_path / "out" / "ranks.csv").open() as file:
@@ -129,7 +129,7 @@ def test_hosts_in_the_plans_order_number_the_nodes(tmp_path: Path) -> None:
     """The start script finds its node's number by its host's place in the plan, not by its name's."""
     plan = plan_of("zero3")
     here = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
-    with_hosts = Plan(plan.job, plan.layout, {}, (), plan.config, hosts=("zz.cluster", f"{here}.cluster"))
+    with_hosts = Plan(plan.job, plan.layout, {}, (), plan.options, hosts=("zz.cluster", f"{here}.cluster"))
     chosen = target("deepspeed")
     write_folder(with_hosts, chosen, chosen.write(with_hosts), tmp_path / "out")
     script = (tmp_path / "out" / START_FILE).read_text().replace("exec torchrun", "echo")

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.export.deepspeed import CONFIG, write
 from launcher.layout import Layout
+from launcher.planner.record import RunOptions
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
@@ -29,8 +30,8 @@ PLANS: dict[str, Case] = {
 
 def exported(case: Case) -> dict[str, Any]:
     layout, training = case
-    train = {"grad_clip": OPTIONS["sgd"].grad_clip}
-    plan = make_plan(layout, train=train, engine="deepspeed", optimizer="sgd", **training)
+    options = RunOptions(train=OPTIONS["sgd"])
+    plan = make_plan(layout, options=options, engine="deepspeed", optimizer="sgd", **training)
     return json.loads(write(plan).files[CONFIG])  # type: ignore[no-any-return]
 
 

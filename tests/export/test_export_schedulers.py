@@ -46,7 +46,7 @@ def test_our_lint_finds_nothing_in_the_batch_script(
 
 def with_hosts(plan: Plan) -> Plan:
     hosts = tuple(f"gpu{9 - node}" for node in range(plan.placement.num_nodes))
-    return Plan(plan.job, plan.layout, {}, (), plan.config, hosts=hosts)
+    return Plan(plan.job, plan.layout, {}, (), plan.options, hosts=hosts)
 
 
 def test_known_hosts_get_their_tasks_in_the_plans_order() -> None:

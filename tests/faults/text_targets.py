@@ -12,6 +12,8 @@ from unittest import mock
 
 from shapes import cluster, job, model
 
+from launcher.agent.launch import write_launch
+from launcher.agent.settings import LaunchSettings
 from launcher.cluster import discover
 from launcher.cluster.commands import Output
 from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
@@ -40,6 +42,7 @@ from launcher.run import ledger, status
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.metrics import MetricsFile, StepMetrics, read_steps, summarise_steps
 from launcher.run.node_state import NodeState, node_states
+from launcher.run.owner import claim, this_process
 from launcher.run.result import (
     BandwidthResult,
     NodeRates,
@@ -52,7 +55,7 @@ from launcher.slurm import heard, jobstate, life
 from launcher.slurm.command import Answer, unreachable
 from launcher.slurm.placement import Tree
 from launcher.slurm.progress import newest_checkpoint, starts
-from launcher.slurm.record import Submission, read_submission, write_submission
+from launcher.slurm.record import SlurmLaunch, read_slurm_launch, slurm_launch
 from launcher.slurm.request import Where, submit_request
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, results, table, write_sweep
@@ -282,7 +285,8 @@ def _files(folder: RunFolder) -> dict[str, Path]:
         "ledger": folder.ledger,
         "metrics": folder.metrics,
         "node state": folder.node_state(0),
-        "submit.json": folder.submission,
+        "launch.json": folder.launch,
+        "owner.json": folder.owner,
         "sweep.json": folder.path / "sweep.json",
     }
 
@@ -291,7 +295,7 @@ def _written_run(path: Path) -> RunFolder:
     """A run folder as its own writers make it."""
     folder = create_run_folder(path)
     plan = Plan(job(on=cluster(nodes=2), of=model(), global_batch=64), Layout(tp=8, pp=1, dp=2), {"step_time_s": 1.0},
-                ("a reason",), {"launch": {"time": "1:00:00"}}, hosts=("node1", "node2"))  # fmt: skip
+                ("a reason",), hosts=("node1", "node2"))  # fmt: skip
     write_plan(plan, folder.plan)
     train = TrainResult("gpt", "torch", {"tp": 2}, 8, 0, (5.0, 4.0), 0.1, 0.2, {"data_s": 0.1}, 1.0, 2, 3.0, None)
     folder.result.write_text(json.dumps(train.to_dict(), indent=1))
@@ -309,7 +313,9 @@ def _written_run(path: Path) -> RunFolder:
         metrics.log(StepMetrics(step, loss=5.0 - step, step_s=0.1, split_s={"data_s": 0.01}))
     metrics.close()
     NodeState(0, "node1", 1, 2.0, "running", 1, 0, 5, "a message", "now", {0: 11}).write(folder)
-    write_submission(folder.path, Submission("/x/train.py", ("--lr", "1"), "/x"))
+    slurm = SlurmLaunch(settings=SlurmSettings(time="1:00:00"), clusters={"a100": cluster(nodes=1)})
+    write_launch(slurm_launch(LaunchSettings(), slurm), folder.launch)
+    claim(folder, this_process())
     write_sweep(folder.path, [SweepMember(("train.lr=1",), plan)])
     return folder
 
@@ -329,8 +335,7 @@ def _reader(key: str) -> Callable[[str, Path], object]:
 def _use_plan(folder: RunFolder) -> None:
     plan = read_plan(folder.plan)
     _ = plan.to_dict(), plan.layout.brief(), plan.grid.coordinate(0), plan.placement.num_nodes
-    settings = SlurmSettings.from_config(plan.config.get("launch") or {})
-    submit_request(plan, settings, Where(Path("/run"), Path("/script"), "python"))
+    submit_request(plan, SlurmSettings(), Where(Path("/run"), Path("/script"), "python"))
 
 
 def _use_ledger(folder: RunFolder) -> None:
@@ -354,7 +359,8 @@ _USES: dict[str, Callable[[RunFolder], Any]] = {
     "ledger": _use_ledger,
     "metrics": _use_metrics,
     "node state": node_states,
-    "submit.json": lambda folder: read_submission(folder.path).other_clusters(),
+    "launch.json": read_slurm_launch,
+    "owner.json": status.status,
     "sweep.json": _use_sweep,
 }
 

@@ -19,23 +19,25 @@ from launcher.errors import LauncherError
 from launcher.layout import Layout
 from launcher.local.start import run_local
 from launcher.planner import Plan, write_plan
+from launcher.planner.record import Program, RunOptions
 from launcher.run.folder import RunFolder
 
 
-def one_node_plan(ranks: int, script: str) -> Plan:
+def one_node_plan(ranks: int, script: str, args: tuple[str, ...]) -> Plan:
     machine = cluster(domains=(ranks,))
     machine = replace(machine, node=replace(machine.node, cores=ranks))
     layout = Layout(tp=1, pp=1, dp=ranks, layer_split=(24,))
-    return Plan(job(on=machine), layout, estimate={}, why=(), config={"script": script})
+    options = RunOptions(program=Program(kind="script", target=script, args=args))
+    return Plan(job(on=machine), layout, {}, (), options)
 
 
 def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
-    plan, folder = one_node_plan(int(ranks), script), Path(run_dir)
+    plan, folder = one_node_plan(int(ranks), script, args), Path(run_dir)
     folder.mkdir(exist_ok=True)
     write_plan(plan, RunFolder(folder).plan)
     settings = LaunchSettings.from_config({"warm": "never", **json.loads(launch)})
     try:
-        return run_local(plan, run_folder=folder, program=script, args=args, launch=settings)
+        return run_local(plan, run_folder=folder, launch=settings)
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code

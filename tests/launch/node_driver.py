@@ -22,16 +22,17 @@ from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
 from launcher.layout import Layout
 from launcher.planner import Plan, read_plan, write_plan
+from launcher.planner.record import Program, RunOptions
 from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import RendezvousConfig, node_of_host
 from launcher.run.folder import create_run_folder
 
 
-def plan_of(hosts: tuple[str, ...], ranks: int) -> Plan:
+def plan_of(hosts: tuple[str, ...], ranks: int, program: Program) -> Plan:
     machines = cluster(nodes=len(hosts), domains=(ranks,))
     machines = replace(machines, node=replace(machines.node, cores=ranks))
     layout = Layout(tp=1, pp=1, dp=ranks * len(hosts), layer_split=(24,))
-    return Plan(job(on=machines), layout, estimate={}, why=(), config={}, hosts=hosts)
+    return Plan(job(on=machines), layout, {}, (), RunOptions(program=program), hosts=hosts)
 
 
 def local_address(coordinator: str, node: int | None) -> str | None:
@@ -44,7 +45,8 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
     hosts, name = tuple(given["hosts"]), given["name"]
     node = node_of_host(name, hosts)
     folder = create_run_folder(Path(run_dir))
-    plan = read_plan(folder.plan) if given.get("planned") else plan_of(hosts, given["ranks"])
+    program = Program(kind="script", target=script, args=args)
+    plan = read_plan(folder.plan) if given.get("planned") else plan_of(hosts, given["ranks"], program)
     if not given.get("planned"):
         write_plan(plan, folder.plan)
     rendezvous = RendezvousConfig(
@@ -62,8 +64,6 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
         return run_node(
             plan,
             folder=folder,
-            program=script,
-            args=args,
             launch=LaunchSettings.from_config(given.get("launch", {})),
             node=node,
             rendezvous=rendezvous,

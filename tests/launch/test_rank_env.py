@@ -19,24 +19,25 @@ from launcher.agent.rank_env import (
 )
 from launcher.errors import InputError
 from launcher.layout import Layout
-from launcher.planner import Plan
+from launcher.planner import Plan, read_plan, write_plan
+from launcher.run.folder import RunFolder
 
 SEAT = RankAssignment(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
 
 
 def test_a_rank_reads_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layout = Layout(tp=2, pp=2, dp=4, layer_split=(12, 12))
-    plan = Plan(job(on=cluster(nodes=4, domains=(4,))), layout, estimate={}, why=(), config={})
-    for name, value in (torchrun_variables(SEAT) | plan_variables(plan, rank=5, run_folder=tmp_path)).items():
+    plan = Plan(job(on=cluster(nodes=4, domains=(4,))), layout, estimate={}, why=())
+    file = write_plan(plan, RunFolder(tmp_path).plan)
+    for name, value in (torchrun_variables(SEAT) | plan_variables(plan, run_folder=tmp_path, plan_path=file)).items():
         monkeypatch.setenv(name, value)
     read = env.rank_env()
     assert (read.rank, read.world_size, read.local_rank, read.local_world_size) == (5, 16, 1, 4)
     assert (read.node, read.restarts) == (1, 2)
-    assert (read.plan, read.run_dir) == (tmp_path / "plan.json", tmp_path)
-    coordinate = plan.grid.coordinate(5)
+    assert (read.plan, read.run_dir) == (file, tmp_path)
+    assert read_plan(file) == plan
     for axis in ("tp", "pp", "dp", "cp"):
         assert env.get(f"LAUNCHER_{axis.upper()}") == str(layout.degree(axis))
-        assert env.get(f"LAUNCHER_{axis.upper()}_RANK") == str(coordinate[axis])
 
 
 def test_a_process_that_is_no_rank_says_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +50,7 @@ def test_a_process_that_is_no_rank_says_what_it_misses(monkeypatch: pytest.Monke
 
 def planned(*, nodes: int, rails: int = 1) -> Plan:
     machine = replace(cluster(nodes=nodes, domains=(4,)), rails=rails)
-    return Plan(job(on=machine), Layout(tp=1, pp=1, dp=4 * nodes, layer_split=(24,)), estimate={}, why=(), config={})
+    return Plan(job(on=machine), Layout(tp=1, pp=1, dp=4 * nodes, layer_split=(24,)), estimate={}, why=())
 
 
 def test_loopback_is_for_one_node_only_and_the_users_own_values_win() -> None:

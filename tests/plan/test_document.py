@@ -14,7 +14,8 @@ from launcher.layout import LayoutRequest
 from launcher.planner.build import make_plan
 from launcher.planner.document import plans_document
 from launcher.planner.explain import reasons
-from launcher.planner.record import read_plan, write_plan
+from launcher.planner.options import RecipeOptions
+from launcher.planner.record import Program, RunOptions, read_plan, write_plan
 from launcher.planner.search import search
 from launcher.stacks import stack_of
 
@@ -37,7 +38,10 @@ def document() -> dict[str, object]:
 
 
 def test_the_names_of_the_contract_are_all_there(document: dict[str, object]) -> None:
-    assert set(document) == {"plans", "rejected", "searched", "seconds"}
+    assert set(document) == {
+        *("plans", "rejected", "searched", "seconds"),
+        *("cluster", "model", "stack", "batch", "version"),
+    }
     assert len(document["plans"]) == 4
     for plan in document["plans"]:
         assert set(plan) >= PLAN_KEYS
@@ -71,13 +75,13 @@ def test_rates_agree_with_the_step_time(document: dict[str, object]) -> None:
 
 
 def test_a_plan_is_the_first_choice_and_survives_being_written(tmp_path: object) -> None:
-    plan = make_plan(JOB, LayoutRequest(tp=2), {"layout": {"tp": 2}})
+    plan = make_plan(JOB, LayoutRequest(tp=2), RunOptions(asked=LayoutRequest(tp=2)))
     assert plan.layout == search(JOB, LayoutRequest(tp=2), top=1).best.layout
     assert plan.why
-    assert read_plan(write_plan(plan, tmp_path / "plan")).to_dict() == plan.to_dict()
+    assert read_plan(write_plan(plan, tmp_path / "plan")) == plan
 
 
-RECIPE = {"script": None, "recipe": {"name": "gpt", "stack": "launcher"}}
+RECIPE = RunOptions(recipe=RecipeOptions(name="gpt", stack="launcher"))
 OURS = replace(JOB, stack=stack_of("launcher"))
 
 
@@ -98,5 +102,7 @@ def test_habits_that_the_engines_lack_are_planned_and_not_run() -> None:
 
 
 def test_a_plan_for_a_script_says_which_stack_was_assumed() -> None:
-    why = make_plan(JOB, LayoutRequest(), {"script": "train.py"}, to_run=True).why
+    why = make_plan(
+        JOB, LayoutRequest(), RunOptions(program=Program(kind="script", target="train.py")), to_run=True
+    ).why
     assert any("assumed to train as stack=megatron_lm" in line for line in why)

@@ -11,13 +11,15 @@ from launcher.commands.common import plan_to_run
 from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.planner import Plan
+from launcher.planner.record import Program
 from launcher.rendezvous.membership_change import MembershipChange
 
 NETWORK = ["cluster.node.num_nics=1", "cluster.node.nic_gbps=100"]
 
 
 def planned(*words: str) -> Plan:
-    return plan_to_run(load(["script=train.py", *words]), ["script=train.py", *words])
+    settings = load(["script=train.py", *words])
+    return plan_to_run(settings, settings.run_options, ["script=train.py", *words])
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7, 8])
@@ -38,8 +40,9 @@ def test_neither_batch_nor_memory_refuses_it(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("key", ["script=train.py", "module=pkg.train", "program=./run.sh"])
 def test_the_plan_says_what_its_ranks_run(key: str) -> None:
     name, _, value = key.partition("=")
-    plan = plan_to_run(load([key]), [key])
-    assert (plan.kind, plan.config[name]) == (name, value)
+    settings = load([key])
+    plan = plan_to_run(settings, settings.run_options, [key])
+    assert (plan.kind, plan.options.program) == (name, Program(kind=name, target=value))
 
 
 def test_degrees_that_are_pinned_stay_and_the_rest_is_data_parallel() -> None:

@@ -23,9 +23,9 @@ CASES = [
 @pytest.mark.parametrize("overrides", CASES, ids=[" ".join(words) for words in CASES])
 def test_plan_and_run_choose_the_same_layout(overrides: list[str]) -> None:
     settings = load(overrides)
-    to_run = make_plan(settings.job, settings.request, settings.config, to_run=True)
-    assert make_plan(settings.job, settings.request, settings.config).layout == to_run.layout
-    refuse = limits(settings.job, settings.config)
+    to_run = make_plan(settings.job, settings.request, settings.run_options, to_run=True)
+    assert make_plan(settings.job, settings.request, settings.run_options).layout == to_run.layout
+    refuse = limits(settings.job, settings.run_options)
     assert search(settings.job, settings.request, top=10, refuse=refuse).best.layout == to_run.layout
 
 
@@ -33,15 +33,15 @@ def test_the_loss_of_our_engine_is_counted_as_it_is_built() -> None:
     """Divided over tp, and not gathered: 114 GiB were once counted where 43 are needed."""
     words = "cluster=dgx_a100_80g model=llama3_8b train.global_batch=64 layout.tp=8 layout.pp=1 layout.dp=1"
     settings = load([*words.split(), "layout.sequence_parallel=true", "layout.micro_batch=4"])
-    plan = make_plan(settings.job, settings.request, settings.config, to_run=True)
+    plan = make_plan(settings.job, settings.request, settings.run_options, to_run=True)
     assert plan.estimate["memory_bytes_per_gpu"] < 50 * 2**30
 
 
 def test_a_layout_that_the_engines_cannot_run_is_named_where_it_is_faster() -> None:
     words = "cluster=dgx_a100_80g cluster.num_nodes=16 model=gpt3_13b train.global_batch=64 layout.pp=8"
     settings = load(words.split())
-    why = make_plan(settings.job, settings.request, settings.config).why
-    found = search(settings.job, settings.request, top=1, refuse=limits(settings.job, settings.config))
+    why = make_plan(settings.job, settings.request, settings.run_options).why
+    found = search(settings.job, settings.request, top=1, refuse=limits(settings.job, settings.run_options))
     free = search(settings.job, settings.request, top=1)
     faster = free.best.estimate.step_time_s < found.best.estimate.step_time_s
     assert faster == any("but torch" in line or "but the launcher" in line for line in why)

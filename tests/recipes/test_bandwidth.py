@@ -113,7 +113,7 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     ]
     # The nodes are one machine here, so that neither is slow: the threshold is the lowest that means anything.
     settings = load(["recipe=bandwidth", "recipe.bytes=65536", "recipe.threshold=0.001", *overrides, "layout.dp=4"])
-    write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.config), RunFolder(tmp_path).plan)
+    write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.run_options), RunFolder(tmp_path).plan)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

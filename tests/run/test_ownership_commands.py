@@ -44,7 +44,7 @@ def running(cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
 def content(path: Path) -> dict[str, bytes | None]:
     """What commands write into a run folder, and the run itself does not while it goes on."""
     folder = RunFolder(path)
-    files = (folder.plan, folder.planned, folder.config, folder.owner, folder.submission, folder.setup)
+    files = (folder.plan, folder.plan_of_start, folder.config, folder.owner, folder.launch, folder.setup)
     return {file.name: file.read_bytes() if file.exists() else None for file in files}
 
 

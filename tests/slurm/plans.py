@@ -26,5 +26,4 @@ def plan(
         Layout(tp=tp, pp=pp, dp=dp, **layout),  # type: ignore[arg-type]
         estimate={},
         why=(),
-        config={},
     )

@@ -16,9 +16,12 @@ from plans import plan
 from launcher.agent.settings import LaunchSettings
 from launcher.config.compose import compose_config
 from launcher.errors import InputError
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import Program, RunOptions
+from launcher.schema import read
 from launcher.slurm.allocation import given_cpus
 from launcher.slurm.request import SubmitRequest, Where, job_name, submit_request
-from launcher.slurm.settings import SlurmSettings, launch_of_slurm, time_limit_s
+from launcher.slurm.settings import SlurmSettings, time_limit_s
 from launcher.slurm.step import Step, rank_variables, step_argv
 from launcher.slurm.submit import dry_run_text, warnings
 
@@ -203,7 +206,7 @@ def test_fewer_nodes_need_leave_to_plan_again() -> None:
 def test_the_configuration_file_and_the_settings_agree() -> None:
     config = compose_config(["launch=slurm"])["launch"]
     assert SlurmSettings.from_config(config) == SlurmSettings()
-    assert launch_of_slurm(config).grace_s < SlurmSettings().signal_lead_s
+    assert read(LaunchSettings, config, "launch", beside=(SlurmSettings,)).grace_s < SlurmSettings().signal_lead_s
 
 
 WARNED = {
@@ -217,8 +220,9 @@ WARNED = {
 @pytest.mark.parametrize("case", WARNED)
 def test_what_slurm_would_take_and_still_not_work_is_told(case: str) -> None:
     train, keys, words = WARNED[case]
-    launch = launch_of_slurm({"stop_signals": ["TERM", "USR1"], **keys})
-    job = replace(plan(), config={"train": train})
+    group = {"stop_signals": ["TERM", "USR1"], **keys}
+    launch = read(LaunchSettings, group, "launch", beside=(SlurmSettings,))
+    job = replace(plan(), options=RunOptions(train=TrainOptions(**train)))
     [warning] = warnings(job, SlurmSettings.from_config(keys), launch)
     assert words in warning
 
@@ -233,8 +237,9 @@ def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int) -> N
 
 def test_a_sound_submission_and_a_script_of_the_user_s_get_no_warning() -> None:
     launch = LaunchSettings.from_config({"stop_signals": ["TERM", "USR1"]})
-    for config in ({"train": {"checkpoint_every": 10}}, {"script": "mine.py"}):
-        assert warnings(replace(plan(), config=config), SlurmSettings(), launch) == []
+    own = Program(kind="script", target="mine.py")
+    for options in (RunOptions(train=TrainOptions(checkpoint_every=10)), RunOptions(program=own)):
+        assert warnings(replace(plan(), options=options), SlurmSettings(), launch) == []
 
 
 def test_without_the_environment_only_the_wanted_secrets_are_exported_and_by_name() -> None:

@@ -90,7 +90,7 @@ def truth_and_estimate(case: Case) -> dict[str, float]:
     """GiB, true and estimated; `rest` is what is neither parameter nor optimizer state."""
     from pose import pose
 
-    plan = Plan(case.job, case.layout, {}, (), {})
+    plan = Plan(case.job, case.layout, {}, ())
     found = pose(plan, rank=plan.grid.rank(pp=case.stage), options=TrainOptions())
     parts = CostModel(case.job).stage_parts(case.layout, case.stage)
     estimate = sum(parts.values())

@@ -24,7 +24,7 @@ from launcher.cluster import Cluster, Gpu, Node
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
-from launcher.planner.record import Plan
+from launcher.planner.record import Plan, RunOptions
 
 torch.set_num_threads(1)  # a parent that computed with more could leave a forked rank hanging
 
@@ -53,10 +53,10 @@ def cpu_cluster(num_gpus: int, *, num_nodes: int = 1, domain: int | None = None)
     return Cluster("cpu", num_nodes, node=Node(gpu, num_gpus, domains=domains, nvlink="nvswitch"))
 
 
-def make_plan(layout: Layout, *, model: Model = TINY, train: dict[str, Any] | None = None, **training: Any) -> Plan:
+def make_plan(layout: Layout, *, model: Model = TINY, options: RunOptions | None = None, **training: Any) -> Plan:
     settings = Training(**{"global_batch": 8, "dtype": "fp32", **training})
     job = Job(cpu_cluster(layout.world_size), model, settings)
-    return Plan(job, layout, {"step_time_s": 1.0}, (), {"train": train or {}})
+    return Plan(job, layout, {"step_time_s": 1.0}, (), options or RunOptions())
 
 
 def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float = 240.0) -> list[Any]:

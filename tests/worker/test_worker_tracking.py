@@ -11,6 +11,7 @@ from ranks import make_plan
 
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
+from launcher.planner.record import RunOptions
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, describe_split, summarise_steps
 from launcher.worker.metrics.report import throughput, train_result
@@ -29,9 +30,7 @@ def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
 
 
 def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:
-    tracker = make_tracker(
-        make_plan(Layout(tp=1, pp=1, dp=1)), run_dir=tmp_path, tracking=TrackingOptions(), main=False
-    )
+    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1)), run_dir=tmp_path, main=False)
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert list(tmp_path.iterdir()) == []
@@ -40,8 +39,8 @@ def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_wandb_keeps_one_offline_run_a_job(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
-    tracking = TrackingOptions(kind="wandb", mode="offline")
-    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1)), run_dir=tmp_path, tracking=tracking, main=True)
+    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
+    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1), options=options), run_dir=tmp_path, main=True)
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1

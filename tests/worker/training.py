@@ -15,6 +15,7 @@ from ranks import make_plan, run_ranks
 from launcher.layout import Layout
 from launcher.model import Model
 from launcher.planner.options import TrainOptions
+from launcher.planner.record import RunOptions
 from launcher.worker.data.batches import Batch
 from launcher.worker.engines.choose import build_engine
 from launcher.worker.engines.engine import Engine, EngineContext
@@ -37,7 +38,7 @@ def random_batch(axes: Axes, *, model: Model, global_batch: int, step: int) -> B
 
 
 def make_engine(layout: Layout, rank: int, *, options: TrainOptions, **plan: Any) -> tuple[Engine, Axes]:
-    made = make_plan(layout, **plan)
+    made = make_plan(layout, options=RunOptions(train=options), **plan)
     axes = build_mesh(made.grid, rank=rank, device_type="cpu")
     os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed insists on it
     folder = Path(tempfile.gettempdir())

@@ -23,6 +23,7 @@ from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 from launcher.run.checkpoints import (
     PREFIX,
+    check_identity,
     committed_steps,
     doomed_name,
     file_problem,
@@ -68,7 +69,7 @@ class CheckpointManager:
         temporary = self.folder / temporary_name(step)
         body = {
             "step": step,
-            "job": job_identity(self._plan),
+            "job": self._plan.identity(),
             "layout": asdict(self._plan.layout),
             "extra": dict(extra or {}),
         }
@@ -108,7 +109,7 @@ class CheckpointManager:
             return 0
         folder = self.folder / folder_name(step)
         manifest = read_manifest(folder)
-        check_identity(manifest["job"], job_identity(self._plan), folder=folder)
+        check_identity(manifest["job"], self._plan.identity(), folder=folder)
         tensors, rng = flatten(state), torch.get_rng_state()
         if f"{PREFIX}.{self._rng_name}" in manifest["tensors"]:  # not where the run had fewer ranks
             tensors[self._rng_name] = rng
@@ -185,28 +186,6 @@ def flatten(state: State, prefix: str = "") -> dict[str, Tensor]:
     for key, value in state.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def job_identity(plan: Plan) -> dict[str, Any]:
-    """What must be equal for a checkpoint to go on: the model, the optimizer, and what orders the data."""
-    model = {key: value for key, value in asdict(plan.job.model).items() if key != "name"}
-    train = plan.config.get("train") or {}
-    order = {"global_batch": plan.job.training.global_batch, "seed": train.get("seed"), "data": train.get("data")}
-    return {"model": model, "optimizer": plan.job.training.optimizer, **order}
-
-
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
-    """Raise InputError with every difference between the job of a checkpoint and this one."""
-    before, after = flatten(saved), flatten(now)
-    different = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
-    if different:
-        raise InputError(
-            [
-                f"{folder} was saved with {key}={before.get(key)!r}, this run has {after.get(key)!r}: "
-                "give the same, or another run_dir, or train.resume=false"
-                for key in different
-            ]
-        )
 
 
 def _remove(folder: Path, step: int) -> None:

@@ -118,15 +118,14 @@ class Wandb:
         self._run.finish()
 
 
-def make_tracker(plan: Plan, *, run_dir: Path, tracking: TrackingOptions, main: bool) -> Tracker:
+def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     """The tracker of a job: with sinks on the main rank, without elsewhere."""
     if not main:
         return Tracker([])
-    train = plan.config.get("train") or {}
-    stream = sys.stderr if plan.config.get("output") == "json" else sys.stdout
-    total, every = int(train.get("steps") or 0), int(train.get("log_every") or 1)
+    train, tracking = plan.options.train, plan.options.tracking
+    stream = sys.stderr if plan.options.output == "json" else sys.stdout
     sinks: list[Sink] = [MetricsFile(RunFolder(run_dir).metrics)]
-    sinks.append(Terminal(stream, total=total, every=every))
+    sinks.append(Terminal(stream, total=train.steps, every=train.log_every))
     if tracking.kind == "wandb" and tracking.mode != "disabled":
         sinks.append(Wandb(plan, run_dir=run_dir, tracking=tracking))
     return Tracker(sinks)

@@ -1,0 +1,171 @@
+"""A plan that is there already: which overrides may be given beside it, and what they change.
+
+A plan is taken as it is. What it was made for (cluster, model, stack, layout, and of train.* what an estimate depends
+on) must be what the overrides say, where they say it. The other keys (train.steps, recipe.*, tracking.*, a program of
+one's own) are options of the run: they change the copy of the plan in its folder, never the file that was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from launcher.agent.launch import planned
+from launcher.config.compose import load
+from launcher.config.settings import Configuration, Settings
+from launcher.errors import InputError
+from launcher.layout.resolve import resolved_shard_group
+from launcher.planner.options import TrainOptions
+from launcher.planner.record import RECIPE, Plan, RunOptions, read_plan
+from launcher.run.checkpoints import check_identity, folder_name, newest_step, read_manifest
+from launcher.run.folder import RunFolder
+from launcher.schema import to_plain, walk
+
+SECTIONS = ("cluster", "model", "stack", "layout", "train")  # of what a plan is made for
+MOST_NAMED = 3
+APART = "num_nodes"  # which a file of a cluster sets too, and nobody means by naming the file
+T = TypeVar("T")
+
+
+def read_given(name: str, settings: Settings, overrides: Sequence[str]) -> Plan:
+    """The plan of a file or folder with the options that were given beside it.
+
+    Raises InputError with every override that contradicts it.
+    """
+    path = Path(name)
+    plan = planned(RunFolder(path)) if path.is_dir() else read_plan(path)
+    words = [word for word in overrides if _section(word) in SECTIONS and not _is_option(word)]
+    problems = [problem for word in words for problem in _contradictions(word, plan, settings, overrides)]
+    if problems:
+        raise InputError([f"{problem} (plan={name})" for problem in problems])
+    return replace(plan, options=_options(plan.options, settings, overrides))
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _section(word: str) -> str:
+    return _key(word).partition(".")[0].partition("@")[0].partition("/")[0]
+
+
+def _is_option(word: str) -> bool:
+    """Whether a key of `train` is one that no estimate depends on."""
+    section, _, key = _key(word).partition(".")
+    return section == "train" and key in {field.name for field in fields(TrainOptions)}
+
+
+def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequence[str]) -> list[str]:
+    """What one override says otherwise than the plan."""
+    section, _, key = _key(word).partition(".")
+    wanted = _values(section, settings)
+    here = _values_of_plan(section, plan)
+    touched = _touched(section, key, wanted, word, overrides)
+    if section == "layout":  # what is not pinned is what the plan has
+        layout, asked = plan.layout, wanted["shard_group"]
+        group = resolved_shard_group(plan.job, asked, tp=layout.tp, ranks=layout.dp * layout.cp)
+        wanted = {**wanted, "shard_group": asked and group}
+        touched = {name for name in touched if wanted[name] is not None}
+    different = sorted(name for name in touched if name in here and wanted.get(name) != here[name])
+    if not different:
+        return []
+    if key:
+        has = _shown(_key(word), here[different[0]])
+        return [f"{word} is given, and the plan has {has}: leave it out, or plan again"]
+    named = ", ".join(f"{name} ({here[name]} in the plan)" for name in different[:MOST_NAMED])
+    return [f"{word} is given, and differs from the plan in {named}: leave it out, or plan again"]
+
+
+def _touched(section: str, key: str, wanted: Mapping[str, Any], word: str, overrides: Sequence[str]) -> set[str]:
+    """The values that an override sets: those that would be others without it, and the one of its name."""
+    if not key:
+        return {name for name in wanted if name != APART}
+    try:
+        without = _values(section, load([other for other in overrides if other != word]))
+    except InputError:
+        without = dict(wanted)
+    changed = {name for name, value in wanted.items() if without.get(name) != value}
+    return changed | ({key} & set(wanted))
+
+
+def _values(section: str, settings: Settings) -> dict[str, Any]:
+    job = settings.job
+    found = {
+        "cluster": job.cluster,
+        "model": job.model,
+        "stack": job.stack,
+        "layout": settings.options.layout,
+        "train": job.training,
+    }
+    return _flat(to_plain(found[section]))
+
+
+def _values_of_plan(section: str, plan: Plan) -> dict[str, Any]:
+    job = plan.job
+    found = {
+        "cluster": job.cluster, "model": job.model, "stack": job.stack, "layout": plan.layout, "train": job.training,
+    }  # fmt: skip
+    return _flat(to_plain(found[section]))
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _shown(name: str, value: Any) -> str:
+    """A value in the unit of its key."""
+    entry = dict(walk(Configuration)).get(name)
+    scale = entry.key.scale if entry else 1
+    return f"{value / scale:g}" if scale != 1 and isinstance(value, int | float) else str(value)
+
+
+def _options(options: RunOptions, settings: Settings, overrides: Sequence[str]) -> RunOptions:
+    """The plan's options with those that were given."""
+    given, keys = settings.run_options, given_keys(overrides)
+    return RunOptions(
+        asked=options.asked,
+        train=merged(options.train, given.train, "train", keys),
+        tracking=merged(options.tracking, given.tracking, "tracking", keys),
+        recipe=merged(options.recipe, given.recipe, "recipe", keys),
+        program=given.program or (None if "recipe" in keys else options.program),
+        tokens=given.tokens if "tokens" in keys else options.tokens,
+        output=given.output,
+    )
+
+
+def given_keys(overrides: Sequence[str]) -> set[str]:
+    """The keys that overrides set, and the groups that they choose."""
+    return {_key(word) for word in overrides}
+
+
+def merged(before: T, given: T, section: str, keys: set[str]) -> T:
+    """The options from before with the keys of a section that were given; all of them where its file was chosen."""
+    if section in keys or type(before) is not type(given):
+        return given
+    named = {entry.name: entry.field for _, entry in walk(type(given))}
+    chosen = {field: getattr(given, field) for name, field in named.items() if f"{section}.{name}" in keys}
+    return replace(before, **chosen)  # type: ignore[type-var]
+
+
+def named_folder(settings: Settings) -> Path | None:
+    """The run folder that the user named."""
+    given = settings.options.run_dir
+    return Path(given) if given else None
+
+
+def check_checkpoints(plan: Plan, folder: RunFolder) -> None:
+    """Raise InputError where the newest checkpoint is of another job, which the ranks would refuse one by one."""
+    step, train = newest_step(folder.checkpoints), plan.options.train
+    if step is None or not train.resume or (plan.kind == RECIPE and not train.checkpoint_every):
+        return
+    checkpoint = folder.checkpoints / folder_name(step)
+    try:
+        saved = read_manifest(checkpoint)["job"]
+    except InputError:
+        return  # a damaged one: the ranks go back to the one before it
+    check_identity(saved, plan.identity(), folder=checkpoint)
