@@ -308,9 +308,13 @@ class RankAgent(SimpleElasticAgent):
         return "cancelled" if was_cancelled(self._job.folder) else "stopped"
 
     def _end_ranks(self) -> None:
-        """TERM, and after launch.kill_after_s (or a second signal) KILL; returns when no rank runs."""
+        """TERM, and after launch.kill_after_s (or a second signal) KILL; returns when no rank runs.
+
+        Those that have failed too get no TERM: they are about to write what they have open.
+        """
         deadline = time.monotonic() + self._job.launch.kill_after_s
-        self._server.signal(signal.SIGTERM)
+        states = self._health.states()
+        self._server.signal(signal.SIGTERM, [rank for rank in self._server.running if not states[rank].failed_at])
         while self._server.running and len(self._signals) < 2 and (left := deadline - time.monotonic()) > 0:
             self._server.exits(timeout_s=left, wake_fds=[self._wake_read])
         self._server.signal(signal.SIGKILL, tree=True)

@@ -189,6 +189,7 @@ def say_plan(plan: Plan) -> None:
         degrees = " ".join(
             f"{axis}{layout.degree(axis)}" for axis in ("tp", "pp", "cp", "dp") if layout.degree(axis) > 1
         )
-        say(f"plan: {layout.world_size} ranks of {program.target} on {cluster}{degrees and f' as {degrees}'}")
+        ranks = f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''} of {program.target} on {cluster}"
+        say(f"plan: {ranks}{degrees and f' as {degrees}'}")
     for reason in plan.why:
         say(f"  {reason}")

@@ -49,6 +49,8 @@ def run_page(folder: RunFolder) -> str:
 
 def page(plan: Plan, run: RunFacts | None = None) -> str:
     """The page of a plan, with a run of it where there was one."""
+    if not plan.estimate:
+        return _program_page(plan, run)
     model, cluster, layout = plan.job.model, plan.job.cluster, plan.layout
     title = f"{model.name} on {cluster.name}: {layout.brief()}"
     found, drawn = facts.alternatives(plan), facts.pipeline(plan)
@@ -69,6 +71,22 @@ def page(plan: Plan, run: RunFacts | None = None) -> str:
         "curves": facts.curves(run, plan) if run else [],
     }
     return document(title, body, data)
+
+
+def _program_page(plan: Plan, run: RunFacts | None) -> str:
+    """The page of a program of which nothing is estimated: where its ranks are, and how it started."""
+    cluster, ranks = plan.job.cluster, plan.layout.world_size
+    title = f"{plan.config.get(plan.kind)} on {cluster.name}: {ranks} rank{'s' if ranks > 1 else ''}"
+    words = f"{run.name if run else 'plan'} · {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
+    body = [
+        f"<header><h1>{escape(title)}</h1>{paragraph(words, dim=True)}</header>",
+        "<main>",
+        section("What is known", bullets(plan.why)),
+        section("Where the ranks are", _placement(plan)),
+        *([_starts(run)] if run else []),
+        "</main>",
+    ]
+    return document(title, body, {"placement": facts.placement_data(plan), "curves": []})
 
 
 def _header(plan: Plan, title: str, run: RunFacts | None) -> str:

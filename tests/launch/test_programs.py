@@ -186,6 +186,23 @@ def test_the_exit_code_is_the_first_failed_ranks_where_that_is_wanted(
 
 
 @slow
+def test_a_rank_that_fails_with_another_writes_what_it_has_open(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(
+        "import atexit, os, time\n"
+        "rows = open(f\"rows-{os.environ['RANK']}\", 'w')\n"
+        "rows.write('x' * 10)\n"
+        "atexit.register(time.sleep, 1.5 * int(os.environ['RANK']))\n"
+        "raise ValueError('on both ranks')\n"
+    )
+    job = start("script=train.py")
+    job.communicate(timeout=240)
+    assert job.returncode == 1
+    assert [len((tmp_path / f"rows-{rank}").read_text()) for rank in range(2)] == [10, 10]
+
+
+@slow
 @pytest.mark.parametrize(
     ("came", "words", "handled"),
     [

@@ -13,6 +13,7 @@ from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.planner.record import Program
 from launcher.rendezvous.membership_change import MembershipChange
+from launcher.report.html import page
 
 NETWORK = ["cluster.node.num_nics=1", "cluster.node.nic_gbps=100"]
 
@@ -88,6 +89,13 @@ def test_without_a_node_it_goes_on_with_fewer_ranks() -> None:
     plan = planned("launch.nproc_per_node=4", "launch.nnodes=3", *NETWORK)
     smaller = plan_of_round(Plan(**{**vars(plan), "hosts": ("a", "b", "c")}), MembershipChange(absent=(1,)))
     assert (smaller.layout.dp, smaller.hosts, smaller.estimate) == (8, ("a", "c"), {})
+
+
+def test_its_page_shows_where_the_ranks_are_and_no_estimate() -> None:
+    shown = page(planned("launch.nproc_per_node=3"))
+    assert "train.py on cpu: 3 ranks" in shown
+    assert "no model= was given" in shown
+    assert "MFU" not in shown
 
 
 def test_two_programs_are_refused() -> None:
