@@ -20,5 +20,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Job]]:
 
     yield start_job
     for job in jobs:
-        process.signal_all([job.process.pid, *job.members()], signal.SIGKILL)
+        if job.process.poll() is None:  # else its number may be that of another process by now
+            process.signal_all([job.process.pid, *job.members()], signal.SIGKILL)
         job.process.wait()

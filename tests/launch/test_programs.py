@@ -60,7 +60,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     yield started
     for job in jobs:
-        process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
+        if job.poll() is None:  # else its number may be another's by now
+            process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
         job.communicate()
 
 

@@ -40,7 +40,8 @@ def test_a_run_that_is_broken_off_ends_with_code_1_and_leaves_nothing(ending: st
             os.kill(members[2], signal.SIGKILL)
         out, err = job.communicate(timeout=60)
     finally:
-        process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
+        if job.poll() is None:
+            process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
     assert job.returncode == 1
     assert out == ""
     assert gone(members)

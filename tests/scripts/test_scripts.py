@@ -20,12 +20,14 @@ from launcher.faststart import warm
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 PYTHON = [sys.executable, "-P", "-m"]
-SHAPE = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2", "train.global_batch=16"]
 STARTS = {
     "fork": ["launch.warm=never"],
     "spawn": ["launch.warm=never", "launch.start=spawn"],
     "warm": ["launch.warm=auto"],
 }
+
+
+OPTIONS = {"script": [], "module": ["-m"], "program": ["--no-python"]}  # of torchrun
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Habit:
     restarts: int = 0
     by_spawn: bool = False  # the launcher itself starts it so
     in_its_folder: bool = False
+    kind: str = "script"
 
 
 HABITS = [
@@ -54,6 +57,8 @@ HABITS = [
     Habit("starts_itself_again.py", ("a b", "--x")),
     Habit("saves_its_classes.py", ("--lr", "3e-2", "é", "b c")),
     Habit("leaves_its_group_and_threads.py"),
+    Habit("own_launcher/train.py", kind="module", in_its_folder=True),
+    Habit("shell.sh", ("a b", "3"), kind="program", code=1),
 ]
 
 
@@ -70,11 +75,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
+    program = script.stem if habit.kind == "module" else str(script)
     if kind == "torchrun":
-        shape = ["--standalone", "--nproc-per-node=2", f"--max-restarts={habit.restarts}"]
-        return [*PYTHON, "torch.distributed.run", *shape, str(script), *habit.args]
-    launch = [*SHAPE, *STARTS[kind], f"launch.max_restarts={habit.restarts}", f"run_dir='{folder}-run'"]
-    return [*PYTHON, "launcher.cli", "run", f"script='{script}'", *launch, "--", *habit.args]
+        shape = ["--standalone", "--nproc-per-node=2", f"--max-restarts={habit.restarts}", *OPTIONS[habit.kind]]
+        return [*PYTHON, "torch.distributed.run", *shape, program, *habit.args]
+    launch = ["launch.nproc_per_node=2", *STARTS[kind], f"launch.max_restarts={habit.restarts}"]
+    return [
+        *PYTHON,
+        "launcher.cli",
+        "run",
+        f"{habit.kind}={program}",
+        f"run_dir={folder}-run",
+        *launch,
+        "--",
+        *habit.args,
+    ]
 
 
 def of_another_shell() -> None:
@@ -93,7 +108,7 @@ def produced(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("habit", HABITS, ids=lambda h: "-".join([Path(h.script).stem, *h.args[:1]]))
+@pytest.mark.parametrize("habit", HABITS, ids=lambda h: "-".join([h.kind, Path(h.script).stem, *h.args[:1]]))
 def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
     kinds = ["torchrun", *STARTS]
     runs = {}
@@ -117,7 +132,7 @@ def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
     assert outcomes["torchrun"], said["torchrun"]
     for kind in STARTS:
         assert outcomes[kind] == outcomes["torchrun"], (kind, said[kind])
-        assert ("launch.start=spawn" in said[kind][1]) == (habit.by_spawn and kind != "spawn")
+        assert ("(launch.start=spawn)" in said[kind][1]) == (habit.by_spawn and kind != "spawn")
         assert "warm server is not used" not in said[kind][1]
     if (tmp_path / "drawn.jsonl").exists():
         check_drawn(tmp_path / "drawn.jsonl", runs=len(kinds) * (1 + habit.restarts))
