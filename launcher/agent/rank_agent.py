@@ -149,7 +149,11 @@ class RankAgent(SimpleElasticAgent):
             self._plan = self._job.plan
             return folder.present_plan
         self._plan = plan_of_round(self._job.plan, handler.change)
-        path = write_plan(self._plan, folder.plan_of_round(handler.round))
+        path = folder.plan_of_round(handler.round)
+        try:
+            write_plan(self._plan, path)
+        except OSError as error:
+            raise LauncherError(f"cannot write the plan of this round, {path} ({error.strerror})") from error
         if self._node == 0 and handler.change.absent:
             nodes = ", ".join(map(str, handler.change.absent))
             self._pump.tell(

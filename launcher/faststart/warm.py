@@ -256,7 +256,7 @@ class _Server:
         connection.settimeout(5)
         try:
             request = _read_request(connection)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             request = None
         if request is None:  # somebody only looked whether we run
             connection.close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import stat
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,15 @@ def test_the_command_starts_looks_and_stops(tmp_path: Path, monkeypatch: pytest.
     deadline = time.monotonic() + 10
     while process.state(pid) not in (None, "Z"):
         assert time.monotonic() < deadline
+
+
+def test_what_no_run_sends_leaves_the_server_alive(server: int) -> None:
+    for data in (b"{}", b"[" * 60_000, b"\xff", b'{"overrides": 1}'):
+        with socket.socket(socket.AF_UNIX) as odd:
+            odd.connect(str(warm.socket_path()))
+            socket.send_fds(odd, [struct.pack("=I", len(data))], [0, 1, 2])
+            odd.sendall(data)
+            odd.settimeout(30)
+            with suppress(ConnectionError):
+                assert odd.recv(100) == b""
+    assert warm.running() == server
