@@ -76,7 +76,8 @@ def page(plan: Plan, run: RunFacts | None = None) -> str:
 def _program_page(plan: Plan, run: RunFacts | None) -> str:
     """The page of a program of which nothing is estimated: where its ranks are, and how it started."""
     cluster, ranks = plan.job.cluster, plan.layout.world_size
-    title = f"{plan.config.get(plan.kind)} on {cluster.name}: {ranks} rank{'s' if ranks > 1 else ''}"
+    program = plan.options.program
+    title = f"{program.target if program else plan.job.model.name} on {cluster.name}: {ranks} rank{'s' if ranks > 1 else ''}"
     words = f"{run.name if run else 'plan'} · {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
     body = [
         f"<header><h1>{escape(title)}</h1>{paragraph(words, dim=True)}</header>",
