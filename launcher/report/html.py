@@ -77,7 +77,8 @@ def _program_page(plan: Plan, run: RunFacts | None) -> str:
     """The page of a program of which nothing is estimated: where its ranks are, and how it started."""
     cluster, ranks = plan.job.cluster, plan.layout.world_size
     program = plan.options.program
-    title = f"{program.target if program else plan.job.model.name} on {cluster.name}: {ranks} rank{'s' if ranks > 1 else ''}"
+    name = program.target if program else plan.job.model.name
+    title = f"{name} on {cluster.name}: {ranks} rank{'s' if ranks > 1 else ''}"
     words = f"{run.name if run else 'plan'} · {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
     body = [
         f"<header><h1>{escape(title)}</h1>{paragraph(words, dim=True)}</header>",

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from plans import PLANS, plan_of
+from export_plans import PLANS, plan_of
 
 from launcher.cli import main
 from launcher.config.compose import load

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import PLANS, plan_of
+from export_plans import PLANS, plan_of
 
 from launcher.export import accelerate, hf
 from launcher.planner.record import Plan

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from plans import PLANS, plan_of
+from export_plans import PLANS, plan_of
 
 from launcher.export import nemo
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from plans import plan_of
+from export_plans import plan_of
 
 from launcher.cli import main
 from launcher.export import jobset, rankfile, skypilot, srun, torchx, trainjob

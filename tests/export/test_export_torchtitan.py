@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import PLANS, plan_of
+from export_plans import PLANS, plan_of
 
 from launcher.export import torchtitan
 

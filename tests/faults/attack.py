@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training import HOSTS, Nodes, losses, token_file, training
+from fault_training import HOSTS, Nodes, losses, token_file, training
 
 from launcher.rendezvous.config import endpoint
 from launcher.run.folder import RunFolder

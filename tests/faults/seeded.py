@@ -33,7 +33,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training import HOSTS, SMALL, Nodes, losses, token_file, training
+from fault_training import HOSTS, SMALL, Nodes, losses, token_file, training
 
 from launcher import process
 from launcher.run.checkpoints import newest_step

@@ -9,13 +9,13 @@ import pytest
 from plans import plan
 
 from launcher import env
+from launcher.agent.launch import Launch
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError
 from launcher.rendezvous.authentication import SECRET
 from launcher.slurm import nodecheck
 from launcher.slurm.node import coordinator, take_secret
 from launcher.slurm.nodecheck import Steps
-from launcher.slurm.record import Submission
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT
 
@@ -23,7 +23,7 @@ HOSTS = ("node2", "node10", "node1", "node9")
 
 
 def steps() -> Steps:
-    return Steps(Path("run"), SlurmSettings(), Submission("train.py", (), "/work"), HOSTS, "17-0")
+    return Steps(Path("run"), SlurmSettings(), Launch(settings=LaunchSettings(), work_dir=Path("/work")), HOSTS, "17-0")
 
 
 @pytest.fixture(autouse=True)
