@@ -80,6 +80,7 @@ def test_a_hangup_that_this_process_was_started_to_ignore_is_no_stop_signal() ->
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert settings.handled_signals() == (signal.SIGINT, signal.SIGTERM)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert settings.handled_signals() == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert settings.handled_signals() == (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
