@@ -19,7 +19,20 @@ CORRECTED = ("run", "submit", "plan")
 PROGRAMS = ("script", "module", "program")
 GROUPS = ("cluster", "model", "stack", "layout", "train", "recipe", "launch", "tracking")
 # Keys without a group: `launcher keys`; a test holds them to it.
-TOP_LEVEL = (*PROGRAMS, *GROUPS, "output", "run_dir", "dry_run", "top", "why_not", "sizes", "tokens", "to")
+TOP_LEVEL = (
+    *PROGRAMS,
+    *GROUPS,
+    "output",
+    "run_dir",
+    "dry_run",
+    "top",
+    "why_not",
+    "sizes",
+    "tokens",
+    "to",
+    "plan",
+    "save",
+)
 OWN_FLAGS = ("-h", "--help", "--version", "--cfg", "-m", "--multirun")
 
 # Options of torchrun, deepspeed and accelerate, by their names with underscores; None: there is nothing to set.

@@ -42,7 +42,7 @@ def plan_of_two_nodes(data: Path, *overrides: str) -> Plan:
         "layout.dp=2",
     )
     settings = load([*shape, *SMALL, f"train.data={data}", *overrides])
-    return make_plan(settings.job, settings.request, settings.config, to_run=True)
+    return make_plan(settings.job, settings.request, settings.run_options, to_run=True)
 
 
 def training(folder: Path, data: Path, *overrides: str, **launch: object) -> Nodes:
