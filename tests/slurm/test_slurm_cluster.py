@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ACCOUNTING, NEWER, NODES, ROOT, STEPPER, Slurm, can_network, events, ledger, steps, wait_for
 
+from launcher.run.folder import RunFolder
 from launcher.slurm import life
 from launcher.slurm.life import SubmittedRun, cancel, read_log, status
 
@@ -30,7 +31,7 @@ def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here
     job_id = slurm.submit(run, *GPT, "launch.gpus_per_node=2", "launch.gpu_type=a100", WANDB_API_KEY=SECRET)
     slurm.wait(job_id, "COMPLETED")
 
-    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    hosts = json.loads(RunFolder(run).present_plan.read_text())["hosts"]
     leaf_of = {"node10": 1, "node2": 1, "node1": 2, "node9": 2}
     assert [leaf_of[host] for host in hosts] in ([1, 1, 2, 2], [2, 2, 1, 1])
     [step] = events(run, "slurm_step")
@@ -66,14 +67,14 @@ def test_a_preempted_job_comes_back_on_other_gpus_and_no_loss_changes(slurm: Slu
     kinds = ("launch.replan=any", "launch.min_nodes=2", "launch.gpu_clusters={h100:other}", "launch.exclude=side[1-2]")
     job_id = slurm.submit(run, *shape, *job, *kinds)
     wait_for(run / "metrics.jsonl", '"step": 4')
-    assert not set(json.loads((run / "plan.json").read_text())["hosts"]) & set(NEWER.split(","))
+    assert not set(json.loads(RunFolder(run).present_plan.read_text())["hosts"]) & set(NEWER.split(","))
     wanted = ",".join(NODES)
     high = slurm.run(
         "sbatch", "--parsable", "-p", "high", "-w", wanted, "-o", "/dev/null", "--wrap", "sleep 300"
     ).stdout
     slurm.wait(job_id, "COMPLETED")
     assert slurm.state(high.strip()) == "RUNNING"
-    plan = json.loads((run / "plan.json").read_text())
+    plan = json.loads(RunFolder(run).present_plan.read_text())
     assert (plan["cluster"]["name"], sorted(plan["hosts"])) == ("other", NEWER.split(","))
     assert "2 nodes of other instead of 2 of testcluster" in slurm.logs()
     assert len(events(run, "slurm_start")) == 2
@@ -87,11 +88,11 @@ def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm
     words = ["launch.replan=shrink", "launch.min_nodes=2", "train.global_batch=12"]
     job_id = slurm.submit_steps(run, *words, nodes=4, args=["40", "checkpoint-every=5"])
     wait_for(run / "steps.jsonl", '"step": 6')
-    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    hosts = json.loads(RunFolder(run).present_plan.read_text())["hosts"]
     victim = next(host for host in hosts if host != "node1")  # the batch script runs on Slurm's first
     slurm.testcluster("kill-node", victim)
     slurm.wait(job_id, "COMPLETED")
-    done, plan = steps(run), json.loads((run / "plan.json").read_text())
+    done, plan = steps(run), json.loads(RunFolder(run).present_plan.read_text())
     assert victim not in plan["hosts"]
     assert 2 <= len(plan["hosts"]) < 4
     assert done[0]["world"] == 4
@@ -109,13 +110,13 @@ def test_spares_take_the_place_of_a_slow_node_and_of_a_dead_one(slurm: Slurm) ->
     wait_for(run / "steps.jsonl", '"step": 6')
     [measured] = events(run, "slurm_bandwidth")
     assert (measured["bad"], float(str(measured["seconds"])) < 60) == ([slow], True)
-    hosts = json.loads((run / "plan.json").read_text())["hosts"]
+    hosts = json.loads(RunFolder(run).present_plan.read_text())["hosts"]
     victim = next(host for host in hosts if host != "node1")
     slurm.testcluster("kill-node", victim)
     slurm.wait(job_id, "COMPLETED")
     [replaced] = events(run, "slurm_replaced")
     assert replaced["lost"] == [victim]
-    assert not {slow, victim} & set(json.loads((run / "plan.json").read_text())["hosts"])
+    assert not {slow, victim} & set(json.loads(RunFolder(run).present_plan.read_text())["hosts"])
     assert len(events(run, "slurm_start")) == 1  # in the same allocation, without a requeue
     assert steps(run)[-1] == {"step": 40, "start": 0, "world": 2}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for
 
+from launcher.run.folder import RunFolder
 from launcher.slurm.life import UNREACHABLE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -102,7 +103,7 @@ def test_a_job_that_is_preempted_while_it_starts_comes_back(slurm: Slurm) -> Non
     path = ":".join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))
     job_id = slurm.launcher("submit", *one_node(run), "--", "3", PYTHONPATH=path).stdout.strip()
     wait_for(run / "ledger.jsonl", "slurm_placed")
-    on = json.loads((run / "plan.json").read_text())["hosts"][0]
+    on = json.loads(RunFolder(run).present_plan.read_text())["hosts"][0]
     high = ["-p", "high", "-w", on, "--exclusive", "-o", "/dev/null"]
     slurm.run("sbatch", *high, "--wrap", "sleep 2")
     slurm.wait(job_id, "COMPLETED")
