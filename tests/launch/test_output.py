@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import shutil
 import subprocess
 import sys
@@ -272,7 +273,8 @@ def test_a_closed_terminal_costs_the_view_and_not_the_run(tmp_path: Path) -> Non
     job = subprocess.Popen([str(word) for word in command], stdout=theirs, stderr=theirs, stdin=theirs)
     os.close(theirs)
     while not (tmp_path / "began-0").exists() and job.poll() is None:
-        os.read(ours, 65536)
+        if select.select([ours], [], [], 0.1)[0]:
+            os.read(ours, 65536)
     os.close(ours)
     (tmp_path / "go").touch()
     assert job.wait(timeout=240) == 0
