@@ -16,6 +16,7 @@ from launcher.agent.launch import planned
 from launcher.config.compose import load
 from launcher.config.settings import Configuration, Settings
 from launcher.errors import InputError
+from launcher.files import user_path
 from launcher.layout.resolve import resolved_shard_group
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import RECIPE, Plan, RunOptions, read_plan
@@ -24,6 +25,7 @@ from launcher.run.folder import RunFolder
 from launcher.schema import to_plain, walk
 
 SECTIONS = ("cluster", "model", "stack", "layout", "train")  # of what a plan is made for
+COUNTS = {"launch.nproc_per_node": "cluster.node.num_gpus", "launch.nnodes": "cluster.num_nodes"}  # other names
 MOST_NAMED = 3
 APART = "num_nodes"  # which a file of a cluster sets too, and nobody means by naming the file
 T = TypeVar("T")
@@ -34,9 +36,9 @@ def read_given(name: str, settings: Settings, overrides: Sequence[str]) -> Plan:
 
     Raises InputError with every override that contradicts it.
     """
-    path = Path(name)
+    path = user_path(name)
     plan = planned(RunFolder(path)) if path.is_dir() else read_plan(path)
-    words = [word for word in overrides if _section(word) in SECTIONS and not _is_option(word)]
+    words = [word for word in overrides if _is_of_the_plan(word)]
     problems = [problem for word in words for problem in _contradictions(word, plan, settings, overrides)]
     if problems:
         raise InputError([f"{problem} (plan={name})" for problem in problems])
@@ -51,15 +53,16 @@ def _section(word: str) -> str:
     return _key(word).partition(".")[0].partition("@")[0].partition("/")[0]
 
 
-def _is_option(word: str) -> bool:
-    """Whether a key of `train` is one that no estimate depends on."""
+def _is_of_the_plan(word: str) -> bool:
+    """Whether an override says something of what a plan is made for; `auto` says nothing."""
     section, _, key = _key(word).partition(".")
-    return section == "train" and key in {field.name for field in fields(TrainOptions)}
+    option = section == "train" and key in {field.name for field in fields(TrainOptions)}
+    return (_section(word) in SECTIONS or _key(word) in COUNTS) and not option and not word.endswith("=auto")
 
 
 def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequence[str]) -> list[str]:
     """What one override says otherwise than the plan."""
-    section, _, key = _key(word).partition(".")
+    section, _, key = COUNTS.get(_key(word), _key(word)).partition(".")
     wanted = _values(section, settings)
     here = _values_of_plan(section, plan)
     touched = _touched(section, key, wanted, word, overrides)
@@ -72,7 +75,7 @@ def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequen
     if not different:
         return []
     if key:
-        has = _shown(_key(word), here[different[0]])
+        has = _shown(f"{section}.{key}", here[key if key in different else different[0]])
         return [f"{word} is given, and the plan has {has}: leave it out, or plan again"]
     named = ", ".join(f"{name} ({here[name]} in the plan)" for name in different[:MOST_NAMED])
     return [f"{word} is given, and differs from the plan in {named}: leave it out, or plan again"]
@@ -121,7 +124,8 @@ def _shown(name: str, value: Any) -> str:
     """A value in the unit of its key."""
     entry = dict(walk(Configuration)).get(name)
     scale = entry.key.scale if entry else 1
-    return f"{value / scale:g}" if scale != 1 and isinstance(value, int | float) else str(value)
+    plain = isinstance(value, bool) or not isinstance(value, int | float)
+    return str(value) if plain else f"{value / scale:g}"
 
 
 def _options(options: RunOptions, settings: Settings, overrides: Sequence[str]) -> RunOptions:

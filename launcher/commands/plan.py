@@ -18,6 +18,7 @@ from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
+from launcher.files import user_path
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, write_plan
@@ -91,7 +92,7 @@ def _keep(plan: Plan, settings: Settings) -> None:
         _write(plan, RunFolder(path).plan, "run_dir=FOLDER")
         RunFolder(path).plan_of_start.unlink(missing_ok=True)
     if settings.options.save is not None:
-        _write(plan, Path(settings.options.save), "save=FILE")
+        _write(plan, user_path(settings.options.save), "save=FILE")
 
 
 def _write(plan: Plan, file: Path, key: str) -> None:

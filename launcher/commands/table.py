@@ -21,7 +21,8 @@ keys of its own:
   why_not=tp=4,pp=16   why this layout is not the first choice
   sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
   tokens=300e9         days, GPU-hours and cost of so many training tokens
-  run_dir=FOLDER       write the first plan there
+  save=FILE            write the first plan there; run_dir=FOLDER: for a run in that folder
+  plan=FILE            explain a plan that is there already
   output=json          one JSON document on standard output
 every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
 
@@ -54,8 +55,10 @@ COMMANDS = {
     "warm": CommandEntry(
         "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"
     ),
-    "export": CommandEntry("export", "the plan in another tool's terms", "RUN|overrides to=TOOL [out=FOLDER]"),
-    "report": CommandEntry("report", "one HTML page about a run", "RUN"),
+    "export": CommandEntry(
+        "export", "the plan in another tool's terms", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]"
+    ),
+    "report": CommandEntry("report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides"),
     "keys": CommandEntry("keys", "every configuration key: default, rule, meaning", "[PREFIX|WORD]"),
     "compare": CommandEntry(
         "compare", "two runs, plans or measurements against each other", "A B [fail_over=5%] [output=json]"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.planner import read_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import WARMUP_STEPS, read_steps, summarise_steps
 from launcher.run.result import read_train_result
@@ -98,3 +99,45 @@ def test_a_finished_run_that_is_started_again_keeps_its_result(tmp_path: Path) -
     assert file.read_bytes() == before
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert "nothing was left to do after step 2" in again.stderr
+
+
+def test_a_run_takes_the_plan_of_its_folder_and_never_changes_it(tmp_path: Path) -> None:
+    shape = ["cluster.node.num_gpus=2", "model.layers=2", "model.seq_len=32"]
+    pinned = ["layout.tp=1", "layout.pp=1", "layout.dp=2", "layout.zero_stage=2"]  # not what the search would choose
+    assert launcher("plan", *shape, *pinned, "run_dir=x", cwd=tmp_path).returncode == 0
+    folder = RunFolder(tmp_path / "x")
+    before = folder.plan.read_bytes()
+    done = launcher("run", "run_dir=x", "train.steps=2", "tracking=none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["layout"]["zero_stage"] == 2
+    refused = launcher("run", "run_dir=x", "layout.zero_stage=0", "model=gpt3_125m", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "layout.zero_stage=0 is given, and the plan has 2" in refused.stderr
+    assert "model=gpt3_125m is given, and differs" in refused.stderr
+    assert folder.plan.read_bytes() == before
+    assert read_plan(folder.present_plan).options.train.steps == 2
+
+
+def test_a_saved_plan_is_run_as_it_is(tmp_path: Path) -> None:
+    shape = ["cluster.node.num_gpus=2", "model.layers=2", "model.seq_len=32", "train.steps=1", "tracking=none"]
+    pinned = ["layout.tp=1", "layout.pp=1", "layout.dp=2", "layout.micro_batch=1"]
+    assert launcher("plan", *shape, *pinned, "save=best.json", cwd=tmp_path).returncode == 0
+    before = (tmp_path / "best.json").read_bytes()
+    done = launcher("run", "plan=best.json", "run_dir=y", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["layout"]["micro_batch"] == 1
+    assert (tmp_path / "best.json").read_bytes() == before
+    assert read_plan(RunFolder(tmp_path / "y").plan) == read_plan(tmp_path / "best.json")
+
+
+def test_a_checkpoint_of_another_job_is_refused_before_a_byte_is_written(tmp_path: Path) -> None:
+    words = ["train.checkpoint_every=1", "train.steps=1", "tracking=none", "run_dir=z", *SMALL]
+    assert launcher("run", *words, cwd=tmp_path).returncode == 0
+    folder = RunFolder(tmp_path / "z")
+    files = (folder.plan, folder.config, folder.owner, folder.launch, folder.ledger, folder.result)
+    before = [file.read_bytes() for file in files]
+    refused = launcher("run", "run_dir=z", "train.seed=5", "train.steps=2", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "was saved with seed=1234, this run has 5" in refused.stderr
+    assert [file.read_bytes() for file in files] == before
+    assert not folder.plan_of_start.exists()

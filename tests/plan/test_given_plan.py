@@ -1,0 +1,183 @@
+"""A plan is a file that can be used: saved, taken as it is, refused with reasons, and never changed by a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.commands.given_plan import read_given
+from launcher.config.compose import load
+from launcher.errors import InputError
+from launcher.planner.record import PLAN_VERSION, Plan, read_plan, write_plan
+from launcher.run.folder import RunFolder
+
+DGX = ["cluster=dgx_a100_80g", "cluster.num_nodes=2", "model=gpt3_1b3", "train.global_batch=64"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan as `launcher plan save=` writes it: another layout than the search would choose."""
+    file = tmp_path_factory.mktemp("saved") / "best.json"
+    assert (
+        main(["plan", *DGX, "layout.pp=2", "layout.tp=2", "layout.zero_stage=1", "train.steps=30", f"save={file}"]) == 0
+    )
+    return file
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(before)
+
+
+def given(saved: Path, *words: str) -> Plan:
+    words = (f"plan={saved}", *words)
+    return read_given(str(saved), load(words), words)
+
+
+def test_a_plan_is_read_as_it_was_written(saved: Path) -> None:
+    plan = read_plan(saved)
+    assert (plan.layout.tp, plan.layout.pp, plan.options.train.steps) == (2, 2, 30)
+    assert (plan.options.asked.tp, plan.options.asked.micro_batch) == (2, None)
+    again = saved.with_name("again.json")
+    write_plan(plan, again)
+    assert again.read_bytes() == saved.read_bytes()
+
+
+def test_overrides_that_agree_with_a_plan_may_be_given_beside_it(saved: Path) -> None:
+    assert given(saved) == read_plan(saved)
+    agreeing = [
+        *DGX,
+        "layout.pp=2",
+        "layout.tp=auto",
+        "cluster.node.nic_gbps=200",
+        "layout.shard_group=all",
+        "train.dtype=auto",
+    ]
+    assert given(saved, *agreeing) == read_plan(saved)
+
+
+CONTRADICTIONS = {
+    "another number of nodes": (["cluster=dgx_a100_80g", "cluster.num_nodes=4"], r"cluster\.num_nodes=4 .* has 2:"),
+    "another cluster": (["cluster=dgx_h100"], r"cluster=dgx_h100 .* differs from the plan in name \(dgx_a100_80g"),
+    "another model": (["model=gpt3_175b"], r"model=gpt3_175b .* hidden"),
+    "another layout": (["layout.pp=4"], r"layout\.pp=4 is given, and the plan has 2: leave it out, or plan again"),
+    "the default, where the plan has another": (["train.global_batch=16"], r"train\.global_batch=16 .* has 64"),
+    "another optimizer": (["train.optimizer=sgd"], r"train\.optimizer=sgd .* has adamw"),
+    "another software": (["stack=megatron_lm"], r"stack=megatron_lm .* differs from the plan"),
+    "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 is given, and the plan has 8"),
+    "a unit": (["cluster.node.nic_gbps=50"], r"nic_gbps=50 is given, and the plan has 200:"),
+}
+
+
+@pytest.mark.parametrize("words,message", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_what_contradicts_a_plan_is_refused_with_both_values(words: list[str], message: str, saved: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        given(saved, *words)
+
+
+def test_every_contradiction_is_named(saved: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        given(saved, "layout.pp=4", "model.layers=3", "train.steps=7")
+    assert [problem.partition("=")[0] for problem in caught.value.problems] == ["layout.pp", "model.layers"]
+
+
+def test_options_of_the_run_change_the_copy_and_not_the_file(saved: Path) -> None:
+    before = saved.read_bytes()
+    plan = given(saved, "train.steps=7", "train.lr=0.5", "tracking=none", "recipe.preload=[json]", "tokens=1e9")
+    planned = read_plan(saved)
+    assert replace(plan, options=planned.options) == planned
+    assert (plan.options.train.steps, plan.options.train.lr, plan.options.train.seed) == (7, 0.5, 1234)
+    assert (plan.options.tracking.kind, plan.options.recipe.preload, plan.options.tokens) == ("none", ("json",), 1e9)
+    assert saved.read_bytes() == before
+
+
+def document(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    assert main(list(words)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_plan_is_explained_exported_and_reported_from_its_file(
+    saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    found = document(capsys, "plan", f"plan={saved}", "output=json")
+    [one] = found["plans"]
+    assert (one["layout"]["pp"], one["step_time_s"]) == (2, read_plan(saved).estimate["step_time_s"])
+    assert main(["plan", f"plan={saved}"]) == 0
+    assert "gpt3_1b3 (1.3B parameters) on dgx_a100_80g: 16 GPUs, 2 nodes" in capsys.readouterr().out
+    assert main(["export", f"plan={saved}", "to=megatron"]) == 0
+    assert "--pipeline-model-parallel-size 2" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["report", f"plan={saved}", "file=page.html"]) == 0
+    assert "tp2 pp2 dp4" in (tmp_path / "page.html").read_text()
+
+
+def test_a_folder_is_submitted_with_the_plan_that_is_in_it(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["plan", *DGX, "layout.pp=2", "layout.tp=4", "run_dir=x"]) == 0
+    folder = RunFolder(tmp_path / "x")
+    before = folder.plan.read_bytes()
+    assert main(["submit", "run_dir=x", "dry_run=true", "launch.time=1:00:00"]) == 0
+    assert "tp4 pp2 dp2" in capsys.readouterr().err
+    assert folder.plan.read_bytes() == before
+    assert not folder.plan_of_start.exists()
+    assert main(["submit", "run_dir=x", "dry_run=true", "layout.pp=1"]) == 2
+    assert "layout.pp=1 is given, and the plan has 2" in capsys.readouterr().err
+    assert main(["submit", "run_dir=x", "dry_run=true", "train.steps=7"]) == 0
+    assert folder.plan.read_bytes() == before
+    assert read_plan(folder.present_plan).options.train.steps == 7
+
+
+def test_a_folder_with_another_plan_than_the_given_one_is_refused(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *DGX, "layout.pp=4", "run_dir=x"]) == 0
+    assert main(["submit", "run_dir=x", f"plan={saved}", "dry_run=true"]) == 2
+    assert "is another plan than" in capsys.readouterr().err
+    assert main(["submit", "run_dir=y", f"plan={saved}", "dry_run=true"]) == 0
+    assert read_plan(RunFolder(Path("y")).plan) == read_plan(saved)
+
+
+def test_a_plan_of_another_version_is_refused_with_what_to_do(saved: Path, tmp_path: Path) -> None:
+    data = json.loads(saved.read_text())
+    file = tmp_path / "old.json"
+    for version in (1, PLAN_VERSION + 1, None):
+        file.write_text(json.dumps({**data, "version": version}))
+        with pytest.raises(InputError, match=rf"old\.json has version {version}.*reads version {PLAN_VERSION}: plan"):
+            read_plan(file)
+
+
+EDITS: dict[str, Any] = {
+    "a key too many": lambda d: {**d, "config": {}},
+    "a key too few": lambda d: {k: v for k, v in d.items() if k != "stack"},
+    "a wrong type": lambda d: {**d, "layout": {**d["layout"], "tp": "two"}},
+    "a recipe that does not exist": lambda d: {**d, "recipe": {**d["recipe"], "name": "nope"}},
+    "a layout that is not that of its placement": lambda d: {
+        **d, "placement": {**d["placement"], "ranks_per_node": 3}
+    },
+    "more ranks than GPUs": lambda d: {**d, "layout": {**d["layout"], "dp": 400}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_a_plan_that_was_changed_by_hand_is_refused_in_one_message(edit: Any, saved: Path, tmp_path: Path) -> None:
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps(edit(json.loads(saved.read_text()))))
+    with pytest.raises(InputError, match=r"edited\.json is not a plan of this launcher .*: plan again") as caught:
+        read_plan(file)
+    assert len(caught.value.problems) == 1
+
+
+def test_the_document_says_what_it_is_a_plan_of(capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(capsys, "plan", *DGX, "top=1", "output=json")
+    assert (found["cluster"]["name"], found["cluster"]["num_nodes"]) == ("dgx_a100_80g", 2)
+    assert (found["model"]["name"], found["stack"]["name"]) == ("gpt3_1b3", "launcher")
+    assert found["batch"] == {"global_batch": 64, "seq_len": 2048, "tokens": 64 * 2048, "dtype": "bf16"}
+    assert found["version"] == "0.1.0"
