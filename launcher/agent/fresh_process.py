@@ -30,8 +30,12 @@ def freshen(argv: Sequence[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Standard streams as `python -u` opens them: what is written is out at once (CPython, create_stdio)."""
-    before = sys.__stdout__
+    """Standard streams as `python -u` opens them: what is written is out at once (CPython, create_stdio).
+
+    CPython chooses one encoding and one way with errors for the input and the output; here the input alone still has
+    them, for the launcher's own output takes any character (console.open_streams).
+    """
+    before = sys.__stdin__
     encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
     raw: Any = io.FileIO(0, "r", closefd=False)
     raw.name = "<stdin>"
