@@ -19,6 +19,7 @@ PLAN_KEYS = """\
 keys of its own:
   top=10               how many plans to show
   why_not=tp=4,pp=16   why this layout is not the first choice
+  from=FILE            what another tool's file runs today, the best that this tool can, and the difference
   sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
   tokens=300e9         days, GPU-hours and cost of so many training tokens
   save=FILE            write the first plan there; run_dir=FOLDER: for a run in that folder

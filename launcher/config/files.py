@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.core.config_store import ConfigStore
@@ -94,6 +95,12 @@ class _Files(ConfigSource):
         files = {entry.stem for entry in found if entry.suffix == ".yaml"}
         chosen = {ObjectType.GROUP: groups, ObjectType.CONFIG: files}
         return sorted(groups | files if results_filter is None else chosen[results_filter])
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """A user's YAML file as plain data; raises InputError for what is no group of keys, or would blow up."""
+    plain = OmegaConf.to_container(_parsed(file, _text(file)), resolve=False)
+    return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
 
 def _find(config_path: str) -> Path | None:

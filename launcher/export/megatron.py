@@ -106,7 +106,7 @@ def _sharding(plan: Plan) -> Flags:
     layout, overlapped = plan.layout, facts.overlaps_gradients(plan)
     flags = ["--overlap-grad-reduce"] if overlapped else []
     replicas = facts.replicas(plan)
-    if layout.zero_stage == 0:
+    if layout.sharding == 0:
         return flags
     flags += ["--use-distributed-optimizer", *(["--overlap-param-gather"] if overlapped else [])]
     if layout.zero_stage > 1:

@@ -1,0 +1,159 @@
+"""`launcher plan from=FILE`: what another tool's file runs today, the best that this tool can, and the difference."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher.commands.common import checked_settings
+from launcher.config.settings import Settings
+from launcher.cost.model import CostModel
+from launcher.errors import InputError
+from launcher.export.planning import check, plan_for
+from launcher.export.readers import read_from
+from launcher.export.reading import Reading
+from launcher.export.rules import effective
+from launcher.export.target import Export, Target
+from launcher.export.targets import target
+from launcher.layout import Layout
+from launcher.layout.legality import problems
+from launcher.layout.resolve import plain_layout
+from launcher.planner import Plan
+from launcher.planner.document import estimate_data, layout_data
+from launcher.units import format_bytes, format_seconds
+
+FROM = "from="
+COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group", "recompute",
+            "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
+
+
+def asked(overrides: Sequence[str]) -> bool:
+    """Whether the command line names another tool's file."""
+    return any(word.startswith(FROM) for word in overrides)
+
+
+def run(overrides: Sequence[str]) -> int:
+    file = Path([word for word in overrides if word.startswith(FROM)][-1].removeprefix(FROM)).expanduser()
+    words = [word for word in overrides if not word.startswith(FROM)]
+    reading = read_from(file)
+    tool = target(reading.target)
+    settings = checked_settings(_with(reading, words))
+    yours = _estimated(settings, file)
+    best = plan_for(checked_settings(_free(reading, words, yours)), tool)
+    flags = _flags(tool, yours, best)
+    if settings.options.output == "json":
+        print(json.dumps(_document(file, reading, yours, best, flags)))
+        return 0
+    _show(file, reading, yours, best, flags)
+    return 0
+
+
+def _with(reading: Reading, words: Sequence[str]) -> list[str]:
+    """What was read, under what the user says, and the global batch where the file counts micro-batches."""
+    said = {word.lstrip("+~").partition("=")[0] for word in words}
+    named = {"model", "model.name"} & said
+    keys = {key: value for key, value in reading.keys.items() if key not in said}
+    if named:  # a model that the user names is not the file's
+        keys = {key: value for key, value in keys.items() if key != "model" and not key.startswith("model.")}
+    overrides = [*Reading(reading.target, keys).overrides(), *words]
+    if reading.accumulation and "train.global_batch" not in {*keys, *said}:
+        settings = checked_settings([*overrides, "train.global_batch=1"])
+        layout = plain_layout(settings.job, settings.request)
+        overrides.append(f"train.global_batch={layout.micro_batch * layout.dp * reading.accumulation}")
+    return overrides
+
+
+def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:
+    """The same job with the layout left open, but for what the user pins."""
+    job = Reading(reading.target, {key: v for key, v in reading.keys.items() if not key.startswith("layout.")})
+    return _with(job, [*words, f"train.global_batch={yours.job.training.global_batch}"])
+
+
+def _estimated(settings: Settings, file: Path) -> Plan:
+    """The layout that was read as a plan; raises InputError where it breaks a rule here."""
+    layout = plain_layout(settings.job, settings.request)
+    if found := problems(settings.job, layout):
+        raise InputError([f"from={file}: as read, with the keys on the command line, it is no legal layout", *found])
+    estimate = CostModel(settings.job).estimate(layout)
+    return Plan(settings.job, layout, estimate_data(estimate), (), settings.run_options)
+
+
+def _flags(tool: Target, yours: Plan, best: Plan) -> list[str]:
+    """The lines of the tool's main file that differ; empty where the tool cannot say what was read."""
+    try:
+        check(yours, tool)
+    except InputError:
+        return []
+    before, after = (_main(tool.write(plan)) for plan in (yours, best))
+    lines = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]  # the first two name the sides
+    return [line for line in lines if not line.startswith("@@")]
+
+
+def _main(export: Export) -> list[str]:
+    return [line.removesuffix(" \\") for line in export.files[export.main].splitlines()]
+
+
+def _difference(yours: Layout, best: Layout) -> list[str]:
+    """The keys that differ, with both values."""
+    pairs = [(key, getattr(yours, key), getattr(best, key)) for key in COMPARED]
+    orders = ["-".join(effective(layout, layout.axis_order)) for layout in (yours, best)]
+    if sorted(orders[0]) == sorted(orders[1]):
+        pairs.append(("axis_order", orders[0], orders[1]))
+    return [f"{key} {_plain(old)} → {_plain(new)}" for key, old, new in pairs if old != new]
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _faster(yours: Plan, best: Plan) -> str:
+    old, new = yours.estimate["step_time_s"], best.estimate["step_time_s"]
+    change = old / new - 1
+    if not yours.estimate["fits"]:
+        return "yours does not fit in memory as it is estimated"
+    if abs(change) < 0.005:
+        return "yours is as fast"
+    return (
+        f"the best is {change:.1%} faster"
+        if change > 0
+        else f"yours is {-change:.1%} faster than the best that the tool can express"
+    )
+
+
+def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> dict[str, Any]:
+    plans = {
+        name: {"layout": layout_data(plan.layout), **plan.estimate} for name, plan in (("yours", yours), ("best", best))
+    }
+    return {
+        "from": str(file),
+        "tool": reading.target,
+        "read": reading.keys,
+        "unread": reading.unread,
+        **plans,
+        "difference": _difference(yours.layout, best.layout),
+        "verdict": _faster(yours, best),
+        "flags": flags,
+    }
+
+
+def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> None:
+    lines = [f"{file} was read as {target(reading.target).tool}'s: {' '.join(reading.overrides())}"]
+    lines += [f"not read: {line}" for line in reading.unread]
+    lines += ["", f"yours  {_summary(yours)}", f"best   {_summary(best)}", ""]
+    changes = ", ".join(_difference(yours.layout, best.layout))
+    lines.append(f"{_faster(yours, best)}: {changes}" if changes else "yours is the best that was found")
+    if changes and flags:
+        lines += ["", f"in {target(reading.target).tool}'s words:", *flags]
+    print("\n".join(lines), file=sys.stdout)
+
+
+def _summary(plan: Plan) -> str:
+    estimate = plan.estimate
+    step, memory = format_seconds(estimate["step_time_s"]), format_bytes(estimate["memory_bytes_per_gpu"])
+    fits = "" if estimate["fits"] else ", does not fit"
+    speed = f"{estimate['tokens_per_s_per_gpu']:,.0f} tok/s a GPU"
+    return f"{plan.layout.brief()}: {step} a step, {memory} a GPU{fits}, {speed}"

@@ -1,0 +1,142 @@
+"""What DeepSpeed's JSON and accelerate's YAML say of a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.config.files import read_yaml
+from launcher.errors import InputError
+from launcher.export.reading import Reading, flag, number
+from launcher.files import read_json
+
+Data = Mapping[str, Any]
+# Of FSDP's sharding strategies, by name or by number: ZeRO stage, and whether shards stay in a node.
+STRATEGIES = {
+    "FULL_SHARD": (3, False), "1": (3, False),
+    "SHARD_GRAD_OP": (2, False), "2": (2, False),
+    "NO_SHARD": (0, False), "3": (0, False),
+    "HYBRID_SHARD": (3, True), "4": (3, True),
+    "HYBRID_SHARD_ZERO2": (2, True), "5": (2, True),
+}  # fmt: skip
+DS_READ = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization",
+           "bf16", "fp16", "gradient_clipping", "tensor_parallel", "zero_allow_untested_optimizer", "steps_per_print",
+           "zero_force_ds_cpu_optimizer", "wall_clock_breakdown", "communication_data_type", "data_types",
+           "optimizer", "scheduler"}  # fmt: skip
+ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision",
+                   "fsdp_config", "parallelism_config", "deepspeed_config", "machine_rank", "main_process_ip",
+                   "main_process_port", "main_training_function", "rdzv_backend", "same_network", "use_cpu", "debug",
+                   "gpu_ids", "downcast_bf16", "enable_cpu_affinity", "tpu_env", "tpu_use_cluster",
+                   "tpu_use_sudo"}  # fmt: skip
+
+
+def read_deepspeed(file: Path, text: str) -> Reading:
+    reading = Reading("deepspeed")
+    _take_deepspeed(read_json(file, remedy="give DeepSpeed's configuration"), reading)
+    return reading
+
+
+def _take_deepspeed(data: Data, reading: Reading) -> None:
+    zero = _group(data, "zero_optimization")
+    reading.take("stack", "deepspeed")
+    reading.take("layout.pp", 1)
+    reading.take("layout.cp", 1)
+    reading.take("layout.tp", number(_group(data, "tensor_parallel").get("autotp_size"), "autotp_size") or 1)
+    reading.take("layout.micro_batch", number(data.get("train_micro_batch_size_per_gpu"), "micro batch"))
+    reading.take("train.global_batch", number(data.get("train_batch_size"), "train_batch_size"))
+    reading.accumulation = number(data.get("gradient_accumulation_steps", 1), "gradient_accumulation_steps")
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise InputError(f"zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
+    reading.take("layout.zero_stage", stage)
+    reading.take("train.dtype", next((d for d in ("bf16", "fp16") if flag(_group(data, d).get("enabled"))), "fp32"))
+    if _group(zero, "offload_optimizer").get("device") == "cpu":
+        reading.take("train.offload_optimizer", True)
+    if _group(zero, "offload_param").get("device") in ("cpu", "nvme"):
+        reading.unread.append("zero_optimization.offload_param: there is no key for parameters on the host")
+    for key in ("zero_hpz_partition_size", "mics_shard_size"):
+        if (number(zero.get(key), key) or 1) > 1:
+            reading.take("layout.shard_group", number(zero[key], key))
+    reading.unread += [f"{key}" for key in sorted(set(data) - DS_READ)]
+    reading.unread += [f"{key}=auto" for key in sorted(data) if data[key] == "auto"]
+    reading.unread.append(
+        "a pipeline, and recomputation: they are in the model's code, set layout.pp or layout.recompute"
+    )
+
+
+def read_accelerate(file: Path, text: str) -> Reading:
+    data = read_yaml(file)
+    reading = Reading("accelerate")
+    machines = number(data.get("num_machines"), "num_machines") or 1
+    processes = number(data.get("num_processes"), "num_processes")
+    reading.take("cluster.num_nodes", machines)
+    reading.take("cluster.node.num_gpus", processes // machines if processes else None)
+    precision = str(data.get("mixed_precision", "no"))
+    reading.take("train.dtype", precision if precision in ("bf16", "fp16") else "fp32")
+    if precision == "fp8":
+        reading.unread.append("mixed_precision: fp8")
+    reading.take("layout.pp", 1)
+    kind = data.get("distributed_type")
+    if kind == "DEEPSPEED":
+        _take_plugin(file, _group(data, "deepspeed_config"), reading)
+    elif kind == "FSDP":
+        _take_fsdp(_group(data, "fsdp_config"), _group(data, "parallelism_config"), reading)
+    else:
+        for key, value in (("stack", "fsdp"), ("layout.tp", 1), ("layout.cp", 1), ("layout.zero_stage", 0)):
+            reading.take(key, value)
+    reading.unread += sorted(str(key) for key in set(data) - ACCELERATE_READ)
+    reading.unread.append("the micro batch and the accumulation: they are in the script, set layout.micro_batch")
+    return reading
+
+
+def _take_plugin(file: Path, plugin: Data, reading: Reading) -> None:
+    """DeepSpeed's own JSON where it is named, else the plugin's keys."""
+    named = plugin.get("deepspeed_config_file")
+    if named:
+        path = file.parent / str(named)
+        _take_deepspeed(read_json(path, remedy=f"{file} names it as deepspeed_config_file"), reading)
+        return
+    data: dict[str, Any] = {"zero_optimization": {"stage": plugin.get("zero_stage", 2)}}
+    data["zero_optimization"]["offload_optimizer"] = {"device": plugin.get("offload_optimizer_device")}
+    data["gradient_accumulation_steps"] = plugin.get("gradient_accumulation_steps", 1)
+    dtype = reading.keys["train.dtype"]
+    data |= {dtype: {"enabled": True}} if dtype != "fp32" else {}
+    _take_deepspeed(data, reading)
+
+
+def _take_fsdp(fsdp: Data, parallelism: Data, reading: Reading) -> None:
+    reading.take("stack", "fsdp")
+    stage, hybrid = _fsdp_stage(fsdp)
+    reading.take("layout.zero_stage", stage)
+    degrees = {
+        axis: number(parallelism.get(f"parallelism_config_{axis}_size"), axis) or 1
+        for axis in ("dp_replicate", "dp_shard", "cp", "tp", "sp")
+    }
+    reading.take("layout.tp", degrees["tp"])
+    reading.take("layout.cp", degrees["cp"])
+    if degrees["dp_replicate"] > 1:
+        reading.take("layout.shard_group", degrees["dp_shard"] * degrees["cp"])
+    elif hybrid:
+        reading.take("layout.shard_group", "node")
+    if degrees["sp"] > 1:
+        reading.unread.append(f"parallelism_config_sp_size={degrees['sp']}: Ulysses has no key")
+    reading.take("layout.recompute", "full" if flag(fsdp.get("fsdp_activation_checkpointing")) else "none")
+    if flag(fsdp.get("fsdp_offload_params")):
+        reading.unread.append("fsdp_offload_params: there is no key for parameters on the host")
+
+
+def _fsdp_stage(fsdp: Data) -> tuple[int, bool]:
+    """ZeRO stage, and whether shards stay in a node, of FSDP 1 and 2."""
+    reshards = fsdp.get("fsdp_reshard_after_forward", fsdp.get("fsdp_sharding_strategy", "FULL_SHARD"))
+    if isinstance(reshards, bool) or str(reshards).lower() in ("true", "false"):
+        return (3 if flag(reshards) else 2), False
+    name = str(reshards).upper()
+    if name not in STRATEGIES:
+        raise InputError(f"the sharding strategy {name} is unknown: known are {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]
+
+
+def _group(data: Data, key: str) -> Data:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,143 @@
+"""A script that starts Megatron-LM: its flags as our keys. Flags as in `launcher.export.megatron`, older ones too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import InputError
+from launcher.export.megatron import FSDP_STRATEGY, PIPELINE_FIRST
+from launcher.export.reading import Reading, first, flags_of, nodes, number
+
+Flags = Mapping[str, list[str]]
+NUMBERS = {
+    "--tensor-model-parallel-size": "layout.tp",
+    "--pipeline-model-parallel-size": "layout.pp",
+    "--context-parallel-size": "layout.cp",
+    "--expert-model-parallel-size": "layout.ep",
+    "--micro-batch-size": "layout.micro_batch",
+    "--global-batch-size": "train.global_batch",
+    "--num-virtual-stages-per-pipeline-rank": "layout.virtual_stages",
+    "--num-layers": "model.layers",
+    "--hidden-size": "model.hidden",
+    "--ffn-hidden-size": "model.ffn_hidden",
+    "--num-attention-heads": "model.heads",
+    "--num-query-groups": "model.kv_heads",
+    "--seq-length": "model.seq_len",
+    "--rotary-base": "model.rope_theta",
+    "--num-experts": "model.num_experts",
+    "--moe-router-topk": "model.experts_per_token",
+}
+SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
+# Flags that change what is trained or how fast, and have no key of ours.
+TELLING = ("--fp8-format", "--multi-latent-attention", "--moe-shared-expert-intermediate-size", "--tp-comm-overlap",
+           "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
+           "--moe-ffn-hidden-size", "--cp-comm-type", "--window-size", "--recompute-modules",
+           "--num-distributed-optimizer-instances")  # fmt: skip
+
+
+def read_megatron(file: Path, text: str) -> Reading:
+    flags = flags_of(text)
+    reading = Reading("megatron")
+    for name, key in NUMBERS.items():
+        reading.take(key, number(first(flags, name), name))
+    for key, value in nodes(flags):
+        reading.take(key, value)
+    for part in (_how, _stages, _sharding, _recompute, _shape):
+        part(flags, reading)
+    unread = [name for name in TELLING if name in flags]
+    reading.unread += [f"{name} {' '.join(flags[name])}".strip() for name in unread]
+    reading.unread += sorted(f"{name} {words[0]}" for name, words in flags.items() if words and words[0][:1] == "$")
+    return reading
+
+
+def _how(flags: Flags, reading: Reading) -> None:
+    reading.take("stack", "megatron_lm")
+    reading.take("layout.sequence_parallel", "--sequence-parallel" in flags)
+    dtype = next((dtype for dtype in ("bf16", "fp16") if f"--{dtype}" in flags), "fp32")
+    reading.take("train.dtype", dtype)
+    if "--use-tp-pp-dp-mapping" in flags:
+        reading.take("layout.axis_order", PIPELINE_FIRST)
+    backend = first(flags, "--attention-backend")
+    if backend == "unfused":
+        reading.take("train.attention", "math")
+    if first(flags, "--optimizer") == "sgd":
+        reading.take("train.optimizer", "sgd")
+
+
+def _stages(flags: Flags, reading: Reading) -> None:
+    keys = reading.keys
+    layers, pp = keys.get("model.layers"), keys.get("layout.pp", 1)
+    each = number(first(flags, "--num-layers-per-virtual-pipeline-stage"), "--num-layers-per-virtual-pipeline-stage")
+    if each and layers and layers % (pp * each) == 0 and layers // (pp * each) > 1:
+        reading.take("layout.virtual_stages", layers // (pp * each))
+    ends = [number(first(flags, f"--decoder-{end}-pipeline-num-layers"), f"--decoder-{end}-pipeline-num-layers")
+            for end in ("first", "last")]  # fmt: skip
+    if any(ends) and layers and pp > 1:
+        reading.take("layout.layer_split", _with_ends(layers, pp, ends))
+    letters = first(flags, "--pipeline-model-parallel-layout")
+    if letters and "(" not in letters and "*" not in letters:
+        split = tuple(stage.count("t") for stage in letters.split("|"))
+        reading.take("layout.layer_split", split)
+        if len(split) > pp:
+            reading.take("layout.virtual_stages", len(split) // pp)
+    elif letters:
+        reading.unread.append(f"--pipeline-model-parallel-layout {letters}: write it without * and brackets")
+
+
+def _with_ends(layers: int, pp: int, ends: list[int | None]) -> tuple[int, ...] | None:
+    """Layers of each stage where the first, the last or both are said and the others are equal."""
+    said = [end for end in ends if end]
+    middle = pp - len(said)
+    rest = layers - sum(said)
+    if rest < 0 or (rest % middle if middle else rest):
+        raise InputError(f"{layers} layers do not divide over {pp} stages with {said} at the ends")
+    between = [rest // middle] * middle if middle else []
+    return (*([ends[0]] if ends[0] else []), *between, *([ends[1]] if ends[1] else []))
+
+
+def _sharding(flags: Flags, reading: Reading) -> None:
+    stage = 1 if "--use-distributed-optimizer" in flags else 0
+    if "--use-megatron-fsdp" in flags:
+        strategies = {name: stage for stage, name in FSDP_STRATEGY.items()} | {"optim": 1, "no_shard": 0}
+        stage = strategies.get(first(flags, "--data-parallel-sharding-strategy") or "optim_grads_params", 3)
+    if "--use-torch-fsdp2" in flags:
+        stage = 2 if "--torch-fsdp2-no-reshard-after-forward" in flags else 3
+    reading.take("layout.zero_stage", stage)
+    if "--optimizer-cpu-offload" in flags:
+        reading.take("train.offload_optimizer", True)
+
+
+def _recompute(flags: Flags, reading: Reading) -> None:
+    form = first(flags, "--recompute-granularity") or ("selective" if "--recompute-activations" in flags else "none")
+    reading.take("layout.recompute", form if form in ("none", "selective", "full") else None)
+    layers, pp = reading.keys.get("model.layers"), reading.keys.get("layout.pp", 1)
+    some = number(first(flags, "--recompute-num-layers"), "--recompute-num-layers")
+    if form == "full" and first(flags, "--recompute-method") == "block" and some and layers:
+        stages = pp * reading.keys.get("layout.virtual_stages", 1)
+        reading.take("layout.recompute_fraction", min(1.0, some * stages / layers))
+
+
+def _shape(flags: Flags, reading: Reading) -> None:
+    keys = reading.keys
+    if not all(key in keys for key in SHAPE):
+        for key in [key for key in keys if key.startswith("model.")]:
+            del keys[key]
+        reading.unread.append("the model's shape (--num-layers, --hidden-size, --num-attention-heads): give model=NAME")
+        return
+    rotary = "--use-rotary-position-embeddings" in flags or first(flags, "--position-embedding-type") == "rope"
+    said: dict[str, Callable[[], Any]] = {
+        "model": lambda: "gpt",
+        "model.gated_mlp": lambda: "--swiglu" in flags,
+        "model.norm": lambda: "rmsnorm" if first(flags, "--normalization") == "RMSNorm" else "layernorm",
+        "model.positions": lambda: "rotary" if rotary else "learned",
+        "model.bias": lambda: "--disable-bias-linear" not in flags,
+        "model.tied_embeddings": lambda: "--untie-embeddings-and-output-weights" not in flags,
+        "model.vocab": lambda: number(first(flags, "--padded-vocab-size", "--vocab-size"), "--vocab-size"),
+    }
+    for key, value in said.items():
+        reading.take(key, value())
+    if "model.vocab" not in keys:
+        reading.unread.append("the vocabulary, which comes from the tokenizer: set model.vocab")
+    reading.keys = {"model": keys.pop("model"), **keys}

@@ -1,0 +1,77 @@
+"""Command line flags of torchtitan, today's in tokens and earlier ones in sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.export.reading import Reading, first, flags_of, nodes, number
+
+DEGREES = {
+    "tensor_parallel_degree": "layout.tp",
+    "pipeline_parallel_degree": "layout.pp",
+    "context_parallel_degree": "layout.cp",
+    "expert_parallel_degree": "layout.ep",
+}
+SCHEDULES = {"gpipe": "gpipe", "1f1b": "1f1b", "interleaved1f1b": "interleaved"}
+RECOMPUTE = {"none": "none", "selective": "op", "full": "full"}
+
+
+def read_torchtitan(file: Path, text: str) -> Reading:
+    flags = {name.removeprefix("--").replace("-", "_"): words for name, words in flags_of(text).items()}
+    reading = Reading("torchtitan")
+    reading.take("stack", "torchtitan")
+    for name, key in DEGREES.items():
+        reading.take(key, number(first(flags, f"parallelism.{name}"), name) or 1)
+    for key, value in nodes(flags_of(text)):
+        reading.take(key, value)
+    _take_sharding(flags, reading)
+    _take_batch(flags, reading)
+    schedule = (first(flags, "parallelism.pipeline_parallel_schedule") or "1F1B").lower()
+    if reading.keys["layout.pp"] > 1:
+        reading.take("layout.schedule", SCHEDULES.get(schedule))
+        reading.unread += [] if schedule in SCHEDULES else [f"the schedule {schedule}"]
+        reading.unread.append("stages of a rank: set layout.virtual_stages or layout.layer_split")
+    reading.take("layout.recompute", RECOMPUTE.get(_recompute(text, flags)))
+    reading.take("layout.sequence_parallel", _sequence_parallel(flags, reading.keys["layout.tp"]))
+    reading.unread.append("the model: give model=NAME as its --config has it")
+    return reading
+
+
+def _take_sharding(flags: Mapping[str, list[str]], reading: Reading) -> None:
+    replicas = number(first(flags, "parallelism.data_parallel_replicate_degree"), "replicate degree") or 1
+    shards = first(flags, "parallelism.data_parallel_shard_degree") or "-1"
+    never = first(flags, "parallelism.fsdp_reshard_after_forward") == "never" or (
+        first(flags, "parallelism.fsdp_reshard_after_forward") in (None, "default") and reading.keys["layout.pp"] > 1
+    )
+    sharded = shards != "1"
+    reading.take("layout.zero_stage", (2 if never else 3) if sharded else 0)
+    if sharded and replicas > 1 and shards != "-1":
+        reading.take("layout.shard_group", int(shards) * reading.keys["layout.cp"])
+    elif sharded and replicas > 1:
+        reading.unread.append(f"data_parallel_replicate_degree={replicas} of a rest: set layout.shard_group")
+
+
+def _take_batch(flags: Mapping[str, list[str]], reading: Reading) -> None:
+    seq_len = number(first(flags, "training.max_context_length", "training.seq_len"), "sequence length")
+    reading.take("model.seq_len", seq_len)
+    tokens = number(first(flags, "training.num_tokens_per_microbatch_per_dp_rank"), "tokens of a micro-batch")
+    step = number(first(flags, "training.num_tokens_per_train_step"), "tokens of a step")
+    if seq_len and tokens:
+        reading.take("layout.micro_batch", max(1, tokens // seq_len))
+    if seq_len and step:
+        reading.take("train.global_batch", max(1, step // seq_len))
+    reading.take("train.global_batch", number(first(flags, "training.global_batch_size"), "global batch"))
+    small = first(flags, "parallelism.pipeline_parallel_microbatch_size")
+    local = first(flags, "training.local_batch_size") if reading.keys["layout.pp"] == 1 else small
+    reading.take("layout.micro_batch", number(local, "micro batch"))
+
+
+def _recompute(text: str, flags: Mapping[str, list[str]]) -> str:
+    found = next((word for word in text.split() if word.startswith("activation-checkpoint:")), "")
+    return found.partition(":")[2] or first(flags, "activation_checkpoint.mode") or "selective"
+
+
+def _sequence_parallel(flags: Mapping[str, list[str]], tp: int) -> bool:
+    off = {"parallelism.no_enable_sequence_parallel", "parallelism.disable_sequence_parallel"} & set(flags)
+    return tp > 1 and not off

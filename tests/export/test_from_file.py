@@ -1,0 +1,197 @@
+"""`plan from=FILE`: an export is read back as the same layout; what people have is read, and what is not is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from export_plans import PLANS, plan_of
+
+from launcher.cli import main
+from launcher.config.compose import load
+from launcher.errors import InputError
+from launcher.export.readers import read_from
+from launcher.export.rules import effective
+from launcher.export.targets import target
+from launcher.layout import Layout
+from launcher.layout.resolve import plain_layout
+from launcher.planner.record import Plan
+
+FILES = {
+    "megatron": "start.sh",
+    "deepspeed": "ds_config.json",
+    "accelerate": "accelerate.yaml",
+    "torchtitan": "start.sh",
+}
+CASES = [
+    (tool, name) for tool in FILES for name in PLANS
+    if not list(target(tool).cannot((plan := plan_of(name)).job, plan.layout))
+]  # fmt: skip
+# What a tool's file does not say, and the command line adds.
+BESIDE = {
+    "deepspeed": ("pp", "recompute", "layer_split", "axis_order", "ep"),
+    "accelerate": ("micro_batch",),
+    "torchtitan": ("layer_split", "virtual_stages", "schedule"),
+    "megatron": (),
+}
+# What the tool leaves to the model's code, or counts in another way.
+UNSAID = {"deepspeed": ("tp", "recompute_fraction", "shard_group"), "megatron": ("shard_group",)}
+
+
+def exported(tool: str, plan: Plan, folder: Path) -> Path:
+    files = dict(target(tool).write(plan).files)
+    if tool == "torchtitan":  # the flags, as a user has them on the command line
+        files["start.sh"] = "torchrun -m torchtitan.train " + files["torchtitan_flags.txt"]
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder / FILES[tool]
+
+
+@pytest.mark.parametrize(("tool", "name"), CASES)
+def test_an_export_is_read_back_as_the_same_layout(tool: str, name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    wanted = plan.layout
+    reading = read_from(exported(tool, plan, tmp_path))
+    assert reading.target == tool
+    keys = {k: v for k, v in reading.keys.items() if k not in ("model", "stack") and not k.startswith("model.")}
+    beside = (*BESIDE[tool], *UNSAID.get(tool, ()))
+    keys |= {f"layout.{key}": getattr(wanted, key) or "all" for key in beside}
+    reading.keys = keys | {"train.global_batch": plan.job.training.global_batch}
+    own = [word for word in PLANS[name] if word.startswith(("cluster", "model"))]
+    settings = load([*own, *reading.overrides()])
+    found = plain_layout(settings.job, settings.request)
+    assert said(found) == said(wanted)
+    assert settings.job.training.dtype == plan.job.training.dtype
+
+
+def said(layout: Layout) -> dict[str, object]:
+    """What matters of a layout; a ZeRO stage over one rank shards nothing."""
+    keys = ("tp", "pp", "dp", "cp", "ep", "micro_batch", "virtual_stages", "recompute", "layer_split", "shards")
+    return {key: getattr(layout, key) for key in keys} | {
+        "order": effective(layout, layout.axis_order),
+        "zero": layout.sharding,
+        "sp": layout.sequence_parallel,
+        "fraction": layout.recompute_fraction,
+    }
+
+
+@pytest.mark.parametrize("name", [name for tool, name in CASES if tool == "megatron"])
+def test_megatrons_flags_are_read_back_as_the_same_model(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    reading = read_from(exported("megatron", plan, tmp_path))
+    reading.keys = {key: value for key, value in reading.keys.items() if key.startswith("model")}
+    model = load(reading.overrides()).job.model
+    assert model.params == plan.job.model.params
+    assert model.rope_theta == plan.job.model.rope_theta
+
+
+SCRIPT = """
+TP=4; PP=2
+# --tensor-model-parallel-size 64 is a comment
+export SIZES="--tensor-model-parallel-size $TP \\
+  --pipeline-model-parallel-size ${PP}"
+ARGS=(
+  --num-layers 32 --hidden-size 4096 --num-attention-heads 32 --swiglu --normalization RMSNorm
+  --position-embedding-type rope --seq-length=4096 --vocab-size 32000 --disable-bias-linear
+  --untie-embeddings-and-output-weights --ffn-hidden-size 11008
+  --micro-batch-size ${MBS:-2} --global-batch-size 256 --bf16 --use-distributed-optimizer --fp8-format hybrid
+  --num-layers-per-virtual-pipeline-stage 4 --sequence-parallel --save $SAVE
+)
+torchrun --nproc_per_node 8 --nnodes 2 pretrain_gpt.py $SIZES ${ARGS[@]}
+"""
+
+
+def test_a_script_with_variables_arrays_and_comments_is_read(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT)
+    reading = read_from(tmp_path / "run.sh")
+    layout = {key.removeprefix("layout."): value for key, value in reading.keys.items() if key.startswith("layout.")}
+    assert layout == {
+        "tp": 4, "pp": 2, "micro_batch": 2, "virtual_stages": 4, "sequence_parallel": True, "zero_stage": 1,
+        "recompute": "none",
+    }  # fmt: skip
+    assert reading.keys["cluster.num_nodes"] == 2 and reading.keys["cluster.node.num_gpus"] == 8
+    assert any(line.startswith("--fp8-format") for line in reading.unread)
+    assert any("$SAVE" in line for line in reading.unread)
+    model = load(["cluster=dgx_a100_80g", *reading.overrides()]).job.model
+    assert model.params == 6_738_415_616  # Llama 2 7B
+
+
+def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT)
+    assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"]) == 0
+    out = capsys.readouterr().out
+    assert "was read as Megatron-LM's" in out and "not read: --fp8-format hybrid" in out
+    assert "yours  tp4 pp2 dp2 mb2 v4 zero1 sp:" in out
+    assert "% faster" in out and "tp 4 → " in out
+    assert "---tensor-model-parallel-size 4" in out and "+--tensor-model-parallel-size" in out
+
+
+def test_the_document_has_both_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT)
+    assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g", "output=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["tool"], found["yours"]["layout"]["tp"]) == ("megatron", 4)
+    assert found["best"]["step_time_s"] <= found["yours"]["step_time_s"]
+    assert found["unread"] and found["difference"]
+
+
+def test_micro_batches_of_deepspeed_make_the_global_batch_of_this_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 4, "zero_optimization": {"stage": 2}}
+    (tmp_path / "ds.json").write_text(json.dumps(data | {"bf16": {"enabled": True}, "sparse_attention": {}}))
+    words = ["plan", f"from={tmp_path / 'ds.json'}", "cluster=dgx_a100_80g", "model=llama2_7b", "output=json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["yours"]["layout"]["dp"] == 8 and found["yours"]["layout"]["zero_stage"] == 2
+    assert "sparse_attention" in found["unread"]
+
+
+def test_fsdp_of_accelerate_is_read_by_name_and_by_number(tmp_path: Path) -> None:
+    for words, zero, group in (
+        ("FULL_SHARD", 3, None),
+        ("2", 2, None),
+        ("HYBRID_SHARD", 3, "node"),
+        ("false", 2, None),
+    ):
+        key = "fsdp_reshard_after_forward" if words == "false" else "fsdp_sharding_strategy"
+        (tmp_path / "a.yaml").write_text(
+            f"distributed_type: FSDP\nnum_machines: 2\nnum_processes: 16\nfsdp_config:\n  {key}: {words}\n"
+        )
+        keys = read_from(tmp_path / "a.yaml").keys
+        assert (keys["layout.zero_stage"], keys.get("layout.shard_group")) == (zero, group)
+        assert (keys["cluster.num_nodes"], keys["cluster.node.num_gpus"]) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "give a file that is here"),
+        ("nothing of note", "is nothing that is read"),
+        ("{", "not valid JSON"),
+        ('{"zero_optimization": {"stage": 7}}', "stage=7 must be 0, 1, 2 or 3"),
+        ("--tensor-model-parallel-size many", "must be a whole number"),
+        ("distributed_type: [", "a.txt"),
+        ("distributed_type: FSDP\nfsdp_config: {fsdp_sharding_strategy: SOME}\n", "SOME is unknown"),
+    ],
+)
+def test_what_cannot_be_read_is_one_message(
+    text: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a.txt"
+    if text is not None:
+        file.write_text(text)
+    assert main(["plan", f"from={file}", "cluster=dgx_a100_80g"]) == 2
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err
+
+
+def test_a_layout_that_is_not_legal_here_says_what_was_read(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT.replace("TP=4", "TP=3"))
+    with pytest.raises(InputError, match="as read, with the keys"):
+        from launcher.commands.from_file import run
+
+        run([f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"])
