@@ -30,7 +30,7 @@ def _writable(stream: TextIO | None, fd: int) -> TextIO:
     return stream
 
 
-def tell(message: str) -> None:
+def notify(message: str) -> None:
     """Write one message of the launcher's own, where there is somebody to read it."""
     say(line_of(message))
 

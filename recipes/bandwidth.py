@@ -45,7 +45,7 @@ def main() -> None:
         rates = [node_rates([e for e in everyone if e[1] == n]) for n in range(len(ranks))]
         for found in rates:
             run.say(
-                f"{found.host}: inside {told(found.inside_gbytes_per_s)}, between {told(found.between_gbytes_per_s)}"
+                f"{found.host}: inside {shown(found.inside_gbytes_per_s)}, between {shown(found.between_gbytes_per_s)}"
             )
         slow = slow_nodes(rates, run.plan.job.cluster, threshold=options.threshold)
         exclude = sorted({rates[n].host for n in slow})
@@ -194,7 +194,7 @@ def slow_nodes(rates: Sequence[NodeRates], cluster: Cluster, *, threshold: float
     return slow
 
 
-def told(rate: float | None) -> str:
+def shown(rate: float | None) -> str:
     return "nothing to measure" if rate is None else f"{rate:.3g} GB/s"
 
 

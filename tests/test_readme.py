@@ -20,7 +20,7 @@ def test_ci_runs_the_very_test_command_of_the_readme() -> None:
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-def test_every_command_stands_in_the_readme() -> None:
+def test_every_command_is_in_the_readme() -> None:
     table = README[README.index("## Commands") : README.index("## Goals")]
     assert [name for name in COMMANDS if name not in table] == []
 

@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "my run; x"
 
 
-def test_status_tells_a_finished_run(folder: Path) -> None:
+def test_status_reports_a_finished_run(folder: Path) -> None:
     done = launcher("status", folder.name, "output=json", cwd=folder.parent)
     assert [node["state"] for node in json.loads(done.stdout)["nodes"]] == ["done"]
 

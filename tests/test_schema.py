@@ -122,7 +122,7 @@ def test_two_classes_share_one_closed_group() -> None:
     assert (tandem.first.name, tandem.second.spokes) == ("a", 3)
     with pytest.raises(InputError, match=r"bike\.spokess is not a known key: did you mean bike\.spokes"):
         read(Tandem, {"bike": {"name": "a", "spokess": 3}})
-    assert read(Wheel, {"name": "a", "spokes": 4}, "bike", beside=(Bike,)).spokes == 4
+    assert read(Wheel, {"name": "a", "spokes": 4}, "bike", siblings=(Bike,)).spokes == 4
 
 
 def _vehicle(data: Mapping[str, Any]) -> type | None:

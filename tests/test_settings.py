@@ -33,7 +33,7 @@ from launcher.errors import InputError
     ],
 )
 @pytest.mark.parametrize("key", ["why_not", "run_dir", "script"])
-def test_paths_and_questions_are_taken_as_they_stand(key: str, text: str) -> None:
+def test_paths_and_questions_are_taken_as_they_are(key: str, text: str) -> None:
     assert compose_config([f"{key}={text}"])[key] == text
 
 
@@ -47,7 +47,7 @@ def test_a_sweep_takes_every_combination_and_keeps_verbatim_commas() -> None:
     assert {load(words).config["run_dir"] for words in combinations} == {"a,b"}
 
 
-def test_multirun_may_stand_anywhere() -> None:
+def test_multirun_may_be_anywhere() -> None:
     assert _flags_first(["plan", "a=1,2", "-m", "b=3"]) == ["plan", "-m", "a=1,2", "b=3"]
 
 
@@ -60,7 +60,7 @@ def test_a_user_folder_adds_its_own_entries(tmp_path: Path, monkeypatch: pytest.
     assert (cluster.name, cluster.num_nodes, cluster.node.num_gpus) == ("mine", 3, 8)
 
 
-def test_a_user_file_with_an_unknown_key_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_file_with_an_unknown_key_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs" / "cluster"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults:\n  - dgx_a100_80g\n  - _self_\nnodes_per_leef: 3\n")

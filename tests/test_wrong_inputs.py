@@ -91,7 +91,7 @@ def run(arguments: list[str]) -> int:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_wrong_input_is_told_in_one_message(
+def test_wrong_input_is_reported_in_one_message(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments, exit_code, words = CASES[case]

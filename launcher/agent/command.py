@@ -15,7 +15,7 @@ from launcher.agent.rank import MODULE, PROGRAM, SCRIPT
 from launcher.agent.rank_env import RankAssignment
 from launcher.agent.settings import LaunchSettings
 from launcher.agent.torch_variables import needs_new_interpreter
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import InputError
 
 PLACES = ("rank", "local_rank", "node", "run_dir")  # what launch.wrapper may name in braces
@@ -36,7 +36,7 @@ def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSe
         return replace(launch, start="spawn")
     names = needs_new_interpreter(Path(program).read_bytes()) if launch.start == "fork" and kind == SCRIPT else []
     if names:
-        tell(
+        notify(
             f"{Path(program).name} sets {', '.join(names)} before it imports torch, which reads it at no other time: "
             "each rank is a new interpreter in this run (launch.start=spawn)"
         )

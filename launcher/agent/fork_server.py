@@ -225,7 +225,7 @@ class _Server:
             ready = process.readable([self._connection.fileno(), self._wake], timeout_s=None)
             if self._wake in ready:
                 os.read(self._wake, 4096)
-            self._tell_exits()
+            self._report_exits()
             if self._connection.fileno() in ready:
                 try:
                     data = self._connection.recv(1 << 20)
@@ -251,7 +251,7 @@ class _Server:
             if pid == 0:
                 _become_rank(start, {**environment, **start.variables}, parent=server)
             self._pids[pid] = start.local_rank
-        self._tell({"started": {local_rank: pid for pid, local_rank in self._pids.items()}})
+        self._send({"started": {local_rank: pid for pid, local_rank in self._pids.items()}})
 
     def _signal(self, number: int, local_ranks: Sequence[int] | None, *, tree: bool) -> None:
         for pid, local_rank in self._pids.items():
@@ -260,7 +260,7 @@ class _Server:
         if tree:
             process.signal_all(process.descendants(os.getpid()), number)
 
-    def _tell_exits(self) -> None:
+    def _report_exits(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -270,9 +270,9 @@ class _Server:
                 return
             if pid in self._pids:
                 ended = Exit(self._pids.pop(pid), pid, os.waitstatus_to_exitcode(status), time.monotonic())
-                self._tell({"exit": asdict(ended)})
+                self._send({"exit": asdict(ended)})
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         self._connection.sendall((json.dumps(message) + "\n").encode())
 
 
@@ -330,9 +330,9 @@ def _redirect(start: RankStart) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(start.stdout, 1)
     os.dup2(start.stderr, 2)
-    board = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))
+    heartbeat_fd = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))
     for entry in list(Path("/proc/self/fd").iterdir()):
-        if int(entry.name) > 2 and int(entry.name) != board:
+        if int(entry.name) > 2 and int(entry.name) != heartbeat_fd:
             _close(int(entry.name))
 
 

@@ -108,7 +108,7 @@ class Health:
         now = time.monotonic()
         if self._server_stopped_at is None:
             self._server_stopped_at = now
-            self._pump.tell(
+            self._pump.notify(
                 f"the fork server (pid {self._server.pid}) was stopped (SIGSTOP or a debugger), so that no rank can be "
                 "started or ended: continuing it"
             )
@@ -135,7 +135,7 @@ class Health:
         for slow in self._watch.stragglers(paces, stages=stages):
             node = slow.rank // self._job.num_ranks
             host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
-            self._pump.tell(
+            self._pump.notify(
                 f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s a step, "
                 f"{slow.factor:.1f} × the median of its peers, for {slow.steps} steps"
             )

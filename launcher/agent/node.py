@@ -18,7 +18,7 @@ from launcher.agent.job import NodeJob
 from launcher.agent.launch import program_of
 from launcher.agent.output import Pump, rank_streams
 from launcher.agent.settings import LaunchSettings
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner import Plan
 from launcher.planner.record import RECIPE
@@ -88,7 +88,7 @@ def run_node(
         num_threads = _threads(plan, launch, num_ranks=num_ranks)
         binding = node_binding(plan, launch.bind)
         if said := binding.describe():
-            tell(said)
+            notify(said)
         job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding)
         return _run_ranks(
             job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
@@ -167,7 +167,7 @@ def _run(agent: RankAgent, *, exit_code: str) -> int:
         failed = agent.run().is_failed()
         return (agent.failed_code if exit_code == "first" else 1) if failed else 0
     except JobFailed as failed:  # asked to stop, or another node ended the job
-        tell(str(failed))
+        notify(str(failed))
         return failed.exit_code
     except RendezvousError as error:
         raise LauncherError(str(error)) from error
@@ -183,7 +183,7 @@ def _threads(plan: Plan, launch: LaunchSettings, *, num_ranks: int) -> int:
         return launch.omp_num_threads
     cores = min(plan.job.cluster.node.cores or env.usable_cores(), env.usable_cores())
     threads = rank_env.threads_per_rank(cores=cores, ranks=num_ranks)
-    tell(
+    notify(
         f"OMP_NUM_THREADS={threads} for each of {num_ranks} ranks ({cores} cores); "
         "set it, or launch.omp_num_threads, to change that"
     )

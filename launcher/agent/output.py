@@ -175,7 +175,7 @@ class Pump:
                 if label.header:
                     self.note(local_rank, label.header)
 
-    def tell(self, message: str) -> None:
+    def notify(self, message: str) -> None:
         """A word of the launcher's own, after what ranks have printed: to the terminal; to a log where that is gone."""
         text = line_of(message)
         if not self._terminal_is_gone:
@@ -200,7 +200,7 @@ class Pump:
         self._thread.join()
         self.drain()
         if lost := self._log_sink.lost_bytes:
-            self.tell(f"{lost} bytes of output are missing in the logs")
+            self.notify(f"{lost} bytes of output are missing in the logs")
         for sink in self._sinks():
             sink.close()
         for fd, passage in self._passages.items():
@@ -275,10 +275,10 @@ class Pump:
         return self._logs.setdefault(path, LogTarget(path))
 
     def _note_log_fault(self, name: str, why: str) -> None:
-        self.tell(f"{name} takes no more ({why}): the job goes on, and writes there again when it can")
+        self.notify(f"{name} takes no more ({why}): the job goes on, and writes there again when it can")
 
     def _note_stdout_fault(self, name: str, why: str) -> None:
-        self.tell(f"{name} takes no more ({why}): the job goes on; what it says is in the logs")
+        self.notify(f"{name} takes no more ({why}): the job goes on; what it says is in the logs")
 
     def _note_terminal_fault(self, name: str, why: str) -> None:
         self._terminal_is_gone = True

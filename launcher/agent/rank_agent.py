@@ -145,7 +145,7 @@ class RankAgent(SimpleElasticAgent):
         handler, folder = self._handler, self._job.folder
         if not isinstance(handler, PlanOrdered) or handler.change.as_planned:
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
-                self._pump.tell(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
+                self._pump.notify(f"all nodes are back: {self._plan.layout.brief()} → {self._job.plan.layout.brief()}")
             self._plan = self._job.plan
             return folder.present_plan
         self._plan = plan_of_round(self._job.plan, handler.change)
@@ -156,7 +156,7 @@ class RankAgent(SimpleElasticAgent):
             raise LauncherError(f"cannot write the plan of this round, {path} ({error.strerror})") from error
         if self._node == 0 and handler.change.absent:
             nodes = ", ".join(map(str, handler.change.absent))
-            self._pump.tell(
+            self._pump.notify(
                 f"going on without node {nodes}: {self._job.plan.layout.brief()} → {self._plan.layout.brief()} ({path})"
             )
         return path
@@ -187,8 +187,10 @@ class RankAgent(SimpleElasticAgent):
             run_id=group.spec.rdzv_handler.get_run_id(),
             error_file=job.folder.rank_error(worker.global_rank, start=self._ledger.start),
         )
-        streams, board = self._streams[worker.local_rank], self._heartbeats.fd
-        return rank_start(job, assignment, plan=self._plan, plan_path=self._plan_path, streams=streams, board_fd=board)
+        streams, heartbeat_fd = self._streams[worker.local_rank], self._heartbeats.fd
+        return rank_start(
+            job, assignment, plan=self._plan, plan_path=self._plan_path, streams=streams, heartbeat_fd=heartbeat_fd
+        )
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         exits = self._server.exits(timeout_s=_POLL_S, wake_fds=self._wake_fds())
@@ -196,7 +198,7 @@ class RankAgent(SimpleElasticAgent):
             os.read(self._wake_read, 4096)
         self._health.keep_server_running()
         self._note_exits(worker_group, exits)
-        self._ledger.note_board(self._health.by_global_rank(self._health.states()))
+        self._ledger.note_states(self._health.by_global_rank(self._health.states()))
         if self._signals:
             self._work_on_stop()
         elif any(end.code for end in self._ends):
@@ -204,7 +206,7 @@ class RankAgent(SimpleElasticAgent):
         elif hang := self._health.hang():
             return self._hung(hang)
         elif hang := self._health.hang_elsewhere():
-            self._pump.tell(self._health.explain(hang, left=[]))
+            self._pump.notify(self._health.explain(hang, left=[]))
         if not self._server.running:
             if self._signals and (self._stop_is_due() or self._handler.all_finished()):
                 raise self._stopped()
@@ -266,7 +268,7 @@ class RankAgent(SimpleElasticAgent):
             self._remaining_restarts = launch.max_restarts
         self._step_at_start = self._newest_step()
         left = self._remaining_restarts
-        self._pump.tell(message + (f"\nstarting the ranks again; {left - 1} more restarts are left" if left else ""))
+        self._pump.notify(message + (f"\nstarting the ranks again; {left - 1} more restarts are left" if left else ""))
         self._ledger.note("failed", restarts_left=left)
         self._why = "" if left else message
         self._write_state("restarting" if left else "failed", {}, message)
@@ -280,7 +282,7 @@ class RankAgent(SimpleElasticAgent):
             self._stop_deadline = time.monotonic() + (launch.grace_s if self._stop.asked else 0.0)
             self._write_state("stopping", running)
             if self._stop.asked:
-                self._pump.tell(self._stop.describe(self._stopper(), grace_s=launch.grace_s))
+                self._pump.notify(self._stop.describe(self._stopper(), grace_s=launch.grace_s))
         if self._stop_is_due():
             self._end_ranks()
 
@@ -356,7 +358,7 @@ class RankAgent(SimpleElasticAgent):
             state=state,
             starts=self._ledger.start,
             restarts_left=self._remaining_restarts,
-            board_fd=self._heartbeats.fd,
+            heartbeat_fd=self._heartbeats.fd,
             message=message,
             updated=in_utc(),
             ranks={self._first_rank + rank: pid for rank, pid in pids.items()},
@@ -365,7 +367,7 @@ class RankAgent(SimpleElasticAgent):
             now.write(self._job.folder)
         except OSError as error:
             if not self._state_is_lost:
-                self._pump.tell(
+                self._pump.notify(
                     f"{self._job.folder.node_state(self._node)} takes no more ({error.strerror}): the job goes on, and "
                     "`launcher status` does not see what becomes of it"
                 )

@@ -37,27 +37,27 @@ class RankAssignment:
     error_file: Path | None = None
 
 
-def torchrun_variables(seat: RankAssignment) -> dict[str, str]:
+def torchrun_variables(assignment: RankAssignment) -> dict[str, str]:
     """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables").
 
     `error_file`: where `torch.distributed.elastic.multiprocessing.errors.record` notes an exception.
     """
-    error_file = {} if seat.error_file is None else {"TORCHELASTIC_ERROR_FILE": str(seat.error_file)}
+    error_file = {} if assignment.error_file is None else {"TORCHELASTIC_ERROR_FILE": str(assignment.error_file)}
     return {
-        "RANK": str(seat.rank),
-        "WORLD_SIZE": str(seat.world_size),
-        "LOCAL_RANK": str(seat.local_rank),
-        "LOCAL_WORLD_SIZE": str(seat.local_world_size),
-        "GROUP_RANK": str(seat.node),
-        "GROUP_WORLD_SIZE": str(seat.num_nodes),
-        "ROLE_RANK": str(seat.rank),
-        "ROLE_WORLD_SIZE": str(seat.world_size),
+        "RANK": str(assignment.rank),
+        "WORLD_SIZE": str(assignment.world_size),
+        "LOCAL_RANK": str(assignment.local_rank),
+        "LOCAL_WORLD_SIZE": str(assignment.local_world_size),
+        "GROUP_RANK": str(assignment.node),
+        "GROUP_WORLD_SIZE": str(assignment.num_nodes),
+        "ROLE_RANK": str(assignment.rank),
+        "ROLE_WORLD_SIZE": str(assignment.world_size),
         "ROLE_NAME": "default",
-        "MASTER_ADDR": seat.master_addr,
-        "MASTER_PORT": str(seat.master_port),
-        "TORCHELASTIC_RESTART_COUNT": str(seat.restarts),
-        "TORCHELASTIC_MAX_RESTARTS": str(seat.max_restarts),
-        "TORCHELASTIC_RUN_ID": seat.run_id,
+        "MASTER_ADDR": assignment.master_addr,
+        "MASTER_PORT": str(assignment.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(assignment.restarts),
+        "TORCHELASTIC_MAX_RESTARTS": str(assignment.max_restarts),
+        "TORCHELASTIC_RUN_ID": assignment.run_id,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         **error_file,
     }

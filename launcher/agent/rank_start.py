@@ -21,7 +21,7 @@ def rank_start(
     plan: Plan,
     plan_path: Path,
     streams: tuple[Stream, Stream],
-    board_fd: int,
+    heartbeat_fd: int,
 ) -> RankStart:
     """What the fork server needs for a rank. `plan` is that of the present round, and `plan_path` where it is."""
     rank, folder = assignment.rank, job.folder
@@ -37,7 +37,7 @@ def rank_start(
             **rank_env.defaults(plan, env.environment(), num_threads=job.num_threads, nccl_logs=logs),
             **rank_env.torchrun_variables(assignment),
             **rank_env.plan_variables(plan, run_folder=folder.path, plan_path=plan_path),
-            "LAUNCHER_HEARTBEAT_FD": str(board_fd),
+            "LAUNCHER_HEARTBEAT_FD": str(heartbeat_fd),
         },
         stdout=stdout.write_fd,
         stderr=stderr.write_fd,

@@ -53,15 +53,15 @@ def dump(
     while time.monotonic() < deadline and any(printed.printed_bytes(rank) == before[rank] for rank in asked):
         time.sleep(0.05)
     time.sleep(SETTLE_S)  # the end of what has begun to come
-    told = {rank for rank in asked if printed.printed_bytes(rank) > before[rank]}
-    lines = {rank: printed.last_lines(rank, num_lines=400) if rank in told else [] for rank in pids}
+    dumped = {rank for rank in asked if printed.printed_bytes(rank) > before[rank]}
+    lines = {rank: printed.last_lines(rank, num_lines=400) if rank in dumped else [] for rank in pids}
     return {rank: _stack(states[rank], lines[rank]) for rank in pids}
 
 
 def py_spy(pid: int) -> str | None:
     """py-spy's dump of a process; None where py-spy is not installed or not allowed to trace."""
-    beside = Path(sys.executable).with_name("py-spy")  # in a virtual environment that is not on the PATH
-    program = shutil.which("py-spy") or (str(beside) if beside.exists() else None)
+    sibling = Path(sys.executable).with_name("py-spy")  # in a virtual environment that is not on the PATH
+    program = shutil.which("py-spy") or (str(sibling) if sibling.exists() else None)
     if program is None:
         return None
     try:

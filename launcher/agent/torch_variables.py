@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from launcher import env
-from launcher.console import tell
+from launcher.console import notify
 
 # What `import torch, torch.distributed` reads, by a trace of os.environ and of getenv (torch 2.13, CPU build; a test
 # holds the list against both). Those of CUDA builds are from c10/cuda/CUDACachingAllocator.cpp and ATen/Context.h.
@@ -150,7 +150,7 @@ def _honour(torch: Any, before: Mapping[str, str]) -> None:
     if DEBUG in changed:
         torch.distributed.set_debug_level_from_env()
     if late := sorted(changed - HONOURED):
-        tell(
+        notify(
             f"{', '.join(late)}: set before `import torch`, but torch was imported before this script began, and reads "
             "it only then: set it in the shell, or start with launch.start=spawn"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
 from launcher import env
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import SECRET
@@ -54,7 +54,7 @@ def _secret(params: RendezvousParameters, node: int | None) -> str:
     """LAUNCHER_SECRET; the first node, which coordinates, warns where there is none."""
     secret = env.get(SECRET)
     if secret is None and node == 0 and params.max_nodes > 1:
-        tell(
+        notify(
             f"{SECRET} is not set: whoever can reach this node's port and knows the run id can join or end the job; "
             f"set it to the same value on every node, as from `openssl rand -hex 32`"
         )

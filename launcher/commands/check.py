@@ -50,8 +50,8 @@ def run(invocation: Invocation) -> int:
     if excluded:
         print(f"leave them out with: sbatch --exclude={compress_hostlist(excluded)}", file=sys.stderr)
     if as_json:
-        told = [finding.to_dict() for finding in findings]
-        print(json.dumps({"findings": told, "worst": worst(findings).name.lower(), "exclude": list(excluded)}))
+        listed = [finding.to_dict() for finding in findings]
+        print(json.dumps({"findings": listed, "worst": worst(findings).name.lower(), "exclude": list(excluded)}))
     return 1 if worst(findings) is Level.PROBLEM else 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.commands.given_plan import read_given
 from launcher.config.compose import load
 from launcher.config.settings import Settings
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.planner.build import make_plan
@@ -27,7 +27,7 @@ def checked_settings(overrides: Sequence[str]) -> Settings:
     """The settings of these overrides; which of the user's own files are in them is said on stderr."""
     settings = load(overrides)
     for note in settings.notes:
-        tell(note)
+        notify(note)
     return settings
 
 
@@ -38,8 +38,8 @@ def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str
     given = any(MODEL.match(word) for word in overrides)
     plan, warning = program_plan(settings.job, settings.options.layout, options, model_given=given)
     if warning:
-        tell(warning)
-        tell("it is started all the same: only the program knows")
+        notify(warning)
+        notify("it is started all the same: only the program knows")
     return plan
 
 

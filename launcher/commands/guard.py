@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.console import say, tell
+from launcher.console import notify, say
 from launcher.errors import InputError, LauncherError
 
 INTERRUPTED = 130
@@ -25,14 +25,14 @@ def guarded(work: Callable[[], int]) -> int:
         say(_message(error))
         return error.exit_code
     except KeyboardInterrupt:
-        tell("interrupted")
+        notify("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `launcher plan | head`
         with Path(os.devnull).open("wb") as nothing:  # what is buffered goes there, without another error
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return CLOSED_PIPE
     except OSError as error:  # a disk, a terminal or a folder that no reader and writer of ours has named
-        tell(f"{error.strerror or error}: {error.filename or 'standard output, or the disk of the run'}")
+        notify(f"{error.strerror or error}: {error.filename or 'standard output, or the disk of the run'}")
         return LauncherError.exit_code
 
 

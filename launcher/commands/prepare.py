@@ -19,7 +19,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.programs import found_program, short_name
 from launcher.config.compose import as_yaml
 from launcher.config.settings import Settings
-from launcher.console import say, tell
+from launcher.console import notify, say
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
@@ -129,7 +129,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
         say("dry run: nothing was started")
         return None
     check_devices(run.plan)
-    tell_locks(run.plan)
+    warn_of_locks(run.plan)
     with claimed(path, owner, name=run.name) as folder:
         run.write(folder)
         write_launch(launch, folder.launch)
@@ -145,7 +145,7 @@ def check_devices(plan: Plan) -> None:
     found = f"the plan is for {plan.placement.ranks_per_node} × {gpu.name}, and this machine has no NVIDIA device"
     if plan.kind == RECIPE:
         raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
-    tell(f"{found}: it is started without them")
+    notify(f"{found}: it is started without them")
 
 
 def say_surroundings(plan: Plan, launch: LaunchSettings) -> None:
@@ -161,11 +161,11 @@ def say_variables(plan: Plan) -> None:
         say(f"{variable.name}={variable.value}: {variable.why}")
 
 
-def tell_locks(plan: Plan) -> None:
+def warn_of_locks(plan: Plan) -> None:
     """Say which compiled extensions the ranks would wait for in vain; only DeepSpeed and scripts may load any."""
     if plan.kind != RECIPE or plan.job.training.engine == "deepspeed":
         for finding in lock_findings(env.environment()):
-            tell(finding.message)
+            notify(finding.message)
 
 
 def check_inputs(plan: Plan) -> None:

@@ -16,7 +16,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import PlannedRun, launch_settings, plan_run, say_plan, say_variables
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings
-from launcher.console import say, tell
+from launcher.console import notify, say
 from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.run.folder import RunFolder, SweepFolder
@@ -43,7 +43,7 @@ def run(invocation: Invocation) -> int:
     job = _job(settings, invocation.overrides, invocation.rest)
     say_plan(job.plan)
     for line in (*submit.warnings(job.plan, job.slurm, job.launch.settings), *submit.left_behind(job.slurm)):
-        tell(line)
+        notify(line)
     if settings.options.dry_run:
         say_variables(job.plan)
         return _dry_run(job, owner)
@@ -131,7 +131,7 @@ def run_sweep(invocation: Invocation) -> int:
         for words, job in zip(combinations, jobs, strict=True)
     ]
     for line in submit.left_behind(jobs[0].slurm):
-        tell(line)
+        notify(line)
     return _submit_sweep(Sweep(jobs, members), first)
 
 

@@ -20,11 +20,11 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"launcher warm does not know {' '.join(words)!r}: {USAGE}")
     if words == ["stop"]:
         pid = warm.stop()
-        _tell(f"ended the warm server (pid {pid})" if pid else "no warm server runs")
+        _print_error_line(f"ended the warm server (pid {pid})" if pid else "no warm server runs")
         return 0
     if words == ["status"]:
         pid = warm.running()
-        _tell(f"a warm server runs (pid {pid})" if pid else "no warm server runs")
+        _print_error_line(f"a warm server runs (pid {pid})" if pid else "no warm server runs")
         return 0 if pid else 1
     return _start(invocation)
 
@@ -36,11 +36,11 @@ def _start(invocation: Invocation) -> int:
     options = checked_settings(invocation.overrides).options
     launch, modules = options.launch, (*options.recipe.preload, *options.launch.preload)
     pid = warm.start(SERVER, modules, idle_s=launch.warm_idle_s)
-    _tell(
+    _print_error_line(
         f"warm server started (pid {pid}, {warm.socket_path()}); it ends after {launch.warm_idle_s:g} s without a run"
     )
     return 0
 
 
-def _tell(message: str) -> None:
+def _print_error_line(message: str) -> None:
     print(f"launcher: {message}", file=sys.stderr)

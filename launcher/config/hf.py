@@ -30,8 +30,8 @@ def expanded(overrides: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     data = read_json(file, remedy="give the folder of a Hugging Face model, or its config.json")
     found = read_hf(data, name=name)
     keys = [f"model.{key}={json.dumps(value)}" for key, value in found.keys.items()]
-    told = [line for line in found.missing if not (SEQ_LEN in line and any(SEQ_LEN in word for word in rest))]
-    notes = tuple(f"model=hf:{paths[-1]}: there is no key for {line}" for line in told)
+    unmapped = [line for line in found.missing if not (SEQ_LEN in line and any(SEQ_LEN in word for word in rest))]
+    notes = tuple(f"model=hf:{paths[-1]}: there is no key for {line}" for line in unmapped)
     return ["model=gpt", *keys, *rest], notes
 
 

@@ -101,7 +101,7 @@ def rules_of(job: Job, layout: Layout) -> MessageRules:
 def engine_rules(job: Job, layout: Layout) -> MessageRules:
     """The rules of our torch engine, as the truth tests find them."""
     split = layout.schedule == "zb_h1"
-    # `can_regather` in launcher/worker/parallel/parallelize.py: not over gloo.
+    # `can_re_all_gather` in launcher/worker/parallel/parallelize.py: not over gloo.
     again = layout.recompute != "full" and not split and job.cluster.node.gpu.kind != "cpu"
     return MessageRules(
         gathers_again=again,

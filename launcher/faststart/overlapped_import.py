@@ -20,7 +20,7 @@ from typing import IO, NoReturn
 from launcher import process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import LauncherError
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner, release, was_cancelled
@@ -136,7 +136,7 @@ class _Planner:
             return
         code = os.waitstatus_to_exitcode(status) if ended else HANDED_OVER
         if code < 0:
-            tell(f"planning was ended by {signal.Signals(-code).name}")
+            notify(f"planning was ended by {signal.Signals(-code).name}")
         if code != HANDED_OVER:
             os._exit(1 if code < 0 else code)
 
@@ -154,5 +154,5 @@ class _Planner:
             folder = RunFolder(Order.from_json(self.received.decode()).run_folder)
             cancelled = was_cancelled(folder)
             release(folder, self.owner, ended="interrupted")
-        tell(f"{'stopped by `launcher cancel`' if cancelled else 'interrupted'} before the ranks ran")
+        notify(f"{'stopped by `launcher cancel`' if cancelled else 'interrupted'} before the ranks ran")
         os._exit(1 if cancelled else INTERRUPTED)

@@ -29,7 +29,7 @@ from launcher import env, process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
 from launcher.agent.torch_variables import OPENBLAS_THREADS, THREADS, is_read_at_import
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import LauncherError
 from launcher.faststart.inherited import Inherited
 from launcher.run.ledger import command_began
@@ -103,7 +103,7 @@ def may_listen() -> bool:
     try:
         return socket_path().exists()
     except (LauncherError, OSError) as error:
-        tell(f"no warm server is looked for, so that this start imports torch: {error}")
+        notify(f"no warm server is looked for, so that this start imports torch: {error}")
         return False
 
 
@@ -160,7 +160,7 @@ def run_warm(run: WarmRun) -> int | None:
     try:
         connection = _connect()
     except LauncherError as error:
-        tell(f"the warm server is not used: {error}; this start imports torch again")
+        notify(f"the warm server is not used: {error}; this start imports torch again")
         return None
     if connection is None:
         return None
@@ -179,7 +179,7 @@ def run_warm(run: WarmRun) -> int | None:
             first = {"refused": f"it does not answer ({error})"}
         connection.settimeout(None)
         if "refused" in first:
-            tell(f"the warm server is not used: {first['refused']}; this start imports torch again")
+            notify(f"the warm server is not used: {first['refused']}; this start imports torch again")
             return None
         for number in (n for n in FORWARDED if signal.getsignal(n) is not signal.SIG_IGN):  # as under nohup
             signal.signal(number, lambda number, _: process.signal_all([first["pid"]], number))
@@ -314,7 +314,7 @@ def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> 
         sys.path[:] = run.path
         code = work(run) if _takes_on(run.inherited) else GO_COLD
     except BaseException as error:
-        tell(f"the warm start failed: {error!r}")
+        notify(f"the warm start failed: {error!r}")
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -325,7 +325,7 @@ def _takes_on(inherited: Inherited) -> bool:
     try:
         inherited.take_on()
     except (OSError, ValueError) as error:
-        tell(f"the warm server is not used: it may not take on the limits of this shell ({error})")
+        notify(f"the warm server is not used: it may not take on the limits of this shell ({error})")
         return False
     return True
 

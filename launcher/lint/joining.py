@@ -63,8 +63,8 @@ def old_launcher(subject: Subject) -> Iterator[Trap]:
 def deepspeed_finds_no_nodes(subject: Subject) -> Iterator[Trap]:
     nodes = subject.script.num_nodes or 1
     for start in subject.script.starts:
-        told = start.flag("hostfile", "H", "launcher", "no_ssh", "node_rank") is not None or " -H" in start.text
-        if nodes > 1 and start.launcher == "deepspeed" and start.starter is None and not told:
+        names_hosts = start.flag("hostfile", "H", "launcher", "no_ssh", "node_rank") is not None or " -H" in start.text
+        if nodes > 1 and start.launcher == "deepspeed" and start.starter is None and not names_hosts:
             yield Trap(start.line, f"deepspeed without --hostfile in a job of {nodes} nodes")
 
 

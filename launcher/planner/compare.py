@@ -149,12 +149,12 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     if len(planned) < 2:
         return []
     fastest = max(planned, key=lambda row: row.tokens_per_s)
-    told = [f"fastest: {fastest.label}, {fastest.tokens_per_s:,.0f} tokens/s"]
+    verdicts = [f"fastest: {fastest.label}, {fastest.tokens_per_s:,.0f} tokens/s"]
     priced = sorted((row for row in planned if _price(row) is not None), key=lambda row: _price(row) or 0.0)
     if priced:
-        told.append(f"cheapest: {priced[0].label}, ${_price(priced[0]):.4f} per million tokens")
-        told += _worth_an_a100(priced)
-    return told + _smaller(planned)
+        verdicts.append(f"cheapest: {priced[0].label}, ${_price(priced[0]):.4f} per million tokens")
+        verdicts += _worth_an_a100(priced)
+    return verdicts + _smaller(planned)
 
 
 def _price(row: Row) -> float | None:
@@ -182,7 +182,7 @@ def _worth_an_a100(priced: Sequence[Row]) -> list[str]:
 
 def _smaller(planned: Sequence[Row]) -> list[str]:
     """Where plans leave most of the memory unused: the smaller GPUs of the comparison that hold the job too."""
-    told = []
+    verdicts = []
     for row in planned:
         if row.best is None or row.cluster.node.gpu.kind != "cuda":
             continue
@@ -192,10 +192,10 @@ def _smaller(planned: Sequence[Row]) -> list[str]:
             other.cluster.node.gpu.name for other in planned if other.cluster.node.gpu.memory_bytes < size
         )
         if share < SPARE_MEMORY and smaller:
-            told.append(
+            verdicts.append(
                 f"{row.label} uses {share:.0%} of its GPUs' memory; smaller ones hold the job: {', '.join(smaller)}"
             )
-    return told
+    return verdicts
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:

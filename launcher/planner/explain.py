@@ -50,7 +50,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         second = result.candidates[1]
         changed = _difference_of_layouts(best.layout, second.layout)
         yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
-    yield from alternatives(job, best, model, told=[candidate.layout for candidate in result.candidates[:2]])
+    yield from alternatives(job, best, model, shown=[candidate.layout for candidate in result.candidates[:2]])
     yield from better_split(job, best, model)
     yield from faster_elsewhere(result)
 
@@ -131,15 +131,15 @@ def differences(reference: Estimate, other: Estimate) -> str:
     deltas = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
     largest = sorted(deltas.items(), key=lambda item: -abs(item[1]))[:SHOWN]
     floor = 1e-4 * reference.step_time_s
-    told = [f"{label(name)} {'+' if d > 0 else '-'}{format_seconds(abs(d))}" for name, d in largest if abs(d) > floor]
-    return ", ".join(told) or "no part differs"
+    shown = [f"{label(name)} {'+' if d > 0 else '-'}{format_seconds(abs(d))}" for name, d in largest if abs(d) > floor]
+    return ", ".join(shown) or "no part differs"
 
 
-def alternatives(job: Job, best: Candidate, model: CostModel, *, told: Sequence[Layout]) -> Iterator[str]:
+def alternatives(job: Job, best: Candidate, model: CostModel, *, shown: Sequence[Layout]) -> Iterator[str]:
     """What one change to the chosen layout would cost: the questions that people ask first, but for layouts told."""
     for key, change in _changes(best.layout):
         layout = replace(best.layout, **change)
-        if layout in told or problems(job, layout):
+        if layout in shown or problems(job, layout):
             continue
         other = model.estimate(layout)
         if not other.fits:

@@ -16,20 +16,20 @@ from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
-from launcher.planner.space import ZERO_STAGES, Degrees, Passes, Schedule, Sharding, Space
+from launcher.planner.space import ZERO_STAGES, Degrees, PassConfig, Schedule, Sharding, Space
 
-ONE_PASS = Passes(1, "none", False)
+ONE_PASS = PassConfig(1, "none", False)
 UNSHARDED = Sharding(0)
 
 
-class Way(NamedTuple):
+class PassOption(NamedTuple):
     """One way to run a micro-batch and the memory that it takes, at least."""
 
-    passes: Passes
+    pass_config: PassConfig
     memory: bounds.PassMemory
 
 
-class PassFloor(NamedTuple):
+class PassBound(NamedTuple):
     """What layouts of the same degrees and passes share; `busiest_s` is the busiest rank's time of a micro-batch."""
 
     busiest_s: float
@@ -49,7 +49,7 @@ class PassFloor(NamedTuple):
         )
 
 
-class Floors:
+class LowerBounds:
     """Lower bounds of time and memory over a space; each part is worked out once for all layouts that share it."""
 
     def __init__(self, space: Space, model: CostModel) -> None:
@@ -68,8 +68,8 @@ class Floors:
         structural = [problem for problem in self.space.broken(plain) if problem.rule != ENGINE_RULE]
         always = self.space.refused(plain)
         while always and (layout := next(variations, None)) is not None:
-            told = set(self.space.refused(layout))
-            always = [problem for problem in always if problem in told]
+            refused = set(self.space.refused(layout))
+            always = [problem for problem in always if problem in refused]
         return structural + always
 
     def _variations(self, degrees: Degrees) -> Iterator[Layout]:
@@ -79,7 +79,7 @@ class Floors:
         named = request.schedule if request.schedule != "interleaved" else None
         plain = self.space.layout(
             degrees,
-            Passes(request.micro_batch or 1, request.recompute or "none", bool(request.sequence_parallel)),
+            PassConfig(request.micro_batch or 1, request.recompute or "none", bool(request.sequence_parallel)),
             Schedule(virtual, named or default_schedule(virtual)),
             sharding=self.space.shardings(degrees)[0] if request.zero_stage else UNSHARDED,
             axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
@@ -107,18 +107,18 @@ class Floors:
         layouts = (self._layout(degrees, ONE_PASS, sharding=each) for each in self.space.shardings(degrees))
         return tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
 
-    def passes(self, degrees: Degrees, passes: Passes) -> PassFloor:
+    def pass_bound(self, degrees: Degrees, pass_config: PassConfig) -> PassBound:
         """The time bound of one way to run a micro-batch, each part with the axis order that suits it best."""
         stages = self.stages(degrees)
-        times = [self._time(degrees, passes, groups, order) for groups, order in self._layer_orders(degrees)]
+        times = [self._time(degrees, pass_config, groups, order) for groups, order in self._layer_orders(degrees)]
         time = times[0] if len(times) == 1 else bounds.least(times)
-        return PassFloor(bounds.busiest_s(time, stages), time, stages, self._count(degrees, passes.micro_batch))
+        return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, pass_config.micro_batch))
 
-    def compute(self, degrees: Degrees, micro_batch: int) -> PassFloor:
+    def compute(self, degrees: Degrees, micro_batch: int) -> PassBound:
         """The time bound of compute alone, of any way to run a micro-batch: coarser, and sooner worked out."""
         shape = LayerShape(micro_batch, degrees.tp, degrees.cp, degrees.ep, sequence_parallel=False)
         time, stages = bounds.compute_time(self.model, shape), self.stages(degrees)
-        return PassFloor(bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch))
+        return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch))
 
     def _count(self, degrees: Degrees, micro_batch: int) -> int:
         return self.batch // (degrees.dp * micro_batch)
@@ -133,35 +133,37 @@ class Floors:
         )
 
     @once(lambda degrees, micro_batch: (degrees.tp, degrees.cp, degrees.ep, micro_batch))
-    def ways(self, degrees: Degrees, micro_batch: int) -> list[Way]:
+    def pass_options(self, degrees: Degrees, micro_batch: int) -> list[PassOption]:
         """Every way to run a micro-batch, with the memory that it takes."""
-        passes = self.space.passes(degrees, micro_batch)
-        return [Way(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in passes]
+        pass_config = self.space.pass_configs(degrees, micro_batch)
+        return [PassOption(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in pass_config]
 
-    def activation_bytes(self, degrees: Degrees, way: Way, held: float) -> float:
+    def activation_bytes(self, degrees: Degrees, option: PassOption, held: float) -> float:
         """Bytes of activations, at least."""
-        return bounds.activation_bytes(way.memory, self.stages(degrees), held)
+        return bounds.activation_bytes(option.memory, self.stages(degrees), held)
 
-    def sends_s(self, degrees: Degrees, passes: Passes, schedule: Schedule, order: str) -> float:
+    def sends_s(self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, order: str) -> float:
         """Seconds that a rank passes activations on and gradients back for a micro-batch."""
         if degrees.pp == 1:
             return 0.0
-        return 2 * self.model.send_s(self.space.layout(degrees, passes, schedule, sharding=UNSHARDED, axis_order=order))
+        return 2 * self.model.send_s(
+            self.space.layout(degrees, pass_config, schedule, sharding=UNSHARDED, axis_order=order)
+        )
 
-    def after_s(self, degrees: Degrees, floor: PassFloor, *, sharding: Sharding, order: str, sends_s: float) -> float:
+    def after_s(self, degrees: Degrees, bound: PassBound, *, sharding: Sharding, order: str, sends_s: float) -> float:
         """Seconds after the last micro-batch: gradients and weights that no compute hides, the optimizer."""
-        gradients, optimizer = self._after(degrees, sharding, order, floor.num_micro_batches)
-        busiest = floor.busiest_s + sends_s
+        gradients, optimizer = self._after(degrees, sharding, order, bound.num_micro_batches)
+        busiest = bound.busiest_s + sends_s
         return optimizer + bounds.exposed_gradients_s(
-            gradients, zero_stage=sharding.zero_stage, busiest=busiest, count=floor.num_micro_batches
+            gradients, zero_stage=sharding.zero_stage, busiest=busiest, count=bound.num_micro_batches
         )
 
     @once(lambda *asked: asked)
     def _after(
         self, degrees: Degrees, sharding: Sharding, order: str, num_micro_batches: int
     ) -> tuple[tuple[float, float], float]:
-        passes = Passes(self.batch // (degrees.dp * num_micro_batches), "none", False)
-        layout = self._layout(degrees, passes, sharding=sharding, order=order)
+        pass_config = PassConfig(self.batch // (degrees.dp * num_micro_batches), "none", False)
+        layout = self._layout(degrees, pass_config, sharding=sharding, order=order)
         return bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
 
     @once(lambda degrees: degrees)
@@ -170,9 +172,9 @@ class Floors:
         by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
         return [(self._numbers.setdefault(groups, len(self._numbers)), order) for groups, order in by_groups.items()]
 
-    @once(lambda degrees, passes, groups, order: (groups, passes))
-    def _time(self, degrees: Degrees, passes: Passes, groups: int, order: str) -> bounds.PassTime:
-        return bounds.pass_time(self.model, self._layout(degrees, passes, order=order))
+    @once(lambda degrees, pass_config, groups, order: (groups, pass_config))
+    def _time(self, degrees: Degrees, pass_config: PassConfig, groups: int, order: str) -> bounds.PassTime:
+        return bounds.pass_time(self.model, self._layout(degrees, pass_config, order=order))
 
     @once(lambda degrees: degrees.pp)
     def stages(self, degrees: Degrees) -> bounds.Stages:
@@ -182,35 +184,45 @@ class Floors:
         return bounds.stages_of(self.model, layout)
 
     def _layout(
-        self, degrees: Degrees, passes: Passes, *, sharding: Sharding = UNSHARDED, order: str = DEFAULT_AXIS_ORDER
+        self,
+        degrees: Degrees,
+        pass_config: PassConfig,
+        *,
+        sharding: Sharding = UNSHARDED,
+        order: str = DEFAULT_AXIS_ORDER,
     ) -> Layout:
         schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
-        return self.space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
+        return self.space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
 
 
 def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> Layout | None:
     """The legal layout that needs the least memory; None where none is legal, or each needs more than `most_bytes`."""
-    floors = Floors(space, model)
+    lower_bounds = LowerBounds(space, model)
     best: tuple[float, Layout] | None = None
-    for floor, degrees, passes, schedule in sorted(_by_memory(space, floors)):
-        if floor > most_bytes or (best and floor >= best[0]):
+    for bound, degrees, pass_config, schedule in sorted(_by_memory(space, lower_bounds)):
+        if bound > most_bytes or (best and bound >= best[0]):
             break
         for sharding in space.shardings(degrees):
-            order = floors.orders(degrees)[0]
-            layout = space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
+            order = lower_bounds.orders(degrees)[0]
+            layout = space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
             used = model.memory(layout).total_bytes
             if (best is None or used < best[0]) and not space.broken(layout):
                 best = used, layout
     return best[1] if best and best[0] <= most_bytes else None
 
 
-def _by_memory(space: Space, floors: Floors) -> Iterator[tuple[float, Degrees, Passes, Schedule]]:
+def _by_memory(space: Space, lower_bounds: LowerBounds) -> Iterator[tuple[float, Degrees, PassConfig, Schedule]]:
     for degrees in space.degrees():
-        if floors.broken_by_all(degrees):
+        if lower_bounds.broken_by_all(degrees):
             continue
-        states = min(floors.states(degrees)) + floors.model.context_bytes
+        states = min(lower_bounds.states(degrees)) + lower_bounds.model.context_bytes
         for micro_batch in space.micro_batches(degrees):
             for schedule in space.schedules(degrees, micro_batch):
-                held = floors.held(degrees, micro_batch, schedule)
-                for way in floors.ways(degrees, micro_batch):
-                    yield states + floors.activation_bytes(degrees, way, held), degrees, way.passes, schedule
+                held = lower_bounds.held(degrees, micro_batch, schedule)
+                for option in lower_bounds.pass_options(degrees, micro_batch):
+                    yield (
+                        states + lower_bounds.activation_bytes(degrees, option, held),
+                        degrees,
+                        option.pass_config,
+                        schedule,
+                    )

@@ -71,9 +71,9 @@ def _changes(space: Space) -> Iterator[str]:
     """
     job, request = space.job, space.request
     yield from list(_freed(job, request)) or _several_freed(job, request)
-    for told, training in _other_settings(job):
+    for change, training in _other_settings(job):
         if _fitting(replace(job, training=training), request) is not None:
-            yield told
+            yield change
     if (nodes := _nodes_needed(job, request)) is not None:
         yield f"cluster.num_nodes={nodes} instead of {job.cluster.num_nodes}"
 

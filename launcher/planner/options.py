@@ -53,7 +53,7 @@ class TrainOptions:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TrainOptions:
         """Read the group `train`; raises InputError with every problem in it."""
-        return read(cls, config, "train", beside=(Training,))
+        return read(cls, config, "train", siblings=(Training,))
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to `min_lr`."""

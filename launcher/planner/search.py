@@ -17,10 +17,10 @@ from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem, problems
-from launcher.planner.lower_bounds import Floors, PassFloor, Way, least_memory
+from launcher.planner.lower_bounds import LowerBounds, PassBound, PassOption, least_memory
 from launcher.planner.nearest import no_fit_message, refusal
 from launcher.planner.result import Candidate, Refused, SearchResult
-from launcher.planner.space import Degrees, Passes, Refuse, Schedule, Sharding, Space
+from launcher.planner.space import Degrees, PassConfig, Refuse, Schedule, Sharding, Space
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
@@ -63,10 +63,10 @@ class _Unit(NamedTuple):
     The bound is coarse at first, of compute alone, and `sharp` when that is among the lowest.
     """
 
-    floor_s: float
+    bound_s: float
     number: int
     degrees: Degrees
-    ways: Sequence[Way]
+    pass_options: Sequence[PassOption]
     schedules: Sequence[Schedule]
     sharp: bool
 
@@ -74,11 +74,11 @@ class _Unit(NamedTuple):
 class _Leaf(NamedTuple):
     """One layout that is not yet estimated, with its lower bound; among units it sorts by that, then by its place."""
 
-    floor_s: float
+    bound_s: float
     number: int
     place: int
     degrees: Degrees
-    passes: Passes
+    pass_config: PassConfig
     schedule: Schedule
     sharding: Sharding
     axis_order: str
@@ -100,7 +100,7 @@ class _Search:
     def __init__(self, space: Space, model: CostModel, top: int) -> None:
         self.space, self.model, self.top = space, model, top
         self.job, self.request = space.job, space.request
-        self.floors = Floors(space, model)
+        self.lower_bounds = LowerBounds(space, model)
         self.ranked: list[_Ranked] = []
         self.orders: dict[Layout, _Ranked] = {}  # those, by layout without its axis order
         self.rejected: Counter[str] = Counter()
@@ -113,8 +113,8 @@ class _Search:
         for degrees in self.space.degrees():
             self._add(degrees)
         heapify(self.units)
-        while (floor := self._least_floor()) is not None and floor * ROUNDING <= self._threshold:
-            if self.leaves and self.leaves[0].floor_s == floor:
+        while (bound := self._least_bound()) is not None and bound * ROUNDING <= self._threshold:
+            if self.leaves and self.leaves[0].bound_s == bound:
                 self._judge(heappop(self.leaves))
             else:
                 unit = heappop(self.units)
@@ -123,7 +123,7 @@ class _Search:
                 else:
                     heappush(self.units, self._sharpened(unit))
         self.rejected[SLOWER] += len(self.leaves) + sum(
-            len(unit.ways) * self._size(unit.degrees, unit.schedules) for unit in self.units
+            len(unit.pass_options) * self._size(unit.degrees, unit.schedules) for unit in self.units
         )
         if not self.ranked:
             self._give_up()
@@ -138,17 +138,17 @@ class _Search:
         """Seconds that a layout must not exceed to be among the best."""
         return self.ranked[-1].step_time_s if len(self.ranked) == self.top else float("inf")
 
-    def _least_floor(self) -> float | None:
+    def _least_bound(self) -> float | None:
         heads = [heap[0][0] for heap in (self.units, self.leaves) if heap]
         return min(heads, default=None)
 
     def _size(self, degrees: Degrees, schedules: Sequence[Schedule]) -> int:
         """Layouts of one way to run a micro-batch."""
-        return len(schedules) * len(self.space.shardings(degrees)) * len(self.floors.orders(degrees))
+        return len(schedules) * len(self.space.shardings(degrees)) * len(self.lower_bounds.orders(degrees))
 
     def _add(self, degrees: Degrees) -> None:
         """The units of these degrees."""
-        if broken := self.floors.broken_by_all(degrees):
+        if broken := self.lower_bounds.broken_by_all(degrees):
             self._reject(broken)
             return
         for micro_batch in self.space.micro_batches(degrees):
@@ -162,24 +162,24 @@ class _Search:
 
         More virtual stages hold more and wait less: the bound of a unit is that of its most virtual stages.
         """
-        floors = self.floors
-        room = self.model.usable_bytes - min(floors.states(degrees))
-        held = floors.held(degrees, micro_batch, schedules[0])
-        every, stages = floors.ways(degrees, micro_batch), floors.stages(degrees)
-        fitting = [way for way in every if activation_bytes(way.memory, stages, held) <= room]
+        lower_bounds = self.lower_bounds
+        room = self.model.usable_bytes - min(lower_bounds.states(degrees))
+        held = lower_bounds.held(degrees, micro_batch, schedules[0])
+        every, stages = lower_bounds.pass_options(degrees, micro_batch), lower_bounds.stages(degrees)
+        fitting = [option for option in every if activation_bytes(option.memory, stages, held) <= room]
         if len(fitting) < len(every):
             self.rejected[UNFIT] += (len(every) - len(fitting)) * self._size(degrees, schedules)
         if not fitting:
             return
-        floor = floors.compute(degrees, micro_batch).step_time_s(schedules[-1])
-        self.units.append(_Unit(floor, len(self.units), degrees, fitting, schedules, sharp=False))
+        bound = lower_bounds.compute(degrees, micro_batch).step_time_s(schedules[-1])
+        self.units.append(_Unit(bound, len(self.units), degrees, fitting, schedules, sharp=False))
 
     def _sharpened(self, unit: _Unit) -> _Unit:
         """With the bound of its least recomputation: more of it takes longer."""
-        least = {way.passes.sequence_parallel: way.passes for way in reversed(unit.ways)}
-        floors = (self.floors.passes(unit.degrees, passes) for passes in least.values())
-        floor = min(floor.step_time_s(unit.schedules[-1]) for floor in floors)
-        return unit._replace(floor_s=max(floor, unit.floor_s), sharp=True)
+        least = {option.pass_config.sequence_parallel: option.pass_config for option in reversed(unit.pass_options)}
+        lower_bounds = (self.lower_bounds.pass_bound(unit.degrees, pass_config) for pass_config in least.values())
+        bound = min(bound.step_time_s(unit.schedules[-1]) for bound in lower_bounds)
+        return unit._replace(bound_s=max(bound, unit.bound_s), sharp=True)
 
     def _reject(self, broken: list[Problem]) -> None:
         self.rejected[broken[0].rule] += 1
@@ -189,41 +189,53 @@ class _Search:
         """Put the layouts of a unit that may fit and be among the best in line, each with its own bound."""
         place = 0
         for schedule in unit.schedules:
-            held = self.floors.held(unit.degrees, unit.ways[0].passes.micro_batch, schedule)
+            held = self.lower_bounds.held(unit.degrees, unit.pass_options[0].pass_config.micro_batch, schedule)
             size = self._size(unit.degrees, [schedule])
-            for way in unit.ways:
-                floor = self.floors.passes(unit.degrees, way.passes)
-                if floor.step_time_s(schedule) * ROUNDING > self._threshold:
+            for option in unit.pass_options:
+                bound = self.lower_bounds.pass_bound(unit.degrees, option.pass_config)
+                if bound.step_time_s(schedule) * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += size
                 else:
-                    room = self.model.usable_bytes - self.floors.activation_bytes(unit.degrees, way, held)
-                    self._line_up(unit, way.passes, schedule, floor, room_bytes=room, place=place)
+                    room = self.model.usable_bytes - self.lower_bounds.activation_bytes(unit.degrees, option, held)
+                    self._line_up(unit, option.pass_config, schedule, bound, room_bytes=room, place=place)
                 place += size
 
     def _line_up(
-        self, unit: _Unit, passes: Passes, schedule: Schedule, floor: PassFloor, *, room_bytes: float, place: int
+        self,
+        unit: _Unit,
+        pass_config: PassConfig,
+        schedule: Schedule,
+        bound: PassBound,
+        *,
+        room_bytes: float,
+        place: int,
     ) -> None:
         """The ZeRO stages and axis orders of one way to run a unit; `place` is that of the first."""
-        degrees, floors = unit.degrees, self.floors
-        sends = [(order, floors.sends_s(degrees, passes, schedule, order)) for order in floors.orders(degrees)]
-        steps = [(order, sends_s, floor.step_time_s(schedule, sends_s=sends_s)) for order, sends_s in sends]
-        for sharding, states in zip(self.space.shardings(degrees), floors.states(degrees), strict=True):
+        degrees, lower_bounds = unit.degrees, self.lower_bounds
+        sends = [
+            (order, lower_bounds.sends_s(degrees, pass_config, schedule, order))
+            for order in lower_bounds.orders(degrees)
+        ]
+        steps = [(order, sends_s, bound.step_time_s(schedule, sends_s=sends_s)) for order, sends_s in sends]
+        for sharding, states in zip(self.space.shardings(degrees), lower_bounds.states(degrees), strict=True):
             if states > room_bytes:
                 self.rejected[UNFIT] += len(steps)
                 place += len(steps)
                 continue
             for order, sends_s, seconds in steps:
                 place += 1
-                bound = seconds + floors.after_s(degrees, floor, sharding=sharding, order=order, sends_s=sends_s)
-                if bound * ROUNDING > self._threshold:
+                lower_s = seconds + lower_bounds.after_s(
+                    degrees, bound, sharding=sharding, order=order, sends_s=sends_s
+                )
+                if lower_s * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += 1
                     continue
-                leaf = _Leaf(bound, unit.number, place, degrees, passes, schedule, sharding, order)
+                leaf = _Leaf(lower_s, unit.number, place, degrees, pass_config, schedule, sharding, order)
                 heappush(self.leaves, leaf)
 
     def _judge(self, leaf: _Leaf) -> None:
         layout = self.space.layout(
-            leaf.degrees, leaf.passes, leaf.schedule, sharding=leaf.sharding, axis_order=leaf.axis_order
+            leaf.degrees, leaf.pass_config, leaf.schedule, sharding=leaf.sharding, axis_order=leaf.axis_order
         )
         if refused := self.space.refused(layout):
             self._refuse(leaf, layout, refused)
@@ -247,7 +259,7 @@ class _Search:
         fastest = self.ranked[0].step_time_s if self.ranked else float("inf")
         if self.refused:
             fastest = min(fastest, self.refused.candidate.estimate.step_time_s)
-        if leaf.floor_s >= fastest or problems(self.job, layout):
+        if leaf.bound_s >= fastest or problems(self.job, layout):
             return
         estimate = self.model.estimate(layout)
         if estimate.fits and estimate.step_time_s < fastest:

@@ -31,7 +31,7 @@ class Degrees(NamedTuple):
     ep: int
 
 
-class Passes(NamedTuple):
+class PassConfig(NamedTuple):
     """How one micro-batch is run."""
 
     micro_batch: int
@@ -74,8 +74,8 @@ class Space:
 
     def refused(self, layout: Layout) -> list[Problem]:
         """What the engine, and the program that is to run the layout, cannot do."""
-        told = engine_problems(self.job, layout) + (self.refuse(self.job, layout) if self.refuse else [])
-        return [Problem(ENGINE_RULE, message) for message in dict.fromkeys(told)]
+        messages = engine_problems(self.job, layout) + (self.refuse(self.job, layout) if self.refuse else [])
+        return [Problem(ENGINE_RULE, message) for message in dict.fromkeys(messages)]
 
     def degrees(self) -> Iterator[Degrees]:
         """Every way to share out the ranks, in a fixed order; none where what is pinned leaves no whole number open."""
@@ -106,17 +106,17 @@ class Space:
         share = max(1, self.job.training.global_batch // degrees.dp)
         return _pinned_or(self.request.micro_batch, divisors(share))
 
-    def passes(self, degrees: Degrees, micro_batch: int) -> tuple[Passes, ...]:
+    def pass_configs(self, degrees: Degrees, micro_batch: int) -> tuple[PassConfig, ...]:
         """Every way to run a micro-batch over these degrees, by rising recomputation."""
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
-        return self._passes(micro_batch, divides)
+        return self._pass_configs(micro_batch, divides)
 
     @once(lambda *asked: asked)
-    def _passes(self, micro_batch: int, divides: bool) -> tuple[Passes, ...]:
+    def _pass_configs(self, micro_batch: int, divides: bool) -> tuple[PassConfig, ...]:
         flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
         modes = _pinned_or(self.request.recompute, self.job.stack.recompute_modes)
         fraction = self.request.recompute_fraction or 1.0
-        return tuple(Passes(micro_batch, mode, flag, fraction) for mode in modes for flag in flags)
+        return tuple(PassConfig(micro_batch, mode, flag, fraction) for mode in modes for flag in flags)
 
     def schedules(self, degrees: Degrees, micro_batch: int) -> tuple[Schedule, ...]:
         """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
@@ -189,7 +189,7 @@ class Space:
         return found if self._spine_is_slower else found._replace(spine=False, rails=1)
 
     def layout(
-        self, degrees: Degrees, passes: Passes, schedule: Schedule, *, sharding: Sharding, axis_order: str
+        self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, *, sharding: Sharding, axis_order: str
     ) -> Layout:
         """One point of the space."""
         return Layout(
@@ -199,12 +199,12 @@ class Space:
             cp=degrees.cp,
             ep=degrees.ep,
             virtual_stages=schedule.virtual_stages,
-            micro_batch=passes.micro_batch,
+            micro_batch=pass_config.micro_batch,
             zero_stage=sharding.zero_stage,
             shard_group=sharding.shard_group,
-            recompute=passes.recompute,
-            recompute_fraction=passes.recompute_fraction if passes.recompute != "none" else 1.0,
-            sequence_parallel=passes.sequence_parallel,
+            recompute=pass_config.recompute,
+            recompute_fraction=pass_config.recompute_fraction if pass_config.recompute != "none" else 1.0,
+            sequence_parallel=pass_config.sequence_parallel,
             axis_order=axis_order,
             schedule=schedule.name,
             layer_split=self.layer_split(degrees.pp * schedule.virtual_stages),

@@ -153,8 +153,8 @@ def nccl_findings(cluster: Cluster, site: Site) -> list[Finding]:
         found.append(_contradiction("NCCL_P2P_DISABLE", "1", "it turns NVLink off"))
     if "NCCL_TOPO_FILE" in given:
         found += _topo_file_findings(cluster, Path(given["NCCL_TOPO_FILE"]))
-    told = ", ".join(sorted(given)) or "none set"
-    return found or [Finding(Level.OK, "nccl environment", f"nothing contradicts this node ({told})")]
+    names = ", ".join(sorted(given)) or "none set"
+    return found or [Finding(Level.OK, "nccl environment", f"nothing contradicts this node ({names})")]
 
 
 def _topo_file_findings(cluster: Cluster, file: Path) -> list[Finding]:

@@ -65,8 +65,10 @@ def count_findings(node: Node, text: str, *, wanted: int, visible: int | None) -
     """As many GPUs, or slices of the right profile, as the job wants, and all of them visible to it."""
     gpus = read_list(text)
     if visible is not None and visible < wanted:
-        told = f"CUDA_VISIBLE_DEVICES shows {visible} GPUs, and the job wants {wanted}"
-        return [Finding(Level.PROBLEM, "gpu count", f"{told}: ask Slurm for all of them, and unset it in launch.setup")]
+        message = f"CUDA_VISIBLE_DEVICES shows {visible} GPUs, and the job wants {wanted}"
+        return [
+            Finding(Level.PROBLEM, "gpu count", f"{message}: ask Slurm for all of them, and unset it in launch.setup")
+        ]
     if not node.is_mig:
         return [_compared("gpu count", f"{len(gpus)} GPUs", f"{wanted} GPUs", len(gpus) >= wanted)]
     profile = node.gpu.mig_profile
@@ -90,8 +92,8 @@ def _state_findings(node: Node, state: GpuState) -> list[Finding]:
     name, found = f"GPU {state.index} ({printable(state.uuid)})", []
     expected = node.gpu.memory_bytes
     if not node.is_mig and state.memory_bytes is not None and state.memory_bytes < MEMORY_SHARE * expected:
-        told = f"{name} has {format_bytes(state.memory_bytes)}, the cluster file says {format_bytes(expected)}"
-        found.append(Finding(Level.PROBLEM, "gpu memory", f"{told}: choose the cluster file of this node"))
+        message = f"{name} has {format_bytes(state.memory_bytes)}, the cluster file says {format_bytes(expected)}"
+        found.append(Finding(Level.PROBLEM, "gpu memory", f"{message}: choose the cluster file of this node"))
     if not node.is_mig and state.mig_enabled:
         message = f"{name} is in MIG mode, the cluster file wants it whole: nvidia-smi -i {state.index} -mig 0"
         found.append(Finding(Level.PROBLEM, "gpu mig", message))
@@ -143,7 +145,7 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
             f"{', …' if len(missing) > 4 else ''}): drain the node, or correct cluster.node.domains"
         )
         return [Finding(Level.PROBLEM, "nvlink domains", message)]
-    return [Finding(Level.OK, "nvlink domains", f"{_told(found)}, as the cluster file says")]
+    return [Finding(Level.OK, "nvlink domains", f"{_described(found)}, as the cluster file says")]
 
 
 def nvlink_findings(node: Node, output: Output) -> list[Finding]:
@@ -179,7 +181,7 @@ def _pairs(domains: Sequence[Sequence[int]]) -> set[tuple[int, int]]:
     return {(a, b) for domain in domains for a in domain for b in domain if a < b}
 
 
-def _told(domains: Sequence[Sequence[int]]) -> str:
+def _described(domains: Sequence[Sequence[int]]) -> str:
     return f"{len(domains)} of {', '.join(str(n) for n in sorted({len(d) for d in domains}))} GPUs"
 
 

@@ -63,8 +63,8 @@ def shared_memory_finding(limits: Limits, *, ranks: int) -> Finding:
     if limits.shared_bytes <= CONTAINER_DEFAULT_BYTES and ranks > 1:
         return Finding(Level.PROBLEM, check, f"{SHARED_MEMORY} has {size}, a container's default: {way_out}")
     if limits.shared_free_bytes < wanted:
-        told = f"{SHARED_MEMORY} has {free} of {size} free, {ranks} ranks may want {format_bytes(wanted)}"
-        return Finding(Level.WARNING, check, f"{told}: {way_out}")
+        message = f"{SHARED_MEMORY} has {free} of {size} free, {ranks} ranks may want {format_bytes(wanted)}"
+        return Finding(Level.WARNING, check, f"{message}: {way_out}")
     return Finding(Level.OK, check, f"{SHARED_MEMORY} has {free} of {size} free")
 
 
@@ -77,8 +77,8 @@ def open_files_finding(cluster: Cluster, limits: Limits, *, ranks: int) -> Findi
     wanted = max(FEWEST_FILES, FILES_PER_RANK * ranks, 2 * cluster.num_nodes + FEWEST_FILES)
     if limits.open_files < wanted:
         level = Level.PROBLEM if limits.open_files < FEWEST_FILES else Level.WARNING
-        told = f"at most {limits.open_files} (ulimit -Hn), {ranks} ranks here may want {wanted}"
-        return Finding(level, check, f"{told}: raise nofile in limits.conf or slurmd's LimitNOFILE")
+        message = f"at most {limits.open_files} (ulimit -Hn), {ranks} ranks here may want {wanted}"
+        return Finding(level, check, f"{message}: raise nofile in limits.conf or slurmd's LimitNOFILE")
     return Finding(Level.OK, check, f"up to {limits.open_files}")
 
 
@@ -86,7 +86,9 @@ def locked_memory_finding(limits: Limits) -> Finding:
     """RDMA pins memory: with a limit on locked memory NCCL fails at its first connection."""
     if limits.locked_bytes is None:
         return Finding(Level.OK, "locked memory", "unlimited")
-    told = f"limited to {format_bytes(limits.locked_bytes)} (ulimit -l), and RDMA pins more"
+    message = f"limited to {format_bytes(limits.locked_bytes)} (ulimit -l), and RDMA pins more"
     return Finding(
-        Level.WARNING, "locked memory", f"{told}: memlock unlimited in limits.conf, or slurmd's LimitMEMLOCK=infinity"
+        Level.WARNING,
+        "locked memory",
+        f"{message}: memlock unlimited in limits.conf, or slurmd's LimitMEMLOCK=infinity",
     )

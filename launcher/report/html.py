@@ -261,10 +261,10 @@ def _memory(plan: Plan) -> str:
     usable = plan.estimate["usable_memory_bytes"]
     rows = {f"stage {i}" if len(stages) > 1 else "every rank": parts for i, parts in enumerate(stages)}
     words = {name: f"{format_bytes(sum(parts.values()))}" for name, parts in rows.items()}
-    told = (
+    caption = (
         f"The whole bar is the budget of {format_bytes(usable)}; stage {plan.estimate['worst_stage']} needs the most."
     )
-    return paragraph(told) + stacked(rows, limit=usable, words=words)
+    return paragraph(caption) + stacked(rows, limit=usable, words=words)
 
 
 def _measured(plan: Plan, run: RunFacts) -> str:

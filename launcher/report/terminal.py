@@ -16,7 +16,7 @@ from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 
 UNKNOWN = "unknown"
-BESIDES = (UNFIT, SLOWER, OTHER_ORDER)  # what may be wrong with a layout that is legal
+NOT_ILLEGAL = (UNFIT, SLOWER, OTHER_ORDER)  # what may be wrong with a layout that is legal
 
 
 def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
@@ -88,8 +88,10 @@ def _order(layout: Layout, axis_order: str | None = None) -> str:
 def rejected_text(result: SearchResult) -> str:
     """How many layouts were considered and what became of them, by reason."""
     counts = sorted(result.rejected.items(), key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{count:,} {reason if reason in BESIDES else f'illegal ({reason})'}" for reason, count in counts)
-    return f"considered {result.searched:,} layouts" + (f": {told}" if told else "")
+    counted = ", ".join(
+        f"{count:,} {reason if reason in NOT_ILLEGAL else f'illegal ({reason})'}" for reason, count in counts
+    )
+    return f"considered {result.searched:,} layouts" + (f": {counted}" if counted else "")
 
 
 def show_comparison(to: TextIO, comparison: Comparison) -> None:

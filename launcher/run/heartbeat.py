@@ -75,8 +75,8 @@ class Heartbeats:
         fd, local_rank = env.get("LAUNCHER_HEARTBEAT_FD"), env.get("LOCAL_RANK")
         if fd is None or local_rank is None:
             return None
-        board = cls.attach(int(fd))
-        return (board, int(local_rank)) if board else None
+        heartbeats = cls.attach(int(fd))
+        return (heartbeats, int(local_rank)) if heartbeats else None
 
     @property
     def num_ranks(self) -> int:

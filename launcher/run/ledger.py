@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 from launcher import process
-from launcher.console import tell
+from launcher.console import notify
 from launcher.errors import InputError
 from launcher.files import append_line, read_lines
 from launcher.run.heartbeat import RankState
@@ -111,7 +111,7 @@ class Ledger:
             append_line(self._path, line)
         except OSError as error:
             if not self._lost:
-                tell(f"{self._path} takes no more ({error.strerror}): the job goes on, and its phases are not noted")
+                notify(f"{self._path} takes no more ({error.strerror}): the job goes on, and its phases are not noted")
             self._lost += 1
 
     def begin(self) -> None:
@@ -119,7 +119,7 @@ class Ledger:
         self.start += 1
         self._noted.clear()
 
-    def note_board(self, states: Mapping[int, RankState]) -> None:
+    def note_states(self, states: Mapping[int, RankState]) -> None:
         """Lines for what ranks (global) have reached since the last call."""
         for rank, state in states.items():
             for phase, at in (

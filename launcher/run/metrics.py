@@ -61,15 +61,15 @@ class StepMetrics:
 
     def __str__(self) -> str:
         """The numbers that a person follows, on one line."""
-        told = [f"loss {self.loss:.4f}"] if self.loss is not None else []
-        told += [f"grad norm {self.grad_norm:.3f}"] if self.grad_norm is not None else []
-        told += [f"lr {self.lr:.2e}"] if self.lr is not None else []
+        parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        parts += [f"grad norm {self.grad_norm:.3f}"] if self.grad_norm is not None else []
+        parts += [f"lr {self.lr:.2e}"] if self.lr is not None else []
         if self.tokens_per_s is not None:
-            told.append(f"{self.tokens_per_s:,.0f} tokens/s")
-        told += [f"{format_seconds(self.step_s)}/step"] if self.step_s is not None else []
+            parts.append(f"{self.tokens_per_s:,.0f} tokens/s")
+        parts += [f"{format_seconds(self.step_s)}/step"] if self.step_s is not None else []
         if self.tokens_per_s is not None:
-            told.append("mfu unknown" if self.mfu is None else f"mfu {self.mfu:.1%}")
-        return "  ".join(told)
+            parts.append("mfu unknown" if self.mfu is None else f"mfu {self.mfu:.1%}")
+        return "  ".join(parts)
 
 
 _NAMED = tuple(f.name for f in fields(StepMetrics) if f.name not in ("step", "split_s", "other"))

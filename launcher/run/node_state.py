@@ -23,7 +23,7 @@ _REMEDY = "start the run again"
 class NodeState:
     """`state`: running, restarting, stopping, or one of ENDED. `started_at`: of the agent, CLOCK_BOOTTIME seconds.
 
-    `ranks`: the process of each rank; `board_fd`: the descriptor in the agent through which these send heartbeats.
+    `ranks`: the process of each rank; `heartbeat_fd`: the descriptor in the agent through which these send heartbeats.
     """
 
     node: int
@@ -33,7 +33,7 @@ class NodeState:
     state: str
     starts: int
     restarts_left: int
-    board_fd: int
+    heartbeat_fd: int
     message: str
     updated: str
     ranks: Mapping[int, int] = field(default_factory=dict)

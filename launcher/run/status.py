@@ -87,10 +87,10 @@ class Progress:
     step_time_s: float | None = None
 
     def __str__(self) -> str:
-        told = [] if self.step is None else [f"step {self.step}"]
-        told += [] if self.loss is None else [f"loss {self.loss:.4f}"]
-        told += [] if self.step_time_s is None else [f"{format_seconds(self.step_time_s)} a step"]
-        return ", ".join(told)
+        parts = [] if self.step is None else [f"step {self.step}"]
+        parts += [] if self.loss is None else [f"loss {self.loss:.4f}"]
+        parts += [] if self.step_time_s is None else [f"{format_seconds(self.step_time_s)} a step"]
+        return ", ".join(parts)
 
 
 def progress(folder: RunFolder) -> Progress:
@@ -200,12 +200,12 @@ def _node_status(state: NodeState) -> NodeStatus:
 def _live_ranks(state: NodeState) -> dict[int, RankState]:
     """What the ranks report right now, read from the agent's own board; empty where this user may not."""
     try:
-        fd = os.open(f"/proc/{state.pid}/fd/{state.board_fd}", os.O_RDWR)
+        fd = os.open(f"/proc/{state.pid}/fd/{state.heartbeat_fd}", os.O_RDWR)
     except OSError:
         return {}
-    board = Heartbeats.attach(fd)
+    heartbeats = Heartbeats.attach(fd)
     os.close(fd)
-    if board is None:
+    if heartbeats is None:
         return {}
     first = min(state.ranks, default=0)
-    return {first + local_rank: board.state(local_rank) for local_rank in range(board.num_ranks)}
+    return {first + local_rank: heartbeats.state(local_rank) for local_rank in range(heartbeats.num_ranks)}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 def unknown_key(name: str, known: Sequence[str]) -> str:
     """The message for a key or a choice that does not exist, with the nearest that do, else with those of its group."""
     close = nearest(name, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(_beside(name, known).values())}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(_siblings(name, known).values())}"
     return f"{name} is not a known key: {hint}"
 
 
@@ -19,12 +19,12 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
     equal = [k for k in known if k.rpartition(".")[2] == last]
     if equal:
         return difflib.get_close_matches(name, equal, n=2, cutoff=0.0)
-    beside = _beside(name, known)
-    found = [beside[match] for match in difflib.get_close_matches(last, beside, n=2, cutoff=0.6)]
+    siblings = _siblings(name, known)
+    found = [siblings[match] for match in difflib.get_close_matches(last, siblings, n=2, cutoff=0.6)]
     return found or difflib.get_close_matches(name, known, n=2, cutoff=0.8)
 
 
-def _beside(name: str, known: Sequence[str]) -> dict[str, str]:
+def _siblings(name: str, known: Sequence[str]) -> dict[str, str]:
     """Keys and groups of the group that a name is in, in full by last component; of the whole where there is none."""
     parent = name.rpartition(".")[0]
     prefix = f"{parent}." if parent and any(k.startswith(f"{parent}.") for k in known) else ""

@@ -20,13 +20,13 @@ NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
 
 
-def read(cls: type[_T], data: Any, prefix: str = "", *, beside: Sequence[type] = ()) -> _T:
+def read(cls: type[_T], data: Any, prefix: str = "", *, siblings: Sequence[type] = ()) -> _T:
     """A value of `cls` from a group of keys; raises InputError with every problem in it.
 
     `prefix` is how the user names the group. `beside`: further classes whose keys may be in it.
     """
-    reader = _Reader([], lambda: [name for each in (cls, *beside) for name in names(each, prefix, data)])
-    reader.closed((cls, *beside), data, prefix)
+    reader = _Reader([], lambda: [name for each in (cls, *siblings) for name in names(each, prefix, data)])
+    reader.closed((cls, *siblings), data, prefix)
     found = reader.made(cls, data, prefix)
     if reader.problems:
         raise InputError(reader.problems)

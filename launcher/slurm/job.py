@@ -87,7 +87,7 @@ class Driver:
                 self._note(ledger.END, code=error.exit_code, why=str(error))
                 release(self.folder, self.owner, ended="failed")
                 raise
-            tell(f"while starting: {error}")
+            notify(f"while starting: {error}")
             outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted)
             return self._end(outcome, state, history, signals)
         state = job_state(self.allocation.job_id) if code else JobState()
@@ -124,20 +124,20 @@ class Driver:
         left = tuple(host for host in hosts if host not in bad)
         if len(left) < self.settings.fewest_nodes(planned.placement.num_nodes):
             raise JobFailed(_excluded(bad))
-        tell(f"going on without {', '.join(bad)}: {len(left)} nodes are left")
+        notify(f"going on without {', '.join(bad)}: {len(left)} nodes are left")
         return self._place(planned, left)[0], left
 
     def _place(self, planned: Plan, hosts: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
         """The plan with its hosts, written for every rank to read and check itself against; all hosts it chose from."""
         began = time.monotonic()
         found = Hosts(tuple(hosts), gpu_types(hosts) if self.clusters else {}, self.clusters)
-        fit = fit_allocation(planned, found, self.settings, tell=tell)
+        fit = fit_allocation(planned, found, self.settings, notify=notify)
         topology, why = read_topology()
         if topology is None:
-            tell(f"placement: Slurm's topology is not known ({why}); all nodes count as one leaf, in Slurm's order")
+            notify(f"placement: Slurm's topology is not known ({why}); all nodes count as one leaf, in Slurm's order")
         assignment = assign(node_traffic(fit.plan), Tree.of(fit.hosts, topology))
         placed = replace(fit.plan, hosts=assignment.hosts[: fit.plan.placement.num_nodes])
-        tell(placement_text(placed, assignment))
+        notify(placement_text(placed, assignment))
         write_plan(placed, self.folder.plan_of_start)
         self._note(ledger.PLACED, hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
         return placed, assignment.hosts
@@ -159,7 +159,7 @@ class Driver:
         seconds, bad = time.monotonic() - began, hosts_to_exclude(findings)
         for finding in findings:
             if finding.level >= Level.WARNING or finding.check == RECIPE:
-                tell(f"{finding.host or 'all nodes'}: {finding.check}: {finding.message}")
+                notify(f"{finding.host or 'all nodes'}: {finding.check}: {finding.message}")
         self._note(event, bad=bad, seconds=seconds)
         if of_all := [f"{f.check}: {f.message}" for f in findings if f.level is Level.PROBLEM and not f.host]:
             raise JobFailed("; ".join(of_all))
@@ -188,7 +188,7 @@ class Driver:
         self._note(ledger.STEP, argv=argv)
         process = subprocess.Popen(argv, env=steps.variables(plan))
         spared_job = self.allocation.job_id if self.settings.spares else None
-        return StepWatch(process, signals, self.folder, plan.hosts, tell, spared_job).wait()
+        return StepWatch(process, signals, self.folder, plan.hosts, notify, spared_job).wait()
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
         """Whether spares take the place of the lost nodes at once, without a requeue."""
@@ -196,7 +196,7 @@ class Driver:
         if not lost or signals.stop or not self.settings.spares or len(left) < plan.placement.num_nodes:
             return False
         spares = [host for host in left if host not in plan.hosts]
-        tell(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
+        notify(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
         self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder))
         return True
 
@@ -213,11 +213,11 @@ class Driver:
             requeue=self.settings.requeue,
             max_requeues=self.settings.max_requeues,
         )
-        tell(decision.why)
+        notify(decision.why)
         sent_back = outcome.preempted and decision.requeue
         self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
         if decision.requeue:
-            requeue(self.allocation.job_id, tell=tell)
+            requeue(self.allocation.job_id, notify=notify)
         else:
             release(self.folder, self.owner, ended="failed" if decision.code else "done")
         return decision.code
@@ -236,10 +236,10 @@ def placement_text(plan: Plan, assignment: Assignment) -> str:
     rows = []
     for node, (host, leaf) in enumerate(zip(assignment.hosts, assignment.leaves, strict=True)):
         planned = node < plan.placement.num_nodes
-        who, told = (
+        who, note = (
             (f"node {node}", f"ranks {node * ranks}-{node * ranks + ranks - 1}") if planned else ("spare", "idle")
         )
-        rows.append(f"  {who:<9} {host:<{width}}  {leaf}  {told}")
+        rows.append(f"  {who:<9} {host:<{width}}  {leaf}  {note}")
     how = "exact" if assignment.exact else f"heuristic, {_excess(assignment)}"
     summary = f"placement ({how}): {assignment.num_leaves} leaf switch{'es' if assignment.num_leaves > 1 else ''}"
     if assignment.as_given > 0:
@@ -272,7 +272,7 @@ def _check_array(folder: Path, job_id: str) -> None:
         )
 
 
-def tell(message: str) -> None:
+def notify(message: str) -> None:
     """A word to the reader of the job's log."""
     print(f"launcher: {message}", file=sys.stderr, flush=True)
 
@@ -293,7 +293,7 @@ def main(argv: Sequence[str]) -> int:
         owner = claim_as_job(folder, allocation.job_id, job_ended=has_ended)
         return Driver(folder, settings, allocation, launch, slurm.clusters, owner).run(plan, signals)
     except LauncherError as error:
-        tell(str(error))
+        notify(str(error))
         return error.exit_code
 
 

@@ -38,7 +38,7 @@ def job_state(job_id: str) -> JobState:
     return JobState(state[1] if state else "UNKNOWN", preempted or (state is not None and state[1] == "PREEMPTED"))
 
 
-def requeue(job_id: str, *, tell: Callable[[str], None]) -> None:
+def requeue(job_id: str, *, notify: Callable[[str], None]) -> None:
     """Send the job back to the queue, again while slurmctld does not answer; raises JobFailed where that is refused."""
     until = time.monotonic() + RETRY_FOR_S
     while True:
@@ -48,7 +48,7 @@ def requeue(job_id: str, *, tell: Callable[[str], None]) -> None:
         except SlurmUnreachable as error:
             if time.monotonic() > until:
                 raise JobFailed(f"the job cannot be requeued: {error}") from error
-            tell(f"not requeued yet: {error}")
+            notify(f"not requeued yet: {error}")
             time.sleep(RETRY_EVERY_S)
     if answer.code:
         raise JobFailed(f"scontrol requeue {job_id} failed: {answer.reason}")

@@ -45,7 +45,7 @@ class Fit:
     hosts: tuple[str, ...]
 
 
-def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, tell: Callable[[str], None]) -> Fit:
+def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, notify: Callable[[str], None]) -> Fit:
     """The plan for the nodes at hand: the same one where they fit, else a new one with the same global batch.
 
     With GPUs of several kinds the fastest plan on one of them: a layout runs on one kind. Raises InputError where
@@ -63,12 +63,12 @@ def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, tell: C
     best = min(fits, key=lambda fit: float(fit.plan.estimate.get("step_time_s", 0.0))) if len(fits) > 1 else fits[0]
     if best.plan is not plan:
         before, now = plan.job.cluster, best.plan.job.cluster
-        tell(
+        notify(
             f"planned again: {now.num_nodes} nodes of {now.name} instead of {before.num_nodes} of {before.name}: "
             f"{plan.layout.brief()} → {best.plan.layout.brief()}"
         )
     if idle := [name for name in hosts.names if name not in best.hosts]:
-        tell(
+        notify(
             f"{', '.join(idle)} stay idle: a layout runs on one kind of GPU, and {best.plan.job.cluster.name} is faster"
         )
     return best

@@ -236,7 +236,7 @@ class SlurmSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
         """Read Slurm's keys of a group `launch`; raises InputError with every problem in it."""
-        return read(cls, config, "launch", beside=(LaunchSettings,))
+        return read(cls, config, "launch", siblings=(LaunchSettings,))
 
     def fewest_nodes(self, planned: int) -> int:
         """On how many nodes the job may start, of the so many that it was planned for."""

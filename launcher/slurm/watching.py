@@ -58,7 +58,7 @@ class StepWatch:
     signals: Signals
     folder: RunFolder
     hosts: Sequence[str]
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     spared_job: str | None  # the job's id where it has spares
     _passed_on: int = 0
     _failed_at: float | None = None
@@ -77,12 +77,12 @@ class StepWatch:
     def _pass_signals_on(self) -> None:
         if self.signals.stop > self._passed_on and time.monotonic() > self._listens_at:
             self._passed_on = self.signals.stop
-            self.tell(f"SIG{self.signals.name}: asking the ranks to write a checkpoint and stop")
+            self.notify(f"SIG{self.signals.name}: asking the ranks to write a checkpoint and stop")
             self.process.send_signal(self.signals.number)
 
     def _end_for_lost_nodes(self) -> None:
         if lost := self._lost_nodes(time.monotonic()):
-            self.tell(f"ending the step, which {', '.join(lost)} cannot end any more")
+            self.notify(f"ending the step, which {', '.join(lost)} cannot end any more")
             end(self.process)
 
     def _lost_nodes(self, now: float) -> Sequence[str]:

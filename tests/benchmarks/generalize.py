@@ -207,8 +207,8 @@ def report(runs: list[Run], predictions: list[Prediction], *, worst: int) -> Non
         e, f = errors[group], fits[group]
         agree = sum(a == b for a, b in f) / len(f)
         false_fits, false_ooms = sum(a and not b for a, b in f), sum(b and not a for a, b in f)
-        told = f"{100 * agree:6.1f} {false_fits:4} / {false_ooms}"
-        print(f"{group:24} {len(e):4} {mape(e):6.2f} {100 * mean(e):+6.1f} {told}")
+        reported = f"{100 * agree:6.1f} {false_fits:4} / {false_ooms}"
+        print(f"{group:24} {len(e):4} {mape(e):6.2f} {100 * mean(e):+6.1f} {reported}")
     everything = [e for group in errors.values() for e in group]
     verdicts = [v for group in fits.values() for v in group]
     within = sum(abs(e) <= 0.1 for e in everything) / len(everything)

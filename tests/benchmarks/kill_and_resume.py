@@ -94,7 +94,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def told_losses(folder: Path) -> list[tuple[int, float]]:
+def reported_losses(folder: Path) -> list[tuple[int, float]]:
     """(step, loss) of every finished step."""
     return [(line.step, line.loss or 0.0) for line in read_steps(RunFolder(folder).metrics)]
 
@@ -107,18 +107,18 @@ def wait_for(process: subprocess.Popen[str], folder: Path, *, kind: str, step: i
     """Return when `step` is done (`kind` between), that `part` of a step later (step), or when a save after about that
     step has begun and a `part` of 5 ms has passed (save); or when all is over.
     """
-    metrics, told_at = RunFolder(folder).metrics, []
+    metrics, reported_at = RunFolder(folder).metrics, []
     while process.poll() is None:
         done = metrics.read_text().count("\n") if metrics.is_file() else 0
-        told_at += [time.monotonic()] * (done - len(told_at))
+        reported_at += [time.monotonic()] * (done - len(reported_at))
         if kind == "save" and done >= step - 3 and half_written(folder):
             time.sleep(0.005 * part)
             return
         if kind != "save" and done >= step:
             break
         time.sleep(0.001)
-    if kind == "step" and len(told_at) > 1:
-        time.sleep(part * (told_at[-1] - told_at[0]) / (len(told_at) - 1))
+    if kind == "step" and len(reported_at) > 1:
+        time.sleep(part * (reported_at[-1] - reported_at[0]) / (len(reported_at) - 1))
 
 
 def one_run(folder: Path, *, kind: str, draw: random.Random, right: list[tuple[int, float]]) -> Outcome:
@@ -127,12 +127,12 @@ def one_run(folder: Path, *, kind: str, draw: random.Random, right: list[tuple[i
     process = start(folder)
     wait_for(process, folder, kind=kind, step=step, part=part)
     kill(process)
-    after, in_a_save = len(told_losses(folder)), half_written(folder)
+    after, in_a_save = len(reported_losses(folder)), half_written(folder)
     committed = max(committed_steps(checkpoints), default=0) if checkpoints.is_dir() else 0
     resumed = finish(start(folder))["resumed_after_step"]
     if not isinstance(resumed, int):
         raise SystemExit(f"a run ended with another document than expected: resumed_after_step={resumed!r}")
-    found = told_losses(folder)
+    found = reported_losses(folder)
     return Outcome(f"{kind} {step}", after, in_a_save, committed, resumed, found[-1][1], found == right)
 
 
@@ -145,7 +145,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         write_token_file(Path(name) / DATA, standard_library_tokens(), vocab=256)
         finish(start(Path(name) / "undisturbed"))
-        right = told_losses(Path(name) / "undisturbed")
+        right = reported_losses(Path(name) / "undisturbed")
         outcomes = []
         for number in range(parsed.runs):
             kind = KINDS[number % len(KINDS)]

@@ -60,8 +60,10 @@ def _layouts(space: Space) -> Iterator[Layout]:
         if space.job.training.global_batch % degrees.dp:
             continue
         for micro_batch, order in product(space.micro_batches(degrees), space.axis_orders(degrees)):
-            for passes, schedule in product(space.passes(degrees, micro_batch), space.schedules(degrees, micro_batch)):
-                yield space.layout(degrees, passes, schedule, sharding=Sharding(1), axis_order=order)
+            for pass_config, schedule in product(
+                space.pass_configs(degrees, micro_batch), space.schedules(degrees, micro_batch)
+            ):
+                yield space.layout(degrees, pass_config, schedule, sharding=Sharding(1), axis_order=order)
 
 
 def estimate_us(job: Job, *, repeat: int, count: int = 2000) -> tuple[float, float]:

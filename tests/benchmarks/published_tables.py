@@ -22,8 +22,8 @@ def main() -> None:
         print(f"**{title}**\n\n| model | GPUs | layout | measured s | stack.year={year} | default |")
         print("|---|--:|---|--:|--:|--:|")
         for row in rows:
-            told = [f"{row.estimate(year=y).step_time_s:.2f} ({100 * row.error(year=y):+.1f} %)" for y in (year, None)]
-            print(f"| {row.name} | {row.num_gpus} | {row.layout.brief()} | {row.seconds:.2f} | {told[0]} | {told[1]} |")
+            both = [f"{row.estimate(year=y).step_time_s:.2f} ({100 * row.error(year=y):+.1f} %)" for y in (year, None)]
+            print(f"| {row.name} | {row.num_gpus} | {row.layout.brief()} | {row.seconds:.2f} | {both[0]} | {both[1]} |")
         means = [100 * statistics.mean(abs(row.error(year=y)) for row in rows) for y in (year, None)]
         print(f"| mean of absolute errors | | | | {means[0]:.1f} % | {means[1]:.1f} % |\n")
 

@@ -51,10 +51,10 @@ def trial(job: Nodes, kind: str, chance: random.Random) -> dict[str, object]:
     starts = [len(rank) for rank in job.begun()]
     began = time.monotonic()
     strike(job, kind, chance)
-    anew = job.wait_for(
+    restarted = job.wait_for(
         lambda: all(len(now) > before for now, before in zip(job.begun(), starts, strict=True)), timeout_s=TRIAL_S
     )
-    stepped = anew and job.wait_for_steps(2, timeout_s=TRIAL_S)
+    stepped = restarted and job.wait_for_steps(2, timeout_s=TRIAL_S)
     expected = [(rank // job.ranks, rank) for rank in range(len(starts))]
     order = stepped and [now[-1] for now in job.begun()] == expected
     return {"kind": kind, "came back": stepped, "order": order, "seconds": round(time.monotonic() - began, 2)}
@@ -76,12 +76,12 @@ def main() -> int:
             for host in chance.sample(HOSTS, len(HOSTS)):
                 job.start(host)
             if not job.wait_for_steps():
-                raise SystemExit(f"the job did not begin: {[job.told(host) for host in HOSTS]}")
+                raise SystemExit(f"the job did not begin: {[job.reported(host) for host in HOSTS]}")
             while len(trials) < arguments.trials:
                 trials.append(trial(job, chance.choice(KINDS), chance))
                 print(f"{len(trials):3} {trials[-1]}", file=sys.stderr, flush=True)
                 if not trials[-1]["came back"]:
-                    print("\n".join(f"== {h}\n{job.told(h)[-3000:]}" for h in HOSTS), file=sys.stderr)
+                    print("\n".join(f"== {h}\n{job.reported(h)[-3000:]}" for h in HOSTS), file=sys.stderr)
                     stacks_of_all = (f"== {pid}: {stacks.py_spy(pid)}" for pid in job.members())
                     print("\n".join(stacks_of_all), (job.run_dir / "ledger.jsonl").read_text()[-6000:], file=sys.stderr)
                     break

@@ -87,7 +87,7 @@ def test_mig_slices_become_islands(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (node.gpu.mig_profile, node.num_gpus, node.domain_size, node.slices_per_gpu) == ("3g.40gb", 4, 1, 2)
 
 
-def test_slurm_tells_how_many_nodes_there_are_and_how_many_share_a_leaf(
+def test_slurm_reports_how_many_nodes_there_are_and_how_many_share_a_leaf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm = {
@@ -113,7 +113,7 @@ def test_a_login_node_points_to_the_nodes_with_gpus() -> None:
     assert any("sees 0: run it as srun -N1 --exclusive --gres=gpu:8" in note for note in file.notes)
 
 
-def test_a_process_that_was_given_some_of_the_gpus_is_told() -> None:
+def test_a_process_that_was_given_some_of_the_gpus_is_reported() -> None:
     given = {
         "nvidia-smi -L": whole_gpus(1, "NVIDIA A100-SXM4-80GB"),
         "nvidia-smi topo -m": texts.topo([["X"]]),

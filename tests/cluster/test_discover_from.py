@@ -143,13 +143,13 @@ def test_adapters_of_the_kind_that_carries_most_count(
         ("NVIDIA H100 NVL", "bridge"),
     ],
 )
-def test_one_pair_is_told_by_the_product(product: str, kind: str) -> None:
+def test_one_pair_is_recognised_by_its_product_name(product: str, kind: str) -> None:
     """Two GPUs of a VM see each other through all their links, and so do bridged cards."""
     file = found(whole_gpus(2, product), texts.topo(texts.uniform(2, "NV12")))
     assert (keys(file.text)["nvlink"], keys(file.text)["domain_size"]) == (kind, "2")
 
 
-def test_whole_gpus_beside_slices_are_described_and_the_slices_are_said() -> None:
+def test_whole_gpus_next_to_slices_are_described_and_the_slices_are_noted() -> None:
     slices = "".join(f"  MIG 1g.10gb     Device  {i}: (UUID: MIG-{i})\n" for i in range(7))
     listed = whole_gpus(7, SXM) + f"GPU 7: {SXM} (UUID: GPU-7)\n{slices}"
     file = found(listed, texts.topo(texts.uniform(8, "NV12")))
@@ -265,7 +265,7 @@ def test_the_odd_one_of_several_nodes_is_named(tmp_path: Path) -> None:
     ],
     ids=["pdsh", "tail", "clush -b"],
 )
-def test_several_nodes_of_one_file_are_told_apart(several: object, tmp_path: Path) -> None:
+def test_several_nodes_of_one_file_are_distinguished(several: object, tmp_path: Path) -> None:
     (tmp_path / "all.txt").write_text(several(whole_gpus(8, SXM), whole_gpus(6, SXM)))  # type: ignore[operator]
     read = texts_of_files([str(tmp_path / "all.txt")])
     assert [text.node for text in read] == ["n1", "n2"]

@@ -71,7 +71,7 @@ def test_near_nics_are_those_with_the_shortest_pcie_path() -> None:
     assert [topology.near_nics(gpu) for gpu in (0, 1)] == [("mlx5_0",), ("mlx5_0",)]
 
 
-def test_nic_rows_that_were_cut_off_are_told_and_not_needed() -> None:
+def test_nic_rows_that_were_cut_off_are_reported_and_not_needed() -> None:
     topology = read_topo(texts.topo(NEAR[:2], ["mlx5_0", "mlx5_1"]))
 
     assert topology.near_nics(0) == ("mlx5_0",)
@@ -144,7 +144,7 @@ def test_nccl_topology_gives_gpus_their_nics() -> None:
         ),
     ],
 )
-def test_nccl_topology_tells_what_it_leaves_open(before: str, after: str, note: str) -> None:
+def test_nccl_topology_reports_what_it_leaves_open(before: str, after: str, note: str) -> None:
     topology = read_nccl_topology(texts.NCCL_XML.replace(before, after))
 
     assert any(note in said for said in topology.notes)

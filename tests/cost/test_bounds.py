@@ -14,8 +14,8 @@ from launcher.cost.model import CostModel
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
-from launcher.planner.lower_bounds import Floors
-from launcher.planner.space import Degrees, Passes, Schedule, Sharding, Space
+from launcher.planner.lower_bounds import LowerBounds
+from launcher.planner.space import Degrees, PassConfig, Schedule, Sharding, Space
 
 ROUNDING = 1 + 1e-9
 
@@ -43,17 +43,17 @@ def legal(draw: st.DrawFn) -> tuple[Job, Layout]:
     )
     degrees = draw(st.sampled_from(list(space.degrees())))
     micro_batch = draw(st.sampled_from(list(space.micro_batches(degrees))))
-    passes = draw(st.sampled_from(space.passes(degrees, micro_batch)))
+    pass_config = draw(st.sampled_from(space.pass_configs(degrees, micro_batch)))
     schedule = draw(st.sampled_from(space.schedules(degrees, micro_batch)))
     sharding = draw(st.sampled_from(list(space.shardings(degrees))))
     order = draw(st.sampled_from(list(space.axis_orders(degrees))))
-    return some_job, space.layout(degrees, passes, schedule, sharding=sharding, axis_order=order)
+    return some_job, space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
 
 
-def parts_of(layout: Layout) -> tuple[Degrees, Passes, Schedule]:
+def parts_of(layout: Layout) -> tuple[Degrees, PassConfig, Schedule]:
     return (
         Degrees(layout.tp, layout.cp, layout.pp, layout.dp, layout.ep),
-        Passes(layout.micro_batch, layout.recompute, layout.sequence_parallel),
+        PassConfig(layout.micro_batch, layout.recompute, layout.sequence_parallel),
         Schedule(layout.virtual_stages, layout.schedule),
     )
 
@@ -65,17 +65,20 @@ def test_the_time_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -> 
     if problems(some_job, layout):
         return
     cost = CostModel(some_job)
-    degrees, passes, schedule = parts_of(layout)
-    floors = Floors(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), cost)
-    floor, order = floors.passes(degrees, passes), layout.axis_order
+    degrees, pass_config, schedule = parts_of(layout)
+    lower_bounds = LowerBounds(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), cost)
+    bound, order = lower_bounds.pass_bound(degrees, pass_config), layout.axis_order
     time = cost.estimate(layout).step_time_s
-    assert floors.compute(degrees, layout.micro_batch).step_time_s(schedule) <= floor.step_time_s(schedule) * ROUNDING
-    assert floor.step_time_s(schedule) <= time * ROUNDING
-    sends = floors.sends_s(degrees, passes, schedule, order)
-    after = floors.after_s(
-        degrees, floor, sharding=Sharding(layout.zero_stage, layout.shard_group), order=order, sends_s=sends
+    assert (
+        lower_bounds.compute(degrees, layout.micro_batch).step_time_s(schedule)
+        <= bound.step_time_s(schedule) * ROUNDING
     )
-    assert floor.step_time_s(schedule, sends_s=sends) + after <= time * ROUNDING
+    assert bound.step_time_s(schedule) <= time * ROUNDING
+    sends = lower_bounds.sends_s(degrees, pass_config, schedule, order)
+    after = lower_bounds.after_s(
+        degrees, bound, sharding=Sharding(layout.zero_stage, layout.shard_group), order=order, sends_s=sends
+    )
+    assert bound.step_time_s(schedule, sends_s=sends) + after <= time * ROUNDING
 
 
 @given(legal())
@@ -85,10 +88,14 @@ def test_the_memory_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -
     if problems(some_job, layout):
         return
     cost = CostModel(some_job)
-    degrees, passes, schedule = parts_of(layout)
-    floors = Floors(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), cost)
-    way = next(way for way in floors.ways(degrees, layout.micro_batch) if way.passes == passes)
-    activations = floors.activation_bytes(degrees, way, floors.held(degrees, layout.micro_batch, schedule))
+    degrees, pass_config, schedule = parts_of(layout)
+    lower_bounds = LowerBounds(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), cost)
+    option = next(
+        option for option in lower_bounds.pass_options(degrees, layout.micro_batch) if option.pass_config == pass_config
+    )
+    activations = lower_bounds.activation_bytes(
+        degrees, option, lower_bounds.held(degrees, layout.micro_batch, schedule)
+    )
     states = bounds.state_bytes_of_first_rank(cost, layout)
     assert activations + states <= cost.memory(layout).total_bytes * ROUNDING
 
@@ -99,16 +106,19 @@ def test_more_recomputation_never_shortens_the_bound_and_more_virtual_stages_nev
     case: tuple[Job, Layout],
 ) -> None:
     some_job, layout = case
-    degrees, passes, _ = parts_of(layout)
-    floors = Floors(Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), CostModel(some_job))
+    degrees, pass_config, _ = parts_of(layout)
+    lower_bounds = LowerBounds(
+        Space(some_job, LayoutRequest(tp_across_domains=layout.tp_across_domains)), CostModel(some_job)
+    )
     for modes in (("none", "selective", "full"), ("none", "op", "full")):
-        busiest = [floors.passes(degrees, passes._replace(recompute=mode)).busiest_s for mode in modes]
+        busiest = [lower_bounds.pass_bound(degrees, pass_config._replace(recompute=mode)).busiest_s for mode in modes]
         assert busiest == sorted(busiest)
-    floor = floors.passes(degrees, passes)
-    seconds = [floor.step_time_s(Schedule(v, "interleaved")) for v in (1, 2, 3, 4)]
+    bound = lower_bounds.pass_bound(degrees, pass_config)
+    seconds = [bound.step_time_s(Schedule(v, "interleaved")) for v in (1, 2, 3, 4)]
     assert seconds == sorted(seconds, reverse=True)
     held = [
-        floors.held(degrees, layout.micro_batch, Schedule(v, "interleaved" if v > 1 else "1f1b")) for v in (1, 2, 3, 4)
+        lower_bounds.held(degrees, layout.micro_batch, Schedule(v, "interleaved" if v > 1 else "1f1b"))
+        for v in (1, 2, 3, 4)
     ]
     assert held[0] == min(held)
 
@@ -118,7 +128,7 @@ def test_the_bound_is_no_trivial_one() -> None:
     large = job(on=cluster(nodes=8), of=model(hidden=8192, layers=48, heads=64), global_batch=512)
     cost = CostModel(large)
     layout = Layout(tp=8, pp=4, dp=2, micro_batch=2, sequence_parallel=True, layer_split=(12,) * 4)
-    degrees, passes, schedule = parts_of(layout)
-    floor = Floors(Space(large, LayoutRequest()), cost).passes(degrees, passes)
-    assert floor.step_time_s(schedule) > 0.8 * cost.estimate(layout).step_time_s
-    assert floor.busiest_s == pytest.approx(bounds.busiest_s(floor.time, floor.stages))
+    degrees, pass_config, schedule = parts_of(layout)
+    bound = LowerBounds(Space(large, LayoutRequest()), cost).pass_bound(degrees, pass_config)
+    assert bound.step_time_s(schedule) > 0.8 * cost.estimate(layout).step_time_s
+    assert bound.busiest_s == pytest.approx(bounds.busiest_s(bound.time, bound.stages))

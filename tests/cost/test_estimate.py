@@ -246,7 +246,7 @@ def test_cpu_ranks_that_share_cores_are_slower() -> None:
     assert steps[64] == steps[8]
 
 
-def test_a_gpu_of_unknown_rate_is_told_not_guessed() -> None:
+def test_a_gpu_of_unknown_rate_is_reported_not_guessed() -> None:
     asked = job()
     unknown = replace(
         asked.cluster, node=replace(asked.cluster.node, gpu=replace(asked.cluster.node.gpu, peak_flops={}))

@@ -107,7 +107,7 @@ def test_measured_peaks_with_full_recomputation_are_met(size: str, tp: int, dp: 
     assert memory.total_bytes / GIB == pytest.approx(gib, rel=0.15)
 
 
-def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
+def test_parts_sum_to_the_total_and_the_worst_stage_is_reported() -> None:
     estimate = CostModel(job(on=cluster(nodes=2), loss_parallel=True, wide_loss=False)).estimate(
         Layout(tp=2, pp=4, dp=2, micro_batch=2)
     )
@@ -116,7 +116,7 @@ def test_parts_sum_to_the_total_and_the_worst_stage_is_told() -> None:
     assert estimate.fits == (estimate.memory_bytes_per_gpu <= estimate.usable_memory_bytes)
 
 
-def test_the_embeddings_gradient_stands_beside_its_sum() -> None:
+def test_the_embeddings_gradient_is_counted_with_its_sum() -> None:
     of = replace(model(hidden=4096, layers=8, heads=32), vocab=512_000)
     training = Training(global_batch=64, dtype="bf16", attention="flash")
     cost = CostModel(trained(of, training, on=cluster(nodes=2)))

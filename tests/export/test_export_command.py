@@ -73,7 +73,7 @@ def test_a_run_that_cannot_be_said_is_refused_as_a_whole(tmp_path: Path, capsys:
     assert out == "" and "to=megatron" in err and "layout.schedule=1f1b" in err
 
 
-def test_what_is_missing_is_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_reported_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", *DGX, "layout.tp=2", "layout.zero_stage=3", "to=accelerate"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("compute_environment")

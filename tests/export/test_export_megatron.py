@@ -89,7 +89,7 @@ def test_shape_numbers_and_length_of_the_training_are_said() -> None:
     assert (found["--lr"], found["--lr-decay-style"]) == ("0.0001", "cosine")
 
 
-def test_a_vocabulary_that_tp_does_not_divide_is_padded_and_that_is_told() -> None:
+def test_a_vocabulary_that_tp_does_not_divide_is_padded_and_that_is_reported() -> None:
     plan = plan_of("uneven ends", "model.vocab=50257")
     assert values("uneven ends", "model.vocab=50257")["--padded-vocab-size"] == "50432"
     assert any("50,257" in line and "50,432" in line for line in megatron.write(plan).missing)

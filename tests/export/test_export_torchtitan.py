@@ -60,7 +60,7 @@ def test_stages_that_no_flag_says_are_in_the_configuration_function() -> None:
     assert any("[7, 9, 9, 7]" in line for line in torchtitan.write(plan).missing)
 
 
-def test_a_model_that_it_does_not_have_is_told() -> None:
+def test_a_model_that_it_does_not_have_is_reported() -> None:
     assert any("gpt3_1b3" in line for line in torchtitan.write(plan_of("plain dp")).missing)
     assert not any("llama3_8b" in line for line in torchtitan.write(plan_of("context")).missing)
 

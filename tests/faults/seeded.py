@@ -484,11 +484,11 @@ def strike_long(folder: Path, data: Path, kinds: list[str], chance: random.Rando
         for name in chance.sample(HOSTS, len(HOSTS)):
             job.start(name)
         if not job.wait_for(lambda: steps_done(job.folder) >= 2):
-            raise SystemExit(f"the training did not begin: {[job.job.told(name)[-3000:] for name in HOSTS]}")
+            raise SystemExit(f"the training did not begin: {[job.job.reported(name)[-3000:] for name in HOSTS]}")
         for kind in kinds:
             summary.add(job.strike(kind))
             if not summary.faults[-1].recovered:
-                print("\n".join(f"== {name}\n{job.job.told(name)[-3000:]}" for name in HOSTS), file=sys.stderr)
+                print("\n".join(f"== {name}\n{job.job.reported(name)[-3000:]}" for name in HOSTS), file=sys.stderr)
                 break
         codes = job.finish()
         if losses(job.folder) != expected or set(codes.values()) != {0}:

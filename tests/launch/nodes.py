@@ -69,7 +69,7 @@ class Nodes:
         path = self.run_dir / "logs" / f"rank-{rank}.log"
         return path.read_text() if path.exists() else ""
 
-    def told(self, name: str) -> str:
+    def reported(self, name: str) -> str:
         return (self.folder / f"agent-{name}.log").read_text()
 
     def begun(self) -> list[list[tuple[int, int]]]:

@@ -25,7 +25,7 @@ def test_settings_come_back_from_what_another_process_is_given() -> None:
     assert from_plain(LaunchSettings, json.loads(json.dumps(to_plain(settings)))) == settings
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     wrong = {
         "start": "clone",
         "preload": "torch",
@@ -41,11 +41,11 @@ def test_all_problems_are_told_at_once() -> None:
         "warm": "always",
         "no_such_key": 1,
     }
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as reported:
         LaunchSettings.from_config(wrong)
     for key in wrong:
-        assert any(f"launch.{key}" in problem for problem in told.value.problems), key
-    assert len(told.value.problems) == len(wrong)
+        assert any(f"launch.{key}" in problem for problem in reported.value.problems), key
+    assert len(reported.value.problems) == len(wrong)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_order_holds_from_arrival_through_loss_of_rank_agent_and_coordinator(
     job = nodes(f"until={end}", hosts=HOSTS, ranks=2, launch={"max_restarts": 20, "start": "fork"})
     for name in reversed(HOSTS):
         job.start(name)
-    assert job.wait_for_steps(), job.told(HOSTS[0])
+    assert job.wait_for_steps(), job.reported(HOSTS[0])
     expected = [(rank // 2, rank) for rank in range(6)]
     assert [starts[-1] for starts in job.begun()] == expected
 
@@ -50,13 +50,13 @@ def test_order_holds_from_arrival_through_loss_of_rank_agent_and_coordinator(
         if victim != "rank":
             job.agents[name].wait()
             job.start(name)
-        assert job.wait_for_steps(), (victim, [job.told(h)[-2000:] for h in HOSTS])
+        assert job.wait_for_steps(), (victim, [job.reported(h)[-2000:] for h in HOSTS])
         assert [starts[-1] for starts in job.begun()] == expected, victim
         assert job.saved > saved
 
     members = job.members()
     end.touch()
-    assert set(job.finish().values()) == {0}, [job.told(h)[-2000:] for h in HOSTS]
+    assert set(job.finish().values()) == {0}, [job.reported(h)[-2000:] for h in HOSTS]
     assert not [pid for pid in members if Path(f"/proc/{pid}").exists()]
 
 
@@ -69,7 +69,7 @@ def test_a_spare_takes_the_rank_of_a_lost_node(nodes: Callable[..., Nodes], tmp_
     job.start("spare")  # after the first round: with so short a wait it would sit down before a slow node comes
     assert [starts[-1] for starts in job.begun()] == [(0, 0), (1, 1), (2, 2)]
     job.agents.pop(HOSTS[1]).kill()
-    assert job.wait_for(lambda: len(job.begun()[1]) == 2), job.told("spare")
+    assert job.wait_for(lambda: len(job.begun()[1]) == 2), job.reported("spare")
     assert job.wait_for_steps()
     assert [starts[-1] for starts in job.begun()] == [(0, 0), (1, 1), (2, 2)]
     end.touch()
@@ -81,7 +81,7 @@ def test_agents_meet_over_ipv6_and_no_rank_gets_the_jobs_secret(nodes: Callable[
     job = nodes(f"until={end}", hosts=HOSTS, ranks=2, host="::1")
     for name in HOSTS:
         job.start(name)
-    assert job.wait_for_steps(), job.told(HOSTS[0])
+    assert job.wait_for_steps(), job.reported(HOSTS[0])
     assert all("store at ::1, secret None" in job.log(rank) for rank in range(6))
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and job.secret in path.read_text()]
     assert not [pid for pid in job.members() if job.secret in Path(f"/proc/{pid}/cmdline").read_text()]
@@ -94,23 +94,23 @@ def test_a_slow_rank_of_another_node_is_named_by_the_first(nodes: Callable[..., 
     for name in HOSTS:
         job.start(name)
     assert set(job.finish().values()) == {0}
-    assert "rank 2 (node 2, NODE1) is slow" in job.told("node2")
-    assert not [name for name in HOSTS[1:] if "is slow" in job.told(name)]
+    assert "rank 2 (node 2, NODE1) is slow" in job.reported("node2")
+    assert not [name for name in HOSTS[1:] if "is slow" in job.reported(name)]
 
 
 def test_missing_nodes_are_named_when_the_wait_is_over(nodes: Callable[..., Nodes]) -> None:
     job = nodes(hosts=HOSTS, launch={"join_timeout_s": 3.0})
     job.start("node2")
     assert job.finish() == {"node2": 1}
-    assert "node10 (node 1), NODE1 (node 2)" in job.told("node2")
-    assert "Traceback" not in job.told("node2")
+    assert "node10 (node 1), NODE1 (node 2)" in job.reported("node2")
+    assert "Traceback" not in job.reported("node2")
 
 
 def test_a_node_without_its_coordinator_says_whom_it_waited_for(nodes: Callable[..., Nodes]) -> None:
     job = nodes(hosts=HOSTS, launch={"join_timeout_s": 1.0})
     job.start("node10")
     assert job.finish() == {"node10": 1}
-    assert f"cannot reach the coordinator 127.0.0.1:{job.port}" in job.told("node10")
+    assert f"cannot reach the coordinator 127.0.0.1:{job.port}" in job.reported("node10")
 
 
 def test_a_failure_without_restarts_ends_every_node_with_the_reason(nodes: Callable[..., Nodes]) -> None:
@@ -120,7 +120,7 @@ def test_a_failure_without_restarts_ends_every_node_with_the_reason(nodes: Calla
     assert job.wait_for_steps()
     os.kill(job.ranks_of("node10")[0], signal.SIGKILL)
     assert set(job.finish().values()) == {1}
-    assert "rank 1 failed first" in job.told("node10")
+    assert "rank 1 failed first" in job.reported("node10")
 
 
 def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
@@ -131,17 +131,17 @@ def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
     job = nodes(f"until={end}", hosts=HOSTS[:2], ranks=2, launch=launch)
     for name in HOSTS[:2]:
         job.start(name)
-    assert job.wait_for(lambda: "dp=4" in job.log(0)), job.told(HOSTS[0])
+    assert job.wait_for(lambda: "dp=4" in job.log(0)), job.reported(HOSTS[0])
     assert job.wait_for_steps()
     job.agents[HOSTS[1]].kill()
     job.agents[HOSTS[1]].wait()
-    assert job.wait_for(lambda: "dp=2" in job.log(1)), job.told(HOSTS[0])
+    assert job.wait_for(lambda: "dp=2" in job.log(1)), job.reported(HOSTS[0])
     assert job.wait_for_steps()
-    assert "going on without node 1: tp1 pp1 dp4" in job.told(HOSTS[0])
+    assert "going on without node 1: tp1 pp1 dp4" in job.reported(HOSTS[0])
     smaller = read_plan(next(job.run_dir.glob("plan-round-*.json")))
     assert (smaller.layout.dp, smaller.hosts, smaller.job.cluster.num_nodes) == (2, HOSTS[:1], 1)
     job.start(HOSTS[1])
-    assert job.wait_for(lambda: job.log(3).count("dp=4") == 2), job.told(HOSTS[0])
+    assert job.wait_for(lambda: job.log(3).count("dp=4") == 2), job.reported(HOSTS[0])
     assert job.wait_for_steps()
     end.touch()
     assert set(job.finish().values()) == {0}
@@ -153,7 +153,7 @@ def test_a_node_that_waits_for_a_busy_one_does_not_hang(nodes: Callable[..., Nod
     job = nodes("busy=1", f"end={end}", hosts=HOSTS[:2], launch=launch, script=HANGS)
     for name in HOSTS[:2]:
         job.start(name)
-    assert job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2))), job.told(HOSTS[0])
+    assert job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2))), job.reported(HOSTS[0])
     time.sleep(8)
     assert [agent.poll() for agent in job.agents.values()] == [None, None]
     end.touch()
@@ -166,7 +166,7 @@ def test_a_job_whose_nodes_are_all_silent_hangs(nodes: Callable[..., Nodes]) -> 
     for name in HOSTS[:2]:
         job.start(name)
     assert set(job.finish().values()) == {1}
-    said = job.told(HOSTS[0]) + job.told(HOSTS[1])
+    said = job.reported(HOSTS[0]) + job.reported(HOSTS[1])
     assert "no rank has printed anything, used a core or finished a step" in said
-    assert "rank 1 (step 0): hang_script.py:load_data" in job.told(HOSTS[1])
-    assert "init_process_group" in job.told(HOSTS[0])
+    assert "rank 1 (step 0): hang_script.py:load_data" in job.reported(HOSTS[1])
+    assert "init_process_group" in job.reported(HOSTS[0])

@@ -219,7 +219,7 @@ def test_the_run_folder_is_written_to_and_left_as_it_was(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_room_is_told() -> None:
+def test_too_little_room_is_reported() -> None:
     assert worst(disk_findings(Path("/tmp"), free_bytes=2**60)) >= Level.WARNING
 
 
@@ -245,7 +245,7 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("case", LIMITS)
-def test_a_limit_that_is_too_low_is_told_with_the_way_out(case: str) -> None:
+def test_a_limit_that_is_too_low_is_reported_with_the_way_out(case: str) -> None:
     limits, level, words = LIMITS[case]
     [bad] = [f for f in limit_findings(cluster(), limits, ranks=8) if f.level is not Level.OK]
     assert (bad.level.name.lower(), words in bad.message) == (level, True), bad
@@ -306,7 +306,7 @@ def test_hosts_with_problems_are_those_to_exclude(tmp_path: Path) -> None:
     assert next(f for f in findings if f.check == "nvlink state").to_dict()["level"] == "problem"
 
 
-def test_the_cuda_version_of_torch_is_the_one_that_torch_tells() -> None:
+def test_the_cuda_version_of_torch_is_the_one_that_torch_reports() -> None:
     torch = pytest.importorskip("torch")
 
     assert torch_cuda_version() == torch.version.cuda

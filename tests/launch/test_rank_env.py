@@ -22,14 +22,16 @@ from launcher.layout import Layout
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.run.folder import RunFolder
 
-SEAT = RankAssignment(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
+ASSIGNMENT = RankAssignment(5, 16, 1, 4, 1, 4, "10.0.0.1", 29500, 2, 3, "run")
 
 
 def test_a_rank_reads_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     layout = Layout(tp=2, pp=2, dp=4, layer_split=(12, 12))
     plan = Plan(job(on=cluster(nodes=4, domains=(4,))), layout, estimate={}, why=())
     file = write_plan(plan, RunFolder(tmp_path).plan)
-    for name, value in (torchrun_variables(SEAT) | plan_variables(plan, run_folder=tmp_path, plan_path=file)).items():
+    for name, value in (
+        torchrun_variables(ASSIGNMENT) | plan_variables(plan, run_folder=tmp_path, plan_path=file)
+    ).items():
         monkeypatch.setenv(name, value)
     read = env.rank_env()
     assert (read.rank, read.world_size, read.local_rank, read.local_world_size) == (5, 16, 1, 4)
@@ -71,14 +73,14 @@ def test_rings_stay_on_a_rail_where_there_are_several_and_that_is_explained() ->
 
 def test_ranks_use_the_agents_store_and_count_restarts_as_torchrun_does() -> None:
     # torch keys the store by the restart count
-    assert torchrun_variables(SEAT)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
-    assert torchrun_variables(replace(SEAT, restarts=7))["TORCHELASTIC_RESTART_COUNT"] == "7"
+    assert torchrun_variables(ASSIGNMENT)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+    assert torchrun_variables(replace(ASSIGNMENT, restarts=7))["TORCHELASTIC_RESTART_COUNT"] == "7"
 
 
 def test_a_rank_has_a_file_for_an_exception_where_its_agent_has_a_folder_for_it() -> None:
-    assert "TORCHELASTIC_ERROR_FILE" not in torchrun_variables(SEAT)
-    seat = replace(SEAT, error_file=Path("/run/logs/rank-5-error-1.json"))
-    assert torchrun_variables(seat)["TORCHELASTIC_ERROR_FILE"] == "/run/logs/rank-5-error-1.json"
+    assert "TORCHELASTIC_ERROR_FILE" not in torchrun_variables(ASSIGNMENT)
+    assignment = replace(ASSIGNMENT, error_file=Path("/run/logs/rank-5-error-1.json"))
+    assert torchrun_variables(assignment)["TORCHELASTIC_ERROR_FILE"] == "/run/logs/rank-5-error-1.json"
 
 
 @pytest.mark.parametrize(("cores", "ranks", "threads"), [(2, 8, 1), (128, 8, 16), (7, 2, 3), (1, 1, 1)])

@@ -51,13 +51,13 @@ def test_the_rank_that_raised_first_is_named_with_its_traceback_and_log(start: C
     code, _, err = job.finish()
     assert code == 1
     assert re.search(r"rank 2 failed first \(local rank 2 of node 0, .*\): exit code 1", err)
-    told = err[err.index("rank 2 failed first") :]
-    assert "ValueError: rank 2 broke on purpose" in told
-    assert "runpy" not in told
-    assert str(job.folder / "logs" / "rank-2.log") in told
+    reported = err[err.index("rank 2 failed first") :]
+    assert "ValueError: rank 2 broke on purpose" in reported
+    assert "runpy" not in reported
+    assert str(job.folder / "logs" / "rank-2.log") in reported
 
 
-def test_an_exit_code_without_a_traceback_is_told(start: Callable[..., Job]) -> None:
+def test_an_exit_code_without_a_traceback_is_reported(start: Callable[..., Job]) -> None:
     code, _, err = start("exit=1:7", ranks=2).finish()
     assert code == 1
     assert "rank 1 failed first" in err
@@ -81,7 +81,7 @@ def test_a_killed_rank_ends_the_job_and_leaves_no_process(start: Callable[..., J
     assert gone(members)
 
 
-def test_ctrl_c_ends_a_script_that_heeds_no_stop_at_once(start: Callable[..., Job]) -> None:
+def test_ctrl_c_ends_a_script_that_ignores_stops_at_once(start: Callable[..., Job]) -> None:
     job = start("loop", "child")
     job.wait_until_looping()
     members = job.members()
@@ -121,7 +121,7 @@ def test_a_process_with_threads_is_not_forked(start: Callable[..., Job], tmp_pat
     assert "launch.start=spawn" in err
 
 
-def test_a_module_that_does_not_exist_is_told_before_anything_starts(start: Callable[..., Job]) -> None:
+def test_a_module_that_does_not_exist_is_reported_before_anything_starts(start: Callable[..., Job]) -> None:
     code, _, err = start(preload=["no_such_module_at_all"]).finish()
     assert code == 2
     assert "no_such_module_at_all" in err

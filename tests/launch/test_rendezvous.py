@@ -445,17 +445,17 @@ def test_plain_torchrun_keeps_the_plans_order_with_our_rendezvous(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("conf", "told"),
+    ("conf", "reported"),
     [
         (["--rdzv-conf=host=x"], "order of the nodes is not known"),
         (["--rdzv-conf=hosts=a+b+c"], "give --nnodes=3"),
     ],
 )
-def test_torchrun_without_an_order_says_what_is_missing(tmp_path: Path, conf: list[str], told: str) -> None:
+def test_torchrun_without_an_order_says_what_is_missing(tmp_path: Path, conf: list[str], reported: str) -> None:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=launcher", "--rdzv-id=x",
         "--rdzv-endpoint=127.0.0.1:1", "--nnodes=2", *conf, str(tmp_path / "none.py"),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
-    assert told in done.stderr
+    assert reported in done.stderr

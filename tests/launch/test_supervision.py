@@ -110,7 +110,7 @@ def test_a_slow_rank_is_named_with_its_node_though_all_wait_for_it(start: Callab
     assert not re.search(r"rank [023] \(node 0.*is slow", err)
 
 
-def test_the_ledger_tells_when_every_rank_reached_each_phase(start: Callable[..., Job], tmp_path: Path) -> None:
+def test_the_ledger_reports_when_every_rank_reached_each_phase(start: Callable[..., Job], tmp_path: Path) -> None:
     job = start(f"dir={tmp_path}", "steps=20", script=STEPS, ranks=2)
     code, _, err = job.finish()
     assert code == 0, err

@@ -29,7 +29,7 @@ def watch(*, hang_timeout_s: float | None = 10.0, start_timeout_s: float | None 
     return RankWatch(hang_timeout_s, start_timeout_s, straggler_factor=1.5, straggler_steps=3)
 
 
-def test_a_rank_that_never_told_anything_is_not_watched() -> None:
+def test_a_rank_that_never_reported_is_not_watched() -> None:
     assert watch().hang({0: state(), 1: state(beat_at=95.0, step=4)}, now=100.0) is None
 
 
@@ -127,7 +127,7 @@ def test_only_a_signal_with_a_handler_is_caught() -> None:
     assert not process.catches(2**22 + 1, number)
 
 
-def told(times: list[list[float]], *, stages: dict[int, int] | None = None) -> list[int]:
+def reported(times: list[list[float]], *, stages: dict[int, int] | None = None) -> list[int]:
     """Ranks named over steps; times[step][rank] is what the rank was busy itself."""
     one, named, spent = watch(), [], [0.0] * 4
     for step, row in enumerate([[9.0] * 4, *times], start=1):  # the first look sees the warm-up
@@ -138,17 +138,17 @@ def told(times: list[list[float]], *, stages: dict[int, int] | None = None) -> l
 
 
 def test_a_rank_that_stays_slow_is_named_once() -> None:
-    assert told([[1.0, 1.0, 2.0, 1.0]] * 9) == [2]
+    assert reported([[1.0, 1.0, 2.0, 1.0]] * 9) == [2]
 
 
 def test_a_rank_that_was_slow_for_a_moment_is_not_named() -> None:
     fast, slow = [1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 2.0, 1.0]
-    assert told([slow, slow, fast, slow, slow, fast]) == []
+    assert reported([slow, slow, fast, slow, slow, fast]) == []
 
 
 def test_a_rank_is_compared_with_those_of_its_stage_where_they_are_enough() -> None:
     times = [[1.0, 1.0, 1.0, 3.0]] * 9
-    assert told(times, stages={0: 0, 1: 0, 2: 0, 3: 1}) == [3]  # one in its stage: compared with all
+    assert reported(times, stages={0: 0, 1: 0, 2: 0, 3: 1}) == [3]  # one in its stage: compared with all
     one = watch()
     uneven = {rank: 1 if rank < 3 else 3 for rank in range(6)}  # the second stage has three times the work
     for look in range(1, 9):
@@ -159,7 +159,7 @@ def test_a_rank_is_compared_with_those_of_its_stage_where_they_are_enough() -> N
 @settings(deadline=None)
 @given(st.lists(st.lists(st.floats(1.0, 1.49), min_size=4, max_size=4), max_size=20))
 def test_ranks_within_the_factor_are_never_named(times: list[list[float]]) -> None:
-    assert told(times) == []
+    assert reported(times) == []
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_the_grid_of_a_layout_follows_its_axis_order() -> None:
 
 
 @pytest.mark.parametrize("order", ["tp", "tp-cp-dp", "tp-tp-dp-pp", "tp-cp-dp-xx", "tp,cp,dp,pp", ""])
-def test_a_wrong_axis_order_is_told_with_an_example(order: str) -> None:
+def test_a_wrong_axis_order_is_reported_with_an_example(order: str) -> None:
     message = axis_order_problem(order)
     assert message is not None
     assert repr(order) in message and "tp-cp-dp-pp" in message

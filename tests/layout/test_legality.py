@@ -49,7 +49,7 @@ def test_a_legal_layout_breaks_no_rule() -> None:
 
 
 @pytest.mark.parametrize(("change", "rule", "words"), BROKEN, ids=[f"{rule}-{change}" for change, rule, _ in BROKEN])
-def test_a_broken_rule_is_told_with_what_was_found_and_what_is_allowed(
+def test_a_broken_rule_is_reported_with_what_was_found_and_what_is_allowed(
     change: dict[str, object], rule: str, words: list[str]
 ) -> None:
     found = [p.message for p in broken_rules(job(), replace(LEGAL, **change)) if p.rule == rule]
@@ -57,7 +57,7 @@ def test_a_broken_rule_is_told_with_what_was_found_and_what_is_allowed(
     assert all(word in found[0] for word in words), found[0]
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     layout = Layout(tp=3, pp=32, dp=5, micro_batch=7, ep=2, cp=3, sequence_parallel=True)
     rules = {problem.rule for problem in broken_rules(job(), layout)}
     assert rules >= {
@@ -157,7 +157,7 @@ def test_tensor_parallel_choices_stop_at_the_domain() -> None:
     assert tensor_parallel_choices(job(on=cluster(nodes=2)), across_domains=True) == [1, 2, 4, 8, 16]
 
 
-def test_grouped_heads_are_told_only_where_they_differ_from_the_heads() -> None:
+def test_grouped_heads_are_reported_only_where_they_differ_from_the_heads() -> None:
     grouped = job(of=replace(model(heads=24, hidden=24 * 64), kv_heads=6))
     rules = {p.rule for p in broken_rules(grouped, Layout(tp=4, pp=1, dp=2, layer_split=(24,)))}
     assert rules == {"tp and the key-value heads do not divide"}

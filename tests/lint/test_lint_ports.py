@@ -33,7 +33,7 @@ def test_the_bounds_of_an_expression_are_found(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", UNKNOWN)
-def test_what_cannot_be_told_is_unknown(value: str) -> None:
+def test_what_cannot_be_known_is_unknown(value: str) -> None:
     assert port_range(value, VARIABLES) is None
 
 

@@ -87,13 +87,13 @@ def test_parameters_are_those_of_the_model_that_transformers_makes(name: str, tm
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_the_keys_cannot_say_is_told_where_parameters_differ(name: str, tmp_path: Path) -> None:
+def test_what_the_keys_cannot_say_is_reported_where_parameters_differ(name: str, tmp_path: Path) -> None:
     found = read(name, tmp_path)
     off = abs(Model(**found.keys).params - found.parameters) / found.parameters
-    told = [line for line in found.missing if line.startswith("all of its")]
-    assert bool(told) == (off > 1e-3)
+    reported = [line for line in found.missing if line.startswith("all of its")]
+    assert bool(reported) == (off > 1e-3)
     if name in EXACT:
-        assert off < 1e-3 and not told
+        assert off < 1e-3 and not reported
 
 
 def test_numbers_of_llama_are_read(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_folder_is_a_model_of_the_command_line_and_what_the_user_sets_wins(tmp
     assert load(["model.layers=3", f"model=hf:{folder}"]).job.model.layers == 3
 
 
-def test_what_has_no_key_is_said_beside_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_has_no_key_is_noted_with_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     written(config_of("qwen3 4b"), tmp_path)
     assert main(["plan", "cluster=dgx_a100_80g", f"model=hf:{tmp_path}", "train.global_batch=64", "top=1"]) == 0
     assert "there is no key for heads of 128" in capsys.readouterr().err

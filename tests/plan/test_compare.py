@@ -37,7 +37,7 @@ def test_a_resized_cluster_has_that_many_gpus(num_gpus: int) -> None:
 
 
 @pytest.mark.parametrize(("num_gpus", "words"), [(0, "at least 1"), (-8, "at least 1"), (6, "a multiple of 4")])
-def test_a_size_that_no_cluster_has_is_told(num_gpus: int, words: str) -> None:
+def test_a_size_that_no_cluster_has_is_reported(num_gpus: int, words: str) -> None:
     with pytest.raises(InputError, match=words):
         resized(cluster(domains=(4,)), num_gpus)
 
@@ -67,14 +67,14 @@ def test_without_tokens_or_price_there_is_no_cost() -> None:
     assert compared(unpriced, tokens=None).rows[0].gpu_hours is None
 
 
-def test_a_cheaper_gpu_that_is_enough_is_told() -> None:
+def test_a_cheaper_gpu_that_is_enough_is_reported() -> None:
     found = compared(priced("a100_sxm_80g", memory_gib=80, price=3.0), priced("a10", memory_gib=24, price=0.5))
-    told = "\n".join(found.verdicts)
-    assert "a whole A100 is more than this job needs: a10 is enough" in told
-    assert "cheapest: a10" in told
+    reported = "\n".join(found.verdicts)
+    assert "a whole A100 is more than this job needs: a10 is enough" in reported
+    assert "cheapest: a10" in reported
 
 
-def test_where_the_a100_is_cheapest_by_the_token_that_is_told() -> None:
+def test_where_the_a100_is_cheapest_by_the_token_that_is_reported() -> None:
     found = compared(priced("a100_sxm_80g", memory_gib=80, price=1.0), priced("a10", memory_gib=24, price=1.5))
     assert "an A100 earns its price: a10 costs " in "\n".join(found.verdicts)
 

@@ -36,7 +36,7 @@ def test_the_exposed_parts_of_a_step_add_up_to_it() -> None:
         assert sum(exposed(candidate.estimate).values()) == pytest.approx(candidate.estimate.step_time_s, rel=1e-9)
 
 
-def test_the_shares_told_are_those_of_the_estimate() -> None:
+def test_the_shares_shown_are_those_of_the_estimate() -> None:
     result, cost = searched(JOB, tp=2, pp=2)
     line = reasons(result, cost)[0][0]
     shares = {
@@ -69,18 +69,20 @@ CROSSINGS = [
 
 
 @pytest.mark.parametrize(("some_job", "pins", "words"), CROSSINGS)
-def test_the_links_that_each_axis_crosses_are_told(some_job: Job, pins: dict[str, object], words: list[str]) -> None:
-    told = why(some_job, **pins)
-    assert all(word in told for word in words), told
+def test_the_links_that_each_axis_crosses_are_reported(
+    some_job: Job, pins: dict[str, object], words: list[str]
+) -> None:
+    reported = why(some_job, **pins)
+    assert all(word in reported for word in words), reported
 
 
-def test_a_mig_cluster_tells_how_many_jobs_run_side_by_side() -> None:
+def test_a_mig_cluster_reports_how_many_jobs_run_side_by_side() -> None:
     slices = job(on=cluster(nodes=2, domains=(1,) * 7, memory_gib=10, mig_profile="1g.10gb"), of=model(layers=4))
-    told = why(slices)
-    assert "14 such jobs side by side" in told and "no peer-to-peer" in told
+    reported = why(slices)
+    assert "14 such jobs side by side" in reported and "no peer-to-peer" in reported
 
 
-def test_a_slower_layout_is_told_by_how_much_and_where() -> None:
+def test_a_slower_layout_is_reported_by_how_much_and_where() -> None:
     cost = CostModel(JOB)
     fast = search(JOB, LayoutRequest(pp=1), top=1, model=cost).best.estimate
     slow = search(JOB, LayoutRequest(pp=8), top=1, model=cost).best.estimate
@@ -93,33 +95,33 @@ def test_a_slower_layout_is_told_by_how_much_and_where() -> None:
 
 def test_what_each_alternative_costs_is_what_its_estimate_says() -> None:
     result, cost = searched(JOB, recompute="selective", tp=8)
-    told = "\n".join(reasons(result, cost)[0])
+    reported = "\n".join(reasons(result, cost)[0])
     other = cost.estimate(replace(result.best.layout, recompute="none"))
     if other.fits and other.step_time_s > result.best.estimate.step_time_s * 1.0005:
-        assert f"recompute=none would be {slower(result.best.estimate, other)}" in told
+        assert f"recompute=none would be {slower(result.best.estimate, other)}" in reported
     elif not other.fits:
-        assert "recompute=none would not fit" in told
+        assert "recompute=none would not fit" in reported
     else:
-        assert "recompute=none would" not in told
+        assert "recompute=none would" not in reported
 
 
-def test_a_faster_split_of_the_layers_is_told_with_what_it_gains() -> None:
+def test_a_faster_split_of_the_layers_is_reported_with_what_it_gains() -> None:
     wide = job(on=cluster(domains=(4,)), of=replace(model(hidden=1024, layers=8), vocab=400_000), global_batch=64)
     result, cost = searched(wide, pp=4, tp=1, virtual_stages=1)
-    (told,) = [line for line in reasons(result, cost)[0] if "layer_split" in line]
-    split = tuple(int(count) for count in told.partition("[")[2].partition("]")[0].split(","))
+    (reported,) = [line for line in reasons(result, cost)[0] if "layer_split" in line]
+    split = tuple(int(count) for count in reported.partition("[")[2].partition("]")[0].split(","))
     other = cost.estimate(replace(result.best.layout, layer_split=split))
     gain = 1 - other.step_time_s / result.best.estimate.step_time_s
-    assert f"{gain:.1%} faster" in told and gain > 0.01
+    assert f"{gain:.1%} faster" in reported and gain > 0.01
     even, _ = searched(wide, pp=1)
     assert not any("layer_split" in line for line in reasons(even, cost)[0])
 
 
 def test_every_candidate_has_reasons() -> None:
     result, cost = searched(JOB)
-    told = reasons(result, cost)
-    assert len(told) == len(result.candidates)
-    assert all(lines and all(lines) for lines in told)
+    reported = reasons(result, cost)
+    assert len(reported) == len(result.candidates)
+    assert all(lines and all(lines) for lines in reported)
 
 
 @pytest.mark.parametrize(
@@ -131,22 +133,22 @@ def test_every_candidate_has_reasons() -> None:
         ("compute_s", "compute"),
     ],
 )
-def test_names_of_a_breakdown_are_told_in_words(name: str, expected: str) -> None:
+def test_names_of_a_breakdown_are_reported_in_words(name: str, expected: str) -> None:
     assert label(name) == expected
 
 
-def test_why_not_tells_an_illegal_layout_with_its_rule() -> None:
+def test_why_not_reports_an_illegal_layout_with_its_rule() -> None:
     result, cost = searched(JOB)
     assert "it is illegal: " in why_not(result, "tp=3", cost) and "32 heads" in why_not(result, "tp=3", cost)
 
 
-def test_why_not_tells_a_layout_that_does_not_fit_with_the_stage_and_the_bytes() -> None:
+def test_why_not_reports_a_layout_that_does_not_fit_with_the_stage_and_the_bytes() -> None:
     result, cost = searched(job(on=cluster(memory_gib=40), of=SHAPE, global_batch=64))
     answer = why_not(result, "tp=1,pp=1,zero_stage=0,recompute=none", cost)
     assert "does not fit" in answer and "on stage 0" in answer and "too much" in answer
 
 
-def test_why_not_tells_a_slower_layout_by_how_much() -> None:
+def test_why_not_reports_a_slower_layout_by_how_much() -> None:
     result, cost = searched(JOB)
     answer = why_not(result, "pp=8", cost)
     best = search(JOB, LayoutRequest(pp=8), top=1).best
@@ -154,7 +156,7 @@ def test_why_not_tells_a_slower_layout_by_how_much() -> None:
     assert f"{best.estimate.step_time_s / result.best.estimate.step_time_s - 1:.1%} slower" in answer
 
 
-def test_why_not_keeps_what_was_pinned_besides() -> None:
+def test_why_not_keeps_other_pinned_keys() -> None:
     result, cost = searched(JOB, tp=8, micro_batch=2)
     assert "mb2" in why_not(result, "pp=2", cost) and "tp8" in why_not(result, "pp=2", cost)
 
@@ -184,7 +186,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("question", "words"), WRONG)
-def test_a_question_that_is_not_understood_is_told_whole(question: str, words: list[str]) -> None:
+def test_a_question_that_is_not_understood_is_reported_whole(question: str, words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         parse(question)
     assert all(word in str(caught.value) for word in words), str(caught.value)

@@ -53,7 +53,7 @@ def test_a_plan_is_read_as_it_was_written(saved: Path) -> None:
     assert again.read_bytes() == saved.read_bytes()
 
 
-def test_overrides_that_agree_with_a_plan_may_be_given_beside_it(saved: Path) -> None:
+def test_overrides_that_agree_with_a_plan_may_be_given_with_it(saved: Path) -> None:
     assert given(saved) == read_plan(saved)
     agreeing = [
         *DGX,

@@ -39,7 +39,7 @@ def test_the_table_is_ranked_and_gives_reasons(capsys: pytest.CaptureFixture[str
     assert "Why tp" in text and "considered" in text and "Why not tp=4,pp=16:" in text
 
 
-def test_pcie_gpus_get_no_tp_unasked_and_are_told_what_it_crosses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_pcie_gpus_get_no_tp_unasked_and_the_plan_says_what_it_crosses(capsys: pytest.CaptureFixture[str]) -> None:
     job = ["cluster=a100_pcie_40g", "model=gpt3_2b7", "train.global_batch=64"]
     document = planned(capsys, *job)
     assert {plan["layout"]["tp"] for plan in document["plans"]} == {1}
@@ -98,7 +98,7 @@ def test_a_sweep_of_clusters_takes_sizes_too(capsys: pytest.CaptureFixture[str])
     assert any(verdict.startswith("an A100 is not the best buy: dgx_h100") for verdict in document["verdicts"])
 
 
-def test_a_number_of_tokens_is_told_in_days_gpu_hours_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_of_tokens_is_reported_in_days_gpu_hours_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
     job = ["cluster=dgx_a100_80g", "model=gpt3_125m", "train.global_batch=64", "tokens=1e9"]
     bill, plan = (document := planned(capsys, *job))["training"], document["plans"][0]
     assert bill["gpu_hours"] == pytest.approx(1e9 / plan["tokens_per_s_per_gpu"] / 3600)

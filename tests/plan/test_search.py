@@ -304,13 +304,15 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("pins", "words"), REFUSED, ids=[str(pins) for pins, _ in REFUSED])
-def test_an_illegal_request_is_told_with_all_the_rules_in_the_way(pins: dict[str, object], words: list[str]) -> None:
+def test_an_illegal_request_is_reported_with_all_the_rules_in_the_way(
+    pins: dict[str, object], words: list[str]
+) -> None:
     with pytest.raises(InputError) as caught:
         search(ROOMY, LayoutRequest(**pins))
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_where_nothing_fits_the_nearest_miss_and_what_helps_are_told() -> None:
+def test_where_nothing_fits_the_nearest_miss_and_what_helps_are_reported() -> None:
     large = job(on=cluster(domains=(8,), memory_gib=16), of=model(hidden=8192, layers=48, heads=64), global_batch=16)
     with pytest.raises(NoLayoutFits) as caught:
         search(large, LayoutRequest())

@@ -162,7 +162,7 @@ def test_sizes_and_factors_are_those_of_nccl_tests(operation: str, factor: float
     assert (made.num_bytes, made.factor) == (4096, factor)
 
 
-def test_rates_between_nodes_are_told_for_the_whole_node() -> None:
+def test_rates_between_nodes_are_reported_for_the_whole_node() -> None:
     from launcher.config.compose import load
     from launcher.layout import Layout
     from launcher.planner.record import Plan
@@ -207,6 +207,6 @@ def test_sizes_are_powers_of_two(first: int, last: int, factor: int, sizes: list
         ({"name": "gemm", "squares": [0]}, "recipe.squares"),
     ],
 )
-def test_unsound_options_are_told_before_anything_starts(config: dict[str, Any], said: str) -> None:
+def test_unsound_options_are_reported_before_anything_starts(config: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         RECIPES[config["name"]].from_config(config)

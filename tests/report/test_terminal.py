@@ -59,7 +59,7 @@ def test_the_reasons_and_the_counts_follow(result: SearchResult) -> None:
     assert "\x1b" not in text
 
 
-def test_a_peak_that_is_not_known_is_told_as_unknown() -> None:
+def test_a_peak_that_is_not_known_is_reported_as_unknown() -> None:
     gpu = replace(LARGE.cluster.node.gpu, peak_flops={}, kind="cpu")
     unknown = replace(cluster(domains=(2,)), node=replace(cluster(domains=(2,)).node, gpu=gpu))
     found = search(job(on=unknown, of=model(layers=2), global_batch=4), LayoutRequest(), top=1)

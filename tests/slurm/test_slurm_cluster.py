@@ -139,8 +139,8 @@ def test_an_application_error_ends_the_job_and_is_explained(slurm: Slurm) -> Non
     job_id = slurm.submit_steps(run, nodes=2, args=["50", "fail=3"])
     slurm.wait(job_id, "FAILED")
     found = SubmittedRun.find(str(run))
-    told = status(found)
-    assert (told.job_id, told.state, told.restarts) == (job_id, "FAILED", 0)
+    reported = status(found)
+    assert (reported.job_id, reported.state, reported.restarts) == (job_id, "FAILED", 0)
     log = b"".join(read_log(found, rank=None, following=True)).decode()
     assert "this job fails by itself" in log
     assert "not requeued" in log
@@ -165,9 +165,9 @@ def test_a_sweep_is_one_array_with_one_table(slurm: Slurm) -> None:
     job_id = slurm.launcher("submit", "-m", *words, "launch.exclude=side[1-2]", "--", "5").stdout.strip()
     for task in ("0", "1"):
         slurm.wait(f"{job_id}_{task}", "COMPLETED")
-    told = slurm.launcher("status", str(folder)).stdout
-    assert (folder / "results.txt").read_text().strip() in told
-    assert [line.split()[1] for line in told.splitlines() if line[:1].isdigit()] == ["done", "done"]
+    reported = slurm.launcher("status", str(folder)).stdout
+    assert (folder / "results.txt").read_text().strip() in reported
+    assert [line.split()[1] for line in reported.splitlines() if line[:1].isdigit()] == ["done", "done"]
     assert [len(steps(folder / task)) for task in ("0", "1")] == [5, 5]
 
 
@@ -181,9 +181,9 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_accounting(
         slurm.wait(job_id, "COMPLETED")
     monkeypatch.setattr(life, "_from_squeue", lambda job_id: None)
     deadline = time.monotonic() + 30
-    while (told := status(SubmittedRun(job_id, None))).state != "FAILED" and time.monotonic() < deadline:
+    while (reported := status(SubmittedRun(job_id, None))).state != "FAILED" and time.monotonic() < deadline:
         time.sleep(0.2)  # slurmctld tells slurmdbd by and by
-    assert (told.state, told.exit_code, told.num_nodes, told.source) == ("FAILED", "3:0", 2, "sacct")
+    assert (reported.state, reported.exit_code, reported.num_nodes, reported.source) == ("FAILED", "3:0", 2, "sacct")
 
 
 def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(limited: tuple[Slurm, Path, str]) -> None:

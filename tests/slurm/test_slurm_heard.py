@@ -87,7 +87,7 @@ def test_a_complaint_of_a_node_that_could_report_is_no_missing_folder() -> None:
     assert problems(judge(Heard(fine(0, 1, 2), err, 0), HOSTS)) == []
 
 
-def test_a_clock_that_is_off_is_told_although_lines_come_late() -> None:
+def test_a_clock_that_is_off_is_reported_although_lines_come_late() -> None:
     delayed = [report(i, h, at=100.0, came=100.0 + delay) for i, h in enumerate(HOSTS) for delay in (30.0, 0.1)]
     assert judge(Heard((*fine(0, 1, 2), *delayed), (), 0), HOSTS)[-1].check == "port"
     ahead = [report(i, h, at=107.0 if h == "node3" else 100.0, came=100.1) for i, h in enumerate(HOSTS)]

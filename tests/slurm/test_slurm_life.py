@@ -28,7 +28,7 @@ def queue(*states: str) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("states", "told"),
+    ("states", "reported"),
     [
         (["COMPLETED", "RUNNING", "PENDING"], "RUNNING"),
         (["COMPLETED", "PENDING"], "PENDING"),
@@ -36,13 +36,15 @@ def queue(*states: str) -> Answer:
         (["COMPLETED", "COMPLETED"], "COMPLETED"),
     ],
 )
-def test_an_array_is_what_its_busiest_task_is(monkeypatch: pytest.MonkeyPatch, states: list[str], told: str) -> None:
+def test_an_array_is_what_its_busiest_task_is(
+    monkeypatch: pytest.MonkeyPatch, states: list[str], reported: str
+) -> None:
     says(monkeypatch, life, squeue=queue(*states))
-    assert life.status(life.SubmittedRun("17", None)).state == told
+    assert life.status(life.SubmittedRun("17", None)).state == reported
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "reported"),
     [
         ("RESIZING|0:0|3|2026-01-01T00:00:00\nCOMPLETED|0:0|2|2026-01-01T00:01:00\n", ("COMPLETED", 2)),
         ("CANCELLED by 1000|0:15|4|2026-01-01T00:00:00\n", ("CANCELLED", 4)),
@@ -50,11 +52,11 @@ def test_an_array_is_what_its_busiest_task_is(monkeypatch: pytest.MonkeyPatch, s
     ],
 )
 def test_accounting_is_asked_for_what_the_queue_has_forgotten(
-    monkeypatch: pytest.MonkeyPatch, said: str, told: tuple[str, int]
+    monkeypatch: pytest.MonkeyPatch, said: str, reported: tuple[str, int]
 ) -> None:
     says(monkeypatch, life, sacct=Answer(0, said, ""))
     found = life.status(life.SubmittedRun("17", None))
-    assert ((found.state, found.num_nodes), found.source) == (told, "sacct")
+    assert ((found.state, found.num_nodes), found.source) == (reported, "sacct")
 
 
 def test_a_job_that_nobody_knows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +79,7 @@ SILENCES = {
 
 
 @pytest.mark.parametrize("words", SILENCES)
-def test_nobody_answering_is_told_from_an_answer(words: str) -> None:
+def test_no_answer_differs_from_an_empty_answer(words: str) -> None:
     assert SILENCES[words] in str(unreachable(Answer(1, "", words).reason))
     assert unreachable(FORGOTTEN.reason) is None
     assert unreachable("Requested node configuration is not available") is None
@@ -90,9 +92,9 @@ def no_answer(argv: object, **_: object) -> Answer:
 def test_a_job_that_cannot_be_asked_for_is_not_forgotten(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(life, "ask", no_answer)
     run = life.SubmittedRun("17", create_run_folder(tmp_path).path)
-    told = life.status(run)
-    assert (told.state, told.ended) == (life.UNREACHABLE, False)
-    assert "slurmctld does not answer" in str(told)
+    reported = life.status(run)
+    assert (reported.state, reported.ended) == (life.UNREACHABLE, False)
+    assert "slurmctld does not answer" in str(reported)
     with pytest.raises(InputError, match="cannot be cancelled now"):
         life.cancel(run)
     with pytest.raises(SlurmUnreachable):
@@ -108,13 +110,13 @@ def test_a_requeue_waits_for_slurmctld(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [no_answer, no_answer, lambda argv: Answer(0, "", "")]
     monkeypatch.setattr(jobstate, "ask", lambda argv: answers.pop(0)(argv))
     monkeypatch.setattr(jobstate, "RETRY_EVERY_S", 0.01)
-    told: list[str] = []
-    jobstate.requeue("17", tell=told.append)
-    assert (len(told), answers) == (2, [])
+    reported: list[str] = []
+    jobstate.requeue("17", notify=reported.append)
+    assert (len(reported), answers) == (2, [])
     monkeypatch.setattr(jobstate, "RETRY_FOR_S", -1.0)
     monkeypatch.setattr(jobstate, "ask", no_answer)
     with pytest.raises(JobFailed, match="cannot be requeued"):
-        jobstate.requeue("17", tell=told.append)
+        jobstate.requeue("17", notify=reported.append)
 
 
 def test_the_members_of_an_array_that_have_ended_are_known_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

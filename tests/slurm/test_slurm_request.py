@@ -206,7 +206,7 @@ def test_fewer_nodes_need_leave_to_plan_again() -> None:
 def test_the_configuration_file_and_the_settings_agree() -> None:
     config = compose_config(["launch=slurm"])["launch"]
     assert SlurmSettings.from_config(config) == SlurmSettings()
-    assert read(LaunchSettings, config, "launch", beside=(SlurmSettings,)).grace_s < SlurmSettings().signal_lead_s
+    assert read(LaunchSettings, config, "launch", siblings=(SlurmSettings,)).grace_s < SlurmSettings().signal_lead_s
 
 
 WARNED = {
@@ -218,10 +218,10 @@ WARNED = {
 
 
 @pytest.mark.parametrize("case", WARNED)
-def test_what_slurm_would_take_and_still_not_work_is_told(case: str) -> None:
+def test_what_slurm_accepts_and_that_cannot_work_is_reported(case: str) -> None:
     train, keys, words = WARNED[case]
     group = {"stop_signals": ["TERM", "USR1"], **keys}
-    launch = read(LaunchSettings, group, "launch", beside=(SlurmSettings,))
+    launch = read(LaunchSettings, group, "launch", siblings=(SlurmSettings,))
     job = replace(plan(), options=RunOptions(train=TrainOptions(**train)))
     [warning] = warnings(job, SlurmSettings.from_config(keys), launch)
     assert words in warning

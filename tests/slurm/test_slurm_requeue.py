@@ -56,7 +56,7 @@ def test_what_ended_a_start_decides_whether_it_is_requeued(case: str) -> None:
     assert why in decision.why
 
 
-def test_a_crash_loop_is_told_from_progress() -> None:
+def test_a_crash_loop_is_distinguished_from_progress() -> None:
     stuck = [JobStart(i, 40) for i in range(4)]
     assert start_problem(stuck[:3], max_requeues=50) is None
     assert "from the checkpoint of step 40" in str(start_problem(stuck, max_requeues=50))
@@ -117,10 +117,10 @@ def test_a_run_was_stopped_when_its_agents_say_so_and_none_failed(
 
 
 def fit(num_hosts: int, **keys: object) -> tuple[object, list[str]]:
-    told: list[str] = []
+    reported: list[str] = []
     hosts = tuple(f"n{i}" for i in range(num_hosts))
     settings = SlurmSettings.from_config(keys)
-    return fit_allocation(plan(), Hosts(hosts), settings, tell=told.append).plan, told
+    return fit_allocation(plan(), Hosts(hosts), settings, notify=reported.append).plan, reported
 
 
 def test_the_plan_stays_when_the_allocation_fits() -> None:
@@ -128,11 +128,11 @@ def test_the_plan_stays_when_the_allocation_fits() -> None:
 
 
 def test_fewer_nodes_get_a_new_layout_with_the_same_batch() -> None:
-    found, told = fit(2, replan="shrink")
+    found, reported = fit(2, replan="shrink")
     assert found.layout.world_size == 16
     assert found.job.cluster.num_nodes == 2
     assert found.job.training == plan().job.training
-    assert "2 nodes of test_cluster instead of 4" in told[0]
+    assert "2 nodes of test_cluster instead of 4" in reported[0]
 
 
 @pytest.mark.parametrize(("hosts", "replan", "allowed"), [(2, "never", "shrink or any"), (6, "shrink", "any")])
@@ -154,22 +154,24 @@ def other_gpus(*types: str, **keys: object) -> tuple[Fit, list[str]]:
     gpu = replace(planned.node.gpu, name="b200", peak_flops={"bf16": 624e12, "fp32": 39e12})
     clusters = {"b200": replace(planned, name="newer", num_nodes=1, node=replace(planned.node, gpu=gpu))}
     hosts = Hosts(tuple(f"n{i}" for i in range(len(types))), {f"n{i}": t for i, t in enumerate(types)}, clusters)
-    told: list[str] = []
-    return fit_allocation(plan(), hosts, SlurmSettings.from_config({"replan": "any", **keys}), tell=told.append), told
+    reported: list[str] = []
+    return fit_allocation(
+        plan(), hosts, SlurmSettings.from_config({"replan": "any", **keys}), notify=reported.append
+    ), reported
 
 
 def test_other_gpus_get_a_layout_of_their_own_with_the_same_batch() -> None:
-    found, told = other_gpus(*["b200"] * 4)
+    found, reported = other_gpus(*["b200"] * 4)
     assert (found.plan.job.cluster.name, found.plan.job.cluster.num_nodes) == ("newer", 4)
     assert found.plan.job.training == plan().job.training
-    assert "4 nodes of newer instead of 4 of test_cluster" in told[0]
+    assert "4 nodes of newer instead of 4 of test_cluster" in reported[0]
     assert other_gpus(*["a100"] * 4) == (Fit(plan(), ("n0", "n1", "n2", "n3")), [])
 
 
 def test_of_mixed_gpus_the_faster_plan_runs_and_the_others_idle() -> None:
-    found, told = other_gpus("a100", "b200", "b200", "a100", "b200", "b200")
+    found, reported = other_gpus("a100", "b200", "b200", "a100", "b200", "b200")
     assert found.hosts == ("n1", "n2", "n4", "n5")
-    assert "n0, n3 stay idle" in told[1]
+    assert "n0, n3 stay idle" in reported[1]
     assert other_gpus(*["a100"] * 4, "b200", min_nodes=2)[0].hosts == ("n0", "n1", "n2", "n3")
 
 

@@ -151,8 +151,8 @@ def test_a_cancelled_member_of_a_sweep_is_said_to_be_cancelled(slurm: Slurm) -> 
     slurm.run("scancel", f"{job_id}_0")
     with pytest.raises(AssertionError, match="CANCELLED"):
         slurm.wait(f"{job_id}_0", "COMPLETED")
-    told = slurm.launcher("status", str(folder), "output=json").stdout
-    states = [row["state"] for row in json.loads(told)["runs"]]
+    reported = slurm.launcher("status", str(folder), "output=json").stdout
+    states = [row["state"] for row in json.loads(reported)["runs"]]
     assert "ended by Slurm" in states[0]
     assert states[1] == "running"
 
@@ -163,9 +163,9 @@ def test_a_controller_that_does_not_answer_has_not_forgotten_the_job(slurm: Slur
     conf = (slurm.folder / "etc" / "slurm.conf").read_text()
     dead = slurm.runs / "slurm.conf"
     dead.write_text("\n".join("SlurmctldPort=1" if "SlurmctldPort" in line else line for line in conf.splitlines()))
-    told = json.loads(slurm.launcher("status", str(run), "output=json", SLURM_CONF=str(dead)).stdout)
-    assert (told["job_id"], told["state"]) == (job_id, UNREACHABLE)
-    assert "slurmctld does not answer" in told["reason"]
+    reported = json.loads(slurm.launcher("status", str(run), "output=json", SLURM_CONF=str(dead)).stdout)
+    assert (reported["job_id"], reported["state"]) == (job_id, UNREACHABLE)
+    assert "slurmctld does not answer" in reported["reason"]
     refused = slurm.launcher("cancel", str(run), check=False, SLURM_CONF=str(dead))
     assert (refused.returncode, "cannot be cancelled now" in refused.stderr) == (2, True)
     again = slurm.launcher("submit", *one_node(slurm.runs / "x"), check=False, SLURM_CONF=str(dead))

@@ -166,7 +166,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     kind: str, two: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name, damage = DAMAGE[kind]
@@ -194,7 +194,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpoint_async", [True, False])
-def test_a_full_disk_is_told_and_harms_neither_the_run_nor_older_checkpoints(
+def test_a_full_disk_is_reported_and_harms_neither_the_run_nor_older_checkpoints(
     checkpoint_async: bool, small_disk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     layout, folder, filler = Layout(tp=1, pp=1, dp=2, zero_stage=1), small_disk / "checkpoints", small_disk / "filler"

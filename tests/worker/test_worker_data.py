@@ -81,7 +81,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_a_file_that_is_none_or_damaged_is_told(tmp_path: Path, tokens: TokenFile) -> None:
+def test_a_file_that_is_none_or_damaged_is_reported(tmp_path: Path, tokens: TokenFile) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no tokens here, but long enough for a header")
     cut(tokens.path)

@@ -124,7 +124,7 @@ def test_a_folder_of_another_shape_is_refused_with_every_difference(tmp_path: Pa
         FolderWeights(tmp_path / "hf", model=replace(LLAMA, bias=True))
 
 
-def test_export_tells_a_missing_checkpoint_without_a_traceback(
+def test_export_reports_a_missing_checkpoint_without_a_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:

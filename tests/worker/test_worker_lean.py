@@ -53,7 +53,7 @@ def test_cross_entropy_in_chunks_equals_torch(chunk_logits: int) -> None:
 def test_what_is_gathered_again_for_the_backward_pass_gives_the_same_losses() -> None:
     cases = {"run": (Layout(tp=2, pp=1, dp=1, cp=2, sequence_parallel=True), {"model": LLAMA, "optimizer": "sgd"})}
     kept = curves(4, cases)
-    with mock.patch("launcher.worker.parallel.parallelize.can_regather", return_value=True):
+    with mock.patch("launcher.worker.parallel.parallelize.can_re_all_gather", return_value=True):
         assert curves(4, cases) == kept
 
 

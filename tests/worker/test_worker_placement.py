@@ -38,7 +38,7 @@ def test_the_right_place_is_accepted(plan: Plan) -> None:
         (rank_env(3, world_size=4), "node10", ("8 ranks", "4 were started")),
     ],
 )
-def test_another_host_rank_node_or_world_is_told_with_both_names(
+def test_another_host_rank_node_or_world_is_reported_with_both_names(
     plan: Plan, env: RankEnv, host: str, both: tuple[str, str]
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -46,7 +46,7 @@ def test_another_host_rank_node_or_world_is_told_with_both_names(
     assert all(name in str(error.value) for name in both)
 
 
-def test_a_gpu_plan_on_a_machine_without_that_gpu_is_told(plan: Plan) -> None:
+def test_a_gpu_plan_on_a_machine_without_that_gpu_is_reported(plan: Plan) -> None:
     node = plan.job.cluster.node
     gpu_node = replace(node, gpu=replace(node.gpu, kind="cuda", name="a100_sxm_80g"))
     gpu_plan = replace(plan, job=replace(plan.job, cluster=replace(plan.job.cluster, node=gpu_node)))
@@ -54,7 +54,7 @@ def test_a_gpu_plan_on_a_machine_without_that_gpu_is_told(plan: Plan) -> None:
         check_place(gpu_plan, rank_env(7), host="node10")
 
 
-def test_two_ranks_on_one_device_and_one_node_on_two_hosts_are_told(plan: Plan) -> None:
+def test_two_ranks_on_one_device_and_one_node_on_two_hosts_are_reported(plan: Plan) -> None:
     places = [Place(rank, "node10", 0, f"GPU-{rank % 7}") for rank in range(8)]
     assert gathered_problems(plan, places) == ["ranks 0 and 7 both run on GPU-0 of node10: one device, one rank"]
     apart = [Place(rank, "node10" if rank < 4 else "node2", None, f"cpu:{rank}") for rank in range(8)]

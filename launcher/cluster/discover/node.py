@@ -138,10 +138,10 @@ def _nics(sources: Sequence[Seen], machine: Fact[Machine] | None) -> tuple[Fact[
     down = [nic.name for nic in machine.value.nics if not nic.active]
     notes = [f"{', '.join(down)} are down: not counted"] if down else []
     near = frozenset[str]().union(*(each.near for each in sources if each.near))
-    beside = [nic for nic in up if nic.name in near or nic.busid in near]
-    if beside and (far := [nic.name for nic in up if nic not in beside]):
+    nearby = [nic for nic in up if nic.name in near or nic.busid in near]
+    if nearby and (far := [nic.name for nic in up if nic not in nearby]):
         notes.append(f"{', '.join(far)} share no PCIe switch with a GPU: taken as storage or service adapters")
-    kept, left = _one_kind(beside or up)
+    kept, left = _one_kind(nearby or up)
     notes += [f"{_shown(nics)}: left out, since {_shown(kept)} carry more" for nics in left]
     if not kept:
         kept, left = _one_kind([nic for nic in machine.value.ethernet if nic.active and nic.gbps])

@@ -86,7 +86,7 @@ class CheckpointManager:
         try:
             save({PREFIX: tensors}, **arguments)
         except CheckpointException as error:
-            self._tell_failure(step, error)
+            self._report_failure(step, error)
 
     def wait(self) -> None:
         """Wait for the save under way, if there is one."""
@@ -97,7 +97,7 @@ class CheckpointManager:
         try:
             future.result()
         except CheckpointException as error:
-            self._tell_failure(step, error)
+            self._report_failure(step, error)
 
     def restore(self, state: State) -> int:
         """Load the newest good checkpoint into the tensors of `state`; returns its step, 0 where there is none.
@@ -166,7 +166,7 @@ class CheckpointManager:
             if old not in kept and not (every and old % every == 0):
                 _remove(self.folder, old)
 
-    def _tell_failure(self, step: int, error: CheckpointException) -> None:
+    def _report_failure(self, step: int, error: CheckpointException) -> None:
         """A checkpoint that could not be written is no reason to lose the run."""
         causes = sorted({f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items()})
         left = committed_steps(self.folder)

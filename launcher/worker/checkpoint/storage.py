@@ -78,8 +78,8 @@ class ManifestWriter(StorageWriter):
                 offset += data.nbytes
             file.flush()
             os.fsync(file.fileno())
-        told = {"name": name, "bytes": offset, "sha256": digest.hexdigest()}
-        return [WriteResult(index, extent.length, (extent, told)) for index, extent in written]
+        recorded = {"name": name, "bytes": offset, "sha256": digest.hexdigest()}
+        return [WriteResult(index, extent.length, (extent, recorded)) for index, extent in written]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, after every rank has written: the manifest, then the commit."""
@@ -90,8 +90,8 @@ class ManifestWriter(StorageWriter):
                 raise LauncherError(f"checkpoints hold tensors only; {name} is none")
             chunks = []
             for chunk in entry.chunks:
-                extent, told = extents[name, _found_offset(extents, name, chunk.offsets)]
-                files[told["name"]] = {"bytes": told["bytes"], "sha256": told["sha256"]}
+                extent, recorded = extents[name, _found_offset(extents, name, chunk.offsets)]
+                files[recorded["name"]] = {"bytes": recorded["bytes"], "sha256": recorded["sha256"]}
                 place = {"file": extent.file, "offset": extent.offset, "length": extent.length}
                 chunks.append({"offsets": list(chunk.offsets), "sizes": list(chunk.sizes), **place})
             dtype = str(entry.properties.dtype).removeprefix("torch.")

@@ -24,7 +24,7 @@ from launcher.worker.data.batches import Batch
 from launcher.worker.engines.deepspeed_state import DeepSpeedState
 from launcher.worker.engines.engine import EngineContext, StepResult
 from launcher.worker.engines.optim import make_inner
-from launcher.worker.model.tensor_layers import TensorAxis, cut_whole, fill, mean_loss
+from launcher.worker.model.tensor_layers import TensorAxis, fill, mean_loss, shard_model
 from launcher.worker.model.transformer import StageShape, Transformer
 from launcher.worker.parallel.mesh import Axes
 from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
@@ -135,7 +135,7 @@ def whole_module(context: EngineContext) -> nn.Module:
     recompute = context.plan.layout.recompute
     module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
     if group.size() > 1:
-        cut_whole(module, TensorAxis(ProcessGroup(group)), model=model)
+        shard_model(module, TensorAxis(ProcessGroup(group)), model=model)
     if model.tied_embeddings:
         module.tie()
     fill(module, prefix="", model=model, weights=context.weights, group=group)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from launcher.layout.split import balanced_split
 from launcher.model import Model
 from launcher.worker.engines.engine import EngineContext
-from launcher.worker.model.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, cut_block, fill, mean_loss
+from launcher.worker.model.tensor_layers import TensorAxis, VocabEmbedding, VocabHead, fill, mean_loss, shard_block
 from launcher.worker.model.transformer import Block, make_norm
 from launcher.worker.parallel.mesh import Axes
 from launcher.worker.parallel.process_groups import ProcessGroup
@@ -109,7 +109,7 @@ def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec
 
     def block(index: int) -> nn.Module:
         made = Block(model, kernel=training.attention, recompute=plan.layout.recompute)
-        return filled(cut_block(made, axis) if group.size() > 1 else made, f"layers.{index}.")
+        return filled(shard_block(made, axis) if group.size() > 1 else made, f"layers.{index}.")
 
     def tokens() -> nn.Module:
         return filled(VocabEmbedding(model.vocab, model.hidden, axis=axis), "tokens.")

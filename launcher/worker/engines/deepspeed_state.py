@@ -86,9 +86,9 @@ class DeepSpeedState:
     def _nested(self, kept: Mapping[str, Mapping[str, Tensor]], *, step: Tensor | None) -> dict[str, Any]:
         model, optim = {}, {}
         for name, tensors in kept.items():
-            spread = self._spreads(name, nn.Parameter(tensors[MAIN], requires_grad=False))
-            model[name] = spread.global_tensor(tensors[MAIN])
-            optim[name] = {key: spread.global_tensor(tensors[key]) for key in self._keys if key != MAIN}
+            spec = self._spreads(name, nn.Parameter(tensors[MAIN], requires_grad=False))
+            model[name] = spec.global_tensor(tensors[MAIN])
+            optim[name] = {key: spec.global_tensor(tensors[key]) for key in self._keys if key != MAIN}
             if step is not None and self._counts_steps:
                 optim[name]["step"] = step
         return {"model": model, "optim": optim}

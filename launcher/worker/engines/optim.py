@@ -22,7 +22,7 @@ from launcher.worker.parallel.collectives import sum_all
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardSpec:
     """How this rank's part of a parameter lies in the whole one."""
 
     shape: torch.Size  # of the whole
@@ -42,7 +42,7 @@ class Spread:
 
 
 @dataclass
-class Piece:
+class ParamShard:
     """A rank's part of one parameter.
 
     `main` is the fp32 tensor that the optimizer steps: the parameter's own storage where that is fp32.
@@ -53,7 +53,7 @@ class Piece:
     name: str
     param: nn.Parameter
     main: nn.Parameter
-    spread: Spread
+    spec: ShardSpec
     counted: bool
     saved_name: str
 
@@ -79,52 +79,52 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def make_pieces(
+def make_shards(
     named: Iterable[tuple[str, nn.Parameter]],
     *,
     copies: Mapping[str, str],
-    spread: Callable[[str, nn.Parameter], Spread],
-) -> list[Piece]:
+    spec: Callable[[str, nn.Parameter], ShardSpec],
+) -> list[ParamShard]:
     """The pieces of a rank's parameters; `copies` maps the name of a second copy to the name of the first."""
-    pieces = []
+    shards = []
     for name, param in named:
         part = local(param)
         main = nn.Parameter(part if part.dtype == torch.float32 else part.float())
-        pieces.append(Piece(name, param, main, spread(name, param), name not in copies, copies.get(name, name)))
-    return pieces
+        shards.append(ParamShard(name, param, main, spec(name, param), name not in copies, copies.get(name, name)))
+    return shards
 
 
 class Optimizer:
     """Steps the pieces of one rank; `groups` maps mesh axes (and `pp`) to their process groups."""
 
     def __init__(
-        self, pieces: list[Piece], kind: str, options: TrainOptions, *, groups: Mapping[str, dist.ProcessGroup]
+        self, shards: list[ParamShard], kind: str, options: TrainOptions, *, groups: Mapping[str, dist.ProcessGroup]
     ) -> None:
-        self.pieces = pieces
+        self.shards = shards
         self._options = options
         self._groups = groups
-        decayed = [p.main for p in pieces if p.param.dim() > 1]
-        plain = [p.main for p in pieces if p.param.dim() <= 1]
+        decayed = [p.main for p in shards if p.param.dim() > 1]
+        plain = [p.main for p in shards if p.param.dim() <= 1]
         self.inner = make_inner(kind, [(decayed, options.weight_decay), (plain, 0.0)], options)
-        for main in (p.main for p in pieces):
+        for main in (p.main for p in shards):
             self.inner.state[main] = first_state(kind, main, momentum=options.momentum)
 
     def accumulate_in_fp32(self) -> None:
         """From now on add every micro-batch's gradients to fp32 ones as backward produces them."""
-        for piece in self.pieces:
-            piece.param.register_post_accumulate_grad_hook(piece.accumulate)  # type: ignore[no-untyped-call]
+        for shard in self.shards:
+            shard.param.register_post_accumulate_grad_hook(shard.accumulate)  # type: ignore[no-untyped-call]
 
     def collect(self) -> None:
         """Take the gradients off the parameters into the main ones, in fp32, each the whole sequence's."""
-        for piece in self.pieces:
-            piece.accumulate()
-        summed = [p.main.grad for p in self.pieces if p.spread.summed and p.main.grad is not None]
+        for shard in self.shards:
+            shard.accumulate()
+        summed = [p.main.grad for p in self.shards if p.spec.summed and p.main.grad is not None]
         if summed:
             sum_all(summed, self._groups["tp"])
 
     def norm(self) -> Tensor:
         """The 2-norm of the whole model's gradient: every element once, over all axes and stages."""
-        cuts = sorted({p.spread.axes for p in self.pieces})
+        cuts = sorted({p.spec.axes for p in self.shards})
         squares = torch.stack([self._square(axes) for axes in cuts])
         for axis in sorted({axis for axes in cuts for axis in axes}):
             cut = [number for number, axes in enumerate(cuts) if axis in axes]
@@ -138,16 +138,16 @@ class Optimizer:
 
     def _square(self, axes: tuple[str, ...]) -> Tensor:
         """The sum of squares of this rank's part of the gradients that are cut over `axes`."""
-        grads = [p.main.grad for p in self.pieces if p.spread.axes == axes and p.counted and p.main.grad is not None]
+        grads = [p.main.grad for p in self.shards if p.spec.axes == axes and p.counted and p.main.grad is not None]
         if not grads:
-            return torch.zeros((), device=self.pieces[0].main.device)
+            return torch.zeros((), device=self.shards[0].main.device)
         return torch.stack(torch._foreach_norm(grads)).square().sum()
 
     def step(self, lr: float) -> float:
         """Clip, step at learning rate `lr`, and hand the result to the parameters; returns the norm before clipping."""
         norm = self.norm()
         clip = self._options.grad_clip
-        grads = [p.main.grad for p in self.pieces if p.main.grad is not None]
+        grads = [p.main.grad for p in self.shards if p.main.grad is not None]
         if clip > 0 and float(norm) > clip:
             torch._foreach_mul_(grads, clip / (float(norm) + 1e-6))
         for group in self.inner.param_groups:
@@ -160,19 +160,19 @@ class Optimizer:
     def publish(self) -> None:
         """Round the main parameters into the working ones, where they are not the same tensor."""
         with torch.no_grad():
-            for piece in self.pieces:
-                if not piece.shares_storage:
-                    local(piece.param).copy_(piece.main)
+            for shard in self.shards:
+                if not shard.shares_storage:
+                    local(shard.param).copy_(shard.main)
 
     def state(self, *, copies: bool) -> dict[str, Any]:
         """Parameters and optimizer state by global name, as views into this rank's; with `copies` also the second
         copies of tied parameters, under the name of the first.
         """
-        wanted = {p.saved_name: p for p in reversed(self.pieces) if p.counted or copies}
-        model = {name: p.spread.global_tensor(p.main.detach()) for name, p in wanted.items()}
+        wanted = {p.saved_name: p for p in reversed(self.shards) if p.counted or copies}
+        model = {name: p.spec.global_tensor(p.main.detach()) for name, p in wanted.items()}
         optim = {
             name: {
-                key: value if key == "step" else p.spread.global_tensor(value)
+                key: value if key == "step" else p.spec.global_tensor(value)
                 for key, value in self.inner.state[p.main].items()
             }
             for name, p in wanted.items()
@@ -181,14 +181,14 @@ class Optimizer:
 
     def loaded(self) -> None:
         """After `state` was written into: bring second copies held here and working parameters in line."""
-        first = {p.name: p for p in self.pieces}
+        first = {p.name: p for p in self.shards}
         with torch.no_grad():
-            for piece in self.pieces:
-                source = first.get(piece.saved_name, piece)
-                if source is not piece:
-                    piece.main.copy_(source.main)
+            for shard in self.shards:
+                source = first.get(shard.saved_name, shard)
+                if source is not shard:
+                    shard.main.copy_(source.main)
                     for key, value in self.inner.state[source.main].items():
-                        self.inner.state[piece.main][key].copy_(value)
+                        self.inner.state[shard.main][key].copy_(value)
         self.publish()
 
 

@@ -20,7 +20,7 @@ from launcher.layout import Layout
 from launcher.model import Model
 from launcher.worker.model.loss import vocab_range
 from launcher.worker.model.transformer import StageShape
-from launcher.worker.parallel.parallelize import cuts_messages
+from launcher.worker.parallel.parallelize import shards_messages
 from launcher.worker.parallel.process_groups import Stopwatch
 
 Schedule = Any
@@ -124,7 +124,7 @@ def stage_examples(
 ) -> tuple[Tensor, Tensor]:
     """Input and output of a stage for one micro-batch, as meta tensors."""
     seq = model.seq_len // layout.cp
-    inner = seq // layout.tp if cuts_messages(layout, seq_len=model.seq_len) else seq
+    inner = seq // layout.tp if shards_messages(layout, seq_len=model.seq_len) else seq
     hidden = torch.empty(layout.micro_batch, inner, model.hidden, dtype=dtype, device="meta", requires_grad=True)
     ids = torch.empty(layout.micro_batch, seq, dtype=torch.int64, device="meta")
     start, end = vocab_range(model.vocab, rank=tp_rank, size=layout.tp)

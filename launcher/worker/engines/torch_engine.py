@@ -15,13 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 from launcher.layout.split import balanced_split
 from launcher.worker.data.batches import Batch
 from launcher.worker.engines.engine import TORCH_DTYPES, EngineContext, StepResult
-from launcher.worker.engines.optim import Optimizer, make_pieces
+from launcher.worker.engines.optim import Optimizer, make_shards
 from launcher.worker.model.loss import cross_entropy_sum, vocab_range
 from launcher.worker.model.tensor_layers import fill
 from launcher.worker.model.transformer import StageShape, Transformer, stage_shapes
 from launcher.worker.parallel.collectives import sum_all
 from launcher.worker.parallel.context_parallel import positions_of
-from launcher.worker.parallel.parallelize import SPLIT_BACKWARD, accumulate_without_sync, cut_stage, shard_data_parallel
+from launcher.worker.parallel.parallelize import (
+    SPLIT_BACKWARD,
+    accumulate_without_sync,
+    shard_data_parallel,
+    shard_stage,
+)
 from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
 from launcher.worker.parallel.shard_spec import Spreads
 
@@ -43,8 +48,8 @@ class TorchEngine:
         self._ddp = self._make_ddp()
         copies = {"head.weight": "tokens.weight"} if self._tied_apart() else {}
         spreads = Spreads(self._axes, self._layout, self._model)
-        pieces = make_pieces(self._named_parameters(), copies=copies, spread=spreads)
-        self.optimizer = Optimizer(pieces, context.plan.job.training.optimizer, context.options, groups=self._groups())
+        shards = make_shards(self._named_parameters(), copies=copies, spec=spreads)
+        self.optimizer = Optimizer(shards, context.plan.job.training.optimizer, context.options, groups=self._groups())
         if not self._fsdp and self._ddp is None:  # those two accumulate by hooks of their own, in fp32
             self.optimizer.accumulate_in_fp32()
         self._tied_group = self._make_tied_group()
@@ -63,13 +68,13 @@ class TorchEngine:
         start = self._now()
         loss = self._run(*(tokens.to(self._device) for tokens in self._own_part(batch)))
         computed = self._now()
-        told = dist.all_reduce(loss, async_op=True)  # beside the optimizer
+        reduction = dist.all_reduce(loss, async_op=True)  # beside the optimizer
         self.optimizer.collect()
         self._average_gradients()
         self._sum_tied_gradients()
         reduced = self._now()
         norm = self.optimizer.step(lr)
-        told.wait()
+        reduction.wait()
         value = float(loss) / (self._layout.tp * self._layout.dp * self._layout.cp)
         times = {"forward_backward_s": computed - start, "exposed_dp_s": reduced - computed}
         times |= self._exposed(computed - start)
@@ -97,7 +102,7 @@ class TorchEngine:
         training = context.plan.job.training
         with torch.device("meta"):
             stage = Transformer(self._model, shape, kernel=training.attention, recompute=self._layout.recompute)
-            cut_stage(stage, self._peers, self._layout, model=self._model)
+            shard_stage(stage, self._peers, self._layout, model=self._model)
         if self._model.tied_embeddings:
             stage.tie()
         # FSDP2 keeps fp32 main shards and casts what it gathers; otherwise the optimizer holds the fp32 copies.
@@ -223,7 +228,7 @@ class TorchEngine:
         size = self._layout.dp * self._layout.cp
         if self._fsdp or self._ddp is not None or size == 1:
             return
-        grads = [p.main.grad for p in self.optimizer.pieces if p.main.grad is not None]
+        grads = [p.main.grad for p in self.optimizer.shards if p.main.grad is not None]
         sum_all(grads, self._axes.replicas, divide_by=size)
 
     def _tied_apart(self) -> bool:
@@ -248,7 +253,7 @@ class TorchEngine:
         """Both copies of a tied weight get the sum of their gradients, and so stay equal."""
         if not self._tied_apart():
             return
-        tied = [p.main.grad for p in self.optimizer.pieces if p.name in ("tokens.weight", "head.weight")]
+        tied = [p.main.grad for p in self.optimizer.shards if p.name in ("tokens.weight", "head.weight")]
         if self._tied_group is not None and tied and tied[0] is not None:
             dist.all_reduce(tied[0], group=self._tied_group)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from launcher.console import tell
+from launcher.console import notify
 from launcher.planner.options import TrackingOptions
 from launcher.planner.record import Plan
 from launcher.run.folder import RunFolder
@@ -53,7 +53,7 @@ class Tracker:
         except OSError as error:
             self._lost += 1
             if self._lost == 1:
-                tell(f"metrics of this run are lost ({error}); the run goes on")
+                notify(f"metrics of this run are lost ({error}); the run goes on")
 
 
 class Terminal:

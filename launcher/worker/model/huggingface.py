@@ -176,7 +176,7 @@ def config_problems(found: Mapping[str, Any], model: Model, *, kind: str, folder
 def export(checkpoint: Path, out: Path) -> Path:
     """Write a checkpoint as a Hugging Face folder; raises InputError where it is damaged or `out` exists."""
     manifest = read_manifest(checkpoint)
-    problems = [p for name, told in manifest["files"].items() if (p := file_problem(checkpoint, name, told))]
+    problems = [p for name, recorded in manifest["files"].items() if (p := file_problem(checkpoint, name, recorded))]
     if out.exists():
         problems.append(f"{out} exists: give the name of a new folder")
     if problems:

@@ -20,15 +20,15 @@ from launcher.worker.model.loss import cross_entropy_sum, vocab_range
 from launcher.worker.model.transformer import Block, Transformer
 from launcher.worker.parallel.collectives import (
     copy_to,
-    cut_sequence,
     gather_sequence,
     join_sequence,
     reduce_from,
     scatter_sequence,
+    split_sequence,
 )
 from launcher.worker.parallel.mesh import Axes
 from launcher.worker.parallel.process_groups import ProcessGroup
-from launcher.worker.parallel.re_all_gather import regathered
+from launcher.worker.parallel.re_all_gather import re_all_gathered
 
 COLUMNS = ("q", "k", "v", "gate", "up")
 ROWS = ("o", "down")
@@ -45,7 +45,7 @@ class TensorAxis:
 
     peers: ProcessGroup
     sequence: bool = False
-    regather: bool = False
+    re_all_gather: bool = False
 
     def enter(self, x: Tensor) -> Tensor:
         """What every rank has in part, or alike, whole on each; gradients are summed."""
@@ -56,7 +56,7 @@ class TensorAxis:
         return scatter_sequence(partial, self.peers) if self.sequence else reduce_from(partial, self.peers)
 
 
-def cut_dim(name: str) -> int | None:
+def shard_dim(name: str) -> int | None:
     """The dimension along which tensor parallelism cuts the parameter `name`; None where every rank has it whole."""
     module, kind = name.split(".")[-2:]
     if module in COLUMNS or module in VOCAB:
@@ -111,7 +111,7 @@ class VocabHead(nn.Linear):
         return F.linear(self.axis.enter(x), self.weight)
 
 
-def cut_block(block: Block, axis: TensorAxis) -> Block:
+def shard_block(block: Block, axis: TensorAxis) -> Block:
     """Replace the linears of a block by this rank's parts of them."""
     size = axis.peers.size
     for parent in (block.attention, block.mlp):
@@ -123,14 +123,14 @@ def cut_block(block: Block, axis: TensorAxis) -> Block:
                 bias = linear.bias is not None
                 setattr(parent, name, RowLinear(linear.in_features, linear.out_features, bias=bias, axis=axis))
         # Once for q, k and v (gate and up): one sum of their input gradients.
-        if axis.sequence and axis.regather:
-            regathered(parent, axis.peers)
+        if axis.sequence and axis.re_all_gather:
+            re_all_gathered(parent, axis.peers)
         else:
             parent.register_forward_pre_hook(lambda _, inputs: (axis.enter(inputs[0]), *inputs[1:]))
     return block
 
 
-def cut_whole(stage: Transformer, axis: TensorAxis, *, model: Model) -> None:
+def shard_model(stage: Transformer, axis: TensorAxis, *, model: Model) -> None:
     """Replace everything that tensor parallelism cuts of a stage by this rank's part."""
     if stage.tokens is not None:
         stage.tokens = VocabEmbedding(model.vocab, model.hidden, axis=axis)
@@ -138,7 +138,7 @@ def cut_whole(stage: Transformer, axis: TensorAxis, *, model: Model) -> None:
         stage.head = VocabHead(model.hidden, model.vocab, axis=axis)
     for block in stage.layers.values():
         if isinstance(block, Block):
-            cut_block(block, axis)
+            shard_block(block, axis)
 
 
 def fill(module: nn.Module, *, prefix: str, model: Model, weights: InitialWeights, group: dist.ProcessGroup) -> None:
@@ -150,7 +150,7 @@ def fill(module: nn.Module, *, prefix: str, model: Model, weights: InitialWeight
         for local_name, param in module.named_parameters():
             name = prefix + local_name
             param.global_name = name  # type: ignore[attr-defined]
-            dim = cut_dim(name)
+            dim = shard_dim(name)
             if dim is None or group.size() == 1:
                 param.copy_(weights(name, param.shape))
                 continue
@@ -163,7 +163,7 @@ def fill(module: nn.Module, *, prefix: str, model: Model, weights: InitialWeight
 
 def whole_shape(name: str, part: torch.Size, *, model: Model, size: int) -> torch.Size:
     """The shape of a whole parameter, from that of the part on one of `size` tensor-parallel ranks."""
-    dim, shape = cut_dim(name), list(part)
+    dim, shape = shard_dim(name), list(part)
     if dim is not None and size > 1:
         shape[dim] = model.vocab if name.split(".")[-2] in VOCAB else shape[dim] * size
     return torch.Size(shape)
@@ -176,14 +176,14 @@ def mean_loss(logits: Tensor, targets: Tensor, axes: Axes, *, vocab: int) -> Ten
     return cross_entropy_sum(logits, targets, start=start, peers=peers) / targets.numel()
 
 
-def cut_ends(stage: Transformer, axis: TensorAxis, *, cut_messages: bool) -> None:
+def shard_boundaries(stage: Transformer, axis: TensorAxis, *, shard_messages: bool) -> None:
     """Where a stage's hidden states become parts of the sequence, and whole again.
 
     With `cut_messages` every rank sends its part of the sequence to the next stage, where the parts are gathered
     (Narayanan et al. 2021, section 4.1); under sequence parallelism they are parts anyhow.
     """
     if axis.sequence:
-        stage.embedded.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.peers))
-    elif cut_messages:
+        stage.embedded.register_forward_hook(lambda _, __, out: split_sequence(out, axis.peers))
+    elif shard_messages:
         stage.entry.register_forward_hook(lambda _, __, out: join_sequence(out, axis.peers))
-        stage.exit.register_forward_hook(lambda _, __, out: cut_sequence(out, axis.peers))
+        stage.exit.register_forward_hook(lambda _, __, out: split_sequence(out, axis.peers))

@@ -45,22 +45,22 @@ def reduce_from(x: Tensor, peers: ProcessGroup) -> Tensor:
 
 def gather_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """(batch, seq / ranks, …) → (batch, seq, …); gradients are summed and cut."""
-    return _moved(x, peers, gather, sum_and_cut)
+    return _moved(x, peers, gather, reduce_scatter)
 
 
 def scatter_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """The sum over the group, cut: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
-    return _moved(x, peers, sum_and_cut, gather)
+    return _moved(x, peers, reduce_scatter, gather)
 
 
-def cut_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
+def split_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """This rank's part of what every rank has; gradients are gathered."""
-    return _moved(x, peers, _cut, gather)
+    return _moved(x, peers, _split, gather)
 
 
 def join_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
     """The whole of what every rank has a part of and then uses alike; the gradient is cut."""
-    return _moved(x, peers, gather, _cut)
+    return _moved(x, peers, gather, _split)
 
 
 def _same(x: Tensor, peers: ProcessGroup) -> Tensor:
@@ -84,12 +84,12 @@ def gather(x: Tensor, peers: ProcessGroup) -> Tensor:
     return peers.all_gather(x).movedim(0, 1).flatten(1, 2)
 
 
-def sum_and_cut(x: Tensor, peers: ProcessGroup) -> Tensor:
+def reduce_scatter(x: Tensor, peers: ProcessGroup) -> Tensor:
     """This rank's part, along dimension 1, of the sum over ranks. No gradient."""
     return peers.reduce_scatter(x.reshape(len(x), peers.size, -1, *x.shape[2:]).movedim(1, 0).contiguous())
 
 
-def _cut(x: Tensor, peers: ProcessGroup) -> Tensor:
+def _split(x: Tensor, peers: ProcessGroup) -> Tensor:
     # A copy, not a view: the whole can go.
     return x.chunk(peers.size, dim=1)[peers.rank].clone(memory_format=torch.contiguous_format)
 

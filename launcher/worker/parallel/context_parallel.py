@@ -26,13 +26,13 @@ def positions_of(rank: int, device: torch.device, *, size: int, seq_len: int) ->
     return torch.cat([chunks[rank], chunks[2 * size - 1 - rank]])
 
 
-def apply_context_parallel(stage: Transformer, peers: ProcessGroup, *, seq_len: int, regather: bool) -> None:
+def apply_context_parallel(stage: Transformer, peers: ProcessGroup, *, seq_len: int, re_all_gather: bool) -> None:
     """Let `stage` work on this rank's part of the sequence."""
     stage.place = partial(positions_of, peers.rank, size=peers.size, seq_len=seq_len)
     for block in stage.layers.values():
         attention: Any = block.attention
         attention.place = stage.place
-        attention.core = ContextAttention(attention.core, peers, regather=regather)
+        attention.core = ContextAttention(attention.core, peers, re_all_gather=re_all_gather)
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class ContextAttention:
 
     core: Core
     peers: ProcessGroup
-    regather: bool
+    re_all_gather: bool
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         whole: Tensor = _GatherChunks.apply(torch.stack([k, v]), self.peers)  # type: ignore[no-untyped-call]
-        if not self.regather:
+        if not self.re_all_gather:
             return self._attend(q, whole)
         kept = torch.stack([k, v]).detach()
         with made_again(whole, lambda: gather_chunks(kept, self.peers)):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.worker.model.tensor_layers import TensorAxis, cut_ends, cut_whole
+from launcher.worker.model.tensor_layers import TensorAxis, shard_boundaries, shard_model
 from launcher.worker.model.transformer import Transformer
 from launcher.worker.parallel.context_parallel import apply_context_parallel
 from launcher.worker.parallel.process_groups import ProcessGroup
@@ -20,19 +20,19 @@ from launcher.worker.parallel.process_groups import ProcessGroup
 SPLIT_BACKWARD = frozenset({"zb_h1"})  # schedules that compute input and weight gradients apart
 
 
-def cut_stage(stage: Transformer, peers: Mapping[str, ProcessGroup], layout: Layout, *, model: Model) -> None:
+def shard_stage(stage: Transformer, peers: Mapping[str, ProcessGroup], layout: Layout, *, model: Model) -> None:
     """Cut `stage` (on the meta device) over the axes `tp` and `cp`, whose ranks are `peers`."""
     if layout.tp > 1:
-        regather = layout.sequence_parallel and can_regather(layout, peers["tp"].group)
-        axis = TensorAxis(peers["tp"], sequence=layout.sequence_parallel, regather=regather)
-        cut_whole(stage, axis, model=model)
-        cut_ends(stage, axis, cut_messages=cuts_messages(layout, seq_len=model.seq_len))
+        re_all_gather = layout.sequence_parallel and can_re_all_gather(layout, peers["tp"].group)
+        axis = TensorAxis(peers["tp"], sequence=layout.sequence_parallel, re_all_gather=re_all_gather)
+        shard_model(stage, axis, model=model)
+        shard_boundaries(stage, axis, shard_messages=shards_messages(layout, seq_len=model.seq_len))
     if layout.cp > 1:
-        regather = can_regather(layout, peers["cp"].group) and layout.recompute == "none"
-        apply_context_parallel(stage, peers["cp"], seq_len=model.seq_len, regather=regather)
+        re_all_gather = can_re_all_gather(layout, peers["cp"].group) and layout.recompute == "none"
+        apply_context_parallel(stage, peers["cp"], seq_len=model.seq_len, re_all_gather=re_all_gather)
 
 
-def can_regather(layout: Layout, group: dist.ProcessGroup) -> bool:
+def can_re_all_gather(layout: Layout, group: dist.ProcessGroup) -> bool:
     """Whether what was gathered for a layer may be gathered again where autograd unpacks what it saved.
 
     Off over gloo, as the cost model counts it for CPU ranks: two of them once died of a corrupted heap when DTensor's
@@ -43,7 +43,7 @@ def can_regather(layout: Layout, group: dist.ProcessGroup) -> bool:
     return allowed and dist.get_backend(group) != "gloo"
 
 
-def cuts_messages(layout: Layout, *, seq_len: int) -> bool:
+def shards_messages(layout: Layout, *, seq_len: int) -> bool:
     """Whether tensor-parallel peers each send a part of what goes from stage to stage."""
     divided = layout.tp > 1 and layout.pp > 1 and seq_len // layout.cp % layout.tp == 0
     return layout.sequence_parallel or (divided and layout.schedule not in SPLIT_BACKWARD)

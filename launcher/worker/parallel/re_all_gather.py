@@ -15,7 +15,7 @@ from launcher.worker.parallel.process_groups import ProcessGroup
 Packed = Tensor | tuple[torch.Size, tuple[int, ...], Any]
 
 
-def regathered(module: nn.Module, peers: ProcessGroup) -> None:
+def re_all_gathered(module: nn.Module, peers: ProcessGroup) -> None:
     """Give `module` the whole of an input that is cut over the sequence, and keep only the cut for the backward pass
     (Korthikanti et al. 2022, section 4.2.2).
 

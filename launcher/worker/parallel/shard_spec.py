@@ -11,8 +11,8 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from launcher.layout import Layout
 from launcher.model import Model
-from launcher.worker.engines.optim import Spread
-from launcher.worker.model.tensor_layers import cut_dim, sees_a_part, whole_shape
+from launcher.worker.engines.optim import ShardSpec
+from launcher.worker.model.tensor_layers import sees_a_part, shard_dim, whole_shape
 from launcher.worker.parallel.mesh import Axes
 
 
@@ -22,15 +22,15 @@ class Spreads:
     def __init__(self, axes: Axes, layout: Layout, model: Model) -> None:
         self._axes, self._layout, self._model = axes, layout, model
 
-    def __call__(self, name: str, param: nn.Parameter) -> Spread:
+    def __call__(self, name: str, param: nn.Parameter) -> ShardSpec:
         tp = self._layout.tp
-        dim = cut_dim(name) if tp > 1 else None
+        dim = shard_dim(name) if tp > 1 else None
         shape = whole_shape(name, param.shape, model=self._model, size=tp)
         summed = self._layout.sequence_parallel and sees_a_part(name)
         mesh, placements = self._placed(param, dim)
         names = mesh.mesh_dim_names or () if mesh is not None else ()
         cut = tuple(name for name, place in zip(names, placements, strict=True) if not isinstance(place, Replicate))
-        return Spread(shape, cut, mesh, placements, summed)
+        return ShardSpec(shape, cut, mesh, placements, summed)
 
     def _placed(self, param: nn.Parameter, dim: int | None) -> tuple[DeviceMesh | None, tuple[Placement, ...]]:
         if not isinstance(param, DTensor):
