@@ -34,4 +34,7 @@ def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
     }
     if training.dtype in ("bf16", "fp16"):
         config[training.dtype] = {"enabled": True}
+    sums = plan.job.stack.reduces_in(training)
+    if sums != training.dtype and layout.zero_stage > 0:  # else it adds up and reduces in the training dtype
+        config |= {"communication_data_type": sums, "data_types": {"grad_accum_dtype": sums}}
     return config

@@ -51,6 +51,7 @@ def given_to_the_engine(rank: int) -> dict[str, list[Any]]:
             "offloads": inner.zero_use_cpu_optimizer(),
             "bf16": inner.bfloat16_enabled(),
             "grad_clip": inner.gradient_clipping(),
+            "sums_in": [str(inner.get_data_types()[1]), str(inner.communication_data_type)],
         }
         found[name] = [json.loads(json.dumps(inner._config._param_dict)), read]
     return found
@@ -66,6 +67,7 @@ def plan_of(case: Case) -> dict[str, Any]:
         "offloads": training.get("offload_optimizer", False),
         "bf16": training.get("dtype") == "bf16",
         "grad_clip": OPTIONS["sgd"].grad_clip,
+        "sums_in": ["torch.float32"] * 2,  # as the stack `launcher` is planned: grad_reduce_dtype=fp32
     }
 
 
