@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConfiguredJob:
-    """A model on a cluster as configured, with what its user pinned of the layout. `launcher.Job` is this class.
+    """A configured job: model, cluster, and the pinned part of the layout. `launcher.Job` is this class.
 
     job = Job.from_overrides(["cluster=dgx_a100_80g", "model=gpt3_1b3"])
     job.with_("layout.tp=4").estimate().step_time_s
@@ -27,22 +27,21 @@ class ConfiguredJob:
 
     @classmethod
     def from_overrides(cls, overrides: Sequence[str] = ()) -> ConfiguredJob:
-        """The job of these overrides; raises InputError with everything that is wrong."""
+        """Make the job of these overrides; raises InputError with everything that is wrong."""
         from launcher.config.compose import load
 
         return cls(tuple(overrides), load(overrides))
 
     def with_(self, *overrides: str) -> ConfiguredJob:
-        """The same job but for these overrides, each in place of an earlier one of its key."""
+        """Return the same job with these overrides, each replacing an earlier one of its key."""
         keys = {word.partition("=")[0] for word in overrides}
         kept = [word for word in self.overrides if word.partition("=")[0] not in keys]
         return ConfiguredJob.from_overrides([*kept, *overrides])
 
     def estimate(self, layout: Layout | None = None) -> Estimate:
-        """The estimate of a layout. Without one: every key that is not pinned takes its plain value, and dp fills the
-        cluster.
+        """Estimate a layout. Without one, every key that is not pinned takes its default, and dp fills the cluster.
 
-        Raises InputError where the layout is illegal; a layout that does not fit is estimated with `fits=False`.
+        Raises InputError if the layout is illegal; a layout that does not fit is estimated with `fits=False`.
         """
         from launcher.cost.model import CostModel
         from launcher.errors import InputError
@@ -56,7 +55,7 @@ class ConfiguredJob:
         return CostModel(job).estimate(layout)
 
     def search(self, *, top: int | None = None) -> SearchResult:
-        """The best layouts, and why others are not among them; raises NoLayoutFits where nothing fits."""
+        """Search the best layouts, and count why others were rejected; raises NoLayoutFits if nothing fits."""
         from launcher.planner.build import limits
         from launcher.planner.search import search
 
@@ -65,20 +64,20 @@ class ConfiguredJob:
         return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
 
     def plan(self) -> Plan:
-        """The best plan of a search over all that is not pinned; raises NoLayoutFits where nothing fits."""
+        """Return the best plan of a search over all keys that are not pinned; raises NoLayoutFits if nothing fits."""
         from launcher.planner.build import make_plan
 
         return make_plan(self.settings.job, self.settings.request, self.settings.run_options)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:
-    """The estimate of one layout, as `ConfiguredJob.estimate` makes it."""
+    """Estimate one layout, as `ConfiguredJob.estimate`."""
     return ConfiguredJob.from_overrides(overrides).estimate()
 
 
 def plan(overrides: Sequence[str]) -> Plan:
-    """The best plan of a search over every layout key that is not pinned.
+    """Return the best plan of a search over every layout key that is not pinned.
 
-    Raises InputError for wrong input and NoLayoutFits where nothing fits.
+    Raises InputError for wrong input and NoLayoutFits if nothing fits.
     """
     return ConfiguredJob.from_overrides(overrides).plan()

@@ -1,7 +1,7 @@
-"""The `launcher` command: parses the line, hands it to one command, turns errors into messages and exit codes.
+"""The `launcher` command: parse the line, dispatch to one command, turn errors into messages and exit codes.
 
 Exit codes: 0 done, 1 the job failed, 2 the input is wrong, 3 no layout fits, 130 interrupted.
-Each command's module is imported only when it is called, so that `launcher plan` starts without torch.
+A command's module is imported only when it is called, so `launcher plan` starts without torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from launcher.fast_exit import end_process
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return guarded(lambda: _dispatch(arguments))
 
@@ -47,13 +47,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _flags_as_words(parsed: argparse.Namespace) -> list[str]:
-    """The flags of `logs` as its options."""
+    """Return the flags of `logs` as `key=value` words."""
     rank, follow = getattr(parsed, "rank", None), getattr(parsed, "follow", False)
     return [*([] if rank is None else [f"rank={rank}"]), *(["follow=true"] if follow else [])]
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """`-m` may stand anywhere among the overrides, as with Hydra; argparse wants it before them."""
+    """Move `-m` to the front: as in Hydra it may be anywhere among the overrides, but argparse expects it first."""
     flags = [word for word in arguments[1:] if word in ("-m", "--multirun")]
     return arguments[:1] + flags + [word for word in arguments[1:] if word not in flags]
 
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra takes them")
         sub.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
         if name == "logs":
-            sub.add_argument("--rank", metavar="N", help="of this rank alone; as rank=N")
-            sub.add_argument("-f", "--follow", action="store_true", help="until the run ends; as follow=true")
+            sub.add_argument("--rank", metavar="N", help="only this rank; same as rank=N")
+            sub.add_argument("-f", "--follow", action="store_true", help="until the run ends; same as follow=true")
         sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     return parser
 
@@ -97,7 +97,7 @@ class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
 
 
 def command() -> NoReturn:
-    """The `launcher` command as a process: run it, and end."""
+    """Entry point of the `launcher` command: run it and end the process."""
     open_streams()
     end_process(main())
 

@@ -1,4 +1,4 @@
-"""Words to the person at the terminal: standard error, since standard output belongs to the job."""
+"""Messages to the user, on standard error, since standard output belongs to the job."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TextIO
 
 
 def open_streams() -> None:
-    """What a shell gives every process, where ours did not: descriptors 0 to 2, and streams that take any character.
+    """Open what a shell normally provides: descriptors 0 to 2, and streams that accept any character.
 
-    A file that is opened while descriptor 0 is free would become the stdin of every process that we start.
+    A file opened while descriptor 0 is free would become the stdin of every child process.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     sys.stdout, sys.stderr = (_writable(stream, fd) for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)))
 
 
 def _writable(stream: TextIO | None, fd: int) -> TextIO:
-    """The stream, replacing what its encoding lacks; Python leaves None where the descriptor was closed."""
+    """Return the stream, replacing characters that its encoding lacks; Python leaves None for a closed descriptor."""
     if stream is None:
         return open(fd, "w", encoding="utf-8", errors="replace", closefd=False)
     if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
@@ -31,16 +31,16 @@ def _writable(stream: TextIO | None, fd: int) -> TextIO:
 
 
 def notify(message: str) -> None:
-    """Write one message of the launcher's own, where there is somebody to read it."""
+    """Write one message of the launcher to stderr, if it is open."""
     say(line_of(message))
 
 
 def line_of(message: str) -> str:
-    """How a message of the launcher's own begins."""
+    """Return a message with the launcher's prefix."""
     return f"launcher: {message}"
 
 
 def say(line: str) -> None:
-    """Write one line for people; a terminal that is gone, or a closed pipe, ends no job."""
+    """Write one line to stderr; a closed terminal or pipe must not end the job."""
     with suppress(OSError, ValueError):  # ValueError: stderr was closed
         print(line, file=sys.stderr, flush=True)

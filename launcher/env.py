@@ -1,4 +1,4 @@
-"""The process's surroundings: the only file that reads os.environ and the machine's core count."""
+"""The process environment: the only file that reads os.environ and the machine's core count."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from launcher.text import whole_number
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use (its affinity mask, not the machine's total)."""
+    """Return the CPU cores that this process may use (its affinity mask, not the machine's total)."""
     return len(os.sched_getaffinity(0))
 
 
 def environment() -> dict[str, str]:
-    """A copy of this process's environment, for the processes that it starts."""
+    """Return a copy of this process's environment, for child processes."""
     return dict(os.environ)
 
 
 def get(name: str, default: str | None = None) -> str | None:
-    """One variable, or `default` where it is unset or empty."""
+    """Return a variable, or `default` if it is unset or empty."""
     return os.environ.get(name) or default
 
 
 def take(name: str) -> str | None:
-    """One variable, which the processes that this one starts then do not get."""
+    """Return a variable and remove it, so that child processes do not inherit it."""
     return os.environ.pop(name, None) or None
 
 
 def replace(variables: Mapping[str, str]) -> None:
-    """Make `variables` the whole environment of this process, as exec would: for a rank just forked."""
+    """Replace the environment of this process by `variables`, as exec would: for a newly forked rank."""
     os.environ.clear()
     os.environ.update(variables)
 
 
 @contextmanager
 def overridden(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a while: some libraries read theirs only when they are imported."""
+    """Set variables temporarily: some libraries read theirs only at import."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -55,7 +55,7 @@ def overridden(variables: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RankEnv:
-    """What a rank process is told by whoever started it: torchrun's variables, and ours where the launcher did.
+    """The environment of a rank: torchrun's variables, and ours if the launcher started it.
 
     `plan` and `run_dir` are None under plain torchrun.
     """
@@ -71,7 +71,7 @@ class RankEnv:
 
 
 def rank_env() -> RankEnv:
-    """The RankEnv of this process; raises InputError naming what is missing when it is no rank."""
+    """Return the RankEnv of this process; raises InputError with the missing variables if it is not a rank."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     missing = [name for name in names if whole_number(os.environ.get(name)) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Every error that a user may see.
+"""All errors that a user may see.
 
     LauncherError            exit code 1
     ├── InputError           exit code 2: what the user gave is wrong
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 
 
 class LauncherError(Exception):
-    """Base of all errors that are told to the user without a traceback."""
+    """Base of all errors that are reported without a traceback."""
 
     exit_code = 1
 
 
 class InputError(LauncherError):
-    """The user's input is wrong; `problems` holds every one that was found, not just the first."""
+    """The user's input is wrong; `problems` has all that were found, not just the first."""
 
     exit_code = 2
 
@@ -36,6 +36,6 @@ class NoLayoutFits(LauncherError):
 
 
 class JobFailed(LauncherError):
-    """A job that was started ended with a failure."""
+    """A started job failed."""
 
     exit_code = 1

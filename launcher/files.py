@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON lines that may be torn: the one place that writes and reads them."""
+"""Atomic files, and JSON lines with a possibly torn last line: the only module that writes and reads them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from launcher.errors import InputError
 
 
 def user_path(text: str) -> Path:
-    """A path as a person writes it, `~` for a home. Where there is no such home it stays, and no file is there."""
+    """Expand `~` in a path; if there is no such home, the path stays as it is and does not exist."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises where there is no home)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file completely or not at all: readers never see half of it."""
+    """Write a file atomically: readers never see half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -26,13 +26,13 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a full disk names none
+        error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
 
 
 @contextmanager
 def kept(*paths: Path) -> Iterator[None]:
-    """Where the block fails, these small files are as they were before it; an interrupt leaves them as they are."""
+    """If the block fails, restore these small files; an interrupt does not restore them."""
     before = {path: path.read_bytes() if path.is_file() else None for path in paths}
     try:
         yield
@@ -51,7 +51,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
-    """The JSON object in a file; raises InputError, ending with `remedy`, where there is none."""
+    """Read the JSON object in a file; raises InputError, ending with `remedy`, if there is none."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -59,14 +59,14 @@ def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}): {remedy}") from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds no JSON object: {remedy}")
+        raise InputError(f"{path} does not contain a JSON object: {remedy}")
     return data
 
 
 def append_line(path: Path, data: Mapping[str, Any]) -> None:
-    """Add one JSON line by a single write, so that several writers do not mix theirs.
+    """Append one JSON line by a single write, so that lines of several writers do not interleave.
 
-    A torn last line, of a writer that was killed, is closed first: it spoils no line but itself.
+    If the last line is torn (its writer was killed), end it first, so that it does not spoil the new one.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -78,9 +78,9 @@ def append_line(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file of JSON lines; an absent file has none.
+    """Yield the JSON objects of a file of JSON lines; nothing if the file does not exist.
 
-    Lines that are no object are left out: the last may still be in writing, or its writer was killed in the middle.
+    Lines that are not objects are skipped: a writer may be in the middle of the last, or was killed there.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -96,7 +96,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def tail(path: Path, *, num_lines: int, max_bytes: int = 65536) -> list[str]:
-    """The last lines of a log, without reading all of it; empty where there is none."""
+    """Return the last lines of a log without reading all of it; empty if there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Units and how they are written for people. Values in code are SI base units: bytes, seconds, FLOP/s, bytes/s."""
+"""Units and their formatting. Values in code are SI base units: bytes, seconds, FLOP/s, bytes/s."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ DTYPE_BYTES = {"fp32": 4, "tf32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
 
 
 def gbps_to_bytes_per_s(gbps: float) -> float:
-    """Line rate in Gb/s (as NICs are sold) to bytes/s."""
+    """Convert a line rate in Gb/s (the unit of NICs) to bytes/s."""
     return gbps * 1e9 / 8
 
 
 def format_bytes(num_bytes: float) -> str:
-    """1536 → '1.5 KiB'; GiB is the largest unit, since GPU memory is told in it."""
+    """1536 → '1.5 KiB'; GiB is the largest unit, since GPU memory is given in it."""
     for unit, size in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if abs(num_bytes) >= size:
             return f"{num_bytes / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""`launcher check`: is this node, or every node of an allocation, what the cluster file says, and can a job live there?
+"""`launcher check`: compare this node, or each node of an allocation, with the cluster file; check that jobs can run.
 
 launcher check cluster=NAME                                              this machine
 salloc -N4 --gpus-per-node=8 launcher check cluster=NAME                 every node, and bandwidth between them
@@ -36,7 +36,7 @@ from launcher.text import whole_number
 
 
 def run(invocation: Invocation) -> int:
-    """Print every finding; 0 where no job would suffer from it, 1 with a problem."""
+    """Print every finding. Return 1 if one is a problem, else 0."""
     settings = checked_settings(with_slurm(invocation.overrides))
     slurm = slurm_of(settings)
     as_json = settings.options.output == "json"
@@ -48,7 +48,7 @@ def run(invocation: Invocation) -> int:
         print(_line(finding), file=sys.stderr if as_json else sys.stdout)
     excluded = hosts_to_exclude(findings)
     if excluded:
-        print(f"leave them out with: sbatch --exclude={compress_hostlist(excluded)}", file=sys.stderr)
+        print(f"exclude them with: sbatch --exclude={compress_hostlist(excluded)}", file=sys.stderr)
     if as_json:
         listed = [finding.to_dict() for finding in findings]
         print(json.dumps({"findings": listed, "worst": worst(findings).name.lower(), "exclude": list(excluded)}))
@@ -56,19 +56,19 @@ def run(invocation: Invocation) -> int:
 
 
 def check_here(settings: Settings, slurm: SlurmSettings, overrides: Sequence[str]) -> list[Finding]:
-    """This machine alone, with launch.check_bandwidth=true also the bandwidth among its ranks."""
+    """Check this machine; with launch.check_bandwidth=true also measure the bandwidth between its ranks."""
     run_dir = settings.options.run_dir
     findings = preflight(settings.job.cluster, run_folder=Path(run_dir or "runs"))
     if slurm.check_bandwidth:
         folder = _folder(run_dir)
         findings += _measured_here(folder, overrides, threshold=slurm.bandwidth_threshold)
     elif settings.job.cluster.scheduler == "slurm" and settings.job.cluster.num_nodes > 1:
-        print("this looks at this machine; to look at nodes: salloc -N… launcher check …", file=sys.stderr)
+        print("this checks the local machine only; to check nodes: salloc -N… launcher check …", file=sys.stderr)
     return findings
 
 
 def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
-    """Every node of the allocation that this process was given, and the bandwidth between them."""
+    """Check every node of this process's allocation, and the bandwidth between them."""
     hosts = read_allocation().hosts
     job = replace(settings.job, cluster=replace(settings.job.cluster, num_nodes=len(hosts)))
     plan = Plan(job, Layout(tp=1, pp=1, dp=job.cluster.num_gpus), {}, (), settings.run_options, hosts=hosts)
@@ -85,13 +85,13 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
 
 
 def _owns_allocation() -> bool:
-    """Whether this is the shell of an allocation, and not one of the tasks that srun started on each node."""
+    """Return whether this is the shell of an allocation, not a task that srun started on a node."""
     in_job, in_step = (whole_number(env.get(name)) or 0 for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
     return in_job > in_step
 
 
 def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: float) -> list[Finding]:
-    """The recipe `bandwidth` on this machine, as `launcher run` runs it."""
+    """Run the recipe `bandwidth` on this machine, as `launcher run` does."""
     inner, log = folder.inner(RECIPE), folder.step_log
     ours = re.compile(r"[+~]*(launch|recipe|layout|output|run_dir|dry_run)\b")
     words = [word for word in overrides if not ours.match(word)]
@@ -113,7 +113,7 @@ def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: fl
 
 
 def _folder(run_dir: str | None) -> RunFolder:
-    """A folder for what a check writes: of its own, in a run's folder too."""
+    """Return a new folder for the output of a check; inside a run folder it is a subfolder."""
     return create_run_folder(RunFolder(Path(run_dir)).inner("check").path) if run_dir else new_run_folder("check")
 
 

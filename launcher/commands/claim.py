@@ -1,4 +1,4 @@
-"""The folder of a new run: nobody else may work in it, and a run that is refused has replaced nothing."""
+"""Claim the folder of a new run: only one owner may use it, and a refused run replaces nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from launcher.run.owner import Owner, check_free, claim, withdraw
 
 
 def may_claim(path: Path, owner: Owner) -> None:
-    """Raise InputError where somebody else works in a folder, or may; nothing is written."""
+    """Raise InputError if another process uses the folder or might. Write nothing."""
     if path.is_dir():
         check_free(RunFolder(path), owner, job_ended=job_has_ended)
 
 
 @contextmanager
 def claimed(path: Path | None, owner: Owner, *, name: str) -> Iterator[RunFolder]:
-    """The folder at `path`, else a new one named after `name`, with this owner.
+    """Yield the folder at `path`, or a new one named after `name`, claimed for `owner`.
 
-    Where the block fails, the owner and the files of the run are those from before; a new folder goes.
+    If the block fails, restore the previous owner and the run's previous files; delete a new folder.
     """
     is_new = path is None or not path.is_dir()
     folder = new_run_folder(name) if path is None else RunFolder(path)
@@ -33,7 +33,7 @@ def claimed(path: Path | None, owner: Owner, *, name: str) -> Iterator[RunFolder
         before = claim(folder, owner, job_ended=job_has_ended)
     except OSError as error:
         raise InputError(
-            f"cannot write the run folder {path} ({error.strerror}): give another with run_dir=FOLDER"
+            f"cannot write the run folder {path} ({error.strerror}): choose another with run_dir=FOLDER"
         ) from error
     try:
         with kept(folder.plan, folder.plan_of_start, folder.config, folder.launch, folder.setup):
@@ -48,7 +48,7 @@ def claimed(path: Path | None, owner: Owner, *, name: str) -> Iterator[RunFolder
 
 
 def job_has_ended(job_id: str) -> bool | None:
-    """Whether a batch job has ended; None where Slurm cannot be asked."""
+    """Return whether a batch job has ended; None if Slurm cannot be reached."""
     from launcher.slurm.life import has_ended
 
     return has_ended(job_id)

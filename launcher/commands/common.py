@@ -1,4 +1,4 @@
-"""What several commands share: planning from overrides, and finding a run that the user named."""
+"""Shared by several commands: plan from overrides, and find the run that the user named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MODEL = re.compile(r"^[+~]*model[=.@]")
 
 
 def checked_settings(overrides: Sequence[str]) -> Settings:
-    """The settings of these overrides; which of the user's own files are in them is said on stderr."""
+    """Return the settings of these overrides; list the user's own files among them on stderr."""
     settings = load(overrides)
     for note in settings.notes:
         notify(note)
@@ -32,19 +32,19 @@ def checked_settings(overrides: Sequence[str]) -> Settings:
 
 
 def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str]) -> Plan:
-    """The plan of a job that is to run; a program's model that does not fit is a warning. Raises as `make_plan`."""
+    """Return the plan of a job to run; if a program's model does not fit, only warn. Raises as `make_plan`."""
     if options.program is None:
         return make_plan(settings.job, settings.request, options, to_run=True)
     given = any(MODEL.match(word) for word in overrides)
     plan, warning = program_plan(settings.job, settings.options.layout, options, model_given=given)
     if warning:
         notify(warning)
-        notify("it is started all the same: only the program knows")
+        notify("starting anyway: only the program knows what it needs")
     return plan
 
 
 def plan_of(words: Sequence[str]) -> Plan:
-    """The plan of a run folder if the first word names one, or that of `plan=`, else the one that overrides make."""
+    """Return the plan of a run folder if the first word names one, that of `plan=`, or the plan of these overrides."""
     if words and not OVERRIDE.match(words[0]):
         return read_plan(plan_file(Path(words[0])))
     settings = checked_settings(words)
@@ -54,14 +54,14 @@ def plan_of(words: Sequence[str]) -> Plan:
 
 
 def named_run(words: Sequence[str], *, command: str) -> tuple[str, Sequence[str]]:
-    """The run that the user named (a folder, or a Slurm job id), and the words after it."""
+    """Return the run that the user named (a folder or a Slurm job id) and the words after it."""
     if not words or OVERRIDE.match(words[0]):
         raise InputError(f"`launcher {command}` needs a run: launcher {command} runs/NAME")
     return words[0], words[1:]
 
 
 def run_folder(name: str) -> RunFolder:
-    """The folder of a run on this machine; raises InputError where there is none."""
+    """Return the folder of a run on this machine; raises InputError if there is none."""
     path = Path(name)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run folder that `launcher run` or `launcher submit` made")
@@ -69,7 +69,7 @@ def run_folder(name: str) -> RunFolder:
 
 
 def submitted(name: str) -> bool:
-    """Whether a named run is Slurm's: a folder with its submission, or a job id."""
+    """Return whether a run was submitted to Slurm: a folder with a submission record, or a job id."""
     path = Path(name)
     if not path.exists():
         return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
@@ -78,7 +78,7 @@ def submitted(name: str) -> bool:
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:
-    """The `key=value` words after a run's name; raises InputError for one that is not allowed."""
+    """Parse the `key=value` words after a run's name; raises InputError for a key that is not allowed."""
     found: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")

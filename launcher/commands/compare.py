@@ -21,13 +21,13 @@ USAGE = "`launcher compare A B [fail_over=5%]` takes two run folders or plan fil
 
 
 def run(invocation: Invocation) -> int:
-    """Print what differs; 1 where something is worse in B by more than `fail_over` and than its noise."""
+    """Print what differs. Return 1 if B is worse by more than both `fail_over` and the noise."""
     named, words = _named(invocation.overrides)
     wanted = options(words, allowed=["fail_over", "output"])
     threshold = _threshold(wanted.get("fail_over"))
     a, b = (_side(Path(name)) for name in named)
     if bool(a.rows) != bool(b.rows):
-        raise InputError(f"{a.name} and {b.name} have nothing in common to compare: one is a measurement, one is not")
+        raise InputError(f"{a.name} and {b.name} cannot be compared: one is a measurement, the other is not")
     found, settings = changes(a, b), differences(a.plan, b.plan)
     failed = [change for change in found if threshold is not None and change.exceeds(threshold)]
     if wanted.get("output") == "json":
@@ -67,10 +67,10 @@ def _side(path: Path) -> Side:
 
 
 def _threshold(text: str | None) -> float | None:
-    """`5%` or `0.05`; None where nothing was asked."""
+    """Parse `5%` or `0.05`; None if the option was not given."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)
     if match is None:
-        raise InputError(f"fail_over={text} is not a share: write fail_over=5% or fail_over=0.05")
+        raise InputError(f"fail_over={text} is not a fraction: write fail_over=5% or fail_over=0.05")
     return float(match[1]) / (100 if match[2] else 1)

@@ -1,4 +1,4 @@
-"""`launcher completion bash`: a completion script; the script asks back for the words that fit.
+"""`launcher completion bash`: print a completion script, which calls back for the matching words.
 
 eval "$(launcher completion bash)"
 """
@@ -20,7 +20,7 @@ _launcher() {
     for word in $(launcher completion words "$before" "$current" 2>/dev/null); do
         words+=("$word")
     done
-    # readline splits words at '=': it wants what stands after it
+    # readline splits words at '=': it expects only the text after it
     if [[ "$current" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
         words=("${words[@]#"${current%%=*}="}")
     fi
@@ -38,12 +38,12 @@ def run(invocation: Invocation) -> int:
         case ("words", before, current):
             print("\n".join(candidates(before.split()[1:], current)))
         case _:
-            raise InputError('completion is for bash: eval "$(launcher completion bash)"')
+            raise InputError('only bash is supported: eval "$(launcher completion bash)"')
     return 0
 
 
 def candidates(before: Sequence[str], current: str) -> list[str]:
-    """What may stand for `current` after the words `before`: a command, a key, or an entry of a group."""
+    """Return the completions of `current` after the words `before`: commands, keys or entries of a group."""
     from launcher.config.compose import choices, keys
 
     if not before:

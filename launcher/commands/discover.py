@@ -1,4 +1,4 @@
-"""`launcher discover`: look at this node and Slurm, or read texts of others, and write configs/cluster/<name>.yaml."""
+"""`launcher discover`: inspect this node and Slurm, or read command output of other nodes, and write a cluster file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(invocation: Invocation) -> int:
     flags = {key: _flag(key, wanted.get(key, "false")) for key in ("force", "dry_run", "collector")}
     if flags["collector"]:
         print(COLLECTOR)
-        print("run it on each node, and give what it prints: launcher discover from=FILE,…", file=sys.stderr)
+        print("run it on each node and pass the files with its output: launcher discover from=FILE,…", file=sys.stderr)
         return 0
     file = _found(wanted.get("from"), wanted.get("name"))
     for note in file.notes:
@@ -36,7 +36,7 @@ def _found(given: str | None, name: str | None) -> ClusterFile:
         return discover(name)
     names = [part.strip() for part in given.strip("[]").split(",") if part.strip()]
     if name is None:
-        raise InputError("from=… describes another machine: give its cluster a name, as name=site")
+        raise InputError("from=… describes another machine: give the cluster a name, for example name=site")
     return discover_from(texts_of_files(names), name)
 
 

@@ -1,4 +1,4 @@
-"""`launcher export`: a plan in another tool's terms, on standard output or as a folder to start from."""
+"""`launcher export`: translate a plan for another tool, on standard output or as a folder to start from."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ OWN = ("to", "out")
 def run(invocation: Invocation) -> int:
     options, words = _split(invocation.overrides)
     if "to" not in options:
-        raise InputError(f"say what to export to: to={'|'.join(names())}")
+        raise InputError(f"choose the tool to export to: to={'|'.join(names())}")
     chosen = target(options["to"])
     plan = _plan(words, chosen)
     export = chosen.write(plan)
     for line in export.missing:
-        print(f"to={chosen.name} has no words for {line}", file=sys.stderr)
+        print(f"to={chosen.name} cannot express {line}", file=sys.stderr)
     if "out" not in options:
         print(export.files[export.main], end="")
         return 0
@@ -38,7 +38,7 @@ def run(invocation: Invocation) -> int:
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The keys of the command itself, and the rest: a run, or overrides."""
+    """Split the words into the command's own keys and the rest: a run, or overrides."""
     options: dict[str, str] = {}
     rest = []
     for word in words:
@@ -48,12 +48,12 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         else:
             rest.append(word)
     if "out" in options and not options["out"]:
-        raise InputError("out= names no folder: give one, as out=exported")
+        raise InputError("out= is empty: give a folder, for example out=exported")
     return options, rest
 
 
 def _plan(words: Sequence[str], chosen: Target) -> Plan:
-    """The plan of a run as it is, or the best one that the target can express."""
+    """Return the plan of a run unchanged, or the best plan that the target can express."""
     if words and not OVERRIDE.match(words[0]):
         if len(words) > 1:
             raise InputError(

@@ -1,4 +1,6 @@
-"""What people type who come from torchrun, deepspeed or accelerate, and the line that works here. Pure but for files.
+"""Recognise command lines of torchrun, deepspeed and accelerate, and suggest the line that works here.
+
+Pure except for reading files.
 
 launcher run train.py --lr 3        →  launcher run script=train.py -- --lr 3
 launcher run --nproc-per-node 2 …   →  launcher run launch.nproc_per_node=2 …
@@ -18,7 +20,7 @@ from launcher.errors import InputError
 CORRECTED = ("run", "submit", "plan")
 PROGRAMS = ("script", "module", "program")
 GROUPS = ("cluster", "model", "stack", "layout", "train", "recipe", "launch", "tracking")
-# Keys without a group: `launcher keys`; a test holds them to it.
+# Keys without a group; a test compares them with `launcher keys`.
 TOP_LEVEL = (
     *PROGRAMS,
     *GROUPS,
@@ -35,7 +37,7 @@ TOP_LEVEL = (
 )
 OWN_FLAGS = ("-h", "--help", "--version", "--cfg", "-m", "--multirun")
 
-# Options of torchrun, deepspeed and accelerate, by their names with underscores; None: there is nothing to set.
+# Options of torchrun, deepspeed and accelerate, by their names with underscores; None: no key is needed.
 FLAGS = {
     "nproc_per_node": "launch.nproc_per_node", "num_gpus": "launch.nproc_per_node",
     "num_processes": "launch.nproc_per_node", "nnodes": "launch.nnodes", "num_nodes": "launch.nnodes",
@@ -44,7 +46,7 @@ FLAGS = {
     "master_addr": None, "master_port": None, "node_rank": None, "machine_rank": None, "multi_gpu": None,
 }  # fmt: skip
 WITHOUT_VALUE = {"standalone", "multi_gpu"}
-# Keys under the names that other tools give them, and the last components of ours.
+# Names that other tools use for our keys, and the last components of ours.
 SYNONYMS = {
     **{name: f"layout.{name}" for name in ("tp", "pp", "dp", "cp", "ep", "micro_batch", "zero_stage", "recompute")},
     "nproc_per_node": "launch.nproc_per_node", "nproc": "launch.nproc_per_node", "gpus": "launch.nproc_per_node",
@@ -56,7 +58,7 @@ SYNONYMS = {
     "train.seq_len": "model.seq_len", "train.sequence_length": "model.seq_len", "train.precision": "train.dtype",
     "train.batch_size": "train.global_batch", "train.micro_batch": "layout.micro_batch",
 }  # fmt: skip
-# These mean ours only where no program of the user's may have an argument of that name.
+# These count as ours only if the user's program cannot have an argument of that name.
 WITHOUT_PROGRAM = {
     "seq_len": "model.seq_len", "sequence_length": "model.seq_len", "precision": "train.dtype", "dtype": "train.dtype",
     "batch_size": "train.global_batch", "global_batch": "train.global_batch", "steps": "train.steps",
@@ -66,7 +68,7 @@ IN_A_PLAN = {"launch.nnodes": "cluster.num_nodes", "launch.nproc_per_node": "clu
 
 
 def check_words(arguments: Sequence[str]) -> None:
-    """Raise InputError with the corrected line where a command line is in another tool's terms."""
+    """Raise InputError with the corrected line if a command line uses another tool's terms."""
     if not arguments or arguments[0] not in CORRECTED:
         return
     command, *words = arguments
@@ -80,7 +82,7 @@ def check_words(arguments: Sequence[str]) -> None:
 
 @dataclass
 class _Line:
-    """A command line that is read word by word, and put together again as it should be."""
+    """Reads a command line word by word and assembles the corrected one."""
 
     command: str
     words: list[str]
@@ -137,7 +139,7 @@ class _Line:
             self.reasons.append(f"{name} is {key} here")
         elif self._has_program() and re.fullmatch(r"\w+", name) and name not in TOP_LEVEL:
             self.arguments.append(word)
-            self.reasons.append(f"{name} is no key of the launcher, and arguments of the program are after --")
+            self.reasons.append(f"{name} is not a key of the launcher; arguments of the program go after --")
         else:
             self.overrides.append(word)
 
@@ -154,4 +156,4 @@ class _Line:
     def _all_to_program(self, word: str) -> None:
         self.arguments += [word, *self.words]
         self.words.clear()
-        self.reasons.append("arguments of the program are after --")
+        self.reasons.append("arguments of the program go after --")

@@ -1,4 +1,4 @@
-"""`launcher plan from=FILE`: what another tool's file runs today, the best that this tool can, and the difference."""
+"""`launcher plan from=FILE`: estimate what another tool's file runs, compare it with the best plan for that tool."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero
 
 
 def asked(overrides: Sequence[str]) -> bool:
-    """Whether the command line names another tool's file."""
+    """Return whether the command line names another tool's file."""
     return any(word.startswith(FROM) for word in overrides)
 
 
@@ -53,7 +53,7 @@ def run(overrides: Sequence[str]) -> int:
 
 
 def _with(reading: Reading, words: Sequence[str]) -> list[str]:
-    """What was read, under what the user says, and the global batch where the file counts micro-batches."""
+    """Combine what was read with the user's words, which win; add the global batch if the file counts micro-batches."""
     said = {word.lstrip("+~").partition("=")[0] for word in words}
     named = {"model", "model.name"} & said
     keys = {key: value for key, value in reading.keys.items() if key not in said}
@@ -68,22 +68,22 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
 
 
 def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:
-    """The same job with the layout left open, but for what the user pins."""
+    """Return the same job with an open layout, except for what the user pins."""
     job = Reading(reading.target, {key: v for key, v in reading.keys.items() if not key.startswith("layout.")})
     return _with(job, [*words, f"train.global_batch={yours.job.training.global_batch}"])
 
 
 def _estimated(settings: Settings, file: Path) -> Plan:
-    """The layout that was read as a plan; raises InputError where it breaks a rule here."""
+    """Make a plan of the layout that was read; raises InputError if it breaks a rule here."""
     layout = plain_layout(settings.job, settings.request)
     if found := problems(settings.job, layout):
-        raise InputError([f"from={file}: as read, with the keys on the command line, it is no legal layout", *found])
+        raise InputError([f"from={file}: as read, with the keys on the command line, the layout is not legal", *found])
     estimate = CostModel(settings.job).estimate(layout)
     return Plan(settings.job, layout, estimate_data(estimate), (), settings.run_options)
 
 
 def _flags(tool: Target, yours: Plan, best: Plan) -> list[str]:
-    """The lines of the tool's main file that differ; empty where the tool cannot say what was read."""
+    """Return the lines of the tool's main file that differ; empty if the tool cannot express what was read."""
     try:
         check(yours, tool)
     except InputError:
@@ -98,7 +98,7 @@ def _main(export: Export) -> list[str]:
 
 
 def _difference(yours: Layout, best: Layout) -> list[str]:
-    """The keys that differ, with both values."""
+    """Return the keys that differ, with both values."""
     pairs = [(key, getattr(yours, key), getattr(best, key)) for key in COMPARED]
     orders = ["-".join(effective(layout, layout.axis_order)) for layout in (yours, best)]
     if sorted(orders[0]) == sorted(orders[1]):
@@ -114,7 +114,7 @@ def _faster(yours: Plan, best: Plan) -> str:
     old, new = yours.estimate["step_time_s"], best.estimate["step_time_s"]
     change = old / new - 1
     if not yours.estimate["fits"]:
-        return "yours does not fit in memory as it is estimated"
+        return "yours does not fit in memory by this estimate"
     if abs(change) < 0.005:
         return "yours is as fast"
     return (
@@ -141,7 +141,7 @@ def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list
 
 
 def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> None:
-    lines = [f"{file} was read as {target(reading.target).tool}'s: {' '.join(reading.overrides())}"]
+    lines = [f"{file} was read as a {target(reading.target).tool} file: {' '.join(reading.overrides())}"]
     lines += [f"not read: {line}" for line in reading.unread]
     lines += ["", f"yours  {_summary(yours)}", f"best   {_summary(best)}", ""]
     changes = ", ".join(_difference(yours.layout, best.layout))

@@ -1,8 +1,8 @@
-"""A plan that is there already: which overrides may be given beside it, and what they change.
+"""Use an existing plan: which overrides may be given with it, and what they change.
 
-A plan is taken as it is. What it was made for (cluster, model, stack, layout, and of train.* what an estimate depends
-on) must be what the overrides say, where they say it. The other keys (train.steps, recipe.*, tracking.*, a program of
-one's own) are options of the run: they change the copy of the plan in its folder, never the file that was given.
+A given plan is never changed. Overrides of what it was made for (cluster, model, stack, layout, and the keys of train.*
+that affect an estimate) must agree with it. The other keys (train.steps, recipe.*, tracking.*, the user's program) are
+options of the run: they change the copy of the plan in the run folder, never the given file.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from launcher.run.checkpoints import check_identity, folder_name, newest_step, r
 from launcher.run.folder import RunFolder
 from launcher.schema import to_plain, walk
 
-SECTIONS = ("cluster", "model", "stack", "layout", "train")  # of what a plan is made for
+SECTIONS = ("cluster", "model", "stack", "layout", "train")  # what a plan is made for
 COUNTS = {"launch.nproc_per_node": "cluster.node.num_gpus", "launch.nnodes": "cluster.num_nodes"}  # other names
 MOST_NAMED = 3
-APART = "num_nodes"  # which a file of a cluster sets too, and nobody means by naming the file
+APART = "num_nodes"  # cluster files set it too, but choosing a cluster file does not mean to change it
 T = TypeVar("T")
 
 
 def read_given(name: str, settings: Settings, overrides: Sequence[str]) -> Plan:
-    """The plan of a file or folder with the options that were given beside it.
+    """Read the plan of a file or folder, with the options that were given with it.
 
     Raises InputError with every override that contradicts it.
     """
@@ -54,19 +54,19 @@ def _section(word: str) -> str:
 
 
 def _is_of_the_plan(word: str) -> bool:
-    """Whether an override says something of what a plan is made for; `auto` says nothing."""
+    """Return whether an override concerns what a plan is made for; `auto` does not."""
     section, _, key = _key(word).partition(".")
     option = section == "train" and key in {field.name for field in fields(TrainOptions)}
     return (_section(word) in SECTIONS or _key(word) in COUNTS) and not option and not word.endswith("=auto")
 
 
 def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequence[str]) -> list[str]:
-    """What one override says otherwise than the plan."""
+    """Return how one override contradicts the plan."""
     section, _, key = COUNTS.get(_key(word), _key(word)).partition(".")
     wanted = _values(section, settings)
     here = _values_of_plan(section, plan)
     touched = _touched(section, key, wanted, word, overrides)
-    if section == "layout":  # what is not pinned is what the plan has
+    if section == "layout":  # keys that are not pinned keep the plan's values
         layout, asked = plan.layout, wanted["shard_group"]
         group = resolved_shard_group(plan.job, asked, tp=layout.tp, ranks=layout.dp * layout.cp)
         wanted = {**wanted, "shard_group": asked and group}
@@ -76,13 +76,13 @@ def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequen
         return []
     if key:
         has = _shown(f"{section}.{key}", here[key if key in different else different[0]])
-        return [f"{word} is given, and the plan has {has}: leave it out, or plan again"]
+        return [f"{word} contradicts the plan, which has {has}: leave it out, or plan again"]
     named = ", ".join(f"{name} ({here[name]} in the plan)" for name in different[:MOST_NAMED])
-    return [f"{word} is given, and differs from the plan in {named}: leave it out, or plan again"]
+    return [f"{word} differs from the plan in {named}: leave it out, or plan again"]
 
 
 def _touched(section: str, key: str, wanted: Mapping[str, Any], word: str, overrides: Sequence[str]) -> set[str]:
-    """The values that an override sets: those that would be others without it, and the one of its name."""
+    """Return the values that an override sets: those that would differ without it, and the one it names."""
     if not key:
         return {name for name in wanted if name != APART}
     try:
@@ -121,7 +121,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shown(name: str, value: Any) -> str:
-    """A value in the unit of its key."""
+    """Return a value in the unit of its key."""
     entry = dict(walk(Configuration)).get(name)
     scale = entry.key.scale if entry else 1
     plain = isinstance(value, bool) or not isinstance(value, int | float)
@@ -129,7 +129,7 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _options(options: RunOptions, settings: Settings, overrides: Sequence[str]) -> RunOptions:
-    """The plan's options with those that were given."""
+    """Return the plan's options updated with those that were given."""
     given, keys = settings.run_options, given_keys(overrides)
     return RunOptions(
         asked=options.asked,
@@ -143,12 +143,12 @@ def _options(options: RunOptions, settings: Settings, overrides: Sequence[str]) 
 
 
 def given_keys(overrides: Sequence[str]) -> set[str]:
-    """The keys that overrides set, and the groups that they choose."""
+    """Return the keys that overrides set and the groups that they choose."""
     return {_key(word) for word in overrides}
 
 
 def merged(before: T, given: T, section: str, keys: set[str]) -> T:
-    """The options from before with the keys of a section that were given; all of them where its file was chosen."""
+    """Return `before` with the given keys of a section; with all its keys if a file of the section was chosen."""
     if section in keys or type(before) is not type(given):
         return given
     named = {entry.name: entry.field for _, entry in walk(type(given))}
@@ -157,13 +157,13 @@ def merged(before: T, given: T, section: str, keys: set[str]) -> T:
 
 
 def named_folder(settings: Settings) -> Path | None:
-    """The run folder that the user named."""
+    """Return the run folder that the user named."""
     given = settings.options.run_dir
     return Path(given) if given else None
 
 
 def check_checkpoints(plan: Plan, folder: RunFolder) -> None:
-    """Raise InputError where the newest checkpoint is of another job, which the ranks would refuse one by one."""
+    """Raise InputError if the newest checkpoint belongs to another job; otherwise every rank would refuse it."""
     step, train = newest_step(folder.checkpoints), plan.options.train
     if step is None or not train.resume or (plan.kind == RECIPE and not train.checkpoint_every):
         return
@@ -171,5 +171,5 @@ def check_checkpoints(plan: Plan, folder: RunFolder) -> None:
     try:
         saved = read_manifest(checkpoint)["job"]
     except InputError:
-        return  # a damaged one: the ranks go back to the one before it
+        return  # it is damaged: the ranks fall back to the previous one
     check_identity(saved, plan.identity(), folder=checkpoint)

@@ -1,4 +1,4 @@
-"""Errors as messages on standard error and exit codes."""
+"""Turn errors into messages on standard error and exit codes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from launcher.console import notify, say
 from launcher.errors import InputError, LauncherError
 
 INTERRUPTED = 130
-CLOSED_PIPE = 141  # as of a process that SIGPIPE ends
+CLOSED_PIPE = 141  # the status of a process that SIGPIPE killed
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Do it, with errors turned into messages on stderr and exit codes."""
+    """Call `work`; turn its errors into messages on stderr and exit codes."""
     try:
         code = work()
-        if sys.stdout:  # None where the user closed it
+        if sys.stdout:  # None if the user closed it
             sys.stdout.flush()
         return code
     except LauncherError as error:
@@ -28,10 +28,10 @@ def guarded(work: Callable[[], int]) -> int:
         notify("interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away, as in `launcher plan | head`
-        with Path(os.devnull).open("wb") as nothing:  # what is buffered goes there, without another error
+        with Path(os.devnull).open("wb") as nothing:  # buffered output is flushed there, without another error
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return CLOSED_PIPE
-    except OSError as error:  # a disk, a terminal or a folder that no reader and writer of ours has named
+    except OSError as error:  # from a disk, terminal or folder that none of our own checks reported
         notify(f"{error.strerror or error}: {error.filename or 'standard output, or the disk of the run'}")
         return LauncherError.exit_code
 

@@ -1,4 +1,4 @@
-"""What stood on the command line."""
+"""The parsed command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Invocation:
-    """What stood on the command line after the command's name."""
+    """The command line after the command's name."""
 
     overrides: tuple[str, ...] = ()
     multirun: bool = False

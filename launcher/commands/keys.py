@@ -1,4 +1,4 @@
-"""`launcher keys`: every configuration key with its default, what it takes and what it means."""
+"""`launcher keys`: list configuration keys with default, allowed values and meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OUTPUTS = ("text", "json", "markdown")
 
 
 def run(invocation: Invocation) -> int:
-    """Print the keys that begin with a word, or have it in their name or meaning; all of them without one."""
+    """Print the keys that begin with a word, or contain it in their name or meaning; all keys without a word."""
     words = [word for word in invocation.overrides if not word.startswith("output=")]
     [output] = [word.removeprefix("output=") for word in invocation.overrides if word not in words][-1:] or ["text"]
     if output not in OUTPUTS or len(words) > 1:

@@ -1,4 +1,4 @@
-"""`launcher lint`: known traps in an existing batch script, each with its reason; 1 where an error was found."""
+"""`launcher lint`: report known traps in a batch script, each with its reason; return 1 if one is an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> int:
 
 
 def _read(path: Path) -> str:
-    """A script with the line breaks that it has."""
+    """Read a script without changing its line breaks."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             return file.read(LARGEST_SCRIPT + 1)

@@ -1,4 +1,4 @@
-"""`launcher logs RUN [--rank N] [--follow]` (or rank=N follow=true): what the ranks of a run said."""
+"""`launcher logs RUN [--rank N] [--follow]` (or rank=N follow=true): print the output of a run's ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.text import whole_number
 
 
 def run(invocation: Invocation) -> int:
-    """Print the log of one rank, or of all (a submitted run: of the whole job); with follow=true until the run ends."""
+    """Print the log of one rank or of all (of a submitted run: of the job); with follow=true until the run ends."""
     name, words = named_run(invocation.overrides, command="logs")
     wanted = options(words, allowed=["rank", "follow"])
     follow = wanted.get("follow", "false")

@@ -77,7 +77,7 @@ def _rank(settings: Settings) -> int:
 
 
 def _explain(plan: Plan, settings: Settings) -> int:
-    """A plan that was made before: what it is, and why."""
+    """Explain a plan that was made earlier."""
     _keep(plan, settings)
     if settings.options.output == "json":
         print(json.dumps(document.plan_document(plan)))
@@ -87,7 +87,7 @@ def _explain(plan: Plan, settings: Settings) -> int:
 
 
 def _keep(plan: Plan, settings: Settings) -> None:
-    """Write the best plan where that is wanted: into a file, or into a folder that a run is to use."""
+    """Write the best plan if the user asked for it: to a file, or into the folder of a later run."""
     path = named_folder(settings)
     if path is not None:
         may_claim(path, this_process())
@@ -103,7 +103,7 @@ def _write(plan: Plan, file: Path, key: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_plan(plan, file)
     except OSError as error:
-        raise InputError(f"cannot write {file} ({error.strerror}): give another with {key}") from error
+        raise InputError(f"cannot write {file} ({error.strerror}): choose another with {key}") from error
 
 
 def _compare(cases: Sequence[Case], settings: Settings) -> int:
@@ -117,7 +117,7 @@ def _compare(cases: Sequence[Case], settings: Settings) -> int:
 
 
 def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = None) -> list[Case]:
-    """One case a size; `label` is that of the cluster where several things are compared."""
+    """Return one case per size; `label` is that of the cluster if several things are compared."""
     clusters = [compare.resized(settings.job.cluster, size) for size in sizes]
     return [
         (
@@ -130,7 +130,7 @@ def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = N
 
 
 def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Settings, list[Case]]]:
-    """For every combination its settings and cases: one, or one a size, labelled by the values that differ."""
+    """Return the settings and cases of every combination: one, or one per size, labelled by the values that differ."""
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
     every = [load(combination) for combination in combinations]

@@ -1,4 +1,4 @@
-"""From a command line to a run folder in which all is written that a start reads: what `run` and `submit` share."""
+"""Shared by `run` and `submit`: from a command line to a run folder with everything that a start reads."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from launcher.run.owner import Owner
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A plan that is to run. `path`: the folder that was named; `config`: the composed configuration, None where the
-    plan was there before.
+    """A plan to run. `path`: the folder that the user named; `config`: the composed configuration, None if the plan
+    existed before.
     """
 
     plan: Plan
@@ -43,12 +43,12 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """What a new folder is called after."""
+        """The name that a new folder gets."""
         program = self.plan.options.program
         return short_name(program) if program else self.plan.options.recipe.name
 
     def write(self, folder: RunFolder) -> None:
-        """The plan, which stays as it is where it was there before, and the options of this start."""
+        """Write the plan, unless it existed before, and the options of this start."""
         if not folder.plan.is_file():
             write_plan(self.plan, folder.plan)
         if read_plan(folder.plan) == self.plan:
@@ -60,10 +60,9 @@ class PlannedRun:
 
 
 def plan_run(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> PlannedRun:
-    """Plan a job, or take the plan that is there: that of `plan=`, else that of the folder which was named.
+    """Plan a job, or take an existing plan: that of `plan=`, or that of the named folder.
 
-    Raises InputError where the plan that is there is another one than the overrides ask for, or where the folder has
-    checkpoints of another job.
+    Raises InputError if the existing plan contradicts the overrides, or if the folder has checkpoints of another job.
     """
     path, other_python = named_folder(settings), settings.options.launch.python is not None
     there = _plan_there(settings, path)
@@ -80,7 +79,7 @@ def plan_run(settings: Settings, overrides: Sequence[str], args: Sequence[str]) 
 
 
 def _plan_there(settings: Settings, path: Path | None) -> str | None:
-    """The plan that is there already; raises InputError where there are two."""
+    """Return the existing plan; raises InputError if there are two."""
     given = settings.options.plan
     folder = RunFolder(path) if path is not None and RunFolder(path).plan.is_file() else None
     if given is None or folder is None:
@@ -88,12 +87,12 @@ def _plan_there(settings: Settings, path: Path | None) -> str | None:
     other = read_given(given, settings, ())
     mine = read_plan(folder.plan)
     if (mine.job, mine.layout) != (other.job, other.layout):
-        raise InputError(f"plan={given} is another plan than {folder.plan}: leave plan= out, or give another run_dir")
+        raise InputError(f"plan={given} differs from {folder.plan}: leave plan= out, or choose another run_dir")
     return given
 
 
 def launch_settings(settings: Settings, overrides: Sequence[str], path: Path | None) -> LaunchSettings:
-    """How ranks are started: as given, and for the rest as at the last start in this folder."""
+    """Return the launch settings: as given, otherwise as at the last start in this folder."""
     given = settings.options.launch
     before = _launched_before(path)
     if before is None or before.settings.place != given.place:
@@ -107,9 +106,9 @@ def _launched_before(path: Path | None) -> Launch | None:
 
 
 def order(invocation: Invocation, owner: Owner, settings: Settings | None = None) -> Order | None:
-    """Plan a job for this machine, say so, and write its run folder for `owner`; None for a dry run.
+    """Plan a job for this machine, print the plan, and write its run folder for `owner`; None for a dry run.
 
-    Raises InputError, and has then written nothing.
+    Writes nothing if it raises InputError.
     """
     settings = settings or checked_settings(invocation.overrides)
     path = named_folder(settings)
@@ -138,38 +137,38 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
 
 
 def check_devices(plan: Plan) -> None:
-    """Where a plan for GPUs meets a machine without any: a script of the user's may do without, a recipe may not."""
+    """Check a plan for GPUs on a machine without any: warn for the user's script, raise InputError for a recipe."""
     gpu = plan.job.cluster.node.gpu
     if gpu.kind != "cuda" or any(Path("/dev").glob("nvidia[0-9]*")):
         return
     found = f"the plan is for {plan.placement.ranks_per_node} × {gpu.name}, and this machine has no NVIDIA device"
     if plan.kind == RECIPE:
-        raise InputError(f"{found}: choose cluster=cpu, or run where the GPUs are, as with `launcher submit`")
-    notify(f"{found}: it is started without them")
+        raise InputError(f"{found}: set cluster=cpu, or run on a node with GPUs, for example by `launcher submit`")
+    notify(f"{found}: starting without them")
 
 
 def say_surroundings(plan: Plan, launch: LaunchSettings) -> None:
-    """What each rank is given here, and why: its cores, and the variables that the user has not set."""
+    """Print what each rank gets here, and why: its cores, and the variables that the user has not set."""
     if said := node_binding(plan, launch.bind).describe():
         say(said)
     say_variables(plan)
 
 
 def say_variables(plan: Plan) -> None:
-    """The variables that ranks get and the user has not set, with the reason of each."""
+    """Print the variables that ranks get and that the user has not set, each with its reason."""
     for variable in chosen_variables(plan, env.environment()):
         say(f"{variable.name}={variable.value}: {variable.why}")
 
 
 def warn_of_locks(plan: Plan) -> None:
-    """Say which compiled extensions the ranks would wait for in vain; only DeepSpeed and scripts may load any."""
+    """Warn about stale locks of compiled extensions, which hang the ranks; only DeepSpeed and scripts load any."""
     if plan.kind != RECIPE or plan.job.training.engine == "deepspeed":
         for finding in lock_findings(env.environment()):
             notify(finding.message)
 
 
 def check_inputs(plan: Plan) -> None:
-    """Raise InputError where files that the gpt recipe is to read are not here, or do not fit its model."""
+    """Raise InputError if the gpt recipe's input files are missing or do not fit its model."""
     if plan.kind != RECIPE or plan.options.recipe.name != "gpt":
         return
     options, model = plan.options.train, plan.job.model
@@ -181,7 +180,7 @@ def check_inputs(plan: Plan) -> None:
 
 
 def say_plan(plan: Plan) -> None:
-    """The plan in a few lines, for people."""
+    """Print the plan in a few lines."""
     layout, cluster, program = plan.layout, plan.job.cluster.name, plan.options.program
     if plan.estimate or program is None:
         say(f"plan: {plan.job.model.name} on {cluster} as {layout.brief()}")

@@ -1,4 +1,4 @@
-"""The user's own program: a script, a module or a program of any kind, found and looked at before any rank starts."""
+"""Find and check the user's own script, module or program before any rank starts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ARCHIVES = (".zip", ".pyz", ".whl", ".egg")
 
 
 def found_program(program: Program | None, args: Sequence[str], *, other_python: bool) -> Program | None:
-    """The program as ranks are to start it, with the arguments that were given for it; None where a recipe runs.
+    """Return the program as ranks will start it, with its arguments; None if a recipe runs.
 
-    Raises InputError where there is none such, or arguments for none.
+    Raises InputError if it does not exist, or if there are arguments but no program.
     """
     if program is None:
         if args:
             raise InputError(
-                f"arguments after -- go to a program of yours, and none is given: set script=FILE (found {list(args)})"
+                f"arguments after -- go to your own program, but none is given: set script=FILE (found {list(args)})"
             )
         return None
     target = program.target
@@ -41,12 +41,12 @@ def found_program(program: Program | None, args: Sequence[str], *, other_python:
 
 
 def short_name(program: Program) -> str:
-    """What a run of it is called."""
+    """Return the name for its runs."""
     return program.target.rpartition(".")[2] if program.kind == "module" else Path(program.target).stem
 
 
 def script_file(given: str, *, other_python: bool) -> Path:
-    """The script, a folder with a __main__.py or an archive; raises InputError where there is none."""
+    """Return the script, a folder with a __main__.py or an archive; raises InputError if there is none."""
     path = user_path(given).absolute()
     if path.is_dir() and (path / "__main__.py").is_file():
         return path
@@ -60,7 +60,7 @@ def script_file(given: str, *, other_python: bool) -> Path:
 
 
 def check_syntax(script: Path) -> None:
-    """Raise InputError where Python cannot compile the script: before planning, not in every rank."""
+    """Raise InputError if Python cannot compile the script: before planning, not in every rank."""
     try:
         with warnings.catch_warnings(action="ignore"):  # the ranks report them
             compile(script.read_bytes(), script, "exec", dont_inherit=True)
@@ -72,12 +72,12 @@ def check_syntax(script: Path) -> None:
         raise InputError(f"{where}: {error.msg}{line} (Python {version} cannot run it{hint})") from error
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{script} is no Python script: {error}; a program of another kind is given as program={script}"
+            f"{script} is not a Python script: {error}; a program of another kind is given as program={script}"
         ) from error
 
 
 def check_module(name: str) -> None:
-    """Raise InputError where no such module is found from here, without importing the packages that it is in."""
+    """Raise InputError if the module is not found from here, without importing its packages."""
     path: Sequence[str] | None = [str(Path.cwd()), *sys.path]
     parts = name.split(".")
     for end in range(1, len(parts) + 1):
@@ -92,7 +92,7 @@ def check_module(name: str) -> None:
 
 
 def program_file(given: str) -> Path:
-    """The program, by its path or by its name in PATH; raises InputError where it cannot be executed."""
+    """Return the program by its path or its name in PATH; raises InputError if it cannot be executed."""
     path = user_path(given)
     found = shutil.which(str(path.absolute()) if "/" in given else given)
     if found is None:

@@ -1,4 +1,4 @@
-"""`launcher report`: one HTML page about a run, written into its folder, or about a plan."""
+"""`launcher report`: write one HTML page about a run, into its folder, or about a plan."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(invocation: Invocation) -> int:
 
 
 def _page_of_plan(words: Sequence[str]) -> tuple[Path, str]:
-    """The page of the plan that overrides make, or that `plan=` names, for `file=` or the present folder."""
+    """Return the page of a plan (of overrides or `plan=`) and its file (`file=`, or in the current folder)."""
     files = [word.partition("=")[2] for word in words if word.startswith("file=")]
     plan = plan_of([word for word in words if not word.startswith("file=")])
     return Path(files[-1]) if files else RunFolder(Path()).report, page(plan)

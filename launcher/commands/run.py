@@ -16,7 +16,7 @@ from launcher.run.owner import Owner, release, this_process
 
 
 def run(invocation: Invocation) -> int:
-    """Run the job here; 0 done, 1 failed. Standard output carries rank 0's, whose last line is JSON for a recipe."""
+    """Run the job here; 0 done, 1 failed. Standard output is that of rank 0; a recipe's last line is JSON."""
     if invocation.multirun:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
     if _may_be_warm(invocation):
@@ -34,9 +34,9 @@ def run(invocation: Invocation) -> int:
 
 
 def start_ranks(order: Order, *, began: float | None = None) -> int:
-    """Run what was planned, in the folder that this process owns; it says afterwards how that ended.
+    """Run a planned job in the folder that this process owns, and record there how it ended.
 
-    `began`: when the command was typed, if not with this process (CLOCK_MONOTONIC).
+    `began`: when the user entered the command, if before this process started (CLOCK_MONOTONIC).
     """
     folder, ended = RunFolder(order.run_folder), "failed"
     try:
@@ -57,7 +57,7 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
 
 
 def _may_be_warm(invocation: Invocation) -> bool:
-    """Whether a warm server may take the run; it looks at launch.warm itself, where that is not on the command line."""
+    """Return whether a warm server may take the run; it reads launch.warm itself if that is not on the command line."""
     unwanted = {"launch.warm=never", "dry_run=true"} & {*invocation.overrides}
     return not unwanted and warm.may_listen()
 
@@ -68,6 +68,6 @@ def _plan(invocation: Invocation, owner: Owner, *, hand_over: HandOver) -> int:
 
 
 def _make_order(invocation: Invocation, owner: Owner) -> Order | None:
-    from launcher.commands.prepare import order  # Hydra, which the process that imports torch does not need
+    from launcher.commands.prepare import order  # imports Hydra, which the process that imports torch does not need
 
     return order(invocation, owner)

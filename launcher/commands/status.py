@@ -1,4 +1,4 @@
-"""`launcher status RUN`: what a run is doing, here or under Slurm."""
+"""`launcher status RUN`: print the state of a run, here or under Slurm."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from launcher.slurm.sweep import results, table
 
 
 def run(invocation: Invocation) -> int:
-    """Print the status; 1 where the run has failed or was lost."""
+    """Print the status; return 1 if the run failed or was lost."""
     name, words = named_run(invocation.overrides, command="status")
     as_json = options(words, allowed=["output"]).get("output") == "json"
     if submitted(name):
         job = life.status(life.SubmittedRun.find(name))
         members = life.ended_members(job.job_id) if SweepFolder(Path(name)).members.is_file() else {}
-        rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one for each of its runs
+        rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one per run
         print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
         if rows and not as_json:
             print(table(rows))

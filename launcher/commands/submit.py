@@ -1,4 +1,4 @@
-"""`launcher submit`: plan, write the run folder, hand the job to Slurm; a dry run prints the command instead."""
+"""`launcher submit`: plan, write the run folder, submit the job to Slurm; a dry run prints the command instead."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ from launcher.slurm.sweep import SweepMember, write_sweep
 
 
 def run(invocation: Invocation) -> int:
-    """Submit one job and print its id, or with dry_run=true what would run, as text to paste into a shell.
+    """Submit one job and print its id; with dry_run=true print the command to paste into a shell.
 
-    A dry run writes its run folder too, so that the command works as it stands; into a run that exists it writes
-    nothing.
+    A dry run also writes its run folder, so that the command works unchanged; it never writes into an existing run.
     """
     if invocation.multirun:
         return run_sweep(invocation)
@@ -59,7 +58,7 @@ def run(invocation: Invocation) -> int:
 
 @dataclass(frozen=True)
 class BatchJob:
-    """A job that is ready to be written down and submitted."""
+    """A job that is ready to be written and submitted."""
 
     run: PlannedRun
     launch: Launch
@@ -70,7 +69,7 @@ class BatchJob:
         return self.run.plan
 
     def write(self, folder: RunFolder) -> SubmitRequest:
-        """Write what the job reads; returns the command that submits it."""
+        """Write what the job reads; return the command that submits it."""
         request = submit.make_request(self.plan, self.slurm, run_folder=folder.path)
         self.run.write(folder)
         submit.write_launch_files(folder, self.launch, self.slurm)
@@ -78,7 +77,7 @@ class BatchJob:
 
 
 def _job(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> BatchJob:
-    """Plan a job, or take the plan that is there, with what Slurm is to know."""
+    """Plan a job, or take an existing plan, and add its Slurm settings."""
     run = plan_run(settings, overrides, args)
     slurm = _slurm_settings(settings, overrides, run.path)
     settings_of_launch = launch_settings(settings, overrides, run.path)
@@ -87,7 +86,7 @@ def _job(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> B
 
 
 def _slurm_settings(settings: Settings, overrides: Sequence[str], path: Path | None) -> SlurmSettings:
-    """Slurm's settings: as given, and for the rest as at the last submission of this folder."""
+    """Return Slurm's settings: as given, otherwise as at the last submission of this folder."""
     given = slurm_of(settings)
     if path is None or not is_submitted(path):
         return given
@@ -96,11 +95,11 @@ def _slurm_settings(settings: Settings, overrides: Sequence[str], path: Path | N
 
 
 def _dry_run(job: BatchJob, owner: Owner) -> int:
-    """Print the command. In a folder that no run has used, also write what it reads, and leave the folder free."""
+    """Print the command. In an unused folder also write what it reads, and leave the folder unclaimed."""
     path = job.run.path
     if path is not None and read_owner(RunFolder(path)) is not None:
         request = submit.make_request(job.plan, job.slurm, run_folder=path)
-        say(f"dry run: {path} is a run already, and stays as it is; its own files are not those of this command")
+        say(f"dry run: {path} is an existing run and is not changed; its files do not match this command")
         print(submit.dry_run_text(request, run_folder=path))
         return 0
     with claimed(path, owner, name=job.run.name) as folder:
@@ -112,7 +111,7 @@ def _dry_run(job: BatchJob, owner: Owner) -> int:
 
 
 def run_sweep(invocation: Invocation) -> int:
-    """Submit every combination as one job array: one folder, in it one run folder for each, one table of results."""
+    """Submit every combination as one job array: one folder, in it a run folder for each, one table of results."""
     combinations = sweep(with_slurm(invocation.overrides))
     every = [checked_settings(words) for words in combinations]
     first = every[0]
@@ -122,7 +121,7 @@ def run_sweep(invocation: Invocation) -> int:
             "them apart"
         )
     if first.options.plan is not None:
-        raise InputError("plan= is one job, and a sweep plans several: leave plan= out, or submit without -m")
+        raise InputError("plan= is one job, but a sweep plans several: leave plan= out, or submit without -m")
     without_folder = [[word for word in words if not word.startswith("run_dir=")] for words in combinations]
     jobs = [_job(load(words), words, invocation.rest) for words in without_folder]
     same = set[str](combinations[0]).intersection(*combinations)
@@ -137,13 +136,13 @@ def run_sweep(invocation: Invocation) -> int:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The runs of a sweep, and what is particular about each."""
+    """The runs of a sweep, and what differs between them."""
 
     jobs: Sequence[BatchJob]
     members: Sequence[SweepMember]
 
     def write(self, folder: SweepFolder) -> SubmitRequest:
-        """Write what the jobs read; returns the command that submits them."""
+        """Write what the jobs read; return the command that submits them."""
         first = self.jobs[0]
         request = submit.make_sweep_request(self.members, first.slurm, folder=folder.path)
         for index, job in enumerate(self.jobs):
@@ -154,14 +153,14 @@ class Sweep:
 
 
 def _submit_sweep(wanted: Sweep, settings: Settings) -> int:
-    """Claim the folder of a sweep and those of its runs, write them, submit them. A dry run leaves them free."""
+    """Claim the folders of a sweep and of its runs, write and submit them. A dry run leaves them unclaimed."""
     path, owner = named_folder(settings), this_process(submitting=True)
     dry_run, first = settings.options.dry_run, wanted.jobs[0]
     name = f"{first.run.name}-sweep"
     if not dry_run:
         submit.check_size(first.plan, first.slurm)
     elif path is not None and read_owner(RunFolder(path)) is not None:
-        raise InputError(f"{path} is a sweep already, and a dry run would replace its files: give another run_dir")
+        raise InputError(f"{path} is an existing sweep, and a dry run would replace its files: choose another run_dir")
     with ExitStack() as claims:
         folder = SweepFolder(claims.enter_context(claimed(path, owner, name=name)).path)
         runs = [folder.run(index) for index in range(len(wanted.members))]
@@ -183,7 +182,7 @@ def _submit_sweep(wanted: Sweep, settings: Settings) -> int:
 
 
 def other_clusters(plan: Plan, slurm: SlurmSettings) -> dict[str, Cluster]:
-    """The clusters that launch.gpu_clusters names, by Slurm's GRES type."""
+    """Return the clusters that launch.gpu_clusters names, by Slurm's GRES type."""
     found = {}
     for gpu_type, name in slurm.gpu_clusters.items():
         cluster = load([f"cluster={name}", "cluster.num_nodes=1"]).job.cluster
@@ -192,15 +191,15 @@ def other_clusters(plan: Plan, slurm: SlurmSettings) -> dict[str, Cluster]:
 
 
 def slurm_of(settings: Settings) -> SlurmSettings:
-    """Slurm's settings; raises InputError where a launch file that has none was chosen."""
+    """Return Slurm's settings; raises InputError if the chosen launch file has none."""
     if settings.options.slurm is None:
         raise InputError(
-            "launch.place=local has no keys of Slurm: leave launch= out, or choose a file that is built on slurm.yaml"
+            "launch.place=local has no Slurm keys: leave launch= out, or choose a file based on slurm.yaml"
         )
     return settings.options.slurm
 
 
 def with_slurm(overrides: Sequence[str]) -> list[str]:
-    """The overrides, with the launch group's Slurm entry unless another was chosen."""
+    """Return the overrides, with launch=slurm unless another entry was chosen."""
     chosen = any(word.startswith("launch=") for word in overrides)
     return [*([] if chosen else ["launch=slurm"]), *overrides]

@@ -1,4 +1,4 @@
-"""Every command: the module it is in, and the words that help shows."""
+"""All commands: module and help text of each."""
 
 from __future__ import annotations
 
@@ -7,57 +7,55 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command: where its code is, and the words that `--help` shows."""
+    """A command: its module and the text that `--help` shows."""
 
     module: str
     help: str
     usage: str
-    keys: str = ""  # of the command itself, besides the configuration's
+    keys: str = ""  # the command's own keys, in addition to those of the configuration
 
 
 PLAN_KEYS = """\
 keys of its own:
   top=10               how many plans to show
   why_not=tp=4,pp=16   why this layout is not the first choice
-  from=FILE            what another tool's file runs today, the best that this tool can, and the difference
+  from=FILE            estimate what another tool's file runs, and compare it with the best plan for that tool
   sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
-  tokens=300e9         days, GPU-hours and cost of so many training tokens
-  save=FILE            write the first plan there; run_dir=FOLDER: for a run in that folder
-  plan=FILE            explain a plan that is there already
+  tokens=300e9         days, GPU-hours and cost of this many training tokens
+  save=FILE            write the first plan to this file; run_dir=FOLDER: for a run in that folder
+  plan=FILE            explain an existing plan
   output=json          one JSON document on standard output
-every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto sets it free"""
+every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto unpins it"""
 
 LINT_KEYS = """\
-it reads the script and runs nothing, so that it cannot see:
-  what files hold that the script sources, what modules set, what $(commands) print
-  which branch of if and case is taken, how often a loop turns, what eval and functions are called with
+it reads the script and runs nothing, so it cannot see:
+  the contents of sourced files, what modules set, what $(commands) print
+  which branch of if and case is taken, how often a loop runs, arguments of eval and functions
   variables from sbatch's command line or the shell (SBATCH_*, --export), and options given there
   what the program does with its arguments, and the site's own defaults (cores, memory, partitions)
-a rule that would need it keeps silent. Known values of variables are put in, four levels deep.
-cluster=NAME             GPUs per node, where the script does not say
+a rule that needs any of these stays silent. Known variables are substituted, four levels deep.
+cluster=NAME             GPUs per node, if the script does not say
 output=json              one JSON document on standard output
-exit code: 1 where an error was found, 0 with warnings or nothing"""
+exit code: 1 if an error was found, 0 with warnings or nothing"""
 
 COMMANDS = {
     "plan": CommandEntry("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
-    "run": CommandEntry(
-        "run", "plan, then run here: a recipe, or script=train.py of your own", "[overrides] [-- args]"
-    ),
+    "run": CommandEntry("run", "plan, then run here: a recipe, or your own script=train.py", "[overrides] [-- args]"),
     "submit": CommandEntry("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
     "discover": CommandEntry(
         "discover",
-        "write configs/cluster/<name>.yaml from this node, or from texts of others",
+        "write configs/cluster/<name>.yaml from this node, or from command output of others",
         "[name=NAME] [from=FILE,…]",
     ),
     "check": CommandEntry("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
-    "status": CommandEntry("status", "what a run is doing", "RUN"),
+    "status": CommandEntry("status", "state of a run", "RUN"),
     "logs": CommandEntry("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
     "cancel": CommandEntry("cancel", "stop a run", "RUN"),
     "warm": CommandEntry(
         "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"
     ),
     "export": CommandEntry(
-        "export", "the plan in another tool's terms", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]"
+        "export", "translate the plan for another tool", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]"
     ),
     "report": CommandEntry("report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides"),
     "keys": CommandEntry("keys", "every configuration key: default, rule, meaning", "[PREFIX|WORD]"),

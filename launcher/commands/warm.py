@@ -7,12 +7,12 @@ import sys
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 
-USAGE = "`launcher warm [overrides]` starts the server, `launcher warm stop` ends it, `launcher warm status` looks"
+USAGE = "`launcher warm [overrides]` starts the server, `launcher warm stop` stops it, `launcher warm status` checks"
 SERVER = "launcher.commands.warm_server"
 
 
 def run(invocation: Invocation) -> int:
-    """Start, end or look at this user's warm server on this machine; 1 where `status` finds none."""
+    """Start, stop or check this user's warm server on this machine; return 1 if `status` finds none."""
     from launcher.faststart import warm
 
     words = [word for word in invocation.overrides if "=" not in word]
@@ -20,11 +20,11 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"launcher warm does not know {' '.join(words)!r}: {USAGE}")
     if words == ["stop"]:
         pid = warm.stop()
-        _print_error_line(f"ended the warm server (pid {pid})" if pid else "no warm server runs")
+        _print_error_line(f"stopped the warm server (pid {pid})" if pid else "no warm server is running")
         return 0
     if words == ["status"]:
         pid = warm.running()
-        _print_error_line(f"a warm server runs (pid {pid})" if pid else "no warm server runs")
+        _print_error_line(f"a warm server is running (pid {pid})" if pid else "no warm server is running")
         return 0 if pid else 1
     return _start(invocation)
 
@@ -37,7 +37,7 @@ def _start(invocation: Invocation) -> int:
     launch, modules = options.launch, (*options.recipe.preload, *options.launch.preload)
     pid = warm.start(SERVER, modules, idle_s=launch.warm_idle_s)
     _print_error_line(
-        f"warm server started (pid {pid}, {warm.socket_path()}); it ends after {launch.warm_idle_s:g} s without a run"
+        f"warm server started (pid {pid}, {warm.socket_path()}); it stops after {launch.warm_idle_s:g} s without a run"
     )
     return 0
 

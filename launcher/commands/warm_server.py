@@ -15,7 +15,7 @@ from launcher.run.owner import this_process
 
 
 def work(run: WarmRun) -> int:
-    """What the forked child does: the whole of `launcher run`, in which only the imports are done already."""
+    """Run `launcher run` in the forked child, where the imports are already done."""
     return guarded(lambda: _plan_and_run(run))
 
 

@@ -315,7 +315,7 @@ def test_the_command_reads_files_and_prints_the_collector(
     assert main(["discover", "from=a.txt,b.txt", "name=site"]) == 0
     assert (tmp_path / "configs/cluster/site.yaml").is_file()
     assert main(["discover", "from=a.txt"]) == 2
-    assert "give its cluster a name" in capsys.readouterr().err
+    assert "give the cluster a name" in capsys.readouterr().err
     assert main(["discover", "collector=true"]) == 0
     assert capsys.readouterr().out.startswith("sh -c '")
 

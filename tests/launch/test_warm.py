@@ -149,14 +149,14 @@ def test_the_command_starts_looks_and_stops(tmp_path: Path, monkeypatch: pytest.
         )
         return done.returncode, done.stderr
 
-    assert command("status") == (1, "launcher: no warm server runs\n")
+    assert command("status") == (1, "launcher: no warm server is running\n")
     code, said = command("recipe.preload=[]")
     assert code == 0, said
     pid = warm.running()
     assert pid is not None
     assert f"pid {pid}" in said
     assert command("status")[0] == 0
-    assert command("stop") == (0, f"launcher: ended the warm server (pid {pid})\n")
+    assert command("stop") == (0, f"launcher: stopped the warm server (pid {pid})\n")
     assert command("sotp")[0] == 2
     deadline = time.monotonic() + 10
     while process.state(pid) not in (None, "Z"):

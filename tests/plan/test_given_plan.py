@@ -70,12 +70,12 @@ CONTRADICTIONS = {
     "another number of nodes": (["cluster=dgx_a100_80g", "cluster.num_nodes=4"], r"cluster\.num_nodes=4 .* has 2:"),
     "another cluster": (["cluster=dgx_h100"], r"cluster=dgx_h100 .* differs from the plan in name \(dgx_a100_80g"),
     "another model": (["model=gpt3_175b"], r"model=gpt3_175b .* hidden"),
-    "another layout": (["layout.pp=4"], r"layout\.pp=4 is given, and the plan has 2: leave it out, or plan again"),
+    "another layout": (["layout.pp=4"], r"layout\.pp=4 contradicts the plan, which has 2: leave it out, or plan again"),
     "the default, where the plan has another": (["train.global_batch=16"], r"train\.global_batch=16 .* has 64"),
     "another optimizer": (["train.optimizer=sgd"], r"train\.optimizer=sgd .* has adamw"),
     "another software": (["stack=megatron_lm"], r"stack=megatron_lm .* differs from the plan"),
-    "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 is given, and the plan has 8"),
-    "a unit": (["cluster.node.nic_gbps=50"], r"nic_gbps=50 is given, and the plan has 200:"),
+    "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 contradicts the plan, which has 8"),
+    "a unit": (["cluster.node.nic_gbps=50"], r"nic_gbps=50 contradicts the plan, which has 200:"),
 }
 
 
@@ -129,7 +129,7 @@ def test_a_folder_is_submitted_with_the_plan_that_is_in_it(capsys: pytest.Captur
     assert folder.plan.read_bytes() == before
     assert not folder.plan_of_start.exists()
     assert main(["submit", "run_dir=x", "dry_run=true", "layout.pp=1"]) == 2
-    assert "layout.pp=1 is given, and the plan has 2" in capsys.readouterr().err
+    assert "layout.pp=1 contradicts the plan, which has 2" in capsys.readouterr().err
     assert main(["submit", "run_dir=x", "dry_run=true", "train.steps=7"]) == 0
     assert folder.plan.read_bytes() == before
     assert read_plan(folder.present_plan).options.train.steps == 7
@@ -140,7 +140,7 @@ def test_a_folder_with_another_plan_than_the_given_one_is_refused(
 ) -> None:
     assert main(["plan", *DGX, "layout.pp=4", "run_dir=x"]) == 0
     assert main(["submit", "run_dir=x", f"plan={saved}", "dry_run=true"]) == 2
-    assert "is another plan than" in capsys.readouterr().err
+    assert "differs from" in capsys.readouterr().err
     assert main(["submit", "run_dir=y", f"plan={saved}", "dry_run=true"]) == 0
     assert read_plan(RunFolder(Path("y")).plan) == read_plan(saved)
 

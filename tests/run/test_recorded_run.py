@@ -112,8 +112,8 @@ def test_a_run_takes_the_plan_of_its_folder_and_never_changes_it(tmp_path: Path)
     assert json.loads(done.stdout.splitlines()[-1])["layout"]["zero_stage"] == 2
     refused = launcher("run", "run_dir=x", "layout.zero_stage=0", "model=gpt3_125m", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "layout.zero_stage=0 is given, and the plan has 2" in refused.stderr
-    assert "model=gpt3_125m is given, and differs" in refused.stderr
+    assert "layout.zero_stage=0 contradicts the plan, which has 2" in refused.stderr
+    assert "model=gpt3_125m differs" in refused.stderr
     assert folder.plan.read_bytes() == before
     assert read_plan(folder.present_plan).options.train.steps == 2
 
