@@ -19,6 +19,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.table import COMMANDS
 from launcher.console import open_streams
 from launcher.fast_exit import end_process
+from launcher.garbage import no_garbage_collection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,8 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(config_text(invocation.overrides), end="")
         return 0
-    run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
+    with no_garbage_collection():
+        run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
     return run(invocation)
 
 

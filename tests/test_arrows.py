@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
 BASE = {"errors", "schema", "files", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
-BASE |= {"text", "capture"}
+BASE |= {"text", "capture", "garbage"}
 VALUES = BASE | {"cluster", "model", "stacks"}
 LAID_OUT = VALUES | {"layout"}
 PLANNED = LAID_OUT | {"cost", "planner"}
@@ -34,6 +34,7 @@ ALLOWED = {
     "schema": {"errors", "text"},
     "process": {"errors"},
     "fast_exit": set(),
+    "garbage": set(),
     "env": {"errors", "units", "text"},
     "cluster": BASE,
     "model": BASE,

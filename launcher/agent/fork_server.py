@@ -15,8 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +27,7 @@ from launcher.agent.fresh_process import freshen
 from launcher.agent.main_module import command_line
 from launcher.agent.torch_variables import hide_torch
 from launcher.errors import InputError, LauncherError
+from launcher.garbage import no_garbage_collection
 
 # Libraries that start a thread pool when they are imported, unless told not to; a forked process has no such threads.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -65,7 +65,7 @@ def preload(modules: Sequence[str]) -> None:
 
     Raises InputError for a module that cannot be imported.
     """
-    with env.overridden(SINGLE_THREADED), _no_garbage_collection():
+    with env.overridden(SINGLE_THREADED), no_garbage_collection():
         for name in modules:
             try:
                 import_module(name)
@@ -73,16 +73,6 @@ def preload(modules: Sequence[str]) -> None:
                 raise InputError(
                     f"cannot preload {name} ({error}): install it, or take it out of launch.preload and recipe.preload"
                 ) from error
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Imports make little garbage and many objects to look through: 6 % of the time of `import torch` (torch 2.13)."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def check_forkable() -> None:

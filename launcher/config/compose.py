@@ -28,6 +28,7 @@ from launcher.config.files import folders, is_own, primary, recorded
 from launcher.config.interpolation import resolved
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
+from launcher.garbage import no_garbage_collection
 from launcher.resources import resource
 from launcher.schema import entries, names, nearest
 
@@ -47,11 +48,12 @@ class _Composed:
 def load(overrides: Sequence[str]) -> Settings:
     """The settings that these Hydra overrides make; raises InputError with everything that is wrong."""
     overrides, notes = hf.expanded(overrides)
-    given, composed = _given(overrides)
-    try:
-        return settings_of(given, notes=(*composed.notes, *notes))
-    except InputError as error:
-        raise InputError([_located(problem, overrides, composed.files) for problem in error.problems]) from error
+    with no_garbage_collection():
+        given, composed = _given(overrides)
+        try:
+            return settings_of(given, notes=(*composed.notes, *notes))
+        except InputError as error:
+            raise InputError([_located(problem, overrides, composed.files) for problem in error.problems]) from error
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:

@@ -181,11 +181,11 @@ class CostModel:
     def _tokens(self, shape: LayerShape) -> int:
         return shape.sequences * self.job.model.seq_len // shape.cp
 
-    @once(lambda *asked: asked)
+    @once()
     def _last_product_s(self, tokens: int, tp: int) -> float:
         return last_product_s(self.device, self.job.model, tokens=tokens, tp=tp)
 
-    @once(lambda shape: shape)
+    @once()
     def _layer_parts(self, shape: LayerShape) -> LayerParts:
         tokenwise, core = self._shared_parts(shape)
         return layer_parts(self.device, self.job, shape, tokenwise=tokenwise, core=core)
@@ -194,11 +194,11 @@ class CostModel:
         """The parts of a layer that other shapes have too."""
         return self._tokenwise(self._tokens(shape), shape.tp, shape.ep), self._core(shape.sequences, shape.tp, shape.cp)
 
-    @once(lambda *asked: asked)
+    @once()
     def _tokenwise(self, tokens: int, tp: int, ep: int) -> Part:
         return tokenwise_part(self.device, self.job, tokens=tokens, tp=tp, ep=ep)
 
-    @once(lambda *asked: asked)
+    @once()
     def _core(self, sequences: int, tp: int, cp: int) -> Part:
         return core_part(self.device, self.constants, self.job, sequences=sequences, tp=tp, cp=cp)
 

@@ -73,7 +73,9 @@ class LowerBounds:
         return structural + always
 
     def _variations(self, degrees: Degrees) -> Iterator[Layout]:
-        """The mildest layout of these degrees, then every open key that an engine may mind, changed by itself."""
+        """The mildest layout of these degrees, then every open key that an engine may mind, changed by itself; first
+        the schedule, which is most often what an engine minds.
+        """
         request = self.space.request
         virtual = request.virtual_stages or 1
         named = request.schedule if request.schedule != "interleaved" else None
@@ -86,22 +88,22 @@ class LowerBounds:
         )
         yield plain
         changes: dict[str, tuple[Any, ...]] = {
+            "schedule": SCHEDULES,
             "zero_stage": ZERO_STAGES,
             "recompute": RECOMPUTE_MODES,
             "sequence_parallel": (True, False),
             "micro_batch": (max(1, self.batch // degrees.dp),),
             "virtual_stages": (2,),
-            "schedule": SCHEDULES,
         }
         for key, values in changes.items():
             for value in values if getattr(request, key) is None else ():
                 yield replace(plain, **{key: value})
 
-    @once(lambda degrees: degrees)
+    @once()
     def orders(self, degrees: Degrees) -> tuple[str, ...]:
         return tuple(self.space.axis_orders(degrees))
 
-    @once(lambda degrees: degrees)
+    @once()
     def states(self, degrees: Degrees) -> tuple[float, ...]:
         """Bytes of parameters, gradients and optimizer states, by sharding."""
         layouts = (self._layout(degrees, ONE_PASS, sharding=each) for each in self.space.shardings(degrees))
@@ -144,11 +146,13 @@ class LowerBounds:
 
     def sends_s(self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, order: str) -> float:
         """Seconds that a rank passes activations on and gradients back for a micro-batch."""
-        if degrees.pp == 1:
-            return 0.0
-        return 2 * self.model.send_s(
-            self.space.layout(degrees, pass_config, schedule, sharding=UNSHARDED, axis_order=order)
-        )
+        return self._sends_s(degrees, pass_config, schedule, order) if degrees.pp > 1 else 0.0
+
+    @once(lambda degrees, pass_config, schedule, order: (degrees, pass_config[0], pass_config[2], schedule, order))
+    def _sends_s(self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, order: str) -> float:
+        """The same however much of a micro-batch is computed again."""
+        layout = self.space.layout(degrees, pass_config, schedule, sharding=UNSHARDED, axis_order=order)
+        return 2 * self.model.send_s(layout)
 
     def after_s(self, degrees: Degrees, bound: PassBound, *, sharding: Sharding, order: str, sends_s: float) -> float:
         """Seconds after the last micro-batch: gradients and weights that no compute hides, the optimizer."""
@@ -158,7 +162,7 @@ class LowerBounds:
             gradients, zero_stage=sharding.zero_stage, busiest=busiest, count=bound.num_micro_batches
         )
 
-    @once(lambda *asked: asked)
+    @once()
     def _after(
         self, degrees: Degrees, sharding: Sharding, order: str, num_micro_batches: int
     ) -> tuple[tuple[float, float], float]:
@@ -166,7 +170,7 @@ class LowerBounds:
         layout = self._layout(degrees, pass_config, sharding=sharding, order=order)
         return bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
 
-    @once(lambda degrees: degrees)
+    @once()
     def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
         """Axis orders that differ in the groups of a layer's collectives, each with a number for those groups."""
         by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}

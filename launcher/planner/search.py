@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, NoReturn
@@ -14,6 +12,7 @@ from typing import NamedTuple, NoReturn
 from launcher.cost.bounds import activation_bytes
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
+from launcher.garbage import no_garbage_collection
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem, problems
@@ -41,20 +40,8 @@ def search(
     Raises InputError with every rule in the way where no layout is legal, NoLayoutFits with the nearest miss and the
     cheapest change that helps where none fits.
     """
-    with _without_garbage_collection():
+    with no_garbage_collection():
         return _Search(Space(job, request, refuse), model or CostModel(job), max(1, top)).run()
-
-
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A search makes very many small values and no cycles: looking for those takes a tenth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Unit(NamedTuple):

@@ -111,7 +111,7 @@ class Space:
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
         return self._pass_configs(micro_batch, divides)
 
-    @once(lambda *asked: asked)
+    @once()
     def _pass_configs(self, micro_batch: int, divides: bool) -> tuple[PassConfig, ...]:
         flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
         modes = _pinned_or(self.request.recompute, self.job.stack.recompute_modes)
@@ -126,7 +126,7 @@ class Space:
         even = self.job.training.global_batch // (degrees.dp * micro_batch) % degrees.pp == 0
         return self._schedules(degrees.pp, even)
 
-    @once(lambda *asked: asked)
+    @once()
     def _schedules(self, pp: int, even: bool) -> tuple[Schedule, ...]:
         pinned, layers = self.request.schedule, self.job.model.layers
         virtual = [1]
@@ -137,7 +137,7 @@ class Space:
             virtual = virtual[1:] or virtual if pinned == "interleaved" else virtual
         return tuple(Schedule(v, pinned or default_schedule(v)) for v in virtual)
 
-    @once(lambda degrees: degrees)
+    @once()
     def shardings(self, degrees: Degrees) -> Sequence[Sharding]:
         """Every ZeRO stage, over the ranks that are asked for, or all."""
         ranks = degrees.dp * degrees.cp
@@ -180,7 +180,7 @@ class Space:
         groups = tuple(self._group(strides[axis], getattr(degrees, axis)) for axis in axes)
         return groups if degrees.ep == 1 else (*groups, self._group(strides["dp"], degrees.ep))
 
-    @once(lambda *asked: asked)
+    @once()
     def _group(self, stride: int, ranks: int) -> Group:
         """The group of `ranks` ranks `stride` apart."""
         rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
@@ -211,7 +211,7 @@ class Space:
             tp_across_domains=self.request.tp_across_domains,
         )
 
-    @once(lambda stages: stages)
+    @once()
     def layer_split(self, stages: int) -> tuple[int, ...]:
         """Layers of each stage: as given, or balanced; empty where there are more stages than layers."""
         if self.request.layer_split is not None:
