@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.run.folder import create_run_folder
+from launcher.run.owner import claim, release, this_process
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "launcher"
 BASE = {"errors", "schema", "files", "units", "env", "console", "resources", "process", "fast_exit", "secret"}
@@ -212,7 +215,7 @@ def imported_by(*arguments: str, cwd: Path) -> set[str]:
 def test_planning_starts_without_torch(tmp_path: Path) -> None:
     used = imported_by("plan", "cluster=dgx_a100_80g", "cluster.num_nodes=128", "model=gpt3_175b",
                        "train.global_batch=1536", cwd=tmp_path)  # fmt: skip
-    assert "hydra" in used
+    assert "launcher" in used
     assert not used & HEAVY
 
 
@@ -221,3 +224,19 @@ def test_a_dry_submission_starts_without_torch(tmp_path: Path) -> None:
         "submit", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "dry_run=true", cwd=tmp_path
     )
     assert not used & HEAVY
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_a_look_at_a_run_starts_without_planner_and_hydra(tmp_path: Path, command: str) -> None:
+    folder = create_run_folder(tmp_path / "run")
+    claim(folder, this_process())
+    release(folder, this_process(), ended="done")
+    folder.rank_log(0).write_text("hello\n")
+    code = (
+        "import sys\nfrom launcher.cli import main\n"
+        f"main([{command!r}, {str(folder.path)!r}])\n"
+        "print(*(name for name in sys.modules if name.startswith(('launcher.planner', 'launcher.config', 'hydra'))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.splitlines()[-1] == "", done.stdout + done.stderr
+    assert len(done.stdout.splitlines()) > 1

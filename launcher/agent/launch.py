@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError
 from launcher.files import read_json, write_json
-from launcher.planner import Plan, read_plan
 from launcher.resources import resource
 from launcher.run.folder import RunFolder
 from launcher.schema import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from launcher.planner import Plan
 
 _REMEDY = "start the run again"
 
@@ -34,6 +36,8 @@ class Launch:
 
 def planned(folder: RunFolder) -> Plan:
     """What was planned, with the options of the last start: what the next start begins with."""
+    from launcher.planner import read_plan  # which a look at a run does without
+
     plan = read_plan(folder.plan)
     return replace(plan, options=read_plan(folder.present_plan).options)
 
@@ -57,3 +61,9 @@ def read_launch(file: Path) -> Launch:
         return from_plain(Launch, read_json(file, remedy=_REMEDY), file.name)
     except InputError as error:
         raise InputError(f"{file} does not say how a run is started ({error.problems[0]}): {_REMEDY}") from error
+
+
+def is_submitted(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of a sweep, that was prepared for Slurm."""
+    file = RunFolder(folder).launch
+    return file.is_file() and read_launch(file).slurm is not None

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.common import options
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import options
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.report.comparison import MeasuredChange, Side, changes, differences

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from launcher.cluster.discover import ClusterFile, discover, discover_from, texts_of_files, write_cluster_file
 from launcher.cluster.machine import COLLECTOR
-from launcher.commands.common import options
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import options
 from launcher.errors import InputError
 
 

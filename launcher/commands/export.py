@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launcher.commands.common import OVERRIDE, checked_settings, plan_of
+from launcher.commands.common import checked_settings, plan_of
 from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import OVERRIDE
 from launcher.errors import InputError
 from launcher.export.folder import write_folder
 from launcher.export.planning import check, plan_for, with_overrides

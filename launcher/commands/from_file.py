@@ -31,11 +31,6 @@ COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero
             "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
 
 
-def asked(overrides: Sequence[str]) -> bool:
-    """Return whether the command line names another tool's file."""
-    return any(word.startswith(FROM) for word in overrides)
-
-
 def run(overrides: Sequence[str]) -> int:
     file = Path([word for word in overrides if word.startswith(FROM)][-1].removeprefix(FROM)).expanduser()
     words = [word for word in overrides if not word.startswith(FROM)]

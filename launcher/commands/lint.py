@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.commands.common import OVERRIDE, checked_settings
+from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import OVERRIDE
 from launcher.errors import InputError
 from launcher.lint import LARGEST_SCRIPT, lint
 

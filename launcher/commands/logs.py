@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-from launcher.commands.common import named_run, options, run_folder, submitted
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import named_run, options, run_folder, submitted
 from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
-from launcher.slurm import life
 from launcher.text import whole_number
 
 
@@ -23,6 +22,8 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"follow={follow} must be true or false")
     rank = _rank(wanted.get("rank"))
     if submitted(name):
+        from launcher.slurm import life  # and with it the planner, which a run on this machine does not need
+
         for piece in life.read_log(life.SubmittedRun.find(name), rank=rank, following=follow == "true"):
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()

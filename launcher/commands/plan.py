@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.commands import from_file
 from launcher.commands.claim import may_claim
 from launcher.commands.common import checked_settings
 from launcher.commands.given_plan import check_checkpoints, named_folder, read_given
@@ -36,7 +35,9 @@ Case = tuple[str, Job, LayoutRequest]
 
 def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
-    if from_file.asked(invocation.overrides):
+    if any(word.startswith("from=") for word in invocation.overrides):
+        from launcher.commands import from_file  # and with it every reader of other tools' files
+
         return from_file.run(invocation.overrides)
     if invocation.multirun:
         cases = _swept_cases(sweep(invocation.overrides))

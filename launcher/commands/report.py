@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.common import OVERRIDE, named_run, options, plan_of, run_folder
+from launcher.commands.common import plan_of
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import OVERRIDE, named_run, options, run_folder
 from launcher.files import write_text
 from launcher.report.html import page, run_page
 from launcher.run.folder import RunFolder

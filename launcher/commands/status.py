@@ -6,12 +6,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.commands.common import named_run, options, run_folder, submitted
 from launcher.commands.invocation import Invocation
+from launcher.commands.named import named_run, options, run_folder, submitted
 from launcher.run import status as runs
 from launcher.run.folder import SweepFolder
-from launcher.slurm import life
-from launcher.slurm.sweep import results, table
 
 
 def run(invocation: Invocation) -> int:
@@ -19,13 +17,7 @@ def run(invocation: Invocation) -> int:
     name, words = named_run(invocation.overrides, command="status")
     as_json = options(words, allowed=["output"]).get("output") == "json"
     if submitted(name):
-        job = life.status(life.SubmittedRun.find(name))
-        members = life.ended_members(job.job_id) if SweepFolder(Path(name)).members.is_file() else {}
-        rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one per run
-        print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
-        if rows and not as_json:
-            print(table(rows))
-        return int(job.ended and job.state != "COMPLETED")
+        return _of_job(name, as_json=as_json)
     folder = run_folder(name)
     found, progress = runs.status(folder), runs.progress(folder)
     if as_json:
@@ -36,3 +28,16 @@ def run(invocation: Invocation) -> int:
     else:
         print("\n".join(runs.describe(found, phases=runs.phases(folder), progress=progress)))
     return int(found.state in ("failed", runs.LOST))
+
+
+def _of_job(name: str, *, as_json: bool) -> int:
+    from launcher.slurm import life  # and with it the planner, which a run on this machine does not need
+    from launcher.slurm.sweep import results, table
+
+    job = life.status(life.SubmittedRun.find(name))
+    members = life.ended_members(job.job_id) if SweepFolder(Path(name)).members.is_file() else {}
+    rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one per run
+    print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
+    if rows and not as_json:
+        print(table(rows))
+    return int(job.ended and job.state != "COMPLETED")

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.launch import Launch
+from launcher.agent.launch import Launch, is_submitted
 from launcher.cluster import Cluster
 from launcher.commands.claim import claimed, may_claim
 from launcher.commands.common import checked_settings
@@ -22,7 +22,7 @@ from launcher.planner import Plan
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, withdraw
 from launcher.slurm import submit
-from launcher.slurm.record import SlurmLaunch, is_submitted, read_slurm_launch, slurm_launch
+from launcher.slurm.record import SlurmLaunch, read_slurm_launch, slurm_launch
 from launcher.slurm.request import SubmitRequest
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, write_sweep

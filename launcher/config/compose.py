@@ -1,7 +1,7 @@
 """Hydra configuration in, frozen values out.
 
-Hydra composes the files that are chosen; that takes a tenth of a second, so each choice is composed once in a process,
-as long as no file changes. Values of keys are set on the result. `launcher.schema` reads it, defaults included.
+Hydra composes the files that are chosen; that takes a fifth of a second, so that each choice is composed once as long
+as no file changes (`kept.py`). Values of keys are set on the result. `launcher.schema` reads it, defaults included.
 """
 
 from __future__ import annotations
@@ -9,23 +9,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra import compose, initialize
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from launcher.config import hf
 from launcher.config import overrides as words
-from launcher.config.files import folders, is_own, primary, recorded
-from launcher.config.interpolation import resolved
+from launcher.config.folders import folders, is_own
+from launcher.config.kept import kept
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
 from launcher.garbage import no_garbage_collection
@@ -33,7 +25,6 @@ from launcher.resources import resource
 from launcher.schema import entries, names, nearest
 
 DEEPEST_GROUP = 3  # folders in a group's folder
-_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
 
 
 @dataclass(frozen=True)
@@ -73,6 +64,8 @@ def config_text(overrides: Sequence[str]) -> str:
 
 def as_yaml(config: Mapping[str, Any]) -> str:
     """A resolved configuration as YAML."""
+    from omegaconf import OmegaConf
+
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
@@ -129,33 +122,25 @@ def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
 @lru_cache(maxsize=128)
 def _composed(chosen: tuple[str, ...], stamp: tuple[tuple[str, str, int], ...]) -> _Composed:
     """The composition of these choices, of files as they are at `stamp`."""
-    with _hydra(), recorded() as files:
-        try:
-            config = OmegaConf.to_container(compose(primary(), overrides=list(chosen)), resolve=False)
-        except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise InputError(f"the configuration does not compose: {_first_line(error)}") from error
-        except RecursionError as error:
-            own = ", ".join(str(file) for file in dict.fromkeys(files) if is_own(file))
-            raise InputError(f"the defaults of configuration files name each other in a circle: {own}") from error
-    plain = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
-    loaded = tuple(dict.fromkeys(files))
-    return _Composed(plain, loaded, _notes(loaded))
+    place = kept(chosen, _index(stamp))
+    found = place.read() if place else None
+    if found is None:
+        from launcher.config.composition import composed  # Hydra, which most commands can do without
 
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra set up, and put away again: it keeps its state in a process-wide singleton."""
-    GlobalHydra.instance().clear()
-    try:
-        with initialize(config_path=None, job_name="launcher", **_BASE):
-            yield
-    finally:
-        GlobalHydra.instance().clear()
+        found = composed(chosen)
+        if place:
+            place.write(*found)
+    config, files = found
+    return _Composed(config, files, _notes(files))
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with its interpolations replaced, if there are any: they may name keys with defaults."""
-    return resolved(with_defaults(config)) if "${" in repr(config) else config
+    if "${" not in repr(config):
+        return config
+    from launcher.config.interpolation import resolved
+
+    return resolved(with_defaults(config))
 
 
 def _stamp() -> tuple[tuple[str, str, int], ...]:
@@ -218,10 +203,3 @@ def _lines(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of a message, and of what caused it: Hydra's own next lines repeat the configuration."""
-    texts = [str(e).strip() for e in (error, error.__cause__) if e is not None]
-    lines = [text.splitlines()[0] for text in texts if text not in ("", "None")]
-    return "; ".join(dict.fromkeys(lines))

@@ -19,6 +19,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launcher.config.folders import folders, is_own
 from launcher.errors import InputError
 from launcher.resources import resource
 
@@ -29,17 +30,6 @@ MOST_VALUES = 20_000
 DEEPEST = 20
 PACKAGE = re.compile(r"^#\s*@package\s+(\S+)\s*$", re.MULTILINE)
 _loaded: ContextVar[list[Path] | None] = ContextVar("configuration files that were loaded", default=None)
-
-
-def folders() -> list[Path]:
-    """The folders of configuration files: `configs` in the current folder is the user's own, and comes first."""
-    ours, own = resource("configs"), Path.cwd() / "configs"
-    return [own, ours] if own.is_dir() and not own.samefile(ours) else [ours]
-
-
-def is_own(file: Path) -> bool:
-    """Whether a configuration file is a user's."""
-    return resource("configs") not in file.parents
 
 
 @contextmanager

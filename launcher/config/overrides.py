@@ -7,17 +7,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
-from hydra.errors import HydraException
+from typing import TYPE_CHECKING, Any
 
 from launcher.config.settings import Configuration, merged
 from launcher.errors import InputError
 from launcher.schema import Entry, names, unknown_key, walk
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
 PLAIN_NAME = re.compile(r"[A-Za-z_]\w*")
+# Of Hydra's grammar what most overrides are: a whole or a decimal number, a word. A test holds it to Hydra's parser.
+PLAIN_SETTING = re.compile(
+    r"(?P<key>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)="
+    r"(?:(?P<whole>-?(?:0|[1-9]\d*))|(?P<decimal>-?(?:0|[1-9]\d*)\.\d+)|(?P<word>[A-Za-z]\w*))",
+    re.ASCII,
+)
+CONSTANTS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ def parse(words: Iterable[str], groups: Iterable[str]) -> tuple[list[str], list[
 def _setting(word: str) -> Setting:
     if (found := _verbatim(word)) is not None:
         return found
+    if (found := _plain(word)) is not None:
+        return found
     parsed = _parsed(word)
     if parsed.is_sweep_override():
         key, _, value = word.partition("=")
@@ -86,7 +94,22 @@ def _verbatim(word: str) -> Setting | None:
     return Setting(word, "", key, None if value == "null" else value)
 
 
+def _plain(word: str) -> Setting | None:
+    """A setting that is read the same without Hydra's parser, which takes 0.1 s to import."""
+    match = PLAIN_SETTING.fullmatch(word)
+    if match is None:
+        return None
+    whole, decimal, text = match["whole"], match["decimal"], match["word"]
+    if text is not None and text.lower() in ("inf", "nan"):
+        return None
+    value = int(whole) if whole else float(decimal) if decimal else CONSTANTS.get(text.lower(), text)
+    return Setting(word, "", match["key"], value)
+
+
 def _parsed(word: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
@@ -139,6 +162,8 @@ def _values(word: str, options: Callable[[str], Sequence[str]]) -> list[str]:
     if not parsed.is_sweep_override():
         return [word]
     key, value = parsed.get_key_element(), parsed.value()
+    from hydra.core.override_parser.types import Glob
+
     if isinstance(value, Glob):
         found = value.filter(list(options(parsed.key_or_group)))
     elif parsed.is_discrete_sweep():

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.agent.launch import is_submitted
 from launcher.errors import InputError, JobFailed
 from launcher.files import tail
 from launcher.planner import read_plan
@@ -18,7 +19,6 @@ from launcher.run.result import is_finished
 from launcher.run.status import Progress, progress
 from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
-from launcher.slurm.record import is_submitted
 from launcher.text import printable, whole_number
 
 # Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.

@@ -36,12 +36,6 @@ def read_slurm_launch(folder: RunFolder) -> tuple[Launch, SlurmLaunch]:
     return launch, from_plain(SlurmLaunch, launch.slurm, folder.launch.name)
 
 
-def is_submitted(folder: Path) -> bool:
-    """Whether a folder is that of a run, or of a sweep, that was prepared for Slurm."""
-    file = RunFolder(folder).launch
-    return file.is_file() and read_launch(file).slurm is not None
-
-
 def setup_text(lines: Sequence[str]) -> str:
     """The set-up file that the batch script sources."""
     return "".join(f"{line}\n" for line in ("# launch.setup, sourced by the batch script before anything else", *lines))

@@ -1,0 +1,50 @@
+"""A run that the user named, and the options after its name: of commands that look at runs, which need no planner."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.agent.launch import is_submitted
+from launcher.errors import InputError
+from launcher.run.folder import RunFolder
+from launcher.run.owner import read_owner
+
+OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
+
+
+def named_run(words: Sequence[str], *, command: str) -> tuple[str, Sequence[str]]:
+    """Return the run that the user named (a folder or a Slurm job id) and the words after it."""
+    if not words or OVERRIDE.match(words[0]):
+        raise InputError(f"`launcher {command}` needs a run: launcher {command} runs/NAME")
+    return words[0], words[1:]
+
+
+def run_folder(name: str) -> RunFolder:
+    """Return the folder of a run on this machine; raises InputError if there is none."""
+    path = Path(name)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder: give a run folder that `launcher run` or `launcher submit` made")
+    return RunFolder(path)
+
+
+def submitted(name: str) -> bool:
+    """Return whether a run was submitted to Slurm: a folder with a submission record, or a job id."""
+    path = Path(name)
+    if not path.exists():
+        return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
+    owner = read_owner(RunFolder(path))
+    return is_submitted(path) if owner is None else owner.job_id is not None
+
+
+def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:
+    """Parse the `key=value` words after a run's name; raises InputError for a key that is not allowed."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in allowed:
+            known = ", ".join(f"{name}=…" for name in allowed) or "none"
+            raise InputError(f"{word} is not an option here: allowed are {known}")
+        found[key] = value
+    return found

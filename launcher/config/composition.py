@@ -1,0 +1,53 @@
+"""One composition by Hydra: the files that are chosen, interpolations as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launcher.config.files import primary, recorded
+from launcher.config.folders import is_own
+from launcher.errors import InputError
+
+_BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
+
+
+def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """What the chosen files say, and which files they are; raises InputError where they do not compose."""
+    with _hydra(), recorded() as files:
+        try:
+            config = OmegaConf.to_container(compose(primary(), overrides=list(chosen)), resolve=False)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise InputError(f"the configuration does not compose: {_first_line(error)}") from error
+        except RecursionError as error:
+            own = ", ".join(str(file) for file in dict.fromkeys(files) if is_own(file))
+            raise InputError(f"the defaults of configuration files name each other in a circle: {own}") from error
+    plain = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+    return plain, tuple(dict.fromkeys(files))
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra set up, and put away again: it keeps its state in a process-wide singleton."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize(config_path=None, job_name="launcher", **_BASE):
+            yield
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message, and of what caused it: Hydra's own next lines repeat the configuration."""
+    texts = [str(e).strip() for e in (error, error.__cause__) if e is not None]
+    lines = [text.splitlines()[0] for text in texts if text not in ("", "None")]
+    return "; ".join(dict.fromkeys(lines))
