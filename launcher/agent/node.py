@@ -26,6 +26,7 @@ from launcher.rendezvous.config import RendezvousConfig
 from launcher.run.folder import RunFolder
 from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger, command_began
+from launcher.run.node_state import node_that_is_done
 from launcher.text import whole_number
 
 if TYPE_CHECKING:
@@ -70,10 +71,14 @@ def run_node(
     """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
 
     `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; None
-    for a plan of one node. `began`: when the command was typed, if not with this process; `planned_at`: when the
-    plan was made, if not just now. The calling process must have one thread only with launch.start=fork. Raises
-    InputError and LauncherError before any rank starts.
+    for a plan of one node. An agent that comes back when the job of several nodes is complete ends at once. `began`:
+    when the command was typed, if not with this process; `planned_at`: when the plan was made, if not just now. The
+    calling process must have one thread only with launch.start=fork. Raises InputError and LauncherError before any
+    rank starts.
     """
+    if rendezvous and (ended := node_that_is_done(folder)) is not None:
+        notify(f"nothing is left to do here: the job is complete, says {folder.node_state(ended)}")
+        return 0
     rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     program, args = program_of(plan)

@@ -46,6 +46,7 @@ from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger
 from launcher.run.node_state import NodeState
 from launcher.run.owner import was_cancelled
+from launcher.run.result import has_finished_since, written_at
 
 UNKILLABLE_S = 60.0  # a process in an uninterruptible wait, as on a dead file system
 _SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
@@ -91,6 +92,7 @@ class RankAgent(SimpleElasticAgent):
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
         self._stop = StopRequest()
+        self._result_at_start = written_at(job.folder.result)
         self._stop_deadline: float | None = None
         self._watching = self._state_is_lost = False
         self._node = self._first_rank = 0
@@ -208,16 +210,24 @@ class RankAgent(SimpleElasticAgent):
         elif hang := self._health.hang_elsewhere():
             self._pump.notify(self._health.explain(hang, left=[]))
         if not self._server.running:
-            if self._signals and (self._stop_is_due() or self._handler.all_finished()):
-                raise self._stopped()
-            if (
-                self._signals or not self._handler.all_finished()
-            ):  # HEALTHY: another node may still need this one for a new round
-                return RunResult(state=WorkerState.HEALTHY)
-            self._write_state("done", {})
-            return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
+            return self._ended_well(worker_group)
         self._health.share()
         return RunResult(state=WorkerState.HEALTHY)
+
+    def _ended_well(self, worker_group: WorkerGroup) -> RunResult:
+        """No rank runs here, and none failed: the job is complete, was stopped, or goes on without this node's ranks.
+
+        HEALTHY: another node may still need this one for a new round. Raises Stopped.
+        """
+        finished = self._handler.all_finished()
+        if not finished and not (self._signals and self._stop_is_due()):
+            return RunResult(state=WorkerState.HEALTHY)
+        if self._signals or self._handler.stopped_by:
+            if not (finished and has_finished_since(self._job.folder.result, self._result_at_start)):
+                raise self._stopped()
+            self._pump.notify(f"{self._stopper()} came when the last step was done: the run is complete")
+        self._write_state("done", {})
+        return RunResult(WorkerState.SUCCEEDED, return_values={w.global_rank: None for w in worker_group.workers})
 
     def _note_exits(self, worker_group: Any, exits: Sequence[Exit]) -> None:
         for ended in exits:
@@ -277,6 +287,7 @@ class RankAgent(SimpleElasticAgent):
         """The first signal asks ranks that can be asked, and ends the others; a second one ends all."""
         if self._stop_deadline is None:
             came, launch, running = self._signals[0], self._job.launch, self._server.running
+            self._handler.announce_stop(self._stopper())  # before a rank knows: its end is no completion any more
             self._heartbeats.request_stop()
             self._stop = ask_to_stop(running, self._health.states(), came, forward=launch.forward_signal)
             self._stop_deadline = time.monotonic() + (launch.grace_s if self._stop.asked else 0.0)
@@ -300,7 +311,7 @@ class RankAgent(SimpleElasticAgent):
         return Stopped(message)
 
     def _stopped_early(self) -> Stopped:
-        message = f"stopped by {self._stopper()} before the ranks ran"
+        message = self._why = f"stopped by {self._stopper()} before the ranks ran"
         if self._ledger.node is not None:
             self._node = self._ledger.node
             self._write_state(self._stopped_state(), {}, message)
@@ -308,7 +319,9 @@ class RankAgent(SimpleElasticAgent):
 
     def _stopper(self) -> str:
         """Who asked for the stop."""
-        return "`launcher cancel`" if was_cancelled(self._job.folder) else self._signals[0].name
+        if was_cancelled(self._job.folder):
+            return "`launcher cancel`"
+        return self._signals[0].name if self._signals else self._handler.stopped_by
 
     def _stopped_state(self) -> str:
         return "cancelled" if was_cancelled(self._job.folder) else "stopped"

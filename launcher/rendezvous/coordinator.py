@@ -232,6 +232,8 @@ class Coordinator:
             case "hang":
                 others = self._membership.running - {fd} if self._membership.is_running(fd) else ()
                 self._send_all([(other, {"hang": 1}) for other in others])
+            case "stop":
+                self._send_all(self._membership.stop(fd, read_reason(message)))
             case "done":
                 self._send_all(self._membership.done(fd))
             case "leave":

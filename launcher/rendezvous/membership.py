@@ -26,6 +26,7 @@ class Member:
     wanted: int | None
     node: int | None = None
     done: bool = False  # its ranks have finished well
+    asked_to_stop: str = ""  # by whom
 
 
 class Membership:
@@ -101,13 +102,21 @@ class Membership:
         self._remove(connection)
         return (self._call_in() if was_running else []) + self.tick(now=now)
 
+    def stop(self, connection: int, asker: str) -> Outgoing:
+        """An agent was asked to stop the job, by `asker`: how the ranks then end says nothing of the work."""
+        if member := self._members.get(connection):
+            member.asked_to_stop = asker
+        return []
+
     def done(self, connection: int) -> Outgoing:
         """A node's ranks have finished; when all have, every agent learns it, and until then a new round may begin."""
         if connection in self._running:
             self._members[connection].done = True
-        if not all(self._members[c].done for c in self._running):
+        running = [self._members[c] for c in self._running]
+        if not all(member.done for member in running):
             return []
-        return [(c, {"finished": True}) for c in self._running]
+        stopped_by = next((member.asked_to_stop for member in running if member.asked_to_stop), "")
+        return [(c, {"finished": True, "stopped_by": stopped_by}) for c in self._running]
 
     def leave(self, connection: int) -> Outgoing:
         """An agent is done."""

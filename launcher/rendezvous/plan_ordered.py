@@ -67,6 +67,7 @@ class PlanOrdered(RendezvousHandler):
         self._round = 0
         self._waiting = self._done = self._finished = False
         self._hang_announced = False
+        self._stopped_by = ""
         self._silent_s = 0.0
         self._closed: str | None = None
         self.change = MembershipChange()  # how the present round differs from the plan
@@ -139,6 +140,15 @@ class PlanOrdered(RendezvousHandler):
         """Whether another node has announced a hang since the last call."""
         announced, self._hang_announced = self._hang_announced, False
         return announced
+
+    def announce_stop(self, asker: str) -> None:
+        """Report that this agent was asked to stop the job, by `asker`."""
+        self._try_send({"op": "stop", "reason": f"{asker} on {self._config.name}"[:MAX_REASON]})
+
+    @property
+    def stopped_by(self) -> str:
+        """Who asked an agent of the job to stop it; known once all have finished, empty where nobody did."""
+        return self._stopped_by
 
     def all_finished(self) -> bool:
         """Report that this node's ranks have finished well; returns whether those of all nodes have."""
@@ -275,7 +285,7 @@ class PlanOrdered(RendezvousHandler):
         elif "silent_s" in message:
             self._silent_s = read_seconds(message, "silent_s")
         elif "finished" in message:
-            self._finished = True
+            self._finished, self._stopped_by = True, str(message.get("stopped_by", ""))
         elif "closed" in message:
             self._closed = str(message["closed"])
         elif "refused" in message:

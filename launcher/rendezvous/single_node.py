@@ -30,6 +30,13 @@ class SingleNode(RendezvousHandler):
         self._store, port = open_store(LOOPBACK)
         return RendezvousInfo(self._store, 0, 1, RendezvousStoreInfo(LOOPBACK, port))
 
+    def announce_stop(self, asker: str) -> None:
+        """There is nobody else to hear it."""
+
+    @property
+    def stopped_by(self) -> str:
+        return ""
+
     def all_finished(self) -> bool:
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from launcher.run.folder import RunFolder
 from launcher.schema import from_plain
 from launcher.text import printable
 
-ENDED = frozenset({"done", "failed", "stopped", "cancelled"})  # after these an agent starts no rank any more
+DONE = "done"
+ENDED = frozenset({DONE, "failed", "stopped", "cancelled"})  # after these an agent starts no rank any more
 STOPPED = frozenset({"stopped", "cancelled"})
 ABSENT = "absent"
 _REMEDY = "start the run again"
@@ -64,6 +66,18 @@ def states_in_words(folder: RunFolder, *, num_nodes: int) -> list[str]:
     """The state of each node, `absent` where its agent has written nothing."""
     files = folder.node_states()
     return [read_node_state(files[node]).state if node in files else ABSENT for node in range(num_nodes)]
+
+
+def node_that_is_done(folder: RunFolder) -> int | None:
+    """A node with an agent that saw the ranks of all nodes end well since the present start; None where there is none.
+
+    A file that cannot be read says nothing.
+    """
+    for node, file in folder.node_states().items():
+        with suppress(InputError):
+            if read_node_state(file).state == DONE:
+                return node
+    return None
 
 
 def forget_node_states(folder: RunFolder) -> None:

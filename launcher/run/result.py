@@ -131,6 +131,22 @@ def is_finished(file: Path) -> bool:
     return file.is_file() and not read_json(file, remedy=REMEDY).get("stopped")
 
 
+def written_at(file: Path) -> int | None:
+    """When a result was written, by which a later one is told from it; None where there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def has_finished_since(file: Path, before: int | None) -> bool:
+    """Whether the result of a run that went to its end was written, where `written_at` said `before`."""
+    try:
+        return written_at(file) != before and is_finished(file)
+    except InputError:  # damaged: nobody knows
+        return False
+
+
 def read_bandwidth_result(file: Path) -> BandwidthResult:
     """The result of the recipe `bandwidth`; raises InputError where the file is damaged."""
     return _typed(BandwidthResult.from_dict, read_json(file, remedy=REMEDY), file)

@@ -94,6 +94,18 @@ def test_nodes_are_finished_together() -> None:
     assert sorted(kinds(membership.done(1))) == [(0, "finished"), (1, "finished"), (2, "finished")]
 
 
+def test_all_nodes_learn_that_one_was_asked_to_stop_before_the_end() -> None:
+    membership = begun(2)
+    assert membership.stop(1, "SIGINT on b") == []
+    membership.done(1)
+    assert [message["stopped_by"] for _, message in membership.done(0)] == ["SIGINT on b"] * 2
+    membership.lost(1, now=1.0)  # and what it was asked goes with it
+    join(membership, 0, 0)
+    join(membership, 2, 1)
+    membership.done(0)
+    assert [message["stopped_by"] for _, message in membership.done(2)] == ["", ""]
+
+
 def test_a_finished_node_is_called_in_when_another_fails() -> None:
     membership = begun(3)
     membership.done(0)

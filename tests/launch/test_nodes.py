@@ -13,6 +13,8 @@ import pytest
 from nodes import HERE, Nodes
 
 from launcher.planner import read_plan
+from launcher.run.folder import RunFolder
+from launcher.run.node_state import node_states
 
 pytestmark = pytest.mark.slow
 HANGS = HERE / "hang_script.py"
@@ -121,6 +123,29 @@ def test_a_failure_without_restarts_ends_every_node_with_the_reason(nodes: Calla
     os.kill(job.ranks_of("node10")[0], signal.SIGKILL)
     assert set(job.finish().values()) == {1}
     assert "rank 1 failed first" in job.reported("node10")
+
+
+def test_a_stop_that_one_agent_is_asked_for_is_a_stop_of_all_and_a_late_agent_of_a_complete_job_ends(
+    nodes: Callable[..., Nodes], tmp_path: Path
+) -> None:
+    end, hosts = tmp_path / "end", HOSTS[:2]
+    job = nodes(f"until={end}", hosts=hosts)
+    for name in hosts:
+        job.start(name)
+    assert job.wait_for_steps(), job.told(hosts[0])
+    job.agents["node10"].send_signal(signal.SIGINT)
+    assert set(job.finish(timeout_s=60).values()) == {1}, [job.told(h)[-2000:] for h in hosts]
+    assert "stopped by SIGINT after step" in job.told("node10")
+    assert "stopped by SIGINT on node10 after step" in job.told("node2")
+    assert [state.state for state in node_states(RunFolder(job.run_dir))] == ["stopped", "stopped"]
+
+    end.touch()
+    for name in hosts:
+        job.start(name)
+    assert set(job.finish(timeout_s=60).values()) == {0}, [job.told(h)[-2000:] for h in hosts]
+    job.start("node10")
+    assert job.finish(timeout_s=60)["node10"] == 0
+    assert "the job is complete, says" in job.told("node10")
 
 
 def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
