@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,10 @@ def store_port(job: Nodes) -> int | None:
         for fields in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:])
         if fields[3] == "0A"
     }
-    links = [str(fd.readlink()) for fd in Path(f"/proc/{job.agents[HOSTS[0]].pid}/fd").iterdir()]
+    links = set()
+    for fd in Path(f"/proc/{job.agents[HOSTS[0]].pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            links.add(str(fd.readlink()))
     ports = [port for port, inode in listening.items() if f"socket:[{inode}]" in links]
     return next((port for port in ports if port != job.port), None)
 

@@ -43,7 +43,7 @@ MARK = "LAUNCHER_FAULTS_MARK"  # in the environment of every process of a job: w
 BACK_S = 180.0
 STEPS_OF_SHORT, EVERY = 12, 3
 LONG_SHARE = 0.7
-STEPS_PER_FAULT = 30
+STEPS_PER_FAULT = 24
 ATTACKER = Path(__file__).with_name("attacker.py")
 
 

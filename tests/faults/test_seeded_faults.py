@@ -21,7 +21,7 @@ def test_attackers_of_another_user_change_neither_losses_nor_end(tmp_path: Path)
 
 
 def test_a_sample_of_faults_in_a_long_training_is_recovered_from_without_a_step_lost() -> None:
-    summary = run(6, seed=3, only="long")
+    summary = run(3, seed=57, only="long")
     assert summary.passed, (summary.to_dict(), summary.faults)
 
 
