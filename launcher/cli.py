@@ -1,12 +1,13 @@
-"""The `launcher` command: parse the line, dispatch to one command, turn errors into messages and exit codes.
+"""The `launcher` command: parses the line, hands it to one command, turns errors into messages and exit codes.
 
 Exit codes: 0 done, 1 the job failed, 2 the input is wrong, 3 no layout fits, 130 interrupted.
-A command's module is imported only when it is called, so `launcher plan` starts without torch.
+Each command's module is imported only when it is called, so that `launcher plan` starts without torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -14,88 +15,100 @@ from typing import NoReturn
 
 from launcher import __version__
 from launcher.commands.first_contact import check_words
-from launcher.commands.guard import guarded
+from launcher.commands.guard import guarded, wants_json
+from launcher.commands.hydra_flags import CFG, INFO, config_words, shown_config, without_refused
 from launcher.commands.invocation import Invocation
-from launcher.commands.table import COMMANDS
+from launcher.commands.table import COMMANDS, CommandEntry
 from launcher.console import open_streams
+from launcher.errors import InputError
 from launcher.fast_exit import end_process
 from launcher.garbage import no_garbage_collection
+from launcher.schema import nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _dispatch(arguments))
+    return guarded(lambda: _dispatch(arguments), as_json=wants_json(arguments))
 
 
 def _dispatch(arguments: list[str]) -> int:
     check_words(arguments)
-    split = arguments.index("--") if "--" in arguments else len(arguments)
-    parsed = _parser().parse_args(_flags_first(arguments[:split]))
-    if parsed.command is None:
-        _parser().print_help()
+    name, *words = arguments or ["--help"]
+    if name not in COMMANDS:
+        print(_about(name), end="")
         return 0
-    invocation = Invocation(
-        (*parsed.overrides, *_flags_as_words(parsed)), parsed.multirun, tuple(arguments[split + 1 :])
-    )
-    if parsed.cfg:
-        from launcher.config.compose import config_text
+    split = words.index("--") if "--" in words else len(words)
+    parsed = _parser(name).parse_intermixed_args(without_refused(words[:split]))
+    if parsed.help or parsed.schema:
+        print(_explained(name, schema=parsed.schema), end="")
+        return 0
+    return _answer(name, parsed, rest=tuple(words[split + 1 :]))
 
-        print(config_text(invocation.overrides), end="")
+
+def _answer(name: str, parsed: argparse.Namespace, *, rest: tuple[str, ...]) -> int:
+    """What the command itself does, or the configuration that it would do it with."""
+    entry = COMMANDS[name]
+    overrides = (*config_words(parsed.config_dir), *parsed.overrides, *_flags_as_words(parsed))
+    if parsed.multirun and not entry.sweeps:
+        raise InputError(f"`launcher {name}` does one thing at a time: give one value for each key, without -m")
+    if parsed.cfg or parsed.info:
+        print(shown_config(name, parsed, overrides), end="")
         return 0
     with no_garbage_collection():
-        run: Callable[[Invocation], int] = import_module(f"launcher.commands.{COMMANDS[parsed.command].module}").run
-    return run(invocation)
+        run: Callable[[Invocation], int] = import_module(f"launcher.commands.{entry.module}").run
+    return run(Invocation(overrides, parsed.multirun, rest))
+
+
+def _about(word: str) -> str:
+    """What `launcher` prints without a command; raises InputError for a word that is none."""
+    from launcher.commands.help import overview
+
+    if word in ("-h", "--help"):
+        return overview()
+    if word == "--version":
+        return f"launcher {__version__}\n"
+    without_refused([word])
+    close = nearest(word, list(COMMANDS))
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(COMMANDS)}"
+    raise InputError(f"{word} is no command: {hint}")
+
+
+def _explained(name: str, *, schema: bool) -> str:
+    from launcher.commands.help import command_help
+    from launcher.commands.schemas import schema_of
+
+    return json.dumps(schema_of(name), indent=1) + "\n" if schema else command_help(name)
 
 
 def _flags_as_words(parsed: argparse.Namespace) -> list[str]:
-    """Return the flags of `logs` as `key=value` words."""
+    """The flags of `logs` as its options."""
     rank, follow = getattr(parsed, "rank", None), getattr(parsed, "follow", False)
     return [*([] if rank is None else [f"rank={rank}"]), *(["follow=true"] if follow else [])]
 
 
-def _flags_first(arguments: list[str]) -> list[str]:
-    """Move `-m` to the front: as in Hydra it may be anywhere among the overrides, but argparse expects it first."""
-    flags = [word for word in arguments[1:] if word in ("-m", "--multirun")]
-    return arguments[:1] + flags + [word for word in arguments[1:] if word not in flags]
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}: see launcher {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launcher",
-        description="Plan, place and run distributed training on NVLink clusters.",
-        epilog="Overrides are Hydra's: cluster=dgx_a100_80g cluster.num_nodes=64 model=gpt3_175b layout.tp=8",
-    )
-    parser.add_argument(
-        "--version", action="version", version=f"launcher {__version__}", help="print the version and stop"
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        sub = commands.add_parser(
-            name,
-            help=command.help,
-            description=f"{command.help[0].upper()}{command.help[1:]}.",
-            usage=f"launcher {name} [-m] [--cfg job] {command.usage}",
-            epilog=command.keys or None,
-            formatter_class=_GroupsHelp,
-        )
-        sub.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="key=value, as Hydra takes them")
-        sub.add_argument("-m", "--multirun", action="store_true", help="every combination of comma-separated values")
-        if name == "logs":
-            sub.add_argument("--rank", metavar="N", help="only this rank; same as rank=N")
-            sub.add_argument("-f", "--follow", action="store_true", help="until the run ends; same as follow=true")
-        sub.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
+def _parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command: its words and flags may be in any order, as with Hydra."""
+    entry: CommandEntry = COMMANDS[name]
+    parser = _Parser(prog=name, add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--schema", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=CFG)
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("-i", "--info", nargs="?", const="all", choices=INFO)
+    parser.add_argument("-cd", "--config-dir")
+    if entry.module == "logs":
+        parser.add_argument("--rank")
+        parser.add_argument("-f", "--follow", action="store_true")
     return parser
-
-
-class _GroupsHelp(argparse.RawDescriptionHelpFormatter):
-    """Help that ends with the configuration groups and their entries, read only when help is shown."""
-
-    def format_help(self) -> str:
-        from launcher.config.compose import choices
-
-        groups = "\n".join(f"  {group}: {', '.join(names)}" for group, names in choices().items())
-        return f"{super().format_help()}\nconfiguration groups:\n{groups}\n"
 
 
 def command() -> NoReturn:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import Job, estimate
-from launcher.cli import _flags_first, main
+from launcher.cli import main
 from launcher.config import compose
 from launcher.config.compose import choices, compose_config, from_config, load, sweep
 from launcher.errors import InputError
@@ -47,8 +47,9 @@ def test_a_sweep_takes_every_combination_and_keeps_verbatim_commas() -> None:
     assert {load(words).config["run_dir"] for words in combinations} == {"a,b"}
 
 
-def test_multirun_may_be_anywhere() -> None:
-    assert _flags_first(["plan", "a=1,2", "-m", "b=3"]) == ["plan", "-m", "a=1,2", "b=3"]
+def test_multirun_may_be_anywhere_among_the_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "layout.tp=1,2", "-m", "layout.pp=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("layout.tp")
 
 
 def test_a_user_folder_adds_its_own_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

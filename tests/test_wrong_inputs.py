@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -110,11 +111,11 @@ def test_a_process_of_its_own_ends_with_the_message_and_no_traceback(tmp_path: P
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stdout == ""
+    assert json.loads(done.stdout)["error"]["exit_code"] == 2
     assert "layout.tp=3" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_json_output_keeps_standard_output_empty_on_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_answers_an_error_with_a_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["run", "output=json", "layout.tp=3"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and "layout.tp=3" in err
+    assert "layout.tp=3" in json.loads(out)["error"]["problems"][1] and "layout.tp=3" in err

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import options
+from launcher.commands.named import options, says_json
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.report.comparison import MeasuredChange, Side, changes, differences
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"{a.name} and {b.name} cannot be compared: one is a measurement, the other is not")
     found, settings = changes(a, b), differences(a.plan, b.plan)
     failed = [change for change in found if threshold is not None and change.exceeds(threshold)]
-    if wanted.get("output") == "json":
+    if says_json(wanted):
         shown = [change.to_dict() for change in found]
         print(json.dumps({"a": a.name, "b": b.name, "changes": shown, "settings": settings, "failed": len(failed)}))
     else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
 from launcher.commands.common import checked_settings, plan_of
 from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import OVERRIDE
+from launcher.commands.named import OVERRIDE, says_json
 from launcher.errors import InputError
 from launcher.export.folder import write_folder
 from launcher.export.planning import check, plan_for, with_overrides
@@ -17,11 +18,12 @@ from launcher.export.targets import names, target
 from launcher.files import user_path
 from launcher.planner.record import Plan
 
-OWN = ("to", "out")
+OWN = ("to", "out", "output")
 
 
 def run(invocation: Invocation) -> int:
     options, words = _split(invocation.overrides)
+    as_json = says_json(options)
     if "to" not in options:
         raise InputError(f"choose the tool to export to: to={'|'.join(names())}")
     chosen = target(options["to"])
@@ -29,12 +31,17 @@ def run(invocation: Invocation) -> int:
     export = chosen.write(plan)
     for line in export.missing:
         print(f"to={chosen.name} cannot express {line}", file=sys.stderr)
-    if "out" not in options:
+    folder = user_path(options["out"]) if "out" in options else None
+    if folder is not None:
+        write_folder(plan, chosen, export, folder)
+    if as_json:
+        document = {"to": chosen.name, "main": export.main, "files": dict(export.files), "start": export.start}
+        where = None if folder is None else str(folder)
+        print(json.dumps({**document, "missing": list(export.missing), "folder": where}))
+    elif folder is not None:
+        print(folder)
+    else:
         print(export.files[export.main], end="")
-        return 0
-    folder = user_path(options["out"])
-    write_folder(plan, chosen, export, folder)
-    print(folder)
     return 0
 
 

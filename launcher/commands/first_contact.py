@@ -25,6 +25,7 @@ TOP_LEVEL = (
     *PROGRAMS,
     *GROUPS,
     "output",
+    "config_dir",
     "run_dir",
     "dry_run",
     "top",
@@ -35,7 +36,8 @@ TOP_LEVEL = (
     "plan",
     "save",
 )
-OWN_FLAGS = ("-h", "--help", "--version", "--cfg", "-m", "--multirun")
+OWN_FLAGS = ("-h", "--help", "--version", "-m", "--multirun", "--schema", "--resolve", "-i", "--info")
+WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir")  # flags of ours too
 
 # Options of torchrun, deepspeed and accelerate, by their names with underscores; None: no key is needed.
 FLAGS = {
@@ -119,6 +121,8 @@ class _Line:
         name = name.replace("-", "_")
         if word.partition("=")[0] in OWN_FLAGS:
             self.overrides.append(word)
+        elif word.partition("=")[0] in WITH_VALUE:
+            self.overrides += [word, *([] if equals or not self.words else [self.words.pop(0)])]
         elif name in FLAGS:
             if not equals and name not in WITHOUT_VALUE:
                 value = self.words.pop(0) if self.words else "VALUE"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator
 
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import named_run, options, run_folder, submitted
+from launcher.commands.named import named_run, options, run_folder, says_json, submitted
 from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
@@ -16,11 +18,18 @@ from launcher.text import whole_number
 def run(invocation: Invocation) -> int:
     """Print the log of one rank or of all (of a submitted run: of the job); with follow=true until the run ends."""
     name, words = named_run(invocation.overrides, command="logs")
-    wanted = options(words, allowed=["rank", "follow"])
+    wanted = options(words, allowed=["rank", "follow", "output"])
     follow = wanted.get("follow", "false")
     if follow not in ("true", "false"):
         raise InputError(f"follow={follow} must be true or false")
     rank = _rank(wanted.get("rank"))
+    if says_json(wanted):
+        if follow == "true":
+            raise InputError(
+                "follow=true has no end that a document could have: leave it out, or leave output=json out"
+            )
+        print(json.dumps({"run": name, "rank": rank, "lines": list(_lines(name, rank))}))
+        return 0
     if submitted(name):
         from launcher.slurm import life  # and with it the planner, which a run on this machine does not need
 
@@ -36,6 +45,17 @@ def run(invocation: Invocation) -> int:
     ):
         print(line, flush=True)
     return 0
+
+
+def _lines(name: str, rank: int | None) -> Iterator[str]:
+    """What is there now."""
+    if submitted(name):
+        from launcher.slurm import life
+
+        pieces = life.read_log(life.SubmittedRun.find(name), rank=rank, following=False)
+        yield from b"".join(pieces).decode(errors="replace").splitlines()
+    else:
+        yield from runs.read_logs(runs.rank_logs(run_folder(name), rank=rank), follow=False)
 
 
 def _ended(folder: RunFolder) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.agent.launch import is_submitted
@@ -36,6 +36,14 @@ def submitted(name: str) -> bool:
         return re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name) is not None
     owner = read_owner(RunFolder(path))
     return is_submitted(path) if owner is None else owner.job_id is not None
+
+
+def says_json(wanted: Mapping[str, str]) -> bool:
+    """Return whether the options of a command ask for a document; raises InputError for an unknown format."""
+    output = wanted.get("output", "text")
+    if output not in ("text", "json"):
+        raise InputError(f"output={output} is not one of text, json")
+    return output == "json"
 
 
 def options(words: Sequence[str], *, allowed: Sequence[str]) -> dict[str, str]:

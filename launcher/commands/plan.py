@@ -17,7 +17,7 @@ from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
 from launcher.cost.model import CostModel
-from launcher.errors import InputError
+from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
@@ -40,13 +40,13 @@ def run(invocation: Invocation) -> int:
 
         return from_file.run(invocation.overrides)
     if invocation.multirun:
-        cases = _swept_cases(sweep(invocation.overrides))
-        return _compare([case for _, several in cases for case in several], cases[0][0])
+        what, cases = _swept_cases(sweep(invocation.overrides))
+        return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
     settings = checked_settings(invocation.overrides)
     if settings.options.plan is not None:
         return _explain(read_given(settings.options.plan, settings, invocation.overrides), settings)
     if settings.options.sizes is not None:
-        return _compare(_sized_cases(settings, settings.options.sizes), settings)
+        return _compare(_sized_cases(settings, settings.options.sizes), settings, what="cluster")
     return _rank(settings)
 
 
@@ -107,14 +107,15 @@ def _write(plan: Plan, file: Path, key: str) -> None:
         raise InputError(f"cannot write {file} ({error.strerror}): choose another with {key}") from error
 
 
-def _compare(cases: Sequence[Case], settings: Settings) -> int:
+def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:
+    """Print the best plan of each case; return 3 if no case has one. `what`: the keys by which they differ."""
     refuse = limits(settings.job, settings.run_options)
-    comparison = compare.compare(cases, tokens=settings.options.tokens, refuse=refuse)
+    comparison = compare.compare(cases, tokens=settings.options.tokens, refuse=refuse, what=what)
     if settings.options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))
     else:
         terminal.show_comparison(sys.stdout, comparison)
-    return 0
+    return 0 if any(row.best for row in comparison.rows) else NoLayoutFits.exit_code
 
 
 def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = None) -> list[Case]:
@@ -130,8 +131,10 @@ def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = N
     ]
 
 
-def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Settings, list[Case]]]:
-    """Return the settings and cases of every combination: one, or one per size, labelled by the values that differ."""
+def _swept_cases(combinations: Sequence[Sequence[str]]) -> tuple[str, list[tuple[Settings, list[Case]]]]:
+    """Return the keys that differ, and settings and cases of every combination: one, or one per size, labelled by the
+    values that differ.
+    """
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
     every = [load(combination) for combination in combinations]
@@ -143,4 +146,4 @@ def _swept_cases(combinations: Sequence[Sequence[str]]) -> list[tuple[Settings, 
         sizes = settings.options.sizes
         cases = _sized_cases(settings, sizes, label) if sizes else [(label, settings.job, settings.request)]
         found.append((settings, cases))
-    return found
+    return " ".join(key.lstrip("+~") for key in differing) or "cluster", found

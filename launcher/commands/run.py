@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.agent.launch import read_launch
-from launcher.commands.guard import guarded
+from launcher.commands.guard import error_document, guarded, wants_json
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
 from launcher.faststart import overlapped_import, warm
@@ -23,10 +23,10 @@ def run(invocation: Invocation) -> int:
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
             return code
-    owner = this_process()
+    owner, as_json = this_process(), wants_json(invocation.overrides)
     if "dry_run=true" not in invocation.overrides and overlapped_import.possible():
         order: Order | None = overlapped_import.plan_in_child(
-            lambda hand_over: guarded(lambda: _plan(invocation, owner, hand_over=hand_over)), owner
+            lambda hand_over: guarded(lambda: _plan(invocation, owner, hand_over=hand_over), as_json=as_json), owner
         )
     else:
         order = _make_order(invocation, owner)
@@ -40,14 +40,17 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
     """
     folder, ended = RunFolder(order.run_folder), "failed"
     try:
+        plan = read_plan(folder.present_plan)
         code = run_local(
-            read_plan(folder.present_plan),
+            plan,
             run_folder=order.run_folder,
             launch=read_launch(folder.launch).settings,
             planned_at=order.planned_at,
             began=began,
         )
         ended = "failed" if code else "done"
+        if code and plan.options.output == "json":
+            print(error_document("job_failed", [f"the job failed: its ranks' logs are in {folder.logs}"], code))
         return code
     except KeyboardInterrupt:
         ended = "interrupted"

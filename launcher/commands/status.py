@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import named_run, options, run_folder, submitted
+from launcher.commands.named import named_run, options, run_folder, says_json, submitted
 from launcher.run import status as runs
 from launcher.run.folder import SweepFolder
 
@@ -15,7 +15,7 @@ from launcher.run.folder import SweepFolder
 def run(invocation: Invocation) -> int:
     """Print the status; return 1 if the run failed or was lost."""
     name, words = named_run(invocation.overrides, command="status")
-    as_json = options(words, allowed=["output"]).get("output") == "json"
+    as_json = says_json(options(words, allowed=["output"]))
     if submitted(name):
         return _of_job(name, as_json=as_json)
     folder = run_folder(name)

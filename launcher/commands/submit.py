@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,15 +46,26 @@ def run(invocation: Invocation) -> int:
         notify(line)
     if settings.options.dry_run:
         say_variables(job.plan)
-        return _dry_run(job, owner)
+        return _dry_run(job, owner, as_json=settings.options.output == "json")
     submit.check_size(job.plan, job.slurm)
     with claimed(path, owner, name=job.run.name) as folder:
         request = job.write(folder)
         job_id = submit.submit(request)
     hand_to_job(folder, owner, job_id)
     say(f"run folder: {folder.path}")
-    print(job_id)
+    _answer(request, folder.path, job_id, as_json=settings.options.output == "json")
     return 0
+
+
+def _answer(
+    request: SubmitRequest, folder: Path, job_id: str | None, *, as_json: bool, num_runs: int | None = None
+) -> None:
+    """Print the job's id, of a dry run the command: as text, or as one document."""
+    if as_json:
+        document = {"job_id": job_id, "run_folder": str(folder), "argv": list(request.argv), "num_runs": num_runs or 1}
+        print(json.dumps({**document, "dry_run": job_id is None}))
+    else:
+        print(job_id or submit.dry_run_text(request, run_folder=folder))
 
 
 @dataclass(frozen=True)
@@ -94,19 +106,19 @@ def _slurm_settings(settings: Settings, overrides: Sequence[str], path: Path | N
     return merged(before, given, "launch", given_keys(overrides))
 
 
-def _dry_run(job: BatchJob, owner: Owner) -> int:
+def _dry_run(job: BatchJob, owner: Owner, *, as_json: bool) -> int:
     """Print the command. In an unused folder also write what it reads, and leave the folder unclaimed."""
     path = job.run.path
     if path is not None and read_owner(RunFolder(path)) is not None:
         request = submit.make_request(job.plan, job.slurm, run_folder=path)
         say(f"dry run: {path} is an existing run and is not changed; its files do not match this command")
-        print(submit.dry_run_text(request, run_folder=path))
+        _answer(request, path, None, as_json=as_json)
         return 0
     with claimed(path, owner, name=job.run.name) as folder:
         request = job.write(folder)
     withdraw(folder, owner, None)
     say(f"run folder: {folder.path}")
-    print(submit.dry_run_text(request, run_folder=folder.path))
+    _answer(request, folder.path, None, as_json=as_json)
     return 0
 
 
@@ -172,12 +184,12 @@ def _submit_sweep(wanted: Sweep, settings: Settings) -> int:
     if job_id is None:
         for run in (RunFolder(folder.path), *runs):
             withdraw(run, owner, None)
-        print(submit.dry_run_text(request, run_folder=folder.path))
-        return 0
-    for index, run in enumerate(runs):
-        hand_to_job(run, owner, f"{job_id}_{index}")
-    hand_to_job(RunFolder(folder.path), owner, job_id)
-    print(job_id)
+    else:
+        for index, run in enumerate(runs):
+            hand_to_job(run, owner, f"{job_id}_{index}")
+        hand_to_job(RunFolder(folder.path), owner, job_id)
+    as_json = settings.options.output == "json"
+    _answer(request, folder.path, job_id, as_json=as_json, num_runs=len(runs))
     return 0
 
 

@@ -1,67 +1,196 @@
-"""All commands: module and help text of each."""
+"""All commands: module of each, and what its help, completion and configuration flags need."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+JOB_GROUPS = ("cluster", "model", "stack", "layout", "train")
+RUN_GROUPS = (*JOB_GROUPS, "recipe", "launch", "tracking")
+PROGRAM = ("script", "module", "program")
 
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """A command: its module and the text that `--help` shows."""
+    """A command: where its code is, what it takes, and the words that `--help` shows.
+
+    `takes` are configuration keys without a group, with their meaning from the class that owns them; `options` are
+    words of the command alone, with theirs. `preset` are overrides that it begins with, unless their group is chosen.
+    """
 
     module: str
     help: str
     usage: str
-    keys: str = ""  # the command's own keys, in addition to those of the configuration
+    notes: str = ""  # what else a user should know, at the end
+    takes: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()  # of the configuration; empty: it composes none
+    preset: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ("text", "json")
+    sweeps: bool = False  # whether -m makes every combination
+    of_run: bool = False  # whether its first word names a run
+    examples: Mapping[str, str] = field(default_factory=dict)  # what is typed → what it does
 
 
-PLAN_KEYS = """\
-keys of its own:
-  top=10               how many plans to show
-  why_not=tp=4,pp=16   why this layout is not the first choice
-  from=FILE            estimate what another tool's file runs, and compare it with the best plan for that tool
-  sizes=8,16,32        compare numbers of GPUs; -m cluster=a,b compares clusters
-  tokens=300e9         days, GPU-hours and cost of this many training tokens
-  save=FILE            write the first plan to this file; run_dir=FOLDER: for a run in that folder
-  plan=FILE            explain an existing plan
-  output=json          one JSON document on standard output
-every layout key that is not pinned is searched: layout.tp=8 pins one, layout.tp=auto unpins it"""
+PLAN_NOTES = """\
+Every layout key that is not pinned is searched: layout.tp=8 pins one,
+layout.tp=auto unpins it. With -m, each combination is one row."""
 
-LINT_KEYS = """\
-it reads the script and runs nothing, so it cannot see:
-  the contents of sourced files, what modules set, what $(commands) print
-  which branch of if and case is taken, how often a loop runs, arguments of eval and functions
-  variables from sbatch's command line or the shell (SBATCH_*, --export), and options given there
-  what the program does with its arguments, and the site's own defaults (cores, memory, partitions)
-a rule that needs any of these stays silent. Known variables are substituted, four levels deep.
-cluster=NAME             GPUs per node, if the script does not say
-output=json              one JSON document on standard output
-exit code: 1 if an error was found, 0 with warnings or nothing"""
+LINT_NOTES = """\
+It reads the script and runs nothing, so it cannot see:
+  the contents of sourced files, what modules set, what $(commands) print;
+  which branch of if and case is taken, how often a loop runs, arguments of
+  eval and functions; variables from sbatch's command line or the shell
+  (SBATCH_*, --export), and options given there; what the program does with
+  its arguments; the site's own defaults (cores, memory, partitions).
+A rule that needs any of these stays silent. Known variables are substituted,
+four levels deep. Exit code: 1 if an error was found, 0 with warnings or
+nothing."""
+
+RUN_NOTES = """\
+The last line of standard output is one short JSON document; result.json in the
+run folder has the rest. What follows -- goes to your own program."""
+
+COMPLETION_NOTES = """\
+  ~/.bashrc                   eval "$(launcher completion bash)"
+  ~/.zshrc (after compinit)   eval "$(launcher completion zsh)"
+"""
 
 COMMANDS = {
-    "plan": CommandEntry("plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_KEYS),
-    "run": CommandEntry("run", "plan, then run here: a recipe, or your own script=train.py", "[overrides] [-- args]"),
-    "submit": CommandEntry("submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]"),
-    "discover": CommandEntry(
-        "discover",
-        "write configs/cluster/<name>.yaml from this node, or from command output of others",
-        "[name=NAME] [from=FILE,…]",
+    "plan": CommandEntry(
+        "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
+        takes=("top", "why_not", "sizes", "tokens", "save", "run_dir", "plan", *PROGRAM),
+        options={"from=FILE": "estimate what another tool's file runs, next to the best plan for that tool"},
+        groups=(*JOB_GROUPS, "recipe", "launch", "tracking"), sweeps=True,
+        examples={
+            "launcher plan cluster=dgx_a100_80g model=llama2_7b": "the best layouts on one node, and why",
+            "launcher plan -m cluster=fly_l40s,fly_a100_80gb model=gpt3_350m tokens=10e9":
+                "which of two GPUs trains 10 billion tokens for less",
+        },
     ),
-    "check": CommandEntry("check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]"),
-    "status": CommandEntry("status", "state of a run", "RUN"),
-    "logs": CommandEntry("logs", "the logs of a run", "RUN [--rank N] [--follow]"),
-    "cancel": CommandEntry("cancel", "stop a run", "RUN"),
+    "run": CommandEntry(
+        "run", "plan, then run here: a recipe, or your own script=train.py", "[overrides] [-- args]", RUN_NOTES,
+        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS,
+        examples={
+            "launcher run train.steps=20": "train a small GPT on eight CPU ranks",
+            "launcher run script=train.py launch.nproc_per_node=2 -- --lr 3e-4":
+                "start your own script as torchrun would",
+        },
+    ),
+    "submit": CommandEntry(
+        "submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]",
+        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS, preset=("launch=slurm",), sweeps=True,
+        examples={
+            "launcher submit cluster=dgx_a100_80g cluster.num_nodes=4 model=llama2_7b dry_run=true":
+                "the batch script and command line, without submitting",
+            "launcher submit -m train.lr=1e-4,3e-4 launch.partition=a100 dry_run=true": "one job array for a sweep",
+        },
+    ),
+    "discover": CommandEntry(
+        "discover", "write configs/cluster/<name>.yaml from this node, or from command output of others",
+        "[name=NAME] [from=FILE,…]",
+        options={
+            "name=NAME": "what the cluster is called",
+            "from=FILE,…": "read texts of other machines: nvidia-smi, NCCL, Slurm, InfiniBand, lspci",
+            "dry_run=true": "print the file, write nothing",
+            "force=true": "replace a file that is there",
+            "collector=true": "print a shell script that collects the texts on a node",
+        },
+        examples={
+            "launcher discover dry_run=true": "what this machine is, as a cluster file",
+            "launcher discover collector=true": "the script to run on a node that you have no Python on",
+        },
+    ),
+    "check": CommandEntry(
+        "check", "preflight: GPUs, links, NCCL environment, disk, names", "[overrides]",
+        "Exit code: 1 with a problem that a job would suffer from.",
+        takes=("run_dir",), groups=RUN_GROUPS, preset=("launch=slurm",),
+        examples={
+            "launcher check": "this machine, against the default cluster",
+            "launcher check cluster=testcluster output=json": "the findings as one JSON document",
+        },
+    ),
+    "status": CommandEntry(
+        "status", "state of a run", "RUN", of_run=True,
+        examples={
+            "launcher status runs/mine": "the run in a folder",
+            "launcher status runs/mine output=json": "its nodes, step and loss as one JSON document",
+        },
+    ),
+    "logs": CommandEntry(
+        "logs", "the logs of a run", "RUN [--rank N] [--follow]",
+        "output=json gives the lines that there are. It is refused with follow=true: they\nwould have no end.",
+        options={"rank=N": "of this rank alone; as --rank N", "follow=true": "until the run ends; as --follow"},
+        of_run=True,
+        examples={
+            "launcher logs runs/mine": "what all ranks said",
+            "launcher logs runs/mine --rank 1 --follow": "what rank 1 says, until the run ends",
+        },
+    ),
+    "cancel": CommandEntry(
+        "cancel", "stop a run", "RUN", of_run=True,
+        examples={
+            "launcher cancel runs/mine": "ask the run in a folder to stop, then end it",
+            "launcher cancel runs/mine output=json": "the same, answered by one JSON document",
+        },
+    ),
     "warm": CommandEntry(
-        "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status"
+        "warm", "keep torch imported, so that the next run starts at once", "[overrides] | stop | status",
+        groups=("recipe", "launch"),
+        examples={
+            "launcher warm status": "whether a server runs; exit code 1 where none does",
+            "launcher warm stop": "end the server",
+        },
     ),
     "export": CommandEntry(
-        "export", "translate the plan for another tool", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]"
+        "export", "translate the plan for another tool", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]",
+        "Without a plan of yours, the search looks only at what the tool can express.",
+        takes=("plan",), options={"to=TOOL": "the tool", "out=FOLDER": "a folder that is ready to start"},
+        groups=RUN_GROUPS, of_run=True,
+        examples={
+            "launcher export cluster=dgx_a100_80g model=llama2_7b to=torchtitan": "the command line for torchtitan",
+            "launcher export runs/mine to=torchrun out=started": "the plan of a run, as files",
+        },
     ),
-    "report": CommandEntry("report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides"),
-    "keys": CommandEntry("keys", "every configuration key: default, rule, meaning", "[PREFIX|WORD]"),
+    "report": CommandEntry(
+        "report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides",
+        takes=("plan",), options={"file=FILE": "where the page goes"}, groups=RUN_GROUPS, of_run=True,
+        examples={
+            "launcher report cluster=dgx_a100_80g model=llama2_7b": "the best plan and its alternatives: report.html",
+            "launcher report runs/mine": "a run: what was predicted, what was measured",
+        },
+    ),
+    "keys": CommandEntry(
+        "keys", "every configuration key: default, rule, meaning", "[PREFIX|WORD]",
+        formats=("text", "json", "markdown"),
+        examples={
+            "launcher keys layout": "the keys of a group",
+            "launcher keys checkpoint": "the keys that have a word in their name or meaning",
+        },
+    ),
     "compare": CommandEntry(
-        "compare", "two runs, plans or measurements against each other", "A B [fail_over=5%] [output=json]"
+        "compare", "two runs, plans or measurements against each other", "A B [fail_over=5%]",
+        options={"fail_over=5%": "exit code 1 where B is worse by more than this and than its noise"}, of_run=True,
+        examples={
+            "launcher compare runs/mine runs/other": "what differs, and whether it is more than noise",
+            "launcher compare runs/mine runs/other fail_over=50%": "for CI: exit code 1 where B is slower",
+        },
     ),
-    "lint": CommandEntry("lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_KEYS),
-    "completion": CommandEntry("completion", "a shell completion script", "bash"),
-}
+    "lint": CommandEntry(
+        "lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_NOTES,
+        options={"cluster=NAME": "GPUs per node, where the script does not say"},
+        examples={
+            "launcher lint train.sbatch": "every known trap, with its reason",
+            "launcher lint train.sbatch cluster=dgx_a100_80g output=json": "for CI, and for nodes of eight GPUs",
+        },
+    ),
+    "completion": CommandEntry(
+        "completion", "a shell completion script", "bash|zsh|fish",
+        COMPLETION_NOTES,
+        formats=("text",),
+        examples={
+            "launcher completion bash": "the script for bash",
+            "launcher completion fish > ~/.config/fish/completions/launcher.fish": "for fish",
+        },
+    ),
+}  # fmt: skip

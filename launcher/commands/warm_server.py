@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from launcher.commands.common import checked_settings
-from launcher.commands.guard import guarded
+from launcher.commands.guard import guarded, wants_json
 from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import order as make_order
 from launcher.commands.run import start_ranks
@@ -16,7 +16,7 @@ from launcher.run.owner import this_process
 
 def work(run: WarmRun) -> int:
     """Run `launcher run` in the forked child, where the imports are already done."""
-    return guarded(lambda: _plan_and_run(run))
+    return guarded(lambda: _plan_and_run(run), as_json=wants_json(run.overrides))
 
 
 def _plan_and_run(run: WarmRun) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.config import hf
 from launcher.config import overrides as words
-from launcher.config.folders import folders, is_own
+from launcher.config.folders import folders, is_own, with_config_dir
 from launcher.config.kept import kept
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
@@ -39,7 +39,7 @@ class _Composed:
 def load(overrides: Sequence[str]) -> Settings:
     """The settings that these Hydra overrides make; raises InputError with everything that is wrong."""
     overrides, notes = hf.expanded(overrides)
-    with no_garbage_collection():
+    with no_garbage_collection(), with_config_dir(overrides):
         given, composed = _given(overrides)
         try:
             return settings_of(given, notes=(*composed.notes, *notes))
@@ -54,12 +54,39 @@ def from_config(config: Mapping[str, Any]) -> Settings:
 
 def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
     """The resolved configuration as plain data, defaults included."""
-    return with_defaults(_given(hf.expanded(overrides)[0])[0])
+    with with_config_dir(overrides):
+        return with_defaults(_given(hf.expanded(overrides)[0])[0])
 
 
-def config_text(overrides: Sequence[str]) -> str:
-    """The whole configuration as YAML, as `--cfg job` shows it."""
-    return as_yaml(compose_config(overrides))
+def config_text(overrides: Sequence[str], *, resolve: bool = False, package: str | None = None) -> str:
+    """The configuration as YAML, as `--cfg job` shows it: with ${…} as written or its value, all of it or a part."""
+    with with_config_dir(overrides):
+        found: Any = with_defaults(_given(hf.expanded(overrides)[0], resolve=resolve)[0])
+    if package is None:
+        return as_yaml(found)
+    for name in package.split("."):
+        if not isinstance(found, Mapping) or name not in found:
+            raise InputError(f"--package {package} is no part of the configuration: give one such as cluster.node")
+        found = found[name]
+    text = as_yaml(found) if isinstance(found, Mapping) else f"{found}\n"
+    return f"# @package {package}\n{text}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a configuration comes from: folders in the order in which they are looked through, files, and notes."""
+
+    folders: tuple[Path, ...]
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def sources(overrides: Sequence[str]) -> Sources:
+    """Where the configuration of these overrides comes from, as `--info` shows it."""
+    words, notes = hf.expanded(overrides)
+    with with_config_dir(words):
+        composed = _given(words)[1]
+        return Sources(tuple(folders()), composed.files, (*composed.notes, *notes))
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
@@ -71,22 +98,29 @@ def as_yaml(config: Mapping[str, Any]) -> str:
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
-    return words.combinations(overrides, lambda group: choices().get(group, []))
+    return words.combinations(overrides, lambda group: choices(overrides).get(group, []))
 
 
-def choices() -> dict[str, list[str]]:
-    """The entries of every configuration group, the user's own folder included."""
-    index = _index(_stamp())
+def choices(overrides: Sequence[str] = ()) -> dict[str, list[str]]:
+    """The entries of every configuration group, the user's own folders included."""
+    with with_config_dir(overrides):
+        index = _index(_stamp())
     groups = dict.fromkeys(entry.name for entry in entries(Configuration) if entry.is_group)
     return {group: list(index[group]) for group in groups}
 
 
-def keys() -> list[str]:
-    """Every key of the default configuration that takes a value."""
-    return sorted(names(Configuration, data=_composed((), _stamp()).config))
+def keys(overrides: Sequence[str] = ()) -> list[str]:
+    """Every key that takes a value, of the configuration that these choices of files compose."""
+    with with_config_dir(overrides):
+        stamp = _stamp()
+        chosen, _ = words.parse(overrides, _index(stamp))
+        try:
+            return sorted(names(Configuration, data=_composed(tuple(chosen), stamp).config))
+        except InputError:  # one is half typed
+            return sorted(names(Configuration, data=_composed((), stamp).config))
 
 
-def _given(overrides: Sequence[str]) -> tuple[dict[str, Any], _Composed]:
+def _given(overrides: Sequence[str], *, resolve: bool = True) -> tuple[dict[str, Any], _Composed]:
     """What was given by files and overrides, resolved, and what the files alone say."""
     stamp = _stamp()
     chosen, settings = words.parse(overrides, _index(stamp))
@@ -94,7 +128,8 @@ def _given(overrides: Sequence[str]) -> tuple[dict[str, Any], _Composed]:
     composed = _composed(tuple(chosen), stamp)
     verbatim = [setting for setting in settings if setting.key in words.verbatim_keys()]
     plain = [setting for setting in settings if setting.key not in words.verbatim_keys()]
-    return words.apply(verbatim, _resolved(words.apply(plain, composed.config))), composed
+    found = words.apply(plain, composed.config)
+    return words.apply(verbatim, _resolved(found) if resolve else found), composed
 
 
 def _check_choices(chosen: Sequence[str], known: Mapping[str, Sequence[str]]) -> None:
@@ -176,7 +211,8 @@ def _index(stamp: tuple[tuple[str, str, int], ...]) -> dict[str, tuple[str, ...]
 def _notes(files: Sequence[Path]) -> tuple[str, ...]:
     """Which of the user's own files were read in place of ours."""
     ours = resource("configs")
-    found = [file.relative_to(folders()[0]) for file in files if is_own(file)]
+    own = [folder for folder in folders() if folder != ours]
+    found = [file.relative_to(folder) for file in files for folder in own if file.is_relative_to(folder)]
     return tuple(
         f"your configs/{name} is read instead of the launcher's own" for name in found if (ours / name).exists()
     )

@@ -1,16 +1,39 @@
-"""Where configuration files are: a user's own folder, then ours."""
+"""Where configuration files are: a user's own folders, then ours."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
+from launcher.errors import InputError
+from launcher.files import user_path
 from launcher.resources import resource
+
+NAMES_FOLDER = "config_dir="
+_named: ContextVar[Path | None] = ContextVar("the folder that config_dir= names", default=None)
 
 
 def folders() -> list[Path]:
-    """The folders of configuration files: `configs` in the current folder is the user's own, and comes first."""
-    ours, own = resource("configs"), Path.cwd() / "configs"
-    return [own, ours] if own.is_dir() and not own.samefile(ours) else [ours]
+    """The folders of configuration files, the user's own first: that of config_dir=, then `configs` where they work."""
+    ours, named = resource("configs"), _named.get()
+    own = [folder for folder in (named, Path.cwd() / "configs") if folder is not None and folder.is_dir()]
+    return [*(folder for folder in own if not folder.samefile(ours)), ours]
+
+
+@contextmanager
+def with_config_dir(words: Sequence[str]) -> Iterator[None]:
+    """Use the folder that these overrides name by config_dir=; raises InputError if it is none."""
+    given = [word.removeprefix(NAMES_FOLDER) for word in words if word.startswith(NAMES_FOLDER)]
+    path = user_path(given[-1]).absolute() if given and given[-1] != "null" else _named.get()
+    if path is not None and not path.is_dir():
+        raise InputError(f"config_dir={given[-1]} is not a folder: give one with folders such as cluster/ and model/")
+    token = _named.set(path)
+    try:
+        yield
+    finally:
+        _named.reset(token)
 
 
 def is_own(file: Path) -> bool:

@@ -39,6 +39,8 @@ class KeyReference:
     meaning: str
     source: str | None
     only: str | None
+    example: str | None
+    values: tuple[str, ...]  # what may be given, where that is a list of words
 
 
 def references() -> list[KeyReference]:
@@ -65,7 +67,9 @@ def _group(name: str) -> str:
 def _reference(name: str, entry: Entry, only: str | None) -> KeyReference:
     rule = entry.key
     takes = rule_text(entry).removeprefix("must be ").removeprefix("must give ").removeprefix("is not one of ")
-    return KeyReference(name, rule.default, takes, rule.unit, rule.meaning, rule.source, only)
+    words = ("true", "false") if entry.kind is bool else tuple(rule.choices or ())
+    values = (*words, *(["auto"] if entry.takes_auto else []))
+    return KeyReference(name, rule.default, takes, rule.unit, rule.meaning, rule.source, only, rule.example, values)
 
 
 def matching(word: str) -> list[KeyReference]:

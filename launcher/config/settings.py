@@ -56,6 +56,12 @@ class Configuration:
     output: str = key(
         "text", choices=("text", "json"), meaning="json: one JSON document on stdout, text for people on stderr"
     )
+    config_dir: str | None = key(
+        None,
+        verbatim=True,
+        example="site/configs",
+        meaning="a folder of configuration files that come before all others",
+    )
     run_dir: str | None = key(None, verbatim=True, meaning="the run's folder; null: runs/<recipe>-<UTC time>")
     script: str | None = key(
         None, verbatim=True, meaning="a torchrun-compatible script of yours, instead of the recipe"

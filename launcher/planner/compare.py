@@ -58,22 +58,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows in the order asked for, and what follows from them. `tokens`: training tokens, or None."""
+    """Rows in the order asked for, and what follows from them. `tokens`: training tokens, or None; `what`: the keys by
+    which the rows differ.
+    """
 
     rows: tuple[Row, ...]
     tokens: float | None
     verdicts: tuple[str, ...]
+    what: str = "cluster"
 
 
 def compare(
-    cases: Sequence[tuple[str, Job, LayoutRequest]], *, tokens: float | None = None, refuse: Refuse | None = None
+    cases: Sequence[tuple[str, Job, LayoutRequest]],
+    *,
+    tokens: float | None = None,
+    refuse: Refuse | None = None,
+    what: str = "cluster",
 ) -> Comparison:
     """The best plan of each case (label, job, what is pinned), with GPU-hours and cost for `tokens` training tokens.
 
     `refuse`: what the software cannot run (`launcher.planner.search`).
     """
     rows = _with_scaling([_row(label, job, request, tokens, refuse) for label, job, request in cases])
-    return Comparison(tuple(rows), tokens, tuple(verdicts(rows)))
+    return Comparison(tuple(rows), tokens, tuple(verdicts(rows)), what)
 
 
 def resized(cluster: Cluster, num_gpus: int) -> Cluster:
@@ -202,6 +209,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """The document of a comparison: rows with the public names of an estimate, None where something is not known."""
     return {
         "tokens": comparison.tokens,
+        "what": comparison.what,
         "rows": [_row_data(row) for row in comparison.rows],
         "verdicts": list(comparison.verdicts),
     }

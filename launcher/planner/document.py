@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher import __version__
 from launcher.cost import Estimate
-from launcher.layout import Layout
+from launcher.layout import Layout, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.planner.record import Plan
 from launcher.planner.result import SearchResult
@@ -24,13 +24,24 @@ def plans_document(result: SearchResult, why: Sequence[Sequence[str]], *, second
         for candidate, reasons in zip(result.candidates, why, strict=True)
     ]
     counts = {"rejected": dict(result.rejected), "searched": result.searched, "seconds": seconds}
-    return {"plans": plans, **counts, **job_data(result.job)}
+    placed = placement_data(result.job, result.best.layout)
+    return {"plans": plans, **counts, **job_data(result.job), "placement": placed}
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
     """As `plans_document`, of one plan that was made before: nothing is searched or rejected."""
     one = {"layout": layout_data(plan.layout), **plan.estimate, "why": list(plan.why)}
-    return {"plans": [one], "rejected": {}, "searched": 0, "seconds": 0.0, **job_data(plan.job)}
+    placed = placement_data(plan.job, plan.layout)
+    return {"plans": [one], "rejected": {}, "searched": 0, "seconds": 0.0, **job_data(plan.job), "placement": placed}
+
+
+def placement_data(job: Job, layout: Layout) -> dict[str, Any]:
+    """Where ranks are: nodes, ranks of each, the order of axes, and the slowest link that an axis crosses."""
+    placement = Placement(job.cluster, RankGrid.of(layout))
+    axes = [axis for axis in ("tp", "cp", "dp", "pp") if layout.degree(axis) > 1]
+    groups = {axis: placement.axis_link(axis).name.lower() for axis in axes}
+    counts = {"num_nodes": placement.num_nodes, "ranks_per_node": placement.ranks_per_node}
+    return {**counts, "axis_order": layout.axis_order, "groups": groups}
 
 
 def job_data(job: Job) -> dict[str, Any]:

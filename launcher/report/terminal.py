@@ -111,7 +111,7 @@ def comparison_table(comparison: Comparison, *, bold: bool = False) -> list[str]
         *(["scaling"] if scaled else []),
         *(["days", "GPU-h", "cost"] if tokens else ["$/M tokens"]),
     ]
-    columns = {"cluster": LEFT, "GPUs": RIGHT, "best layout": LEFT} | dict.fromkeys(names, RIGHT)
+    columns = {comparison.what: LEFT, "GPUs": RIGHT, "best layout": LEFT} | dict.fromkeys(names, RIGHT)
     rows = []
     for row in comparison.rows:
         cells = _row_cells(row, scaled=scaled, timed=bool(tokens)) if row.best else ["-"] * len(names)

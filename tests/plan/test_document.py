@@ -40,7 +40,7 @@ def document() -> dict[str, object]:
 def test_the_names_of_the_contract_are_all_there(document: dict[str, object]) -> None:
     assert set(document) == {
         *("plans", "rejected", "searched", "seconds"),
-        *("cluster", "model", "stack", "batch", "version"),
+        *("cluster", "model", "stack", "batch", "placement", "version"),
     }
     assert len(document["plans"]) == 4
     for plan in document["plans"]:
