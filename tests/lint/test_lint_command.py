@@ -33,5 +33,5 @@ def test_its_help_says_what_it_cannot_see(capsys: pytest.CaptureFixture[str]) ->
     assert main(["lint", "--help"]) == 0
     text = capsys.readouterr().out
     assert "cannot see" in text
-    for word in ("sources", "eval", "loop", "--export"):
+    for word in ("sourced", "eval", "loop", "--export"):
         assert word in text
