@@ -19,11 +19,11 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/p
 _ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends, also if the parent is gone already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends, also if the parent is gone already."""
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
 
 
 def set_command_line(argv: Sequence[str]) -> None:

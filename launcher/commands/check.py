@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from launcher import env
 from launcher.agent.launch import write_launch
 from launcher.cluster.hostlist import compress_hostlist
 from launcher.commands.common import checked_settings
@@ -29,10 +28,9 @@ from launcher.preflight.checks import preflight
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
 from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
 from launcher.slurm import nodecheck
-from launcher.slurm.allocation import read_allocation
+from launcher.slurm.allocation import owns_allocation, read_allocation
 from launcher.slurm.record import SlurmLaunch, slurm_launch
 from launcher.slurm.settings import SlurmSettings
-from launcher.text import whole_number
 
 
 def run(invocation: Invocation) -> int:
@@ -40,7 +38,7 @@ def run(invocation: Invocation) -> int:
     settings = checked_settings(with_slurm(invocation.overrides))
     slurm = slurm_of(settings)
     as_json = settings.options.output == "json"
-    if _owns_allocation():
+    if owns_allocation():
         findings = check_allocation(settings, slurm)
     else:
         findings = check_here(settings, slurm, invocation.overrides)
@@ -82,12 +80,6 @@ def check_allocation(settings: Settings, slurm: SlurmSettings) -> list[Finding]:
     if sound and nodecheck.wants_bandwidth(plan, slurm):
         findings += nodecheck.measure(steps, plan, sound)
     return findings
-
-
-def _owns_allocation() -> bool:
-    """Return whether this is the shell of an allocation, not a task that srun started on a node."""
-    in_job, in_step = (whole_number(env.get(name)) or 0 for name in ("SLURM_JOB_NUM_NODES", "SLURM_STEP_NUM_NODES"))
-    return in_job > in_step
 
 
 def _measured_here(folder: RunFolder, overrides: Sequence[str], *, threshold: float) -> list[Finding]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from launcher import env
 from launcher.agent.launch import read_launch
 from launcher.commands.guard import error_document, guarded, wants_json
 from launcher.commands.invocation import Invocation
@@ -19,6 +24,8 @@ def run(invocation: Invocation) -> int:
     """Run the job here; 0 done, 1 failed. Standard output is that of rank 0; a recipe's last line is JSON."""
     if invocation.multirun:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
+    if _uses_allocation(invocation.overrides):
+        return _run_in_allocation(invocation)
     if _may_be_warm(invocation):
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
@@ -38,25 +45,61 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
 
     `began`: when the user entered the command, if before this process started (CLOCK_MONOTONIC).
     """
-    folder, ended = RunFolder(order.run_folder), "failed"
-    try:
-        plan = read_plan(folder.present_plan)
-        code = run_local(
-            plan,
+    folder = RunFolder(order.run_folder)
+    with _released(folder, this_process()) as end:
+        end.code = run_local(
+            read_plan(folder.present_plan),
             run_folder=order.run_folder,
             launch=read_launch(folder.launch).settings,
             planned_at=order.planned_at,
             began=began,
         )
-        ended = "failed" if code else "done"
-        if code and plan.options.output == "json":
-            print(error_document("job_failed", [f"the job failed: its ranks' logs are in {folder.logs}"], code))
-        return code
+    return end.code
+
+
+@dataclass
+class _End:
+    code: int = 1
+
+
+@contextmanager
+def _released(folder: RunFolder, owner: Owner) -> Iterator[_End]:
+    """The owner of a folder while the ranks run; it says afterwards how that ended."""
+    end, ended = _End(), "failed"
+    try:
+        yield end
+        ended = "failed" if end.code else "done"
+        if end.code and read_plan(folder.present_plan).options.output == "json":
+            print(error_document("job_failed", [f"the job failed: its ranks' logs are in {folder.logs}"], end.code))
     except KeyboardInterrupt:
         ended = "interrupted"
         raise
     finally:
-        release(folder, this_process(), ended=ended)
+        release(folder, owner, ended=ended)
+
+
+def _uses_allocation(overrides: Sequence[str]) -> bool:
+    """Whether the run belongs on the nodes that this shell has from Slurm; launch=FILE may say another place."""
+    chosen = {word for word in overrides if word.startswith("launch=")}
+    if not env.get("SLURM_JOB_ID") or chosen - {"launch=slurm"}:
+        return False
+    from launcher.slurm.allocation import has_other_nodes
+
+    return has_other_nodes()
+
+
+def _run_in_allocation(invocation: Invocation) -> int:
+    from launcher.commands import allocation  # Slurm's side, which no other run needs
+    from launcher.slurm.start import run_in_allocation
+
+    owner = this_process()
+    order = allocation.order(invocation, owner)
+    if order is None:
+        return 0
+    folder = RunFolder(order.run_folder)
+    with _released(folder, owner) as end:
+        end.code = run_in_allocation(folder, owner)
+    return end.code
 
 
 def _may_be_warm(invocation: Invocation) -> bool:

@@ -40,7 +40,7 @@ def run(invocation: Invocation) -> int:
     path, owner = named_folder(settings), this_process(submitting=True)
     if path is not None and not settings.options.dry_run:
         may_claim(path, owner)
-    job = _job(settings, invocation.overrides, invocation.rest)
+    job = batch_job(settings, invocation.overrides, invocation.rest)
     say_plan(job.plan)
     for line in (*submit.warnings(job.plan, job.slurm, job.launch.settings), *submit.left_behind(job.slurm)):
         notify(line)
@@ -88,7 +88,7 @@ class BatchJob:
         return request
 
 
-def _job(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> BatchJob:
+def batch_job(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> BatchJob:
     """Plan a job, or take an existing plan, and add its Slurm settings."""
     run = plan_run(settings, overrides, args)
     slurm = _slurm_settings(settings, overrides, run.path)
@@ -135,7 +135,7 @@ def run_sweep(invocation: Invocation) -> int:
     if first.options.plan is not None:
         raise InputError("plan= is one job, but a sweep plans several: leave plan= out, or submit without -m")
     without_folder = [[word for word in words if not word.startswith("run_dir=")] for words in combinations]
-    jobs = [_job(load(words), words, invocation.rest) for words in without_folder]
+    jobs = [batch_job(load(words), words, invocation.rest) for words in without_folder]
     same = set[str](combinations[0]).intersection(*combinations)
     members = [
         SweepMember(tuple(word for word in words if word not in same), job.plan)

@@ -69,7 +69,8 @@ COMMANDS = {
         },
     ),
     "run": CommandEntry(
-        "run", "plan, then run here: a recipe, or your own script=train.py", "[overrides] [-- args]", RUN_NOTES,
+        "run", "plan, then run here or on this allocation: a recipe, or your own script=train.py",
+        "[overrides] [-- args]", RUN_NOTES,
         takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS,
         examples={
             "launcher run train.steps=20": "train a small GPT on eight CPU ranks",

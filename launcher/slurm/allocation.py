@@ -16,6 +16,7 @@ from launcher.errors import InputError
 from launcher.text import whole_number
 
 PROBE_TIMEOUT_S = 3.0
+_SHELL_STEP = str(2**32 - 6)  # the step of salloc's own shell, with LaunchParameters=use_interactive_step
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,17 @@ def read_allocation() -> Allocation:
             "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
         )
     return Allocation(_name(job_id), expand_hostlist(nodelist), whole_number(env.get("SLURM_RESTART_COUNT")) or 0)
+
+
+def owns_allocation() -> bool:
+    """Whether this is the shell of an allocation (salloc, a batch script), and not a task that srun started there."""
+    in_job = env.get("SLURM_JOB_ID") and env.get("SLURM_JOB_NODELIST")
+    return bool(in_job) and env.get("SLURM_STEP_ID") in (None, _SHELL_STEP)
+
+
+def has_other_nodes() -> bool:
+    """Whether this shell's allocation has nodes beyond the one that it is on."""
+    return owns_allocation() and (len(read_allocation().hosts) > 1 or env.get("SLURMD_NODENAME") is None)
 
 
 def _name(job_id: str) -> str:

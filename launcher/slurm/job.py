@@ -186,9 +186,13 @@ class Driver:
         argv = steps.argv(plan, AGENT, plan.hosts)
         forget_node_states(self.folder)
         self._note(ledger.STEP, argv=argv)
-        process = subprocess.Popen(argv, env=steps.variables(plan))
+        signals.in_step = True
+        process = self._start_step(argv, steps.variables(plan))
         spared_job = self.allocation.job_id if self.settings.spares else None
         return StepWatch(process, signals, self.folder, plan.hosts, notify, spared_job).wait()
+
+    def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(argv, env=variables)
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
         """Whether spares take the place of the lost nodes at once, without a requeue."""

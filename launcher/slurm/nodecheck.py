@@ -26,7 +26,7 @@ from launcher.slurm.environment import of_step
 from launcher.slurm.heard import Heard, HeardLine, judge
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
-from launcher.slurm.watching import end
+from launcher.slurm.watching import ended_on_error
 
 PREFLIGHT_LIMIT_S = 60.0
 READ_ON_S = 5.0  # a grandchild of srun that keeps its output open is not waited for
@@ -110,9 +110,9 @@ def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
     for reader in readers:
         reader.start()
     try:
-        process.wait(PREFLIGHT_LIMIT_S)
+        with ended_on_error(process):
+            process.wait(PREFLIGHT_LIMIT_S)
     except subprocess.TimeoutExpired:
-        end(process)
         err.append(HeardLine(f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s", time.time()))
     for reader in readers:
         reader.join(READ_ON_S)
@@ -131,7 +131,7 @@ def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) ->
     with log.open("wb") as file:
         process = subprocess.Popen(argv, env=variables, stdout=file, stderr=subprocess.STDOUT)
     try:
-        return process.wait(LIMIT_S)
+        with ended_on_error(process):
+            return process.wait(LIMIT_S)
     except subprocess.TimeoutExpired:
-        end(process)
         return None

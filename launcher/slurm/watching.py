@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -27,6 +28,7 @@ class Signals:
     name: str
     stop: int = 0  # before the time limit, at preemption
     terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm tells the steps itself
+    in_step: bool = False  # there are agents, or there will be in a moment
 
     @property
     def number(self) -> signal.Signals:
@@ -95,6 +97,16 @@ class StepWatch:
             self._asked_at = now
             return removed_nodes(self.spared_job, self.hosts)
         return ()
+
+
+@contextmanager
+def ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A step does not outlive the one who waits for it."""
+    try:
+        yield
+    except BaseException:
+        end(process)
+        raise
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,125 @@
+"""Run a plan's ranks in the allocation that this shell has: `salloc -N2 launcher run …`.
+
+What a batch job does at each start, done from here: placement, a look at every node, one agent a node by srun. Nothing
+is requeued: the allocation is the user's, and goes on when the run has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from types import FrameType
+
+from launcher import process
+from launcher.agent.launch import Launch, planned
+from launcher.console import notify
+from launcher.errors import InputError
+from launcher.planner import Plan
+from launcher.run import ledger
+from launcher.run.folder import RunFolder, create_run_folder
+from launcher.run.owner import Owner
+from launcher.slurm.allocation import Allocation, read_allocation
+from launcher.slurm.job import Driver
+from launcher.slurm.jobstate import JobState
+from launcher.slurm.nodecheck import Steps
+from launcher.slurm.progress import newest_checkpoint, starts
+from launcher.slurm.record import read_slurm_launch
+from launcher.slurm.requeue import JobStart, Outcome
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.step import AGENT
+from launcher.slurm.watching import Signals
+
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class ShellSignals(Signals):
+    """Ctrl-C, TERM and a closed terminal: agents are asked to stop; before there are any, the run ends at once."""
+
+    def listen(self) -> None:
+        for number in STOP:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._on_stop)
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        if not self.in_step:
+            raise KeyboardInterrupt
+        super()._on_stop(number, frame)
+
+
+@dataclass(frozen=True)
+class ShellDriver(Driver):
+    """One run in an allocation that goes on after it."""
+
+    def _begin(self) -> list[JobStart]:
+        checkpoint = newest_checkpoint(self.folder)
+        self._note(ledger.START, hosts=self.allocation.hosts, restart=0, checkpoint_step=checkpoint)
+        return starts(self.folder)
+
+    @contextmanager
+    def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
+        yield  # a guard requeues, and there is nothing to requeue
+
+    def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """srun in a session of its own: the terminal's Ctrl-C is for the agents to hear. It ends with this process."""
+        follow = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)
+        return subprocess.Popen(argv, env=variables, start_new_session=True, preexec_fn=follow)
+
+    def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
+        self._note(ledger.END, code=outcome.code, why=_why(outcome, state, stopped=signals.stop > 0))
+        return outcome.code
+
+
+def _why(outcome: Outcome, state: JobState, *, stopped: bool) -> str:
+    if outcome.code == 0:
+        return "the run is complete"
+    if state.ending:
+        return "the allocation ended"
+    if stopped:
+        return "stopped from its terminal, or by `launcher cancel`"
+    return f"{', '.join(outcome.lost_nodes)} no longer answered" if outcome.lost_nodes else "the job failed by itself"
+
+
+def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
+    """Start the ranks of a prepared run on the nodes of this shell's allocation and wait for them.
+
+    Returns 0, or the exit code of the agents where it failed. Raises InputError and LauncherError before any rank
+    starts, KeyboardInterrupt where it is stopped before that.
+    """
+    folder, allocation = create_run_folder(run_folder.path), read_allocation()
+    plan = planned(folder)
+    launch, slurm = read_slurm_launch(folder)
+    settings = settings_here(slurm.settings, plan, allocation)
+    signals = ShellSignals(settings.signal)
+    signals.listen()
+    return ShellDriver(folder, settings, allocation, launch, slurm.clusters, owner).run(plan, signals)
+
+
+def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -> SlurmSettings:
+    """Slurm's settings for this allocation: nodes that the plan leaves over are spares.
+
+    Raises InputError where it has fewer nodes than the plan needs.
+    """
+    given, needed = len(allocation.hosts), plan.placement.num_nodes
+    if given < settings.fewest_nodes(needed):
+        raise InputError(
+            f"the plan needs {needed} nodes, and this allocation (job {allocation.job_id}) has {given}: ask salloc for "
+            f"-N{needed}, or set launch.nnodes={given}"
+        )
+    if settings.setup:
+        notify("launch.setup is for batch jobs: the nodes get the environment of this shell")
+    return replace(settings, requeue=False, spares=max(0, given - needed))
+
+
+def step_text(plan: Plan, launch: Launch, folder: RunFolder, settings: SlurmSettings) -> str:
+    """The srun command that would start the agents, with the nodes in Slurm's order."""
+    allocation = read_allocation()
+    hosts = allocation.hosts[: plan.placement.num_nodes]
+    here = settings_here(settings, plan, allocation)
+    steps = Steps(folder.path, here, launch, allocation.hosts, allocation.job_id)
+    return shlex.join(steps.argv(plan, AGENT, hosts))
