@@ -116,7 +116,7 @@ def test_what_is_no_number_is_refused_for_one(key: str, value: str) -> None:
 
 
 def test_keys_of_slurm_are_there_with_slurm_alone() -> None:
-    with pytest.raises(InputError, match=r"launch\.partition is a key with launch=slurm, and launch\.place=local"):
+    with pytest.raises(InputError, match=r"launch\.partition is a key with launch=slurm, and not where"):
         load(["launch.partition=a100"])
     assert load(["launch=slurm", "launch.partition=a100"]).options.slurm is not None
     assert load([]).options.slurm is None

@@ -14,7 +14,7 @@ from launcher.agent.job import NodeJob
 from launcher.agent.rank import MODULE, PROGRAM, SCRIPT
 from launcher.agent.rank_env import RankAssignment
 from launcher.agent.settings import LaunchSettings
-from launcher.agent.torch_variables import needs_new_interpreter
+from launcher.agent.torch_variables import needs_new_interpreter, read_too_early
 from launcher.console import notify
 from launcher.errors import InputError
 
@@ -33,6 +33,12 @@ def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSe
         words = wrapper_words(launch.wrapper, dict.fromkeys(PLACES, ""))
         _check_executable(words[0], "launch.wrapper")
     if launch.start == "fork" and (kind == PROGRAM or launch.python or launch.wrapper):
+        return replace(launch, start="spawn")
+    if launch.start == "fork" and (late := read_too_early(launch.environment)):
+        notify(
+            f"launch.environment has {', '.join(late)}, which torch reads at its import, and it is imported already: "
+            "each rank is a new interpreter in this run (launch.start=spawn)"
+        )
         return replace(launch, start="spawn")
     names = needs_new_interpreter(Path(program).read_bytes()) if launch.start == "fork" and kind == SCRIPT else []
     if names:

@@ -25,13 +25,14 @@ _REMEDY = "start the run again"
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The settings of a start, and the folder that ranks work in. `slurm`: as launcher/slurm/record.py has it; None for
-    a run that Slurm did not start.
+    """The settings of a start, and the folder that ranks work in. `slurm`, `ssh`: as the record.py of that room has
+    it; None for a run that is started otherwise.
     """
 
     settings: LaunchSettings
     work_dir: Path
     slurm: Mapping[str, Any] | None = None
+    ssh: Mapping[str, Any] | None = None
 
 
 def planned(folder: RunFolder) -> Plan:

@@ -83,7 +83,10 @@ def run_node(
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     program, args = program_of(plan)
     launch = checked_program(launch, plan.kind, program)
-    with _kept_signals(launch.handled_signals()) as signals_before_agent:
+    with (
+        env.overridden(launch.environment),
+        _kept_signals(launch.handled_signals()) as signals_before_agent,
+    ):
         ledger.note("planned", at=planned_at)
         if launch.start == "fork":
             fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))

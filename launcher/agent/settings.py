@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from typing import Any
 
 from launcher.errors import InputError
 from launcher.schema import AUTO, key, read
+from launcher.secret import is_secret_name
 
+VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*")
 _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -21,6 +24,32 @@ def checked_signals(value: Any) -> tuple[signal.Signals, ...]:
     if unknown:
         raise ValueError(f"has {unknown[0]}, which is no signal that can be caught: INT, TERM, USR1, USR2, HUP …")
     return tuple(known[name] for name in names)
+
+
+def variable_names(value: Any) -> tuple[str, ...]:
+    """Names of variables; no message repeats what may be a secret's value."""
+    words = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(word, str) and VARIABLE_NAME.fullmatch(word) for word in words):
+        raise InputError("launch.secrets has an entry that is no variable name: give names only, never values")
+    return tuple(words)
+
+
+def checked_environment(value: Any) -> dict[str, str]:
+    """Variables with their values; raises InputError with all that are none, or look like secrets."""
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a group of variables")
+    problems = []
+    for name, text in value.items():
+        if not VARIABLE_NAME.fullmatch(str(name)) or isinstance(text, dict | list) or text is None:
+            problems.append(f"launch.environment.{name} must be a variable name with one value")
+        elif is_secret_name(str(name)):
+            problems.append(
+                f"launch.environment.{name} would be written to a file: export it in your shell and name it in "
+                f"launch.secrets=[{name}]"
+            )
+    if problems:
+        raise InputError(problems)
+    return {str(name): str(text) for name, text in value.items()}
 
 
 def _endpoint(value: Any) -> str:
@@ -37,7 +66,9 @@ def _endpoint(value: Any) -> str:
 class LaunchSettings:
     """How ranks are started and kept alive."""
 
-    place: str = key("local", choices=("local", "slurm"), meaning="whose keys the group has: slurm adds Slurm's")
+    place: str = key(
+        "local", choices=("local", "slurm", "ssh"), meaning="whose keys the group has, in addition to those of all"
+    )
     start: str = key(
         "fork", choices=("fork", "spawn"),
         meaning="fork: import torch once and fork every rank from it; spawn: a new interpreter for each rank",
@@ -138,6 +169,12 @@ class LaunchSettings:
         "job", choices=("job", "first"),
         meaning="of the command where the job failed: job: 1; first: that of the rank which failed first, 128 and the "
         "signal's number where one ended it",
+    )  # fmt: skip
+
+    environment: Mapping[str, str] = key(
+        {}, convert=checked_environment, example="{NCCL_DEBUG: INFO}",
+        meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
+        "kept in the run folder, so no secrets",
     )  # fmt: skip
 
     def handled_signals(self) -> tuple[signal.Signals, ...]:

@@ -54,6 +54,18 @@ def is_read_at_import(name: str) -> bool:
     return name in READ_AT_IMPORT or name.startswith(FAMILIES)
 
 
+def read_too_early(variables: Mapping[str, str]) -> list[str]:
+    """Those that a torch which is imported here has read before they were set; threads are set in every rank again."""
+    if "torch" not in sys.modules:
+        return []
+    here = env.environment()
+    return sorted(
+        name
+        for name, value in variables.items()
+        if is_read_at_import(name) and name not in {*THREADS, *OPENBLAS_THREADS} and here.get(name) != value
+    )
+
+
 def needs_new_interpreter(source: str | bytes) -> list[str]:
     """Variables that a script sets before it imports torch, and that only a new interpreter can honour."""
     try:

@@ -10,7 +10,7 @@ from launcher.commands.claim import claimed, may_claim
 from launcher.commands.common import checked_settings
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import check_inputs, say_plan, say_variables, notify_locks
+from launcher.commands.prepare import check_inputs, say_plan, say_variables, warn_of_locks
 from launcher.commands.submit import BatchJob, batch_job, with_slurm
 from launcher.console import notify, say
 from launcher.faststart.overlapped_import import Order
@@ -42,7 +42,7 @@ def order(invocation: Invocation, owner: Owner) -> Order | None:
     if settings.options.dry_run:
         _say_dry_run(job, path)
         return None
-    notify_locks(job.plan)
+    warn_of_locks(job.plan)
     with claimed(path, owner, name=job.run.name) as folder:
         job.run.write(folder)
         write_launch_files(folder, job.launch, job.slurm)

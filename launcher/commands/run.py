@@ -26,13 +26,16 @@ def run(invocation: Invocation) -> int:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
     if _uses_allocation(invocation.overrides):
         return _run_in_allocation(invocation)
+    if "launch=ssh" in invocation.overrides:  # torch is for the hosts to import
+        order = _make_order(invocation, this_process())
+        return start_ranks(order) if order else 0
     if _may_be_warm(invocation):
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
             return code
     owner, as_json = this_process(), wants_json(invocation.overrides)
     if "dry_run=true" not in invocation.overrides and overlapped_import.possible():
-        order: Order | None = overlapped_import.plan_in_child(
+        order = overlapped_import.plan_in_child(
             lambda hand_over: guarded(lambda: _plan(invocation, owner, hand_over=hand_over), as_json=as_json), owner
         )
     else:
@@ -47,13 +50,19 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
     """
     folder = RunFolder(order.run_folder)
     with _released(folder, this_process()) as end:
-        end.code = run_local(
-            read_plan(folder.present_plan),
-            run_folder=order.run_folder,
-            launch=read_launch(folder.launch).settings,
-            planned_at=order.planned_at,
-            began=began,
-        )
+        launch = read_launch(folder.launch).settings
+        if launch.place == "ssh":
+            from launcher.ssh.start import run_over_ssh  # which no run on this machine needs
+
+            end.code = run_over_ssh(folder)
+        else:
+            end.code = run_local(
+                read_plan(folder.present_plan),
+                run_folder=order.run_folder,
+                launch=launch,
+                planned_at=order.planned_at,
+                began=began,
+            )
     return end.code
 
 
@@ -114,6 +123,10 @@ def _plan(invocation: Invocation, owner: Owner, *, hand_over: HandOver) -> int:
 
 
 def _make_order(invocation: Invocation, owner: Owner) -> Order | None:
-    from launcher.commands.prepare import order  # imports Hydra, which the process that imports torch does not need
+    from launcher.commands import over_ssh, prepare  # Hydra, which the process that imports torch does not need
+    from launcher.commands.common import checked_settings
 
-    return order(invocation, owner)
+    settings = checked_settings(invocation.overrides)
+    if settings.options.ssh is not None:
+        return over_ssh.order(invocation, owner, settings)
+    return prepare.order(invocation, owner, settings)

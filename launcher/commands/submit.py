@@ -127,7 +127,7 @@ def run_sweep(invocation: Invocation) -> int:
     combinations = sweep(with_slurm(invocation.overrides))
     every = [checked_settings(words) for words in combinations]
     first = every[0]
-    if len({(s.options.launch, repr(s.options.slurm), s.options.own_program) for s in every}) > 1:
+    if len({(repr(s.options.launch), repr(s.options.slurm), s.options.own_program) for s in every}) > 1:
         raise InputError(
             "the runs of one sweep share script=, module=, program= and launch.*: sweep over other keys, or submit "
             "them apart"

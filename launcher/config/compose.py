@@ -222,7 +222,8 @@ def _located(problem: str, overrides: Sequence[str], files: Sequence[Path]) -> s
     """A problem with the file and line of its key, where it comes from a user's own file."""
     key = re.match(r"[\w.]+", problem)
     if key and "is not a known key" in problem and key[0] in words.every_key():
-        problem = f"{key[0]} is a key with launch=slurm, and launch.place=local: choose launch=slurm, or leave it out"
+        where = " or ".join(f"launch={place}" for place in words.places_of(key[0]))
+        problem = f"{key[0]} is a key with {where}, and not where this run starts: choose that, or leave it out"
     if (
         key is None
         or "is not set" in problem

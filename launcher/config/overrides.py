@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +36,25 @@ class Setting:
     value: Any
 
 
+PLACES = ("slurm", "ssh")  # that have keys of their own
+
+
 @lru_cache(maxsize=1)
 def every_key() -> Mapping[str, Entry]:
-    """Every key, Slurm's included, but for those of recipes other than the default one."""
-    return dict(walk(Configuration, data={"launch": {"place": "slurm"}}))
+    """Every key, those of Slurm and ssh included, but for those of recipes other than the default one."""
+    return {name: entry for place in PLACES for name, entry in _keys_with(place).items()}
+
+
+def places_of(name: str) -> tuple[str, ...]:
+    """The values of launch.place with which there is such a key; none for a key that is always there."""
+    if name in _keys_with("local"):
+        return ()
+    return tuple(place for place in PLACES if name in _keys_with(place))
+
+
+@cache
+def _keys_with(place: str) -> Mapping[str, Entry]:
+    return dict(walk(Configuration, data={"launch": {"place": place}}))
 
 
 @lru_cache(maxsize=1)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.agent.settings import LaunchSettings
-from launcher.config.overrides import every_key
+from launcher.config.overrides import every_key, places_of
 from launcher.errors import InputError
 from launcher.planner.options import RECIPES, RecipeOptions
 from launcher.schema import REQUIRED, Entry, names, nearest, rule_text, walk
@@ -45,9 +44,9 @@ class KeyReference:
 
 def references() -> list[KeyReference]:
     """Every key there is, group by group; those of the command itself come last."""
-    local, common = set(names(LaunchSettings, "launch")), set(names(RecipeOptions, "recipe"))
+    common = set(names(RecipeOptions, "recipe"))
     found = [
-        _reference(name, entry, "launch=slurm" if name.startswith("launch.") and name not in local else None)
+        _reference(name, entry, " or ".join(f"launch={place}" for place in places_of(name)) or None)
         for name, entry in every_key().items()
     ]
     found += [

@@ -20,6 +20,7 @@ from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOption
 from launcher.planner.record import PROGRAM_KEYS, RECIPE, Program, RunOptions
 from launcher.schema import AUTO, defaults, key, read
 from launcher.slurm.settings import SlurmSettings
+from launcher.ssh.settings import SshSettings
 from launcher.stacks.choice import StackKeys
 from launcher.text import whole_number
 
@@ -38,6 +39,10 @@ def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
     return SlurmSettings if launch.get("place") == "slurm" else None
 
 
+def _ssh(launch: Mapping[str, Any]) -> type[SshSettings] | None:
+    return SshSettings if launch.get("place") == "ssh" else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
     """Every key that there is. Two classes with the same key share its group."""
@@ -51,6 +56,7 @@ class Configuration:
     recipe: RecipeOptions = key(choose=recipe_class, meaning="the job that runs where script is null")
     launch: LaunchSettings = key(name="launch", meaning="how ranks are started and kept alive")
     slurm: SlurmSettings | None = key(name="launch", choose=_slurm, meaning="what a Slurm site needs to know")
+    ssh: SshSettings | None = key(name="launch", choose=_ssh, meaning="which hosts, and how ssh gets there")
     tracking: TrackingOptions = key(meaning="where metrics go")
 
     output: str = key(

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agent.settings import LaunchSettings, checked_signals
+from launcher.agent.settings import LaunchSettings, checked_environment, checked_signals, variable_names
 from launcher.errors import InputError
 from launcher.planner.options import BandwidthOptions
 from launcher.schema import AUTO, key, read
-from launcher.secret import is_secret_name
 
 LONGEST_PLAIN_MINUTES = 60 * 24 * 2
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2}")
-VARIABLE_NAME = re.compile(r"[A-Za-z_]\w*")
 # Verbatim flags that would undo what the launcher has to hold.
 FORBIDDEN = {
     "--gpus-per-task": "each task would see only its own GPU, without NVLink to the others",
@@ -86,30 +84,6 @@ def _signal(value: Any) -> str:
     return found.name.removeprefix("SIG")
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    """Names of variables; no message repeats what may be a secret's value."""
-    if not all(VARIABLE_NAME.fullmatch(word) for word in _words(value)):
-        raise InputError("launch.secrets has an entry that is no variable name: give names only, never values")
-    return tuple(value)
-
-
-def _environment(value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise ValueError("must be a group of variables")
-    problems = []
-    for name, text in value.items():
-        if not VARIABLE_NAME.fullmatch(str(name)) or isinstance(text, dict | list) or text is None:
-            problems.append(f"launch.environment.{name} must be a variable name with one value")
-        elif is_secret_name(str(name)):
-            problems.append(
-                f"launch.environment.{name} would be written to a file: export it in your shell and name it in "
-                f"launch.secrets=[{name}]"
-            )
-    if problems:
-        raise InputError(problems)
-    return {str(name): str(text) for name, text in value.items()}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Container:
     """Where the ranks run: on the bare node, or in an image through apptainer or pyxis."""
@@ -176,10 +150,12 @@ class SlurmSettings:
     )
     setup: tuple[str, ...] = key((), example="['module load cuda']", meaning="shell lines before anything else")
     environment: Mapping[str, str] = key(
-        {}, convert=_environment, meaning="variables for the ranks; they are kept in the run folder, so no secrets"
-    )
+        {}, convert=checked_environment, example="{NCCL_DEBUG: INFO}",
+        meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
+        "kept in the run folder, so no secrets",
+    )  # fmt: skip
     secrets: tuple[str, ...] = key(
-        (), convert=_names, example="[WANDB_API_KEY]",
+        (), convert=variable_names, example="[WANDB_API_KEY]",
         meaning="names of secret variables of your shell that the job may have; all others stay behind",
     )  # fmt: skip
     export: str = key(

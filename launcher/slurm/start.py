@@ -65,6 +65,9 @@ class ShellDriver(Driver):
     def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
         yield  # a guard requeues, and there is nothing to requeue
 
+    def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
+        return False  # without sbatch --no-kill Slurm starts no step in an allocation that has lost a node
+
     def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """srun in a session of its own: the terminal's Ctrl-C is for the agents to hear. It ends with this process."""
         follow = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)
@@ -101,7 +104,7 @@ def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
 
 
 def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -> SlurmSettings:
-    """Slurm's settings for this allocation: nodes that the plan leaves over are spares.
+    """Slurm's settings for this allocation, of which the plan may leave nodes over.
 
     Raises InputError where it has fewer nodes than the plan needs.
     """

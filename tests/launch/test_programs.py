@@ -281,3 +281,21 @@ def test_what_cannot_start_a_rank_is_refused(
     _, err = job.communicate(timeout=120)
     assert job.returncode == 2
     assert said in err
+
+
+@slow
+def test_the_environment_of_launch_wins_and_what_torch_reads_at_import_is_honoured(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MARK", "of the shell")
+    (tmp_path / "says.py").write_text(
+        "import os, torch\n"
+        "said = [os.environ['MARK'], os.environ['OMP_NUM_THREADS'], torch.get_num_threads()]\n"
+        "print(*said, torch.distributed.get_debug_level())\n"
+    )
+    words = "launch.environment={MARK: of launch, OMP_NUM_THREADS: '1', TORCH_DISTRIBUTED_DEBUG: DETAIL}"
+    job = start("script=says.py", words, ranks=1)
+    out, said = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert out.splitlines()[-1] == "of launch 1 1 DebugLevel.DETAIL"
+    assert "TORCH_DISTRIBUTED_DEBUG, which torch reads at its import" in said

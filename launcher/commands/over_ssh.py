@@ -1,0 +1,90 @@
+"""`launcher run launch=ssh launch.hosts=[n1,n2:4]`: plan for these hosts, and start an agent on each through ssh."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.agent.launch import Launch, write_launch
+from launcher.commands.claim import claimed, may_claim
+from launcher.commands.given_plan import named_folder
+from launcher.commands.invocation import Invocation
+from launcher.commands.prepare import launch_settings, plan_run, say_plan, say_variables
+from launcher.config.compose import load
+from launcher.config.settings import Settings
+from launcher.console import notify, say
+from launcher.errors import InputError
+from launcher.faststart.overlapped_import import Order
+from launcher.planner import Plan
+from launcher.run.folder import RunFolder
+from launcher.run.owner import Owner
+from launcher.schema import to_plain
+from launcher.ssh.hosts import Host, slots_of
+from launcher.ssh.request import ssh_argv
+from launcher.ssh.settings import SshSettings
+from launcher.ssh.start import left_behind
+from launcher.ssh.watching import as_text
+
+NODES, RANKS = ("cluster.num_nodes=", "launch.nnodes="), ("cluster.node.num_gpus=", "launch.nproc_per_node=")
+
+
+def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | None:
+    """Plan a job for the hosts and write its run folder for `owner`; None for a dry run.
+
+    Raises InputError, and has then written nothing.
+    """
+    ssh = _ssh_settings(settings)
+    hosts = ssh.all_hosts()
+    words = _with_counts(invocation.overrides, hosts)
+    settings = load(words)
+    path = named_folder(settings)
+    if path is not None:
+        may_claim(path, owner)
+    run = plan_run(settings, words, invocation.rest)
+    _check_hosts(run.plan, hosts)
+    launch = Launch(settings=launch_settings(settings, words, path), work_dir=Path.cwd(), ssh=to_plain(ssh))
+    say_plan(run.plan)
+    if line := left_behind(ssh):
+        notify(line)
+    if settings.options.dry_run:
+        say_variables(run.plan)
+        for host in hosts:
+            say(as_text(ssh_argv(host, ssh, python=sys.executable)))
+        say("the plan, the variables and the secret of the start go through ssh's standard input")
+        say("dry run: nothing was started")
+        return None
+    with claimed(path, owner, name=run.name) as folder:
+        run.write(folder)
+        write_launch(launch, folder.launch)
+    say(f"run folder: {folder.path}")
+    return Order(folder.path.absolute(), planned_at=time.monotonic())
+
+
+def _ssh_settings(settings: Settings) -> SshSettings:
+    if settings.options.ssh is None:
+        raise InputError(f"launch.place={settings.options.launch.place} has no hosts: choose launch=ssh")
+    return settings.options.ssh
+
+
+def _with_counts(overrides: Sequence[str], hosts: Sequence[Host]) -> list[str]:
+    """The overrides, with the hosts' numbers of nodes and ranks where they, or a plan that is there, say none."""
+    keys = [word.lstrip("+~") for word in overrides]
+    folders = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
+    if any(RunFolder(Path(folder)).plan.is_file() for folder in folders) or any(k.startswith("plan=") for k in keys):
+        return list(overrides)
+    slots = slots_of(hosts)
+    nodes = [] if any(k.startswith(NODES) for k in keys) else [f"launch.nnodes={len(hosts)}"]
+    ranks = [] if slots is None or any(k.startswith(RANKS) for k in keys) else [f"launch.nproc_per_node={slots}"]
+    return [*overrides, *nodes, *ranks]
+
+
+def _check_hosts(plan: Plan, hosts: Sequence[Host]) -> None:
+    nodes, ranks, slots = plan.placement.num_nodes, plan.placement.ranks_per_node, slots_of(hosts)
+    if nodes != len(hosts):
+        raise InputError(f"the plan has {nodes} nodes, and {len(hosts)} hosts are named: one for each node")
+    if slots is not None and slots != ranks:
+        raise InputError(
+            f"the plan puts {ranks} ranks on each host, and they are named with {slots} slots: say one number"
+        )

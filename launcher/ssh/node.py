@@ -1,0 +1,56 @@
+"""The agent of one host: `python -P -m launcher.ssh.node RUN_FOLDER NODE NAME`, started by launcher/ssh/keeper.py."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher import env
+from launcher.agent import node as node_module
+from launcher.agent.launch import read_launch
+from launcher.console import notify
+from launcher.errors import LauncherError
+from launcher.planner import read_plan
+from launcher.rendezvous.authentication import SECRET
+from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
+from launcher.run.folder import RunFolder, create_run_folder
+from launcher.ssh.request import COORDINATOR, RUN_ID
+
+
+def run_node(run_folder: Path, *, node: int, name: str) -> int:
+    """Start this host's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
+    names = RunFolder(run_folder)
+    plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
+    run_id = env.take(RUN_ID) or ""
+    host, port = split_endpoint(env.take(COORDINATOR) or "")
+    secret = env.take(SECRET) or ""
+    rendezvous = RendezvousConfig(
+        run_id=run_id,
+        host=host,
+        port=port or derived_port(run_id),
+        num_nodes=plan.placement.num_nodes,
+        node=node,
+        name=name,
+        secret=secret,
+        join_timeout_s=launch.join_timeout_s,
+    )
+    return node_module.run_node(
+        plan,
+        folder=create_run_folder(run_folder),
+        launch=launch,
+        node=node,
+        rendezvous=rendezvous if rendezvous.num_nodes > 1 else None,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        return run_node(Path(argv[0]), node=int(argv[1]), name=argv[2])
+    except LauncherError as error:
+        notify(str(error))
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Run a plan's ranks on hosts that ssh reaches."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+
+from launcher import env
+from launcher.agent.launch import Launch
+from launcher.capture import capture
+from launcher.console import notify
+from launcher.errors import InputError
+from launcher.planner import read_plan
+from launcher.rendezvous.authentication import new_secret
+from launcher.rendezvous.config import derived_port, endpoint, split_endpoint
+from launcher.run.folder import RunFolder, create_run_folder
+from launcher.secret import secrets_in
+from launcher.ssh.hosts import Host
+from launcher.ssh.record import read_ssh_launch
+from launcher.ssh.request import Hello, address_argv, host_name, job_variables, ssh_argv
+from launcher.ssh.settings import SshSettings
+from launcher.ssh.watching import Connection, HostsWatch
+
+ASK_S = 10.0
+
+
+def run_over_ssh(run_folder: RunFolder) -> int:
+    """Start the agents of a prepared run on its hosts and wait for them; returns 0, or 1 where the run failed.
+
+    Raises InputError where ssh cannot be run here.
+    """
+    folder = create_run_folder(run_folder.path)
+    plan = read_plan(folder.present_plan)
+    launch, settings = read_ssh_launch(folder)
+    hosts, run_id = settings.all_hosts(), uuid.uuid4().hex
+    coordinator = coordinator_of(hosts[0], settings, launch, run_id=run_id)
+    secret, variables = new_secret(), job_variables(env.environment(), settings, launch.settings.environment)
+    files = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in (folder.plan, folder.plan_of_start, folder.launch)
+        if path.is_file()
+    }
+    connections = [
+        Connection(
+            ssh_argv(host, settings, python=sys.executable),
+            Hello(
+                node=node,
+                name=host.name,
+                num_nodes=plan.placement.num_nodes,
+                run_id=run_id,
+                coordinator=coordinator,
+                run_folder=str(folder.path),
+                work_dir=str(launch.work_dir),
+                variables=variables,
+                files=files,
+                secret=secret,
+            ),
+            env.environment(),
+        )
+        for node, host in enumerate(hosts)
+    ]
+    restarts = launch.settings.max_restarts
+    watch = HostsWatch(connections, restarts, launch.settings.rejoin_timeout_s, notify)
+    watch.listen()
+    return watch.wait()
+
+
+def coordinator_of(first: Host, settings: SshSettings, launch: Launch, *, run_id: str) -> str:
+    """Where the agents meet: launch.coordinator, else the first host as ssh resolves it, and a port by the run id."""
+    port = derived_port(run_id)
+    if launch.settings.coordinator:
+        host, given = split_endpoint(launch.settings.coordinator)
+        return endpoint(host, given or port)
+    try:
+        said = capture(address_argv(first, settings), environment=env.environment(), timeout_s=ASK_S)
+    except OSError as error:
+        raise InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client") from error
+    if said.code:
+        raise InputError(f"ssh does not take its options ({said.err.strip()}): correct launch.ssh_options")
+    return endpoint(host_name(said.out, first), port)
+
+
+def left_behind(settings: SshSettings) -> str | None:
+    """What the job does not get from this shell; raises InputError where a secret that is wanted is not here."""
+    missing = [name for name in settings.secrets if env.get(name) is None]
+    if missing:
+        raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
+    hidden = secrets_in(env.environment(), wanted=settings.secrets) if settings.export == "all" else ()
+    if not hidden:
+        return None
+    return f"{', '.join(hidden)} stay behind, for they look like secrets: to carry one, launch.secrets=[{hidden[0]}]"

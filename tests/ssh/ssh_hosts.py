@@ -1,0 +1,109 @@
+"""Two hosts for the tests: network namespaces behind a bridge, each with a name, a process tree and a real sshd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "slurm"))
+from testcluster_network import NODE_NETWORK, Network, ip  # noqa: E402
+
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+NEEDED = ("sshd", "ssh", "ssh-keygen", "unshare", "ip")
+NAMES = ("h10", "h2")  # sorted by name they would change places
+SPACES = ["--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--net"]
+INIT = """
+hostname "$1" || exit 1
+mount --bind "$2/hosts" /etc/hosts || exit 1
+mkdir -p /run/sshd
+/usr/sbin/sshd -D -e -f "$2/sshd_config" & sshd=$!
+trap 'kill -TERM $sshd' TERM
+while kill -0 $sshd 2>/dev/null; do wait $sshd; done
+"""
+SSHD = """
+HostKey {folder}/key
+AuthorizedKeysFile {folder}/key.pub
+PidFile none
+StrictModes no
+PermitRootLogin yes
+UsePAM no
+"""
+CLIENT = """
+Host h*
+    User root
+    IdentityFile {folder}/key
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+"""
+POLL_S = 0.1
+
+
+class Hosts:
+    """Hosts that ssh reaches as h10 and h2, with its configuration in `options`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.network = Network(os.getpid() % 250)
+        self.network.bridge, self.network.subnet = f"ssh{os.getpid() % 10**6}", f"10.89.{os.getpid() % 250}"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def options(self) -> list[str]:
+        """Of the launcher, to reach them; a host that is silent is found out soon."""
+        words = f"-F {self.folder}/client -o ServerAliveInterval=1 -o ConnectTimeout=3"
+        return ["launch=ssh", f"launch.hosts=[{','.join(NAMES)}]", f"launch.ssh_options={words}"]
+
+    def start(self) -> None:
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key"], check=True)
+        addresses = {name: self.network.address(index) for index, name in enumerate(NAMES)}
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
+        (self.folder / "hosts").write_text("\n".join(lines) + "\n")
+        (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder))
+        hosts = "".join(f"Host {name}\n    HostName {address}\n" for name, address in addresses.items())
+        (self.folder / "client").write_text(hosts + CLIENT.format(folder=self.folder))
+        self.network.start()
+        for name in NAMES:
+            self.start_host(name)
+
+    def start_host(self, name: str) -> None:
+        index = NAMES.index(name)
+        words = ["unshare", *SPACES, "--", "sh", "-c", NODE_NETWORK + INIT, "sh", name, str(self.folder)]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [*words, self.network.address(index)],
+                env={**os.environ, "PATH": PATH}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        self.processes[name] = process
+        self.network.connect(index, process.pid)
+        deadline = time.monotonic() + 20
+        while self.ssh(name, "true").returncode:
+            assert time.monotonic() < deadline, (self.folder / f"{name}.log").read_text()
+            time.sleep(POLL_S)
+
+    def ssh(self, name: str, command: str) -> subprocess.CompletedProcess[str]:
+        words = ["ssh", "-F", str(self.folder / "client"), "-o", "ConnectTimeout=2", name, command]
+        return subprocess.run(words, capture_output=True, text=True, timeout=30)
+
+    def kill_host(self, name: str) -> None:
+        """As a power failure: nobody says goodbye."""
+        ip("link", "set", self.network.link(NAMES.index(name)), "down")
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def cut(self, name: str) -> None:
+        ip("link", "set", self.network.link(NAMES.index(name)), "down")
+
+    def mend(self, name: str) -> None:
+        ip("link", "set", self.network.link(NAMES.index(name)), "up")
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+        self.network.stop()

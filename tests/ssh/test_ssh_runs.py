@@ -1,0 +1,152 @@
+"""Runs over a real ssh: they learn as a run here does, and end as documented, with nothing left on any host."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ssh_hosts import NAMES, ROOT, Hosts
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+RUN = [sys.executable, "-P", "-m", "launcher.cli", "run"]
+GPT = ["train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=1", "layout.micro_batch=2", "layout.virtual_stages=1"]
+STEPPER = ROOT / "tests" / "slurm" / "stepper.py"
+FIRST, SECOND = NAMES
+
+
+def start(hosts: Hosts, run: Path, *words: str) -> subprocess.Popen[str]:
+    """A stepper of one rank on each host."""
+    argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", f"script={STEPPER}", f"run_dir={run}", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET}
+    return subprocess.Popen(
+        argv, env=environment, cwd=run.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def steps(run: Path) -> list[dict[str, int]]:
+    file = run / "steps.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def wait_for_step(run: Path, step: int, job: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(line["step"] >= step for line in steps(run)):
+        assert time.monotonic() < deadline and job.poll() is None, job.communicate(timeout=30)
+        time.sleep(0.1)
+
+
+def left(run: Path) -> list[str]:
+    """Processes of a run on this machine, its hosts' included."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if str(run) in words + (entry / "environ").read_text(errors="replace"):
+                    found.append(words)
+            except OSError:
+                continue
+    return found
+
+
+def assert_nothing_left(run: Path, *, within_s: float = 30) -> None:
+    deadline = time.monotonic() + within_s
+    while found := left(run):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(hosts: Hosts, tmp_path: Path) -> None:
+    run, local = tmp_path / "over ssh $(touch pwned) 'q'", tmp_path / "local"
+    environment = {**os.environ, "WANDB_API_KEY": SECRET}
+    argv = [*RUN, *hosts.options, "launch.nproc_per_node=2", *GPT, f"run_dir={run}"]
+    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
+    assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == list(NAMES)
+    here = [*RUN, "launch=local", "launch.nproc_per_node=4", *GPT, f"run_dir={local}"]
+    subprocess.run(here, cwd=tmp_path, capture_output=True, check=True, timeout=200)
+    assert losses(run) == pytest.approx(losses(local), rel=1e-5)
+    assert "WANDB_API_KEY stay behind" in done.stderr
+    assert subprocess.run(["grep", "-r", "-l", "-a", SECRET, tmp_path], capture_output=True).stdout == b""
+    assert not list(tmp_path.rglob("pwned"))
+    assert_nothing_left(run)
+
+
+@pytest.mark.parametrize("how", ["cancel", "Ctrl-C"])
+def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(hosts: Hosts, tmp_path: Path, how: str) -> None:
+    run = tmp_path / "stopped"
+    job = start(hosts, run, "--", "5000")
+    wait_for_step(run, 3, job)
+    commands = [words for words in left(run) if "launcher" in words]
+    assert commands and not any(SECRET in words or "LAUNCHER_SECRET" in words for words in commands)
+    if how == "cancel":
+        subprocess.run([*RUN[:-1], "cancel", str(run)], check=True, capture_output=True)
+    else:
+        job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 1, said
+    states = [json.loads((run / "nodes" / f"node-{n}.json").read_text())["state"] for n in range(2)]
+    assert states == ["cancelled" if how == "cancel" else "stopped"] * 2
+    assert list((run / "checkpoints").iterdir()), "the stepper saves when it is asked to stop"
+    assert_nothing_left(run)
+
+
+def test_a_launcher_that_is_killed_leaves_nothing_on_any_host(hosts: Hosts, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    job = start(hosts, run, "--", "5000")
+    wait_for_step(run, 3, job)
+    job.kill()
+    assert_nothing_left(run)
+    job.communicate(timeout=30)
+
+
+def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint(hosts: Hosts, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    job = start(hosts, run, "launch.max_restarts=1", "--", "30", "checkpoint-every=5")
+    wait_for_step(run, 7, job)
+    agents = [line for line in hosts.ssh(SECOND, "ps -eo pid,args").stdout.splitlines() if "launcher.ssh.node" in line]
+    hosts.ssh(SECOND, f"kill -9 {agents[0].split()[0]}")
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 0, said
+    assert f"{SECOND} was lost (its agent was killed): dialling it again" in said
+    assert [line["step"] for line in steps(run)].count(5) == 1
+    assert steps(run)[-1] == {"step": 30, "start": 0, "world": 2}
+    assert_nothing_left(run)
+
+
+def test_a_cut_link_ends_the_run_on_both_sides(hosts: Hosts, tmp_path: Path) -> None:
+    run = tmp_path / "cut"
+    job = start(hosts, run, "--", "5000")
+    wait_for_step(run, 3, job)
+    hosts.cut(SECOND)
+    try:
+        _, said = job.communicate(timeout=60)
+        assert job.returncode == 1
+        assert f"{SECOND} was lost (ssh ended with 255): ending the run" in said
+        assert_nothing_left(run)  # the host that nobody reaches finds out by itself
+    finally:
+        hosts.mend(SECOND)
+
+
+def test_a_killed_host_ends_the_run(hosts: Hosts, tmp_path: Path) -> None:
+    run = tmp_path / "host"
+    job = start(hosts, run, "--", "5000")
+    wait_for_step(run, 3, job)
+    hosts.kill_host(FIRST)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert f"{FIRST} was lost (ssh ended with 255): ending the run" in said
+    assert_nothing_left(run)
