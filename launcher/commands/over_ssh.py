@@ -27,6 +27,7 @@ from launcher.ssh.settings import SshSettings
 from launcher.ssh.start import left_behind
 from launcher.ssh.watching import as_text
 
+NIC_GBPS = 10
 NODES, RANKS = ("cluster.num_nodes=", "launch.nnodes="), ("cluster.node.num_gpus=", "launch.nproc_per_node=")
 
 
@@ -37,7 +38,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     """
     ssh = _ssh_settings(settings)
     hosts = ssh.all_hosts()
-    words = _with_counts(invocation.overrides, hosts)
+    words = _with_counts([*invocation.overrides, *_network(settings, hosts)], hosts)
     settings = load(words)
     path = named_folder(settings)
     if path is not None:
@@ -66,6 +67,15 @@ def _ssh_settings(settings: Settings) -> SshSettings:
     if settings.options.ssh is None:
         raise InputError(f"launch.place={settings.options.launch.place} has no hosts: choose launch=ssh")
     return settings.options.ssh
+
+
+def _network(settings: Settings, hosts: Sequence[Host]) -> list[str]:
+    """A network between the hosts, assumed where the cluster file is of one machine and has none."""
+    if len(hosts) == 1 or settings.job.cluster.node.num_nics:
+        return []
+    name = settings.job.cluster.name
+    notify(f"{name} says nothing of a network: {NIC_GBPS} Gbit/s are assumed between hosts (cluster.node.nic_gbps)")
+    return ["cluster.node.num_nics=1", f"cluster.node.nic_gbps={NIC_GBPS}", "cluster.fabric=ethernet"]
 
 
 def _with_counts(overrides: Sequence[str], hosts: Sequence[Host]) -> list[str]:
