@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TextIO
+from typing import TextIO, TypeVar
+
+from launcher import env
+
+T = TypeVar("T")
+PATIENCE_S = 1.0  # before progress is shown
 
 
 def open_streams() -> None:
@@ -30,6 +38,54 @@ def _writable(stream: TextIO | None, fd: int) -> TextIO:
     return stream
 
 
+def terminal_width(stream: TextIO) -> int | None:
+    """Return the columns of the terminal behind a stream; None if there is none."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
+    except (OSError, ValueError):
+        return None
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Return whether a stream shows colours and bold text, and its user wants them (https://no-color.org)."""
+    return stream.isatty() and env.get("NO_COLOR") is None and env.get("TERM", "dumb") != "dumb"
+
+
+def fitted(lines: Iterable[str], width: int | None) -> list[str]:
+    """Return the lines with those that are wider than a terminal in several, between words, indented as they begin."""
+    if width is None:
+        return list(lines)
+    return [part for line in lines for part in (_wrapped(line, width) if len(line) > width else [line])]
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    text = line.lstrip(" ")
+    indent = " " * (len(line) - len(text))
+    further = indent + ("  " if text.startswith(("- ", "→ ")) else "    ")
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=further, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def show(*lines: str, to: TextIO | None = None) -> None:
+    """Print lines for people on standard output, or `to` another stream; on a terminal no word is cut."""
+    stream = to or sys.stdout
+    every = [part for line in lines for part in line.split("\n")]
+    print("\n".join(fitted(every, terminal_width(stream))), file=stream)
+
+
+def counted(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items; after a second, show on a terminal how many are done."""
+    begin, shown = time.monotonic(), False
+    for done, item in enumerate(items):
+        if terminal_width(sys.stderr) is not None and time.monotonic() - begin > PATIENCE_S:
+            shown = True
+            print(f"\r{what}: {done} of {len(items)}", end="", file=sys.stderr, flush=True)
+        yield item
+    if shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
 def notify(message: str) -> None:
     """Write one message of the launcher to stderr, if it is open."""
     say(line_of(message))
@@ -43,4 +99,5 @@ def line_of(message: str) -> str:
 def say(line: str) -> None:
     """Write one line to stderr; a closed terminal or pipe must not end the job."""
     with suppress(OSError, ValueError):  # ValueError: stderr was closed
-        print(line, file=sys.stderr, flush=True)
+        width = terminal_width(sys.stderr)
+        print("\n".join(fitted(line.split("\n"), width)), file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ ALLOWED = {
     "secret": set(),
     "capture": set(),
     "text": {"errors"},
-    "console": set(),
+    "console": {"env"},
     "files": {"errors"},
     "resources": set(),
     "schema": {"errors", "text"},

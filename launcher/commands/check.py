@@ -21,6 +21,7 @@ from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
 from launcher.commands.submit import slurm_of, with_slurm
 from launcher.config.settings import Settings
+from launcher.console import show
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
@@ -43,7 +44,7 @@ def run(invocation: Invocation) -> int:
     else:
         findings = check_here(settings, slurm, invocation.overrides)
     for finding in findings:
-        print(_line(finding), file=sys.stderr if as_json else sys.stdout)
+        show(_line(finding), to=sys.stderr if as_json else sys.stdout)
     excluded = hosts_to_exclude(findings)
     if excluded:
         print(f"exclude them with: sbatch --exclude={compress_hostlist(excluded)}", file=sys.stderr)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import options, says_json
+from launcher.console import show, terminal_width
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.report.comparison import MeasuredChange, Side, changes, differences
@@ -34,7 +36,7 @@ def run(invocation: Invocation) -> int:
         shown = [change.to_dict() for change in found]
         print(json.dumps({"a": a.name, "b": b.name, "changes": shown, "settings": settings, "failed": len(failed)}))
     else:
-        print("\n".join(_text(a, b, found, settings, failed)))
+        show(*_text(a, b, found, settings, failed))
     return int(bool(failed))
 
 
@@ -43,9 +45,8 @@ def _text(
 ) -> list[str]:
     rows = [[change.name, change.a, change.b, change.verdict] for change in found]
     lines = [f"A: {a.name}", f"B: {b.name}"]
-    lines += (
-        draw(dict.fromkeys(("", "A", "B", "B against A"), LEFT), rows) if rows else ["nothing was measured in both"]
-    )
+    columns, width = dict.fromkeys(("", "A", "B", "B against A"), LEFT), terminal_width(sys.stdout)
+    lines += draw(columns, rows, width=width) if rows else ["nothing was measured in both"]
     lines += (
         ["settings that differ:", *(f"  {line}" for line in settings)] if settings else ["the settings are the same"]
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher.commands.common import checked_settings
 from launcher.config.settings import Settings
+from launcher.console import show
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.export.planning import check, plan_for
@@ -143,7 +143,7 @@ def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str
     lines.append(f"{_faster(yours, best)}: {changes}" if changes else "yours is the best that was found")
     if changes and flags:
         lines += ["", f"in {target(reading.target).tool}'s words:", *flags]
-    print("\n".join(lines), file=sys.stdout)
+    show(*lines)
 
 
 def _summary(plan: Plan) -> str:

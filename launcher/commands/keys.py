@@ -6,6 +6,7 @@ import json
 
 from launcher.commands.invocation import Invocation
 from launcher.config.reference import as_data, as_markdown, as_text, matching, references
+from launcher.console import show
 from launcher.errors import InputError
 
 OUTPUTS = ("text", "json", "markdown")
@@ -21,5 +22,8 @@ def run(invocation: Invocation) -> int:
         print(as_markdown(), end="")
         return 0
     keys = matching(words[0]) if words else references()
-    print(json.dumps({"keys": as_data(keys)}) if output == "json" else as_text(keys))
+    if output == "json":
+        print(json.dumps({"keys": as_data(keys)}))
+    else:
+        show(as_text(keys))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE
+from launcher.console import show
 from launcher.errors import InputError
 from launcher.lint import LARGEST_SCRIPT, lint
 
@@ -26,7 +27,7 @@ def run(invocation: Invocation) -> int:
         print(json.dumps({file: [asdict(finding) for finding in findings] for file, findings in found.items()}))
     else:
         for file, findings in found.items():
-            print("\n".join(f"{file}: {finding}" for finding in findings) or f"{file}: no known trap")
+            show(*[f"{file}: {finding}" for finding in findings] or [f"{file}: no known trap"])
     return int(any(finding.severity == "error" for findings in found.values() for finding in findings))
 
 

@@ -16,6 +16,7 @@ from launcher.commands.given_plan import check_checkpoints, named_folder, read_g
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
+from launcher.console import counted, show
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path
@@ -71,9 +72,9 @@ def _rank(settings: Settings) -> int:
         return 0
     terminal.show_plans(sys.stdout, result, why, seconds=seconds)
     if tokens:
-        print(f"\n{terminal.bill_text(compare.bill(result.best, tokens))}")
+        show("", terminal.bill_text(compare.bill(result.best, tokens)))
     if answer:
-        print(f"\nWhy not {question}: {answer}")
+        show("", f"Why not {question}: {answer}")
     return 0
 
 
@@ -110,7 +111,7 @@ def _write(plan: Plan, file: Path, key: str) -> None:
 def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:
     """Print the best plan of each case; return 3 if no case has one. `what`: the keys by which they differ."""
     refuse = limits(settings.job, settings.run_options)
-    comparison = compare.compare(cases, tokens=settings.options.tokens, refuse=refuse, what=what)
+    comparison = compare.compare(counted(cases, "planning"), tokens=settings.options.tokens, refuse=refuse, what=what)
     if settings.options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))
     else:

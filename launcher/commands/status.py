@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import named_run, options, run_folder, says_json, submitted
+from launcher.console import show
 from launcher.run import status as runs
 from launcher.run.folder import SweepFolder
 
@@ -26,7 +27,7 @@ def run(invocation: Invocation) -> int:
         ]
         print(json.dumps({"state": found.state, "nodes": nodes, **asdict(progress)}))
     else:
-        print("\n".join(runs.describe(found, phases=runs.phases(folder), progress=progress)))
+        show(*runs.describe(found, phases=runs.phases(folder), progress=progress))
     return int(found.state in ("failed", runs.LOST))
 
 
@@ -37,7 +38,8 @@ def _of_job(name: str, *, as_json: bool) -> int:
     job = life.status(life.SubmittedRun.find(name))
     members = life.ended_members(job.job_id) if SweepFolder(Path(name)).members.is_file() else {}
     rows = results(Path(name), ended=job.ended, members=members)  # of a sweep: one per run
-    print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})) if as_json else job)
-    if rows and not as_json:
-        print(table(rows))
+    if as_json:
+        print(json.dumps(job.to_dict() | ({"runs": rows} if rows else {})))
+    else:
+        show(str(job), *([table(rows)] if rows else []))
     return int(job.ended and job.state != "COMPLETED")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -69,7 +69,7 @@ class Comparison:
 
 
 def compare(
-    cases: Sequence[tuple[str, Job, LayoutRequest]],
+    cases: Iterable[tuple[str, Job, LayoutRequest]],
     *,
     tokens: float | None = None,
     refuse: Refuse | None = None,

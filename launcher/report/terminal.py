@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from launcher.console import has_colour, show, terminal_width
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
 from launcher.layout.job import Job
@@ -21,7 +22,7 @@ NOT_ILLEGAL = (UNFIT, SLOWER, OTHER_ORDER)  # what may be wrong with a layout th
 
 def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
     """The ranked plans, why the first is first, and what became of the others."""
-    _print(to, plans_table(result, bold=to.isatty()))
+    _print(to, plans_table(result, bold=has_colour(to), width=terminal_width(to)))
     _print(to, ["TFLOP/s, memory and tok/s are those of one GPU"])
     if why and why[0]:
         _print(to, ["", f"Why {result.best.layout.brief()}:", *_bullets(why[0])])
@@ -30,18 +31,18 @@ def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *
 
 def show_plan(to: TextIO, plan: Plan) -> None:
     """A plan that was made before, with its reasons."""
-    model, estimate = plan.job.model, plan.estimate
-    lines = [f"{model.name} ({format_count(model.params)} parameters) on {_where(plan.job)}", plan.layout.brief()]
+    estimate = plan.estimate
+    lines = [*heading(plan.job), plan.layout.brief()]
     if "step_time_s" in estimate:
         mfu = UNKNOWN if estimate["mfu"] is None else f"{estimate['mfu']:.1%}"
         memory = format_bytes(estimate["memory_bytes_per_gpu"])
-        lines[1] += f": a step of {format_seconds(estimate['step_time_s'])}, MFU {mfu}, {memory} of each GPU"
+        lines[-1] += f": a step of {format_seconds(estimate['step_time_s'])}, MFU {mfu}, {memory} of each GPU"
     _print(to, [*lines, *_bullets(plan.why), f"planned by launcher {plan.launcher}"])
 
 
-def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
-    """A title, a line of names and one line a plan, at most 100 columns."""
-    model, candidates = result.job.model, result.candidates
+def plans_table(result: SearchResult, *, bold: bool = False, width: int | None = None) -> list[str]:
+    """What is planned, a line of names and one line a plan; as wide as the terminal, where there is one."""
+    candidates = result.candidates
     extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in candidates)]
     orders = any(_order(candidate.layout) != _order(candidate.layout, USUAL_ORDER) for candidate in candidates)
     columns = dict.fromkeys(("#", "tp", "pp", "dp", *extra, "v", "mb", "zero"), RIGHT)
@@ -52,8 +53,19 @@ def plans_table(result: SearchResult, *, bold: bool = False) -> list[str]:
         [str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders)]
         for rank, candidate in enumerate(candidates, 1)
     ]
-    title = f"{model.name} ({format_count(model.params)} parameters) on {_where(result.job)}"
-    return [title, *draw(columns, rows, bold=bold)]
+    spare = ("TFLOP/s", "tok/s", "zero", "v")  # what the layout and the step say already
+    return [*heading(result.job), *draw(columns, rows, bold=bold, width=width, spare=spare)]
+
+
+def heading(job: Job) -> list[str]:
+    """What is planned, in two lines: the model and the machine, then batch, sequence, dtype and software."""
+    model, training, stack = job.model, job.training, job.stack
+    tokens = format_count(training.global_batch * model.seq_len)
+    batch = f"global batch {training.global_batch:,} × {model.seq_len:,} tokens ({tokens} a step)"
+    return [
+        f"{model.name} ({format_count(model.params)} parameters) on {_where(job)}",
+        f"{batch}, {training.dtype}, stack {stack.name}",
+    ]
 
 
 def _where(job: Job) -> str:
@@ -96,12 +108,12 @@ def rejected_text(result: SearchResult) -> str:
 
 def show_comparison(to: TextIO, comparison: Comparison) -> None:
     """The best plan of each cluster or size, and what follows for the choice between them."""
-    _print(to, comparison_table(comparison, bold=to.isatty()))
+    _print(to, comparison_table(comparison, bold=has_colour(to), width=terminal_width(to)))
     _print(to, _bullets(f"{row.label}: {row.note}" for row in comparison.rows if row.note))
     _print(to, _bullets(comparison.verdicts))
 
 
-def comparison_table(comparison: Comparison, *, bold: bool = False) -> list[str]:
+def comparison_table(comparison: Comparison, *, bold: bool = False, width: int | None = None) -> list[str]:
     """A title, a line of names and one line a cluster; what is not known of any row has no column."""
     tokens = comparison.tokens
     scaled = any(row.scaling is not None for row in comparison.rows)
@@ -117,7 +129,7 @@ def comparison_table(comparison: Comparison, *, bold: bool = False) -> list[str]
         cells = _row_cells(row, scaled=scaled, timed=bool(tokens)) if row.best else ["-"] * len(names)
         rows.append([row.label, f"{row.num_gpus:,}", row.brief, *cells])
     title = "best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else "")
-    return [title, *draw(columns, rows, bold=bold)]
+    return [title, *draw(columns, rows, bold=bold, width=width)]
 
 
 def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
@@ -152,4 +164,4 @@ def _bullets(lines: Iterable[str]) -> list[str]:
 
 
 def _print(to: TextIO, lines: Iterable[str]) -> None:
-    to.writelines(f"{line}\n" for line in lines)
+    show(*lines, to=to)

@@ -37,12 +37,12 @@ def result(request: pytest.FixtureRequest) -> SearchResult:
 def test_the_table_of_plans_fits_100_columns_with_nothing_cut(result: SearchResult) -> None:
     lines = plans_table(result)
     assert max(len(line.rstrip()) for line in lines) <= PLAIN_WIDTH
-    assert len(lines) == len(result.candidates) + 2
+    assert len(lines) == len(result.candidates) + 3
     assert not any("…" in line for line in lines)
 
 
 def test_each_line_holds_its_plan(result: SearchResult) -> None:
-    lines = plans_table(result)[2:]
+    lines = plans_table(result)[3:]
     for line, candidate in zip(lines, result.candidates, strict=True):
         cells = line.split()
         assert cells[1:4] == [str(candidate.layout.tp), str(candidate.layout.pp), str(candidate.layout.dp)]
@@ -83,5 +83,5 @@ def test_a_cluster_without_a_plan_keeps_its_line_and_its_reason() -> None:
 
 def test_only_a_terminal_gets_its_names_in_bold(result: SearchResult) -> None:
     plain, bold = plans_table(result), plans_table(result, bold=True)
-    assert bold[1] == f"\x1b[1m{plain[1]}\x1b[0m"
+    assert bold[2] == f"\x1b[1m{plain[2]}\x1b[0m"
     assert bold[:1] + bold[2:] == plain[:1] + plain[2:]

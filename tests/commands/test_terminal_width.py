@@ -1,0 +1,114 @@
+"""At a terminal every line fits and no word is cut; colours are for meaning, and go where nobody wants them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import console
+from launcher.cli import main
+from launcher.report.table import LEFT, RIGHT, draw
+from tests.commands.terminals import at_terminal
+
+ROOT = Path(__file__).resolve().parents[2]
+BIG = ["cluster=dgx_a100_80g", "cluster.num_nodes=16", "train.global_batch=256", "top=5"]
+COMMANDS = {
+    "plan": ["plan", *BIG, "model=gpt3_175b"],
+    "plan of experts": ["plan", *BIG, "model=mixtral_8x7b", "tokens=1e12", "why_not=tp=8,pp=1"],
+    "plan with context parallelism": ["plan", *BIG, "model=llama3_70b", "layout.cp=4"],
+    "sizes": ["plan", "cluster=azure_ndv4_a100_80g", "model=gpt3_13b", "sizes=8,64,1024", "train.global_batch=1024"],
+    "sweep": ["plan", "-m", "cluster=azure_ndv4_a100_80g,fly_l40s", "layout.micro_batch=1,2", "model=gpt3_1b3"],
+    "a plan that is there": ["plan", "plan=a.json"],
+    "compare": ["compare", "a.json", "b.json"],
+    "keys": ["keys"],
+    "lint": ["lint", "job.sbatch"],
+    "check": ["check"],
+    "from another tool": ["plan", "from=ds.json", "cluster=dgx_a100_80g", "model=llama2_7b"],
+}
+ESCAPES = re.compile(r"\x1b\[\d*[mK]")
+MEASURED = re.compile(r"\d")  # numbers differ from one time to the next
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "ds.json").write_text('{"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}')
+    (folder / "job.sbatch").write_text((ROOT / "tests/lint/scripts/bloom_style.slurm").read_text())
+    for name, micro_batch in (("a", 1), ("b", 2)):
+        words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", f"layout.micro_batch={micro_batch}"]
+        assert main(["plan", *words, f"save={folder / name}.json"]) == 0
+    return folder
+
+
+def words_of(text: str) -> set[str]:
+    return {word for word in ESCAPES.sub("", text).split() if not MEASURED.search(word)}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_line_fits_and_no_word_is_cut(
+    command: str, columns: int, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    text = at_terminal(COMMANDS[command], columns=columns, monkeypatch=monkeypatch)
+    lines = ESCAPES.sub("", text).splitlines()
+    assert lines
+    wide = [line for line in lines if len(line) > columns and " " in line.strip()]
+    assert wide == []
+    main(COMMANDS[command])
+    assert words_of(text) <= words_of(capsys.readouterr().out)
+
+
+def test_the_heading_says_batch_sequence_dtype_and_stack(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMANDS["plan"], "train.dtype=bf16"]) == 0
+    second = capsys.readouterr().out.splitlines()[1]
+    assert second == "global batch 256 × 2,048 tokens (524.3K a step), bf16, stack launcher"
+
+
+@pytest.mark.parametrize(
+    ("variables", "bold"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_bold_text_is_for_those_who_want_it(
+    variables: dict[str, str], bold: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    text = at_terminal(COMMANDS["plan"], columns=100, monkeypatch=monkeypatch)
+    assert ("\x1b[" in text) == bold
+
+
+def test_without_a_terminal_lines_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(COMMANDS["plan"]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) > 120
+
+
+def test_a_table_leaves_out_what_it_can_spare_and_then_takes_more_lines() -> None:
+    columns = {"name": LEFT, "n": RIGHT, "spare": RIGHT}
+    rows = [["some words that are many", "1", "12345"], ["few", "22", "1"]]
+    assert draw(columns, rows, width=30, spare=("spare",)) == [
+        "name                      n", "some words that are many  1", "few                      22",
+    ]  # fmt: skip
+    assert draw(columns, rows, width=18, spare=("spare",)) == [
+        "name             n", "some words that  1", "are many", "few             22",
+    ]  # fmt: skip
+
+
+def test_progress_is_shown_after_a_second_at_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(console, "terminal_width", lambda stream: 80 if stream is sys.stderr else None)
+    assert list(console.counted([1, 2, 3], "planning")) == [1, 2, 3]
+    shown = capsys.readouterr().err
+    assert "planning: 2 of 3" in shown and shown.endswith("\x1b[K")
+    monkeypatch.setattr(console, "terminal_width", lambda stream: None)
+    assert list(console.counted([1], "planning")) == [1]
+    assert capsys.readouterr().err == ""
