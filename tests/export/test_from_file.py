@@ -123,7 +123,7 @@ def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
     (tmp_path / "run.sh").write_text(SCRIPT)
     assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"]) == 0
     out = capsys.readouterr().out
-    assert "was read as Megatron-LM's" in out and "not read: --fp8-format hybrid" in out
+    assert "was read as a Megatron-LM file" in out and "not read: --fp8-format hybrid" in out
     assert "yours  tp4 pp2 dp2 mb2 v4 zero1 sp:" in out
     assert "% faster" in out and "tp 4 → " in out
     assert "---tensor-model-parallel-size 4" in out and "+--tensor-model-parallel-size" in out

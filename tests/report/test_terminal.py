@@ -84,4 +84,4 @@ def test_a_cluster_without_a_plan_keeps_its_line_and_its_reason() -> None:
 def test_only_a_terminal_gets_its_names_in_bold(result: SearchResult) -> None:
     plain, bold = plans_table(result), plans_table(result, bold=True)
     assert bold[2] == f"\x1b[1m{plain[2]}\x1b[0m"
-    assert bold[:1] + bold[2:] == plain[:1] + plain[2:]
+    assert bold[:2] + bold[3:] == plain[:2] + plain[3:]
