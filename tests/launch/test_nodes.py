@@ -132,20 +132,20 @@ def test_a_stop_that_one_agent_is_asked_for_is_a_stop_of_all_and_a_late_agent_of
     job = nodes(f"until={end}", hosts=hosts)
     for name in hosts:
         job.start(name)
-    assert job.wait_for_steps(), job.told(hosts[0])
+    assert job.wait_for_steps(), job.reported(hosts[0])
     job.agents["node10"].send_signal(signal.SIGINT)
-    assert set(job.finish(timeout_s=60).values()) == {1}, [job.told(h)[-2000:] for h in hosts]
-    assert "stopped by SIGINT after step" in job.told("node10")
-    assert "stopped by SIGINT on node10 after step" in job.told("node2")
+    assert set(job.finish(timeout_s=60).values()) == {1}, [job.reported(h)[-2000:] for h in hosts]
+    assert "stopped by SIGINT after step" in job.reported("node10")
+    assert "stopped by SIGINT on node10 after step" in job.reported("node2")
     assert [state.state for state in node_states(RunFolder(job.run_dir))] == ["stopped", "stopped"]
 
     end.touch()
     for name in hosts:
         job.start(name)
-    assert set(job.finish(timeout_s=60).values()) == {0}, [job.told(h)[-2000:] for h in hosts]
+    assert set(job.finish(timeout_s=60).values()) == {0}, [job.reported(h)[-2000:] for h in hosts]
     job.start("node10")
     assert job.finish(timeout_s=60)["node10"] == 0
-    assert "the job is complete, says" in job.told("node10")
+    assert "the job is complete, says" in job.reported("node10")
 
 
 def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
