@@ -13,8 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
-    ids=["ruff-check", "ruff-format", "mypy-strict"],
+    [
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["bandit", "-q", "-c", "pyproject.toml", "-r", "launcher", "recipes"],
+    ],
+    ids=["ruff-check", "ruff-format", "mypy-strict", "bandit"],
 )
 def test_the_code_passes(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600)

@@ -40,10 +40,10 @@ from launcher.run.checkpoints import newest_step
 from launcher.run.folder import RunFolder
 
 MARK = "LAUNCHER_FAULTS_MARK"  # in the environment of every process of a job: what has it at the end was left behind
-BACK_S = 180.0
+BACK_S = 240.0
 STEPS_OF_SHORT, EVERY = 12, 3
 LONG_SHARE = 0.7
-STEPS_PER_FAULT = 24
+STEPS_PER_FAULT, MOST_STEPS = 24, 120  # of a long training
 ATTACKER = Path(__file__).with_name("attacker.py")
 
 
@@ -125,16 +125,16 @@ def steps_done(folder: RunFolder) -> int:
 class LongJob:
     """A training over two agents that is struck many times."""
 
-    def __init__(self, folder: Path, data: Path, *, faults: int, chance: random.Random) -> None:
+    def __init__(self, folder: Path, data: Path, *, steps: int, chance: random.Random) -> None:
         self.chance, self.marked = chance, Marked()
         launch = {
             "max_restarts": 3,
             "refill_steps": 1,
-            "hang_timeout_s": 4.0,
+            "hang_timeout_s": 12.0,
             "rejoin_timeout_s": 60.0,
             "grace_s": 20.0,
         }
-        self.steps = STEPS_PER_FAULT * faults
+        self.steps = steps
         self.job: Nodes = training(
             folder, data, f"train.steps={self.steps}", f"train.checkpoint_every={EVERY}", **launch
         )
@@ -473,26 +473,37 @@ class Summary:
 
 
 def strike_long(folder: Path, data: Path, kinds: list[str], chance: random.Random, summary: Summary) -> None:
-    """One long training and its faults; its losses must be those of one that was left alone."""
-    alone = training(folder / "alone", data, f"train.steps={STEPS_PER_FAULT * len(kinds)}")
+    """Long trainings, each with as many faults as it has time for; their losses must be those of one left alone."""
+    steps = min(MOST_STEPS, STEPS_PER_FAULT * len(kinds))
+    alone = training(folder / "alone", data, f"train.steps={steps}")
     for name in HOSTS:
         alone.start(name)
     alone.finish(timeout_s=900)
-    expected = losses(RunFolder(alone.run_dir))
-    job = LongJob(folder / "struck", data, faults=len(kinds), chance=chance)
+    expected, left, number = losses(RunFolder(alone.run_dir)), list(kinds), 0
+    while left:
+        job = LongJob(folder / f"struck-{number}", data, steps=steps, chance=chance)
+        strike_one_long(job, left, expected, summary)
+        number += 1
+
+
+def strike_one_long(job: LongJob, kinds: list[str], expected: list[tuple[int, float]], summary: Summary) -> None:
+    """One long training; takes from `kinds` what it was struck with."""
+    count, steps = len(kinds), 0
     try:
-        for name in chance.sample(HOSTS, len(HOSTS)):
+        for name in job.chance.sample(HOSTS, len(HOSTS)):
             job.start(name)
         if not job.wait_for(lambda: steps_done(job.folder) >= 2):
             raise SystemExit(f"the training did not begin: {[job.job.reported(name)[-3000:] for name in HOSTS]}")
-        for kind in kinds:
-            summary.add(job.strike(kind))
+        while kinds and steps < job.steps - EVERY:
+            summary.add(job.strike(kinds.pop(0)))
+            steps = steps_done(job.folder)
             if not summary.faults[-1].recovered:
                 print("\n".join(f"== {name}\n{job.job.reported(name)[-3000:]}" for name in HOSTS), file=sys.stderr)
                 break
         codes = job.finish()
         if losses(job.folder) != expected or set(codes.values()) != {0}:
-            summary.unequal.append(f"{len(kinds)} faults in a long training: exit codes {codes}")
+            summary.unequal.append(f"{count - len(kinds)} faults in a long training: exit codes {codes}")
+            print("\n".join(f"== {name}\n{job.job.reported(name)[-3000:]}" for name in HOSTS), file=sys.stderr)
         summary.left += job.marked.left()
     finally:
         job.marked.kill()
@@ -524,7 +535,7 @@ def drawn(kinds: list[str], count: int, chance: random.Random) -> list[str]:
     return chance.sample(found[:count], count)
 
 
-def run(faults: int, seed: int, *, only: str | None = None, batch: int = 15) -> Summary:
+def run(faults: int, seed: int, *, only: str | None = None) -> Summary:
     """Strike `faults` times; `only`: long or short trainings."""
     chance, summary = random.Random(seed), Summary()
     num_long = {"long": faults, "short": 0}.get(only or "", round(LONG_SHARE * faults))
@@ -533,10 +544,9 @@ def run(faults: int, seed: int, *, only: str | None = None, batch: int = 15) -> 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = token_file(folder)
-        for first in range(0, num_long, batch):
-            part = folder / f"long-{first}"
-            part.mkdir()
-            strike_long(part, data, long_kinds[first : first + batch], chance, summary)
+        if long_kinds:
+            (folder / "long").mkdir()
+            strike_long(folder / "long", data, long_kinds, chance, summary)
         if short_kinds:
             (folder / "short").mkdir()
             strike_short(folder / "short", data, short_kinds, chance, summary)
