@@ -72,18 +72,18 @@ class Marked:
     def left(self, *, within_s: float = 15.0) -> list[str]:
         """What is still there after so long: process ids with their command lines."""
         deadline = time.monotonic() + within_s
-        while (found := self._alive()) and time.monotonic() < deadline:
+        while (found := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return [f"{pid} {_command_line(pid)}" for pid in found]
 
-    def _alive(self) -> list[int]:
+    def alive(self) -> list[int]:
         wanted = f"{MARK}={self.mark}".encode()
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         return [pid for pid in pids if process.state(pid) not in (None, "Z") and wanted in _environment(pid)]
 
     def kill(self) -> None:
         for number in (signal.SIGCONT, signal.SIGKILL):
-            process.signal_all(self._alive(), number)
+            process.signal_all(self.alive(), number)
 
 
 def _environment(pid: int) -> bytes:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -130,15 +131,22 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Slurm]:
-    """One cluster for the tests of a module; one at a time on this machine.
-
-    Two at once would share the control groups of nodes that have the same names.
-    """
+    """One cluster for the tests of a module."""
     missing = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)} missing): see slurm/testcluster --help for what to install")
     if os.geteuid() != 0:
         pytest.skip("slurm/testcluster needs root: it gives every node a host name of its own")
+    with one_cluster() as slurm:
+        yield slurm
+
+
+@contextmanager
+def one_cluster() -> Iterator[Slurm]:
+    """A cluster of the test nodes; one at a time on this machine.
+
+    Two at once would share the control groups of nodes that have the same names.
+    """
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stop_left_over()
