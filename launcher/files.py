@@ -86,6 +86,22 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return
+    yield from _objects(text)
+
+
+def read_new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines after byte `position`, as `read_lines` gives them, and the position after the last of them."""
+    try:
+        with path.open("rb") as file:
+            file.seek(position)
+            data = file.read()
+    except FileNotFoundError:
+        return [], position
+    whole = data[: data.rfind(b"\n") + 1]
+    return list(_objects(whole.decode(errors="replace"))), position + len(whole)
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
     for line in text.split("\n"):
         try:
             found = json.loads(line)

@@ -70,7 +70,10 @@ class TrainOptions:
 class TrackingOptions:
     """Where metrics go in addition to the terminal and the run folder: the keys of `tracking.*`."""
 
-    kind: str = key("none", choices=("wandb", "none"), meaning="who keeps the metrics")
+    kind: str = key(
+        "none", choices=(AUTO, "wandb", "none"),
+        meaning="who keeps the metrics in addition to metrics.jsonl; auto: wandb where the user is logged in",
+    )  # fmt: skip
     mode: str = key(
         AUTO, choices=(AUTO, "online", "offline", "disabled"),
         meaning="wandb's mode; auto: online where the user is logged in, else offline",
@@ -79,7 +82,7 @@ class TrackingOptions:
     entity: str | None = key(None, meaning="wandb's entity; null: the user's own")
     name: str | None = key(None, meaning="name of the run; null: the run folder's")
     group: str | None = key(None, meaning="wandb's group of runs")
-    init_timeout_s: float = key(30.0, unit="s", minimum=1, meaning="how long the start waits for wandb")
+    init_timeout_s: float = key(30.0, unit="s", minimum=1, meaning="how long wandb may take to connect; no step waits")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TrackingOptions:

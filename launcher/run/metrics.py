@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 from typing import Any, TextIO
 
-from launcher.files import read_lines
+from launcher.files import read_lines, read_new_lines
 from launcher.units import format_seconds
 
 WARMUP_STEPS = 3  # steps that measured times leave out: first allocations, first messages between stages
@@ -109,10 +109,20 @@ def read_steps(path: Path) -> list[StepMetrics]:
 
 
 def _steps(path: Path) -> Iterator[StepMetrics]:
-    for line in read_lines(path):
+    yield from _understood(read_lines(path))
+
+
+def _understood(lines: Iterable[dict[str, Any]]) -> Iterator[StepMetrics]:
+    for line in lines:
         step = line.get("step")
         if isinstance(step, int) and not any(name in line and not _is_number(line[name]) for name in _NUMBERS):
             yield StepMetrics.of(step, line)
+
+
+def read_new_steps(path: Path, position: int) -> tuple[list[StepMetrics], int]:
+    """The steps that finished after byte `position` of the file, and the position after them."""
+    lines, position = read_new_lines(path, position)
+    return list(_understood(lines)), position
 
 
 def _is_number(value: Any) -> bool:

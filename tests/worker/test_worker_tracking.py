@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from ranks import make_plan
 
+from launcher.config.compose import load
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
-from launcher.planner.record import RunOptions
+from launcher.planner.record import RunOptions, write_plan
 from launcher.run.folder import RunFolder
-from launcher.run.metrics import StepMetrics, describe_split, summarise_steps
+from launcher.run.metrics import StepMetrics, describe_split, read_new_steps, summarise_steps
 from launcher.worker.metrics.report import throughput, train_result
 from launcher.worker.metrics.tracking import Terminal, Tracker, make_tracker
+from launcher.worker.metrics.wandb_process import WandbProcess
 
 
 def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
@@ -34,17 +42,6 @@ def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:
     tracker.log(1, {"loss": 1.0})
     tracker.close()
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_wandb_keeps_one_offline_run_a_job(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
-    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
-    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1), options=options), run_dir=tmp_path, main=True)
-    tracker.log(1, {"loss": 1.0})
-    tracker.close()
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
-    assert RunFolder(tmp_path).metrics.exists()
 
 
 class FullDisk:
@@ -94,3 +91,141 @@ def test_result_of_a_run_that_had_nothing_left_to_do() -> None:
 def test_learning_rate_warms_up_and_falls_on_a_cosine(step: int, lr: float) -> None:
     options = TrainOptions(steps=100, lr=1.0, min_lr=0.1, warmup_steps=10)
     assert options.lr_at(step) == pytest.approx(lr)
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """Records of a .wandb file: 7 bytes of its own, then LevelDB's log format, in blocks of 32 KiB."""
+    record, position = b"", 7
+    while position + 7 <= len(data):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, position)
+        record += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def wandb_history(run_dir: Path) -> list[dict[str, object]]:
+    """The steps in the offline run of a folder, by wandb's own message types."""
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    [file] = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
+    rows = []
+    for data in leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return rows
+
+
+@pytest.mark.slow
+def test_wandb_follows_a_run_in_a_process_of_its_own_and_has_every_step(tmp_path: Path) -> None:
+    """Through a resume, too: the second start's run has the steps of the first."""
+    folder = RunFolder(tmp_path)
+    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
+    plan = make_plan(Layout(tp=1, pp=1, dp=1), options=options)
+    write_plan(plan, folder.plan)
+    for start, last in ((1, 4), (3, 5)):  # the second begins after the checkpoint of step 2
+        for old in (tmp_path / "wandb").glob("offline-run-*"):
+            shutil.rmtree(old)
+        tracker = make_tracker(plan, run_dir=tmp_path, main=True)
+        for step in range(start, last + 1):
+            began = time.process_time()
+            tracker.log(step, {"loss": 1.0 / step, "lr": float(start)})
+            assert time.process_time() - began < 0.2  # an import of wandb takes 0.9 s
+        assert "wandb" not in sys.modules or start > 1
+        tracker.close()
+    history = wandb_history(tmp_path)
+    assert [(row["_step"], row["loss"], row["lr"]) for row in history] == [
+        *((1, 1.0, 1.0), (2, 0.5, 1.0)),
+        *((step, 1.0 / step, 3.0) for step in (3, 4, 5)),
+    ]
+
+
+@pytest.mark.slow
+def test_wandb_ends_with_a_rank_that_is_killed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    plan = make_plan(
+        Layout(tp=1, pp=1, dp=1), options=RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
+    )
+    write_plan(plan, folder.plan)
+    folder.metrics.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
+    follower = subprocess.run(
+        [sys.executable, "-P", "-m", "launcher.worker.metrics.wandb_process", str(tmp_path)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=120,
+    )
+    assert follower.returncode == 0, follower.stderr
+    assert [row["loss"] for row in wandb_history(tmp_path)] == [0.5]
+
+
+@pytest.mark.slow
+def test_wandb_that_fails_costs_a_message_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
+    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1), options=options), run_dir=tmp_path, main=True)
+    tracker.log(1, {"loss": 1.0})  # there is no plan in the folder
+    tracker.close()
+    said = capsys.readouterr().err
+    assert said.count("wandb failed (") == 1
+    assert str(RunFolder(tmp_path).metrics) in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "netrc", "says"),
+    [
+        ({}, None, "wandb is off"),
+        ({}, "machine example.org\n  login user\n  password x\n", "wandb is off"),
+        ({}, "machine api.wandb.ai\n  login user\n  password x\n", "wandb is on, by the login in "),
+        ({"WANDB_API_KEY": "k" * 40}, None, "wandb is on, by the login in WANDB_API_KEY"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org:8080"}, "machine wandb.example.org\n", "wandb is on"),
+        ({"WANDB_BASE_URL": "https://wandb.example.org"}, "machine api.wandb.ai\n", "wandb is off"),
+        ({"WANDB_API_KEY": "k" * 40, "WANDB_MODE": "disabled"}, None, ""),
+        ({"WANDB_MODE": "offline"}, None, ""),
+    ],
+)
+def test_wandb_is_on_where_the_user_is_logged_in_or_asked_for_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    netrc: str | None,
+    says: str,
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_DISABLED", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if netrc is not None:
+        (tmp_path / ".netrc").write_text(netrc)
+    plan = make_plan(Layout(tp=1, pp=1, dp=1), options=RunOptions(tracking=TrackingOptions(kind="auto")))
+    tracker = make_tracker(plan, run_dir=tmp_path, main=True)
+    said = capsys.readouterr().err
+    assert says in said if says else "wandb" not in said
+    wanted = "is on" in says or variables == {"WANDB_MODE": "offline"}
+    assert any(isinstance(sink, WandbProcess) for sink in tracker._sinks) is wanted
+    assert "k" * 40 not in said
+
+
+def test_lines_of_metrics_are_read_once_when_they_are_whole(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert read_new_steps(file, 0) == ([], 0)
+    file.write_text('{"step": 1, "loss": 0.5}\nnonsense\n{"step": 2')
+    steps, position = read_new_steps(file, 0)
+    assert [step.step for step in steps] == [1]
+    with file.open("a") as more:
+        more.write(', "loss": 0.25}\n')
+    assert [step.loss for step in read_new_steps(file, position)[0]] == [0.25]
+
+
+def test_a_run_is_tracked_by_wandb_only_where_somebody_is_logged_in() -> None:
+    assert load([]).options.tracking.kind == "auto"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +12,8 @@ from launcher.planner.options import TrackingOptions
 from launcher.planner.record import Plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import MetricsFile, StepMetrics
+from launcher.worker.metrics.wandb_login import asked_mode, login
+from launcher.worker.metrics.wandb_process import FINISH_TIMEOUT_S, WandbProcess, mode_of
 
 
 class Sink(Protocol):
@@ -83,41 +83,6 @@ class Terminal:
             self._bar.stop()
 
 
-class Wandb:
-    """One wandb run a job, in the run folder; offline unless the user is logged in. No key is read or written by us."""
-
-    def __init__(self, plan: Plan, *, run_dir: Path, tracking: TrackingOptions) -> None:
-        import wandb
-
-        mode = tracking.mode
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        settings = wandb.Settings(console="off", silent=True, init_timeout=tracking.init_timeout_s)
-        arguments: dict[str, Any] = {
-            "project": tracking.project,
-            "entity": tracking.entity,
-            "group": tracking.group,
-            "name": tracking.name or run_dir.name,
-            "id": hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12],  # the same after a resume
-            "resume": "allow",
-            "dir": str(run_dir),
-            "config": json.loads(json.dumps(plan.to_dict())),
-            "settings": settings,
-        }
-        try:
-            self._run = wandb.init(mode="online" if mode == "online" else "offline", **arguments)
-        except wandb.errors.CommError as error:
-            print(f"wandb: no connection ({error}); this run is kept offline in {run_dir}/wandb", file=sys.stderr)
-            self._run = wandb.init(mode="offline", **arguments)
-
-    def log(self, metrics: StepMetrics) -> None:
-        numbers = metrics.to_line()
-        self._run.log(numbers, step=numbers.pop("step"))
-
-    def close(self) -> None:
-        self._run.finish()
-
-
 def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     """The tracker of a job: with sinks on the main rank, without elsewhere."""
     if not main:
@@ -126,6 +91,19 @@ def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     stream = sys.stderr if plan.options.output == "json" else sys.stdout
     sinks: list[Sink] = [MetricsFile(RunFolder(run_dir).metrics)]
     sinks.append(Terminal(stream, total=train.steps, every=train.log_every))
-    if tracking.kind == "wandb" and tracking.mode != "disabled":
-        sinks.append(Wandb(plan, run_dir=run_dir, tracking=tracking))
+    if _wants_wandb(tracking):
+        sinks.append(WandbProcess(run_dir, timeout_s=tracking.init_timeout_s + FINISH_TIMEOUT_S))
     return Tracker(sinks)
+
+
+def _wants_wandb(tracking: TrackingOptions) -> bool:
+    """Whether wandb gets the metrics: where that was asked for, or with `auto` where the user is logged in."""
+    if tracking.kind == "none" or mode_of(tracking) == "disabled":
+        return False
+    asked = tracking.kind == "wandb" or asked_mode() is not None
+    if asked or (found := login()) is None:
+        if not asked:
+            notify("wandb is off, for there is no login: metrics.jsonl has the metrics (tracking=wandb keeps a run)")
+        return asked
+    notify(f"wandb is on, by the login in {found} (tracking=none leaves it out)")
+    return True

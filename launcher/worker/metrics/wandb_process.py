@@ -1,0 +1,145 @@
+"""wandb beside the training: a process of its own follows metrics.jsonl, so that no step waits for wandb.
+
+`WandbProcess` is rank 0's side. The process, `python -m launcher.worker.metrics.wandb_process RUN_DIR`, imports wandb
+while the first steps run, at a lower priority, and hands it every line of the file, those of earlier starts too: an
+offline run is whole after a resume (wandb cannot add to one). It ends when rank 0 says so, or is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from launcher import process
+from launcher.console import notify
+from launcher.planner.options import TrackingOptions
+from launcher.planner.record import read_plan
+from launcher.run.folder import RunFolder
+from launcher.run.metrics import StepMetrics, read_new_steps
+from launcher.worker.metrics.wandb_login import asked_mode, login
+
+POLL_S = 1.0
+FINISH_TIMEOUT_S = 60.0  # in addition to tracking.init_timeout_s
+LOW_PRIORITY = 10
+END = b"end\n"
+
+
+class WandbProcess:
+    """A sink of the tracker: nothing is sent to the process but that the run has ended."""
+
+    def __init__(self, run_dir: Path, *, timeout_s: float) -> None:
+        self._run_dir, self._timeout_s = run_dir, timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints = TemporaryFile()  # noqa: SIM115 (not a pipe, which would be full one day)
+
+    def log(self, metrics: StepMetrics) -> None:
+        """The step is in metrics.jsonl already; the first one starts the process."""
+        if self._process is None:
+            command = [sys.executable, "-P", "-m", "launcher.worker.metrics.wandb_process", str(self._run_dir)]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
+            )
+
+    def close(self) -> None:
+        """Let it take the last steps; says what went wrong."""
+        if self._process is None:
+            return
+        why = ""
+        try:
+            said, _ = self._process.communicate(END, timeout=self._timeout_s)
+            for line in said.decode(errors="replace").splitlines():
+                notify(f"wandb: {line}")
+        except subprocess.TimeoutExpired:
+            process.signal_all([self._process.pid, *process.descendants(self._process.pid)], signal.SIGKILL)
+            why = f"it did not finish within {self._timeout_s:g} s"
+        if self._process.wait() != 0:
+            notify(f"wandb failed ({why or self._complaint()}); {RunFolder(self._run_dir).metrics} has the metrics")
+        self._complaints.close()
+
+    def _complaint(self) -> str:
+        self._complaints.seek(0)
+        lines = self._complaints.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+def mode_of(tracking: TrackingOptions) -> Any:
+    """wandb's mode: online, offline or disabled."""
+    if tracking.mode != "auto":
+        return tracking.mode
+    return asked_mode() or ("online" if login() else "offline")
+
+
+def follow(run: Any, metrics: Path, *, ended: Callable[[], bool]) -> None:
+    """Hand every finished step to a wandb run, once each, until `ended()`, which waits a while."""
+    position, last = 0, int(run.starting_step) - 1
+    while True:
+        is_last = ended()
+        steps, position = read_new_steps(metrics, position)
+        for step in steps:
+            if step.step > last:
+                line = step.to_line()
+                last = line.pop("step")
+                run.log(line, step=last)
+        if is_last:
+            return
+
+
+def _open_run(run_dir: Path) -> Any:
+    """One wandb run a job, in the run folder. No key is read or written by us."""
+    import wandb
+
+    plan = read_plan(RunFolder(run_dir).present_plan)
+    tracking = plan.options.tracking
+    arguments: dict[str, Any] = {
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "group": tracking.group,
+        "name": tracking.name or run_dir.name,
+        "id": hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12],  # the same after a resume
+        "resume": "allow",
+        "dir": str(run_dir),
+        "config": json.loads(json.dumps(plan.to_dict())),
+        "settings": wandb.Settings(console="off", silent=True, init_timeout=tracking.init_timeout_s),
+    }
+    try:
+        return wandb.init(mode=mode_of(tracking), **arguments)
+    except wandb.errors.CommError as error:
+        print(f"no connection ({error}); this run is kept offline in {run_dir}/wandb", flush=True)
+        return wandb.init(mode="offline", **arguments)
+
+
+class _Stdin:
+    """Rank 0, seen from the process: it says that it ends, or it is gone."""
+
+    said = b""
+
+    def ended(self) -> bool:
+        """Whether nothing more comes; waits POLL_S for that."""
+        if not process.readable([0], timeout_s=POLL_S):
+            return False
+        self.said += (data := os.read(0, 64))
+        return not data or self.said.endswith(END)
+
+
+def main(run_dir: Path) -> int:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # for the ranks; this process ends after rank 0
+    with suppress(OSError):
+        os.nice(LOW_PRIORITY)
+    run, stdin = _open_run(run_dir), _Stdin()
+    follow(run, RunFolder(run_dir).metrics, ended=stdin.ended)
+    run.finish(exit_code=0 if stdin.said.endswith(END) else 1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
