@@ -15,12 +15,17 @@ from launcher.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class PassTime:
-    """Seconds of one micro-batch, forward and backward together: of a layer, of the two ends, of the host."""
+    """Seconds of one micro-batch, forward and backward together: of a layer, of the two ends, of the host.
+
+    `weight_s` and `head_weight_s` are what weight gradients take of a layer and of the head, at most.
+    """
 
     layer_s: float
     embedding_s: float
     head_s: float
     host_s: float
+    weight_s: float = inf
+    head_weight_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,14 @@ class Stages:
 def pass_time(model: CostModel, layout: Layout) -> PassTime:
     """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
     embedding, head = model.end_costs(layout)
+    layer = model.layer_cost(layout)
     return PassTime(
-        model.layer_cost(layout).total_s,
+        layer.total_s,
         embedding.total_s,
         head.total_s,
         model.constants.host_micro_batch_s,
+        layer.weight_s,
+        head.weight_s,
     )
 
 
@@ -60,6 +68,8 @@ def least(times: Sequence[PassTime]) -> PassTime:
         min(time.embedding_s for time in times),
         min(time.head_s for time in times),
         min(time.host_s for time in times),
+        max(time.weight_s for time in times),
+        max(time.head_weight_s for time in times),
     )
 
 
@@ -102,10 +112,15 @@ def step_time_s(
     `sends_s`: what a rank passes on for a micro-batch, there and back. Left out: gradients and sharded weights, the
     optimizer.
     """
-    if stages.pp == 1 or schedule == "zb_h1":
+    if stages.pp == 1:
         return num_micro_batches * (busiest + sends_s)
     others = stages.total * time.layer_s + time.head_s + time.embedding_s + stages.pp * time.host_s - busiest
-    return num_micro_batches * (busiest + sends_s) + (others + (stages.pp - 1) * sends_s) / virtual_stages
+    others += (stages.pp - 1) * sends_s
+    if schedule == "zb_h1":  # the weight gradients of the others fill what they wait
+        fewest = min(stages.first, stages.last, stages.most)
+        weights = (stages.total - fewest) * time.weight_s + time.head_weight_s
+        return num_micro_batches * (busiest + sends_s) + max(0.0, others - 2 * weights)
+    return num_micro_batches * (busiest + sends_s) + others / virtual_stages
 
 
 def gradients_s(model: CostModel, layout: Layout) -> tuple[float, float]:

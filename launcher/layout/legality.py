@@ -10,6 +10,7 @@ from launcher.layout.engines import engine_problems
 from launcher.layout.grid import RankGrid, axis_order_problem
 from launcher.layout.job import Job
 from launcher.layout.placement import Placement
+from launcher.layout.split import interleaves
 
 
 class Problem(NamedTuple):
@@ -179,11 +180,12 @@ def _pipeline(job: Job, layout: Layout) -> Iterator[Problem]:
             "more stages than layers",
             f"{product} stages need at least as many layers; {name} has {layers}: lower one of them",
         )
-    elif layout.virtual_stages > 1 and layers % stages:
+    elif layout.virtual_stages > 1 and not interleaves(layers, num_stages=stages):
+        allowed = [number for number in range(1, layers + 1) if interleaves(layers, num_stages=number)]
         yield Problem(
             "layers do not divide for interleaving",
-            f"the {layers} layers of {name} do not divide by {product}, as interleaving needs: "
-            f"choose them so that their product is one of {_listed(divisors(layers))}",
+            f"the {layers} layers of {name} do not divide by {product}, not even with a layer less in the first and the "
+            f"last stage, as interleaving needs: choose them so that their product is one of {_listed(allowed)}",
         )
     if layout.layer_split and _bad_split(layout, stages=stages, layers=layers):
         yield Problem(

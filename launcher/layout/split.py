@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from launcher.model import Model
 
+SHORT_ENDS = 2  # the first and the last
+
+
+def interleaves(layers: int, *, num_stages: int) -> bool:
+    """Whether layers spread over virtual stages evenly, but for one layer less at the ends.
+
+    So Llama 3 405B has 126 layers on 16 pipeline ranks (Llama Team 2024, section 3.3.2): the embedding and the head
+    take the place of a layer.
+    """
+    short = -layers % num_stages
+    return short == 0 or (short <= SHORT_ENDS and layers > num_stages)
+
 
 def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
     """Layers of each stage, in pipeline order; sums to the model's layers, every stage at least one.

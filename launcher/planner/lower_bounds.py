@@ -16,7 +16,16 @@ from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, RECOMPUTE_MODES, SCHEDULES
 from launcher.layout.legality import ENGINE_RULE, Problem
 from launcher.layout.resolve import default_schedule
-from launcher.planner.space import ZERO_STAGES, Degrees, PassConfig, Schedule, Sharding, Space
+from launcher.planner.space import (
+    RANKS,
+    ZERO_BUBBLE,
+    ZERO_STAGES,
+    Degrees,
+    PassConfig,
+    Schedule,
+    Sharding,
+    Space,
+)
 
 ONE_PASS = PassConfig(1, "none", False)
 UNSHARDED = Sharding(0)
@@ -99,7 +108,7 @@ class LowerBounds:
             for value in values if getattr(request, key) is None else ():
                 yield replace(plain, **{key: value})
 
-    @once()
+    @once(lambda degrees: degrees[:RANKS])
     def orders(self, degrees: Degrees) -> tuple[str, ...]:
         return tuple(self.space.axis_orders(degrees))
 
@@ -134,7 +143,7 @@ class LowerBounds:
             num_micro_batches=self._count(degrees, micro_batch),
         )
 
-    @once(lambda degrees, micro_batch: (degrees.tp, degrees.cp, degrees.ep, micro_batch))
+    @once(lambda degrees, micro_batch: (degrees.tp, degrees.cp, degrees.ep, degrees.splits_backward, micro_batch))
     def pass_options(self, degrees: Degrees, micro_batch: int) -> list[PassOption]:
         """Every way to run a micro-batch, with the memory that it takes."""
         pass_config = self.space.pass_configs(degrees, micro_batch)
@@ -170,22 +179,20 @@ class LowerBounds:
         layout = self._layout(degrees, pass_config, sharding=sharding, order=order)
         return bounds.gradients_s(self.model, layout), self.model.optimizer_s(layout)
 
-    @once()
+    @once(lambda degrees: degrees[:RANKS])
     def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
         """Axis orders that differ in the groups of a layer's collectives, each with a number for those groups."""
         by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
         return [(self._numbers.setdefault(groups, len(self._numbers)), order) for groups, order in by_groups.items()]
 
-    @once(lambda degrees, pass_config, groups, order: (groups, pass_config))
+    @once(lambda degrees, pass_config, groups, order: (groups, degrees.splits_backward, pass_config))
     def _time(self, degrees: Degrees, pass_config: PassConfig, groups: int, order: str) -> bounds.PassTime:
         return bounds.pass_time(self.model, self._layout(degrees, pass_config, order=order))
 
-    @once(lambda degrees: degrees.pp)
+    @once(lambda degrees: (degrees.pp, degrees.short_ends))
     def stages(self, degrees: Degrees) -> bounds.Stages:
-        """Layers of the ranks: the same for every number of virtual stages, which need an even split."""
-        schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
-        layout = self.space.layout(degrees, ONE_PASS, schedule, sharding=UNSHARDED, axis_order=DEFAULT_AXIS_ORDER)
-        return bounds.stages_of(self.model, layout)
+        """Layers of the ranks: the same for every schedule of a family."""
+        return bounds.stages_of(self.model, self._layout(degrees, ONE_PASS))
 
     def _layout(
         self,
@@ -195,7 +202,8 @@ class LowerBounds:
         sharding: Sharding = UNSHARDED,
         order: str = DEFAULT_AXIS_ORDER,
     ) -> Layout:
-        schedule = Schedule(self.space.request.virtual_stages or 1, "1f1b")
+        virtual = degrees.short_ends or self.space.request.virtual_stages or 1
+        schedule = Schedule(virtual, ZERO_BUBBLE if degrees.splits_backward else "1f1b")
         return self.space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
 
 
@@ -216,9 +224,8 @@ def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> 
 
 
 def _by_memory(space: Space, lower_bounds: LowerBounds) -> Iterator[tuple[float, Degrees, PassConfig, Schedule]]:
-    for degrees in space.degrees():
-        if lower_bounds.broken_by_all(degrees):
-            continue
+    legal = (degrees for degrees in space.degrees() if not lower_bounds.broken_by_all(degrees))
+    for degrees in (family for each in legal for family in space.families(each)):
         states = min(lower_bounds.states(degrees)) + lower_bounds.model.context_bytes
         for micro_batch in space.micro_batches(degrees):
             for schedule in space.schedules(degrees, micro_batch):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
+from itertools import product
 from typing import NamedTuple, NoReturn
 
 from launcher.cost.bounds import activation_bytes
@@ -45,7 +46,9 @@ def search(
 
 
 class _Unit(NamedTuple):
-    """Layouts of the same degrees and micro batch, with the lower bound of their times; sorts by it, then by number.
+    """Layouts of the same degrees, family of schedules and micro batch, with the lower bound of their times.
+
+    Sorts by it, then by number.
 
     The bound is coarse at first, of compute alone, and `sharp` when that is among the lowest.
     """
@@ -138,9 +141,9 @@ class _Search:
         if broken := self.lower_bounds.broken_by_all(degrees):
             self._reject(broken)
             return
-        for micro_batch in self.space.micro_batches(degrees):
-            if schedules := self.space.schedules(degrees, micro_batch):
-                self._add_unit(degrees, micro_batch, schedules)
+        for family, micro_batch in product(self.space.families(degrees), self.space.micro_batches(degrees)):
+            if schedules := self.space.schedules(family, micro_batch):
+                self._add_unit(family, micro_batch, schedules)
             else:
                 self._reject([Problem(UNINTERLEAVED, "")])
 

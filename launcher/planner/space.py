@@ -14,21 +14,30 @@ from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
 from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisors, tensor_parallel_choices
 from launcher.layout.resolve import default_schedule, resolved_shard_group
-from launcher.layout.split import balanced_split
+from launcher.layout.split import balanced_split, interleaves
 
 ZERO_STAGES, PIPELINE_ZERO_STAGES = (0, 1, 2, 3), (0, 1, 3)
+ZERO_BUBBLE = "zb_h1"
+RANKS = 5  # the fields of Degrees that share out the ranks
 T = TypeVar("T")
 Refuse = Callable[[Job, Layout], list[str]]
 
 
 class Degrees(NamedTuple):
-    """How the ranks are shared out among the axes."""
+    """How the ranks are shared out among the axes, and which family of schedules the pipeline has.
+
+    Schedules of a family differ in neither the layers of a rank nor the cost of a layer. `splits_backward`: weight
+    gradients are passes of their own (zb_h1). `short_ends`: of a pipeline that interleaves with fewer layers at its
+    ends, the virtual stages of a rank; 0: the layers are spread evenly.
+    """
 
     tp: int
     cp: int
     pp: int
     dp: int
     ep: int
+    splits_backward: bool = False
+    short_ends: int = 0
 
 
 class PassConfig(NamedTuple):
@@ -58,7 +67,8 @@ class Space:
     """All layouts of a job that keep what is pinned: degrees, passes, schedules, ZeRO stages, axis orders, nested.
 
     Choices that no legal layout can have (a tp that does not divide the heads, a micro batch that does not divide the
-    batch) are not listed unless they are pinned; neither is an axis order that crosses the same links as one before it.
+    batch) are not listed unless they are pinned; neither is an axis order that crosses the same links as one before it,
+    what the job's stack does not have, gpipe where 1f1b takes as long in less memory, or a shard group across cp.
     `refuse` gives more reasons why a layout is out of the question: what the program that is to run it cannot do.
     """
 
@@ -96,7 +106,8 @@ class Space:
         return [cp for cp in divisors(max(1, ranks)) if cp == 1 or seq_len % (2 * cp) == 0]
 
     def _pp_choices(self, ranks: int) -> list[int]:
-        return [pp for pp in divisors(max(1, ranks)) if pp <= self.job.model.layers]
+        most = self.job.model.layers if self.job.stack.schedules or self.request.schedule else 1
+        return [pp for pp in divisors(max(1, ranks)) if pp <= most]
 
     def _ep_choices(self, dp: int) -> list[int]:
         return divisors(gcd(dp, self.job.model.num_experts)) if self.job.model.num_experts else [1]
@@ -115,34 +126,86 @@ class Space:
     def _pass_configs(self, micro_batch: int, divides: bool) -> tuple[PassConfig, ...]:
         flags = _pinned_or(self.request.sequence_parallel, (True, False) if divides else (False,))
         modes = _pinned_or(self.request.recompute, self.job.stack.recompute_modes)
-        fraction = self.request.recompute_fraction or 1.0
-        return tuple(PassConfig(micro_batch, mode, flag, fraction) for mode in modes for flag in flags)
+        return tuple(
+            PassConfig(micro_batch, mode, flag, fraction)
+            for mode in modes
+            for fraction in self._fractions(mode)
+            for flag in flags
+        )
+
+    def _fractions(self, mode: str) -> Sequence[float]:
+        """Of the layers, how many are recomputed: of whole layers, the shares that the stack can be asked for too."""
+        whole = (*self.job.stack.recompute_fractions, 1.0) if mode == "full" else (1.0,)
+        return _pinned_or(self.request.recompute_fraction, whole)
+
+    def families(self, degrees: Degrees) -> Iterator[Degrees]:
+        """These degrees with every family of schedules that the stack has, or that is pinned."""
+        request, pinned = self.request, self.request.schedule
+        named = self.job.stack.schedules if pinned is None else (pinned,)
+        yield degrees._replace(splits_backward=pinned == ZERO_BUBBLE)
+        if degrees.pp == 1 or request.virtual_stages not in (None, 1):
+            return
+        # On a CPU several ranks share a core: another rank already works while one waits.
+        if pinned is None and ZERO_BUBBLE in named and self.job.cluster.node.gpu.kind == "cuda":
+            yield degrees._replace(splits_backward=True)
+        if "interleaved" in named and request.virtual_stages is None and request.layer_split is None:
+            yield from (degrees._replace(short_ends=virtual) for virtual in self._short_ends(degrees.pp))
+
+    @once()
+    def _short_ends(self, pp: int) -> tuple[int, ...]:
+        """Virtual stages of a rank that leave the ends of the pipeline, and these alone, a layer less."""
+        layers = self.job.model.layers
+        every = range(2, layers // pp + 1)
+        return tuple(v for v in every if layers % (pp * v) and interleaves(layers, num_stages=pp * v))
 
     def schedules(self, degrees: Degrees, micro_batch: int) -> tuple[Schedule, ...]:
-        """Schedules by rising number of virtual stages: interleaved where layers and micro-batches divide for it.
+        """Schedules of a family by rising number of virtual stages: interleaved where layers and micro-batches divide.
 
-        Empty where virtual stages are pinned and the micro-batches do not divide for them.
+        Empty where virtual stages are pinned, or those of a family, and the micro-batches do not divide for them.
         """
-        even = self.job.training.global_batch // (degrees.dp * micro_batch) % degrees.pp == 0
-        return self._schedules(degrees.pp, even)
+        count = self.job.training.global_batch // (degrees.dp * micro_batch)
+        family = degrees.splits_backward, degrees.short_ends
+        return self._schedules(degrees.pp, count % degrees.pp == 0, count < degrees.pp, family)
 
     @once()
-    def _schedules(self, pp: int, even: bool) -> tuple[Schedule, ...]:
+    def _schedules(self, pp: int, even: bool, few: bool, family: tuple[bool, int]) -> tuple[Schedule, ...]:
+        """`few`: there are fewer micro-batches than ranks of the pipeline, for which an engine may have gpipe alone."""
+        (splits_backward, short_ends), request = family, self.request
+        if short_ends:
+            return (Schedule(short_ends, "interleaved"),) if even else ()
+        if splits_backward:
+            return (Schedule(request.virtual_stages or 1, ZERO_BUBBLE),)
+        found = [Schedule(v, request.schedule or default_schedule(v)) for v in self._virtual_stages(pp, even)]
+        gpipe = request.schedule is None and request.virtual_stages in (None, 1) and "gpipe" in self.job.stack.schedules
+        return (*([Schedule(1, "gpipe")] if gpipe and few else []), *found)
+
+    def _virtual_stages(self, pp: int, even: bool) -> list[int]:
+        """Virtual stages of a rank, of an even pipeline."""
         pinned, layers = self.request.schedule, self.job.model.layers
-        virtual = [1]
         if self.request.virtual_stages is not None:
-            virtual = [self.request.virtual_stages] if even or self.request.virtual_stages == 1 else []
-        elif pp > 1 and layers % pp == 0 and even and pinned in (None, "interleaved"):
-            virtual = divisors(layers // pp)
-            virtual = virtual[1:] or virtual if pinned == "interleaved" else virtual
-        return tuple(Schedule(v, pinned or default_schedule(v)) for v in virtual)
+            return [self.request.virtual_stages] if even or self.request.virtual_stages == 1 else []
+        named = self.job.stack.schedules if pinned is None else (pinned,)
+        if pp == 1 or layers % pp or not even or "interleaved" not in named:
+            return [1]
+        virtual = divisors(layers // pp)
+        return virtual[1:] or virtual if pinned == "interleaved" else virtual
 
-    @once()
+    @once(lambda degrees: degrees[:RANKS])
     def shardings(self, degrees: Degrees) -> Sequence[Sharding]:
-        """Every ZeRO stage, over the ranks that are asked for, or all."""
+        """Every ZeRO stage, over the ranks that are asked for; else over all, and where the stack can over a node's."""
+        stages = self._zero_stages(degrees)
+        if self.request.shard_group is not None:
+            group = self._shard_group(degrees, self.request.shard_group)
+            return tuple(Sharding(stage, group if stage else 0) for stage in stages)
+        node = self._shard_group(degrees, "node") if degrees.cp == 1 else 0
+        grouped = [stage for stage in stages if stage in self.job.stack.shard_group_stages] if node > 1 else []
+        return (*(Sharding(stage) for stage in stages), *(Sharding(stage, node) for stage in grouped))
+
+    def _shard_group(self, degrees: Degrees, asked: int | str) -> int:
+        """A shard group as a number of ranks, 0 for all; a node's only where it divides them."""
         ranks = degrees.dp * degrees.cp
-        group = resolved_shard_group(self.job, self.request.shard_group, tp=degrees.tp, ranks=ranks)
-        return tuple(Sharding(stage, group if stage else 0) for stage in self._zero_stages(degrees))
+        group = resolved_shard_group(self.job, asked, tp=degrees.tp, ranks=ranks)
+        return 0 if group and asked == "node" and self.request.shard_group is None and ranks % group else group
 
     def _zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0.

@@ -82,6 +82,13 @@ LAUNCHER = (
         "launcher/worker/model/transformer.py: torch.utils.checkpoint without reentry",
         recompute_stops_early=True,
         recompute_modes=("none", "selective", "full"),
+        recompute_fractions=(),
+    ),
+    _since(
+        0,
+        "launcher/worker/engines/pipeline.py (torch.distributed.pipelining) and torch_engine.py",
+        schedules=("gpipe", "1f1b", "interleaved", "zb_h1"),
+        shard_group_stages=(1, 2, 3),
     ),
 )
 # What differs where the DeepSpeed engine trains.
@@ -91,6 +98,8 @@ LAUNCHER_DEEPSPEED = _since(
     "PipelineParallelGrid (groups model, data, pipe, slice)",
     sends_in_turn=True,
     pipeline_groups=4,
+    schedules=("1f1b",),
+    shard_group_stages=(),
 )
 
 MEGATRON_LM = (
@@ -141,8 +150,21 @@ MEGATRON_LM = (
     _since(2024, "--overlap-grad-reduce of September 2023", overlap_grad_reduce=True, pipeline_overlap=True),
     NO_PIPELINE_HABITS,
     _since(0, "megatron/core/tensor_parallel/random.py repeats the whole layer", recompute_stops_early=False),
-    _since(0, "--activations-checkpoint-method", recompute_modes=("none", "full")),
-    _since(2022, "--recompute-granularity (Korthikanti et al. 2022)", recompute_modes=("none", "selective", "full")),
+    _since(
+        0,
+        "--activations-checkpoint-method uniform",
+        recompute_modes=("none", "full"),
+        recompute_fractions=(),
+        schedules=("1f1b", "interleaved"),
+        shard_group_stages=(),
+    ),
+    _since(
+        2022,
+        "--recompute-granularity, --recompute-method block with --recompute-num-layers (Korthikanti et al. 2022)",
+        recompute_modes=("none", "selective", "full"),
+        recompute_fractions=(0.25, 0.5, 0.75),
+    ),
+    _since(2025, "--num-distributed-optimizer-instances (Megatron Core 0.11)", shard_group_stages=(1,)),
 )
 
 MEGATRON_DEEPSPEED = (
@@ -180,6 +202,7 @@ MEGATRON_DEEPSPEED = (
         "deepspeed/runtime/activation_checkpointing repeats the whole layer",
         recompute_stops_early=False,
         recompute_modes=("none", "full"),
+        recompute_fractions=(),
     ),
 )
 
@@ -209,6 +232,7 @@ DEEPSPEED = (
         "Hugging Face: torch.utils.checkpoint with reentry",
         recompute_stops_early=False,
         recompute_modes=("none", "full"),
+        recompute_fractions=(),
     ),
     _since(2024, "torch.utils.checkpoint without reentry stops early (PyTorch 2.1)", recompute_stops_early=True),
 )
@@ -244,6 +268,14 @@ FSDP = (
         recompute_stops_early=False,
         recompute_modes=("none", "full"),
     ),
+    _since(
+        0,
+        "no pipeline; ShardingStrategy.HYBRID_SHARD (PyTorch 2.0, FSDP); foundation-model-stack's fms_fsdp recomputes "
+        "a share of the layers (selective_checkpointing)",
+        schedules=(),
+        shard_group_stages=(3,),
+        recompute_fractions=(0.25, 0.5, 0.75),
+    ),
     _since(2024, "torch.utils.checkpoint without reentry stops early (PyTorch 2.1)", recompute_stops_early=True),
 )
 
@@ -262,6 +294,14 @@ TORCHTITAN = (
         0,
         "torchtitan/distributed/activation_checkpoint.py: selective by operator, every second layer, or full",
         recompute_modes=("none", "op", "full"),
+        recompute_fractions=(0.5,),
+    ),
+    _since(
+        0,
+        "torchtitan/distributed/pipeline_parallel.py (schedules of torch.distributed.pipelining); HSDP by "
+        "data_parallel_replicate_degree",
+        schedules=("gpipe", "1f1b", "interleaved"),
+        shard_group_stages=(3,),
     ),
 )
 
@@ -294,9 +334,17 @@ INTERNEVO = (
     NO_PIPELINE_HABITS,
     _since(
         0,
-        "InternEvo: activation_checkpoint repeats the whole layer",
+        "InternEvo: activation_checkpoint repeats the whole layer; model.checkpoint is the share of layers "
+        "(configs/_base_/models/internlm_20B.py)",
         recompute_stops_early=False,
         recompute_modes=("none", "full"),
+        recompute_fractions=(0.25, 0.5, 0.75),
+    ),
+    _since(
+        0,
+        "InternEvo: num_chunks above 1 interleaves; zero1.size is a part of dp (configs/_base_/models/internlm_20B.py)",
+        schedules=("1f1b", "interleaved"),
+        shard_group_stages=(1,),
     ),
 )
 
@@ -322,6 +370,13 @@ PADDLENLP = (
         "paddle.distributed.fleet.utils.recompute repeats the whole layer; recompute_granularity core_attn",
         recompute_stops_early=False,
         recompute_modes=("none", "selective", "full"),
+        recompute_fractions=(),
+    ),
+    _since(
+        0,
+        "PaddleNLP: virtual_pp_degree interleaves; sharding_parallel_degree is a part of dp",
+        schedules=("1f1b", "interleaved"),
+        shard_group_stages=(1, 2, 3),
     ),
 )
 

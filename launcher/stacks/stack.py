@@ -33,7 +33,12 @@ class Stack:
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators besides
     those of the axes.
 
-    Recomputation. `recompute_modes`: the forms that the software has. `recompute_stops_early`: repeating a layer ends
+    `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
+
+    Sharding. `shard_group_stages`: the ZeRO stages that it can run over a part of dp, with replicas across.
+
+    Recomputation. `recompute_modes`: the forms that the software has. `recompute_fractions`: shares of the layers, less
+    than all, that a search lets it recompute whole. `recompute_stops_early`: repeating a layer ends
     with the last operator whose inputs the backward pass needs.
     """
 
@@ -58,6 +63,9 @@ class Stack:
     pipeline_groups: int
     recompute_stops_early: bool
     recompute_modes: tuple[str, ...]
+    recompute_fractions: tuple[float, ...]
+    schedules: tuple[str, ...]
+    shard_group_stages: tuple[int, ...]
 
     def reduces_in(self, training: Training) -> str:
         """Dtype in which gradients are held and reduced."""

@@ -30,7 +30,11 @@ BROKEN = [
     ({"cp": 2048}, "sequence does not divide", ["seq_len=2048", "2 × cp = 4096"]),
     ({"virtual_stages": 2, "pp": 1}, "virtual stages need pp", ["raise pp"]),
     ({"pp": 32}, "more stages than layers", ["pp=32", "24"]),
-    ({"virtual_stages": 5}, "layers do not divide for interleaving", ["24 layers", "= 10", "1, 2, 3, 4, 6, 8, 12, 24"]),
+    (
+        {"virtual_stages": 5},
+        "layers do not divide for interleaving",
+        ["24 layers", "= 10", "1, 2, 3, 4, 5, 6, 8, 12, 13, 24"],
+    ),
     ({"layer_split": (20, 5)}, "layer_split does not match", ["[20, 5]", "sum to 24"]),
     ({"schedule": "interleaved"}, "schedule and virtual stages disagree", ["virtual_stages > 1"]),
     ({"virtual_stages": 2}, "schedule and virtual stages disagree", ["schedule=1f1b", "virtual_stages=1"]),

@@ -16,9 +16,10 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.degrees import AXES
+from launcher.layout.engines import stack_problems
 from launcher.layout.job import Job
 from launcher.layout.legality import divisors, problems
-from launcher.layout.resolve import default_schedule, with_layer_split
+from launcher.layout.resolve import with_layer_split
 from launcher.model import Training
 from launcher.planner.lower_bounds import least_memory
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT, search
@@ -28,8 +29,8 @@ from launcher.stacks import stack_of
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
 SMALL_JOBS = {
     "one node": job(on=cluster(domains=(4,)), of=TINY, global_batch=4),
-    "two domains": job(on=cluster(domains=(2, 2)), of=TINY, global_batch=4),
-    "two leaves": job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4),
+    "two domains": job(on=cluster(domains=(2, 2)), of=TINY, global_batch=4, year=2021),
+    "two leaves": job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4, year=2021),
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
@@ -37,8 +38,12 @@ SMALL_JOBS = {
         on=replace(cluster(nodes=2, domains=(4,), rails=4), oversubscription=8.0),
         of=replace(TINY, num_experts=8, experts_per_token=2),
         global_batch=8,
+        year=2021,
     ),
     "of 2022": job(on=cluster(domains=(4,)), of=TINY, global_batch=4, stack="megatron_deepspeed", year=2022),
+    "launcher": job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="launcher"),
+    "torchtitan": job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="torchtitan"),
+    "fsdp": job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="fsdp"),
     "deepspeed": Job(
         cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed"), stack_of("megatron_lm")
     ),
@@ -47,12 +52,14 @@ SMALL_JOBS = {
 
 @cache
 def every_layout(name: str, *, across: bool = False) -> list[Layout]:
-    """All legal layouts but for schedules that are never chosen unasked, by trying every combination of keys."""
+    """All legal layouts that the job's stack has, by trying every combination of keys."""
     some_job = SMALL_JOBS[name]
     world, batch = some_job.cluster.max_ranks, some_job.training.global_batch
     orders = ["-".join(order) for order in permutations(AXES)]
     if len(some_job.cluster.node.domains) * some_job.cluster.num_nodes in (1, world):
         orders = [orders[0], orders[-1]]  # all links are alike
+    elif some_job.stack.name in ("launcher", "torchtitan", "fsdp"):
+        orders = orders[:6]  # tp first: other jobs try the others
     found = []
     for tp, pp, cp in product(divisors(world), repeat=3):
         if world % (tp * pp * cp):
@@ -69,22 +76,46 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                 ep=ep,
                 virtual_stages=virtual,
                 micro_batch=micro_batch,
-                schedule=default_schedule(virtual),
+                tp_across_domains=across,
             )
-            plain = replace(plain, tp_across_domains=across)
-            if any("degree" in problem for problem in problems(some_job, plain)):
-                continue
-            stages = range(4 if dp * cp > 1 else 2)  # over one rank there is nothing to shard
-            for zero, recompute, sequence, order in product(
-                stages, some_job.stack.recompute_modes, (False, True), orders
+            for (zero, group), (recompute, fraction), schedule, sequence, order in product(
+                shardings(some_job, plain), passes(some_job), schedules(some_job, plain), (False, True), orders
             ):
                 layout = replace(
-                    plain, zero_stage=zero, recompute=recompute, sequence_parallel=sequence, axis_order=order
+                    plain,
+                    zero_stage=zero,
+                    shard_group=group,
+                    recompute=recompute,
+                    recompute_fraction=fraction,
+                    schedule=schedule,
+                    sequence_parallel=sequence,
+                    axis_order=order,
                 )
                 layout = with_layer_split(some_job, layout)
-                if not problems(some_job, layout):
+                if not problems(some_job, layout) and not stack_problems(some_job, layout):
                     found.append(layout)
     return found
+
+
+def schedules(some_job: Job, layout: Layout) -> list[str]:
+    """Schedules of the stack for a pipeline; without one they are all alike."""
+    named = some_job.stack.schedules
+    if layout.pp == 1:
+        return ["1f1b"] if layout.virtual_stages == 1 else []
+    return [name for name in named if (name == "interleaved") == (layout.virtual_stages > 1)]
+
+
+def shardings(some_job: Job, layout: Layout) -> list[tuple[int, int]]:
+    """ZeRO stages, each over all ranks and, where the stack can, over those of a node."""
+    stages = range(4 if layout.dp * layout.cp > 1 else 2)  # over one rank there is nothing to shard
+    node = some_job.cluster.node.num_gpus // layout.tp if layout.cp == 1 else 0
+    groups = [0, node] if 1 < node < layout.dp and layout.dp % node == 0 else [0]
+    return [(s, g) for s in stages for g in groups if not g or s in some_job.stack.shard_group_stages]
+
+
+def passes(some_job: Job) -> list[tuple[str, float]]:
+    modes = [(mode, 1.0) for mode in some_job.stack.recompute_modes]
+    return modes + [("full", fraction) for fraction in some_job.stack.recompute_fractions]
 
 
 def times(some_job: Job, layouts: list[Layout]) -> list[float]:
@@ -117,7 +148,7 @@ def with_memory(some_job: Job, memory_bytes: int) -> Job:
 def test_the_best_are_those_of_brute_force(name: str) -> None:
     some_job = little_memory(name)
     expected = times(some_job, every_layout(name))[:5]
-    found = search(some_job, LayoutRequest(), top=200).candidates
+    found = search(some_job, LayoutRequest(), top=200, refuse=stack_problems).candidates
     assert sorted({c.estimate.step_time_s for c in found})[:5] == pytest.approx(expected, rel=1e-12)
 
 
