@@ -68,12 +68,12 @@ def test_overrides_that_agree_with_a_plan_may_be_given_with_it(saved: Path) -> N
 
 CONTRADICTIONS = {
     "another number of nodes": (["cluster=dgx_a100_80g", "cluster.num_nodes=4"], r"cluster\.num_nodes=4 .* has 2:"),
-    "another cluster": (["cluster=dgx_h100"], r"cluster=dgx_h100 .* differs from the plan in name \(dgx_a100_80g"),
+    "another cluster": (["cluster=dgx_h100"], r"cluster=dgx_h100 differs from the plan in name \(dgx_a100_80g"),
     "another model": (["model=gpt3_175b"], r"model=gpt3_175b .* hidden"),
     "another layout": (["layout.pp=4"], r"layout\.pp=4 contradicts the plan, which has 2: leave it out, or plan again"),
     "the default, where the plan has another": (["train.global_batch=16"], r"train\.global_batch=16 .* has 64"),
     "another optimizer": (["train.optimizer=sgd"], r"train\.optimizer=sgd .* has adamw"),
-    "another software": (["stack=megatron_lm"], r"stack=megatron_lm .* differs from the plan"),
+    "another software": (["stack=megatron_lm"], r"stack=megatron_lm differs from the plan"),
     "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 contradicts the plan, which has 8"),
     "a unit": (["cluster.node.nic_gbps=50"], r"nic_gbps=50 contradicts the plan, which has 200:"),
 }
