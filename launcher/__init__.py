@@ -1,6 +1,6 @@
 """Plan, place and run distributed training on NVLink clusters.
 
-`estimate` and `plan` take lists of Hydra overrides and return frozen values; `Job` keeps what it was configured from:
+`estimate` and `plan` take lists of Hydra overrides and return frozen values; `Job` keeps its configuration:
 
     from launcher import Job, estimate
     estimate(["cluster=dgx_a100_80g", "model=gpt3_1b3", "layout.tp=1"]).step_time_s

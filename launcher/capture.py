@@ -1,4 +1,4 @@
-"""Runs a command and takes what it prints, up to a size and for a time."""
+"""Run a command and capture its output, with limits of size and time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from threading import Thread
 from typing import IO
 
 MOST_BYTES = 64 * 2**20
-READ_ON_S = 2.0  # a grandchild that keeps the output open is not waited for
+READ_ON_S = 2.0  # do not wait longer for a grandchild that keeps the output open
 
 
 @dataclass(frozen=True)
 class Captured:
-    """What a command printed, and how it ended."""
+    """The output and exit status of a command."""
 
     code: int
     out: str
@@ -27,7 +27,7 @@ def capture(
 ) -> Captured:
     """Run a command without a shell and with nothing on stdin.
 
-    Raises OSError where it cannot be started or prints too much, subprocess.TimeoutExpired after `timeout_s`.
+    Raises OSError if it cannot be started or prints too much, subprocess.TimeoutExpired after `timeout_s`.
     """
     pipe = subprocess.PIPE
     process = subprocess.Popen(list(argv), env=environment, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
@@ -35,7 +35,7 @@ def capture(
     try:
         process.wait(timeout_s)
     finally:
-        process.kill()  # does nothing to one that has ended
+        process.kill()  # no effect if it has ended
         process.wait()
         for reader in (out, err):
             reader.thread.join(READ_ON_S)
@@ -45,7 +45,7 @@ def capture(
 
 
 class _Reader:
-    """Takes what comes through a pipe, in a thread of its own; kills the writer of too much."""
+    """Reads a pipe in its own thread; kills a writer that exceeds the limit."""
 
     def __init__(self, stream: IO[bytes] | None, process: subprocess.Popen[bytes], most_bytes: int) -> None:
         self._stream, self._process, self._most = stream, process, most_bytes

@@ -1,4 +1,4 @@
-"""Processes as Linux has them: trees, threads, death signals. Everything here goes by process id."""
+"""Linux processes: trees, threads, death signals. Everything here uses process ids."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _SAME_START_S = 0.02  # start times come in ticks of 10 ms
-DEEPEST = 64  # processes below each other; what is read while they come and go could be a circle
+DEEPEST = 64  # levels of descendants; a tree that is read while it changes could contain a cycle
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/prctl.h>
 _ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
 
@@ -27,10 +27,10 @@ def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def set_command_line(argv: Sequence[str]) -> None:
-    """What `ps` shows of this process, cut to the length of the command line that it was started with."""
+    """Set what `ps` shows for this process, truncated to the length of its original command line."""
     fields = _stat(os.getpid())
     start, end = (int(fields[_ARG_START]), int(fields[_ARG_END])) if fields else (0, 0)
-    if not 0 < start < end:  # a kernel that does not say where it is
+    if not 0 < start < end:  # the kernel does not report its address
         return
     text = b"".join(os.fsencode(word) + b"\0" for word in argv)[: end - start - 1]
     ctypes.memmove(start, text.ljust(end - start, b"\0"), end - start)
@@ -39,12 +39,12 @@ def set_command_line(argv: Sequence[str]) -> None:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that none escapes `descendants`."""
+    """Adopt descendants when their parent ends, so that none escapes `descendants`."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process below `pid`, parents before children."""
+    """Return every process below `pid`, parents before children."""
     children = defaultdict(list)
     for child, parent in _parents():
         children[parent].append(child)
@@ -58,7 +58,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def kill_descendants(*, spare: Collection[int] = (), timeout_s: float = 5.0) -> list[int]:
-    """Kill and reap everything below this process but `spare`; returns what could not be killed in time."""
+    """Kill and reap everything below this process except `spare`; return what could not be killed in time."""
     deadline = time.monotonic() + timeout_s
     while remaining := [pid for pid in descendants(os.getpid()) if pid not in spare]:
         signal_all(remaining, signal.SIGKILL)
@@ -79,21 +79,21 @@ def signal_all(pids: Iterable[int], number: int) -> None:
 
 
 def catching(pid: int, number: int) -> list[int]:
-    """The process itself where it has a handler for a signal, else those below it that have one."""
+    """Return the process itself if it handles a signal, else its descendants that do."""
     if catches(pid, number):
         return [pid]
     return [child for child in descendants(pid) if catches(child, number)]
 
 
 def num_threads() -> int:
-    """Threads of this process, those of C libraries included."""
+    """Return the number of threads of this process, including those of C libraries."""
     return len(list(Path("/proc/self/task").iterdir()))
 
 
 def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
-    """Which descriptors have something to read, or have ended; waits up to `timeout_s`, None for as long as it takes.
+    """Return the descriptors that are readable or closed; wait up to `timeout_s`, None: without limit.
 
-    By poll, not select: a coordinator of thousands of nodes has descriptors beyond select's 1024.
+    Uses poll, not select: a coordinator of thousands of nodes has descriptors beyond select's 1024.
     """
     poll = select.poll()
     for fd in fds:
@@ -102,19 +102,19 @@ def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files as far as it may be raised: each node costs a coordinator two."""
+    """Raise this process's limit of open files to the hard limit: each node costs a coordinator two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def state(pid: int) -> str | None:
-    """The kernel's letter for a process: R runs, S and D sleep, T is stopped, Z has ended; None: it is gone."""
+    """Return the kernel's state letter: R running, S and D sleeping, T stopped, Z ended; None: no such process."""
     fields = _stat(pid)
     return fields[0] if fields else None
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal (SigCgt of /proc/<pid>/status)."""
+    """Return whether a process has a handler for a signal (SigCgt of /proc/<pid>/status)."""
     try:
         words = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     except (FileNotFoundError, ProcessLookupError):
@@ -123,7 +123,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 def cpu_seconds() -> dict[int, float]:
-    """CPU time of every process, with that of all that is or was below it."""
+    """Return the CPU time of every process, including its present and reaped descendants."""
     own: dict[int, float] = {}
     parents: dict[int, int] = {}
     for pid, fields in _all_stats():
@@ -139,7 +139,7 @@ def cpu_seconds() -> dict[int, float]:
 
 
 def started_at(pid: int) -> float:
-    """When a process began, as CLOCK_BOOTTIME seconds (clock ticks: 10 ms)."""
+    """Return the start time of a process in CLOCK_BOOTTIME seconds (resolution: 10 ms)."""
     fields = _stat(pid)
     if fields is None:
         raise ProcessLookupError(pid)
@@ -147,7 +147,7 @@ def started_at(pid: int) -> float:
 
 
 def is_alive(pid: int, *, started_at: float) -> bool:
-    """Whether the process that began at `started_at` still runs, and not another one with its number."""
+    """Return whether the process that started at `started_at` is still running; its number may have been reused."""
     fields = _stat(pid)
     if fields is None or fields[0] in ("Z", "X"):
         return False
@@ -155,7 +155,7 @@ def is_alive(pid: int, *, started_at: float) -> bool:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck in this control group, or else on this machine."""
+    """Return how many processes the out-of-memory killer has killed in this cgroup, or else on this machine."""
     for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         if path.exists():
             words = dict(line.split()[:2] for line in path.read_text(encoding="utf-8").splitlines())
@@ -181,7 +181,7 @@ def _all_stats() -> Iterable[tuple[int, list[str]]]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/<pid>/stat after the command's name, which may hold blanks and brackets itself."""
+    """Return the fields of /proc/<pid>/stat after the command name, which may contain spaces and parentheses."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except (FileNotFoundError, ProcessLookupError):
@@ -191,5 +191,5 @@ def _stat(pid: int) -> list[str] | None:
 
 def _reap(pids: Iterable[int]) -> None:
     for pid in pids:
-        with suppress(ChildProcessError):  # a grandchild still: it becomes ours when its parent is reaped
+        with suppress(ChildProcessError):  # still a grandchild: it becomes our child when its parent is reaped
             os.waitpid(pid, os.WNOHANG)

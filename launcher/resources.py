@@ -1,4 +1,4 @@
-"""Where the project's own data lies: beside the package in a checkout, inside it in a wheel."""
+"""Location of the project's data: next to the package in a checkout, inside it in a wheel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def resource(name: str) -> Path:
-    """The folder `configs`, `recipes` or `slurm`."""
+    """Return the folder `configs`, `recipes` or `slurm`."""
     package = Path(__file__).resolve().parent
     inside = package / "_data" / name
     return inside if inside.is_dir() else package.parent / name

@@ -202,5 +202,5 @@ def test_a_value_may_name_another_key_that_an_override_sets(tmp_path: Path, monk
     own(tmp_path, "model", "defaults: [gpt_tiny, _self_]\nkv_heads: ${model.heads}\nvocab: ${model.seq_len}\n")
     model = load(["model=mine", "model.heads=8"]).job.model
     assert (model.kv_heads, model.vocab) == (8, model.seq_len)
-    with pytest.raises(InputError, match="does not resolve"):
+    with pytest.raises(InputError, match="cannot be resolved"):
         load(["model=mine", "model.heads=${model.headz}"])

@@ -1,1 +1,1 @@
-"""Hydra configuration in, frozen values out."""
+"""Read Hydra configuration into frozen values."""

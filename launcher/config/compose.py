@@ -1,4 +1,4 @@
-"""Hydra configuration in, frozen values out.
+"""Read Hydra configuration into frozen values.
 
 Hydra composes the files that are chosen; that takes a fifth of a second, so that each choice is composed once as long
 as no file changes (`kept.py`). Values of keys are set on the result. `launcher.schema` reads it, defaults included.
@@ -24,12 +24,12 @@ from launcher.garbage import no_garbage_collection
 from launcher.resources import resource
 from launcher.schema import entries, names, nearest
 
-DEEPEST_GROUP = 3  # folders in a group's folder
+DEEPEST_GROUP = 3  # levels of folders in a group
 
 
 @dataclass(frozen=True)
 class _Composed:
-    """What the chosen files say, interpolations as they are, which files they were, and what the user should know."""
+    """The content of the chosen files, interpolations unresolved, with the list of files and notes for the user."""
 
     config: Mapping[str, Any]
     files: tuple[Path, ...]
@@ -37,7 +37,7 @@ class _Composed:
 
 
 def load(overrides: Sequence[str]) -> Settings:
-    """The settings that these Hydra overrides make; raises InputError with everything that is wrong."""
+    """Return the settings of these Hydra overrides; raises InputError with everything that is wrong."""
     overrides, notes = hf.expanded(overrides)
     with no_garbage_collection(), with_config_dir(overrides):
         given, composed = _given(overrides)
@@ -48,12 +48,12 @@ def load(overrides: Sequence[str]) -> Settings:
 
 
 def from_config(config: Mapping[str, Any]) -> Settings:
-    """The settings of a resolved configuration."""
+    """Return the settings of a resolved configuration."""
     return settings_of(config)
 
 
 def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration as plain data, defaults included."""
+    """Return the resolved configuration as plain data, including defaults."""
     with with_config_dir(overrides):
         return with_defaults(_given(hf.expanded(overrides)[0])[0])
 
@@ -90,14 +90,14 @@ def sources(overrides: Sequence[str]) -> Sources:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """A resolved configuration as YAML."""
+    """Return a resolved configuration as YAML."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
+    """Return every combination of a multirun: `cluster=a,b layout.tp=1,2` gives four lists of overrides."""
     return words.combinations(overrides, lambda group: choices(overrides).get(group, []))
 
 
@@ -121,7 +121,7 @@ def keys(overrides: Sequence[str] = ()) -> list[str]:
 
 
 def _given(overrides: Sequence[str], *, resolve: bool = True) -> tuple[dict[str, Any], _Composed]:
-    """What was given by files and overrides, resolved, and what the files alone say."""
+    """Return what files and overrides give together, resolved, and what the files alone give."""
     stamp = _stamp()
     chosen, settings = words.parse(overrides, _index(stamp))
     _check_choices(chosen, _index(stamp))
@@ -156,7 +156,7 @@ def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
 
 @lru_cache(maxsize=128)
 def _composed(chosen: tuple[str, ...], stamp: tuple[tuple[str, str, int], ...]) -> _Composed:
-    """The composition of these choices, of files as they are at `stamp`."""
+    """Compose these choices from the files as they are at `stamp`."""
     place = kept(chosen, _index(stamp))
     found = place.read() if place else None
     if found is None:
@@ -170,7 +170,7 @@ def _composed(chosen: tuple[str, ...], stamp: tuple[tuple[str, str, int], ...]) 
 
 
 def _resolved(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with its interpolations replaced, if there are any: they may name keys with defaults."""
+    """Return the configuration with its interpolations resolved, if there are any; they may refer to defaults."""
     if "${" not in repr(config):
         return config
     from launcher.config.interpolation import resolved
@@ -179,7 +179,7 @@ def _resolved(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stamp() -> tuple[tuple[str, str, int], ...]:
-    """Each configuration file, by group and path, and when it was last written: one that changed is read again."""
+    """Return each configuration file by group and path, with its modification time: changed files are read again."""
     with os.scandir(folders()[-1]) as found:
         groups = [entry.name for entry in found if entry.is_dir()]
     return tuple(entry for folder in folders() for group in groups for entry in _written(f"{folder}/{group}", group))
@@ -191,17 +191,17 @@ def _written(folder: str, group: str) -> Iterator[tuple[str, str, int]]:
             for entry in entries:
                 if entry.is_dir() and group.count("/") < DEEPEST_GROUP:
                     yield from _written(entry.path, f"{group}/{entry.name}")
-                elif entry.name.endswith(".yaml") and entry.is_file():  # and no link into the void
+                elif entry.name.endswith(".yaml") and entry.is_file():  # not a dangling link
                     yield group, entry.path, entry.stat().st_mtime_ns
     except FileNotFoundError:
-        return  # the user's own folder has not every group
+        return  # the user's folder need not have every group
     except OSError as error:
         raise InputError(f"cannot read {folder} ({error.strerror})") from error
 
 
 @lru_cache(maxsize=8)
 def _index(stamp: tuple[tuple[str, str, int], ...]) -> dict[str, tuple[str, ...]]:
-    """The names of the files of every group."""
+    """Return the names of the files of every group."""
     found: dict[str, set[str]] = {}
     for group, path, _ in stamp:
         found.setdefault(group, set()).add(Path(path).stem)
@@ -209,7 +209,7 @@ def _index(stamp: tuple[tuple[str, str, int], ...]) -> dict[str, tuple[str, ...]
 
 
 def _notes(files: Sequence[Path]) -> tuple[str, ...]:
-    """Which of the user's own files were read in place of ours."""
+    """List the user's own files that were read instead of ours."""
     ours = resource("configs")
     own = [folder for folder in folders() if folder != ours]
     found = [file.relative_to(folder) for file in files for folder in own if file.is_relative_to(folder)]
@@ -219,7 +219,7 @@ def _notes(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _located(problem: str, overrides: Sequence[str], files: Sequence[Path]) -> str:
-    """A problem with the file and line of its key, where it comes from a user's own file."""
+    """Add file and line to a problem if its key is set in a user's own file."""
     key = re.match(r"[\w.]+", problem)
     if key and "is not a known key" in problem and key[0] in words.every_key():
         where = " or ".join(f"launch={place}" for place in words.places_of(key[0]))

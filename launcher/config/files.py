@@ -1,4 +1,4 @@
-"""Configuration files: a user's own before ours, YAML that does not parse refused with file and line."""
+"""Configuration files: the user's own come before ours; invalid YAML is refused with file and line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from launcher.errors import InputError
 from launcher.resources import resource
 
 SCHEME = "launcher"
-PRIMARY = "_launcher"  # configs/config.yaml, always ours: many a training script has a file of that name
+PRIMARY = "_launcher"  # configs/config.yaml, always ours: many training scripts have a file of that name
 LARGEST_FILE = 2**20
 MOST_VALUES = 20_000
 DEEPEST = 20
@@ -34,7 +34,7 @@ _loaded: ContextVar[list[Path] | None] = ContextVar("configuration files that we
 
 @contextmanager
 def recorded() -> Iterator[list[Path]]:
-    """The files that Hydra loads in this context, in their order."""
+    """Record the files that Hydra loads in this context, in order."""
     found: list[Path] = []
     token = _loaded.set(found)
     try:
@@ -45,7 +45,7 @@ def recorded() -> Iterator[list[Path]]:
 
 @cache
 def primary() -> str:
-    """The name of the primary configuration, from which Hydra finds the files of all folders."""
+    """Return the name of the primary configuration, which makes Hydra search all folders."""
     Plugins.instance().register(_Files)
     config = OmegaConf.load(resource("configs") / "config.yaml")
     ConfigStore.instance().store(PRIMARY, OmegaConf.merge(config, {"hydra": {"searchpath": [f"{SCHEME}://"]}}))
@@ -53,7 +53,7 @@ def primary() -> str:
 
 
 class _Files(ConfigSource):
-    """All folders of configuration files as one."""
+    """All configuration folders as one source."""
 
     @staticmethod
     def scheme() -> str:
@@ -88,7 +88,7 @@ class _Files(ConfigSource):
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """A user's YAML file as plain data; raises InputError for what is no group of keys, or would blow up."""
+    """Read a user's YAML file; raises InputError if it is not a group of keys, or would explode."""
     plain = OmegaConf.to_container(_parsed(file, _text(file)), resolve=False)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
 
@@ -99,14 +99,14 @@ def _find(config_path: str) -> Path | None:
 
 
 def _text(file: Path) -> str:
-    """A user's file; what is no text, or would blow up when it is read, is refused."""
+    """Read a user's file; raises InputError if it is not text or too large."""
     try:
         with file.open("rb") as stream:
             data = stream.read(LARGEST_FILE + 1)
     except OSError as error:
         raise InputError(f"cannot read {file} ({error.strerror})") from error
     if len(data) > LARGEST_FILE:
-        raise _refused(file, 1, "the file is larger than 1 MiB, which no configuration is")
+        raise _refused(file, 1, "the file is larger than 1 MiB, too large for a configuration")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -121,14 +121,14 @@ def _text(file: Path) -> str:
 
 
 def _check_size(file: Path, text: str) -> None:
-    """Refuse what is no group of keys, is nested without end, or grows by aliases. Looks at the events of the parser,
-    so that nothing is built."""
+    """Refuse what is not a group of keys, is nested too deeply, or grows by aliases. Reads the parser's events, so
+    that nothing is built."""
     values, sizes, open_anchors = 0, dict[str, int](), list[tuple[str | None, int]]()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_anchors):
-                raise _refused(file, line, f"*{event.anchor} is inside what it stands for")
+                raise _refused(file, line, f"**{event.anchor} refers to a group that contains it")
             values += sizes.get(event.anchor, 0)
         elif isinstance(event, yaml.NodeEvent):
             if not open_anchors and not isinstance(event, yaml.MappingStartEvent):
@@ -161,7 +161,7 @@ def _parsed(file: Path, text: str) -> DictConfig:
 
 
 def _check_defaults(file: Path, text: str, config: DictConfig) -> None:
-    """Refuse a defaults list that Hydra would stumble over."""
+    """Refuse a defaults list that Hydra cannot process."""
     if "defaults" not in config:
         return
     entries = OmegaConf.to_container(config, resolve=False)["defaults"]  # type: ignore[index,call-overload]
@@ -175,7 +175,7 @@ def _check_defaults(file: Path, text: str, config: DictConfig) -> None:
         if isinstance(entry, str) and entry.startswith("/base/cluster"):
             raise _refused(file, line, f"take {entry} out of defaults: every key has its default without it")
         if entry == file.stem:
-            raise _refused(file, line, f"defaults name {entry}, which is this file: give it another name")
+            raise _refused(file, line, f"defaults refer to {entry}, which is this file: rename it")
 
 
 def _not_yaml(file: Path, error: yaml.MarkedYAMLError) -> InputError:

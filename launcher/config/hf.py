@@ -17,9 +17,9 @@ SEQ_LEN = "model.seq_len"
 
 
 def expanded(overrides: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """The overrides with `model=hf:PATH` as the keys that it stands for, and notes of what those cannot say.
+    """Replace `model=hf:PATH` by the keys that it means, and note what those cannot express.
 
-    What the user sets beside it wins. Raises InputError where there is no such file or it is no model that is read.
+    Other overrides win. Raises InputError if there is no such file or the model is not supported.
     """
     paths = [word.removeprefix(PREFIX) for word in overrides if word.startswith(PREFIX)]
     if not paths:

@@ -1,4 +1,4 @@
-"""Values that name other keys, as `${model.heads}`: replaced by OmegaConf, and refused where they grow without end."""
+"""Values that refer to other keys, as `${model.heads}`: resolved by OmegaConf, refused if they grow too large."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from launcher import env
 from launcher.errors import InputError
 from launcher.text import printable
 
-LONGEST = 100_000  # of a value with all that it names, in characters
+LONGEST = 100_000  # of a resolved value, in characters
 NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
 def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with its interpolations replaced; raises InputError where one cannot be."""
+    """Return the configuration with its interpolations resolved; raises InputError if that is impossible."""
     _Sizes(config).check()
     refused: list[str] = []
     try:
@@ -29,7 +29,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
             plain = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
     except OmegaConfBaseException as error:
         why = str(error).strip().splitlines()[0]
-        raise InputError(f"the configuration does not resolve: {why}") from error
+        raise InputError(f"the configuration cannot be resolved: {why}") from error
     if refused:
         raise InputError(refused)
     return {str(key): value for key, value in plain.items()} if isinstance(plain, dict) else {}
@@ -37,13 +37,13 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
-    """`${oc.env:NAME}` gives paths alone: the configuration is saved with the run and logged."""
+    """Let `${oc.env:NAME}` give only paths: the configuration is saved with the run and logged."""
 
     def value(name: str, default: str | None = None) -> str | None:
         found = env.get(name)
         if found is not None and not Path(found).is_absolute():
             refused.append(
-                f"${{oc.env:{printable(name)}}} is not resolved: the configuration is saved with the run, so that only "
+                f"${{oc.env:{printable(name)}}} is not resolved: the configuration is saved with the run, so only "
                 "paths are taken from the environment; write the value, or read the variable in your program "
                 "(under Slurm: launch.secrets)"
             )
@@ -57,7 +57,7 @@ def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
 
 
 class _Sizes:
-    """How long values are with all that they name: a chain in which each names the one before twice doubles it."""
+    """Lengths of resolved values: in a chain where each refers to the previous one twice, they double."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -69,10 +69,10 @@ class _Sizes:
 
     def _size(self, value: Any, name: str) -> int:
         if name not in self._known:
-            self._known[name] = 0  # of one that names itself: OmegaConf says so
+            self._known[name] = 0  # it may refer to itself: OmegaConf reports that
             self._known[name] = self._counted(value, name)
             if self._known[name] > LONGEST:
-                raise InputError(f"{name} with all that it names is longer than {LONGEST:,} characters")
+                raise InputError(f"{name} is, when resolved, longer than {LONGEST:,} characters")
         return self._known[name]
 
     def _counted(self, value: Any, name: str) -> int:

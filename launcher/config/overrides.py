@@ -1,4 +1,4 @@
-"""Overrides of the command line, by Hydra's grammar: which choose a file of a group, which set a key, which sweep."""
+"""Command line overrides in Hydra's grammar: choices of a group's file, settings of keys, sweeps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONSTANTS = {"true": True, "false": False, "null": None}
 
 @dataclass(frozen=True)
 class Setting:
-    """One override of a key: `sign` is that before it (+, ++, ~ or none)."""
+    """One override of a key; `sign` is its prefix (+, ++, ~ or none)."""
 
     word: str
     sign: str
@@ -59,18 +59,18 @@ def _keys_with(place: str) -> Mapping[str, Entry]:
 
 @lru_cache(maxsize=1)
 def verbatim_keys() -> frozenset[str]:
-    """Keys whose value is taken as it is, without Hydra's grammar: paths, why_not=tp=4,pp=16, what goes to sbatch."""
+    """Return the keys with literal values, outside Hydra's grammar: paths, why_not=tp=4,pp=16, sbatch options."""
     return frozenset(name for name, entry in every_key().items() if entry.key.verbatim)
 
 
 def parse(words: Iterable[str], groups: Iterable[str]) -> tuple[list[str], list[Setting]]:
-    """The words that choose files, for Hydra, and those that set keys; raises InputError with all malformed words."""
+    """Split words into choices of files for Hydra and settings of keys; raises InputError with all malformed words."""
     choices: list[str] = []
     settings: list[Setting] = []
     problems: list[str] = []
     for word in words:
         group, _, name = word.partition("=")
-        if group in groups and PLAIN_NAME.fullmatch(name):  # Hydra parses it itself
+        if group in groups and PLAIN_NAME.fullmatch(name):  # Hydra parses it
             choices.append(word)
             continue
         try:
@@ -130,12 +130,12 @@ def _parsed(word: str) -> Override:
     except HydraException as error:
         why = str(error).strip().splitlines()[0]
         raise InputError(
-            f"{word} is not an override ({why}): write key=value, close brackets, quote what is special"
+            f"{word} is not an override ({why}): write key=value, close brackets, quote special characters"
         ) from error
 
 
 def apply(settings: Sequence[Setting], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with these keys set; raises InputError for a sign that does not fit its key."""
+    """Return the configuration with these keys set; raises InputError for a prefix that does not fit its key."""
     found, problems = dict(config), []
     for setting in settings:
         *groups, last = setting.key.split(".")
@@ -148,7 +148,7 @@ def apply(settings: Sequence[Setting], config: Mapping[str, Any]) -> dict[str, A
             inside.pop(last, None)
             continue
         if setting.sign == "+" and setting.key in _known(config):
-            problems.append(f"+{setting.key}: the key is there already: write {setting.key}=VALUE, without the +")
+            problems.append(f"+{setting.key}: the key already exists: write {setting.key}=VALUE, without the +")
         before, value = inside.get(last), setting.value
         inside[last] = merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
     if problems:
@@ -165,8 +165,8 @@ def _unknown(key: str, config: Mapping[str, Any]) -> str:
 
 
 def combinations(words: Sequence[str], options: Callable[[str], Sequence[str]]) -> list[list[str]]:
-    """Every combination of a sweep: `cluster=a,b layout.tp=1,2` gives four lists of words. `options` of a group are
-    what `glob(…)` chooses from."""
+    """Return every combination of a sweep: `cluster=a,b layout.tp=1,2` gives four lists of words. `options` returns
+    the names in a group, for `glob(…)`."""
     return [list(chosen) for chosen in product(*(_values(word, options) for word in words))]
 
 
@@ -184,7 +184,7 @@ def _values(word: str, options: Callable[[str], Sequence[str]]) -> list[str]:
     elif parsed.is_discrete_sweep():
         found = list(parsed.sweep_string_iterator())
     else:
-        raise InputError(f"{word} is no list of values: give {key}=a,b or {key}=range(1,4)")
+        raise InputError(f"{word} is not a list of values: give {key}=a,b or {key}=range(1,4)")
     if not found:
         raise InputError(f"{word} matches nothing: known are {', '.join(options(parsed.key_or_group)) or 'no names'}")
     return [f"{key}={text}" for text in found]

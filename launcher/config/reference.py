@@ -1,4 +1,4 @@
-"""Every key with its meaning, for people: generated from the classes that own the keys."""
+"""Reference of all keys, generated from the classes that own them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PREFACE = """\
 # Configuration files and keys
 
 A group is a folder here: `cluster=dgx_a100_80g` takes `cluster/dgx_a100_80g.yaml`. `config.yaml` names the file that
-each group takes where none is chosen. A file states what differs from the defaults below, every number with its
-source. A `configs/` folder of your own is found where you work; its files come first, also before ours of the same
-name. Its `config.yaml` is not read: files of that name are common.
+each group uses by default. A file states only what differs from the defaults below, every number with its source.
+A `configs/` folder in your working directory is searched first; its files win over ours of the same name. Its
+`config.yaml` is not read: files of that name are common.
 
 `launcher keys WORD` finds keys. A key that is in none of these tables is refused, in a file as in an override.
 This page is the output of `launcher keys output=markdown`; a test compares the two.
@@ -29,7 +29,7 @@ TABLE = "| key | default | takes | meaning |\n|---|---|---|---|\n"
 
 @dataclass(frozen=True)
 class KeyReference:
-    """One key: `takes` is its rule in words, `only` the choice that brings the key where not all do."""
+    """One key: `takes` is its rule in words; `only` is the choice that has the key, if not all do."""
 
     name: str
     default: Any
@@ -43,7 +43,7 @@ class KeyReference:
 
 
 def references() -> list[KeyReference]:
-    """Every key there is, group by group; those of the command itself come last."""
+    """Return every key, group by group; the commands' own keys come last."""
     common = set(names(RecipeOptions, "recipe"))
     found = [
         _reference(name, entry, " or ".join(f"launch={place}" for place in places_of(name)) or None)
@@ -72,7 +72,7 @@ def _reference(name: str, entry: Entry, only: str | None) -> KeyReference:
 
 
 def matching(word: str) -> list[KeyReference]:
-    """The keys that begin with a word, or else have it in their name or meaning; raises InputError where none does."""
+    """Return the keys that begin with a word, else those with it in name or meaning; raises InputError if none has it."""
     every = references()
     begin = [key for key in every if key.name == word or key.name.startswith(f"{word.removesuffix('.')}.")]
     found = begin or [key for key in every if word.lower() in f"{key.name} {key.meaning}".lower()]
@@ -84,13 +84,13 @@ def matching(word: str) -> list[KeyReference]:
 
 
 def as_data(keys: Sequence[KeyReference]) -> list[dict[str, Any]]:
-    """The keys as plain data; `required` in place of a default."""
+    """Return the keys as plain data, with `required` instead of a default."""
     return [{**asdict(key), "default": None, "required": True} if key.default is REQUIRED
             else {**asdict(key), "required": False} for key in keys]  # fmt: skip
 
 
 def as_text(keys: Sequence[KeyReference]) -> str:
-    """Two lines for each key: what it takes, what it means."""
+    """Return two lines per key: allowed values and meaning."""
     lines = []
     for key in keys:
         given = "required" if key.default is REQUIRED else f"= {_written(key.default)}"
@@ -100,7 +100,7 @@ def as_text(keys: Sequence[KeyReference]) -> str:
 
 
 def as_markdown() -> str:
-    """The page of all keys."""
+    """Return the page of all keys."""
     parts = [PREFACE]
     groups: dict[str, list[KeyReference]] = {}
     for key in references():
@@ -124,7 +124,7 @@ def _sentence(key: KeyReference) -> str:
 
 
 def _written(value: Any) -> str:
-    """A default as an override writes it."""
+    """Format a default as in an override."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_written(item)}" for name, item in value.items()) + "}"
     if isinstance(value, list | tuple):

@@ -26,7 +26,7 @@ from launcher.text import whole_number
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
-    """Numbers of GPUs, as a list or as people type them: 8,16,32."""
+    """Parse numbers of GPUs: a list, or text such as 8,16,32."""
     words = value.strip("[]").split(",") if isinstance(value, str) else value
     numbers = tuple(n for word in words or () if (n := whole_number(str(word).strip())))
     if not numbers or len(numbers) < len(words):
@@ -35,7 +35,7 @@ def _sizes(value: Any) -> tuple[int, ...]:
 
 
 def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
-    """Slurm's keys are in the group `launch` where it says so."""
+    """Return Slurm's class if the group `launch` chooses Slurm."""
     return SlurmSettings if launch.get("place") == "slurm" else None
 
 
@@ -45,17 +45,17 @@ def _ssh(launch: Mapping[str, Any]) -> type[SshSettings] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Every key that there is. Two classes with the same key share its group."""
+    """All keys. Two classes with the same key share its group."""
 
     cluster: Cluster = key(meaning="the hardware")
     model: Model = key(meaning="the transformer")
     stack: StackKeys = key(meaning="the software that trains")
-    layout: LayoutRequest = key(meaning="what of the layout is pinned")
+    layout: LayoutRequest = key(meaning="the pinned part of the layout")
     training: Training = key(name="train", meaning="what speed, memory and the loss depend on")
     train: TrainOptions = key(name="train", meaning="how long and how to train")
-    recipe: RecipeOptions = key(choose=recipe_class, meaning="the job that runs where script is null")
+    recipe: RecipeOptions = key(choose=recipe_class, meaning="the job that runs if script is null")
     launch: LaunchSettings = key(name="launch", meaning="how ranks are started and kept alive")
-    slurm: SlurmSettings | None = key(name="launch", choose=_slurm, meaning="what a Slurm site needs to know")
+    slurm: SlurmSettings | None = key(name="launch", choose=_slurm, meaning="settings of a Slurm site")
     ssh: SshSettings | None = key(name="launch", choose=_ssh, meaning="which hosts, and how ssh gets there")
     tracking: TrackingOptions = key(meaning="where metrics go")
 
@@ -70,19 +70,19 @@ class Configuration:
     )
     run_dir: str | None = key(None, verbatim=True, meaning="the run's folder; null: runs/<recipe>-<UTC time>")
     script: str | None = key(
-        None, verbatim=True, meaning="a torchrun-compatible script of yours, instead of the recipe"
+        None, verbatim=True, meaning="your own torchrun-compatible script, instead of the recipe"
     )
     module: str | None = key(
-        None, verbatim=True, example="pkg.train", meaning="a module of yours, as `python -m` runs it"
+        None, verbatim=True, example="pkg.train", meaning="your own module, run as by `python -m`"
     )
     program: str | None = key(
-        None, verbatim=True, example="./run.sh", meaning="a program of yours of any kind; each rank executes it"
+        None, verbatim=True, example="./run.sh", meaning="your own program of any kind; each rank executes it"
     )
     plan: str | None = key(
-        None, verbatim=True, example="best.json", meaning="a plan that is there already, by its file or its folder"
+        None, verbatim=True, example="best.json", meaning="an existing plan: its file or its folder"
     )
     save: str | None = key(
-        None, verbatim=True, example="best.json", meaning="file that `launcher plan` writes its best plan to"
+        None, verbatim=True, example="best.json", meaning="file to which `launcher plan` writes its best plan"
     )
     dry_run: bool = key(False, meaning="print what would run, start nothing")
     top: int = key(10, unit="plans", minimum=1, meaning="how many plans to show")
@@ -99,29 +99,29 @@ class Configuration:
 
     @property
     def program_kind(self) -> str:
-        """What runs: the key of the user's own program, or a recipe."""
+        """The kind of program: the key of the user's own, or a recipe."""
         return next((name for name in PROGRAM_KEYS if getattr(self, name) is not None), RECIPE)
 
     @property
     def own_program(self) -> Program | None:
-        """The user's own program, as named; None where the recipe runs."""
+        """The user's own program, as named; None if the recipe runs."""
         kind = self.program_kind
         return None if kind == RECIPE else Program(kind=kind, target=getattr(self, kind))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One command's input: the job, the layout as asked for, every key as a value, and the data that was given."""
+    """One command's input: the job, the requested layout, the value of every key, and the given data."""
 
     job: Job
     request: LayoutRequest
     options: Configuration
     given: Mapping[str, Any]
-    notes: tuple[str, ...] = ()  # what the user should know about where it comes from
+    notes: tuple[str, ...] = ()  # for the user, about the sources of these settings
 
     @cached_property
     def run_options(self) -> RunOptions:
-        """What a plan of this job carries in addition to its layout; a program as the user named it."""
+        """The options that a plan of this job stores with its layout; the program as the user named it."""
         options = self.options
         return RunOptions(
             asked=options.layout,
@@ -135,18 +135,18 @@ class Settings:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The whole configuration as plain data, defaults included."""
+        """The whole configuration as plain data, including defaults."""
         return with_defaults(self.given)
 
 
 def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
-    """Typed values of a resolved configuration; raises InputError with everything that is wrong."""
+    """Return typed values of a resolved configuration; raises InputError with everything that is wrong."""
     options = read(Configuration, _with_counts(_with_dtype(given)))
     _check_one_program(options)
     engine = options.training.engine
     if options.stack.name != OWN and engine != "torch":
         raise InputError(
-            f"train.engine={engine} is one of the launcher's own engines, and stack={options.stack.name} is another "
+            f"train.engine={engine} is one of the launcher's own engines, but stack={options.stack.name} is different "
             "software: set train.engine=torch, or stack=launcher"
         )
     job = Job(options.cluster, options.model, options.training, options.stack.stack(engine=engine))
@@ -165,7 +165,7 @@ def _with_dtype(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_counts(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`launch.nproc_per_node` and `launch.nnodes` are the cluster's numbers of GPUs and nodes for this job."""
+    """Apply `launch.nproc_per_node` and `launch.nnodes`: they replace the cluster's sizes for this job."""
     launch, cluster = given.get("launch") or {}, given.get("cluster") or {}
     if not isinstance(launch, Mapping) or not isinstance(cluster, Mapping):
         return given
@@ -178,23 +178,23 @@ def _with_counts(given: Mapping[str, Any]) -> Mapping[str, Any]:
 def _check_one_program(options: Configuration) -> None:
     given = [f"{name}={value}" for name in PROGRAM_KEYS if (value := getattr(options, name))]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} are given, and a run has one program: leave out all but one")
+        raise InputError(f"{' and '.join(given)} are given, but a run has one program: leave out all but one")
 
 
 def request_on(cluster: Cluster, asked: LayoutRequest) -> LayoutRequest:
-    """What was asked for; where it pins no degree, a default layout that fills the cluster does."""
+    """Return the request; if it pins no degree, use a default layout that fills the cluster."""
     degrees: dict[str, Any] = dict(cluster.default_layout)
     free = all(getattr(asked, degree) is None for degree in DEGREES)
     return replace(asked, **degrees) if free and degrees and prod(degrees.values()) == cluster.max_ranks else asked
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain data of every key: as given, else its default."""
+    """Return plain data with every key: as given, else its default."""
     return merged(defaults(Configuration, given), given)
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested groups of `below` with the values of `above` in place of its own."""
+    """Return the nested groups of `below`, overridden by the values of `above`."""
     found = dict(below)
     for name, value in above.items():
         inner = found.get(name)

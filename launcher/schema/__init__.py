@@ -5,8 +5,8 @@
         num_gpus: int = key(meaning="GPUs of a node", minimum=1)
         host_memory_bytes: int = key(0, name="host_memory_gib", unit="GiB", scale=GIB, meaning="memory of the host")
 
-`read` makes a value of what a user writes (names and units of the keys). `to_plain` and `from_plain` store any
-dataclass as JSON (names and units of the fields). Both are closed: a key that no field has is a problem.
+`read` makes a value from user input (names and units of the keys). `to_plain` and `from_plain` store any dataclass as
+JSON (names and units of the fields). Both are closed: a key without a field is an error.
 """
 
 from launcher.schema.keys import AUTO, REQUIRED, Entry, Key, defaults, entries, key, names, only_read, walk

@@ -1,4 +1,4 @@
-"""What a field says about its configuration key, and every key of a class."""
+"""Metadata that a field holds about its configuration key, and the list of a class's keys."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ REQUIRED = _Required()
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """The default, meaning and rule of one key, in the words and units of who writes it.
+    """The default, meaning and rule of one key, in the user's terms and units.
 
-    name: of the key, where the field has another.
+    name: of the key, if it differs from the field's.
     scale: the field is the key times this.
-    choices: allowed words, for the items of a list too.
+    choices: allowed words, also for the items of a list.
     names: allowed keys of a mapping.
-    auto: `auto` is allowed, and None in the field.
-    derived: `auto` is allowed, and the class's `from_keys` or `__post_init__` replaces it.
-    convert: makes the field of the key instead of its type's rule; raises ValueError with the rule ("must be …"), or
-        InputError with whole messages.
-    choose: the dataclass that reads a group with this data; None: the field is None. Raises ValueError as `convert`.
-    verbatim: the text of an override is the value, whatever signs are in it.
+    auto: `auto` is allowed; the field is then None.
+    derived: `auto` is allowed; the class's `from_keys` or `__post_init__` replaces it.
+    convert: makes the field's value from the key's, instead of the rule of its type; raises ValueError with the rule
+        ("must be …"), or InputError with whole messages.
+    choose: returns the dataclass that reads a group with this data; None: the field is None. Raises as `convert`.
+    verbatim: the text of an override is the value, whatever characters it contains.
     """
 
     default: Any = REQUIRED
@@ -57,18 +57,18 @@ class Key:
 
 
 def key(default: Any = REQUIRED, **rule: Any) -> Any:
-    """A dataclass field that is a configuration key; `Key` says what the arguments are. `meaning` is required."""
+    """Make a dataclass field that is a configuration key; see `Key` for the arguments. `meaning` is required."""
     made = Key(default=default, **rule)
     return field(metadata={_METADATA: made}, **_python_default(made))
 
 
 def only_read(kind: Any, default: Any = None, **rule: Any) -> tuple[Any, Key]:
-    """A key that a class reads and does not keep: an item of its ClassVar `also_read`, for its `from_keys`."""
+    """Make a key that a class reads without a field: an item of its ClassVar `also_read`, for its `from_keys`."""
     return kind, Key(default=default, **rule)
 
 
 def _python_default(made: Key) -> dict[str, Any]:
-    """The default of the field, from that of the key."""
+    """Return the default of the field, from that of the key."""
     default = made.default
     if default is REQUIRED:
         return {}
@@ -93,15 +93,15 @@ class Entry:
     kind: Any
     optional: bool
     is_group: bool
-    kept: bool  # False: the class reads the key and has no field for it
-    absent: Any  # the field where the key is not given; REQUIRED where only the class can make it, or nobody
+    kept: bool  # False: the class reads the key but has no field for it
+    absent: Any  # the field's value without the key; REQUIRED if only the class can make it, or there is none
 
     @property
     def takes_auto(self) -> bool:
         return self.key.auto or self.key.derived
 
     def group_class(self, data: Any) -> type | None:
-        """The dataclass that reads this group when it has this data; raises ValueError where none can."""
+        """Return the dataclass that reads this group with this data; raises ValueError if none can."""
         if self.key.choose is None:
             kind: type = self.kind
             return kind
@@ -110,7 +110,7 @@ class Entry:
 
 @lru_cache(maxsize=256)
 def entries(cls: type) -> tuple[Entry, ...]:
-    """The keys of a dataclass, those that it reads without keeping them included."""
+    """Return the keys of a dataclass, including those that it reads without a field."""
     hints = get_type_hints(cls)
     kept = [(f.name, hints[f.name], f.metadata[_METADATA]) for f in fields(cls) if _METADATA in f.metadata]
     read = [(name, kind, rule) for name, (kind, rule) in getattr(cls, "also_read", {}).items()]
@@ -127,7 +127,7 @@ def _entry(name: str, kind: Any, rule: Key, *, absent: Any, kept: bool) -> Entry
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:
-    """A type without its None, and whether it had one."""
+    """Strip None from a type; also return whether it was there."""
     if get_origin(kind) not in (Union, UnionType):
         return kind, False
     rest = tuple(part for part in get_args(kind) if part is not NoneType)
@@ -135,7 +135,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def walk(cls: type, prefix: str = "", data: Any = None) -> Iterator[tuple[str, Entry]]:
-    """Every key of a class that takes a value, with its full name; groups as `data` chooses them."""
+    """Yield every key of a class that takes a value, with its full name; `data` chooses the classes of groups."""
     for entry in entries(cls):
         name = join(prefix, entry.name)
         if not entry.is_group:
@@ -151,12 +151,12 @@ def walk(cls: type, prefix: str = "", data: Any = None) -> Iterator[tuple[str, E
 
 
 def names(cls: type, prefix: str = "", data: Any = None) -> list[str]:
-    """The full names of all keys of a class that take a value."""
+    """Return the full names of all keys of a class that take a value."""
     return [name for name, _ in walk(cls, prefix, data)]
 
 
 def defaults(cls: type, data: Any = None) -> dict[str, Any]:
-    """What a user would write to get the default of every key that has one."""
+    """Return the defaults of all keys, as a user would write them."""
     found: dict[str, Any] = {}
     for name, entry in walk(cls, "", data):
         value = entry.key.default
@@ -176,5 +176,5 @@ def _copied(value: Any) -> Any:
 
 
 def join(prefix: str, name: Any) -> str:
-    """The name of a key in a group, as a user writes it."""
+    """Return the full name of a key in a group."""
     return f"{prefix}.{name}" if prefix else str(name)

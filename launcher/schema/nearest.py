@@ -1,4 +1,4 @@
-"""What a misspelt name was probably meant to be."""
+"""Suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 
 def unknown_key(name: str, known: Sequence[str]) -> str:
-    """The message for a key or a choice that does not exist, with the nearest that do, else with those of its group."""
+    """Return the message for an unknown key or choice, with the nearest known ones, else with those of its group."""
     close = nearest(name, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(_siblings(name, known).values())}"
     return f"{name} is not a known key: {hint}"
 
 
 def nearest(name: str, known: Sequence[str]) -> list[str]:
-    """At most two names like this one, by their last components first: equal, alike in its group, alike in any."""
+    """Return at most two similar names, by last component: equal, similar in the same group, similar in any group."""
     last = name.rpartition(".")[2]
     equal = [k for k in known if k.rpartition(".")[2] == last]
     if equal:
@@ -25,7 +25,7 @@ def nearest(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _siblings(name: str, known: Sequence[str]) -> dict[str, str]:
-    """Keys and groups of the group that a name is in, in full by last component; of the whole where there is none."""
+    """Map last components to full names of the keys in the name's group; of all keys if there is no such group."""
     parent = name.rpartition(".")[0]
     prefix = f"{parent}." if parent and any(k.startswith(f"{parent}.") for k in known) else ""
     lasts = dict.fromkeys(k.removeprefix(prefix).partition(".")[0] for k in known if k.startswith(prefix))

@@ -1,4 +1,4 @@
-"""Dataclasses as plain data that JSON can store, and back."""
+"""Convert dataclasses to plain data for JSON, and back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from launcher.text import printable
 
 _T = TypeVar("_T")
 _WRONG = object()
-MOST_PROBLEMS = 10  # of one document, that a message names
+MOST_PROBLEMS = 10  # of one document, listed in a message
 LONGEST_SHOWN = 100  # characters of a name or value in a message
-LARGEST = 2**63 - 1  # of whole numbers; arithmetic on longer ones takes for ever
+LARGEST = 2**63 - 1  # of whole numbers; arithmetic on longer ones takes forever
 
 
 def to_plain(value: Any) -> Any:
-    """A dataclass, or what one holds, as plain data; a member of an Enum is its name."""
+    """Convert a dataclass, or a value in one, to plain data; a member of an Enum becomes its name."""
     if is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -36,11 +36,11 @@ def to_plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{type(value).__name__} has no plain form")
+    raise TypeError(f"{type(value).__name__} cannot be stored as plain data")
 
 
 def from_plain(cls: type[_T], data: Any, prefix: str = "") -> _T:
-    """The inverse of `to_plain`; raises InputError with every problem: a key too many or too few, a wrong type.
+    """The inverse of `to_plain`; raises InputError with every problem: extra or missing keys, wrong types.
 
     `prefix` names the data in messages.
     """
@@ -112,7 +112,7 @@ def _scalar(kind: type, data: Any) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if kind is int and isinstance(data, float) and data.is_integer() and abs(data) <= LARGEST:
-        return int(data)  # a size that was written in another unit
+        return int(data)  # a size written in another unit
     return data if isinstance(data, kind) and (kind is bool or not isinstance(data, bool)) else _WRONG
 
 

@@ -1,4 +1,4 @@
-"""The one reader of configuration: a frozen value of a group of keys, or every problem in it."""
+"""The reader of configuration: turns a group of keys into a frozen value, or reports every problem in it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from launcher.schema.keys import AUTO, REQUIRED, Entry, Key, entries, join, name
 from launcher.schema.nearest import unknown_key
 
 _T = TypeVar("_T")
-UNSET = "???"  # how YAML says that a key has no value yet
-MOST = 10**9  # of any whole number without a maximum of its own: what is above is a slip of the finger
+UNSET = "???"  # YAML's mark for a key without a value
+MOST = 10**9  # of any whole number without its own maximum: a larger one is a typing error
 LARGEST = 10**30  # of any number
-_WRONG = object()  # in place of a value that had a problem
+_WRONG = object()  # replaces a value that had a problem
 NOUNS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 PLURALS = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
 
 
 def read(cls: type[_T], data: Any, prefix: str = "", *, siblings: Sequence[type] = ()) -> _T:
-    """A value of `cls` from a group of keys; raises InputError with every problem in it.
+    """Read a value of `cls` from a group of keys; raises InputError with every problem in it.
 
-    `prefix` is how the user names the group. `beside`: further classes whose keys may be in it.
+    `prefix` is the user's name of the group. `siblings`: other classes with keys in the same group.
     """
     reader = _Reader([], lambda: [name for each in (cls, *siblings) for name in names(each, prefix, data)])
     reader.closed((cls, *siblings), data, prefix)
@@ -37,10 +37,10 @@ def read(cls: type[_T], data: Any, prefix: str = "", *, siblings: Sequence[type]
 @dataclass(frozen=True)
 class _Reader:
     problems: list[str]
-    known: Callable[[], list[str]]  # the names of all keys, for those that are unknown
+    known: Callable[[], list[str]]  # the names of all keys, to suggest one for an unknown key
 
     def closed(self, classes: Sequence[type], data: Any, prefix: str, *, example: str | None = None) -> None:
-        """Report what is no group, and what is a key of none of these classes. `example`: how the group is given."""
+        """Report data that is not a group, and unknown keys. `example`: how to write the group."""
         if not isinstance(data, Mapping):
             self.wrong(prefix, data, "must be a group of keys" + (f": {example}" if example else ""))
             return
@@ -51,7 +51,7 @@ class _Reader:
             self.problems.extend(unknown_key(leaf, known) for leaf in unknown)
 
     def made(self, cls: type, data: Any, prefix: str) -> Any:
-        """The value of one class from a group, which others may share."""
+        """Make the value of one class from a group, which other classes may share."""
         if not isinstance(data, Mapping):
             return _WRONG
         before = len(self.problems)
@@ -66,7 +66,7 @@ class _Reader:
             return _WRONG
 
     def entry(self, entry: Entry, cls: type, data: Mapping[str, Any], prefix: str) -> Any:
-        """The field of one key; REQUIRED where only the dataclass can make its default."""
+        """Return the field's value of one key; REQUIRED if only the dataclass can make its default."""
         if not entry.is_group and entry.name not in data and entry.key.default is not REQUIRED:
             return entry.absent
         name, given = join(prefix, entry.name), data.get(entry.name, UNSET)
@@ -78,7 +78,7 @@ class _Reader:
         return _WRONG
 
     def subgroup(self, entry: Entry, cls: type, data: Any, name: str) -> Any:
-        """A group in this one; fields of the same key share it."""
+        """Read a nested group; fields with the same key share it."""
         sharing = [other for other in entries(cls) if other.name == entry.name]
         try:
             chosen = [other.group_class(data) for other in sharing]
@@ -102,7 +102,7 @@ class _Reader:
                 return rule.convert(value)
             except ValueError as error:
                 return self.wrong(name, value, str(error))
-            except InputError as error:  # messages that are whole: they name the key, and may keep the value secret
+            except InputError as error:  # complete messages: they name the key, and may hide the value
                 self.problems.extend(error.problems)
                 return _WRONG
         found = _typed(entry.kind, rule, value)
@@ -114,7 +114,7 @@ class _Reader:
 
 
 def _typed(kind: Any, rule: Key, value: Any) -> Any:
-    """The value as the field holds it, or _WRONG."""
+    """Return the field's value, or _WRONG."""
     origin = get_origin(kind)
     if origin is tuple:
         if not isinstance(value, list | tuple) or (rule.choices and not value):
@@ -155,7 +155,7 @@ def _number(kind: type, rule: Key, value: Any) -> Any:
 
 
 def rule_text(entry: Entry, value: Any = None) -> str:
-    """What a value must be, as a message says it: `must be a whole number, at least 1, or auto`."""
+    """Return the rule of a key for a message: `must be a whole number, at least 1, or auto`."""
     rule, kind = entry.key, entry.kind
     words = [*(rule.choices or ()), *([AUTO] if entry.takes_auto else [])]
     origin, arguments = get_origin(kind), get_args(kind)
@@ -176,7 +176,7 @@ def rule_text(entry: Entry, value: Any = None) -> str:
 
 
 def bounds_of(entry: Entry, value: Any = None) -> list[str]:
-    """The bounds of a number: `at least 1`, `below 1`; that of every number where this value is above it."""
+    """Return the bounds of a number: `at least 1`, `below 1`; also the general maximum if this value exceeds it."""
     rule = entry.key
     maximum = rule.maximum
     if maximum is None and isinstance(value, int | float) and value > MOST:
@@ -195,7 +195,7 @@ def _short(value: Any) -> str:
 
 
 def _leaves(value: Any, name: str) -> Iterator[str]:
-    """The full names of all values in an unknown group; its own where there are none."""
+    """Yield the full names of all values in an unknown group; its own name if there are none."""
     if isinstance(value, Mapping) and value:
         for inner, item in value.items():
             yield from _leaves(item, join(name, inner))
