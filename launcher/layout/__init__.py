@@ -1,4 +1,4 @@
-"""Degrees and their legality, the named rank grid, and where the ranks sit on a cluster."""
+"""Degrees and their legality, the named rank grid, and the placement of ranks on a cluster."""
 
 from launcher.layout.degrees import Layout, LayoutRequest
 from launcher.layout.grid import RankGrid

@@ -1,4 +1,4 @@
-"""The degrees of a layout: resolved (`Layout`) and as asked for, with some left to the search (`LayoutRequest`)."""
+"""The degrees of a layout: resolved (`Layout`), and as requested, with some left to the search (`LayoutRequest`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.schema import AUTO, key
 
-AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are cut out of data-parallel ones
+AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are parts of data-parallel groups
 DEFAULT_AXIS_ORDER = "tp-cp-dp-pp"
 RECOMPUTE_MODES = ("none", "selective", "op", "full")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1")
@@ -48,28 +48,28 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Ranks that ZeRO shards over."""
+        """Number of ranks over which ZeRO shards."""
         return self.shard_group or self.dp * self.cp
 
     @property
     def replicas(self) -> int:
-        """Groups of shards that hold the same."""
+        """Number of shard groups with the same content."""
         return self.dp * self.cp // self.shards
 
     @property
     def shard_span(self) -> tuple[int, int]:
-        """Neighbours along dp and along cp that shard together: cp is filled first."""
+        """Neighbours along dp and cp in a shard group; cp is filled first."""
         if self.shards % self.cp == 0:
             return self.shards // self.cp, self.cp
         return 1, self.shards if self.cp % self.shards == 0 else self.cp
 
     @property
     def sharding(self) -> int:
-        """The ZeRO stage, where there are ranks to shard over."""
+        """The ZeRO stage if there are ranks to shard over, else 0."""
         return self.zero_stage if self.shards > 1 else 0
 
     def num_micro_batches(self, global_batch: int) -> int:
-        """Micro-batches that one pipeline runs in a step."""
+        """Return the number of micro-batches that a pipeline runs per step."""
         return global_batch // (self.dp * self.micro_batch)
 
     def degree(self, axis: str) -> int:
@@ -77,7 +77,7 @@ class Layout:
         return found
 
     def brief(self) -> str:
-        """The layout in a few words: `tp8 pp8 dp24 mb1 v3 zero1 selective sp`."""
+        """The layout in short form: `tp8 pp8 dp24 mb1 v3 zero1 selective sp`."""
         parts = [f"tp{self.tp}", f"pp{self.pp}", f"dp{self.dp}"]
         parts += [f"cp{self.cp}"] if self.cp > 1 else []
         parts += [f"ep{self.ep}"] if self.ep > 1 else []
@@ -92,12 +92,12 @@ class Layout:
 
 
 def degree_variables(layout: Layout) -> dict[str, str]:
-    """The degrees as environment variables, for scripts that do not read the plan: in a run and in an export."""
+    """Return the degrees as environment variables, for scripts that do not read the plan."""
     return {f"LAUNCHER_{axis.upper()}": str(layout.degree(axis)) for axis in AXES}
 
 
 def checked_axis_order(value: Any) -> str:
-    """An axis order as it is; raises ValueError with the rule."""
+    """Return a valid axis order unchanged; raises ValueError with the rule."""
     if not isinstance(value, str) or sorted(value.split("-")) != sorted(AXES):
         raise ValueError(
             f"must name each of {', '.join(AXES)} once, joined by '-', fastest varying first: for example "
@@ -107,7 +107,7 @@ def checked_axis_order(value: Any) -> str:
 
 
 def checked_shard_group(value: Any) -> int | str:
-    """A shard group as it is; raises ValueError with the rule."""
+    """Return a valid shard group unchanged; raises ValueError with the rule."""
     if value in ("all", "node") or (type(value) is int and value > 0):
         return value  # type: ignore[no-any-return]
     raise ValueError("must be a number of ranks, node or all")
@@ -119,7 +119,7 @@ def _degree(meaning: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutRequest:
-    """What the user pinned, the keys of `layout.*`; None where the search decides."""
+    """The keys of `layout.*` as the user pinned them; None: the search decides."""
 
     tp: int | None = _degree("tensor parallel: ranks that share every layer")
     pp: int | None = _degree("pipeline parallel: ranks that divide the layers")
@@ -130,7 +130,7 @@ class LayoutRequest:
     micro_batch: int | None = key(AUTO, auto=True, minimum=1, unit="sequences", meaning="sequences of a micro-batch")
     zero_stage: int | None = key(
         AUTO, auto=True, unit="stage", minimum=0, maximum=3,
-        meaning="what data-parallel ranks shard: 1 optimizer states, 2 gradients too, 3 parameters too",
+        meaning="what data-parallel ranks shard: 1: optimizer states, 2: also gradients, 3: also parameters",
     )  # fmt: skip
     shard_group: int | str | None = key(
         AUTO, auto=True, unit="ranks", convert=checked_shard_group, example="8",
@@ -139,18 +139,18 @@ class LayoutRequest:
     )  # fmt: skip
     recompute: str | None = key(
         AUTO, auto=True, choices=RECOMPUTE_MODES,
-        meaning="activations computed again: none, selective (the attention core), op (all but the attention core "
+        meaning="activations to recompute: none, selective (the attention core), op (all but the attention core "
         "and every second product) or full (whole layers)",
     )  # fmt: skip
     recompute_fraction: float | None = key(
-        AUTO, auto=True, unit="1", above=0, maximum=1, meaning="of the layers, how many are computed again"
+        AUTO, auto=True, unit="1", above=0, maximum=1, meaning="fraction of the layers that are recomputed"
     )
     sequence_parallel: bool | None = key(
-        AUTO, auto=True, meaning="tensor-parallel ranks divide the activations between the matrix products"
+        AUTO, auto=True, meaning="tensor-parallel ranks shard the activations between the matrix products"
     )
     axis_order: str | None = key(
         AUTO, auto=True, convert=checked_axis_order, example=DEFAULT_AXIS_ORDER,
-        meaning="axes from the fastest varying with the rank to the slowest",
+        meaning="axes, from the fastest varying with the rank to the slowest",
     )  # fmt: skip
     schedule: str | None = key(AUTO, auto=True, choices=SCHEDULES, meaning="order of a pipeline's micro-batches")
     layer_split: tuple[int, ...] | None = key(
@@ -159,6 +159,6 @@ class LayoutRequest:
     tp_across_domains: bool = key(False, meaning="tensor parallelism may leave the NVSwitch domain")
 
     def pinned(self) -> dict[str, object]:
-        """The keys that the user fixed, with their values."""
+        """Return the keys that the user pinned, with their values."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tp_across_domains"}
         return {name: value for name, value in values.items() if value is not None}

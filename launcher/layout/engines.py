@@ -1,8 +1,8 @@
-"""What training software cannot do, or does wrong without an error. Torch-free: consulted before anything starts.
+"""Layouts and jobs that training software cannot run, or silently trains wrong. Torch-free: checked before any start.
 
-`engine_problems` holds for whoever uses the engine, and is part of a layout's legality. `stack_problems` holds for
-what the stack `launcher` is to train itself, whichever recipe asks for it: an estimate of another layout may be asked
-for all the same. `job_problems` are those that no layout avoids.
+`engine_problems` applies to every user of the engine and is part of a layout's legality. `stack_problems` applies to
+what the stack `launcher` trains itself, with any recipe; other layouts can still be estimated. `job_problems` are
+those that no layout avoids.
 
 Each rule was found by training: torch 2.13.0 and DeepSpeed 0.19.8 against one process, SGD with clipping, on CPU.
 """
@@ -21,12 +21,12 @@ Rule = Callable[[Job, Layout], Iterator[str]]
 
 
 def engine_problems(job: Job, layout: Layout) -> list[str]:
-    """Every reason why the engine of `job` cannot train `layout`, each with what is possible; empty when it can."""
+    """Return every reason why the engine of `job` cannot train `layout`, with the alternatives; empty if it can."""
     return [message for rule in ENGINES.get(job.training.engine, ()) for message in rule(job, layout)]
 
 
 def stack_problems(job: Job, layout: Layout) -> list[str]:
-    """Every reason why the software of `job` cannot run `layout`; nothing is known of software that is not ours."""
+    """Return every reason why our software cannot run `layout`; empty for other software, which is not checked."""
     if job.stack.name != OWN:
         return []
     rules = (*COMMON, *STACK_ENGINES.get(job.training.engine, ()))
@@ -34,20 +34,20 @@ def stack_problems(job: Job, layout: Layout) -> list[str]:
 
 
 def job_problems(job: Job) -> list[str]:
-    """Every reason why our engines cannot train `job` under any layout."""
+    """Return every reason why our engines cannot train `job` under any layout."""
     return [*_experts(job), *_numbers(job), *habit_problems(job)]
 
 
 def habit_problems(job: Job) -> list[str]:
-    """Every habit of the job's stack that our engines are not built with."""
+    """Return every property of the job's stack that our engines do not have."""
     return list(_habits(job))
 
 
 def _experts(job: Job) -> Iterator[str]:
     if job.model.num_experts:
         yield (
-            f"the launcher's engines train no mixture of experts ({job.model.name} has {job.model.num_experts}): "
-            "plan it only, or run your own script"
+            f"the launcher's engines cannot train mixtures of experts ({job.model.name} has {job.model.num_experts}): "
+            "only plan it, or run your own script"
         )
 
 
@@ -55,11 +55,11 @@ def _numbers(job: Job) -> Iterator[str]:
     if job.training.dtype == "fp16":
         yield "train.dtype=fp16 needs loss scaling, which the launcher's engines lack: set train.dtype=bf16 (or fp32)"
     if job.training.dropout:
-        yield f"train.dropout={job.training.dropout}: the launcher's engines train without: set it to auto or 0"
+        yield f"train.dropout={job.training.dropout}: the launcher's engines do not apply dropout: set it to auto or 0"
 
 
 def _habits(job: Job) -> Iterator[str]:
-    """A habit that was set by hand, and that the engines do not have."""
+    """Yield a problem for each property that the user set and the engines do not have."""
     built = stack_of(OWN, year=job.stack.year, engine=job.training.engine)
     for habit in (field.name for field in fields(built) if field.name not in ("name", "year")):
         asked, has = getattr(job.stack, habit), getattr(built, habit)
@@ -91,7 +91,7 @@ def _recompute(job: Job, layout: Layout) -> Iterator[str]:
 def _shard_group(job: Job, layout: Layout) -> Iterator[str]:
     if layout.shard_group and layout.sharding and layout.cp > 1:
         yield (
-            f"layout.shard_group={layout.shard_group} does not go with layout.cp={layout.cp} here: set layout.cp=1, or "
+            f"layout.shard_group={layout.shard_group} does not work with layout.cp={layout.cp}: set layout.cp=1, or "
             "layout.shard_group=all, which shards over dp × cp"
         )
     if layout.shard_group and layout.sharding and job.training.engine == "deepspeed":
@@ -129,9 +129,9 @@ def _deepspeed_pipeline(job: Job, layout: Layout) -> Iterator[str]:
     if layout.pp == 1:
         return
     if layout.zero_stage == 0:
-        # Its norm counts the first stage only (0.2102 told, 0.5589 true): losses drift by 5e-2 in ten steps, no error.
+        # Its norm covers only the first stage (0.2102 reported, 0.5589 true): losses drift by 5e-2 in ten steps.
         yield (
-            "DeepSpeed's pipeline with ZeRO-0 clips by the norm of the first stage alone and so trains wrong: "
+            "DeepSpeed's pipeline with ZeRO-0 clips by the norm of the first stage only and trains wrong: "
             "set layout.zero_stage=1, layout.pp=1, or train.engine=torch"
         )
     elif layout.zero_stage > 1:
@@ -141,7 +141,7 @@ def _deepspeed_pipeline(job: Job, layout: Layout) -> Iterator[str]:
         )
     if layout.schedule != "1f1b" or layout.virtual_stages > 1:
         yield (
-            f"DeepSpeed's pipeline knows 1f1b only, not {layout.schedule} with {layout.virtual_stages} virtual stages: "
+            f"DeepSpeed's pipeline has only 1f1b, not {layout.schedule} with {layout.virtual_stages} virtual stages: "
             "set layout.schedule=1f1b and layout.virtual_stages=1, or train.engine=torch"
         )
 
@@ -150,7 +150,7 @@ def _deepspeed_numbers(job: Job, layout: Layout) -> Iterator[str]:
     if job.training.dtype == "bf16" and layout.zero_stage == 0 and layout.pp == 1:
         # Its optimizer takes one real step on zero gradients first, so that Adam's bias correction is off by one step.
         yield (
-            "DeepSpeed with bf16 and ZeRO-0 starts Adam one step late and so trains wrong: "
+            "DeepSpeed with bf16 and ZeRO-0 starts Adam one step late and trains wrong: "
             "set layout.zero_stage=1, train.dtype=fp32, or train.engine=torch"
         )
     if job.training.offload_optimizer and layout.zero_stage == 0:
@@ -163,12 +163,12 @@ def _deepspeed_numbers(job: Job, layout: Layout) -> Iterator[str]:
 def _deepspeed_sequence(job: Job, layout: Layout) -> Iterator[str]:
     if layout.cp > 1:
         yield (
-            f"layout.cp={layout.cp}: the DeepSpeed engine has no context parallelism here: "
+            f"layout.cp={layout.cp}: our DeepSpeed engine has no context parallelism: "
             "set layout.cp=1, or train.engine=torch"
         )
     if layout.sequence_parallel:
         yield (
-            "the DeepSpeed engine has no sequence parallelism here: "
+            "our DeepSpeed engine has no sequence parallelism: "
             "set layout.sequence_parallel=false, or train.engine=torch"
         )
 

@@ -14,7 +14,7 @@ from launcher.layout.degrees import Layout, checked_axis_order
 class RankGrid:
     """Ranks 0 … size-1 laid out over named axes; `axes[0]` varies fastest with the rank.
 
-    The axis `ep` is no axis of its own: an expert group is `ep` neighbours along `dp`.
+    `ep` is not a separate axis: an expert group is `ep` neighbours along `dp`.
     """
 
     axes: tuple[str, ...]
@@ -23,7 +23,7 @@ class RankGrid:
 
     @classmethod
     def of(cls, layout: Layout) -> RankGrid:
-        """The grid of a layout, axes in its `axis_order`."""
+        """Return the grid of a layout, with axes in its `axis_order`."""
         axes = tuple(layout.axis_order.split("-"))
         return cls(axes, tuple(layout.degree(axis) for axis in axes), layout.ep)
 
@@ -33,7 +33,7 @@ class RankGrid:
 
     @cached_property
     def strides(self) -> dict[str, int]:
-        """How far apart in rank two neighbours along an axis are."""
+        """Distance in rank between neighbours along each axis."""
         strides = {axis: prod(self.degrees[:i]) for i, axis in enumerate(self.axes)}
         return strides | ({"ep": strides["dp"]} if "dp" in strides else {})
 
@@ -41,21 +41,21 @@ class RankGrid:
         return self.ep if axis == "ep" else self.degrees[self.axes.index(axis)]
 
     def coordinate(self, rank: int) -> dict[str, int]:
-        """The place of `rank` along every axis."""
+        """Return the coordinate of `rank` along every axis."""
         return {axis: rank // self.strides[axis] % degree for axis, degree in zip(self.axes, self.degrees, strict=True)}
 
     def rank(self, **coordinate: int) -> int:
-        """The rank at a coordinate; axes that are not named count as 0."""
+        """Return the rank at a coordinate; omitted axes are 0."""
         return sum(self.strides[axis] * index for axis, index in coordinate.items())
 
     def group(self, axis: str, rank: int) -> tuple[int, ...]:
-        """The ranks that differ from `rank` along `axis` only, in axis order."""
+        """Return the ranks that differ from `rank` only along `axis`, in axis order."""
         stride, degree = self.strides[axis], self.degree(axis)
         first = rank - (rank // stride % degree) * stride
         return tuple(range(first, first + degree * stride, stride))
 
     def groups(self, axis: str) -> Iterator[tuple[int, ...]]:
-        """Every group of `axis`, by first rank; together they partition the world."""
+        """Yield every group of `axis`, by first rank; together they partition the world."""
         stride = self.strides[axis]
         for block in range(0, self.size, stride * self.degree(axis)):
             for first in range(block, block + stride):
@@ -63,7 +63,7 @@ class RankGrid:
 
 
 def axis_order_problem(axis_order: str) -> str | None:
-    """What is wrong with an axis order, or None."""
+    """Return the problem of an axis order, or None."""
     try:
         checked_axis_order(axis_order)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What is to be trained on what: the values that planning takes besides the layout."""
+"""The input of planning except the layout: model, training, software and cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher.stacks import Stack, stack_of
 
 @dataclass(frozen=True)
 class Job:
-    """A model, trained in a certain way by a certain software, on a cluster."""
+    """A model with its training settings, training software and cluster."""
 
     cluster: Cluster
     model: Model

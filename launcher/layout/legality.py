@@ -1,4 +1,4 @@
-"""Which layouts are legal on a cluster for a model: every broken rule is told, not just the first."""
+"""Legality of a layout for a model on a cluster: every broken rule is reported, not just the first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.layout.split import interleaves
 
 
 class Problem(NamedTuple):
-    """A broken rule: its short name, under which layouts are counted, and the whole message for this layout."""
+    """A broken rule: its short name, used for counting, and the full message for this layout."""
 
     rule: str
     message: str
@@ -25,24 +25,24 @@ Rule = Callable[[Job, Layout], Iterator[Problem]]
 
 
 def problems(job: Job, layout: Layout) -> list[str]:
-    """Every rule that `layout` breaks, as messages; empty when it is legal."""
+    """Return a message for every rule that `layout` breaks; empty if it is legal."""
     return [problem.message for problem in broken_rules(job, layout)]
 
 
 def broken_rules(job: Job, layout: Layout) -> list[Problem]:
-    """Every rule that `layout` breaks; empty when it is legal."""
+    """Return every rule that `layout` breaks; empty if it is legal."""
     basic = [*_positive(job, layout), *_names(job, layout)]
     return basic or [problem for rule in RULES for problem in rule(job, layout)]
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending."""
+    """Return all divisors, ascending."""
     low = [d for d in range(1, int(number**0.5) + 1) if number % d == 0]
     return low + [number // d for d in reversed(low) if d * d != number]
 
 
 def tensor_parallel_choices(job: Job, *, across_domains: bool) -> list[int]:
-    """Every degree of tensor parallelism that the model's shape and the NVSwitch domains allow."""
+    """Return every degree of tensor parallelism that the model's shape and the NVSwitch domains allow."""
     shaped = [
         tp for tp in divisors(job.model.heads) if tp <= job.cluster.max_ranks and not list(_tensor_shape(job, tp))
     ]
@@ -110,7 +110,7 @@ def _tensor_shape(job: Job, tp: int) -> Iterator[Problem]:
 
 
 def _tensor(job: Job, layout: Layout) -> Iterator[Problem]:
-    """Each part of the model that tp splits must divide by it, and a group stays where NVLink reaches all of it."""
+    """Check that tp divides each part of the model that it splits, and that NVLink connects every group."""
     across = layout.tp_across_domains or job.cluster.node.is_mig
     allowed = None
     for rule, part in _tensor_shape(job, layout.tp):
@@ -140,7 +140,7 @@ def _tensor_domain(job: Job, layout: Layout) -> Iterator[Problem]:
 
 
 def _tensor_groups_inside(job: Job, layout: Layout) -> bool:
-    """Whether every tensor-parallel group stays in one domain; on a CPU node the domain is shared memory."""
+    """Return whether every tensor-parallel group is inside one domain; on a CPU node the domain is shared memory."""
     grid = RankGrid.of(layout)
     return Placement(job.cluster, grid).stays_in_domain("tp")
 
@@ -245,7 +245,7 @@ def _experts(job: Job, layout: Layout) -> Iterator[Problem]:
     if layout.ep > 1 and layout.dp % layout.ep:
         yield Problem(
             rule,
-            f"layout.ep={layout.ep} must divide dp={layout.dp}: expert groups are cut out of the data-parallel ones",
+            f"layout.ep={layout.ep} must divide dp={layout.dp}: expert groups are parts of the data-parallel groups",
         )
 
 

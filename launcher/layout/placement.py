@@ -1,4 +1,4 @@
-"""Where the ranks sit: rank → (node, GPU), and the slowest link that a group of ranks crosses."""
+"""Placement of ranks: rank → (node, GPU), and the slowest link that a group of ranks crosses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Link(IntEnum):
     SAME_GPU = 0
     NVLINK = 1
     PCIE = 2
-    LEAF = 3  # through NICs and leaf switches, each rail's traffic through one
+    LEAF = 3  # through NICs and leaf switches; the traffic of a rail uses one leaf
     SPINE = 4  # through NICs, leaves and the spine
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The GPU that a rank runs on: node of the plan, local GPU index there, and the local rank."""
+    """The GPU of a rank: node of the plan, local GPU index there, and the local rank."""
 
     node: int
     gpu: int
@@ -57,7 +57,7 @@ class Placement:
         return node * self.cluster.node.num_gpus + self.cluster.node.gpu_order.index(gpu)
 
     def domain(self, rank: int) -> tuple[int, int]:
-        """(node, index of the NVSwitch domain in it) of a rank."""
+        """Return (node, index of the NVSwitch domain in the node) of a rank."""
         node, local_rank = divmod(rank, self.cluster.node.num_gpus)
         return node, bisect_right(self._domain_ends, local_rank)
 
@@ -67,12 +67,12 @@ class Placement:
         return tuple(accumulate(len(domain) for domain in self.cluster.node.domains))
 
     def leaf(self, node: int) -> int:
-        """Leaf switch of a node of the plan, nodes filling leaves in order."""
+        """Return the leaf switch of a node; nodes fill leaves in order."""
         per_leaf = self.cluster.nodes_per_leaf
         return node // per_leaf if per_leaf else 0
 
     def link(self, a: int, b: int) -> Link:
-        """The link between two ranks."""
+        """Return the link between two ranks."""
         if a == b:
             return Link.SAME_GPU
         (node_a, domain_a), (node_b, domain_b) = self.domain(a), self.domain(b)
@@ -81,11 +81,11 @@ class Placement:
         return Link.LEAF if self.leaf(node_a) == self.leaf(node_b) and self.rail(a) == self.rail(b) else Link.SPINE
 
     def rail(self, rank: int) -> int:
-        """The rail that a rank's NIC is on."""
+        """Return the rail of a rank's NIC."""
         return self.cluster.rail(rank % self.cluster.node.num_gpus)
 
     def slowest_link(self, ranks: Iterable[int]) -> Link:
-        """The slowest link that rings over `ranks` cross: they stay on a rail that all of their nodes have ranks on."""
+        """Return the slowest link of rings over `ranks`: they use a rail on which all of their nodes have ranks."""
         nodes = set()
         domains = set()
         members = list(ranks)
@@ -101,7 +101,7 @@ class Placement:
         return Link.LEAF if one_leaf and common_rails(self.cluster, members)[0] else Link.SPINE
 
     def axis_link(self, axis: str) -> Link:
-        """The slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`."""
+        """Return the slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`."""
         if self.grid.degree(axis) == 1:
             return Link.SAME_GPU
         if self.stays_in_domain(axis):
@@ -118,36 +118,36 @@ class Placement:
         return Link.LEAF if shared else Link.SPINE
 
     def stays_in_domain(self, axis: str) -> bool:
-        """Whether every group of `axis` is inside one NVSwitch domain."""
+        """Return whether every group of `axis` is inside one NVSwitch domain."""
         return not any(self._parts(axis, end) for end in self._domain_ends)
 
     def _parts(self, axis: str, boundary: int) -> bool:
-        """Whether a boundary before rank `boundary` (and its multiples) parts the members of some group.
+        """Return whether a boundary before rank `boundary` (and its multiples) splits some group.
 
-        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d, so a boundary parts some
-        group exactly when it is not a multiple of s × d: no group needs to be listed.
+        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d, so a boundary splits
+        some group exactly if it is not a multiple of s × d: no group needs to be enumerated.
         """
         degree = self.grid.degree(axis)
         return degree > 1 and boundary < self.grid.size and boundary % (self.grid.strides[axis] * degree) != 0
 
 
 def rails_of_groups(cluster: Cluster, *, ranks: int, stride: int, world: int) -> tuple[bool, int]:
-    """Of the groups of `ranks` ranks `stride` apart that tile a world: whether the nodes of each have ranks on a common
-    rail, and on how many rails its ranks of one node are at most.
+    """For groups of `ranks` ranks `stride` apart that tile a world: return whether the nodes of each group have ranks
+    on a common rail, and the largest number of rails that a group uses on one node.
     """
     per_node = cluster.node.num_gpus
     if cluster.rails == 1 or stride % per_node == 0:
         return True, 1
     blocks = range(0, min(world, lcm(ranks * stride, per_node)), ranks * stride)
     firsts = {(block + first) % per_node for block in blocks for first in range(stride)}
-    period = per_node // gcd(stride, per_node)  # ranks of a group after which its GPUs repeat: two periods show all
+    period = per_node // gcd(stride, per_node)  # ranks after which a group's GPUs repeat: two periods cover all
     shown = min(ranks, 2 * period + ranks % period)
     found = [common_rails(cluster, range(first, first + shown * stride, stride)) for first in firsts]
     return all(shared for shared, _ in found), max(rails for _, rails in found)
 
 
 def common_rails(cluster: Cluster, ranks: Iterable[int]) -> tuple[bool, int]:
-    """Whether the nodes of a group have ranks on a common rail, and on how many rails those of a node are at most."""
+    """Return whether the nodes of a group have ranks on a common rail, and the most rails that it uses on one node."""
     by_node: dict[int, set[int]] = {}
     for rank in ranks:
         node, local_rank = divmod(rank, cluster.node.num_gpus)

@@ -1,4 +1,4 @@
-"""From what the user pinned to one whole layout: every key that was left open takes its plain value."""
+"""Complete a layout request: every open key takes its default."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from launcher.layout.split import balanced_split
 
 
 def plain_layout(job: Job, request: LayoutRequest) -> Layout:
-    """The layout that `request` pins, open degrees 1, `dp` filling the cluster, no recomputation, ZeRO off.
+    """Return the layout that `request` pins; open degrees are 1, `dp` fills the cluster, no recomputation, no ZeRO.
 
-    Sequence parallelism over one rank shards nothing, and is taken as off: published sweeps name it so.
-    Not searched and not checked: `layout.legality.problems` says whether it is legal.
+    Sequence parallelism over one rank has no effect and counts as off: published sweeps use it so.
+    The layout is not checked: `layout.legality.problems` says whether it is legal.
     """
     tp, pp, cp = request.tp or 1, request.pp or 1, request.cp or 1
     stages = request.virtual_stages or 1
@@ -41,19 +41,19 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
 
 
 def resolved_shard_group(job: Job, asked: int | str | None, *, tp: int, ranks: int) -> int:
-    """`shard_group` as a number of the `ranks` of dp × cp, 0 for all; a node holds those besides its tp ranks."""
+    """Return `shard_group` as a number of the `ranks` of dp × cp, 0 for all; on a node, tp ranks share the GPUs."""
     if asked == "node":
         asked = max(1, job.cluster.node.num_gpus // tp)
     return 0 if asked in (None, "all") or int(asked) >= ranks else int(asked)
 
 
 def default_schedule(virtual_stages: int) -> str:
-    """1F1B, or its interleaved form with several stages a rank."""
+    """Return 1F1B, or its interleaved form for several stages per rank."""
     return "interleaved" if virtual_stages > 1 else "1f1b"
 
 
 def with_layer_split(job: Job, layout: Layout) -> Layout:
-    """`layout` with its layers spread over the stages, unless it already says how."""
+    """Return `layout` with a balanced layer split, unless it already has one."""
     stages = layout.pp * layout.virtual_stages
     if layout.layer_split or not 1 <= stages <= job.model.layers:
         return layout

@@ -1,4 +1,4 @@
-"""Layers over pipeline stages, balanced by cost: the embedding and the head weigh something too."""
+"""Split layers over pipeline stages, balanced by cost, including that of the embedding and the head."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def interleaves(layers: int, *, num_stages: int) -> bool:
 
 
 def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
-    """Layers of each stage, in pipeline order; sums to the model's layers, every stage at least one.
+    """Return the layers of each stage, in pipeline order, at least one each; they sum to the model's layers.
 
-    Equal where the layers divide evenly (the last stage then carries the head on top, as everywhere in the field).
-    Otherwise the stages that get one layer less are the last (it has the head), then the first (it has the
-    embedding), then from the end: BLOOM's 70 layers on 12 stages give 5, 6, …, 6, 5.
+    The split is equal if the layers divide evenly (the last stage then also has the head, as usual in the field).
+    Otherwise one layer less goes to the last stage (it has the head), then the first (it has the embedding), then
+    further ones from the end: BLOOM's 70 layers on 12 stages give 5, 6, …, 6, 5.
     """
     base, extra = divmod(model.layers, num_stages)
     counts = [base + 1] * num_stages if extra else [base] * num_stages
@@ -34,10 +34,10 @@ def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
 
 
 def split_by_cost(layers: int, *, num_stages: int, first_extra: float, last_extra: float) -> tuple[int, ...]:
-    """The split whose fullest stage costs least, every stage at least one layer; needs `num_stages` ≤ `layers`.
+    """Return the split that minimises the most expensive stage, at least one layer each; `num_stages` ≤ `layers`.
 
-    `first_extra` and `last_extra` are what the embedding and the head cost, in layers. Of equally good splits the one
-    that leaves most to the middle stages.
+    `first_extra` and `last_extra` are the costs of the embedding and the head, in layers. Among equally good splits,
+    it is the one with most layers in the middle stages.
     """
     extras = [0.0] * num_stages
     extras[0] += first_extra

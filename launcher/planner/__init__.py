@@ -1,4 +1,4 @@
-"""Search over layouts, the reasons for what was chosen and rejected, and the plan record."""
+"""The search over layouts, the reasons for its choices, and the plan record."""
 
 from launcher.planner.record import Plan, read_plan, write_plan
 

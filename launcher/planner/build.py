@@ -1,4 +1,4 @@
-"""From a job and what its user pinned to the plan that is written down."""
+"""Build the plan of a job and a layout request."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from launcher.planner.record import Plan, RunOptions
 from launcher.planner.search import search
 from launcher.planner.space import Refuse
 
-COMPARED = 3  # how many of the next best the reasons speak about
+COMPARED = 3  # number of runners-up in the reasons
 
 
 def make_plan(
     job: Job, request: LayoutRequest, options: RunOptions, *, to_run: bool = False, refuse: Refuse | None = None
 ) -> Plan:
-    """The best plan of a search; raises InputError where nothing is legal and NoLayoutFits where nothing fits.
+    """Return the best plan of a search; raises InputError if no layout is legal, and NoLayoutFits if none fits.
 
-    With `to_run` also where the recipe of `options` is another software than the one that is planned for, or cannot
-    train the job. `refuse` takes the place of what that software cannot run.
+    With `to_run` it also raises InputError if the recipe of `options` uses other software than the planned stack, or
+    cannot train the job. `refuse` replaces the check of what that software cannot run.
     """
     if to_run:
         check_recipe_runs(job, options)
@@ -34,35 +34,35 @@ def make_plan(
 
 
 def limits(job: Job, options: RunOptions) -> Refuse | None:
-    """What the software of the recipe cannot run; None for a script or another stack."""
+    """Return the check of what the recipe's software cannot run; None for a script or another stack."""
     return stack_problems if _recipe_stack(options) == job.stack.name else None
 
 
 def check_recipe_runs(job: Job, options: RunOptions) -> None:
-    """Raise InputError where the recipe cannot train the job, whatever its layout."""
+    """Raise InputError if the recipe cannot train the job with any layout."""
     trains = _recipe_stack(options)
     if trains is None:
         return
     if trains != job.stack.name:
         name = options.recipe.name
         raise InputError(
-            f"stack={job.stack.name}: the recipe {name} is the stack {trains}, and would not run as planned: "
-            f"set stack={trains}, or run a script of yours with script=FILE"
+            f"stack={job.stack.name}: the recipe {name} uses the stack {trains} and would not run as planned: "
+            f"set stack={trains}, or run your own script with script=FILE"
         )
     if found := job_problems(job):
         raise InputError(found)
 
 
 def notes(job: Job, options: RunOptions) -> list[str]:
-    """What a reader of the plan must know of the software: which was assumed, and what it cannot train."""
+    """Return notes about the software for a reader of the plan: which was assumed, and what it cannot train."""
     trains = _recipe_stack(options)
     if trains == job.stack.name:
         return [f"cannot be run by the recipe {options.recipe.name}: {why}" for why in job_problems(job)]
     if options.program is not None:
-        return [f"the program is assumed to train as stack={job.stack.name} of {job.stack.year} does"]
+        return [f"the program is assumed to train like stack={job.stack.name} of {job.stack.year}"]
     return []
 
 
 def _recipe_stack(options: RunOptions) -> str | None:
-    """The stack that the recipe declares; None for a user's program, and for a recipe that trains nothing."""
+    """Return the stack that the recipe declares; None for a user's program or a recipe that trains nothing."""
     return options.recipe.stack if options.program is None else None

@@ -1,4 +1,4 @@
-"""What-if and right-sizing: the best plan on each of several clusters, and which of them the job needs."""
+"""What-if and right-sizing: compare the best plans on several clusters."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from launcher.planner.search import search
 from launcher.planner.space import Refuse
 
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
-SMALLER = 0.9  # of the memory: below this a GPU counts as a smaller one
-SPARE_MEMORY = 0.5  # below this share of a GPU's memory in use, a smaller one is worth a word
+SMALLER = 0.9  # a GPU with less than this fraction of the memory counts as smaller
+SPARE_MEMORY = 0.5  # if less than this fraction of a GPU's memory is used, mention smaller GPUs
 
 
 class Bill(NamedTuple):
-    """What training for so many tokens takes: days, GPU-hours, and USD where the price is known."""
+    """The cost of training for a number of tokens: days, GPU-hours, and USD if the price is known."""
 
     tokens: float
     days: float
@@ -32,10 +32,10 @@ class Bill(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """The best plan on one cluster; `best` is None, and `note` says why, where there is none.
+    """The best plan on one cluster; if there is none, `best` is None and `note` says why.
 
     `jobs` run side by side (more than one on MIG slices); speed, GPU-hours and cost are those of one job.
-    `scaling`: speed per GPU relative to the smallest size of the same cluster; None where there is one size.
+    `scaling`: speed per GPU relative to the smallest size of the same cluster; None if there is only one size.
     Units: tokens/s, days, GPU-hours, USD.
     """
 
@@ -75,7 +75,7 @@ def compare(
     refuse: Refuse | None = None,
     what: str = "cluster",
 ) -> Comparison:
-    """The best plan of each case (label, job, what is pinned), with GPU-hours and cost for `tokens` training tokens.
+    """Plan each case (label, job, request), with GPU-hours and cost for `tokens` training tokens.
 
     `refuse`: what the software cannot run (`launcher.planner.search`).
     """
@@ -84,7 +84,7 @@ def compare(
 
 
 def resized(cluster: Cluster, num_gpus: int) -> Cluster:
-    """The same kind of cluster with `num_gpus` GPUs: whole nodes, or part of one; raises InputError otherwise."""
+    """Return the cluster with `num_gpus` GPUs: whole nodes, or part of one; raises InputError otherwise."""
     node = cluster.node
     if num_gpus < 1:
         raise InputError(f"sizes={num_gpus} must be at least 1 GPU")
@@ -125,7 +125,7 @@ def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None, ref
 
 
 def bill(plan: Candidate, tokens: float) -> Bill:
-    """What training for `tokens` tokens takes."""
+    """Return the cost of training for `tokens` tokens."""
     used, price = plan.layout.world_size, plan.estimate.cost_per_million_tokens
     seconds = tokens / (plan.estimate.tokens_per_s_per_gpu * used)
     cost = None if price is None else price * tokens / 1e6
@@ -133,7 +133,7 @@ def bill(plan: Candidate, tokens: float) -> Bill:
 
 
 def _with_scaling(rows: Sequence[Row]) -> list[Row]:
-    """Speed per GPU against the smallest size of the same cluster that has a plan, where there are several."""
+    """Add the speed per GPU relative to the smallest size of the same cluster with a plan, if there are several."""
     sizes: dict[str, list[Row]] = {}
     for row in sorted((row for row in rows if row.best), key=lambda row: row.num_gpus):
         sizes.setdefault(row.cluster.name, []).append(row)
@@ -151,7 +151,7 @@ def _per_gpu(row: Row) -> float:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Which cluster is fastest, which cheapest, whether an A100 is more than is needed, which GPUs are enough."""
+    """Say which cluster is fastest and cheapest, whether an A100 is more than needed, and which GPUs are enough."""
     planned = [row for row in rows if row.best]
     if len(planned) < 2:
         return []
@@ -169,7 +169,7 @@ def _price(row: Row) -> float | None:
 
 
 def _worth_an_a100(priced: Sequence[Row]) -> list[str]:
-    """The cheapest row, of whatever GPU, against the cheapest of whole A100s; `priced` is sorted by price."""
+    """Compare the cheapest row with the cheapest of whole A100s; `priced` is sorted by price."""
     whole = [row for row in priced if row.cluster.node.gpu.name.startswith("a100") and not row.cluster.node.is_mig]
     others = [row for row in priced if row not in whole]
     if not whole or not others:
@@ -188,7 +188,7 @@ def _worth_an_a100(priced: Sequence[Row]) -> list[str]:
 
 
 def _smaller(planned: Sequence[Row]) -> list[str]:
-    """Where plans leave most of the memory unused: the smaller GPUs of the comparison that hold the job too."""
+    """For plans that leave most of the memory unused, name the smaller GPUs that also fit the job."""
     verdicts = []
     for row in planned:
         if row.best is None or row.cluster.node.gpu.kind != "cuda":
@@ -200,13 +200,13 @@ def _smaller(planned: Sequence[Row]) -> list[str]:
         )
         if share < SPARE_MEMORY and smaller:
             verdicts.append(
-                f"{row.label} uses {share:.0%} of its GPUs' memory; smaller ones hold the job: {', '.join(smaller)}"
+                f"{row.label} uses {share:.0%} of its GPUs' memory; smaller ones fit the job: {', '.join(smaller)}"
             )
     return verdicts
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
-    """The document of a comparison: rows with the public names of an estimate, None where something is not known."""
+    """Return a comparison as a document: rows with the public names of an estimate; None: unknown."""
     return {
         "tokens": comparison.tokens,
         "what": comparison.what,

@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a plan: the one that our engine is given, and the one that is exported.
+"""The DeepSpeed configuration of a plan, used by our engine and by the export.
 
 Keys: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19).
 """
@@ -12,14 +12,14 @@ from launcher.planner.record import Plan
 
 
 def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
-    """DeepSpeed's configuration for `plan`; batch sizes per data-parallel rank, never `train_batch_size`.
+    """Return DeepSpeed's configuration for `plan`, with batch sizes per data-parallel rank, never `train_batch_size`.
 
-    Pipeline and tensor degrees have no key: the model code builds its stages, and an `mpu` answers for the groups.
+    Pipeline and tensor degrees have no key: the model code builds its stages, and an `mpu` provides the groups.
     """
     layout, training = plan.layout, plan.job.training
     zero: dict[str, Any] = {"stage": layout.zero_stage}
     if layout.zero_stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0  # shard small parameters too, as the plan counts them
+        zero["stage3_param_persistence_threshold"] = 0  # also shard small parameters, as the plan assumes
     if training.offload_optimizer and layout.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
@@ -28,7 +28,7 @@ def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
         "gradient_clipping": options.grad_clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's own optimizers, on the host too: no compiler at run time
+        "zero_force_ds_cpu_optimizer": False,  # torch's optimizers on the host too: no compiler needed at run time
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }

@@ -1,4 +1,4 @@
-"""The document of `launcher plan output=json`: its names are a public contract."""
+"""The document of `launcher plan output=json`; its names are a public contract."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from launcher.schema import to_plain
 
 
 def plans_document(result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> dict[str, Any]:
-    """`plans` best first with the reasons of each, counts of the rejected by reason, how many were considered; and
-    what they are plans of.
+    """Return `plans`, best first, with their reasons, counts of rejected layouts by reason, the number considered, and
+    the job.
     """
     plans = [
         {"layout": layout_data(candidate.layout), **estimate_data(candidate.estimate), "why": list(reasons)}
@@ -29,7 +29,7 @@ def plans_document(result: SearchResult, why: Sequence[Sequence[str]], *, second
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """As `plans_document`, of one plan that was made before: nothing is searched or rejected."""
+    """As `plans_document`, for one existing plan: nothing is searched or rejected."""
     one = {"layout": layout_data(plan.layout), **plan.estimate, "why": list(plan.why)}
     placed = placement_data(plan.job, plan.layout)
     return {"plans": [one], "rejected": {}, "searched": 0, "seconds": 0.0, **job_data(plan.job), "placement": placed}
@@ -45,7 +45,7 @@ def placement_data(job: Job, layout: Layout) -> dict[str, Any]:
 
 
 def job_data(job: Job) -> dict[str, Any]:
-    """What is planned for: cluster, model and stack as plan.json has them, a step's batch, the launcher's version."""
+    """Return the job: cluster, model and stack as in plan.json, the batch of a step, the launcher's version."""
     sequences, length = job.training.global_batch, job.model.seq_len
     batch = {"global_batch": sequences, "seq_len": length, "tokens": sequences * length, "dtype": job.training.dtype}
     named = {"cluster": job.cluster, "model": job.model, "stack": job.stack}
@@ -53,12 +53,12 @@ def job_data(job: Job) -> dict[str, Any]:
 
 
 def layout_data(layout: Layout) -> dict[str, Any]:
-    """Every key of a layout, resolved, as plain data."""
+    """Return every key of a resolved layout as plain data."""
     return {**asdict(layout), "layer_split": list(layout.layer_split)}
 
 
 def estimate_data(estimate: Estimate) -> dict[str, Any]:
-    """An estimate under its public names, as plain data; None where something is not known."""
+    """Return an estimate under its public names, as plain data; None: unknown."""
     data = {field.name: getattr(estimate, field.name) for field in fields(estimate)}
     return (
         data

@@ -1,4 +1,4 @@
-"""Reasons that a person can check: why the first choice is first, what the others do worse, which links are crossed."""
+"""Reasons that a user can check: why the first choice is best, where others are worse, which links are crossed."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ COMPARED_KEYS = (
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),
     *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
 )
-TIGHT = 0.95  # a chance of fitting below which a plan says so
-SHOWN = 3  # differences and alternatives that are worth a reader's time
+TIGHT = 0.95  # below this probability of fitting, the plan mentions it
+SHOWN = 3  # number of differences and alternatives to show
 
 
 def reasons(result: SearchResult, model: CostModel) -> list[tuple[str, ...]]:
-    """For each candidate: of the first, where its time goes and what is worse; of the others, what they do worse."""
+    """Explain each candidate: for the first, its time and the alternatives; for the others, where they are worse."""
     if not result.candidates:
         return []
     first, *others = result.candidates
@@ -56,7 +56,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
 
 
 def faster_elsewhere(result: SearchResult) -> Iterator[str]:
-    """The fastest layout that the software cannot run, where it would be faster than the first choice."""
+    """Yield the fastest layout that the software cannot run, if it would be faster than the first choice."""
     refused, best = result.refused, result.best
     if refused and refused.candidate.estimate.step_time_s < best.estimate.step_time_s:
         faster = slower(best.estimate, refused.candidate.estimate)
@@ -64,7 +64,7 @@ def faster_elsewhere(result: SearchResult) -> Iterator[str]:
 
 
 def where_time_goes(estimate: Estimate) -> str:
-    """The exposed parts of a step, largest first."""
+    """Describe the exposed parts of a step, largest first."""
     parts = sorted(exposed(estimate).items(), key=lambda item: -item[1])
     shares = [
         f"{label(name)} {share:.1%}" for name, seconds in parts if (share := seconds / estimate.step_time_s) >= 0.001
@@ -75,19 +75,19 @@ def where_time_goes(estimate: Estimate) -> str:
 
 
 def where_memory_goes(estimate: Estimate) -> str:
-    """Use of the worst rank against what the GPU leaves, and its largest parts."""
+    """Describe the memory use of the worst rank, its limit and its largest parts."""
     parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:SHOWN]
     largest = ", ".join(f"{label(name)} {format_bytes(size)}" for name, size in parts)
     used, usable = format_bytes(estimate.memory_bytes_per_gpu), format_bytes(estimate.usable_memory_bytes)
-    fits = f"it fits with a chance of {estimate.fit_probability:.0%}"
+    fits = f"it fits with a probability of {estimate.fit_probability:.0%}"
     tight = (
-        "" if estimate.fit_probability > TIGHT else f"; {fits}, leave more room with another layout or a smaller batch"
+        "" if estimate.fit_probability > TIGHT else f"; {fits}: leave more room with another layout or a smaller batch"
     )
     return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …){tight}"
 
 
 def links(job: Job, layout: Layout) -> Iterator[str]:
-    """What the groups of each axis cross."""
+    """Say which links the groups of each axis cross."""
     if job.cluster.node.is_mig:
         yield islands(job)
     placement = Placement(job.cluster, RankGrid.of(layout))
@@ -104,16 +104,16 @@ def links(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def islands(job: Job) -> str:
-    """How a cluster of MIG slices is used: its slices have no peer-to-peer."""
+    """Explain the use of a cluster of MIG slices: they have no peer-to-peer."""
     count = job.cluster.num_gpus
     return (
-        f"each MIG slice is an island of one GPU (slices have no peer-to-peer): this job runs on one slice, "
+        f"each MIG slice is a separate GPU (slices have no peer-to-peer): this job runs on one slice, "
         f"and {job.cluster.name} runs {count} such jobs side by side"
     )
 
 
 def slower(reference: Estimate, other: Estimate) -> str:
-    """By how much `other` is slower than `reference`, and in which parts of the step."""
+    """Say by how much `other` is slower than `reference`, and in which parts of the step."""
     gap = other.step_time_s - reference.step_time_s
     by = gap / reference.step_time_s
     detail = differences(reference, other)
@@ -126,7 +126,7 @@ def slower(reference: Estimate, other: Estimate) -> str:
 
 
 def differences(reference: Estimate, other: Estimate) -> str:
-    """The parts of a step that differ most: `bubble +1.2 s, tensor-parallel communication -0.3 s`."""
+    """List the parts of a step that differ most: `bubble +1.2 s, tensor-parallel communication -0.3 s`."""
     before, after = exposed(reference), exposed(other)
     deltas = {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
     largest = sorted(deltas.items(), key=lambda item: -abs(item[1]))[:SHOWN]
@@ -136,7 +136,7 @@ def differences(reference: Estimate, other: Estimate) -> str:
 
 
 def alternatives(job: Job, best: Candidate, model: CostModel, *, shown: Sequence[Layout]) -> Iterator[str]:
-    """What one change to the chosen layout would cost: the questions that people ask first, but for layouts told."""
+    """Say what one change to the chosen layout would cost, for the usual questions; skip layouts in `shown`."""
     for key, change in _changes(best.layout):
         layout = replace(best.layout, **change)
         if layout in shown or problems(job, layout):
@@ -150,7 +150,7 @@ def alternatives(job: Job, best: Candidate, model: CostModel, *, shown: Sequence
 
 
 def better_split(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:
-    """Another number of layers for each stage, where that is faster: the head and the embedding take time too."""
+    """Yield a faster layer split, if there is one: the head and the embedding take time too."""
     layout = best.layout
     if layout.pp == 1 or layout.virtual_stages > 1:
         return
@@ -174,19 +174,19 @@ def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def exposed(estimate: Estimate) -> Mapping[str, float]:
-    """The parts of a step that add up to it: what hides behind them is left out."""
+    """Return the parts that add up to a step, without those that are overlapped."""
     return {name: seconds for name, seconds in estimate.time.items() if "hidden" not in name and seconds > 0}
 
 
 def label(name: str) -> str:
-    """A name of a breakdown, for people."""
+    """Return the display name of a breakdown's part."""
     words = name.removesuffix("_s").removesuffix("_bytes").removesuffix("_exposed").replace("_", " ")
     axis, _, rest = words.partition(" ")
     return f"{AXIS_NAMES[axis]}-parallel {rest or 'communication'}" if axis in AXIS_NAMES else words
 
 
 def _difference_of_layouts(reference: Layout, other: Layout) -> str:
-    """The keys in which `other` differs from the first choice."""
+    """List the keys in which `other` differs from the first choice."""
     changed = [
         f"{key}={_plain(getattr(other, key))}"
         for key in COMPARED_KEYS

@@ -1,8 +1,8 @@
-"""The plan of a program of the user's, of which nothing is known: where its ranks are, and no estimate.
+"""Plans of the user's own programs: placement of ranks without an estimate, unless a model is given.
 
-Without `model=` there is nothing to count, so no rule about batches or memory can refuse it: every rank is one of data
-parallelism, but for the degrees that the user pinned. With `model=` it is planned and estimated, without tensor,
-pipeline or context parallelism unless pinned; a layout that does not fit is a warning, since only the program knows.
+Without `model=` there is nothing to estimate, and no rule about batches or memory applies: all ranks are data-parallel,
+except for pinned degrees. With `model=` the program is planned and estimated, without tensor, pipeline or context
+parallelism unless pinned; a layout that does not fit is a warning, since only the program knows what it needs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ NOT_GIVEN = "not given"
 def program_plan(
     job: Job, request: LayoutRequest, options: RunOptions, *, model_given: bool
 ) -> tuple[Plan, str | None]:
-    """The plan of a program, and a warning where the model that was given does not fit; raises InputError."""
+    """Return the plan of a program, and a warning if the given model does not fit; raises InputError."""
     if not model_given:
-        return _without_model(job, request, options, why="nothing is estimated: no model= was given"), None
+        return _without_model(job, request, options, why="no estimate: no model= was given"), None
     asked = replace(request, tp=request.tp or 1, pp=request.pp or 1, cp=request.cp or 1)
     try:
         return make_plan(job, asked, options), None
     except LauncherError as error:
-        plan = _without_model(job, request, options, why="nothing is estimated: the model does not fit this layout")
+        plan = _without_model(job, request, options, why="no estimate: the model does not fit this layout")
         return replace(plan, job=job), str(error)
 
 
@@ -39,13 +39,13 @@ def _without_model(job: Job, request: LayoutRequest, options: RunOptions, *, why
 
 
 def _layout(job: Job, request: LayoutRequest) -> Layout:
-    """All ranks in data parallelism, around the degrees that are pinned."""
+    """Return the pinned degrees, with data parallelism over the remaining ranks."""
     layout, ranks = plain_layout(job, request), job.cluster.max_ranks
     if layout.world_size > ranks or (request.dp is None and layout.world_size < ranks):
         degrees = {axis: layout.degree(axis) for axis in ("tp", "pp", "cp", "dp")}
         said = " × ".join(f"layout.{axis}={degree}" for axis, degree in degrees.items() if degree > 1)
         raise InputError(
-            f"{said or 'one rank'} does not make up the {ranks} ranks of {job.cluster.name}: set launch.nproc_per_node "
-            "and launch.nnodes to as many as there are to be, or pin other degrees"
+            f"{said or 'one rank'} does not fill the {ranks} ranks of {job.cluster.name}: set launch.nproc_per_node "
+            "and launch.nnodes to the numbers you want, or pin other degrees"
         )
     return layout

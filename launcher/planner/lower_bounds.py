@@ -1,4 +1,4 @@
-"""Lower bounds of the layouts of a space, and the layout that needs the least memory."""
+"""Lower bounds for the layouts of a space, and the layout that needs the least memory."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ UNSHARDED = Sharding(0)
 
 
 class PassOption(NamedTuple):
-    """One way to run a micro-batch and the memory that it takes, at least."""
+    """One way to run a micro-batch, with a lower bound of its memory."""
 
     pass_config: PassConfig
     memory: bounds.PassMemory
 
 
 class PassBound(NamedTuple):
-    """What layouts of the same degrees and passes share; `busiest_s` is the busiest rank's time of a micro-batch."""
+    """Bounds shared by layouts of the same degrees and pass; `busiest_s`: the busiest rank's time per micro-batch."""
 
     busiest_s: float
     time: bounds.PassTime
@@ -59,7 +59,7 @@ class PassBound(NamedTuple):
 
 
 class LowerBounds:
-    """Lower bounds of time and memory over a space; each part is worked out once for all layouts that share it."""
+    """Lower bounds of time and memory over a space; each part is computed once for all layouts that share it."""
 
     def __init__(self, space: Space, model: CostModel) -> None:
         self.space, self.model = space, model
@@ -67,10 +67,10 @@ class LowerBounds:
         self._numbers: dict[tuple[Group, ...], int] = {}
 
     def broken_by_all(self, degrees: Degrees) -> list[Problem]:
-        """Rules that every layout of these degrees breaks.
+        """Return the rules that every layout of these degrees breaks.
 
-        An engine's rule counts where its message is the same however the layout is varied, one key at a time: such a
-        rule speaks of the degrees, of the model or of the training, not of how the layout is run.
+        An engine's rule counts if its message stays the same when the layout is varied one key at a time: such a rule
+        concerns the degrees, the model or the training, not how the layout is run.
         """
         variations = self._variations(degrees)
         plain = next(variations)
@@ -114,19 +114,19 @@ class LowerBounds:
 
     @once()
     def states(self, degrees: Degrees) -> tuple[float, ...]:
-        """Bytes of parameters, gradients and optimizer states, by sharding."""
+        """Return the bytes of parameters, gradients and optimizer states, by sharding."""
         layouts = (self._layout(degrees, ONE_PASS, sharding=each) for each in self.space.shardings(degrees))
         return tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
 
     def pass_bound(self, degrees: Degrees, pass_config: PassConfig) -> PassBound:
-        """The time bound of one way to run a micro-batch, each part with the axis order that suits it best."""
+        """Return the time bound of one way to run a micro-batch; each part uses its best axis order."""
         stages = self.stages(degrees)
         times = [self._time(degrees, pass_config, groups, order) for groups, order in self._layer_orders(degrees)]
         time = times[0] if len(times) == 1 else bounds.least(times)
         return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, pass_config.micro_batch))
 
     def compute(self, degrees: Degrees, micro_batch: int) -> PassBound:
-        """The time bound of compute alone, of any way to run a micro-batch: coarser, and sooner worked out."""
+        """Return the time bound of compute alone, for any way to run a micro-batch: coarser, but faster to compute."""
         shape = LayerShape(micro_batch, degrees.tp, degrees.cp, degrees.ep, sequence_parallel=False)
         time, stages = bounds.compute_time(self.model, shape), self.stages(degrees)
         return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch))
@@ -135,7 +135,7 @@ class LowerBounds:
         return self.batch // (degrees.dp * micro_batch)
 
     def held(self, degrees: Degrees, micro_batch: int, schedule: Schedule) -> float:
-        """Micro-batches whose activations the first rank holds at its worst moment."""
+        """Return the largest number of micro-batches with activations on the first rank at the same time."""
         return bounds.held_by_first_rank(
             self.stages(degrees),
             schedule=schedule.name,
@@ -145,16 +145,16 @@ class LowerBounds:
 
     @once(lambda degrees, micro_batch: (degrees.tp, degrees.cp, degrees.ep, degrees.splits_backward, micro_batch))
     def pass_options(self, degrees: Degrees, micro_batch: int) -> list[PassOption]:
-        """Every way to run a micro-batch, with the memory that it takes."""
+        """Return every way to run a micro-batch, with the memory that it needs."""
         pass_config = self.space.pass_configs(degrees, micro_batch)
         return [PassOption(each, bounds.pass_memory(self.model, self._layout(degrees, each))) for each in pass_config]
 
     def activation_bytes(self, degrees: Degrees, option: PassOption, held: float) -> float:
-        """Bytes of activations, at least."""
+        """Return a lower bound of the bytes of activations."""
         return bounds.activation_bytes(option.memory, self.stages(degrees), held)
 
     def sends_s(self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, order: str) -> float:
-        """Seconds that a rank passes activations on and gradients back for a micro-batch."""
+        """Return the seconds that a rank sends activations and gradients for a micro-batch."""
         return self._sends_s(degrees, pass_config, schedule, order) if degrees.pp > 1 else 0.0
 
     @once(lambda degrees, pass_config, schedule, order: (degrees, pass_config[0], pass_config[2], schedule, order))
@@ -164,7 +164,7 @@ class LowerBounds:
         return 2 * self.model.send_s(layout)
 
     def after_s(self, degrees: Degrees, bound: PassBound, *, sharding: Sharding, order: str, sends_s: float) -> float:
-        """Seconds after the last micro-batch: gradients and weights that no compute hides, the optimizer."""
+        """Return the seconds after the last micro-batch: exposed gradients and weights, and the optimizer."""
         gradients, optimizer = self._after(degrees, sharding, order, bound.num_micro_batches)
         busiest = bound.busiest_s + sends_s
         return optimizer + bounds.exposed_gradients_s(
@@ -181,7 +181,7 @@ class LowerBounds:
 
     @once(lambda degrees: degrees[:RANKS])
     def _layer_orders(self, degrees: Degrees) -> list[tuple[int, str]]:
-        """Axis orders that differ in the groups of a layer's collectives, each with a number for those groups."""
+        """Return axis orders that differ in the groups of a layer's collectives, with a number for those groups."""
         by_groups = {self.space.layer_groups(degrees, order): order for order in reversed(self.orders(degrees))}
         return [(self._numbers.setdefault(groups, len(self._numbers)), order) for groups, order in by_groups.items()]
 
@@ -208,7 +208,7 @@ class LowerBounds:
 
 
 def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> Layout | None:
-    """The legal layout that needs the least memory; None where none is legal, or each needs more than `most_bytes`."""
+    """Return the legal layout with the least memory; None if none is legal, or all need more than `most_bytes`."""
     lower_bounds = LowerBounds(space, model)
     best: tuple[float, Layout] | None = None
     for bound, degrees, pass_config, schedule in sorted(_by_memory(space, lower_bounds)):

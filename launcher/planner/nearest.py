@@ -1,4 +1,4 @@
-"""What to tell where no layout is legal or none fits: the rules in the way, the nearest miss, what would help."""
+"""Messages if no layout is legal or none fits: the broken rules, the nearest miss, what would help."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from launcher.planner.space import Space
 from launcher.units import format_bytes
 
 FREED = ("recompute", "zero_stage", "micro_batch", "sequence_parallel", "virtual_stages", "tp", "pp", "cp", "dp")
-MOST_TIMES_NODES = 64  # beyond this many times the nodes, more of them is no advice
+MOST_TIMES_NODES = 64  # do not advise more than this many times the nodes
 
 
 def refusal(space: Space, illegal: Sequence[Sequence[Problem]]) -> list[str]:
-    """The rules that the nearest legal-but-for-them layout breaks; `illegal` are those of the layouts considered."""
+    """Return the rules that the nearest layout breaks; `illegal` has those of all layouts considered."""
     attempts = [broken for broken in illegal if all(problem.message for problem in broken)]
     attempts += [space.broken(layout) for layout in _completions(space.job, space.request)]
-    unknown = Problem("", f"no layout of {space.job.model.name} on {space.job.cluster.name} keeps what is pinned")
+    unknown = Problem("", f"no layout of {space.job.model.name} on {space.job.cluster.name} satisfies the pinned keys")
     fewest = min((broken for broken in attempts if broken), key=len, default=[unknown])
     return [problem.message for problem in fewest]
 
 
 def _completions(job: Job, request: LayoutRequest) -> Iterator[Layout]:
-    """Plain completions of a request whose pins leave the search nothing: one for each open pp and micro batch."""
+    """Complete a request that leaves the search no layout: one for each open pp and micro batch."""
     pps = (
         [request.pp]
         if request.pp is not None
@@ -43,7 +43,7 @@ def _completions(job: Job, request: LayoutRequest) -> Iterator[Layout]:
 
 
 def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
-    """The nearest miss, the stage that lacks memory and how much, and the cheapest changes that make it fit."""
+    """Describe the nearest miss, the stage that lacks memory, how much, and the cheapest changes that make it fit."""
     memory = model.memory(layout)
     missing = format_bytes(max(memory.total_bytes - memory.usable_bytes, memory.host_bytes - memory.usable_host_bytes))
     largest = max(memory.parts, key=lambda part: memory.parts[part])
@@ -66,7 +66,7 @@ def no_fit_message(space: Space, model: CostModel, layout: Layout) -> str:
 
 
 def _changes(space: Space) -> Iterator[str]:
-    """Changes that make some layout fit, cheapest first: a key set free (or several, where one is not enough), then
+    """Yield changes that make some layout fit, cheapest first: unpin a key (or several, if one is not enough), then
     another setting, then more hardware.
     """
     job, request = space.job, space.request
@@ -79,7 +79,7 @@ def _changes(space: Space) -> Iterator[str]:
 
 
 def _freed(job: Job, request: LayoutRequest) -> Iterator[str]:
-    """Each key that helps by itself when it is set free."""
+    """Yield each key that helps if it alone is unpinned."""
     for key in FREED:
         if getattr(request, key) is not None:
             freed: dict[str, Any] = {key: None} | ({"dp": None} if key in ("tp", "pp", "cp") else {})
@@ -88,7 +88,7 @@ def _freed(job: Job, request: LayoutRequest) -> Iterator[str]:
 
 
 def _several_freed(job: Job, request: LayoutRequest) -> Iterator[str]:
-    """All keys set free together."""
+    """Yield all keys unpinned together."""
     pinned = [key for key in FREED if getattr(request, key) is not None]
     freed: dict[str, Any] = dict.fromkeys(pinned)
     found = _fitting(job, replace(request, **freed)) if len(pinned) > 1 else None
@@ -98,21 +98,21 @@ def _several_freed(job: Job, request: LayoutRequest) -> Iterator[str]:
 
 
 def _other_settings(job: Job) -> Iterator[tuple[str, Training]]:
-    if job.training.attention in ("math", "fused"):  # which keep all scores
+    if job.training.attention in ("math", "fused"):  # they keep all attention scores
         yield "train.attention=flash", replace(job.training, attention="flash")
     if not job.training.offload_optimizer and job.cluster.node.gpu.kind == "cuda":
         yield "train.offload_optimizer=true", replace(job.training, offload_optimizer=True)
 
 
 def _fitting(job: Job, request: LayoutRequest) -> Layout | None:
-    """A layout that fits, or None."""
+    """Return a layout that fits, or None."""
     model = CostModel(job)
     found = least_memory(Space(job, request), model, most_bytes=model.usable_bytes)
     return found if found is not None and model.memory(found).fits else None
 
 
 def _nodes_needed(job: Job, request: LayoutRequest) -> int | None:
-    """The smallest number of nodes, by doubling, on which a layout fits; where dp or the like pin the world, None."""
+    """Return the smallest number of nodes, by doubling, on which a layout fits; None if the request fixes it."""
     if job.cluster.node.is_mig or job.cluster.node.gpu.kind == "cpu":
         return None
     if job.cluster.num_nodes == 1 and not job.cluster.node.num_nics:

@@ -1,4 +1,4 @@
-"""The keys that ranks read: those of `train.*` besides speed and memory, `tracking.*`, `recipe.*`. Torch-free."""
+"""The keys that ranks read: `train.*` except those of speed and memory, `tracking.*`, `recipe.*`. Torch-free."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ class TrainOptions:
 
     steps: int = key(80, unit="steps", minimum=1, meaning="steps of the training")
     lr: float = key(2e-3, unit="1", minimum=0, meaning="peak learning rate")
-    min_lr: float = key(2e-4, unit="1", minimum=0, meaning="where a cosine ends")
+    min_lr: float = key(2e-4, unit="1", minimum=0, meaning="final value of the cosine")
     lr_schedule: str = key("cosine", choices=LR_SCHEDULES, meaning="learning rate after the warm-up")
     warmup_steps: int = key(10, unit="steps", minimum=0, meaning="steps over which the learning rate rises")
-    weight_decay: float = key(0.1, unit="1", minimum=0, meaning="of matrices only: norms and biases are not decayed")
+    weight_decay: float = key(0.1, unit="1", minimum=0, meaning="applied to matrices only, not to norms and biases")
     beta1: float = key(0.9, unit="1", minimum=0, below=1, meaning="Adam's decay of the mean of gradients")
     beta2: float = key(0.95, unit="1", minimum=0, below=1, meaning="Adam's decay of the mean of their squares")
     momentum: float = key(0.0, unit="1", minimum=0, meaning="of optimizer sgd")
-    grad_clip: float = key(1.0, unit="1", minimum=0, meaning="largest norm of the whole model's gradient; 0: off")
+    grad_clip: float = key(1.0, unit="1", minimum=0, meaning="maximum norm of the whole model's gradient; 0: off")
     seed: int = key(1234, unit="1", minimum=0, meaning="seed of the weights and of the order of the data")
     init_from: str | None = key(
         None,
         meaning="Hugging Face folder with safetensors (Llama, GPT-2) to start from; null: drawn from the seed",
     )  # fmt: skip
     data: str | None = key(None, meaning="token file; null: the Python standard library's source, as bytes")
-    log_every: int = key(1, unit="steps", minimum=1, meaning="steps between lines where the output is no terminal")
+    log_every: int = key(1, unit="steps", minimum=1, meaning="steps between lines if the output is not a terminal")
     checkpoint_every: int = key(0, unit="steps", minimum=0, meaning="steps between checkpoints; 0: none")
-    checkpoint_async: bool = key(True, meaning="checkpoints are written behind the training")
-    keep_last: int = key(2, unit="checkpoints", minimum=1, meaning="newest checkpoints that are kept")
+    checkpoint_async: bool = key(True, meaning="write checkpoints in the background")
+    keep_last: int = key(2, unit="checkpoints", minimum=1, meaning="number of newest checkpoints to keep")
     keep_every: int = key(
         0, unit="steps", minimum=0,
-        meaning="in addition to the last ones, keep every checkpoint at a multiple of this; 0: none",
+        meaning="also keep every checkpoint at a multiple of this; 0: none",
     )  # fmt: skip
-    resume: bool = key(True, meaning="go on from the newest good checkpoint of the run folder")
+    resume: bool = key(True, meaning="resume from the newest good checkpoint of the run folder")
     profile: tuple[int, ...] = key(
         (), unit="steps", minimum=0, example="[10,11]",
         meaning="steps that the torch profiler traces into the run folder",
     )  # fmt: skip
-    profile_ranks: tuple[int, ...] = key((0,), unit="ranks", minimum=0, example="[0,8]", meaning="ranks that it traces")
+    profile_ranks: tuple[int, ...] = key((0,), unit="ranks", minimum=0, example="[0,8]", meaning="ranks to profile")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TrainOptions:
@@ -56,7 +56,7 @@ class TrainOptions:
         return read(cls, config, "train", siblings=(Training,))
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of step `step` (from 0): linear warm-up, then constant or a cosine down to `min_lr`."""
+        """Return the learning rate of step `step` (from 0): linear warm-up, then constant or a cosine to `min_lr`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         if self.lr_schedule == "constant":
@@ -68,7 +68,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrackingOptions:
-    """Where metrics go in addition to the terminal and the run folder: the keys of `tracking.*`."""
+    """The keys of `tracking.*`: where metrics go in addition to the terminal and the run folder."""
 
     kind: str = key(
         "none", choices=(AUTO, "wandb", "none"),
@@ -95,17 +95,17 @@ OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeOptions:
-    """The keys of `recipe.*` that every recipe has."""
+    """The keys of `recipe.*` that all recipes share."""
 
     name: str = key("gpt", meaning="file of the recipe, under recipes/")
     stack: str | None = key(None, meaning="training stack that the recipe is built on; null: it trains no model")
     preload: tuple[str, ...] = key(
         (),
         unit="modules",
-        meaning="imported once, before the ranks are forked: each costs a rank CPU seconds otherwise",
+        meaning="imported once, before the ranks are forked; otherwise each costs every rank CPU seconds",
     )
     preload_by_engine: Mapping[str, tuple[str, ...]] = key(
-        {}, names=ENGINES, unit="modules", meaning="more of them, by train.engine"
+        {}, names=ENGINES, unit="modules", meaning="additional modules, by train.engine"
     )
 
     @classmethod
@@ -125,10 +125,10 @@ class CollectivesOptions(RecipeOptions):
         AUTO, auto=True, unit="bytes", minimum=1, maximum=2**40,
         meaning="largest message; auto: 1 GiB with NCCL, 4 MiB with gloo",
     )  # fmt: skip
-    factor: int = key(8, unit="1", minimum=2, meaning="from one size to the next, a power of two")
-    warmup: int = key(2, unit="calls", minimum=0, meaning="calls that are not timed, before each size")
-    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each size")
-    world: bool = key(True, meaning="measure the group of all ranks too")
+    factor: int = key(8, unit="1", minimum=2, meaning="ratio of successive sizes, a power of two")
+    warmup: int = key(2, unit="calls", minimum=0, meaning="untimed calls before each size")
+    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per size")
+    world: bool = key(True, meaning="also measure the group of all ranks")
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> CollectivesOptions:
@@ -152,11 +152,11 @@ class GemmOptions(RecipeOptions):
     squares: tuple[int, ...] = key(
         (512, 1024), unit="rows", minimum=1, example="[1024,4096]", meaning="sizes of square products"
     )
-    warmup: int = key(2, unit="calls", minimum=0, meaning="calls that are not timed, before each product")
-    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each product")
+    warmup: int = key(2, unit="calls", minimum=0, meaning="untimed calls before each product")
+    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per product")
     copy_bytes: int = key(
         2**26, unit="bytes", minimum=1024, maximum=2**40,
-        meaning="size of the memory copy: more than the caches of a GPU, and of most cores",
+        meaning="size of the memory copy: larger than the caches of a GPU and of most CPUs",
     )  # fmt: skip
 
 
@@ -166,15 +166,15 @@ class BandwidthOptions(RecipeOptions):
 
     num_bytes: int | None = key(
         AUTO, name="bytes", auto=True, unit="bytes", minimum=4, maximum=2**40,
-        meaning="of one message; auto: 256 MiB with NCCL, 4 MiB with gloo; less over a slow link",
+        meaning="message size; auto: 256 MiB with NCCL, 4 MiB with gloo; less over a slow link",
     )  # fmt: skip
     rounds: int = key(
-        7, unit="nodes", minimum=1, meaning="each node meets so many others (all of them where there are fewer)"
+        7, unit="nodes", minimum=1, meaning="how many other nodes each node is measured with, at most"
     )
-    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls of each pair")
+    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per pair")
     threshold: float = key(
         0.8, unit="1", minimum=0, below=1, source="ours: NCCL varies by some 5 % between good nodes",
-        meaning="a node below this share of the median node is slow",
+        meaning="a node below this fraction of the median is slow",
     )  # fmt: skip
 
 
@@ -190,10 +190,10 @@ RECIPES: Mapping[str, type[RecipeOptions]] = MappingProxyType(
 
 
 def recipe_class(config: Mapping[str, Any]) -> type[RecipeOptions]:
-    """The options of the recipe that a group `recipe` names; raises ValueError for one that does not exist."""
+    """Return the options class of the recipe that the group `recipe` names; raises ValueError if it does not exist."""
     name = config.get("name", "gpt")
     if name in RECIPES:
         return RECIPES[name]
     close = nearest(str(name), list(RECIPES))
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RECIPES)}"
-    raise ValueError(f"recipe.name={name} is no recipe: {hint}")
+    raise ValueError(f"recipe.name={name} is not a recipe: {hint}")

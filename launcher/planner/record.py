@@ -1,7 +1,7 @@
-"""The plan: the seam between planning and running, written once as plan.json and read by every rank.
+"""The plan: the interface between planning and running, written once as plan.json and read by every rank.
 
-A reader takes plans of its own version only: those of another one are refused with "plan again", for a plan takes less
-than a second to make, and one that was moved to new rules would no longer be what its planner chose.
+A reader accepts only plans of its own version and refuses others with "plan again": planning takes less than a second,
+and a migrated plan would no longer be what its planner chose.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from launcher.stacks import Stack
 from launcher.text import printable
 
 PLAN_VERSION = 2
-MOST_NAMED = 5  # problems of a damaged plan that its message names
-PROGRAM_KEYS = ("script", "module", "program")  # which of them is given says what of the user's own runs
+MOST_NAMED = 5  # problems of a damaged plan, listed in the message
+PROGRAM_KEYS = ("script", "module", "program")  # the key that is given determines what runs
 RECIPE = "recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What of the user's own every rank runs. `kind`: one of PROGRAM_KEYS; `target`: a path, or a module's name."""
+    """The user's program that every rank runs. `kind`: one of PROGRAM_KEYS; `target`: a path or a module name."""
 
     kind: str
     target: str
@@ -41,11 +41,11 @@ class Program:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run reads in addition to its layout. None of it changes an estimate, but for `asked`.
+    """The options of a run in addition to its layout. Only `asked` affects an estimate.
 
-    asked: what of the layout was pinned, for planning again on other nodes. program: None where the recipe runs.
-    tokens: how long the training is to be, where that was said. output: where rank 0 says its numbers: `json` keeps
-    standard output for the document.
+    asked: the pinned part of the layout, for planning again on other nodes. program: None if the recipe runs.
+    tokens: the length of the training, if given. output: where rank 0 prints its numbers: `json` reserves standard
+    output for the document.
     """
 
     asked: LayoutRequest = field(default_factory=LayoutRequest)
@@ -58,16 +58,16 @@ class RunOptions:
 
     @property
     def kind(self) -> str:
-        """What ranks run: one of PROGRAM_KEYS, or RECIPE."""
+        """The kind of program: one of PROGRAM_KEYS, or RECIPE."""
         return self.program.kind if self.program else RECIPE
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One layout of one job, chosen, with its estimate, the reasons, and the options of the run.
+    """The chosen layout of a job, with its estimate, the reasons, and the options of the run.
 
-    `estimate` holds the public names (`step_time_s`, `memory`, …) as plain data. `hosts` names the host of each
-    plan node once that is known, in plan order.
+    `estimate` has the public names (`step_time_s`, `memory`, …) as plain data. `hosts` has the host of each plan node
+    once it is known, in plan order.
     """
 
     job: Job
@@ -76,11 +76,11 @@ class Plan:
     why: tuple[str, ...]
     options: RunOptions = field(default_factory=RunOptions)
     hosts: tuple[str, ...] = ()
-    launcher: str = __version__  # that made it
+    launcher: str = __version__  # version that made the plan
 
     @property
     def kind(self) -> str:
-        """What its ranks run: one of PROGRAM_KEYS, or RECIPE."""
+        """The kind of program of its ranks: one of PROGRAM_KEYS, or RECIPE."""
         return self.options.kind
 
     @property
@@ -92,14 +92,14 @@ class Plan:
         return Placement(self.job.cluster, self.grid)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a checkpoint to go on: the model, the optimizer, and what orders the data."""
+        """Return what must be equal to resume from a checkpoint: model, optimizer, and order of the data."""
         model = {key: value for key, value in asdict(self.job.model).items() if key != "name"}
         training, train = self.job.training, self.options.train
         order = {"global_batch": training.global_batch, "seed": train.seed, "data": train.data}
         return {"model": model, "optimizer": training.optimizer, **order}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in plan.json."""
+        """Return plain data, as in plan.json."""
         job = {"cluster": self.job.cluster, "model": self.job.model, "training": self.job.training}
         found = {"version": PLAN_VERSION, "launcher": self.launcher, **job, "stack": self.job.stack}
         found |= {"layout": self.layout, "hosts": self.hosts, "placement": _placement(self)}
@@ -112,7 +112,7 @@ class Plan:
         """The inverse of `to_dict`; raises InputError for another version or a broken document, called `name`."""
         if (version := data.get("version")) != PLAN_VERSION:
             found = printable(repr(version))
-            raise InputError(f"{name} has version {found}, and this launcher reads version {PLAN_VERSION}: plan again")
+            raise InputError(f"{name} has version {found}, but this launcher reads version {PLAN_VERSION}: plan again")
         try:
             plan = _from_stored(data)
         except InputError as error:
@@ -125,7 +125,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Stored:
-    """A plan as plan.json holds it. The recipe's options are of the class that its name says."""
+    """A plan as stored in plan.json. The recipe's name determines the class of its options."""
 
     version: int
     launcher: str
@@ -167,8 +167,8 @@ def _from_stored(data: Mapping[str, Any]) -> Plan:
 
 
 def _placement(plan: Plan) -> dict[str, Any]:
-    """Where ranks are, for readers that are not this launcher: rank r is on node r // ranks_per_node, and there on the
-    GPU that `gpus` has at r % ranks_per_node.
+    """Return the placement of ranks, for readers other than this launcher: rank r is on node r // ranks_per_node, on
+    GPU gpus[r % ranks_per_node].
     """
     placement = plan.placement
     gpus = list(plan.job.cluster.node.gpu_order[: placement.ranks_per_node])
@@ -176,12 +176,12 @@ def _placement(plan: Plan) -> dict[str, Any]:
 
 
 def _misplaced(plan: Plan, said: Mapping[str, Any]) -> str | None:
-    """The placement follows from layout and cluster; a plan that says another one was changed by hand."""
-    return None if said == _placement(plan) else "its placement is not that of its layout"
+    """Check the placement, which follows from layout and cluster: a different one was edited by hand."""
+    return None if said == _placement(plan) else "its placement does not match its layout"
 
 
 def _unsound(plan: Plan) -> str | None:
-    """What of a plan would make its own arithmetic fail, as no planner makes it."""
+    """Return a problem that would break the plan's arithmetic; no planner writes such plans."""
     layout, cluster = plan.layout, plan.job.cluster
     counts = (layout.tp, layout.pp, layout.dp, layout.cp, layout.ep, layout.virtual_stages, layout.micro_batch)
     if min(*counts, cluster.num_nodes, cluster.node.num_gpus, plan.job.training.global_batch) < 1:
@@ -191,16 +191,16 @@ def _unsound(plan: Plan) -> str | None:
     if sorted(layout.axis_order.split("-")) != sorted(AXES):
         return "axis_order does not name every axis once"
     if sorted(gpu for domain in cluster.node.domains for gpu in domain) != list(range(cluster.node.num_gpus)):
-        return "the domains do not hold every GPU once"
+        return "the domains do not contain every GPU once"
     return None
 
 
 def write_plan(plan: Plan, file: Path) -> Path:
-    """Write a plan, complete or not at all; returns the file."""
+    """Write a plan atomically; return the file."""
     write_json(file, plan.to_dict())
     return file
 
 
 def read_plan(file: Path) -> Plan:
-    """Read a plan; raises InputError where that is impossible."""
-    return Plan.from_dict(read_json(file, remedy="give a plan, or a run folder that has one, or plan again"), str(file))
+    """Read a plan; raises InputError if that is impossible."""
+    return Plan.from_dict(read_json(file, remedy="give a plan or a run folder with one, or plan again"), str(file))

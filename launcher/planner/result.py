@@ -1,4 +1,4 @@
-"""What a search found."""
+"""The result of a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launcher.layout.job import Job
 
 @dataclass(frozen=True)
 class Candidate:
-    """A legal layout and what it costs."""
+    """A legal layout and its estimate."""
 
     layout: Layout
     estimate: Estimate
@@ -20,7 +20,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Refused:
-    """The fastest layout that fits and that only the software cannot run, with the reason."""
+    """The fastest layout that fits and is refused only by the software, with the reason."""
 
     candidate: Candidate
     why: str
@@ -28,10 +28,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best layouts, best first, and what became of all the others.
+    """The best layouts, best first, and the number of others by reason.
 
-    `searched` layouts were considered: the candidates, and those counted in `rejected` by reason. Combinations of
-    degrees that are illegal in themselves count once each, not once for every way to run them.
+    `searched` layouts were considered: the candidates, and those counted in `rejected`. A combination of degrees that
+    is illegal in itself counts once, not once for every way to run it.
     """
 
     job: Job

@@ -1,4 +1,4 @@
-"""Search over all layouts of a job: exhaustive in effect, since only what is provably no better is skipped."""
+"""Search over all layouts of a job: exhaustive in effect, since it skips only layouts that are provably no better."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in a
 def search(
     job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None, refuse: Refuse | None = None
 ) -> SearchResult:
-    """The `top` fastest layouts that are legal and fit, keeping what `request` pins; ties in a fixed order.
+    """Return the `top` fastest layouts that are legal, fit, and satisfy `request`; ties are in a fixed order.
 
-    Of layouts that differ in nothing but the axis order the best is told.
+    Of layouts that differ only in the axis order, only the best is returned.
 
-    `refuse` adds reasons against a layout to the rules of legality: what the program that is to run it cannot do.
+    `refuse` adds reasons against a layout to the rules of legality: what the program that will run it cannot do.
 
-    Raises InputError with every rule in the way where no layout is legal, NoLayoutFits with the nearest miss and the
-    cheapest change that helps where none fits.
+    Raises InputError with every broken rule if no layout is legal, and NoLayoutFits with the nearest miss and the
+    cheapest change that helps if none fits.
     """
     with no_garbage_collection():
         return _Search(Space(job, request, refuse), model or CostModel(job), max(1, top)).run()
@@ -62,7 +62,7 @@ class _Unit(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """One layout that is not yet estimated, with its lower bound; among units it sorts by that, then by its place."""
+    """One layout that is not estimated yet, sorted by its lower bound, then by its unit and place."""
 
     bound_s: float
     number: int
@@ -75,7 +75,7 @@ class _Leaf(NamedTuple):
 
 
 class _Ranked(NamedTuple):
-    """A candidate in its place: by time, then memory, then place in the space."""
+    """A candidate with its sort key: time, then memory, then place in the space."""
 
     step_time_s: float
     memory_bytes: float
@@ -85,19 +85,19 @@ class _Ranked(NamedTuple):
 
 
 class _Search:
-    """Best first: units by their bound, then their layouts by a sharper one, until no bound is below the worst kept."""
+    """Best-first search: units by their bound, then layouts by a sharper one, until no bound beats the worst kept."""
 
     def __init__(self, space: Space, model: CostModel, top: int) -> None:
         self.space, self.model, self.top = space, model, top
         self.job, self.request = space.job, space.request
         self.lower_bounds = LowerBounds(space, model)
         self.ranked: list[_Ranked] = []
-        self.orders: dict[Layout, _Ranked] = {}  # those, by layout without its axis order
+        self.orders: dict[Layout, _Ranked] = {}  # the ranked ones, by layout without its axis order
         self.rejected: Counter[str] = Counter()
         self.units: list[_Unit] = []
         self.leaves: list[_Leaf] = []
         self.illegal: list[list[Problem]] = []
-        self.refused: Refused | None = None  # the fastest that only the software stands in the way of
+        self.refused: Refused | None = None  # the fastest that only the software refuses
 
     def run(self) -> SearchResult:
         for degrees in self.space.degrees():
@@ -125,7 +125,7 @@ class _Search:
 
     @property
     def _threshold(self) -> float:
-        """Seconds that a layout must not exceed to be among the best."""
+        """The time that a layout must not exceed to be among the best."""
         return self.ranked[-1].step_time_s if len(self.ranked) == self.top else float("inf")
 
     def _least_bound(self) -> float | None:
@@ -133,11 +133,11 @@ class _Search:
         return min(heads, default=None)
 
     def _size(self, degrees: Degrees, schedules: Sequence[Schedule]) -> int:
-        """Layouts of one way to run a micro-batch."""
+        """Return the number of layouts with one way to run a micro-batch."""
         return len(schedules) * len(self.space.shardings(degrees)) * len(self.lower_bounds.orders(degrees))
 
     def _add(self, degrees: Degrees) -> None:
-        """The units of these degrees."""
+        """Add the units of these degrees."""
         if broken := self.lower_bounds.broken_by_all(degrees):
             self._reject(broken)
             return
@@ -148,9 +148,9 @@ class _Search:
                 self._reject([Problem(UNINTERLEAVED, "")])
 
     def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: Sequence[Schedule]) -> None:
-        """One unit, but for passes that cannot fit whatever their schedule and ZeRO stage.
+        """Add one unit, without pass options that cannot fit with any schedule and ZeRO stage.
 
-        More virtual stages hold more and wait less: the bound of a unit is that of its most virtual stages.
+        More virtual stages hold more activations and wait less: a unit's bound is that of its most virtual stages.
         """
         lower_bounds = self.lower_bounds
         room = self.model.usable_bytes - min(lower_bounds.states(degrees))
@@ -165,7 +165,7 @@ class _Search:
         self.units.append(_Unit(bound, len(self.units), degrees, fitting, schedules, sharp=False))
 
     def _sharpened(self, unit: _Unit) -> _Unit:
-        """With the bound of its least recomputation: more of it takes longer."""
+        """Return the unit with the bound of its least recomputation: more of it takes longer."""
         least = {option.pass_config.sequence_parallel: option.pass_config for option in reversed(unit.pass_options)}
         lower_bounds = (self.lower_bounds.pass_bound(unit.degrees, pass_config) for pass_config in least.values())
         bound = min(bound.step_time_s(unit.schedules[-1]) for bound in lower_bounds)
@@ -176,7 +176,7 @@ class _Search:
         self.illegal.append(broken)
 
     def _open(self, unit: _Unit) -> None:
-        """Put the layouts of a unit that may fit and be among the best in line, each with its own bound."""
+        """Queue the layouts of a unit that may fit and be among the best, each with its own bound."""
         place = 0
         for schedule in unit.schedules:
             held = self.lower_bounds.held(unit.degrees, unit.pass_options[0].pass_config.micro_batch, schedule)
@@ -200,7 +200,7 @@ class _Search:
         room_bytes: float,
         place: int,
     ) -> None:
-        """The ZeRO stages and axis orders of one way to run a unit; `place` is that of the first."""
+        """Queue the ZeRO stages and axis orders of one way to run a unit; `place` is that of the first."""
         degrees, lower_bounds = unit.degrees, self.lower_bounds
         sends = [
             (order, lower_bounds.sends_s(degrees, pass_config, schedule, order))
@@ -244,7 +244,7 @@ class _Search:
             self._rank(ranked)
 
     def _refuse(self, leaf: _Leaf, layout: Layout, why: list[Problem]) -> None:
-        """Count it out, and remember the fastest of those that other software could run and that beat the best."""
+        """Reject a layout; remember the fastest that only our software refuses and that beats the best."""
         self._reject(why)
         fastest = self.ranked[0].step_time_s if self.ranked else float("inf")
         if self.refused:

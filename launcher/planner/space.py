@@ -1,4 +1,4 @@
-"""The space that a search covers: every way to share out the ranks, and every way to run each of them."""
+"""The search space: every assignment of ranks to axes, and every way to run each."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class PassConfig(NamedTuple):
 
 
 class Sharding(NamedTuple):
-    """What ZeRO shards, and over how many neighbours (0: all)."""
+    """The ZeRO stage, and over how many neighbours it shards (0: all)."""
 
     zero_stage: int
     shard_group: int = 0
 
 
 class Schedule(NamedTuple):
-    """How the micro-batches follow each other through the pipeline."""
+    """The order of micro-batches in the pipeline."""
 
     virtual_stages: int
     name: str
@@ -78,17 +78,17 @@ class Space:
         self._spine_is_slower = cluster.oversubscription > 1 or "spine" in cluster.node.busbw_bytes_per_s
 
     def broken(self, layout: Layout) -> list[Problem]:
-        """Every rule that a layout breaks."""
+        """Return every rule that a layout breaks."""
         structural = [problem for problem in broken_rules(self.job, layout) if problem.rule != ENGINE_RULE]
         return structural + self.refused(layout)
 
     def refused(self, layout: Layout) -> list[Problem]:
-        """What the engine, and the program that is to run the layout, cannot do."""
+        """Return what the engine and the program that will run the layout cannot do."""
         messages = engine_problems(self.job, layout) + (self.refuse(self.job, layout) if self.refuse else [])
         return [Problem(ENGINE_RULE, message) for message in dict.fromkeys(messages)]
 
     def degrees(self) -> Iterator[Degrees]:
-        """Every way to share out the ranks, in a fixed order; none where what is pinned leaves no whole number open."""
+        """Yield every assignment of ranks to axes, in a fixed order; none if pinned degrees do not divide the world."""
         request, world = self.request, self.job.cluster.max_ranks
         for tp in _pinned_or(request.tp, self._tp_choices(world)):
             for cp in _pinned_or(request.cp, self._cp_choices(world // max(1, tp))):
@@ -113,12 +113,12 @@ class Space:
         return divisors(gcd(dp, self.job.model.num_experts)) if self.job.model.num_experts else [1]
 
     def micro_batches(self, degrees: Degrees) -> Sequence[int]:
-        """Sizes (sequences) that divide a data-parallel rank's share of the batch."""
+        """Return the sizes (in sequences) that divide a data-parallel rank's share of the batch."""
         share = max(1, self.job.training.global_batch // degrees.dp)
         return _pinned_or(self.request.micro_batch, divisors(share))
 
     def pass_configs(self, degrees: Degrees, micro_batch: int) -> tuple[PassConfig, ...]:
-        """Every way to run a micro-batch over these degrees, by rising recomputation."""
+        """Return every way to run a micro-batch over these degrees, by increasing recomputation."""
         divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
         return self._pass_configs(micro_batch, divides)
 
@@ -208,9 +208,9 @@ class Space:
         return 0 if group and asked == "node" and self.request.shard_group is None and ranks % group else group
 
     def _zero_stages(self, degrees: Degrees) -> Sequence[int]:
-        """ZeRO shards over dp × cp ranks; over one there is nothing to shard, but an engine may refuse stage 0.
+        """Return the ZeRO stages to try. Over one rank there is nothing to shard, but an engine may refuse stage 0.
 
-        Unasked, a pipeline has no ZeRO-2: it reduces its gradients once a step, as with ZeRO-1.
+        Unless requested, a pipeline has no ZeRO-2: it reduces its gradients once per step, as with ZeRO-1.
         """
         if self.request.zero_stage is not None:
             return (self.request.zero_stage,)
@@ -219,10 +219,10 @@ class Space:
         return (1,) if self.refused(Layout(tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:
-        """Axis orders whose groups differ in the rates of the links they cross, the usual order first.
+        """Return axis orders with groups that cross links of different rates, the usual order first.
 
-        Axes of one rank have no place of their own. Where tp must stay in its NVSwitch domain it comes first: an axis
-        before it would have to fit into the domain together with it, and then crosses the same links behind it.
+        Axes of one rank do not matter. If tp must stay in its NVSwitch domain it comes first: an axis before it would
+        have to fit into the domain together with it, and then it would cross the same links after tp.
         """
         if self.request.axis_order is not None:
             return (self.request.axis_order,)
@@ -233,7 +233,7 @@ class Space:
         return tuple(distinct.values())
 
     def layer_groups(self, degrees: Degrees, order: str) -> tuple[Group, ...]:
-        """The groups of a layer's collectives: tp, cp and ep."""
+        """Return the groups of a layer's collectives: tp, cp and ep."""
         strides = _strides(degrees, order.split("-"))
         sizes = (("tp", degrees.tp), ("cp", degrees.cp), ("dp", degrees.ep))
         return tuple(self._group(strides[axis] if ranks > 1 else 1, ranks) for axis, ranks in sizes)
@@ -245,7 +245,7 @@ class Space:
 
     @once()
     def _group(self, stride: int, ranks: int) -> Group:
-        """The group of `ranks` ranks `stride` apart."""
+        """Return the group of `ranks` ranks `stride` apart."""
         rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
         layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
         found = group_of(self.job.cluster, layout, "dp")
@@ -254,7 +254,7 @@ class Space:
     def layout(
         self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, *, sharding: Sharding, axis_order: str
     ) -> Layout:
-        """One point of the space."""
+        """Return one layout of the space."""
         return Layout(
             tp=degrees.tp,
             pp=degrees.pp,
@@ -276,7 +276,7 @@ class Space:
 
     @once()
     def layer_split(self, stages: int) -> tuple[int, ...]:
-        """Layers of each stage: as given, or balanced; empty where there are more stages than layers."""
+        """Return the layers of each stage: as given, or balanced; empty if there are more stages than layers."""
         if self.request.layer_split is not None:
             return self.request.layer_split
         return balanced_split(self.job.model, num_stages=stages) if stages <= self.job.model.layers else ()
@@ -295,7 +295,7 @@ def _strides(degrees: Degrees, order: Sequence[str]) -> dict[str, int]:
 
 
 def _orders(axes: tuple[str, ...], *, tp_first: bool) -> tuple[tuple[str, ...], ...]:
-    """Every order of `axes`, then the axes of one rank; the usual order comes first."""
+    """Return every order of `axes`, followed by the axes of one rank; the usual order comes first."""
     rest = tuple(axis for axis in DEFAULT_AXIS_ORDER.split("-") if axis not in axes)
     head = ("tp",) if tp_first and "tp" in axes else ()
     tail = tuple(axis for axis in axes if axis not in head)

@@ -1,4 +1,4 @@
-"""Why one layout is not the first choice: illegal, too large, or slower, and where."""
+"""Explain why one layout is not the first choice: illegal, too large, or slower, and where."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TEXTS = ("recompute", "axis_order", "schedule", "shard_group")
 
 
 def why_not(result: SearchResult, question: str, model: CostModel, *, refuse: Refuse | None = None) -> str:
-    """Answer for the best layout that keeps what `question` pins, as `tp=4,pp=16`, and what the user pinned besides.
+    """Answer for the best layout with the keys of `question` (`tp=4,pp=16`) and the user's other pinned keys.
 
-    Raises InputError where the question is not understood.
+    Raises InputError if the question is not understood.
     """
     pins = parse(question)
     request = replace(result.request, **pins)
@@ -41,7 +41,7 @@ def why_not(result: SearchResult, question: str, model: CostModel, *, refuse: Re
 
 
 def parse(question: str) -> dict[str, Any]:
-    """`tp=4,pp=16` as layout keys and values; raises InputError with every part that is not understood."""
+    """Parse `tp=4,pp=16` into layout keys and values; raises InputError with every part that is not understood."""
     known = [f.name for f in fields(LayoutRequest) if f.name != "layer_split"]
     pins: dict[str, Any] = {}
     problems = []
@@ -51,7 +51,7 @@ def parse(question: str) -> dict[str, Any]:
         if not equals or key not in known:
             near = get_close_matches(key, known, n=1)
             meant = f"did you mean {near[0]}?" if near else f"keys are {', '.join(known)}"
-            problems.append(f"why_not={part!r} is not a layout key and its value, as in why_not='tp=4,pp=16': {meant}")
+            problems.append(f"why_not={part!r} is not a layout key and value, as why_not='tp=4,pp=16': {meant}")
             continue
         value = _value(key, text)
         if value is None:

@@ -76,7 +76,7 @@ def test_what_our_engines_do_not_run_is_refused_with_what_they_do(asked: Job, la
 
 
 NEVER_TRAINED = [
-    (job(replace(MODEL, num_experts=4, experts_per_token=2)), "mixture of experts"),
+    (job(replace(MODEL, num_experts=4, experts_per_token=2)), "mixtures of experts"),
     (job(dtype="fp16"), "train.dtype=bf16"),
     (job(dropout=0.1), "dropout"),
     (replace(job(), stack=stack_of("launcher", loss_parallel=False)), "stack.loss_parallel=false"),

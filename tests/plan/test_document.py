@@ -89,7 +89,7 @@ def test_a_recipe_runs_nothing_but_the_stack_that_it_is() -> None:
     assert make_plan(OURS, LayoutRequest(), RECIPE, to_run=True).job == OURS
     assert make_plan(JOB, LayoutRequest(), RECIPE).job == JOB
     with pytest.raises(
-        InputError, match=r"stack=megatron_lm: the recipe gpt is the stack launcher.*set stack=launcher"
+        InputError, match=r"stack=megatron_lm: the recipe gpt uses the stack launcher.*set stack=launcher"
     ):
         make_plan(JOB, LayoutRequest(), RECIPE, to_run=True)
 
@@ -105,4 +105,4 @@ def test_a_plan_for_a_script_says_which_stack_was_assumed() -> None:
     why = make_plan(
         JOB, LayoutRequest(), RunOptions(program=Program(kind="script", target="train.py")), to_run=True
     ).why
-    assert any("assumed to train as stack=megatron_lm" in line for line in why)
+    assert any("assumed to train like stack=megatron_lm" in line for line in why)

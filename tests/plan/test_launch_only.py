@@ -50,9 +50,9 @@ def test_degrees_that_are_pinned_stay_and_the_rest_is_data_parallel() -> None:
     plan = planned("launch.nproc_per_node=8", "layout.tp=2", "layout.cp=2")
     assert [plan.layout.degree(axis) for axis in ("tp", "cp", "pp", "dp")] == [2, 2, 1, 2]
     assert planned("launch.nproc_per_node=8", "layout.dp=3").layout.world_size == 3
-    with pytest.raises(InputError, match=r"layout\.tp=2 × layout\.dp=2 does not make up the 5 ranks"):
+    with pytest.raises(InputError, match=r"layout\.tp=2 × layout\.dp=2 does not fill the 5 ranks"):
         planned("launch.nproc_per_node=5", "layout.tp=2")
-    with pytest.raises(InputError, match=r"layout\.dp=9 does not make up the 8 ranks"):
+    with pytest.raises(InputError, match=r"layout\.dp=9 does not fill the 8 ranks"):
         planned("launch.nproc_per_node=8", "layout.dp=9")
 
 
