@@ -37,10 +37,10 @@ NOT_YAML = {
     "an entry of defaults that is a number": (b"defaults: [3]\n", 1, "entry of defaults"),
     "an entry of defaults with two keys": (b"defaults: [{cpu: a, gpu: b}]\n", 1, "entry of defaults"),
     "the base file of old": (b"defaults: [/base/cluster@_here_, _self_]\n", 1, "take /base/cluster@_here_ out"),
-    "its own name in its defaults": (b"# x\ndefaults: [mine]\n", 2, "another name"),
+    "its own name in its defaults": (b"# x\ndefaults: [mine]\n", 2, "rename it"),
     "an alias bomb": (b"a0: &a0 [x,x]\n" + b"".join(b"a%d: &a%d [*a%d,*a%d,*a%d]\n" % (i, i, i - 1, i - 1, i - 1)
                                                       for i in range(1, 40)), 9, "values"),
-    "an alias of what it is in": (b"a: &a [*a]\n", 1, "inside"),
+    "an alias of what it is in": (b"a: &a [*a]\n", 1, "refers to a group"),
     "an alias of nothing": (b"a: *b\n", 1, "undefined alias"),
     "deep nesting": (b"name: " + b"[" * 1000 + b"]" * 1000 + b"\n", 1, "nested"),
     "deep nesting in lines": (b"".join(b" " * i + b"a:\n" for i in range(1000)), 21, "nested"),
@@ -139,7 +139,7 @@ def test_defaults_that_go_round_in_a_circle_are_refused(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     own(tmp_path, "model", "defaults: [other]\n")
     (tmp_path / "configs" / "model" / "other.yaml").write_text("defaults: [mine]\n")
-    with pytest.raises(InputError, match="circle") as caught:
+    with pytest.raises(InputError, match="cycle") as caught:
         load(["model=mine"])
     assert len(caught.value.problems) == 1
 

@@ -128,7 +128,7 @@ def _check_size(file: Path, text: str) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_anchors):
-                raise _refused(file, line, f"**{event.anchor} refers to a group that contains it")
+                raise _refused(file, line, f"*{event.anchor} refers to a group that contains it")
             values += sizes.get(event.anchor, 0)
         elif isinstance(event, yaml.NodeEvent):
             if not open_anchors and not isinstance(event, yaml.MappingStartEvent):
