@@ -30,7 +30,7 @@ def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
             raise InputError(f"the configuration does not compose: {_first_line(error)}") from error
         except RecursionError as error:
             own = ", ".join(str(file) for file in dict.fromkeys(files) if is_own(file))
-            raise InputError(f"the defaults of configuration files name each other in a circle: {own}") from error
+            raise InputError(f"the defaults lists of configuration files form a cycle: {own}") from error
     plain = {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
     return plain, tuple(dict.fromkeys(files))
 
