@@ -69,18 +69,12 @@ class Configuration:
         meaning="a folder of configuration files that come before all others",
     )
     run_dir: str | None = key(None, verbatim=True, meaning="the run's folder; null: runs/<recipe>-<UTC time>")
-    script: str | None = key(
-        None, verbatim=True, meaning="your own torchrun-compatible script, instead of the recipe"
-    )
-    module: str | None = key(
-        None, verbatim=True, example="pkg.train", meaning="your own module, run as by `python -m`"
-    )
+    script: str | None = key(None, verbatim=True, meaning="your own torchrun-compatible script, instead of the recipe")
+    module: str | None = key(None, verbatim=True, example="pkg.train", meaning="your own module, run as by `python -m`")
     program: str | None = key(
         None, verbatim=True, example="./run.sh", meaning="your own program of any kind; each rank executes it"
     )
-    plan: str | None = key(
-        None, verbatim=True, example="best.json", meaning="an existing plan: its file or its folder"
-    )
+    plan: str | None = key(None, verbatim=True, example="best.json", meaning="an existing plan: its file or its folder")
     save: str | None = key(
         None, verbatim=True, example="best.json", meaning="file to which `launcher plan` writes its best plan"
     )
