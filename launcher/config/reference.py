@@ -72,7 +72,7 @@ def _reference(name: str, entry: Entry, only: str | None) -> KeyReference:
 
 
 def matching(word: str) -> list[KeyReference]:
-    """Return the keys that begin with a word, else those with it in name or meaning; raises InputError if none has it."""
+    """Return the keys that begin with a word, else those with it in name or meaning; raises InputError if none does."""
     every = references()
     begin = [key for key in every if key.name == word or key.name.startswith(f"{word.removesuffix('.')}.")]
     found = begin or [key for key in every if word.lower() in f"{key.name} {key.meaning}".lower()]
