@@ -168,9 +168,7 @@ class BandwidthOptions(RecipeOptions):
         AUTO, name="bytes", auto=True, unit="bytes", minimum=4, maximum=2**40,
         meaning="message size; auto: 256 MiB with NCCL, 4 MiB with gloo; less over a slow link",
     )  # fmt: skip
-    rounds: int = key(
-        7, unit="nodes", minimum=1, meaning="how many other nodes each node is measured with, at most"
-    )
+    rounds: int = key(7, unit="nodes", minimum=1, meaning="how many other nodes each node is measured with, at most")
     iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per pair")
     threshold: float = key(
         0.8, unit="1", minimum=0, below=1, source="ours: NCCL varies by some 5 % between good nodes",
