@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import options, says_json
+from launcher.commands.named import options, resolved, says_json
 from launcher.console import show, terminal_width
 from launcher.errors import InputError
 from launcher.planner import read_plan
@@ -27,7 +27,7 @@ def run(invocation: Invocation) -> int:
     named, words = _named(invocation.overrides)
     wanted = options(words, allowed=["fail_over", "output"])
     threshold = _threshold(wanted.get("fail_over"))
-    a, b = (_side(Path(name)) for name in named)
+    a, b = (_side(Path(resolved(name))) for name in named)
     if bool(a.rows) != bool(b.rows):
         raise InputError(f"{a.name} and {b.name} cannot be compared: one is a measurement, the other is not")
     found, settings = changes(a, b), differences(a.plan, b.plan)

@@ -9,16 +9,22 @@ from pathlib import Path
 from launcher.agent.launch import is_submitted
 from launcher.errors import InputError
 from launcher.run.folder import RunFolder
+from launcher.run.listing import LAST, newest_run
 from launcher.run.owner import read_owner
 
 OVERRIDE = re.compile(r"^[+~]?[\w@./]+=")
 
 
 def named_run(words: Sequence[str], *, command: str) -> tuple[str, Sequence[str]]:
-    """Return the run that the user named (a folder or a Slurm job id) and the words after it."""
+    """Return the run that the user named (a folder, a Slurm job id, or `last`) and the words after it."""
     if not words or OVERRIDE.match(words[0]):
         raise InputError(f"`launcher {command}` needs a run: launcher {command} runs/NAME")
-    return words[0], words[1:]
+    return resolved(words[0]), words[1:]
+
+
+def resolved(name: str) -> str:
+    """Return what a user named, with `last` for the newest run here; a folder that is called so comes first."""
+    return str(newest_run(Path())) if name == LAST and not Path(name).exists() else name
 
 
 def run_folder(name: str) -> RunFolder:

@@ -72,10 +72,15 @@ _RUN = _object(
     recipe=TEXT, engine=TEXT, layout=ANY_OBJECT, losses=_object(first=NUMBER_OR_NULL, last=NUMBER_OR_NULL),
     predicted_step_time_s=NUMBER_OR_NULL, measured_step_time_s=NUMBER_OR_NULL, result=TEXT,
 )  # fmt: skip
+# Of a run's last step, or while it starts of its start: the last phase that it has reached, and how long ago.
+_PROGRESS: dict[str, Any] = {
+    "step": WHOLE_OR_NULL, "total_steps": WHOLE_OR_NULL, "loss": NUMBER_OR_NULL, "step_time_s": NUMBER_OR_NULL,
+    "tokens_per_s": NUMBER_OR_NULL, "left_s": NUMBER_OR_NULL, "phase": TEXT_OR_NULL, "phase_s": NUMBER_OR_NULL,
+}  # fmt: skip
 _STATUS = {
     "anyOf": [
-        _object("a run of `launcher run`", state=TEXT, nodes=_list(ANY_OBJECT)),
-        _object("a run of `launcher submit`", job_id=TEXT, state=TEXT),
+        _object("a run of `launcher run`", state=TEXT, nodes=_list(ANY_OBJECT), **_PROGRESS),
+        _object("a run of `launcher submit`", job_id=TEXT, state=TEXT, **_PROGRESS),
     ]
 }
 _FINDING = _object(level=TEXT, check=TEXT, message=TEXT, host=TEXT_OR_NULL)
@@ -94,6 +99,8 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "discover": {"anyOf": [_object("file is null for a dry run", name=TEXT, file=TEXT_OR_NULL, text=TEXT,
                                    notes=_list(TEXT)), _object("a shell script", collector=TEXT)]},
     "check": _object(findings=_list(_FINDING), worst=TEXT, exclude=_list(TEXT)),
+    "ls": _object("newest first; since: seconds since 1970", runs=_list(_object(run=TEXT, since=NUMBER, state=TEXT,
+                                                                              where=TEXT, **_PROGRESS))),
     "status": _STATUS,
     "logs": _object("rank is null for all of them", run=TEXT, rank=WHOLE_OR_NULL, lines=_list(TEXT)),
     "cancel": _object(run=TEXT, answer=TEXT),

@@ -11,6 +11,7 @@ from launcher.commands.named import named_run, options, run_folder, says_json, s
 from launcher.console import show
 from launcher.run import status as runs
 from launcher.run.folder import SweepFolder
+from launcher.run.progress import progress
 
 
 def run(invocation: Invocation) -> int:
@@ -20,14 +21,14 @@ def run(invocation: Invocation) -> int:
     if submitted(name):
         return _of_job(name, as_json=as_json)
     folder = run_folder(name)
-    found, progress = runs.status(folder), runs.progress(folder)
+    found, reached = runs.status(folder), progress(folder)
     if as_json:
         nodes = [
             {"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in found.nodes
         ]
-        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(progress)}))
+        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(reached)}))
     else:
-        show(*runs.describe(found, phases=runs.phases(folder), progress=progress))
+        show(*runs.describe(found, phases=runs.phases(folder), progress=reached))
     return int(found.state in ("failed", runs.LOST))
 
 

@@ -111,6 +111,15 @@ COMMANDS = {
             "launcher check cluster=testcluster output=json": "the findings as one JSON document",
         },
     ),
+    "ls": CommandEntry(
+        "ls", "the runs of this folder, and your jobs under Slurm, newest first", "",
+        "`last` names the newest run of this folder: launcher status last.",
+        options={"top=20": "so many runs; 0: all of them"},
+        examples={
+            "launcher ls": "what has run here, and what runs",
+            "launcher ls top=0 output=json": "all of it as one JSON document",
+        },
+    ),
     "status": CommandEntry(
         "status", "state of a run", "RUN", of_run=True,
         examples={

@@ -22,6 +22,7 @@ from launcher.errors import InputError
 
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 _NODE = re.compile(r"node-(\d+)\.json")
+RUNS = Path("runs")  # where the folders of runs are that were given none
 PLAN_NAME = "plan.json"  # in an export too
 SLURM_LOG, ARRAY_LOG = "slurm-%j.out", "slurm-%A_%a.out"  # in sbatch's own patterns
 
@@ -205,7 +206,7 @@ def create_run_folder(path: Path) -> RunFolder:
     return folder
 
 
-def new_run_folder(name: str, *, parent: Path = Path("runs")) -> RunFolder:
+def new_run_folder(name: str, *, parent: Path = RUNS) -> RunFolder:
     """A run folder that did not exist before: two runs in the same second get two folders."""
     base = parent / default_name(name)
     for attempt in range(1000):

@@ -16,10 +16,9 @@ from launcher.errors import InputError
 from launcher.run.folder import RunFolder, in_utc
 from launcher.run.heartbeat import Heartbeats, RankState
 from launcher.run.ledger import PhaseTime, read_phases, summarise
-from launcher.run.metrics import read_steps, summarise_steps
 from launcher.run.node_state import ENDED, NodeState, node_states
 from launcher.run.owner import Owner, mark_cancelled, read_owner
-from launcher.units import format_seconds
+from launcher.run.progress import Progress
 
 STARTING, LOST = "starting", "lost"
 _TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # the first that a node has
@@ -78,35 +77,12 @@ def status(folder: RunFolder) -> RunStatus:
     return RunStatus(owner, nodes)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, by its metrics: the last finished step, its loss, the measured time of a step."""
-
-    step: int | None = None
-    loss: float | None = None
-    step_time_s: float | None = None
-
-    def __str__(self) -> str:
-        parts = [] if self.step is None else [f"step {self.step}"]
-        parts += [] if self.loss is None else [f"loss {self.loss:.4f}"]
-        parts += [] if self.step_time_s is None else [f"{format_seconds(self.step_time_s)} a step"]
-        return ", ".join(parts)
-
-
-def progress(folder: RunFolder) -> Progress:
-    """How far a run is; nothing is known of a run that logs no metrics."""
-    steps = read_steps(folder.metrics)
-    if not steps:
-        return Progress()
-    return Progress(steps[-1].step, steps[-1].loss, summarise_steps(steps).step_s)
-
-
 def describe(run: RunStatus, *, phases: list[PhaseTime], progress: Progress) -> list[str]:
     """A status for people: one line a node, how far the run is, then how long the last start took."""
     lines = [line for node in run.nodes for line in _node_lines(node)]
     if not run.nodes and run.owner:
         lines = [f"{run.state} ({run.owner}, since {in_utc(run.owner.since)})"]
-    lines += [f"  {progress}"] if progress.step is not None else []
+    lines += [f"  {progress}"] if str(progress) and (progress.step is not None or not run.has_ended) else []
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
     return lines + [f"  {_in_words(phase)}" for phase in last]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from launcher.files import tail
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import mark_cancelled, read_owner
+from launcher.run.progress import Progress, progress
 from launcher.run.result import is_finished
-from launcher.run.status import Progress, progress
 from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
 from launcher.text import printable, whole_number
@@ -62,6 +62,11 @@ class JobStatus:
     step: int | None = None
     loss: float | None = None
     step_time_s: float | None = None
+    total_steps: int | None = None
+    tokens_per_s: float | None = None
+    left_s: float | None = None
+    phase: str | None = None
+    phase_s: float | None = None
     checkpoint_step: int | None = None
     finished: bool = False
     last_words: tuple[str, ...] = ()
@@ -82,8 +87,8 @@ class JobStatus:
             )
             lines.append(f"  running {self.time_used} on {self.num_nodes} nodes, {left}")
         lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
-        if self.step is not None:
-            reached = Progress(self.step, self.loss, self.step_time_s)
+        reached = Progress(**{f.name: getattr(self, f.name) for f in fields(Progress)})
+        if self.step is not None or (self.state == "RUNNING" and str(reached)):
             lines.append(f"  {reached}" + (", complete" if self.finished else ""))
         if self.checkpoint_step is not None:
             lines.append(f"  newest checkpoint: step {self.checkpoint_step}")
@@ -129,6 +134,15 @@ def status(run: SubmittedRun) -> JobStatus:
         raise InputError(_unknown(run))
     seen = seen or {"state": UNKNOWN, "reason": "Slurm has forgotten it", "source": "run folder"}
     return JobStatus(job_id=run.job_id, **seen, **(_from_folder(run.folder) if run.folder else {}))
+
+
+def jobs_of_user() -> dict[str, tuple[str, Path]]:
+    """The jobs of this user that Slurm knows: id → state, and the folder that each was submitted with."""
+    answer = ask(("squeue", "-h", "--me", "-r", "-t", "all", "-o", "%i|%T|%Z"))
+    if answer.code:
+        raise InputError(f"squeue cannot say anything of your jobs ({answer.reason})")
+    rows = [line.split("|", 2) for line in answer.out.splitlines()]
+    return {row[0].strip(): (row[1].strip(), Path(row[2])) for row in rows if len(row) == 3}
 
 
 def has_ended(job_id: str) -> bool | None:
@@ -271,13 +285,10 @@ def _from_sacct(job_id: str) -> dict[str, Any] | None:
 
 def _from_folder(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
-    reached = progress(folder)
     log = max(folder.job_logs(), key=lambda log: log.stat().st_mtime, default=None)
     return {
         "starts": len(starts(folder)),
-        "step": reached.step,
-        "loss": reached.loss,
-        "step_time_s": reached.step_time_s,
+        **asdict(progress(folder)),
         "checkpoint_step": newest_checkpoint(folder),
         "finished": is_finished(folder.result),
         "last_words": tuple(line[:LINE_LENGTH] for line in tail(log, num_lines=3)) if log else (),

@@ -38,7 +38,7 @@ from launcher.lint import lint
 from launcher.model.token_file import HEADER, MAGIC, read_header
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.preflight.gpu import gpu_findings, read_nvlink_state
-from launcher.run import ledger, status
+from launcher.run import ledger, progress, status
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.metrics import MetricsFile, StepMetrics, read_steps, summarise_steps
 from launcher.run.node_state import NodeState, node_states
@@ -345,7 +345,7 @@ def _use_ledger(folder: RunFolder) -> None:
 
 def _use_metrics(folder: RunFolder) -> None:
     steps = read_steps(folder.metrics)
-    _ = str(status.progress(folder)), summarise_steps(steps), [str(step) for step in steps]
+    _ = str(progress.progress(folder)), summarise_steps(steps), [str(step) for step in steps]
 
 
 def _use_sweep(folder: RunFolder) -> None:

@@ -16,6 +16,7 @@ from launcher.agent import stack_dump as stacks
 from launcher.files import read_lines
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
+from launcher.run.progress import Progress
 
 pytestmark = pytest.mark.slow
 STEPS = HERE / "step_script.py"
@@ -124,7 +125,7 @@ def test_the_ledger_reports_when_every_rank_reached_each_phase(start: Callable[.
         assert node[3] <= times[0]
     phases = {phase.phase: phase for phase in runs.phases(RunFolder(job.folder))}
     assert phases["first_step"].slowest_s >= phases["first_step"].median_s > phases["preloaded"].median_s
-    text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()), progress=runs.Progress())
+    text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()), progress=Progress())
     assert "done" in text[0]
     assert any("first_step" in line for line in text)
 
