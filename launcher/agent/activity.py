@@ -1,6 +1,6 @@
-"""Whether ranks do anything at all: what they print, the CPU time of their processes, their heartbeats.
+"""Detects whether ranks do anything at all, by their output, CPU time and heartbeats.
 
-This finds a hang in what sends no heartbeats: an import, a rendezvous, the build of an extension, a plain script.
+This finds hangs where no heartbeats are sent: in imports, a rendezvous, the build of an extension, a plain script.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-BUSY_SHARE = 0.01  # of a core, children included: the threads that only wait (wandb, tqdm, a watchdog) use less
-LOOKS = 60  # within the limit
+BUSY_SHARE = 0.01  # of a core, including children: threads that only wait (wandb, tqdm, a watchdog) use less
+LOOKS = 60  # checks within the time limit
 SHORTEST_LOOK_S = 0.25
 
 
 @dataclass
 class ActivityWatch:
-    """Follows the ranks of a node over one start. `cpu_seconds` gives those of every process with all below it."""
+    """Follows the ranks of a node over one start. `cpu_seconds` returns the CPU time of every process tree."""
 
     limit_s: float | None
     cpu_seconds: Callable[[], Mapping[int, float]]
@@ -23,12 +23,12 @@ class ActivityWatch:
     _looked_at: float = 0.0
     _active_at: float = 0.0
     _pids: frozenset[int] = frozenset()
-    _marks: dict[int, tuple[float, float]] = field(default_factory=dict)  # process → when, and its CPU seconds then
+    _marks: dict[int, tuple[float, float]] = field(default_factory=dict)  # process → (time, CPU seconds at that time)
 
     def silent_s(self, pids: Mapping[int, int], signs: Mapping[int, float], *, now: float) -> float:
-        """For how long no rank has done anything. `signs`: when each local rank last printed or sent a heartbeat.
+        """Return how long no rank has done anything. `signs`: when each local rank last printed or sent a heartbeat.
 
-        The end of a rank is something, too.
+        The end of a rank counts as activity.
         """
         if self.limit_s is None:
             return 0.0

@@ -1,8 +1,8 @@
-"""Which cores a rank runs on: launch.bind = auto | none | numa | cores.
+"""Binds ranks to cores: launch.bind = auto | none | numa | cores.
 
-numa: all cores of the NUMA node that its GPU is on, by `nvidia-smi topo -m`. cores: a share of these for itself; on a
-node without GPUs a share of all. Cores that share a physical one stay together. auto: numa where the GPUs' NUMA nodes
-are known, else none. Every rank sets its cores itself, and does not start where the kernel gave it others.
+numa: all cores of the GPU's NUMA node, by `nvidia-smi topo -m`. cores: an exclusive share of these; on a node without
+GPUs a share of all. Hardware threads of a physical core stay together. auto: numa if the GPUs' NUMA nodes are known,
+else none. Every rank sets its own affinity, and does not start if the kernel did not accept it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CPUS = Path("/sys/devices/system/cpu")
 
 @dataclass(frozen=True)
 class Binding:
-    """The cores of each local rank; none where it may run on any. `why_not`: why some are free that were not to be."""
+    """The cores of each local rank; empty: any core. `why_not`: why some ranks are not bound as requested."""
 
     cores: tuple[tuple[int, ...], ...]
     why_not: str = ""
@@ -33,16 +33,16 @@ class Binding:
         return self.cores[local_rank] if local_rank < len(self.cores) else ()
 
     def describe(self) -> str:
-        """In a line; empty where no rank is bound and none was to be."""
+        """Return one line; empty if no rank is bound and none was requested."""
         bound = [f"{rank} on {ranges(cores)}" for rank, cores in enumerate(self.cores) if cores]
         parts = [f"cores of local ranks: {', '.join(bound)}"] if bound else []
         return "; ".join([*parts, *([self.why_not] if self.why_not else [])])
 
 
 def bind(mode: str, *, allowed: Sequence[int], near: Sequence[frozenset[int]], siblings: Mapping[int, int]) -> Binding:
-    """The cores of each rank. `near`: the cores near each rank's GPU, empty where unknown, for every local rank.
+    """Choose the cores of each rank. `near`: for each local rank the cores near its GPU, empty if unknown.
 
-    `siblings`: the physical core that each of `allowed` is on.
+    `siblings`: the physical core of each of `allowed`.
     """
     if mode == AUTO:
         mode = NUMA if all(near) else NONE
@@ -53,7 +53,7 @@ def bind(mode: str, *, allowed: Sequence[int], near: Sequence[frozenset[int]], s
     if mode == NUMA:
         unknown = [str(rank) for rank, cores in enumerate(wanted) if not cores]
         why = (
-            f"launch.bind=numa: no cores are known to be near the GPU of local rank {', '.join(unknown)}"
+            f"launch.bind=numa: unknown which cores are near the GPU of local rank {', '.join(unknown)}"
             if unknown
             else ""
         )
@@ -61,11 +61,11 @@ def bind(mode: str, *, allowed: Sequence[int], near: Sequence[frozenset[int]], s
     shares = _shared([cores or frozenset(allowed) for cores in wanted], siblings)
     if all(shares):
         return Binding(shares)
-    return Binding(free, f"launch.bind=cores: {len(allowed)} cores are too few for {len(near)} ranks, which stay free")
+    return Binding(free, f"launch.bind=cores: {len(allowed)} cores are too few for {len(near)} ranks: not bound")
 
 
 def node_binding(plan: Plan, mode: str) -> Binding:
-    """The cores of each local rank of a plan on this machine."""
+    """Choose the cores of each local rank of a plan on this machine."""
     node, ranks = plan.job.cluster.node, plan.placement.ranks_per_node
     allowed = sorted(os.sched_getaffinity(0))
     near = [frozenset[int]()] * ranks
@@ -75,7 +75,7 @@ def node_binding(plan: Plan, mode: str) -> Binding:
 
 
 def _shared(wanted: Sequence[frozenset[int]], siblings: Mapping[int, int]) -> tuple[tuple[int, ...], ...]:
-    """Equal shares, in order, of the cores that several ranks want."""
+    """Divide cores that several ranks want into equal shares, in order."""
     found = []
     for rank, cores in enumerate(wanted):
         others = [other for other, theirs in enumerate(wanted) if theirs == cores]
@@ -86,7 +86,7 @@ def _shared(wanted: Sequence[frozenset[int]], siblings: Mapping[int, int]) -> tu
 
 
 def near_gpus(gpus: Sequence[int], run: Runner) -> list[frozenset[int]]:
-    """The cores near each of these GPUs of this machine; empty where nvidia-smi does not say."""
+    """Return the cores near each of these GPUs of this machine; empty if nvidia-smi does not say."""
     answer = run(("nvidia-smi", "topo", "-m"))
     try:
         affinity = read_topo(answer.text or "").cpu_affinity
@@ -96,7 +96,7 @@ def near_gpus(gpus: Sequence[int], run: Runner) -> list[frozenset[int]]:
 
 
 def read_siblings(cores: Sequence[int], root: Path = _CPUS) -> dict[int, int]:
-    """The first thread of the physical core that each core is on."""
+    """Map each core to the first hardware thread of its physical core."""
     found = {}
     for core in cores:
         try:
@@ -108,7 +108,7 @@ def read_siblings(cores: Sequence[int], root: Path = _CPUS) -> dict[int, int]:
 
 
 def core_list(text: str) -> frozenset[int]:
-    """0-2,8 → {0, 1, 2, 8}; empty where that is not what it is."""
+    """0-2,8 → {0, 1, 2, 8}; empty for any other text."""
     cores: set[int] = set()
     for part in text.strip().split(","):
         first, _, last = part.partition("-")

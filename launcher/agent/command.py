@@ -1,4 +1,4 @@
-"""What a rank executes where it is not forked: another interpreter, a program of any kind, a wrapper around either."""
+"""The command of a rank that is not forked: another interpreter, any program, or a wrapper around either."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from launcher.agent.torch_variables import needs_new_interpreter, read_too_early
 from launcher.console import notify
 from launcher.errors import InputError
 
-PLACES = ("rank", "local_rank", "node", "run_dir")  # what launch.wrapper may name in braces
+PLACES = ("rank", "local_rank", "node", "run_dir")  # allowed in braces in launch.wrapper
 
 
 def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSettings:
-    """The settings that this program is started with; raises InputError where it, or what starts it, is not here."""
+    """Return the settings for this program; raises InputError if it, or what starts it, is not on this machine."""
     if kind not in (MODULE, PROGRAM) and not Path(program).is_file():
         raise InputError(f"there is no script {program} on this machine: give the path of a Python file")
     if kind == PROGRAM:
@@ -51,7 +51,7 @@ def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSe
 
 
 def rank_command(job: NodeJob, assignment: RankAssignment) -> tuple[str, ...]:
-    """The words that a rank executes; none for a rank that is forked."""
+    """Return the command of a rank; empty for a rank that is forked."""
     launch, program = job.launch, (job.program, *job.args)
     if launch.start == "fork":
         return ()
@@ -68,13 +68,13 @@ def rank_command(job: NodeJob, assignment: RankAssignment) -> tuple[str, ...]:
 
 
 def wrapper_words(wrapper: str, places: Mapping[str, Any]) -> list[str]:
-    """The words of launch.wrapper with a rank's values; raises InputError where it names another."""
+    """Return the words of launch.wrapper with a rank's values; raises InputError for an unknown name."""
     try:
         return [word.format(**places) for word in shlex.split(wrapper)]
     except (KeyError, IndexError, ValueError) as error:
         known = ", ".join(f"{{{name}}}" for name in PLACES)
         raise InputError(
-            f"launch.wrapper={wrapper!r} cannot be put together ({error}): it may name {known}, and braces of its own "
+            f"launch.wrapper={wrapper!r} cannot be formatted ({error}): it may use {known}, and other braces "
             "are doubled"
         ) from error
 

@@ -1,4 +1,4 @@
-"""How a job failed, in words: which rank was first, how it ended, what it said last, where its log is."""
+"""Messages about a failed job: which rank failed first, how, its last output, and its log file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN_FRAMES = 5
 WHAT_HANGS = {
     "heartbeat": "no heartbeat from rank {ranks} of node {node} for {seconds:.0f} s",
     "start": "rank {ranks} of node {node} has sent no first heartbeat within {seconds:.0f} s (launch.start_timeout_s)",
-    "elsewhere": "so says another node; this is node {node}",
+    "elsewhere": "another node reported it; this is node {node}",
     "silence": "for {seconds:.0f} s no rank has printed anything, used a core or finished a step "
     "(launch.silence_timeout_s)",
 }
@@ -25,7 +25,7 @@ WHAT_HANGS = {
 
 @dataclass(frozen=True)
 class RankEnd:
-    """The end of one rank. `at` (CLOCK_MONOTONIC): when its script ended badly, else when its process ended."""
+    """The end of one rank. `at` (CLOCK_MONOTONIC): when its script failed, else when its process ended."""
 
     rank: int
     local_rank: int
@@ -38,10 +38,10 @@ class RankEnd:
 
 
 def first_failed(ends: Sequence[RankEnd]) -> RankEnd:
-    """The rank that brought the others down.
+    """Return the rank that caused the failure of the others.
 
-    Peers of a killed rank see their connections close a moment before the kernel reports its death, so within
-    one second a death by signal counts as the earlier.
+    Peers of a killed rank see their connections close before the kernel reports its death, so a death by signal
+    counts as earlier than a failure up to one second before it.
     """
     failed = sorted((end for end in ends if end.code), key=lambda end: end.at)
     killed = [end for end in failed if end.code < 0 and end.at - failed[0].at <= _SAME_MOMENT_S]
@@ -49,9 +49,9 @@ def first_failed(ends: Sequence[RankEnd]) -> RankEnd:
 
 
 def describe(ends: Sequence[RankEnd], *, printed: Sequence[str], oom_kills: int) -> str:
-    """The message to the user on ranks that have ended, of which one failed.
+    """Return the message about ranks that ended after a failure.
 
-    `printed`: the last lines of the one that failed first. The OOM killer struck `oom_kills` times in the meantime.
+    `printed`: the last lines of the rank that failed first. `oom_kills`: kills by the OOM killer since the start.
     """
     first = first_failed(ends)
     lines = [*_left_before(ends, first.at)]
@@ -67,7 +67,7 @@ def describe(ends: Sequence[RankEnd], *, printed: Sequence[str], oom_kills: int)
 
 
 def _left_before(ends: Sequence[RankEnd], at: float) -> list[str]:
-    """A line on the ranks that ended well before others failed, where there are any: these may have waited for them."""
+    """Return a line about ranks that finished before others failed, if any: the others may have waited for them."""
     early = [end for end in ends if end.code == 0 and end.at < at]
     if not early:
         return []
@@ -78,7 +78,7 @@ def _left_before(ends: Sequence[RankEnd], at: float) -> list[str]:
 def describe_hang(
     hang: Hang, stacks: Mapping[int, CallStack], *, left: Sequence[int] = (), first_rank: int, node: int, logs: Path
 ) -> str:
-    """Who hangs, who is the odd one out, and where each group of ranks stands. `left`: ended well before (local)."""
+    """Describe which ranks hang, which differ from the rest, and their stacks. `left`: local ranks that finished."""
     silent = ", ".join(str(first_rank + r) for r in hang.silent)
     lines = ["the job hangs: " + WHAT_HANGS[hang.kind].format(ranks=silent, node=node, seconds=hang.silent_s)]
     lines += [f"rank {first_rank + r} left early, with exit code 0" for r in left]
@@ -87,13 +87,13 @@ def describe_hang(
     for ranks, what in (
         (stopped, "is stopped (SIGSTOP or a debugger)"),
         (hang.behind, "is behind the others in steps"),
-        (odd_ones_out(places), "is somewhere else than the others"),
+        (odd_ones_out(places), "is at a different place than the others"),
     ):
         lines += [f"odd one out: rank {first_rank + r} {what}" for r in ranks]
     for frames, ranks in _by_place(stacks).items():
         names = ", ".join(f"{first_rank + r} (step {hang.steps.get(r, 0)})" for r in ranks)
         lines.append(f"rank {names}: {shown(' < '.join(frames[:_SHOWN_FRAMES])) or 'gave no stack'}")
-    return "\n".join([*lines, f"the whole stacks are in {logs}/rank-<r>.log"])
+    return "\n".join([*lines, f"the full stacks are in {logs}/rank-<r>.log"])
 
 
 def _by_place(stacks: Mapping[int, CallStack]) -> dict[tuple[str, ...], list[int]]:
@@ -104,7 +104,7 @@ def _by_place(stacks: Mapping[int, CallStack]) -> dict[tuple[str, ...], list[int
 
 
 def how_it_ended(code: int, *, oom_kills: int = 0) -> str:
-    """`exit code 3`, or the signal by name."""
+    """Return `exit code 3`, or the signal's name."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -113,12 +113,12 @@ def how_it_ended(code: int, *, oom_kills: int = 0) -> str:
         name = "signal"
     words = f"killed by {name} ({-code})"
     if -code == signal.SIGKILL and oom_kills:
-        words += ", most likely by the kernel's out-of-memory killer, which struck since: use less host memory a rank"
+        words += ", most likely by the kernel's out-of-memory killer, which was active: use less host memory per rank"
     return words
 
 
 def last_words(printed: Sequence[str]) -> list[str]:
-    """The last traceback in what a rank printed where there is one, else its last lines; fit for a terminal."""
+    """Return the last traceback that a rank printed, else its last lines; safe for a terminal."""
     lines = [shown(line) for line in printed if line.strip()]
     # torch puts "[rank3]: " before every line of a traceback
     starts = [i for i, line in enumerate(lines) if "Traceback (most recent call last)" in line]
@@ -126,7 +126,7 @@ def last_words(printed: Sequence[str]) -> list[str]:
 
 
 def _without_our_frames(lines: Sequence[str]) -> list[str]:
-    """A crash's own dump ends with the frames that led to the script, and a list of all extension modules."""
+    """Drop the frames below the script and the list of extension modules at the end of a crash dump."""
     kept: list[str] = []
     dump = below = False
     for line in lines:

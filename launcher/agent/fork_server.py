@@ -1,9 +1,9 @@
-"""The fork server: a small single-threaded process that starts ranks, tells how they ended, and outlives none of them.
+"""The fork server: a small single-threaded process that starts ranks and reports how they ended.
 
 The agent preloads torch, then forks the server before it opens any socket, thread or store; the server forks the
-ranks. So torch is imported once a node, and a restarted rank starts in milliseconds. The agent and the server speak
-JSON lines over a socket pair; when the agent ends, however it ends, the server reads end-of-file and kills
-everything below itself; when the server ends, the kernel kills the ranks (PR_SET_PDEATHSIG).
+ranks. So torch is imported once per node, and a restarted rank starts in milliseconds. The agent and the server
+exchange JSON lines over a socket pair. When the agent ends, for any reason, the server reads end-of-file and kills all
+its descendants; when the server ends, the kernel kills the ranks (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from launcher.agent.torch_variables import hide_torch
 from launcher.errors import InputError, LauncherError
 from launcher.garbage import no_garbage_collection
 
-# Libraries that start a thread pool when they are imported, unless told not to; a forked process has no such threads.
+# These keep libraries from starting a thread pool at import; a forked process would not have the threads.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 SERVER_FAILED = 70
 
 
 @dataclass(frozen=True)
 class RankStart:
-    """All that is needed to start one rank. `stdout` and `stderr` are inherited descriptors."""
+    """Everything needed to start one rank. `stdout` and `stderr` are inherited descriptors."""
 
     local_rank: int
     kind: str  # launcher.agent.rank: recipe, script, module
@@ -45,14 +45,14 @@ class RankStart:
     variables: Mapping[str, str]
     stdout: int
     stderr: int
-    command: Sequence[str] = ()  # to be executed, in place of the forked interpreter
+    command: Sequence[str] = ()  # to execute instead of the forked interpreter
     keeps_stdin: bool = False
-    cores: Sequence[int] = ()  # where it may run; any, where there are none
+    cores: Sequence[int] = ()  # affinity; empty: any core
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a rank's process ended: exit code, or minus the signal's number; `at` is CLOCK_MONOTONIC."""
+    """The end of a rank's process: exit code, or minus the signal number; `at` is CLOCK_MONOTONIC."""
 
     local_rank: int
     pid: int
@@ -76,7 +76,7 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def check_forkable() -> None:
-    """Raise LauncherError where a fork would hand broken state to the ranks: threads, CUDA, process groups."""
+    """Raise LauncherError if a fork would give the ranks broken state: threads, CUDA, process groups."""
     found = []
     if (threads := process.num_threads()) > 1:
         found.append(f"it has {threads} threads")
@@ -99,15 +99,15 @@ class ForkServer:
 
     pid: int
     connection: socket.socket
-    others: frozenset[int] = frozenset()  # processes that were below this one before, and are none of ours
+    others: frozenset[int] = frozenset()  # descendants that existed before the server
     running: dict[int, int] = field(default_factory=dict)  # local rank → pid
     _buffer: bytes = b""
 
     @classmethod
     def start(cls) -> ForkServer:
-        """Fork the server from this process, which must have one thread only."""
+        """Fork the server from this process, which must be single-threaded."""
         ours, theirs = socket.socketpair()
-        gc.freeze()  # objects made until now are never looked at again, so their pages stay shared with the ranks
+        gc.freeze()  # exclude existing objects from collection, so that their pages stay shared with the ranks
         sys.stdout.flush()
         sys.stderr.flush()
         process.adopt_orphans()
@@ -119,7 +119,7 @@ class ForkServer:
         return cls(pid, ours, others)
 
     def start_ranks(self, ranks: Sequence[RankStart]) -> dict[int, int]:
-        """Start ranks on top of this process's present environment; returns local rank → pid."""
+        """Start ranks with this process's environment plus their variables; return local rank → pid."""
         self._send({"op": "start", "environment": env.environment(), "ranks": [asdict(r) for r in ranks]})
         while not all(r.local_rank in self.running for r in ranks):
             message = self._receive(timeout_s=None)
@@ -127,12 +127,12 @@ class ForkServer:
         return dict(self.running)
 
     def signal(self, number: int, local_ranks: Sequence[int] | None = None, *, tree: bool = False) -> None:
-        """Signal the process groups of ranks (all by default); with `tree`, everything below the server."""
+        """Signal the process groups of ranks (default: all); with `tree`, all descendants of the server."""
         if self.running:
             self._send({"op": "signal", "number": int(number), "ranks": local_ranks, "tree": tree})
 
     def exits(self, *, timeout_s: float, wake_fds: Sequence[int] = ()) -> list[Exit]:
-        """Ranks that have ended since the last call; waits up to `timeout_s`, or until a descriptor is readable."""
+        """Return ranks that ended since the last call; wait up to `timeout_s`, or until a descriptor is readable."""
         found: list[Exit] = []
         fds = [self.connection.fileno(), *wake_fds]
         ready = process.readable(fds, timeout_s=0 if b"\n" in self._buffer else timeout_s)
@@ -146,7 +146,7 @@ class ForkServer:
         return found
 
     def close(self) -> None:
-        """End the server and everything below it."""
+        """End the server and all its descendants."""
         self.connection.close()
         deadline = time.monotonic() + 10
         while os.waitpid(self.pid, os.WNOHANG) == (0, 0):
@@ -174,16 +174,16 @@ class ForkServer:
         line, _, self._buffer = self._buffer.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         if error := message.get("error"):
-            raise LauncherError(f"the fork server could not do its work: {error}")
+            raise LauncherError(f"the fork server failed: {error}")
         return message
 
 
 def _serve_and_exit(agent_side: socket.socket, connection: socket.socket) -> NoReturn:
-    """The server's whole life, in the forked process."""
+    """Run the server in the forked process."""
     code = 0
     try:
         agent_side.close()
-        os.setsid()  # a terminal's Ctrl-C reaches the agent only; it decides what the ranks hear
+        os.setsid()  # a terminal's Ctrl-C reaches only the agent, which decides what to send to the ranks
         process.adopt_orphans()
         _Server(connection).serve()
     except BaseException as error:
@@ -197,7 +197,7 @@ def _serve_and_exit(agent_side: socket.socket, connection: socket.socket) -> NoR
 
 
 class _Server:
-    """The server's loop: requests from the agent, ends of children."""
+    """The server's loop: handles requests of the agent and ended children."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -210,7 +210,7 @@ class _Server:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def serve(self) -> None:
-        """Until the agent's end of the connection is closed."""
+        """Serve until the agent closes its end of the connection."""
         while True:
             ready = process.readable([self._connection.fileno(), self._wake], timeout_s=None)
             if self._wake in ready:
@@ -267,7 +267,7 @@ class _Server:
 
 
 def _signal_group(pid: int, number: int) -> None:
-    """Signal a rank and its process group; the group may not exist yet, the rank is not reaped yet."""
+    """Signal a rank, which is not reaped yet, and its process group, which may not exist yet."""
     try:
         os.killpg(pid, number)
     except ProcessLookupError:
@@ -275,7 +275,7 @@ def _signal_group(pid: int, number: int) -> None:
 
 
 def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int) -> NoReturn:
-    """The forked child: own session, own streams, own environment; then the script."""
+    """In the forked child: set session, streams and environment, then run the program."""
     try:
         process.die_with_parent(parent)
         os.setsid()
@@ -296,12 +296,12 @@ def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int)
 
 
 def _bind(cores: Sequence[int]) -> None:
-    """Run on these cores only; raises LauncherError where the kernel gives others."""
+    """Set the affinity to these cores; raises LauncherError if the kernel sets others."""
     if not cores:
         return
     os.sched_setaffinity(0, cores)
     if (found := os.sched_getaffinity(0)) != {*cores}:
-        raise LauncherError(f"this rank was to be bound to cores {sorted(cores)}, and has {sorted(found)}")
+        raise LauncherError(f"this rank should be bound to cores {sorted(cores)}, but has {sorted(found)}")
 
 
 def _reset_signals() -> None:
@@ -310,12 +310,12 @@ def _reset_signals() -> None:
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
             signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as the interpreter sets them at its start
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # as the interpreter does at startup
         signal.signal(number, signal.SIG_IGN)
 
 
 def _redirect(start: RankStart) -> None:
-    """Standard input from nowhere, or as it is for one rank; output to the given descriptors; all else is closed."""
+    """Redirect standard input (kept for one rank) and output; close all other descriptors."""
     if not start.keeps_stdin:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(start.stdout, 1)
@@ -329,5 +329,5 @@ def _redirect(start: RankStart) -> None:
 def _close(fd: int) -> None:
     try:
         os.close(fd)
-    except OSError:  # the descriptor of the listing itself, closed already
+    except OSError:  # the descriptor of the listing itself, already closed
         return

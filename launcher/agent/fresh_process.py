@@ -1,6 +1,6 @@
-"""What a new interpreter would have of its own, in a rank that was forked: streams, random state, identity.
+"""Gives a forked rank what a new interpreter would have: streams, random state, identity.
 
-launcher/agent/README.md says what is the same as under torchrun, and what is not.
+launcher/agent/README.md lists what is the same as under torchrun, and what is not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from launcher.fast_exit import leave_to_parent
 
 
 def freshen(argv: Sequence[str]) -> None:
-    """Call it in the forked process, once its descriptors and environment are its own. `argv`: what `ps` shows."""
+    """Renew process state; call it in the forked process after redirection. `argv`: what `ps` shows."""
     _open_streams()
     time.tzset()
     process.set_command_line(argv)
@@ -30,10 +30,10 @@ def freshen(argv: Sequence[str]) -> None:
 
 
 def _open_streams() -> None:
-    """Standard streams as `python -u` opens them: what is written is out at once (CPython, create_stdio).
+    """Open standard streams unbuffered, as `python -u` does (CPython, create_stdio).
 
-    CPython chooses one encoding and one way with errors for the input and the output; here the input alone still has
-    them, for the launcher's own output takes any character (console.open_streams).
+    CPython uses one encoding and error handler for input and output; here only the input still has them, since the
+    launcher's own output accepts any character (console.open_streams).
     """
     before = sys.__stdin__
     encoding, errors = ("utf-8", "strict") if before is None else (before.encoding, before.errors)
@@ -60,15 +60,15 @@ def _writer(fd: int, name: str, encoding: str, errors: str | None) -> io.TextIOW
 
 
 def _draw_entropy() -> None:
-    """Random states that the parent drew when it imported the libraries. `random` draws its own after a fork."""
+    """Renew random states that the parent drew at import. `random` reseeds itself after a fork."""
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed()
     if torch := sys.modules.get("torch"):
-        torch.default_generator.seed()  # as at its import; generators of GPUs are made later, with seeds of their own
+        torch.default_generator.seed()  # as at its import; GPU generators are created later, with their own seeds
 
 
 def _renew_multiprocessing() -> None:
-    """The key and the folder that multiprocessing notes when it is imported."""
+    """Renew the key and the folder that multiprocessing stores at import."""
     if parent := sys.modules.get("multiprocessing.process"):
         parent.current_process().authkey = os.urandom(32)
         parent.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]  # noqa: PTH109

@@ -1,4 +1,4 @@
-"""How the ranks of a node are, over one start: hangs of every kind with their stacks, slow ranks, the fork server."""
+"""Health of a node's ranks over one start: hangs with their stacks, slow ranks, the fork server."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from launcher.run.heartbeat import Heartbeats, Pace, RankState
 from launcher.run.ledger import Ledger
 
 PACE_S = 1.0  # between two reports to the coordinator
-STOPPED_S = 10.0  # a fork server that stays stopped for so long, though it was continued, is given up
+STOPPED_S = 10.0  # give up a fork server that stays stopped this long after SIGCONT
 
 
 class Health:
-    """Looks after the ranks that one `begin` names, until the next."""
+    """Monitors the ranks of one start, from one `begin` to the next."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Health:
         self.begin(job.plan, first_rank=0, node=0)
 
     def begin(self, plan: Plan, *, first_rank: int, node: int) -> None:
-        """Ranks are about to be started, the first of this node being `first_rank`."""
+        """Reset before ranks are started; `first_rank` is the first of this node."""
         launch, now = self._job.launch, time.monotonic()
         self._plan, self._first_rank, self._node = plan, first_rank, node
         self._watch = RankWatch(
@@ -57,14 +57,14 @@ class Health:
         self._started_at, self._shared_at = now, 0.0
 
     def states(self) -> dict[int, RankState]:
-        """What each local rank has reported."""
+        """Return what each local rank has reported."""
         return {rank: self._heartbeats.state(rank) for rank in range(self._job.num_ranks)}
 
     def by_global_rank(self, states: Mapping[int, RankState]) -> dict[int, RankState]:
         return {self._first_rank + rank: state for rank, state in states.items()}
 
     def hang(self) -> Hang | None:
-        """Ranks that hang, if any do."""
+        """Return the ranks that hang, if any."""
         if not self._server.running:
             return None
         states, now = self.states(), time.monotonic()
@@ -78,13 +78,13 @@ class Health:
         )
 
     def hang_elsewhere(self) -> Hang | None:
-        """A hang that another node has announced, which ends the job or this round soon."""
+        """Return a hang that another node has announced; it will soon end the job or this round."""
         if not isinstance(self._handler, PlanOrdered) or not self._handler.take_hang() or not self._server.running:
             return None
         return Hang(tuple(self._server.running), 0.0, self._steps(), kind="elsewhere")
 
     def explain(self, hang: Hang, *, left: Sequence[int]) -> str:
-        """Who hangs and where every rank is; the whole stacks go into their logs. `left`: ended with exit code 0."""
+        """Describe which ranks hang and where all ranks are; write stacks to the logs. `left`: ended with code 0."""
         pids = dict(self._server.running)
         found = stack_dump.dump(
             pids,
@@ -101,7 +101,7 @@ class Health:
         return describe_hang(hang, found, left=left, first_rank=self._first_rank, node=self._node, logs=logs)
 
     def keep_server_running(self) -> None:
-        """Continue a fork server that was stopped, and say so; raises LauncherError where it stays stopped."""
+        """Continue a stopped fork server and report it; raises LauncherError if it stays stopped."""
         if process.state(self._server.pid) != "T":
             self._server_stopped_at = None
             return
@@ -109,15 +109,15 @@ class Health:
         if self._server_stopped_at is None:
             self._server_stopped_at = now
             self._pump.notify(
-                f"the fork server (pid {self._server.pid}) was stopped (SIGSTOP or a debugger), so that no rank can be "
+                f"the fork server (pid {self._server.pid}) was stopped (SIGSTOP or a debugger), so no rank can be "
                 "started or ended: continuing it"
             )
         if now > self._server_stopped_at + STOPPED_S:
-            raise LauncherError(f"the fork server (pid {self._server.pid}) stays stopped, though it was continued")
+            raise LauncherError(f"the fork server (pid {self._server.pid}) stays stopped after SIGCONT")
         process.signal_all([self._server.pid], signal.SIGCONT)
 
     def share(self) -> None:
-        """Once a second: report to the coordinator; on its node, name ranks that stay slow among those of all nodes."""
+        """Once a second, report to the coordinator; on its node, name the slow ranks of all nodes."""
         now = time.monotonic()
         if now - self._shared_at < PACE_S:
             return
@@ -136,13 +136,13 @@ class Health:
             node = slow.rank // self._job.num_ranks
             host = self._plan.hosts[node] if node < len(self._plan.hosts) else socket.gethostname()
             self._pump.notify(
-                f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s a step, "
+                f"rank {slow.rank} (node {node}, {host}) is slow: busy {slow.own_s:.3g} s per step, "
                 f"{slow.factor:.1f} × the median of its peers, for {slow.steps} steps"
             )
             self._ledger.note("straggler", rank=slow.rank, own_s=slow.own_s, median_s=slow.median_s)
 
     def _silence(self, states: Mapping[int, RankState], *, now: float) -> Hang | None:
-        """A hang, where no rank of the job, on whichever node, has done anything for too long."""
+        """Return a hang if no rank of the job, on any node, has done anything for too long."""
         limit_s, handler = self._job.launch.silence_timeout_s, self._handler
         if limit_s is None:
             return None

@@ -1,4 +1,4 @@
-"""What one node of a job runs."""
+"""The part of a job on one node."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class NodeJob:
-    """What one node is to run."""
+    """The part of a job that one node runs."""
 
     plan: Plan
     folder: RunFolder
@@ -27,10 +27,10 @@ class NodeJob:
 
     @property
     def kind(self) -> str:
-        """What the ranks run: a recipe, or the user's own script, module or program."""
+        """The kind of program: a recipe, or the user's own script, module or program."""
         return self.plan.kind
 
     @property
     def sends_heartbeats(self) -> bool:
-        """Whether the ranks are known to send heartbeats: those of a recipe; a program of the user's may."""
+        """Whether the ranks certainly send heartbeats: recipes do; the user's programs may."""
         return self.kind == RECIPE

@@ -1,6 +1,6 @@
-"""launch.json: how the ranks of a run are started. What they run, and where, is the plan's to say.
+"""launch.json: how the ranks of a run are started. The plan says what they run, and where.
 
-Written once in the run folder, before anything starts; read by the agents of a run, here and under Slurm.
+It is written once in the run folder before anything starts, and read by the agents, here and under Slurm.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Launch:
 
 
 def planned(folder: RunFolder) -> Plan:
-    """What was planned, with the options of the last start: what the next start begins with."""
+    """Return the original plan with the options of the last start, as the base of the next start."""
     from launcher.planner import read_plan  # which a look at a run does without
 
     plan = read_plan(folder.plan)
@@ -44,7 +44,7 @@ def planned(folder: RunFolder) -> Plan:
 
 
 def program_of(plan: Plan) -> tuple[str, tuple[str, ...]]:
-    """What every rank of a plan runs, and its arguments: a path, or the name of a module."""
+    """Return the program of every rank (a path or a module name) and its arguments."""
     own = plan.options.program
     if own is not None:
         return own.target, own.args
@@ -52,16 +52,16 @@ def program_of(plan: Plan) -> tuple[str, tuple[str, ...]]:
 
 
 def write_launch(launch: Launch, file: Path) -> None:
-    """Write it, complete or not at all."""
+    """Write launch.json atomically."""
     write_json(file, to_plain(launch))
 
 
 def read_launch(file: Path) -> Launch:
-    """What `write_launch` wrote; raises InputError for anything else."""
+    """Read launch.json; raises InputError if it is not valid."""
     try:
         return from_plain(Launch, read_json(file, remedy=_REMEDY), file.name)
     except InputError as error:
-        raise InputError(f"{file} does not say how a run is started ({error.problems[0]}): {_REMEDY}") from error
+        raise InputError(f"{file} is not a valid launch.json ({error.problems[0]}): {_REMEDY}") from error
 
 
 def is_submitted(folder: Path) -> bool:

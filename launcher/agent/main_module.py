@@ -1,7 +1,7 @@
-"""The user's program as `__main__`, as `python SCRIPT` and `python -m MODULE` make it, in a process that has begun.
+"""Runs the user's program as `__main__`, like `python SCRIPT` and `python -m MODULE`, in a running process.
 
-The process has a `__main__` of the launcher's own. It is replaced by one new module, which stays until the process
-ends: threads, exit handlers and children of multiprocessing look the script's classes up in it.
+The launcher's own `__main__` is replaced by a new module that stays until the process ends: threads, exit handlers and
+multiprocessing children look up the script's classes in it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from types import CodeType, ModuleType, TracebackType
 
 from launcher import env
 
-# Modules that are there before the folder of the script is on sys.path: Python itself takes no other under their names.
+# Modules that exist before the script's folder is on sys.path: Python itself does not replace them.
 _BUILT_IN = {"built-in", "frozen", None}
 _STARTUP = {"__main__", "__mp_main__", "encodings", "site", "sitecustomize", "usercustomize"}
 
 
 def execute(target: str, args: Sequence[str], *, as_module: bool = False) -> None:
-    """Run a script, a folder or archive with a __main__.py, or a module, as `__main__`; its exceptions come through."""
+    """Run a script, a folder or archive with a __main__.py, or a module, as `__main__`; exceptions propagate."""
     main = _new_main()
     holder = not as_module and pkgutil.get_importer(target) is not None
     sys.argv = ["-m" if as_module else target, *args]
@@ -37,12 +37,12 @@ def execute(target: str, args: Sequence[str], *, as_module: bool = False) -> Non
 
 
 def command_line(target: str, args: Sequence[str], *, as_module: bool = False) -> list[str]:
-    """How torchrun would start it."""
+    """Return the command with which torchrun would start it."""
     return [sys.executable, "-u", *(["-m"] if as_module else []), target, *args]
 
 
 def from_program(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback without our own frames and runpy's; None where the program did not begin (a syntax error)."""
+    """Return the traceback without our frames and runpy's; None if the program did not start (a syntax error)."""
     program = vars(sys.modules["__main__"])
     while traceback and traceback.tb_frame.f_globals is not program:
         traceback = traceback.tb_next
@@ -54,13 +54,13 @@ def _new_main() -> ModuleType:
     main.__annotations__ = {}
     vars(main)["__builtins__"] = builtins
     sys.modules["__main__"] = main
-    if "__mp_main__" in sys.modules:  # what multiprocessing makes of it when it is imported
+    if "__mp_main__" in sys.modules:  # multiprocessing registers it at import
         sys.modules["__mp_main__"] = main
     return main
 
 
 def _code(main: ModuleType, script: str) -> CodeType:
-    """The compiled script, and its names in `main` as CPython's pyrun_file sets them."""
+    """Compile the script, and set its names in `main` as CPython's pyrun_file does."""
     compiled = script.endswith(".pyc")
     loader = (SourcelessFileLoader if compiled else SourceFileLoader)("__main__", script)
     vars(main).update(__file__=script, __loader__=loader, __cached__=None)
@@ -74,18 +74,18 @@ def _folder(script: str) -> str:
 
 
 def _put_on_path(entry: str, *, always: bool) -> None:
-    """sys.path as it would begin for this program, and its modules found where another of that name is loaded."""
+    """Set the first entry of sys.path, and unload modules that hide those of the program."""
     if not sys.flags.safe_path and sys.path:
-        del sys.path[0]  # the entry of the command that this process is
+        del sys.path[0]  # the entry of this process's own command
     if always or not env.get("PYTHONSAFEPATH"):
         sys.path.insert(0, entry)
         _give_way(entry)
 
 
 def _give_way(folder: str) -> None:
-    """Forget modules that were imported for the launcher or torch where the program's folder has others of that name.
+    """Unload modules of the launcher or torch if the program's folder has modules of the same name.
 
-    A launcher.py of the user's, first of all. Python would have found the user's; who imported the other one keeps it.
+    Mainly for a user's launcher.py: Python would have found that one. Existing importers keep the other one.
     """
     loaded = {name for name in sys.modules if "." not in name} - _STARTUP
     for name in loaded & {entry.partition(".")[0] for entry in _entries(folder)}:

@@ -1,4 +1,4 @@
-"""One node's part of a job: preload, fork server, agent. The same code under `launcher run` and under Slurm."""
+"""Runs one node's part of a job: preload, fork server, agent. Used by `launcher run` and under Slurm."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ PRELOADED = ("torch", "torch.distributed")
 
 @contextmanager
 def _kept_signals(numbers: Sequence[signal.Signals]) -> Iterator[list[int]]:
-    """Stop signals that come before the agent listens are kept for it in a list; a second one interrupts at once.
+    """Collect stop signals in a list until the agent handles them; a second one interrupts at once.
 
-    At the end the handlers are as they were.
+    Restores the handlers at the end.
     """
     came: list[int] = []
 
@@ -68,7 +68,7 @@ def run_node(
     began: float | None = None,
     planned_at: float | None = None,
 ) -> int:
-    """Start the ranks of plan node `node` here and keep them until the job is over; returns 0, or 1 where it failed.
+    """Start the ranks of plan node `node` here and supervise them until the job is over; return 0, or 1 if it failed.
 
     `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; None
     for a plan of one node. An agent that comes back when the job of several nodes is complete ends at once. `began`:
@@ -111,7 +111,7 @@ def _run_ranks(
     signals_before_agent: Sequence[int],
     first_node: bool,
 ) -> int:
-    """Fork the server while this process has one thread; only then come threads, sockets and the agent."""
+    """Fork the server while this process is single-threaded; then create threads, sockets and the agent."""
     heartbeats = Heartbeats.create(num_ranks=job.num_ranks)
     streams = rank_streams(job.num_ranks, console=job.launch.console, first_node=first_node)
     server = fork_server.ForkServer.start()
@@ -140,7 +140,7 @@ def _run_ranks(
 
 
 def recipe_preload(plan: Plan) -> tuple[str, ...]:
-    """Modules that the recipe wants imported once, before its ranks are forked (recipe.preload, and by engine)."""
+    """Return modules to import once before the recipe's ranks are forked (recipe.preload, and by engine)."""
     if plan.kind != RECIPE:
         return ()
     recipe = plan.options.recipe
@@ -184,7 +184,7 @@ def _run(agent: RankAgent, *, exit_code: str) -> int:
 
 
 def _threads(plan: Plan, launch: LaunchSettings, *, num_ranks: int) -> int:
-    """OpenMP threads of each rank, announced where the launcher chose them."""
+    """Return the OpenMP threads of each rank; print them if the launcher chose them."""
     if given := env.get("OMP_NUM_THREADS"):
         return whole_number(given) or 1
     if launch.omp_num_threads:

@@ -1,7 +1,7 @@
-"""What ranks print, on its way to the terminal and to their logs.
+"""Forwards the output of ranks to the terminal and to their logs.
 
-Every rank writes into pipes (rank 0 into a terminal of its own where the command has one), which a thread empties
-whatever becomes of terminal and logs: a rank that could not write would stop, and all others would wait for it.
+Every rank writes into pipes (rank 0 into its own pseudo-terminal if the command has a terminal). A thread empties them
+even if terminal or logs fail: a rank that cannot write would block, and all others would wait for it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from launcher.agent.plain_text import PlainLines
 from launcher.agent.sink import LogTarget, OutputSink, TerminalTarget
 from launcher.console import line_of
 
-LOG_HEADER = "=== launcher: "  # begins each line of the launcher's own in a rank's log
+LOG_HEADER = "=== launcher: "  # prefix of the launcher's own lines in a rank's log
 READ_BYTES = TAIL_BYTES = 65536
-UNFINISHED_S = 1.0  # a line that has no end after so long goes into the log as it is
-DRAIN_S = 2.0  # how long `drain` waits for terminal and logs
+UNFINISHED_S = 1.0  # log an unfinished line after this time
+DRAIN_S = 2.0  # maximum wait of `drain` for terminal and logs
 STDOUT, STDERR = 1, 2
 
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream of one local rank, which writes to `write_fd`: for its log, and for a terminal where there is one."""
+    """One stream of one local rank, which writes to `write_fd`; goes to its log and possibly to a terminal."""
 
     local_rank: int
     read_fd: int
@@ -44,7 +44,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Label:
-    """Which rank a local rank is in the present round, where its log is, and the line that begins this start in it."""
+    """The global rank of a local rank in this round, its log file, and the log line that marks this start."""
 
     rank: int
     log: Path
@@ -52,12 +52,12 @@ class Label:
 
 
 def open_stream(local_rank: int, *, terminal_fd: int | None, prefixed: bool) -> Stream:
-    """A stream as the rank would see the terminal: a terminal of its own where that is one, else a pipe."""
+    """Open a stream for a rank: a pseudo-terminal if the launcher writes to a terminal, else a pipe."""
     if terminal_fd is not None and not prefixed and _is_terminal(terminal_fd):
         read_fd, write_fd = os.openpty()
-        tty.setraw(write_fd)  # the real terminal turns line feeds into new lines; once is enough
+        tty.setraw(write_fd)  # the real terminal already translates line feeds
         os.set_inheritable(write_fd, True)
-        with suppress(OSError):  # a terminal without a size keeps none
+        with suppress(OSError):  # the terminal has no size
             _set_size(write_fd, os.get_terminal_size(terminal_fd))
     else:
         read_fd, write_fd = os.pipe()
@@ -66,9 +66,9 @@ def open_stream(local_rank: int, *, terminal_fd: int | None, prefixed: bool) -> 
 
 
 def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int, tuple[Stream, Stream]]:
-    """(stdout, stderr) by local rank; one stream for both, in their order, where the terminal does not show them.
+    """Open (stdout, stderr) by local rank; a single stream for both, in order, if the terminal does not show them.
 
-    console=rank0 shows rank 0 unchanged, which is on the plan's first node; console=all every rank with a prefix.
+    console=rank0 shows rank 0 (on the plan's first node) unchanged; console=all shows every rank with a prefix.
     """
     everyone = console == "all"
     found = {}
@@ -85,7 +85,7 @@ def rank_streams(num_ranks: int, *, console: str, first_node: bool) -> dict[int,
 
 
 def may_read_stdin() -> bool:
-    """Whether this process could read standard input now: not from a terminal while it is in the background."""
+    """Return whether this process may read standard input: not from a terminal while in the background."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:  # no terminal, or not this session's
@@ -103,7 +103,7 @@ class _Passage:
 
 @dataclass
 class _Tail:
-    """The end of what one rank has printed since its start, without a terminal's control sequences."""
+    """The last output of one rank since its start, without control sequences."""
 
     at: float = 0.0
     num_bytes: int = 0
@@ -125,7 +125,7 @@ class _Tail:
 
 
 class Pump:
-    """A thread that passes streams on. Make it only after the fork server: a fork wants a single-threaded process."""
+    """A thread that forwards streams. Create it after the fork server: a fork needs a single-threaded process."""
 
     def __init__(self, streams: Iterable[Stream]) -> None:
         self._passages = {s.read_fd: _Passage(s) for s in streams}
@@ -135,7 +135,7 @@ class Pump:
         self._log_sink = OutputSink(on_fault=self._note_log_fault)
         sink = OutputSink(on_fault=self._note_terminal_fault)
         self._terminal_sinks = {STDOUT: sink, STDERR: sink}
-        if not _same_file(STDOUT, STDERR):  # a paused reader of standard output must not hold up what people see
+        if not _same_file(STDOUT, STDERR):  # a paused reader of standard output must not delay messages to the user
             self._terminal_sinks[STDOUT] = OutputSink(on_fault=self._note_stdout_fault)
         self._terminal_is_gone = False
         self._tails: dict[int, _Tail] = {}
@@ -144,20 +144,20 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
 
     def printed_at(self, local_rank: int) -> float:
-        """When a rank last printed something (CLOCK_MONOTONIC); 0 where it has not since its start."""
+        """Return when a rank last printed something (CLOCK_MONOTONIC); 0 if it has not since its start."""
         return self._tails[local_rank].at
 
     def printed_bytes(self, local_rank: int) -> int:
-        """How much a rank has printed since its start."""
+        """Return how many bytes a rank has printed since its start."""
         return self._tails[local_rank].num_bytes
 
     def last_lines(self, local_rank: int, *, num_lines: int) -> list[str]:
-        """The last lines that a rank has printed since its start, from memory: its log may be on a full disk."""
+        """Return the last lines of a rank since its start, from memory: its log may be on a full disk."""
         with self._lock:
             return self._tails[local_rank].text().splitlines()[-num_lines:]
 
     def note(self, local_rank: int, text: str) -> None:
-        """Lines of the launcher's own in a rank's log."""
+        """Write the launcher's own lines into a rank's log."""
         with self._lock:
             self._log_sink.put(self._log(self._labels[local_rank].log), f"{LOG_HEADER}{text}\n".encode())
 
@@ -165,7 +165,7 @@ class Pump:
         self._thread.start()
 
     def label(self, labels: Mapping[int, Label]) -> None:
-        """Say which ranks the local ranks are from now on; call it before they are started."""
+        """Set the global ranks of the local ranks; call it before they are started."""
         with self._lock:
             for passage in self._passages.values():
                 self._finish_line(passage)
@@ -176,7 +176,7 @@ class Pump:
                     self.note(local_rank, label.header)
 
     def notify(self, message: str) -> None:
-        """A word of the launcher's own, after what ranks have printed: to the terminal; to a log where that is gone."""
+        """Print a message of the launcher after the ranks' output: to the terminal, or to a log if that is gone."""
         text = line_of(message)
         if not self._terminal_is_gone:
             self._terminal_sinks[STDERR].put(self._terminals[STDERR], f"{text}\n".encode())
@@ -185,7 +185,7 @@ class Pump:
             self._log_sink.put(self._log(label.log), f"{LOG_HEADER}{text}\n".encode())
 
     def drain(self) -> None:
-        """Pass on everything that was written until now, and wait a moment until it is where it goes."""
+        """Forward everything written so far, and wait briefly until it has arrived."""
         with self._lock:
             for fd, passage in self._passages.items():
                 while self._pass_on(fd):
@@ -195,7 +195,7 @@ class Pump:
             sink.flush(timeout_s=DRAIN_S)
 
     def close(self) -> None:
-        """Drain, and end the threads; says how much of the output is missing somewhere, if any."""
+        """Drain and end the threads; report how much output was lost, if any."""
         os.write(self._wake_write, b"x")
         self._thread.join()
         self.drain()
@@ -224,7 +224,7 @@ class Pump:
                 self._put_unfinished_lines()
 
     def _pass_on(self, fd: int) -> bool:
-        """Move what is there; returns whether anything was."""
+        """Move available data; return whether there was any."""
         passage = self._passages[fd]
         stream = passage.stream
         try:
@@ -249,7 +249,7 @@ class Pump:
                 self._put_log(passage, passage.lines.rest())
 
     def _finish_line(self, passage: _Passage) -> None:
-        """End a line that has none, for nothing more comes from the process that began it."""
+        """End an unfinished line: its process will write nothing more."""
         if rest := passage.lines.rest():
             line = rest.removesuffix(b"\n") + b"\n"
             self._put_log(passage, line)
@@ -275,10 +275,10 @@ class Pump:
         return self._logs.setdefault(path, LogTarget(path))
 
     def _note_log_fault(self, name: str, why: str) -> None:
-        self.notify(f"{name} takes no more ({why}): the job goes on, and writes there again when it can")
+        self.notify(f"{name} cannot be written ({why}): the job goes on, and writes there again when it can")
 
     def _note_stdout_fault(self, name: str, why: str) -> None:
-        self.notify(f"{name} takes no more ({why}): the job goes on; what it says is in the logs")
+        self.notify(f"{name} cannot be written ({why}): the job goes on; its output is in the logs")
 
     def _note_terminal_fault(self, name: str, why: str) -> None:
         self._terminal_is_gone = True

@@ -1,10 +1,10 @@
-"""Output of ranks as plain lines: without progress bars' many states, without a terminal's control sequences."""
+"""Converts output of ranks to plain lines: without control sequences and intermediate progress bars."""
 
 from __future__ import annotations
 
 import re
 
-BAR_EVERY_S = 10.0  # a progress bar becomes a line so often, and at its end
+BAR_EVERY_S = 10.0  # log a progress bar at this interval, and at its end
 LONGEST = 1 << 16  # a longer line is written in pieces
 _END = re.compile(rb"([\r\n])")
 # CSI and OSC sequences (ECMA-48 sections 5.4 and 8.3.89) and other two-byte escapes.
@@ -12,21 +12,21 @@ _SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\
 
 
 class PlainLines:
-    """One stream, cut into lines in time that is linear in what arrives. A carriage return begins the line again."""
+    """Splits one stream into lines, in linear time. A carriage return restarts the line."""
 
     def __init__(self) -> None:
         self._line = bytearray()
-        self._replaced = b""  # what the line said before its last carriage return
+        self._replaced = b""  # the line before its last carriage return
         self._is_bar = False
         self._bar_at = -BAR_EVERY_S
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is text that has no line end yet, and is no progress bar's."""
+        """Whether there is an unfinished line that is not a progress bar."""
         return bool(self._line) and not self._is_bar
 
     def feed(self, data: bytes, *, now: float) -> bytes:
-        """The whole lines that these bytes complete."""
+        """Return the lines that these bytes complete."""
         found = []
         pieces = _END.split(data)
         for text, end in zip(pieces[::2], pieces[1::2], strict=False):
@@ -38,7 +38,7 @@ class PlainLines:
         return b"".join(found)
 
     def rest(self) -> bytes:
-        """What has no line end yet, as it is: of a prompt, or of a rank that has died."""
+        """Return the unfinished line unchanged: a prompt, or the last output of a dead rank."""
         if self._is_bar:
             return self._end_line() if self._line or self._replaced else b""
         text = _SEQUENCE.sub(b"", bytes(self._line))
@@ -68,5 +68,5 @@ class PlainLines:
 
 
 def shown(text: str) -> str:
-    """Text of unknown origin for a terminal: what would act on it is shown, not sent."""
+    """Escape control characters in untrusted text for a terminal."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)

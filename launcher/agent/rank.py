@@ -16,7 +16,7 @@ from launcher.agent import main_module
 from launcher.fast_exit import end_as_python, end_process
 from launcher.run.heartbeat import Heartbeats
 
-# What a rank runs: a recipe of ours, or the user's script, module (as `python -m`) or program of any kind.
+# The program of a rank: one of our recipes, or the user's script, module (as `python -m`) or program.
 RECIPE, SCRIPT, MODULE, PROGRAM = "recipe", "script", "module", "program"
 # Dumps the stacks of all threads into the rank's log. A real-time signal: NCCL and scripts use USR1 and USR2.
 STACKS_SIGNAL = signal.SIGRTMAX - 3
@@ -53,14 +53,14 @@ def _exit_code_of(kind: str, program: str, args: Sequence[str]) -> int:
 
 
 def _show(error: BaseException) -> None:
-    """What Python does with an exception that nothing has caught."""
+    """Report an uncaught exception as Python does."""
     error.with_traceback(main_module.from_program(error.__traceback__))
     sys.last_type, sys.last_value, sys.last_traceback = type(error), error, error.__traceback__
     sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _exit_code(code: object) -> int:
-    """What Python makes of the argument of sys.exit."""
+    """Return the exit code for the argument of sys.exit, as Python does."""
     if code is None or isinstance(code, int):
         return int(code or 0) & 0xFF
     print(code, file=sys.stderr)

@@ -1,7 +1,7 @@
-"""The agent of one node: torch's elastic agent, with ranks that come from our fork server.
+"""The agent of one node: torch's elastic agent, with ranks from our fork server.
 
-`SimpleElasticAgent` is torch's extension point for other ways to start workers; its abstract methods begin with an
-underscore and are the documented ones to implement. Beyond them this file touches only `_remaining_restarts`.
+`SimpleElasticAgent` is torch's extension point for other ways to start workers; its abstract methods, with leading
+underscores, are documented as the ones to implement. Other than those, this file uses only `_remaining_restarts`.
 Tested with torch 2.13.
 """
 
@@ -49,14 +49,14 @@ from launcher.run.owner import was_cancelled
 from launcher.run.result import has_finished_since, written_at
 
 UNKILLABLE_S = 60.0  # a process in an uninterruptible wait, as on a dead file system
-_SETTLE_S = 0.1  # how long after a rank's failure the failures that caused it, or that it caused, are gathered
+_SETTLE_S = 0.1  # how long to collect related failures after the first one
 _POLL_S = 0.25
-_ELSEWHERE_S = 4 * _POLL_S  # for the other nodes to hear of a hang, before its end reaches them
-LAST_LINES = 200  # among which a traceback is looked for
+_ELSEWHERE_S = 4 * _POLL_S  # lets the other nodes hear of a hang before its end reaches them
+LAST_LINES = 200  # searched for a traceback
 
 
 class Stopped(JobFailed):
-    """The job was asked to stop, and did."""
+    """The job was asked to stop and has stopped."""
 
 
 class RankAgent(SimpleElasticAgent):
@@ -79,15 +79,15 @@ class RankAgent(SimpleElasticAgent):
             rdzv_handler=handler,
             entrypoint=job.program,
             max_restarts=job.launch.max_restarts,
-            monitor_interval=0.001,  # the waiting is in _monitor_workers, which wakes when something happens
+            monitor_interval=0.001,  # the real wait is in _monitor_workers, which wakes on events
         )
-        super().__init__(spec, exit_barrier_timeout=10)  # the nodes have agreed on the end before it
+        super().__init__(spec, exit_barrier_timeout=10)  # the nodes agree on the end before this barrier
         self._job, self._handler, self._server, self._heartbeats = job, handler, server, heartbeats
         self._pump, self._streams, self._ledger = pump, streams, ledger
         self._health = Health(job, handler=handler, server=server, heartbeats=heartbeats, pump=pump, ledger=ledger)
         self._ends: list[RankEnd] = []
         self._why = ""
-        self.failed_code = 1  # as a shell would have it, of the rank that failed first
+        self.failed_code = 1  # shell exit code of the rank that failed first
         self._plan, self._plan_path = job.plan, job.folder.present_plan
         self._oom_kills = process.oom_kills()
         self._signals: list[signal.Signals] = []
@@ -100,14 +100,14 @@ class RankAgent(SimpleElasticAgent):
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def handle_signals(self, signals_before_agent: Sequence[int] = ()) -> None:
-        """Take over the signals that ask for a stop, those that came before too; call once, in the main thread."""
+        """Handle the stop signals, including earlier ones; call once, in the main thread."""
         for number in self._job.launch.handled_signals():
             signal.signal(number, self._on_signal)
         for came in signals_before_agent:
             self._on_signal(came, None)
 
     def leave(self) -> None:
-        """Leave the rendezvous; when this node ended the job, the others are told why."""
+        """Leave the rendezvous; if this node ended the job, report the reason to the others."""
         if self._why and isinstance(self._handler, PlanOrdered):
             self._handler.close_for_all(self._why)
         self._handler.shutdown()
@@ -119,7 +119,7 @@ class RankAgent(SimpleElasticAgent):
         os.write(self._wake_write, b"x")
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        """All nodes have as many ranks: so torch need not ask a store, where it would wait for a node that is gone."""
+        """All nodes have equally many ranks, so torch need not read a store, where it could wait for a lost node."""
         with env.overridden({"TORCH_ELASTIC_WORKER_IDENTICAL": "1"}):
             super()._rendezvous(worker_group)
 
@@ -143,7 +143,7 @@ class RankAgent(SimpleElasticAgent):
         return pids
 
     def _plan_of_round(self) -> Path:
-        """Where this round's plan is: the job's own, or one for the nodes and hosts that are there, written here."""
+        """Return the path of this round's plan: the job's, or a new one for the present nodes and hosts."""
         handler, folder = self._handler, self._job.folder
         if not isinstance(handler, PlanOrdered) or handler.change.as_planned:
             if self._node == 0 and self._plan.layout != self._job.plan.layout:
@@ -164,7 +164,7 @@ class RankAgent(SimpleElasticAgent):
         return path
 
     def _restarts(self) -> int:
-        """How often the ranks were started before, alike on all nodes: torch finds keys of their store by it."""
+        """Return how often the ranks were started before, equal on all nodes: torch uses it in store keys."""
         starts = self._handler.round if isinstance(self._handler, PlanOrdered) else self._ledger.start
         return starts - 1
 
@@ -248,7 +248,7 @@ class RankAgent(SimpleElasticAgent):
             )
 
     def _failed(self, worker_group: WorkerGroup) -> RunResult:
-        """Gather what failed together, say who was first, and let torch decide on a restart."""
+        """Collect related failures, report the first, and let torch decide on a restart."""
         deadline = time.monotonic() + _SETTLE_S
         while (left := deadline - time.monotonic()) > 0 and self._server.running:
             self._note_exits(worker_group, self._server.exits(timeout_s=left))
@@ -263,7 +263,7 @@ class RankAgent(SimpleElasticAgent):
         return RunResult(state=WorkerState.FAILED, failures=failures)
 
     def _hung(self, hang: Hang) -> RunResult:
-        """Say where every rank is, and treat the hang as a failure."""
+        """Report where every rank is, and treat the hang as a failure."""
         if isinstance(self._handler, PlanOrdered):
             self._handler.announce_hang()
             time.sleep(_ELSEWHERE_S)
@@ -271,7 +271,7 @@ class RankAgent(SimpleElasticAgent):
         return RunResult(state=WorkerState.FAILED)  # torch ends an UNHEALTHY group with exit code 0
 
     def _give_up_or_restart(self, message: str) -> None:
-        """Tell a failure, and what comes next; progress since the last start gives the restart budget back."""
+        """Report a failure and the next action; progress since the last start restores the restart budget."""
         launch = self._job.launch
         progress = self._newest_step() - self._step_at_start
         if progress >= launch.refill_steps:
@@ -284,7 +284,7 @@ class RankAgent(SimpleElasticAgent):
         self._write_state("restarting" if left else "failed", {}, message)
 
     def _work_on_stop(self) -> None:
-        """The first signal asks ranks that can be asked, and ends the others; a second one ends all."""
+        """On the first signal, ask ranks to stop if they can, and end the others; on the second, end all."""
         if self._stop_deadline is None:
             came, launch, running = self._signals[0], self._job.launch, self._server.running
             self._handler.announce_stop(self._stopper())  # before a rank knows: its end is no completion any more
@@ -298,7 +298,7 @@ class RankAgent(SimpleElasticAgent):
             self._end_ranks()
 
     def _stop_is_due(self) -> bool:
-        """Whether the ranks have had their time; until then no node leaves before the others, which may still write."""
+        """Return whether the grace time is over; until then no node leaves before the others, which may still write."""
         asked = any(rank in self._server.running for rank in self._stop.asked)
         late = time.monotonic() >= (self._stop_deadline or 0.0)
         return len(self._signals) > 1 or late or (bool(self._server.running) and not asked)
@@ -318,7 +318,7 @@ class RankAgent(SimpleElasticAgent):
         return Stopped(message)
 
     def _stopper(self) -> str:
-        """Who asked for the stop."""
+        """Return who asked for the stop."""
         if was_cancelled(self._job.folder):
             return "`launcher cancel`"
         return self._signals[0].name if self._signals else self._handler.stopped_by
@@ -327,9 +327,9 @@ class RankAgent(SimpleElasticAgent):
         return "cancelled" if was_cancelled(self._job.folder) else "stopped"
 
     def _end_ranks(self) -> None:
-        """TERM, and after launch.kill_after_s (or a second signal) KILL; returns when no rank runs.
+        """Send TERM, and after launch.kill_after_s (or a second signal) KILL; return when no rank runs.
 
-        Those that have failed too get no TERM: they are about to write what they have open.
+        Ranks that have failed as well get no TERM: they are still writing their output.
         """
         deadline = time.monotonic() + self._job.launch.kill_after_s
         states = self._health.states()
@@ -343,7 +343,7 @@ class RankAgent(SimpleElasticAgent):
             self._server.exits(timeout_s=1.0)
             if time.monotonic() > deadline:
                 names = ", ".join(f"{pid} ({process.state(pid)})" for pid in self._server.running.values())
-                raise LauncherError(f"ranks do not end, though they were killed: processes {names}")
+                raise LauncherError(f"ranks did not end after SIGKILL: processes {names}")
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._end_ranks()
@@ -358,7 +358,7 @@ class RankAgent(SimpleElasticAgent):
         return max(state.step for state in self._health.states().values())
 
     def _wake_fds(self) -> list[int]:
-        """What ends a wait before its time: our own signals, and news from the coordinator."""
+        """Return descriptors that end a wait early: our own signals, and messages of the coordinator."""
         news = self._handler.fileno() if isinstance(self._handler, PlanOrdered) else -1
         return [self._wake_read, *([news] if news >= 0 else [])]
 
@@ -381,7 +381,7 @@ class RankAgent(SimpleElasticAgent):
         except OSError as error:
             if not self._state_is_lost:
                 self._pump.notify(
-                    f"{self._job.folder.node_state(self._node)} takes no more ({error.strerror}): the job goes on, and "
-                    "`launcher status` does not see what becomes of it"
+                    f"{self._job.folder.node_state(self._node)} cannot be written ({error.strerror}): the job "
+                    "goes on, but `launcher status` does not see its state"
                 )
             self._state_is_lost = True

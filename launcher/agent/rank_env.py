@@ -1,10 +1,10 @@
-"""The environment of a rank: torchrun's variables, and ours. Pure; nothing here reads or sets anything.
+"""The environment of a rank: torchrun's variables and ours. Pure: nothing here reads or sets variables.
 
-Ours, for scripts that want to know their place without reading plan.json:
+Ours, for scripts that need their placement without reading plan.json:
 
     LAUNCHER_RUN_DIR, LAUNCHER_PLAN       paths of the run folder, and of the plan of this round in it
     LAUNCHER_{TP,PP,DP,CP}                degree of each axis, for scripts that do not read the plan
-    LAUNCHER_HEARTBEAT_FD                     descriptor of the node's board (launcher/run/heartbeat.py)
+    LAUNCHER_HEARTBEAT_FD                     descriptor of the node's heartbeats (launcher/run/heartbeat.py)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NCCL_PIPE_STEM = "nccl-ask-"
 
 @dataclass(frozen=True)
 class RankAssignment:
-    """One rank's place in one start of the job, as the rendezvous gave it."""
+    """One rank's assignment in one start of the job, by the rendezvous."""
 
     rank: int
     world_size: int
@@ -38,9 +38,9 @@ class RankAssignment:
 
 
 def torchrun_variables(assignment: RankAssignment) -> dict[str, str]:
-    """What torchrun gives every rank (torch 2.13, torch/distributed/run.py, "Environment Variables").
+    """Return the variables that torchrun sets for every rank (torch 2.13, torch/distributed/run.py).
 
-    `error_file`: where `torch.distributed.elastic.multiprocessing.errors.record` notes an exception.
+    `error_file`: where `torch.distributed.elastic.multiprocessing.errors.record` writes an exception.
     """
     error_file = {} if assignment.error_file is None else {"TORCHELASTIC_ERROR_FILE": str(assignment.error_file)}
     return {
@@ -64,14 +64,14 @@ def torchrun_variables(assignment: RankAssignment) -> dict[str, str]:
 
 
 def plan_variables(plan: Plan, *, run_folder: Path, plan_path: Path) -> dict[str, str]:
-    """Where the plan is, and its degrees."""
+    """Return the variables with the plan's path and degrees."""
     paths = {"LAUNCHER_PLAN": plan_path, "LAUNCHER_RUN_DIR": run_folder}
     return {name: str(path.resolve()) for name, path in paths.items()} | degree_variables(plan.layout)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """One that a rank gets unless the user has set it, and why."""
+    """A variable that a rank gets unless the user has set it, with the reason."""
 
     name: str
     value: str
@@ -79,9 +79,9 @@ class Variable:
 
 
 def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variable]:
-    """What the launcher chooses for the communication of a plan, where the user has not.
+    """Return communication variables that the launcher chooses for a plan, unless the user has set them.
 
-    Nothing is chosen where NCCL knows better by itself: the adapter next to each GPU, interfaces, protocols.
+    Nothing is chosen that NCCL detects better itself: the adapter next to each GPU, interfaces, protocols.
     NCCL_CROSS_NIC: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-cross-nic
     """
     cluster, several = plan.job.cluster, plan.placement.num_nodes > 1
@@ -89,9 +89,9 @@ def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variabl
         Variable("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a collective that fails ends its rank, as under torchrun")
     ]
     if not several:
-        found.append(Variable("GLOO_SOCKET_IFNAME", "lo", "one node: host names that resolve to nothing do no harm"))
+        found.append(Variable("GLOO_SOCKET_IFNAME", "lo", "one node: host names that do not resolve are harmless"))
     if several and cluster.rails > 1 and cluster.node.gpu.kind == "cuda":
-        why = f"{cluster.name} has {cluster.rails} rails: rings stay on one, since a crossing goes over the spine"
+        why = f"{cluster.name} has {cluster.rails} rails: rings stay on one, since switching rails crosses the spine"
         found.append(Variable("NCCL_CROSS_NIC", "0", why))
     return [variable for variable in found if variable.name not in environment]
 
@@ -99,17 +99,17 @@ def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variabl
 def defaults(
     plan: Plan, environment: Mapping[str, str], *, num_threads: int, nccl_logs: Path | None = None
 ) -> dict[str, str]:
-    """Variables that a rank gets unless the user has set them."""
+    """Return variables that a rank gets unless the user has set them."""
     wanted = {"OMP_NUM_THREADS": str(num_threads)} | (nccl_recorder(nccl_logs) if nccl_logs else {})
     chosen = {variable.name: variable.value for variable in chosen_variables(plan, environment)}
     return chosen | {name: value for name, value in wanted.items() if name not in environment}
 
 
 def nccl_recorder(logs: Path) -> dict[str, str]:
-    """Variables that have NCCL's flight recorder write its trace on a timeout, and when its pipe is written to.
+    """Return variables that make NCCL's flight recorder write its trace on a timeout, or on a write to its pipe.
 
-    Names as in torch 2.13 (ProcessGroupNCCL.hpp, FlightRecorder.hpp); `stacks.ask_nccl` writes to the pipes. This has
-    not run on a GPU yet.
+    Names as in torch 2.13 (ProcessGroupNCCL.hpp, FlightRecorder.hpp); `stack_dump.ask_nccl` writes to the pipes. This
+    has not run on a GPU yet.
     """
     return {
         "TORCH_FR_BUFFER_SIZE": "2000",
@@ -120,5 +120,5 @@ def nccl_recorder(logs: Path) -> dict[str, str]:
 
 
 def threads_per_rank(*, cores: int, ranks: int) -> int:
-    """Cores of a node shared out among its ranks, at least one."""
+    """Divide the cores of a node by its ranks; at least one."""
     return max(1, cores // ranks)

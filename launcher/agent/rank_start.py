@@ -1,4 +1,4 @@
-"""All that one rank is started with: its program, variables, streams and cores."""
+"""Everything that one rank is started with: program, variables, streams and cores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rank_start(
     streams: tuple[Stream, Stream],
     heartbeat_fd: int,
 ) -> RankStart:
-    """What the fork server needs for a rank. `plan` is that of the present round, and `plan_path` where it is."""
+    """Return what the fork server needs for a rank. `plan` is that of this round, at `plan_path`."""
     rank, folder = assignment.rank, job.folder
     on_gpu = job.plan.job.cluster.node.gpu.kind == "cuda"
     logs = folder.logs if on_gpu else None

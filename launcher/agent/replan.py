@@ -1,4 +1,4 @@
-"""The plan of one round: the job's own, or what becomes of it when nodes are absent or others sit in their place."""
+"""The plan of one round: the job's, or an adapted one if nodes are absent or replaced."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from launcher.rendezvous.membership_change import MembershipChange
 
 
 def plan_of_round(plan: Plan, present: MembershipChange) -> Plan:
-    """The plan for the nodes that are there; every node comes to the same one by itself.
+    """Return the plan for the present nodes; every node computes the same one.
 
-    With nodes absent the data-parallel axis shrinks and all else stays, where that is legal for the same global
-    batch; otherwise the search decides. Raises NoLayoutFits or InputError where nothing does.
+    With absent nodes only the data-parallel axis shrinks, if that is legal for the same global batch; otherwise the
+    search decides. Raises NoLayoutFits or InputError if nothing fits.
     """
     hosts = tuple(present.moved.get(node, host) for node, host in enumerate(plan.hosts) if node not in present.absent)
     if not present.absent:
@@ -27,7 +27,7 @@ def plan_of_round(plan: Plan, present: MembershipChange) -> Plan:
 
 
 def _shrunk(plan: Plan) -> Plan:
-    from launcher.planner.build import make_plan  # the search, which a full round does not need
+    from launcher.planner.build import make_plan  # imports the search, which a full round does not need
     from launcher.planner.launch_only import program_plan
 
     layout = plan.layout

@@ -1,4 +1,4 @@
-"""The keys of `launch.*` that start ranks and keep them alive, as one frozen value."""
+"""The keys of `launch.*` for starting and supervising ranks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _UNCATCHABLE = {signal.SIGKILL, signal.SIGSTOP}
 
 
 def checked_signals(value: Any) -> tuple[signal.Signals, ...]:
-    """Signals by their names, with or without SIG; raises ValueError where one cannot be caught."""
+    """Parse names of signals, with or without SIG; raises ValueError if one cannot be caught."""
     known = {s.name.removeprefix("SIG"): s for s in signal.Signals if s not in _UNCATCHABLE}
     names = [str(word).upper().removeprefix("SIG") for word in (value if isinstance(value, list | tuple) else [value])]
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"has {unknown[0]}, which is no signal that can be caught: INT, TERM, USR1, USR2, HUP …")
+        raise ValueError(f"has {unknown[0]}, which is not a signal that can be caught: INT, TERM, USR1, USR2, HUP …")
     return tuple(known[name] for name in names)
 
 
@@ -53,7 +53,7 @@ def checked_environment(value: Any) -> dict[str, str]:
 
 
 def _endpoint(value: Any) -> str:
-    from launcher.rendezvous.config import split_endpoint  # and with it socket: for those who set the key
+    from launcher.rendezvous.config import split_endpoint  # imports socket, only needed with this key
 
     try:
         split_endpoint(str(value))
@@ -64,7 +64,7 @@ def _endpoint(value: Any) -> str:
 
 @dataclass(frozen=True)
 class LaunchSettings:
-    """How ranks are started and kept alive."""
+    """How ranks are started and supervised."""
 
     place: str = key(
         "local", choices=("local", "slurm", "ssh"), meaning="whose keys the group has, in addition to those of all"
@@ -75,21 +75,19 @@ class LaunchSettings:
     )  # fmt: skip
     preload: tuple[str, ...] = key(
         (), unit="modules", example="[torch.distributed.tensor]",
-        meaning="imported before the fork, in addition to torch and those that the recipe declares",
+        meaning="imported before the fork, in addition to torch and the recipe's modules",
     )  # fmt: skip
     console: str = key(
         "rank0", choices=("rank0", "all"),
-        meaning="what the terminal shows: rank0 (its output, unchanged) or all (every rank, with a prefix)",
+        meaning="terminal output: rank0 (its output, unchanged) or all (every rank, with a prefix)",
     )  # fmt: skip
     omp_num_threads: int | None = key(
         AUTO, auto=True, unit="threads", minimum=1,
-        meaning="threads of each rank; auto: the cores of the node over its ranks; OMP_NUM_THREADS, when set, wins",
+        meaning="threads of each rank; auto: cores per rank of the node; a set OMP_NUM_THREADS wins",
     )  # fmt: skip
-    max_restarts: int = key(
-        0, unit="restarts", minimum=0, meaning="how often the ranks are started again after a failure"
-    )
+    max_restarts: int = key(0, unit="restarts", minimum=0, meaning="how often the ranks are restarted after a failure")
     refill_steps: int = key(
-        100, unit="steps", minimum=1, meaning="progress after a restart that gives the whole budget of restarts back"
+        100, unit="steps", minimum=1, meaning="progress after a restart that restores the full budget of restarts"
     )
     stop_signals: tuple[signal.Signals, ...] = key(
         ("INT", "TERM", "HUP"), convert=checked_signals, example="[INT, TERM, USR1]",
@@ -100,36 +98,34 @@ class LaunchSettings:
         30.0,
         unit="s",
         minimum=0,
-        meaning="how long ranks that can be asked to stop may take: recipes, and scripts that handle the signal",
+        meaning="time for ranks to stop when asked: recipes, and scripts that handle the signal",
     )
-    kill_after_s: float = key(5.0, unit="s", minimum=0, meaning="from TERM to KILL for ranks that are being ended")
+    kill_after_s: float = key(5.0, unit="s", minimum=0, meaning="time from TERM to KILL when ranks are ended")
     hang_timeout_s: float | None = key(
-        600.0, unit="s", above=0, meaning="a rank that sent heartbeats and then none for so long hangs; null: never"
+        600.0, unit="s", above=0, meaning="a rank hangs if its heartbeats stop for this long; null: never"
     )
     start_timeout_s: float | None = key(
         1800.0, unit="s", above=0,
-        meaning="a rank that should send heartbeats and has sent none so long after its start hangs; null: never",
+        meaning="a rank hangs if it should send heartbeats and sends none for this long after its start; null: never",
     )  # fmt: skip
     silence_timeout_s: float | None = key(
         1800.0, unit="s", above=0,
-        meaning="the job hangs when no rank has printed, used a core or finished a step for so long; null: never",
+        meaning="the job hangs if no rank prints, uses a core or finishes a step for this long; null: never",
     )  # fmt: skip
     straggler_factor: float = key(
-        1.5, unit="1", minimum=1, meaning="a rank whose steps stay above the median by this factor is named"
+        1.5, unit="1", minimum=1, meaning="report a rank with steps longer than the median by this factor"
     )
-    straggler_steps: int = key(20, unit="steps", minimum=1, meaning="for so many steps in a row")
+    straggler_steps: int = key(20, unit="steps", minimum=1, meaning="slow steps in a row before a rank is reported")
     join_timeout_s: float = key(600.0, unit="s", minimum=0.1, meaning="how long nodes wait for each other at the start")
     rejoin_timeout_s: float = key(
-        120.0, unit="s", minimum=0.1, meaning="how long for a lost node, or the coordinator, to come back"
+        120.0, unit="s", minimum=0.1, meaning="how long to wait for a lost node, or the coordinator, to come back"
     )
-    spare_wait_s: float = key(
-        10.0, unit="s", minimum=0, meaning="after so long a spare node takes the place of one that is missing"
-    )
+    spare_wait_s: float = key(10.0, unit="s", minimum=0, meaning="time after which a spare node replaces a missing one")
     shrink_to: int | None = key(
         None, unit="nodes", minimum=1,
-        meaning="go on without lost nodes, with data parallelism shrunk by planning again, on no fewer; null: wait",
+        meaning="continue without lost nodes, on at least this many, with less data parallelism; null: wait",
     )  # fmt: skip
-    last_call_s: float = key(30.0, unit="s", minimum=0, meaning="how long a lost node is waited for before that")
+    last_call_s: float = key(30.0, unit="s", minimum=0, meaning="how long to wait for a lost node before that")
     coordinator: str | None = key(
         None, convert=_endpoint, example="node1:29500",
         meaning="host:port where the plan's first node listens; null: loopback for one node, its host and a port by "
@@ -137,38 +133,38 @@ class LaunchSettings:
     )  # fmt: skip
     warm: str = key(
         AUTO, choices=(AUTO, "never"),
-        meaning="auto: use this user's warm fork server (launcher warm) where one runs and matches",
+        meaning="auto: use this user's warm fork server (launcher warm) if one runs and matches",
     )  # fmt: skip
-    warm_idle_s: float = key(3600.0, unit="s", minimum=1, meaning="the warm server ends after so long without a run")
+    warm_idle_s: float = key(3600.0, unit="s", minimum=1, meaning="the warm server stops after this long without a run")
     nproc_per_node: int | None = key(
         AUTO, auto=True, unit="ranks", minimum=1, meaning="ranks of a node; auto: cluster.node.num_gpus"
     )
     nnodes: int | None = key(AUTO, auto=True, unit="nodes", minimum=1, meaning="nodes; auto: cluster.num_nodes")
     python: str | None = key(
         None, verbatim=True, example="/venv/bin/python",
-        meaning="another interpreter for a script or module of yours, which need not have the launcher",
+        meaning="another interpreter for your script or module; it need not have the launcher",
     )  # fmt: skip
     wrapper: str | None = key(
         None, verbatim=True, example="nsys profile -o {run_dir}/rank{rank}",
-        meaning="what is put before the command of each rank; {rank}, {local_rank}, {node}, {run_dir} are its own",
+        meaning="prefix of each rank's command; {rank}, {local_rank}, {node}, {run_dir} are replaced",
     )  # fmt: skip
     stdin_rank: int | None = key(
         0, unit="rank", minimum=0, meaning="the rank that reads the standard input of the command; null: none"
     )
     forward_signal: str = key(
         AUTO, choices=(AUTO, "none", "INT", "TERM", "USR1", "USR2", "HUP"),
-        meaning="what a rank with a handler of its own gets, and grace_s: auto: the signal that came where it handles "
-        "that, else TERM (TERM for INT, which Python itself handles); none: ranks are ended",
+        meaning="stop signal for ranks with their own handler, with grace_s: auto: the received one if they handle it, "
+        "else TERM (TERM for INT, which Python itself handles); none: ranks are ended",
     )  # fmt: skip
     bind: str = key(
         AUTO, choices=(AUTO, "none", "numa", "cores"),
-        meaning="cores of each rank: numa: those of its GPU's NUMA node; cores: a share of these, or of all, for "
-        "itself; auto: numa where it is known",
+        meaning="cores of each rank: numa: those of its GPU's NUMA node; cores: an exclusive share of these or of "
+        "all; auto: numa if known",
     )  # fmt: skip
     exit_code: str = key(
         "job", choices=("job", "first"),
-        meaning="of the command where the job failed: job: 1; first: that of the rank which failed first, 128 and the "
-        "signal's number where one ended it",
+        meaning="exit code of the command if the job failed: job: 1; first: that of the rank that failed first, or "
+        "128 + signal number",
     )  # fmt: skip
 
     environment: Mapping[str, str] = key(
@@ -178,11 +174,11 @@ class LaunchSettings:
     )  # fmt: skip
 
     def handled_signals(self) -> tuple[signal.Signals, ...]:
-        """The stop signals that this process is to take over: not a HUP that it was started to ignore."""
+        """The stop signals to handle, without HUP if this process was started to ignore it."""
         ignores_hup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         return tuple(number for number in self.stop_signals if not (number is signal.SIGHUP and ignores_hup))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LaunchSettings:
-        """Read a group `launch` without Slurm's keys; raises InputError with every problem in it."""
+        """Read the group `launch` without Slurm's keys; raises InputError with every problem in it."""
         return read(cls, config, "launch")

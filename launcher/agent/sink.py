@@ -1,7 +1,7 @@
-"""Where output goes: terminals and files, each written by a thread of its own, so that nobody waits for a broken one.
+"""Output targets: terminals and files, each written by its own thread, so that a broken one blocks nothing else.
 
-What cannot be written is counted and left out; the next attempt is made with the next data, so that a disk that has
-room again is used again.
+Data that cannot be written is counted and dropped; the next data is tried again, so a disk with new space is used
+again.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-LIMIT_BYTES = 8 << 20  # waiting for a slow sink
-STUCK_S = 5.0  # a sink that has taken nothing for so long is waited for no more
-GONE = frozenset({errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF, errno.ENODEV})  # a terminal that does not come back
+LIMIT_BYTES = 8 << 20  # queued for a slow target
+STUCK_S = 5.0  # do not wait longer for a target that accepts nothing
+GONE = frozenset({errno.EIO, errno.EPIPE, errno.ENXIO, errno.EBADF, errno.ENODEV})  # the terminal is gone for good
 MISSING = "=== launcher: {} bytes of output are missing here\n"
 
 
 class OutputTarget(Protocol):
-    """Something that takes bytes."""
+    """A destination for bytes."""
 
     @property
     def name(self) -> str: ...
 
     def write(self, data: memoryview) -> int:
-        """Take some; returns how many bytes. Raises OSError."""
+        """Write some bytes; return how many. Raises OSError."""
 
     def close(self) -> None: ...
 
 
 class TerminalTarget:
-    """A descriptor that the launcher was started with; it stays open."""
+    """A descriptor that the launcher inherited; it stays open."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -49,7 +49,7 @@ class TerminalTarget:
         while True:
             try:
                 return os.write(self._fd, data)
-            except BlockingIOError:  # whoever started us made it so, for all who have it
+            except BlockingIOError:  # the parent made it non-blocking, for all who share it
                 select.select([], [self._fd], [])
 
     def close(self) -> None:
@@ -57,7 +57,7 @@ class TerminalTarget:
 
 
 class LogTarget:
-    """A log file, which is appended to; made again where it was removed and its folder was not."""
+    """A log file in append mode; recreated if it was removed but its folder was not."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._fd = path, -1
@@ -81,7 +81,7 @@ class LogTarget:
 
 
 class OutputSink:
-    """Targets that share a thread. `on_fault` is called once, in that thread, with the first target that fails."""
+    """Targets that share a thread. `on_fault` is called once, in that thread, for the first target that fails."""
 
     def __init__(self, *, on_fault: Callable[[str, str], None]) -> None:
         self._on_fault = on_fault
@@ -89,7 +89,7 @@ class OutputSink:
         self._queued = 0
         self._writing = False
         self._progress_at = time.monotonic()
-        self._missing: dict[OutputTarget, int] = {}  # since the last data that was written whole
+        self._missing: dict[OutputTarget, int] = {}  # since the last complete write
         self._gone: set[OutputTarget] = set()
         self._faulty = self._closing = False
         self.lost_bytes = 0
@@ -98,7 +98,7 @@ class OutputSink:
         self._thread.start()
 
     def put(self, target: OutputTarget, data: bytes) -> None:
-        """Queue data. Waits for a slow target, for one that is stuck only once; then the oldest data is dropped."""
+        """Queue data. Waits for a slow target, but only once for a stuck one; then drops the oldest data."""
         if not data:
             return
         with self._change:
@@ -113,10 +113,10 @@ class OutputSink:
             while self._queued > LIMIT_BYTES:
                 self._lose(*self._take())
         if stuck:
-            self._report(target, f"it has taken nothing for {STUCK_S:g} s")
+            self._report(target, f"it has accepted nothing for {STUCK_S:g} s")
 
     def flush(self, *, timeout_s: float) -> bool:
-        """Wait until everything is written, up to so long; returns whether it is."""
+        """Wait up to `timeout_s` until everything is written; return whether it is."""
         deadline = time.monotonic() + timeout_s
         with self._change:
             while self._queue or self._writing:
@@ -127,7 +127,7 @@ class OutputSink:
         return True
 
     def close(self) -> None:
-        """Write what is queued, for as long as the targets take any of it, and end the thread."""
+        """Write queued data as long as the targets accept any, and end the thread."""
         self._progress_at = time.monotonic()  # one more chance
         while not self.flush(timeout_s=STUCK_S) and self._patience() > 0:
             continue
@@ -172,7 +172,7 @@ class OutputSink:
             target.close()
 
     def _write(self, target: OutputTarget, data: bytes) -> str | None:
-        """Write what can be written; returns why some of it could not."""
+        """Write what is possible; return the fault, if any."""
         mark = MISSING.format(self._missing[target]).encode() if self._missing.get(target) else b""
         view = memoryview(mark + data)
         left_of_mark = len(mark)

@@ -1,4 +1,4 @@
-"""The stacks of ranks that hang: asked for by a signal (faulthandler, always) and by py-spy (where it may trace)."""
+"""Stacks of hanging ranks, by a signal (faulthandler, always) and by py-spy (if it may trace)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name
 
 @dataclass(frozen=True)
 class CallStack:
-    """Where a rank is. `state` is the kernel's letter (T: stopped); `frames` are file:function, innermost first."""
+    """The position of a rank. `state` is the kernel's letter (T: stopped); `frames`: file:function, innermost first."""
 
     state: str
     frames: tuple[str, ...]
@@ -33,7 +33,7 @@ class CallStack:
 
 
 class Printed(Protocol):
-    """What ranks have printed since their start."""
+    """The output of ranks since their start."""
 
     def printed_bytes(self, local_rank: int) -> int: ...
 
@@ -43,23 +43,23 @@ class Printed(Protocol):
 def dump(
     pids: Mapping[int, int], *, number: int, printed: Printed, send: Callable[[list[int]], None]
 ) -> dict[int, CallStack]:
-    """The stacks of ranks by local rank. `send` sends them the signal `number`, on which they print theirs."""
+    """Return the stacks by local rank. `send` signals ranks, which then print them."""
     states = {rank: process.state(pid) or "gone" for rank, pid in pids.items()}
     before = {rank: printed.printed_bytes(rank) for rank in pids}
-    # A stopped process would print when it is continued; one that does not catch the signal would die of it.
+    # A stopped process would print later, when continued; one without a handler would be killed by the signal.
     asked = {rank for rank, pid in pids.items() if states[rank] not in ("T", "Z") and process.catches(pid, number)}
     send(sorted(asked))
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline and any(printed.printed_bytes(rank) == before[rank] for rank in asked):
         time.sleep(0.05)
-    time.sleep(SETTLE_S)  # the end of what has begun to come
+    time.sleep(SETTLE_S)  # let started output complete
     dumped = {rank for rank in asked if printed.printed_bytes(rank) > before[rank]}
     lines = {rank: printed.last_lines(rank, num_lines=400) if rank in dumped else [] for rank in pids}
     return {rank: _stack(states[rank], lines[rank]) for rank in pids}
 
 
 def py_spy(pid: int) -> str | None:
-    """py-spy's dump of a process; None where py-spy is not installed or not allowed to trace."""
+    """Return py-spy's dump of a process; None if py-spy is not installed or may not trace."""
     sibling = Path(sys.executable).with_name("py-spy")  # in a virtual environment that is not on the PATH
     program = shutil.which("py-spy") or (str(sibling) if sibling.exists() else None)
     if program is None:
@@ -74,12 +74,12 @@ def py_spy(pid: int) -> str | None:
 
 
 def ask_nccl(logs: Path, ranks: Iterable[int]) -> list[int]:
-    """Have NCCL's flight recorder of these ranks write its trace beside the logs; returns the ranks reached."""
+    """Make NCCL's flight recorder of these ranks write its trace next to the logs; return the ranks reached."""
     reached = []
     for rank in ranks:
         try:
             fd = os.open(logs / f"{NCCL_PIPE_STEM}{rank}.pipe", os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # no pipe, or nobody reads it: this rank uses no NCCL
+        except OSError:  # no pipe or no reader: this rank does not use NCCL
             continue
         os.write(fd, b"1")
         os.close(fd)
@@ -88,7 +88,7 @@ def ask_nccl(logs: Path, ranks: Iterable[int]) -> list[int]:
 
 
 def parse(lines: list[str]) -> tuple[str, ...]:
-    """The frames of the main thread in faulthandler's text, innermost first, to the script's own: as file:function."""
+    """Parse the main thread's frames from faulthandler's text, innermost first, down to the script: file:function."""
     frames: list[str] = []
     inside = False
     for line in lines:

@@ -1,4 +1,4 @@
-"""How ranks are asked to stop: at the end of a step, by a signal that they handle themselves, or not at all."""
+"""Asks ranks to stop: at the end of a step, by a signal that they handle, or not at all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEVER = "none"
 
 @dataclass(frozen=True)
 class StopRequest:
-    """Which local ranks may take the time to stop: those that look at the stop flag, and those that were signalled."""
+    """Local ranks that get time to stop: those that check the stop flag, and those that were signalled."""
 
     checking: tuple[int, ...] = ()
     signalled: Mapping[int, signal.Signals] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class StopRequest:
         return (*self.checking, *self.signalled)
 
     def describe(self, stopper: str, *, grace_s: float) -> str:
-        """What to say to the user; `stopper`: who asked."""
+        """Return the message to the user; `stopper`: who asked."""
         within = f"within {grace_s:g} s; a second signal stops at once"
         if not self.signalled:
             return f"{stopper}: stopping at the end of this step, {within}"
@@ -36,7 +36,7 @@ class StopRequest:
 def ask_to_stop(
     pids: Mapping[int, int], states: Mapping[int, RankState], came: signal.Signals, *, forward: str
 ) -> StopRequest:
-    """Send the signal that came to the ranks that handle it; `pids` by local rank, `forward`: launch.forward_signal."""
+    """Forward the received signal to ranks that handle it; `pids` by local rank, `forward`: launch.forward_signal."""
     checking = tuple(rank for rank in pids if states[rank].checks_stop)
     signalled = {}
     for rank, pid in pids.items():
@@ -48,14 +48,14 @@ def ask_to_stop(
 
 
 def _handled(pid: int, came: signal.Signals, forward: str) -> Iterator[tuple[signal.Signals, list[int]]]:
-    """Signals that a rank, or else a process below it, has a handler for, and who has it."""
+    """Yield signals that a rank, or else its descendants, handle, with the processes that do."""
     for number in _candidates(came, forward):
         if handlers := process.catching(pid, number):
             yield number, handlers
 
 
 def _candidates(came: signal.Signals, forward: str) -> list[signal.Signals]:
-    """The signal that came, else TERM. Not INT unless wanted: Python itself handles that in every script."""
+    """Return the received signal, else TERM. INT only if requested: Python itself handles it in every script."""
     if forward == NEVER:
         return []
     if forward != AUTO:

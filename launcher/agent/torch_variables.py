@@ -1,8 +1,8 @@
-"""Variables that torch reads when it is imported, in a rank where that was done before the script began.
+"""Variables that torch reads at import, for ranks that imported it before the script began.
 
-A script may set some of them first, as in `os.environ["OMP_NUM_THREADS"] = "4"; import torch`. Where torch lets one,
-they are honoured at that import (`hide_torch`). Others are found in the script's source, and such a script is started
-by spawn (`needs_new_interpreter`). What neither sees, as a value set in a module of the script's, is named on stderr.
+A script may set some of them first, as in `os.environ["OMP_NUM_THREADS"] = "4"; import torch`. If torch allows it, they
+are applied at that import (`hide_torch`). Others are found in the script's source, and the script is then started by
+spawn (`needs_new_interpreter`). What neither finds, such as a value set in an imported module, is named on stderr.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from launcher import env
 from launcher.console import notify
 
 # What `import torch, torch.distributed` reads, by a trace of os.environ and of getenv (torch 2.13, CPU build; a test
-# holds the list against both). Those of CUDA builds are from c10/cuda/CUDACachingAllocator.cpp and ATen/Context.h.
+# compares the list with both). Those of CUDA builds are from c10/cuda/CUDACachingAllocator.cpp and ATen/Context.h.
 FAMILIES = ("GOMP_", "KMP_", "MKLDNN_", "MKL_", "NPY_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_JIT", "TORCHEXPORT_",
             "TORCH_BLAS_", "TORCH_COMPILE_", "TORCH_LINALG_", "TORCH_LOGS")  # fmt: skip
 READ_AT_IMPORT = {
@@ -50,7 +50,7 @@ HONOURED = {*THREADS, *LOGGING, DEBUG}
 
 
 def is_read_at_import(name: str) -> bool:
-    """Whether torch, or a library that it loads, looks at this variable while it is imported."""
+    """Return whether torch, or a library that it loads, reads this variable at import."""
     return name in READ_AT_IMPORT or name.startswith(FAMILIES)
 
 
@@ -67,10 +67,10 @@ def read_too_early(variables: Mapping[str, str]) -> list[str]:
 
 
 def needs_new_interpreter(source: str | bytes) -> list[str]:
-    """Variables that a script sets before it imports torch, and that only a new interpreter can honour."""
+    """Return variables that a script sets before it imports torch and that only a new interpreter can apply."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError):  # the rank will say so
+    except (SyntaxError, ValueError):  # the rank will report it
         return []
     end = min(_lines_of_torch(tree), default=sys.maxsize)
     names = {name for name, line in _variables_set(tree) if line < end}
@@ -78,7 +78,7 @@ def needs_new_interpreter(source: str | bytes) -> list[str]:
 
 
 def _lines_of_torch(tree: ast.Module) -> Iterator[int]:
-    """Where torch is imported at the top level of the script."""
+    """Yield the lines where torch is imported at the top level of the script."""
     for node in tree.body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -110,14 +110,14 @@ def _names_in_call(call: ast.Call, function: ast.Attribute) -> list[ast.expr | N
 
 
 def _is_environ(node: ast.expr) -> bool:
-    """`os.environ`, or a name that it was imported as."""
+    """Return whether a node is `os.environ`, or a name of it."""
     return (isinstance(node, ast.Attribute) and node.attr == "environ") or (
         isinstance(node, ast.Name) and node.id == "environ"
     )
 
 
 def hide_torch() -> None:
-    """Have the script's first `import torch` honour the variables as they are then, as its own import would."""
+    """Make the script's first `import torch` apply the variables as they are then, as a real import would."""
     hidden = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torch"}
     if "torch" not in hidden:
         return
@@ -127,7 +127,7 @@ def hide_torch() -> None:
 
 
 class _HiddenTorch(MetaPathFinder, Loader):
-    """Gives torch back, all of it, when any part of it is imported."""
+    """Restores all of torch when any part of it is imported."""
 
     def __init__(self, hidden: Mapping[str, ModuleType], before: Mapping[str, str]) -> None:
         self._hidden, self._before = hidden, before
@@ -137,7 +137,7 @@ class _HiddenTorch(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = self._hidden[spec.name]
-        self._own_spec = module.__spec__  # the import system puts the one from find_spec in its place
+        self._own_spec = module.__spec__  # the import system replaces it by the one of find_spec
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -152,7 +152,7 @@ def _read_now() -> dict[str, str]:
 
 
 def _honour(torch: Any, before: Mapping[str, str]) -> None:
-    """Do with variables that have changed what torch would do with them at its import, or say that it cannot be."""
+    """Apply changed variables as torch's import would, or report that it is impossible."""
     now = _read_now()
     changed = {name for name in {*before, *now} if before.get(name) != now.get(name)}
     if changed & {*THREADS}:
@@ -163,15 +163,15 @@ def _honour(torch: Any, before: Mapping[str, str]) -> None:
         torch.distributed.set_debug_level_from_env()
     if late := sorted(changed - HONOURED):
         notify(
-            f"{', '.join(late)}: set before `import torch`, but torch was imported before this script began, and reads "
-            "it only then: set it in the shell, or start with launch.start=spawn"
+            f"{', '.join(late)}: set before `import torch`, but torch was imported before this script began and reads "
+            "it only at import: set it in the shell, or start with launch.start=spawn"
         )
 
 
 def set_threads(torch: Any) -> None:
-    """Threads of torch's operators and of numpy's, by the variables that both would read: no more than there are cores.
+    """Set the threads of torch's operators and numpy from the variables that both would read, at most one per core.
 
-    torch's are not limited where it has no MKL, which is what limits them.
+    torch's are not limited without MKL, which applies that limit.
     """
     if count := _first_number(THREADS):
         torch.set_num_threads(min(count, env.usable_cores()) if torch.backends.mkl.is_available() else count)
@@ -188,7 +188,7 @@ def _first_number(names: Sequence[str]) -> int | None:
 
 
 def _loaded(word: str) -> list[ctypes.CDLL]:
-    """Shared libraries of this process with a word in their name."""
+    """Return shared libraries of this process with a word in their name."""
     paths = {
         line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if word in line
     }

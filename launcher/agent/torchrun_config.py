@@ -1,4 +1,4 @@
-"""Our rendezvous for torchrun: what its parameters say of the nodes and their order."""
+"""Our rendezvous for torchrun: reads the nodes and their order from its parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from launcher.run.folder import plan_file
 
 
 def create_handler(params: RendezvousParameters) -> RendezvousHandler:
-    """The handler for torchrun's parameters; raises InputError with what is missing in them."""
+    """Return the handler for torchrun's parameters; raises InputError with what is missing."""
     hosts = _hosts(params)
     name = str(params.get("host") or params.local_addr or socket.gethostname())
     if hosts and len(hosts) != params.max_nodes:
@@ -51,12 +51,12 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
 
 
 def _secret(params: RendezvousParameters, node: int | None) -> str:
-    """LAUNCHER_SECRET; the first node, which coordinates, warns where there is none."""
+    """Return LAUNCHER_SECRET; the first node, which coordinates, warns if there is none."""
     secret = env.get(SECRET)
     if secret is None and node == 0 and params.max_nodes > 1:
         notify(
-            f"{SECRET} is not set: whoever can reach this node's port and knows the run id can join or end the job; "
-            f"set it to the same value on every node, as from `openssl rand -hex 32`"
+            f"{SECRET} is not set: anyone who can reach this node's port and knows the run id can join or end the job; "
+            f"set it to the same value on every node, for example from `openssl rand -hex 32`"
         )
     return secret or ""
 

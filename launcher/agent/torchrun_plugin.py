@@ -1,4 +1,4 @@
-"""What torch's entry-point group `torchrun.handlers` loads: every torchrun imports this file, so it imports nothing.
+"""Loaded by torch's entry-point group `torchrun.handlers`: every torchrun imports this file, so it imports nothing.
 
 The rendezvous itself is launcher/rendezvous/plan_ordered.py.
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def handler_creator() -> Callable[[RendezvousParameters], RendezvousHandler]:
-    """torch calls this once, and what it returns for each `--rdzv-backend=launcher`."""
+    """Return the factory that torch calls for each `--rdzv-backend=launcher`."""
     return _create
 
 

@@ -1,4 +1,4 @@
-"""What heartbeats say about the health of a node's ranks: who hangs, who is slow. No clocks, no processes here."""
+"""Finds hanging and slow ranks from heartbeats. No clocks, no processes here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from statistics import median
 
 from launcher.run.heartbeat import Pace, RankState
 
-COMPARABLE = 3  # the median of two cannot tell which of them is odd
+COMPARABLE = 3  # the median of two does not show which one is slow
 
 
 @dataclass(frozen=True)
 class Hang:
-    """Ranks (local) that have been silent for `silent_s`, the longest silent first, and the step where each stands.
+    """Local ranks that have been silent for `silent_s`, the longest silent first, and the step of each.
 
-    `kind`: "heartbeat", they sent some and then no more; "start", they never sent one; "silence", no rank of the job
-    does anything; "elsewhere", another node has found it.
+    `kind`: "heartbeat": their heartbeats stopped; "start": they never sent one; "silence": no rank of the job does
+    anything; "elsewhere": another node has found it.
     """
 
     silent: tuple[int, ...]
@@ -26,14 +26,14 @@ class Hang:
 
     @property
     def behind(self) -> tuple[int, ...]:
-        """The ranks that have finished fewer steps than others, where any have."""
+        """The ranks that have finished fewer steps than others, if any."""
         least = min(self.steps.values())
         return tuple(r for r, step in self.steps.items() if step == least) if least < max(self.steps.values()) else ()
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank whose own time a step stays above the median of its peers by `factor`, for `steps` of them."""
+    """A rank with an own time per step above the median of its peers by `factor`, for `steps` steps."""
 
     rank: int
     own_s: float
@@ -47,19 +47,19 @@ class Straggler:
 
 @dataclass
 class RankWatch:
-    """Follows the heartbeats over the life of one start of the ranks."""
+    """Follows the heartbeats during one start of the ranks."""
 
     hang_timeout_s: float | None
     start_timeout_s: float | None
     straggler_factor: float
     straggler_steps: int
     _slow: dict[int, int] = field(default_factory=dict)  # rank → slow steps in a row
-    _seen: dict[int, Pace] = field(default_factory=dict)  # rank → as last looked at
-    _own_s: dict[int, float] = field(default_factory=dict)  # rank → own seconds a step, between the last two looks
+    _seen: dict[int, Pace] = field(default_factory=dict)  # rank → pace at the last check
+    _own_s: dict[int, float] = field(default_factory=dict)  # rank → own seconds per step, between the last two checks
     _named: set[int] = field(default_factory=set)
 
     def hang(self, states: Mapping[int, RankState], *, now: float) -> Hang | None:
-        """A hang, where a rank that once sent heartbeats has sent none for too long."""
+        """Return a hang if a rank's heartbeats have stopped for too long."""
         watched = {rank: state for rank, state in states.items() if state.beat_at}
         if self.hang_timeout_s is None or not watched:
             return None
@@ -72,9 +72,9 @@ class RankWatch:
     def start_hang(
         self, states: Mapping[int, RankState], *, expected: bool, started_at: float, now: float
     ) -> Hang | None:
-        """A hang, where a rank has sent no heartbeat long after its start, though it should.
+        """Return a hang if a rank should send heartbeats but has sent none long after its start.
 
-        `expected`: the program is known to send some; otherwise it is where another rank has.
+        `expected`: the program certainly sends heartbeats; otherwise it should if another rank does.
         """
         late = tuple(rank for rank, state in states.items() if not state.beat_at)
         if self.start_timeout_s is None or not late or now - started_at <= self.start_timeout_s:
@@ -85,10 +85,10 @@ class RankWatch:
         return Hang(late, now - started_at, steps, kind="start")
 
     def stragglers(self, paces: Mapping[int, Pace], *, stages: Mapping[int, int] | None = None) -> list[Straggler]:
-        """Ranks that have just become stragglers; each is told once.
+        """Return ranks that have just become stragglers; each is reported once.
 
-        A rank is compared with those of its pipeline stage, whose work is the same, where there are three or more;
-        else with all.
+        A rank is compared with those of its pipeline stage, which do the same work, if there are at least three;
+        otherwise with all ranks.
         """
         new_steps = self._look(paces)
         by_stage: dict[int, list[float]] = {}
@@ -108,20 +108,20 @@ class RankWatch:
         return found
 
     def _look(self, paces: Mapping[int, Pace]) -> dict[int, int]:
-        """Take in how far the ranks are; returns how many steps each has made since the last look, where any."""
+        """Record the progress of ranks; return how many steps each has made since the last check, if any."""
         new_steps: dict[int, int] = {}
         for rank, pace in paces.items():
             before = self._seen.get(rank)
             if before and pace.step > before.step:
                 new_steps[rank] = pace.step - before.step
                 self._own_s[rank] = (pace.own_s - before.own_s) / new_steps[rank]
-            if pace.step:  # the first look only marks the place: the first steps warm up
+            if pace.step:  # the first check only sets the base: the first steps warm up
                 self._seen[rank] = pace
         return new_steps
 
 
 def odd_ones_out(signatures: Mapping[int, Sequence[str]]) -> list[int]:
-    """Ranks that are somewhere else than most: empty where all agree, or where there is no majority."""
+    """Return ranks at a different place than most; empty if all agree or there is no majority."""
     places: dict[tuple[str, ...], list[int]] = {}
     for rank, frames in signatures.items():
         places.setdefault(tuple(frames), []).append(rank)

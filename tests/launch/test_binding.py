@@ -78,7 +78,7 @@ def test_this_machine_says_which_threads_share_a_core() -> None:
 
 def test_a_rank_that_gets_other_cores_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: None)
-    with pytest.raises(LauncherError, match=r"was to be bound to cores \[4095\]"):
+    with pytest.raises(LauncherError, match=r"should be bound to cores \[4095\]"):
         _bind([4095])
 
 

@@ -77,6 +77,6 @@ def test_each_kind_of_hang_is_said_with_the_stacks_of_all_ranks_in_groups(kind: 
     lines = describe_hang(hang, stacks, left=[3], first_rank=4, node=2, logs=Path("logs")).splitlines()
     assert lines[0].startswith(f"the job hangs: {said}")
     assert "rank 7 left early, with exit code 0" in lines
-    assert "odd one out: rank 4 is somewhere else than the others" in lines
+    assert "odd one out: rank 4 is at a different place than the others" in lines
     assert "rank 5 (step 0), 6 (step 0): gloo.py:wait" in lines
     assert "rank 4 (step 0): data.py:load\\x1b[2J" in lines

@@ -149,7 +149,7 @@ def test_a_stuck_sink_is_waited_for_once_then_loses_the_oldest_and_goes_on(monke
     assert sink.lost_bytes > 80 * LIMIT_BYTES // 10
     target.may.set()
     sink.close()
-    assert faults == [("deaf", "it has taken nothing for 0.3 s")]
+    assert faults == [("deaf", "it has accepted nothing for 0.3 s")]
     assert target.taken.startswith(b"000")
     assert b"099" in target.taken
     lost = sink.lost_bytes
@@ -236,7 +236,7 @@ def test_a_full_disk_costs_output_and_not_the_run(tmp_path: Path, console: str) 
     assert done.returncode == 0, done.stderr[-3000:]
     assert "rank 0 made 10 steps" in done.stdout
     words = [line for line in done.stderr.splitlines() if line.startswith("launcher: ")]
-    assert sum("log takes no more (No space left on device)" in line for line in words) == 1
+    assert sum("log cannot be written (No space left on device)" in line for line in words) == 1
     assert any("bytes of output are missing in the logs" in line for line in words)
     assert "Traceback" not in done.stderr
 
@@ -247,7 +247,7 @@ def test_a_file_size_limit_costs_output_and_not_the_run(tmp_path: Path) -> None:
     limited = ["sh", "-c", 'ulimit -f 1000; exec "$@"', "sh", *driver]  # of 512 bytes
     done = subprocess.run(limited, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("log takes no more (File too large)") == 1
+    assert done.stderr.count("log cannot be written (File too large)") == 1
     assert (tmp_path / "run" / "logs" / "rank-1.log").stat().st_size == 512_000
 
 
@@ -260,9 +260,9 @@ def test_a_removed_run_folder_costs_output_and_not_the_run(start: Callable[..., 
     code, out, err = job.finish()
     assert code == 0, err
     assert "rank 0 made 10 steps" in out
-    assert err.count("log takes no more (No such file or directory)") == 1
-    assert err.count("ledger.jsonl takes no more") == 1
-    assert err.count("node-0.json takes no more") == 1
+    assert err.count("log cannot be written (No such file or directory)") == 1
+    assert err.count("ledger.jsonl cannot be written") == 1
+    assert err.count("node-0.json cannot be written") == 1
     assert "Traceback" not in err
 
 
@@ -279,7 +279,7 @@ def test_a_closed_terminal_costs_the_view_and_not_the_run(tmp_path: Path) -> Non
     (tmp_path / "go").touch()
     assert job.wait(timeout=240) == 0
     log = (tmp_path / "run" / "logs" / "rank-0.log").read_text()
-    assert log.count("launcher: standard output takes no more (Input/output error)") == 1
+    assert log.count("launcher: standard output cannot be written (Input/output error)") == 1
     assert log.count("x" * 79) == 3_000_000 // 10 // 80 * 10
     assert "rank 0 made 10 steps" in log
 

@@ -269,7 +269,7 @@ def test_a_program_that_cannot_run_is_refused_before_anything_starts(
     ("word", "said"),
     [
         ("launch.wrapper=no-such-wrapper -o x", "launch.wrapper=no-such-wrapper is not found"),
-        ("launch.wrapper=env {gpu}", "it may name {rank}"),
+        ("launch.wrapper=env {gpu}", "it may use {rank}"),
         ("launch.python=/no/python", "launch.python=/no/python is not found"),
     ],
 )

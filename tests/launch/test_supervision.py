@@ -64,7 +64,7 @@ def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., J
     code, _, err = job.finish()
     assert code == 1
     assert "the job hangs: no heartbeat from rank" in err
-    assert "odd one out: rank 2 is somewhere else than the others" in err
+    assert "odd one out: rank 2 is at a different place than the others" in err
     assert re.search(r"rank 2 \(step 2\): .*step_script.py:<module>", err)
     assert re.search(r"rank 0 \(step 2\), 1 \(step 2\), 3 \(step 2\): .*all_reduce", err)
     assert "most recent call first" in job.log(2)
@@ -138,7 +138,7 @@ def test_a_hang_before_the_process_group_is_found_with_all_stacks(start: Callabl
     code, _, err = job.finish()
     assert code == 1
     assert "the job hangs: for 6 s no rank has printed anything" in err
-    assert "odd one out: rank 2 is somewhere else than the others" in err
+    assert "odd one out: rank 2 is at a different place than the others" in err
     assert "rank 2 (step 0): hang_script.py:load_data < hang_script.py:<module>" in err
     assert re.search(r"rank 0 \(step 0\), 1 \(step 0\), 3 \(step 0\): .*init_process_group", err)
 
