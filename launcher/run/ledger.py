@@ -111,9 +111,7 @@ class Ledger:
             append_line(self._path, line)
         except OSError as error:
             if not self._lost:
-                notify(
-                    f"{self._path} cannot be written ({error.strerror}): the job goes on, without its phases"
-                )
+                notify(f"{self._path} cannot be written ({error.strerror}): the job goes on, without its phases")
             self._lost += 1
 
     def begin(self) -> None:
