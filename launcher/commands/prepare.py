@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from launcher import env
@@ -29,6 +30,8 @@ from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
+
+TRACKER_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny"}
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
     check_inputs(run.plan)
+    if launch.settings.python is None:
+        check_tracker(run.plan)
     say_plan(run.plan)
     if settings.options.dry_run:
         say_surroundings(run.plan, launch.settings)
@@ -165,6 +170,16 @@ def warn_of_locks(plan: Plan) -> None:
     if plan.kind != RECIPE or plan.job.training.engine == "deepspeed":
         for finding in lock_findings(env.environment()):
             notify(finding.message)
+
+
+def check_tracker(plan: Plan) -> None:
+    """Raise InputError if the tracker's package is not installed where its recipe is to run."""
+    kind = plan.options.tracking.kind
+    if plan.kind == RECIPE and kind in TRACKER_PACKAGES and find_spec(kind) is None:
+        raise InputError(
+            f"tracking={kind} needs the package {TRACKER_PACKAGES[kind]}, which is not installed: "
+            f"pip install 'nvlink-launcher[{kind}]', or choose another tracking="
+        )
 
 
 def check_inputs(plan: Plan) -> None:

@@ -186,6 +186,14 @@ COMMANDS = {
             "launcher compare runs/mine runs/other fail_over=50%": "for CI: exit code 1 where B is slower",
         },
     ),
+    "sync": CommandEntry(
+        "sync", "upload a run that wandb kept offline", "RUN [dry_run=true]", of_run=True,
+        options={"dry_run=true": "print the command, upload nothing"},
+        examples={
+            "launcher sync runs/mine": "upload it, as one run however often it was restarted",
+            "launcher sync runs/mine dry_run=true": "the command that would do it",
+        },
+    ),
     "lint": CommandEntry(
         "lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_NOTES,
         options={"cluster=NAME": "GPUs per node, where the script does not say"},

@@ -71,7 +71,7 @@ class TrackingOptions:
     """The keys of `tracking.*`: where metrics go in addition to the terminal and the run folder."""
 
     kind: str = key(
-        "none", choices=(AUTO, "wandb", "none"),
+        "none", choices=(AUTO, "wandb", "tensorboard", "mlflow", "jsonl", "none"),
         meaning="who keeps the metrics in addition to metrics.jsonl; auto: wandb where the user is logged in",
     )  # fmt: skip
     mode: str = key(
@@ -82,6 +82,11 @@ class TrackingOptions:
     entity: str | None = key(None, meaning="wandb's entity; null: the user's own")
     name: str | None = key(None, meaning="name of the run; null: the run folder's")
     group: str | None = key(None, meaning="wandb's group of runs")
+    job_type: str | None = key(None, meaning="wandb's type of the job; null: the recipe, or script")
+    tags: tuple[str, ...] = key((), unit="tags", example="[sweep,a100]", meaning="wandb's tags of the run")
+    folder: str | None = key(
+        None, example="tracks", meaning="where tensorboard, mlflow and jsonl write; null: the run folder"
+    )
     init_timeout_s: float = key(30.0, unit="s", minimum=1, meaning="how long wandb may take to connect; no step waits")
 
     @classmethod

@@ -7,6 +7,7 @@ config.yaml      the composed configuration, for people         nodes/         w
 ledger.jsonl     when what happened (ledger.py)                 metrics.jsonl  one line a step (metrics.py)
 result.json      what the recipe found (result.py)              checkpoints/   (checkpoints.py)
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
+wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
 """
 
@@ -117,6 +118,22 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def wandb(self) -> Path:
+        return self.path / "wandb"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def mlflow(self) -> Path:
+        return self.path / "mlruns"
+
+    @property
+    def json_lines(self) -> Path:
+        return self.path / "jsonl"
 
     @property
     def deepspeed_config(self) -> Path:

@@ -16,6 +16,7 @@ from launcher.cli import main
 from launcher.commands.schemas import SCHEMAS, schema_of
 from launcher.commands.table import COMMANDS
 from launcher.faststart import overlapped_import
+from launcher.run.wandb_folders import wandb_id, wandb_root
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ SOUND: dict[str, list[tuple[list[str], int]]] = {
     "report": [(["runs/mine"], 0), ([*DGX, "file=page.html"], 0)],
     "keys": [(["layout"], 0), ([], 0)],
     "compare": [(["runs/mine", "runs/other"], 0)],
+    "sync": [(["runs/tracked", "dry_run=true"], 0)],
     "lint": [(["train.sbatch"], 0)],
 }
 REFUSED = {
@@ -58,6 +60,7 @@ REFUSED = {
     "report": [["runs/none"]],
     "keys": [["xyzzy"]],
     "compare": [["runs/mine"]],
+    "sync": [["runs/mine"], ["runs/mine", "dry_run=maybe"]],
     "lint": [[]],
 }
 
@@ -74,9 +77,15 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
         (folder / f"{name}.out").write_text(done.stdout)
         (folder / f"{name}.err").write_text(done.stderr)
+    for path in offline_folders(folder / "runs" / "tracked"):
+        path.mkdir(parents=True)  # as the test of wandb's own finds them: test_worker_tracking.py
     (folder / "ds.json").write_text('{"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}')
     (folder / "train.sbatch").write_text((ROOT / "tests" / "lint" / "scripts" / "clean.sbatch").read_text())
     return folder
+
+
+def offline_folders(run_dir: Path) -> list[Path]:
+    return [wandb_root(run_dir) / f"offline-run-20260101_00000{n}-{wandb_id(run_dir)}" for n in (1, 2)]
 
 
 def document(capsys: pytest.CaptureFixture[str], command: str, words: list[str]) -> tuple[int, Any]:
@@ -142,7 +151,21 @@ def test_a_run_prints_one_short_document_and_nothing_else(home: Path) -> None:
     assert len(rest["losses"]["all"]) == 2
 
 
-RUN_EXAMPLES = [line for entry in COMMANDS.values() for line in entry.examples if "runs/mine" in line]
+def test_sync_takes_the_newest_run_which_has_all_steps(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    older, newest = offline_folders(Path("runs/tracked"))
+    assert main(["sync", "runs/tracked", "dry_run=true"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.split()[-2:] == ["sync", str(newest)]
+    assert str(older) in shown.err
+    monkeypatch.setenv("WANDB_DIR", str(home / "elsewhere"))
+    assert main(["sync", "runs/tracked", "dry_run=true"]) == 2
+    assert "no offline run" in capsys.readouterr().err
+
+
+RUN_EXAMPLES = [line for n, e in COMMANDS.items() for line in e.examples if "runs/mine" in line and n != "sync"]
 
 
 @pytest.mark.parametrize("line", RUN_EXAMPLES)

@@ -21,9 +21,10 @@ from launcher.planner.options import TrackingOptions, TrainOptions
 from launcher.planner.record import RunOptions, write_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, describe_split, read_new_steps, summarise_steps
+from launcher.run.wandb_folders import offline_runs, wandb_id
 from launcher.worker.metrics.report import throughput, train_result
 from launcher.worker.metrics.tracking import Terminal, Tracker, make_tracker
-from launcher.worker.metrics.wandb_process import WandbProcess
+from launcher.worker.metrics.wandb_process import WandbProcess, arguments_of
 
 
 def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
@@ -126,7 +127,9 @@ def wandb_history(run_dir: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_wandb_follows_a_run_in_a_process_of_its_own_and_has_every_step(tmp_path: Path) -> None:
+def test_wandb_follows_a_run_in_a_process_of_its_own_and_has_every_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through a resume, too: the second start's run has the steps of the first."""
     folder = RunFolder(tmp_path)
     options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
@@ -142,6 +145,8 @@ def test_wandb_follows_a_run_in_a_process_of_its_own_and_has_every_step(tmp_path
             assert time.process_time() - began < 0.2  # an import of wandb takes 0.9 s
         assert "wandb" not in sys.modules or start > 1
         tracker.close()
+        assert f"to upload it: launcher sync {tmp_path}" in capsys.readouterr().err
+        assert [path.name.rpartition("-")[2] for path in offline_runs(tmp_path)] == [wandb_id(tmp_path)]
     history = wandb_history(tmp_path)
     assert [(row["_step"], row["loss"], row["lr"]) for row in history] == [
         *((1, 1.0, 1.0), (2, 0.5, 1.0)),
@@ -229,3 +234,20 @@ def test_lines_of_metrics_are_read_once_when_they_are_whole(tmp_path: Path) -> N
 
 def test_a_run_is_tracked_by_wandb_only_where_somebody_is_logged_in() -> None:
     assert load([]).options.tracking.kind == "auto"
+
+
+def test_wandbs_variables_count_where_no_key_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"WANDB_NAME": "n", "WANDB_PROJECT": "p", "WANDB_DIR": "/d", "WANDB_JOB_TYPE": "j", "WANDB_RUN_ID": "i"}
+    for name in variables:
+        monkeypatch.delenv(name, raising=False)
+    given = TrackingOptions(name="mine", project="ours", job_type="probe", tags=("a", "b"), group="g")
+    plans = [make_plan(Layout(tp=1, pp=1, dp=1), options=RunOptions(tracking=t)) for t in (TrackingOptions(), given)]
+    usual = arguments_of(plans[0], tmp_path)
+    assert (usual["name"], usual["dir"], usual["job_type"]) == (tmp_path.name, str(tmp_path), "gpt")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    left_to_wandb, by_key = (arguments_of(plan, tmp_path) for plan in plans)
+    assert [left_to_wandb[name] for name in ("name", "project", "dir", "job_type")] == [None] * 4
+    assert left_to_wandb["id"] == "i"
+    assert [by_key[name] for name in ("name", "project", "job_type")] == ["mine", "ours", "probe"]
+    assert (by_key["tags"], by_key["group"]) == (["a", "b"], "g")

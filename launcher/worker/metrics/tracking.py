@@ -12,6 +12,7 @@ from launcher.planner.options import TrackingOptions
 from launcher.planner.record import Plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import MetricsFile, StepMetrics
+from launcher.worker.metrics.tracker_files import TRACKERS
 from launcher.worker.metrics.wandb_login import asked_mode, login
 from launcher.worker.metrics.wandb_process import FINISH_TIMEOUT_S, WandbProcess, mode_of
 
@@ -91,7 +92,9 @@ def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     stream = sys.stderr if plan.options.output == "json" else sys.stdout
     sinks: list[Sink] = [MetricsFile(RunFolder(run_dir).metrics)]
     sinks.append(Terminal(stream, total=train.steps, every=train.log_every))
-    if _wants_wandb(tracking):
+    if tracking.kind in TRACKERS:
+        sinks.append(TRACKERS[tracking.kind](plan, run_dir, tracking))
+    elif _wants_wandb(tracking):
         sinks.append(WandbProcess(run_dir, timeout_s=tracking.init_timeout_s + FINISH_TIMEOUT_S))
     return Tracker(sinks)
 

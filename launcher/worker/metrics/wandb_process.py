@@ -7,9 +7,9 @@ offline run is whole after a resume (wandb cannot add to one). It ends when rank
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,12 +19,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from launcher import process
+from launcher import env, process
 from launcher.console import notify
 from launcher.planner.options import TrackingOptions
-from launcher.planner.record import read_plan
+from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, read_new_steps
+from launcher.run.wandb_folders import wandb_id
 from launcher.worker.metrics.wandb_login import asked_mode, login
 
 POLL_S = 1.0
@@ -93,21 +94,36 @@ def follow(run: Any, metrics: Path, *, ended: Callable[[], bool]) -> None:
             return
 
 
+def arguments_of(plan: Plan, run_dir: Path) -> dict[str, Any]:
+    """What wandb.init is given: the keys of tracking.* that were set, then wandb's own variables, then ours."""
+    tracking, usual = plan.options.tracking, TrackingOptions()
+    kind = plan.options.recipe.name if plan.options.program is None else "script"
+    chosen = {
+        "project": (tracking.project if tracking.project != usual.project else None, "WANDB_PROJECT", usual.project),
+        "name": (tracking.name, "WANDB_NAME", run_dir.name),
+        "job_type": (tracking.job_type, "WANDB_JOB_TYPE", kind),
+        "dir": (None, "WANDB_DIR", str(run_dir)),
+    }
+    return {
+        # None: wandb reads its variable
+        **{name: key or (None if env.get(variable) else own) for name, (key, variable, own) in chosen.items()},
+        "entity": tracking.entity,
+        "group": tracking.group,
+        "tags": list(tracking.tags) or None,
+        "id": wandb_id(run_dir),
+        "resume": "allow",
+        "config": {**json.loads(json.dumps(plan.to_dict())), "layout_brief": plan.layout.brief()},
+    }
+
+
 def _open_run(run_dir: Path) -> Any:
     """One wandb run a job, in the run folder. No key is read or written by us."""
     import wandb
 
     plan = read_plan(RunFolder(run_dir).present_plan)
     tracking = plan.options.tracking
-    arguments: dict[str, Any] = {
-        "project": tracking.project,
-        "entity": tracking.entity,
-        "group": tracking.group,
-        "name": tracking.name or run_dir.name,
-        "id": hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12],  # the same after a resume
-        "resume": "allow",
-        "dir": str(run_dir),
-        "config": json.loads(json.dumps(plan.to_dict())),
+    arguments = {
+        **arguments_of(plan, run_dir),
         "settings": wandb.Settings(console="off", silent=True, init_timeout=tracking.init_timeout_s),
     }
     try:
@@ -137,7 +153,10 @@ def main(run_dir: Path) -> int:
         os.nice(LOW_PRIORITY)
     run, stdin = _open_run(run_dir), _Stdin()
     follow(run, RunFolder(run_dir).metrics, ended=stdin.ended)
+    offline = bool(run.offline)
     run.finish(exit_code=0 if stdin.said.endswith(END) else 1)
+    if offline:
+        print(f"the run is kept offline; to upload it: launcher sync {shlex.quote(str(run_dir))}", flush=True)
     return 0
 
 
