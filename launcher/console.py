@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TextIO, TypeVar
 
 from launcher import env
+from launcher.text import shown
 
 T = TypeVar("T")
 PATIENCE_S = 1.0  # before progress is shown
@@ -100,4 +101,5 @@ def say(line: str) -> None:
     """Write one line to stderr; a closed terminal or pipe must not end the job."""
     with suppress(OSError, ValueError):  # ValueError: stderr was closed
         width = terminal_width(sys.stderr)
-        print("\n".join(fitted(line.split("\n"), width)), file=sys.stderr, flush=True)
+        lines = [shown(part) for part in line.split("\n")]  # some words of it are the user's, or a file's
+        print("\n".join(fitted(lines, width)), file=sys.stderr, flush=True)

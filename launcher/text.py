@@ -32,6 +32,11 @@ def bounded(text: str, what: str, *, most: int = MOST_CHARACTERS) -> str:
     return text
 
 
+def shown(text: str) -> str:
+    """Escape control characters in untrusted text for a terminal."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def printable(text: str, *, longest: int = 80) -> str:
     """Return a text as one line without control characters, truncated to `longest`."""
     cut = text[: longest + 1]

@@ -31,7 +31,7 @@ ALLOWED = {
     "secret": set(),
     "capture": set(),
     "text": {"errors"},
-    "console": {"env"},
+    "console": {"env", "text"},
     "files": {"errors"},
     "resources": set(),
     "schema": {"errors", "text"},

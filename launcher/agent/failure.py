@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.plain_text import shown
 from launcher.agent.stack_dump import CallStack
 from launcher.agent.watch import Hang, odd_ones_out
+from launcher.text import shown
 
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25

@@ -65,8 +65,3 @@ class PlainLines:
         text = _SEQUENCE.sub(b"", bytes(self._line))
         self._line.clear()
         return text
-
-
-def shown(text: str) -> str:
-    """Escape control characters in untrusted text for a terminal."""
-    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)

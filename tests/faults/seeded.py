@@ -111,10 +111,13 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def resumed_after(log: str) -> list[int]:
-    """For each start of rank 0 in its log, the step that it went on from."""
-    starts = log.split("=== launcher: rank 0 ")[1:]
-    found = [re.search(r"going on after step (\d+)", start) for start in starts]
-    return [int(step[1]) if step else 0 for step in found]
+    """The step that each start of rank 0 in its log went on from; one that ended before it came to a step has none."""
+    found = []
+    for start in log.split("=== launcher: rank 0 ")[1:]:
+        after = re.search(r"going on after step (\d+)", start)
+        if after or re.search(r"^step \d+/", start, re.MULTILINE):
+            found.append(int(after[1]) if after else 0)
+    return found
 
 
 def steps_done(folder: RunFolder) -> int:
@@ -169,6 +172,8 @@ class LongJob:
         if phase == "save" and not self.wait_for(lambda: any(self.folder.checkpoints.glob(".saving-*")), timeout_s=60):
             fault.note = "no save was seen"
         committed, step = newest_step(self.folder.checkpoints) or 0, steps_done(self.folder)
+        if blow is damage_checkpoint:
+            committed = max(0, committed - EVERY)  # it takes the newest one away
         starts = len(resumed_after(self.job.log(0)))
         blow(self)
         fault.recovered = self.wait_for(lambda: steps_done(self.folder) >= min(step + 2, self.steps))

@@ -9,7 +9,21 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
+
 PROGRAM = Path(__file__).parent / "random_configurations.py"
+
+
+@pytest.mark.parametrize(
+    "words", [["model=\x1b[31mx"], ["script=x", "train.steps=1", "~a", "b=\x1b]0;x\x07"], ["\x9b=1"]]
+)
+def test_a_message_sends_the_user_s_own_control_characters_to_no_terminal(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("launcher: ")
+    assert not [sign for sign in said if not sign.isprintable() and sign != "\n"]
 
 
 @pytest.mark.slow

@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from jobs import HERE, Job
 
 from launcher.agent.output import Label, Pump, open_stream
-from launcher.agent.plain_text import PlainLines, shown
+from launcher.agent.plain_text import PlainLines
 from launcher.agent.sink import LIMIT_BYTES, MISSING, LogTarget, OutputSink
 from launcher.files import append_line, read_lines, tail, write_text
 from launcher.run.folder import create_run_folder, new_run_folder
+from launcher.text import shown
 
 
 def pumped(chunks: list[bytes], folder: Path, *, prefixed: bool) -> tuple[bytes, bytes]:

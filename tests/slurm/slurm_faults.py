@@ -26,10 +26,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path[:0] = [
-    str(Path(__file__).resolve().parents[1] / "faults"),
-    str(Path(__file__).resolve().parents[1] / "launch"),
-]
+TESTS = Path(__file__).resolve().parents[1]
+sys.path += [str(TESTS / "faults"), str(TESTS / "launch")]
 
 from conftest import NEWER, SIDE, Slurm, one_cluster  # noqa: E402
 from seeded import MARK, Fault, Marked, Summary, drawn, resumed_after, steps_done  # noqa: E402
