@@ -182,9 +182,11 @@ def _is_rank(pid: int) -> bool:
 
 
 def restart_slurmctld(job: BatchJob) -> None:
-    """The controller dies and comes back: jobs go on."""
-    file = job.slurm.folder / "run" / "slurmctld.pid"
-    os.kill(int(file.read_text()), signal.SIGKILL)
+    """The controller ends and comes back: jobs go on. Killed, Slurm itself may forget a job that it has just taken."""
+    controller = int((job.slurm.folder / "run" / "slurmctld.pid").read_text())
+    os.kill(controller, signal.SIGTERM)
+    while process.state(controller) not in (None, "Z"):
+        time.sleep(POLL_S)
     time.sleep(job.chance.uniform(0.0, 3.0))
     conf = job.slurm.folder / "etc" / "slurm.conf"
     subprocess.run(["slurmctld", "-f", str(conf)], env=job.slurm.environment, check=True, capture_output=True)
@@ -196,7 +198,7 @@ KINDS: dict[str, tuple[str, Callable[[BatchJob], None]]] = {
         ("scancel", scancel, ("start", "training", "save", "shutdown")),
         ("launcher cancel", launcher_cancel, ("start", "training")),
         ("requeue", requeue, ("start", "training", "save", "shutdown")),
-        ("stop signal", stop_signal, ("start", "training", "save")),
+        ("stop signal", stop_signal, ("save",)),  # without a new checkpoint it is the end
         ("preemption", preempt, ("start", "training", "save")),
         ("node down", kill_node, ("start", "training", "save")),
         ("slurmd stopped", stop_slurmd, ("start", "training")),
