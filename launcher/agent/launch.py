@@ -48,7 +48,9 @@ def program_of(plan: Plan) -> tuple[str, tuple[str, ...]]:
     own = plan.options.program
     if own is not None:
         return own.target, own.args
-    return str(resource("recipes") / f"{plan.options.recipe.name}.py"), ()
+    recipe = plan.options.recipe
+    own_file = getattr(recipe, "file", None)
+    return own_file or str(resource("recipes") / f"{recipe.name}.py"), ()
 
 
 def write_launch(launch: Launch, file: Path) -> None:

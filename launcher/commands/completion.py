@@ -57,7 +57,7 @@ complete -c launcher -a '(__launcher_words)'
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 RUNS = Path("runs")
 ONE_WORD = {
-    "warm": ("stop", "status"), "completion": tuple(SCRIPTS), "discover": (), "lint": (), "keys": (),
+    "warm": ("stop", "status"), "completion": tuple(SCRIPTS), "new": ("recipe", "cluster"),
 }  # fmt: skip
 
 

@@ -111,6 +111,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "report": _object(file=TEXT, bytes=WHOLE),
     "sync": _object("code: of wandb's upload, 0 for a dry run", run=TEXT, argv=_list(TEXT), left_out=_list(TEXT),
                     dry_run=FLAG, code=WHOLE),
+    "new": _object(files=_list(TEXT)),
     "keys": _object("default is null where the key is required", keys=_list(_KEY)),
     "compare": _object("worse: how much worse B is, as a share of A; noise: its 95 % half-width", a=TEXT, b=TEXT,
                        changes=_list(_CHANGE), settings=_list(TEXT), failed=WHOLE),

@@ -194,6 +194,13 @@ COMMANDS = {
             "launcher sync runs/mine dry_run=true": "the command that would do it",
         },
     ),
+    "new": CommandEntry(
+        "new", "files to start a recipe or a cluster from", "recipe|cluster NAME",
+        examples={
+            "launcher new recipe probe": "recipes/probe.py and configs/recipe/probe.yaml, ready to run",
+            "launcher new cluster site": "configs/cluster/site.yaml, ready to plan for",
+        },
+    ),
     "lint": CommandEntry(
         "lint", "known traps in an existing batch script", "SCRIPT… [cluster=NAME]", LINT_NOTES,
         options={"cluster=NAME": "GPUs per node, where the script does not say"},

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.config import hf
 from launcher.config import overrides as words
-from launcher.config.folders import folders, is_own, with_config_dir
+from launcher.config.folders import folders, is_own, use_plugins, with_config_dir
 from launcher.config.kept import kept
 from launcher.config.settings import Configuration, Settings, settings_of, with_defaults
 from launcher.errors import InputError
@@ -124,6 +124,8 @@ def _given(overrides: Sequence[str], *, resolve: bool = True) -> tuple[dict[str,
     """Return what files and overrides give together, resolved, and what the files alone give."""
     stamp = _stamp()
     chosen, settings = words.parse(overrides, _index(stamp))
+    if any(_is_missing(word, _index(stamp)) for word in chosen) and use_plugins():
+        stamp = _stamp()
     _check_choices(chosen, _index(stamp))
     composed = _composed(tuple(chosen), stamp)
     verbatim = [setting for setting in settings if setting.key in words.verbatim_keys()]
@@ -141,6 +143,11 @@ def _check_choices(chosen: Sequence[str], known: Mapping[str, Sequence[str]]) ->
     ]
     if problems:
         raise InputError(problems)
+
+
+def _is_missing(word: str, known: Mapping[str, Sequence[str]]) -> bool:
+    group, _, value = word.lstrip("+").partition("=")
+    return group in known and value[:1] != "[" and not _exists(f"{group}/{value}", known)
 
 
 def _exists(path: str, known: Mapping[str, Sequence[str]]) -> bool:

@@ -9,17 +9,26 @@ from pathlib import Path
 
 from launcher.errors import InputError
 from launcher.files import user_path
-from launcher.resources import resource
+from launcher.resources import plugin_folders, resource
 
 NAMES_FOLDER = "config_dir="
 _named: ContextVar[Path | None] = ContextVar("the folder that config_dir= names", default=None)
+_plugins: ContextVar[tuple[Path, ...]] = ContextVar("the folders of other packages, once they were wanted", default=())
 
 
 def folders() -> list[Path]:
     """The folders of configuration files, the user's own first: that of config_dir=, then `configs` where they work."""
     ours, named = resource("configs"), _named.get()
     own = [folder for folder in (named, Path.cwd() / "configs") if folder is not None and folder.is_dir()]
-    return [*(folder for folder in own if not folder.samefile(ours)), ours]
+    return [*(folder for folder in own if not folder.samefile(ours)), *_plugins.get(), ours]
+
+
+def use_plugins() -> bool:
+    """From now on look at the folders of other packages too; returns whether there are any that were not looked at."""
+    if _plugins.get() or not plugin_folders():
+        return False
+    _plugins.set(plugin_folders())
+    return True
 
 
 @contextmanager

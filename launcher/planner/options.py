@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
 from launcher.errors import InputError
 from launcher.model.training import DTYPES, ENGINES, Training
+from launcher.resources import recipe_file
 from launcher.schema import AUTO, key, nearest, read
 
 LR_SCHEDULES = ("constant", "cosine")
@@ -181,6 +184,34 @@ class BandwidthOptions(RecipeOptions):
     )  # fmt: skip
 
 
+def _plain(value: Any) -> Mapping[str, Any]:
+    """Settings as JSON can store them."""
+    try:
+        stored = json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise ValueError("must be a group of names with plain values, as {rounds: 3}")
+    return stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnRecipeOptions(RecipeOptions):
+    """A recipe of the user's, or of another package."""
+
+    file: str | None = key(None, example="recipes/mine.py", meaning="file of the recipe; null: the one of its name")
+    settings: Mapping[str, Any] = key(
+        {}, convert=_plain, meaning="what the recipe wants to know, under names of its own"
+    )
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> OwnRecipeOptions:
+        file = Path(given["file"]) if given.get("file") else recipe_file(given["name"])
+        if file is None or not file.is_file():
+            raise InputError(f"recipe.file={file} is not a file: give the path of a recipe, or write recipes/NAME.py")
+        return cls(**{**given, "file": str(file.absolute())})
+
+
 RECIPES: Mapping[str, type[RecipeOptions]] = MappingProxyType(
     {
         "gpt": RecipeOptions,
@@ -197,6 +228,8 @@ def recipe_class(config: Mapping[str, Any]) -> type[RecipeOptions]:
     name = config.get("name", "gpt")
     if name in RECIPES:
         return RECIPES[name]
+    if config.get("file") or recipe_file(str(name)):
+        return OwnRecipeOptions
     close = nearest(str(name), list(RECIPES))
-    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RECIPES)}"
+    hint = f"did you mean {close[0]}?" if close else f"write recipes/{name}.py, or choose one of {', '.join(RECIPES)}"
     raise ValueError(f"recipe.name={name} is not a recipe: {hint}")

@@ -44,6 +44,7 @@ SOUND: dict[str, list[tuple[list[str], int]]] = {
     "keys": [(["layout"], 0), ([], 0)],
     "compare": [(["runs/mine", "runs/other"], 0)],
     "sync": [(["runs/tracked", "dry_run=true"], 0)],
+    "new": [(["recipe", "probe"], 0), (["cluster", "site"], 0)],
     "lint": [(["train.sbatch"], 0)],
 }
 REFUSED = {
@@ -61,6 +62,7 @@ REFUSED = {
     "keys": [["xyzzy"]],
     "compare": [["runs/mine"]],
     "sync": [["runs/mine"], ["runs/mine", "dry_run=maybe"]],
+    "new": [["recipe"], ["recipe", "gpt"], ["model", "x"], ["cluster", "a-b"]],
     "lint": [[]],
 }
 
