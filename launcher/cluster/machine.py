@@ -44,7 +44,7 @@ class Nic:
 
 @dataclass(frozen=True)
 class Machine:
-    """This node without its GPUs. `cores` are those that this process may use; 0 stands for unknown.
+    """This node without its GPUs. `cores` are those that this process may use; 0: unknown.
 
     `nics` are its RDMA ports, `interfaces` the names of all network interfaces, `ethernet` those with hardware behind.
     """
@@ -72,7 +72,7 @@ class SystemFiles(Protocol):
 
 
 class FilesUnder:
-    """The files of this system, or of one whose root is a folder here."""
+    """The files of this system, or of one with its root in a folder here."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -116,12 +116,12 @@ class CollectedFiles:
 
 
 def read_machine(root: Path = Path("/")) -> Machine:
-    """The machine whose /proc and /sys lie under `root`."""
+    """Read the machine with /proc and /sys under `root`."""
     return _machine(FilesUnder(root), cores=env.usable_cores())
 
 
 def read_collected(text: str) -> Machine:
-    """The machine of which COLLECTOR printed the text; raises InputError for another text."""
+    """Read the machine from the output of COLLECTOR; raises InputError for another text."""
     lines: dict[str, str] = {}
     host = ""
     for line in bounded(text, "what the collector prints", most=MOST_COLLECTED).splitlines():

@@ -52,7 +52,7 @@ def counts_of_file(topology: NcclTopology) -> Counts | None:
 
 
 def nvlink_shape(counts: Counts, *, product: str = "") -> NvlinkShape:
-    """The shape of a node; `product`: its GPUs' name, which tells a bridge from a pair behind NVSwitch."""
+    """The shape of a node; `product`: its GPUs' name, which distinguishes a bridge from a pair behind NVSwitch."""
     linked = [[count > 0 for count in row] for row in counts]
     kind = _kind(counts, product)
     whole = _whole(linked)
@@ -97,7 +97,7 @@ def _domains(linked: Sequence[Sequence[bool]]) -> tuple[tuple[int, ...], ...] | 
 
 
 def _has_outcast(domains: Sequence[Sequence[int]], size: int) -> bool:
-    """Whether one or a few GPUs are alone beside a domain of all the others."""
+    """Return whether one or a few GPUs are outside a domain of all the others."""
     alone = [domain for domain in domains if len(domain) == 1]
     return 0 < len(alone) <= MOST_BROKEN * size and len(domains) == len(alone) + 1
 
@@ -126,7 +126,7 @@ def _thin(counts: Counts, whole: Sequence[Sequence[int]] | None) -> list[str]:
         return []
     usual, times = found.most_common(1)[0]
     if times <= found.total() / 2:
-        return []  # a mesh whose links differ by design
+        return []  # a mesh with different links by design
     return [
         f"GPU{a} and GPU{b} have {counts[a][b]} NVLinks where others have {usual}"
         for domain in whole or ()

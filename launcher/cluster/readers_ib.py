@@ -1,4 +1,4 @@
-"""Reads `ibnetdiscover`: which port of which node is on which switch, and at what rate.
+"""Reads `ibnetdiscover`: ports of nodes, their switches and rates.
 
 Format: https://github.com/linux-rdma/rdma-core/blob/master/infiniband-diags/man/ibnetdiscover.8.in.rst
 """

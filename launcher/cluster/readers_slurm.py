@@ -25,7 +25,7 @@ MOST_NAMES = 4 * MAX_HOSTS  # in all records together
 class SlurmTopology:
     """Leaf switches (or blocks) and the nodes on each, and which switch holds which below the root.
 
-    `notes` says what the text leaves open, as a node that stands under two leaves.
+    `notes` says what the text leaves open, such as a node under two leaves.
     """
 
     kind: str  # tree | block

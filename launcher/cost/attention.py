@@ -12,7 +12,7 @@ from launcher.cost.gemm import gemm_s
 BLOCK_ROWS = 128  # query rows of one block of FlashAttention 2 (Dao 2023, section 3.3)
 HEAD_DIM_MULTIPLE = 32  # FlashAttention 2 pads heads to a multiple of it (flash_api.cpp, head_size_rounded)
 # Forward rate over the rate of both passes together. Version 2 reaches 73 % of the peak forward and 63 % backward;
-# version 1 30–50 and 25–35 %, of which 50 and 30 agree with runs with and without recomputation (Dao 2023, abstract and
+# version 1 30–50 and 25–35 %; 50 and 30 agree with runs with and without recomputation (Dao 2023, abstract and
 # section 1; the Triton kernel's own notes say that its forward is the faster and its backward the slower).
 FLASH_FORWARD_LEAD = {"flash": 1.11, "flash1": 1.475}
 # Rows that start at no multiple of 16 bytes keep batched products from the tensor cores: heads of 108 instead of 144

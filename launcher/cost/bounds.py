@@ -139,7 +139,7 @@ def exposed_gradients_s(gradients: tuple[float, float], *, zero_stage: int, busi
 
 
 def held_by_first_rank(stages: Stages, *, schedule: str, virtual_stages: int, num_micro_batches: int) -> float:
-    """Micro-batches whose activations the first rank holds at its worst moment; no rank holds more."""
+    """Return the peak number of micro-batches with activations on the first rank; no rank has more."""
     return in_flight(
         schedule, stage=0, num_stages=stages.pp, num_micro_batches=num_micro_batches, virtual_stages=virtual_stages
     )

@@ -48,11 +48,11 @@ class Constants:
     flash1_fraction: float = 0.3023
     # Sequence length at which half of that rate is reached (same charts: 99, 133, 155, 173, 182 at 512 … 8k causal).
     flash_half_seq: float = 400.0
-    # NCCL inside training against nccl-tests, besides waits and contention below; about 30 % slower with them (vTrain,
+    # NCCL in training against nccl-tests, excluding waits and contention below; about 30 % slower with them (vTrain,
     # MICRO 2024). fitted
     collective_slowdown: float = 0.9707
     # Time of an all-gather or reduce-scatter inside a node over that of an all-reduce of the same buffer: half the
-    # passes, but every one starts anew. 0.48 for 1 GiB at best (MSCCL++), 0.75 in Calculon; runs with and without
+    # passes, but every one starts again. 0.48 for 1 GiB at best (MSCCL++), 0.75 in Calculon; runs with and without
     # sequence parallelism agree with a half.
     gather_share: float = 0.50
     # What a collective inside a layer waits for each other rank of its group, any of which may be the late one; the
@@ -67,7 +67,7 @@ class Constants:
     # many bytes pass in more time (`local_share`): that makes 11 to 13 % with 50 GB/s a node, where Galvatron measured
     # 12.6 % (overlap coefficient 1.1256). fitted
     overlap_slowdown: float = 0.7486
-    # Of a tensor-parallel collective beside the weight gradient's GEMM, what still lengthens the pass: the backward
+    # The part of a tensor-parallel collective next to the weight gradient's GEMM that lengthens the pass: the backward
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
     tp_overlap_cost: float = 0.3
@@ -87,7 +87,7 @@ class Constants:
     math_softmax_bytes: float = 25.83
     # Optimizer's effective share of HBM: multi-tensor kernels, unscaling, norm. fitted
     optimizer_passes: float = 1.034
-    # Bytes a logit beside the projection's output: the fp32 copy, which the loss and its gradient reuse, and the
+    # Bytes per logit next to the projection's output: the fp32 copy, which the loss and its gradient reuse, and the
     # gradient in the training dtype; and with F.cross_entropy in plain operators: cast, log-softmax, the gradients of
     # both, their cast.
     loss_bytes: float = 6.0

@@ -32,7 +32,7 @@ def reduces_every_pass(layout: Layout) -> bool:
 
 
 def passed_share(job: Job, layout: Layout) -> float:
-    """Of a step's micro-batches, those whose gradients take a pass over memory of their own.
+    """Return the micro-batches of a step with gradients that need a separate pass over memory.
 
     All are copied where each is reduced; else all but the first are added to the sums, and none where products add in
     place.
@@ -50,14 +50,14 @@ def overlapped(communication_s: float, window_s: float, slowdown: float) -> Expo
 
 
 class Repeated(NamedTuple):
-    """Seconds of communication that runs beside each of `windows` micro-batches."""
+    """Seconds of communication that overlaps with each of `windows` micro-batches."""
 
     seconds: float
     windows: float
 
 
 class GradientSeconds(NamedTuple):
-    """Of a step: beside forward passes, beside backward passes, after them."""
+    """Times of a step: overlapping with forward passes, with backward passes, and after them."""
 
     forward: Repeated
     backward: Repeated
@@ -77,7 +77,7 @@ def gradient_seconds(
 
 
 def _repeated(price: Price, messages: tuple[Message, ...]) -> Repeated:
-    """Messages beside as many micro-batches as the most frequent of them runs."""
+    """Return messages that overlap with as many micro-batches as the most frequent of them."""
     windows = max((message.times for message in messages), default=1.0)
     return Repeated(sum(message.times * price(message) for message in messages) / windows, windows)
 

@@ -32,7 +32,7 @@ class Device:
     attention_flops: Mapping[str, float]
 
 
-# Output tile of a block, and its rate by what it reads: 2 (m + n) bytes for m·n multiplications, of which the tensor
+# Output tile of a block, and its rate by what it reads: 2 (m + n) bytes for m·n multiplications, where the tensor
 # cores of an SM do 1,024 a clock; the L2 cache gives an SM 5120 / 108 bytes a clock (A100 whitepaper).
 CUDA_TILES = ((128, 128, 1.0), (128, 64, 0.99), (64, 64, 0.74))
 CPU_TILES = ((16, 16, 1.0),)

@@ -1,4 +1,4 @@
-"""What the first and the last pipeline stage do besides layers: embedding, final norm, logits, loss."""
+"""Work of the first and the last pipeline stage in addition to layers: embedding, final norm, logits, loss."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Estimate:
     exposed part of each), bubble, optimizer; what ends in `_hidden` runs behind compute and is not in the sum. `memory`
     breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
     context, fragmentation.
-    `step_time_interval_s`: between its ends nine of ten runs lie. `fit_probability`: that a run does not run out of
+    `step_time_interval_s`: contains nine of ten runs. `fit_probability`: that a run does not run out of
     memory.
     MFU and HFU are None where the GPU's peak is not known.
     """

@@ -9,7 +9,7 @@ def gemm_s(device: Device, m: int, n: int, k: int, *, batch: int = 1) -> float:
     """Seconds of `batch` products of (m × k) by (k × n).
 
     Outputs are cut into tiles, one block each; blocks run in waves of `num_sms`, and the last wave counts in full
-    (NVIDIA, "Matrix Multiplication Background": tile and wave quantization). `extra_k` stands for a tile's prologue
+    (NVIDIA, "Matrix Multiplication Background": tile and wave quantization). `extra_k` represents a tile's prologue
     and epilogue. Idle SMs and stalls leave power to the rest: a product is bound by its waves at full clock, with
     prologues and epilogues, or by its FLOPs at the clock that the power limit sustains, whichever is slower. So
     measured rates hardly depend on the last wave (234.9 … 255.4 TFLOP/s at 0.95 … 1.00 full waves in the EleutherAI

@@ -139,7 +139,7 @@ def expert_shards(layout: Layout) -> int:
 def logits_bytes(job: Job, tp: int, constants: Constants) -> float:
     """Bytes on one rank for each logit of the whole vocabulary, at the loss's worst moment.
 
-    Divided by tp with a loss over divided logits; else gathered, beside this rank's share. Plain operators on fp32
+    Divided by tp with a loss over divided logits; else gathered, next to this rank's share. Plain operators on fp32
     copies keep more of them; one kernel turns the logits into their gradient.
     """
     e, stack = job.training.dtype_bytes, job.stack
@@ -151,7 +151,7 @@ def logits_bytes(job: Job, tp: int, constants: Constants) -> float:
 
 
 def _table_gradient(job: Job, layout: Layout, stage: int, num_micro_batches: int) -> float:
-    """Bytes of the embedding's gradient of one micro-batch, dense in PyTorch, beside the sum to which it is added; it
+    """Bytes of the embedding's gradient of one micro-batch, dense in PyTorch, next to the sum to which it is added; it
     comes last, when the micro-batch's activations are gone.
     """
     model = job.model

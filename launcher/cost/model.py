@@ -76,7 +76,7 @@ class StageTimes:
     worst: int
     layers: tuple[int, ...]
     layer: Cost
-    ends: Cost  # what the worst rank does besides layers
+    ends: Cost  # work of the worst rank in addition to layers
     pp_s: float
 
 
@@ -284,7 +284,7 @@ class CostModel:
 
         They hide behind `forward_s` and `backward_s`, a rank's seconds for one micro-batch.
         """
-        # The gradients of ZeRO-3 without a pipeline are reduced as weights are gathered, beside each micro-batch.
+        # Without a pipeline, ZeRO-3 reduces gradients as it gathers weights: overlapping with each micro-batch.
         overlap = layout.sharding == 3 and layout.pp == 1
         stack = self.job.stack
         overlap = overlap or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
@@ -322,7 +322,7 @@ class CostModel:
     def _breakdown(
         self, stages: StageTimes, num_micro_batches: int, bubble_s: float, gradients: Exposed, optimizer: float
     ) -> dict[str, float]:
-        """Where the step's seconds go on the busiest rank; those that end in `_hidden` are behind compute, not in the
+        """The parts of a step on the busiest rank; those that end in `_hidden` overlap with compute and are not in the
         sum.
         """
         layer, m = stages.layer, num_micro_batches

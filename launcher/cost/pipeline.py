@@ -45,7 +45,7 @@ def pipeline_time(
 
 
 def in_flight(schedule: str, *, stage: int, num_stages: int, num_micro_batches: int, virtual_stages: int = 1) -> float:
-    """Micro-batches whose activations a rank holds at its worst moment, in units of the rank's whole stage.
+    """Return the peak number of micro-batches with activations on a rank, in units of the rank's whole stage.
 
     GPipe holds all; 1F1B as many as there are stages from this one to the last, and so does ZB-H1 (Qi et al. 2024).
     Interleaved (Megatron-LM's warm-up): 2(p - rank - 1) + (v - 1)p + 1 chunks of a v-th each.

@@ -35,7 +35,7 @@ class Cost:
         return self.forward_s + self.backward_s
 
 
-# Of a layer's products those whose results recomputation by operator keeps: every second one.
+# Recomputation by operator keeps the results of every second product of a layer.
 OP_KEPT = 0.5
 
 
@@ -83,7 +83,7 @@ def layer_cost(
     for its last rank.
 
     `skipped_s`: seconds at the layer's end that recomputation leaves out. `hides_tp`: collectives of the backward pass
-    run beside products.
+    overlap with products.
     """
     ahead, back = spent(price, constants, messages.forward), spent(price, constants, messages.backward)
     again = spent(price, constants, messages.repeated) if recompute == "full" else Spent()
@@ -120,13 +120,13 @@ def blended(one: Cost, other: Cost, share: float) -> Cost:
 
 
 def _async(back: Spent, hidden_s: float) -> Spent:
-    """Who waits for a collective beside a product waits no longer for its last rank, as far as it hides."""
+    """Return the wait for the last rank of a collective next to a product, without the part that is hidden."""
     return back._replace(tp_wait_s=back.tp_wait_s * (1 - hidden_s / back.tp_s)) if back.tp_s else back
 
 
 def _hidden_s(products: Part, ahead_s: float, back_s: float) -> float:
-    """Seconds of the backward pass's tensor-parallel collectives beside its products: sums of the input's gradients
-    beside those of the weights, and what is gathered again beside those of the inputs (Megatron-LM,
+    """Seconds of the backward pass's tensor-parallel collectives next to its products: sums of the input's gradients
+    with those of the weights, and what is gathered again with those of the inputs (Megatron-LM,
     tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication).
     """
     again_s = max(0.0, back_s - ahead_s)

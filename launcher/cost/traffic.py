@@ -59,7 +59,7 @@ class LayerMessages(NamedTuple):
 
 
 class GradientMessages(NamedTuple):
-    """Of a step: beside the forward passes, beside the backward passes, after them."""
+    """Times of a step: overlapping with forward passes, with backward passes, and after them."""
 
     forward: tuple[Message, ...]
     backward: tuple[Message, ...]
@@ -298,7 +298,7 @@ def _gradients(
 def _gathers(
     whole: Message, held: tuple[float, float], rules: MessageRules, *, count: int, pipeline: bool
 ) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """How ZeRO-3 gathers weights, beside forward and beside backward passes.
+    """How ZeRO-3 gathers weights, overlapping with forward and with backward passes.
 
     In a pipeline a backward pass gathers unless it follows another, and keeps what it gathered for the next.
     """

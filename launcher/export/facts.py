@@ -10,7 +10,7 @@ from launcher.planner.record import Plan
 
 
 def with_deepspeed(job: Job) -> bool:
-    """Whether DeepSpeed trains, by our engine or by itself, and not FSDP or DDP."""
+    """Return whether DeepSpeed trains, with or without our engine, and not FSDP or DDP."""
     return job.training.engine == "deepspeed" or job.stack.name == "deepspeed"
 
 

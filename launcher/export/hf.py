@@ -61,7 +61,7 @@ def _missing(plan: Plan) -> Iterator[str]:
     if layout.tp > 1:
         yield f'the tensor-parallel plan: load the model with from_pretrained(..., tp_plan="auto", tp_size={layout.tp})'
     if training.optimizer == "adam":
-        yield "Adam without decoupled weight decay: adamw_torch stands for it"
+        yield "Adam without decoupled weight decay: adamw_torch is used instead"
     yield f"the model and the data, {plan.job.model.seq_len:,} tokens a sequence: the script loads them"
 
 

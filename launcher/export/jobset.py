@@ -1,4 +1,4 @@
-"""A plan for Kubernetes: a JobSet whose jobs each take the nodes of one leaf switch.
+"""A plan for Kubernetes: a JobSet with one job per leaf switch.
 
 Names: JobSet 08dfbdf (jobset.x-k8s.io/v1alpha2), api/jobset/v1alpha2/jobset_types.go.
 """
@@ -110,9 +110,9 @@ def _command(plan: Plan, nodes: int) -> str:
 
 def _missing(plan: Plan) -> Iterator[str]:
     yield said_by_script(plan)
-    yield f"the image ({IMAGE} stands there) and how your code and data come into it"
+    yield f"the image ({IMAGE} is a placeholder) and how your code and data get into it"
     if plan.job.cluster.nodes_per_leaf and plan.placement.num_nodes > 1:
-        yield f"what your nodes call their leaf switch: {LEAF_LABEL} stands there, write your cluster's label"
+        yield f"the label of your nodes' leaf switches: {LEAF_LABEL} is a placeholder, write your cluster's label"
     if plan.job.cluster.fabric in ("infiniband", "efa", "roce"):
         yield f"the fabric ({plan.job.cluster.fabric}): add your device plugin's resource to the container's limits"
 

@@ -93,7 +93,7 @@ def missing(plan: Plan) -> Iterator[str]:
     if model.rope_theta != round(model.rope_theta):
         yield f"a rotary base of {model.rope_theta}: it is rounded"
     if training.attention == "fused":
-        yield "Megatron-LM's old fused softmax: the unfused backend stands for it"
+        yield "Megatron-LM's old fused softmax: the unfused backend is used instead"
     if facts.recomputed_layers(plan.layout) is not None:
         yield "which layers are recomputed: it takes the first ones of each stage, as many as the plan says"
     yield "the data: --mock-data with a NullTokenizer until DATA names yours"

@@ -17,7 +17,7 @@ from launcher.planner.record import Plan
 
 OVERRIDES = "bridge_overrides.txt"
 RECIPES = {name: f"{name}_pretrain_config" for name in ("llama2_7b", "llama3_8b", "llama3_70b", "gpt3_175b")}
-BARE = "vanilla_gpt_pretrain_config"  # a GPT of Megatron-LM's defaults, whose shape the overrides give
+BARE = "vanilla_gpt_pretrain_config"  # a GPT of Megatron-LM's defaults; the overrides give its shape
 MIXED = {"bf16": "bf16_mixed", "fp16": "fp16_mixed"}
 Setting = tuple[str, object]
 

@@ -19,7 +19,7 @@ def write(plan: Plan) -> Export:
             "launcher export RUN to=rankfile"
         )
     files = {RANKFILE: rankfile(plan), HOSTFILE: hostfile(plan), **shared_files(plan)}
-    missing = (said_by_script(plan), "GPUs: a slot is a part of the host's cores, local rank i takes GPU i by itself")
+    missing = (said_by_script(plan), "GPUs: a slot is a part of the host's cores; local rank i uses GPU i")
     return Export(
         RANKFILE, files, missing, f"mpirun --hostfile {HOSTFILE} --map-by rankfile:file={RANKFILE} python train.py"
     )

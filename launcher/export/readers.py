@@ -1,4 +1,4 @@
-"""Which reader takes a file: told by what is in it, not by its name."""
+"""Chooses the reader of a file by its content, not by its name."""
 
 from __future__ import annotations
 

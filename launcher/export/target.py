@@ -32,7 +32,7 @@ class Target:
     """A tool that plans are written for.
 
     `cannot` gives every reason why the tool cannot run a layout: the search leaves those layouts out. `pins` are the
-    layout keys for which the tool knows one value alone: the search does not even look at others. `overrides` name
+    layout keys with only one possible value in the tool: the search does not try others. `overrides` name
     the software that trains there, which a plan is made for unless its user names another.
     `sources` say what the names were read from.
     """

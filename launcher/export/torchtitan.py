@@ -125,7 +125,7 @@ def _how(plan: Plan) -> list[Setting]:
 
 
 def config_function(plan: Plan) -> str:
-    """A module whose function returns the configuration: a registered model's, with the plan's settings."""
+    """Return a module with a function for the configuration: a registered model's, with the plan's settings."""
     options, name = plan.options.train, plan.job.model.name
     known = KNOWN.get(name)
     base = f"torchtitan.models.{known}.config_registry" if known else "my_models"
@@ -187,7 +187,7 @@ def _missing(plan: Plan) -> Iterator[str]:
     if not facts.reduces_in_fp32(plan):
         yield "gradients reduced in the training's dtype: it reduces in fp32 (training.mixed_precision_reduce)"
     if options.lr_schedule == "constant" and not isclose(options.min_lr, options.lr):
-        yield "a constant learning rate by name: lr_scheduler.min_lr_factor=1 stands for it"
+        yield "a constant learning rate by name: lr_scheduler.min_lr_factor=1 is used instead"
 
 
 TARGET = Target(

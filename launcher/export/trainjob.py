@@ -47,7 +47,7 @@ def train_job(plan: Plan) -> dict[str, Any]:
 
 def _missing(plan: Plan) -> Iterator[str]:
     yield said_by_script(plan)
-    yield f"the image ({IMAGE} stands there) and how your code and data come into it"
+    yield f"the image ({IMAGE} is a placeholder) and how your code and data get into it"
     if plan.job.cluster.nodes_per_leaf and plan.placement.num_nodes > 1:
         yield "leaf switches: a runtime of yours may ask for topology; `to=jobset` writes it"
 

@@ -26,7 +26,7 @@ from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner, release, was_cancelled
 from launcher.schema import from_plain, to_plain
 
-HANDED_OVER = 75  # the child's exit code when the job goes on here
+HANDED_OVER = 75  # the child's exit code when the job continues here
 INTERRUPTED = 130
 
 

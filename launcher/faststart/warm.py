@@ -81,7 +81,7 @@ Work = Callable[[WarmRun], int]  # plans and runs in the forked child, and gives
 
 
 def socket_path() -> Path:
-    """Where this user's server listens: in a folder that nobody else can enter, or LauncherError is raised."""
+    """Return the socket of this user's server, in a private folder; raises LauncherError if there is none."""
     base = env.get("XDG_RUNTIME_DIR") or "/tmp"
     folder = Path(base) / f"nvlink-launcher-{os.getuid()}"
     path = folder / "warm.sock"
@@ -99,7 +99,7 @@ def socket_path() -> Path:
 
 
 def may_listen() -> bool:
-    """Whether this user's server may be there. A folder that is not fit for its socket is told, and no server is."""
+    """Return whether this user's server may exist; report a folder that is unsafe for its socket."""
     try:
         return socket_path().exists()
     except (LauncherError, OSError) as error:
@@ -155,7 +155,7 @@ def stop() -> int | None:
 
 def run_warm(run: WarmRun) -> int | None:
     """Run through the server and return the exit code; None where the run must start cold: there is no server, or it
-    refuses (which is told), or the run's configuration does not want it.
+    refuses (which is reported), or the run's configuration does not want it.
     """
     try:
         connection = _connect()
@@ -191,7 +191,7 @@ def run_warm(run: WarmRun) -> int | None:
 
 
 def serve(modules: Sequence[str], *, idle_s: float, work: Work) -> None:
-    """The server's life: import, then a fork for every run, which does `work`, until nobody has come for `idle_s`."""
+    """Run the server: import, then fork for every run, which does `work`, until there was no run for `idle_s`."""
     variables = _import_variables(env.environment())  # before torch adds its own
     fork_server.preload((*PRELOADED, *modules))
     for name in OWN_MODULES:

@@ -23,7 +23,7 @@ def _torchruns(subject: Subject) -> Iterator[StartCommand]:
 
 
 def _joins(start: StartCommand) -> bool:
-    """Whether it is told of other nodes at all."""
+    """Return whether the start names other nodes at all."""
     return start.flag("nnodes") not in (None, "1")
 
 
@@ -111,7 +111,7 @@ def fewer_tasks_than_gpus(subject: Subject) -> Iterator[Trap]:
 
 
 def _tasks_without_a_launcher(subject: Subject) -> Iterator[tuple[StartCommand, int, int]]:
-    """Steps whose tasks are the ranks themselves: (step, its tasks on a node, GPUs of a node)."""
+    """Return steps with ranks as tasks: (step, its tasks on a node, GPUs of a node)."""
     gpus = subject.script.gpus_per_node
     for start in subject.script.starts:
         tasks = subject.script.tasks_per_node(start)

@@ -10,7 +10,7 @@ from launcher.lint.shell import assignments, program, unquote
 from launcher.secret import SECRET_VALUES, is_secret_name
 from launcher.text import whole_number
 
-# In an argument: a key by its looks, or whatever follows `wandb login` or an option whose name says so.
+# In an argument: text with the form of a key, or what follows `wandb login` or an option named so.
 SECRET_ARGUMENT = re.compile(
     rf"({SECRET_VALUES})"
     r"|(?:--[\w-]*(?:key|token|password|secret)[ =]+|wandb\s+login\s+(?:--\S+\s+)*)[\"']?([\w-]{20,})",
@@ -199,7 +199,7 @@ RULES = (
     ),
     Rule(
         "exit-code-lost", "error", exit_code_lost,
-        "a pipe ends with the code of its last command: a failed training counts as COMPLETED, and afterok goes on.",
+        "a pipe ends with the code of its last command: a failed training counts as COMPLETED, and afterok continues.",
         "set -o pipefail",
     ),
     Rule(
@@ -209,7 +209,7 @@ RULES = (
     ),
     Rule(
         "one-thread", "warning", one_thread_by_accident,
-        "data loading and CPU optimizers run on one core of those that were asked for; torchrun sets 1 unless told.",
+        "data loading and CPU optimizers run on one core of those requested; torchrun sets 1 unless it is set.",
         "export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / ranks per node))",
     ),
     Rule(

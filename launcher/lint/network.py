@@ -94,7 +94,7 @@ def _ports(subject: Subject) -> Iterator[tuple[int, str]]:
 
 
 def _port_ranges(subject: Subject) -> Iterator[tuple[int, str, int, int]]:
-    """Line, written form, lowest and highest of every port that can be told from the script."""
+    """Return line, written form, lowest and highest of every port that the script determines."""
     for line, value in _once(_ports(subject)):
         if found := port_range(value, subject.script.variables):
             yield line, value, *found

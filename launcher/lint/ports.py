@@ -31,7 +31,7 @@ _TOKEN = re.compile(
 
 
 def port_range(value: str, variables: Mapping[str, str], *, depth: int = 0) -> Interval | None:
-    """The lowest and highest port that a raw value can give; None where that cannot be told from the script."""
+    """The lowest and highest port that a raw value can give; None if the script does not determine it."""
     text = unquote(value).strip()
     if len(text) > LONGEST or depth > DEEPEST:
         return None
@@ -47,7 +47,7 @@ def port_range(value: str, variables: Mapping[str, str], *, depth: int = 0) -> I
 
 @dataclass
 class _Reader:
-    """A cursor over an arithmetic expression; None stands for what is not known."""
+    """A cursor over an arithmetic expression; None means unknown."""
 
     text: str
     variables: Mapping[str, str]

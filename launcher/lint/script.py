@@ -64,7 +64,7 @@ class StartCommand:
 
     @property
     def trains(self) -> bool:
-        """Whether it runs a Python script whose name says training."""
+        """Return whether it runs a Python script named after training."""
         words = self.text.split()
         scripts = any(re.search(r"(?:train|finetune)[\w-]*\.py$", word[-200:].rstrip("\"'")) for word in words)
         return scripts and any(re.match(r"[\"']?(\S{0,200}/)?python[\d.]*$", word) for word in words)
@@ -219,7 +219,7 @@ def starter_options(text: str) -> dict[str, str]:
 
 
 def inner_commands(command: ShellCommand) -> Iterator[ShellCommand]:
-    """Commands in the string of a `bash -c STRING` inside `command`, with the line that they stand on."""
+    """Commands in the string of a `bash -c STRING` inside `command`, with their line."""
     words = command.words
     for shell, flag, string in zip(words, words[1:], words[2:], strict=False):
         if shell.rpartition("/")[2] in ("bash", "sh") and SHELL_C.match(flag):

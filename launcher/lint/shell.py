@@ -19,7 +19,7 @@ _PLAIN = re.compile(r"[\w./:,+@%^~*?!#-]+")  # what means nothing to a shell in 
 _UNQUOTED = re.compile(r"[^\\'\"]+")
 MAX_EXPANSION = 4  # variables inside variables
 LONGEST_EXPANSION = 20_000  # characters of a command with its variables put in
-DEEPEST = 40  # substitutions inside substitutions; what lies deeper is read as plain characters
+DEEPEST = 40  # nested substitutions; deeper ones are read as plain characters
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def live_variables(word: str) -> list[str]:
 
 
 def unquote(word: str) -> str:
-    """A word without its quotes, as the command sees it; variables stay as they are written."""
+    """Return a word without its quotes, as the command sees it; variables are not expanded."""
     pieces, at = [], 0
     while at < len(word):
         unquoted = _UNQUOTED.match(word, at)

@@ -128,7 +128,7 @@ def library_path_replaced(subject: Subject) -> Iterator[Trap]:
 RULES = (
     Rule(
         "unknown-slurm-variable", "error", misspelt_variable,
-        "Slurm sets no such variable: it is empty, and what is made of it is wrong without a word.",
+        "Slurm sets no such variable: it is empty, and results that use it are silently wrong.",
         "set -u finds it at once; the names are in sbatch's manual under OUTPUT ENVIRONMENT VARIABLES",
     ),
     Rule(
@@ -143,7 +143,7 @@ RULES = (
     ),
     Rule(
         "loopback-let-in", "error", loopback_let_in,
-        "with ^ NCCL takes every interface but these, lo too, which it leaves out by itself when nothing is set.",
+        "with ^ NCCL takes every interface but these, lo too, which it excludes when nothing is set.",
         "NCCL_SOCKET_IFNAME=^lo,docker, or the name of the fabric's interface",
     ),
     Rule(

@@ -79,7 +79,7 @@ def steps_that_share_nothing(subject: Subject) -> Iterator[Trap]:
     shares = {"exact", "exclusive", "overlap", "mem"}
     for start in together[1:]:
         if not shares & set(start.options) and not shares & set(together[0].options):
-            yield Trap(start.line, f"beside the step of line {together[0].line}: {start.text}")
+            yield Trap(start.line, f"together with the step of line {together[0].line}: {start.text}")
 
 
 def one_node_after_the_other(subject: Subject) -> Iterator[Trap]:
@@ -104,7 +104,7 @@ def allocation_inside_the_job(subject: Subject) -> Iterator[Trap]:
 RULES = (
     Rule(
         "background-without-wait", "error", background_without_wait,
-        "the batch script goes on and ends, Slurm kills the step with it, and the job counts as COMPLETED after a "
+        "the batch script continues and ends, Slurm kills the step with it, and the job counts as COMPLETED after a "
         "second.",
         "wait, as the last line",
     ),
@@ -116,7 +116,7 @@ RULES = (
     ),
     Rule(
         "exit-code-forgotten", "warning", exit_code_forgotten,
-        "a job ends with the code of its last command: a failed training counts as COMPLETED, and afterok goes on.",
+        "a job ends with the code of its last command: a failed training counts as COMPLETED, and afterok continues.",
         "set -e, or keep it: srun …; code=$?; …; exit $code",
     ),
     Rule(

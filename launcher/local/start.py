@@ -19,16 +19,16 @@ def run_local(
     planned_at: float | None = None,
     began: float | None = None,
 ) -> int:
-    """Start the ranks of a one-node plan here and wait for them; returns 0, or 1 where the job failed.
+    """Run the ranks of a one-node plan here; return 0, or 1 if the job failed.
 
-    Rank 0's output goes to the terminal, every rank's to `run_folder`/logs/rank-<r>.log; what the launcher has to say
-    goes to stderr. `began`: when the command was typed, if not with this process; `planned_at`: when the plan was
-    made, if not just now (CLOCK_MONOTONIC). The calling process must have one thread only with launch.start=fork.
+    Rank 0's output goes to the terminal, every rank's to `run_folder`/logs/rank-<r>.log, the launcher's messages to
+    stderr. `began`: when the user entered the command, if before this process; `planned_at`: when the plan was made,
+    if not just now (CLOCK_MONOTONIC). With launch.start=fork the calling process must be single-threaded.
     Raises InputError.
     """
     if plan.placement.num_nodes > 1:
         raise InputError(
-            f"the plan needs {plan.placement.num_nodes} nodes, and this is one: "
+            f"the plan needs {plan.placement.num_nodes} nodes, but this is one: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
     folder = create_run_folder(run_folder.resolve())

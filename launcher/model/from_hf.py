@@ -15,7 +15,7 @@ from launcher.model.hf_parameters import HfShape, parameters
 from launcher.model.shape import Model
 
 USUAL_SEQ_LEN = 8192  # what is trained at unless the user says otherwise, where positions have no table of weights
-DIFFERENT = 1e-3  # of the parameters: below this a difference is not worth a word
+DIFFERENT = 1e-3  # of the parameters: smaller differences are not reported
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ MOST_LAYERS = 10**4  # far above what anybody has, and low enough for a search t
 class Model:
     """Shape of a transformer. `norm`, `positions` and `bias` say which of the two common families it follows.
 
-    With `num_experts` > 0 every MLP is a mixture of experts, of which each token visits `experts_per_token`.
+    With `num_experts` > 0 every MLP is a mixture of experts; each token visits `experts_per_token` of them.
     """
 
     name: str = key(meaning="name of the model, as its file's")

@@ -39,7 +39,7 @@ class Training:
     )  # fmt: skip
 
     def __post_init__(self) -> None:
-        """Replace `auto`; on CPUs, of which this knows nothing, configuration has set fp32."""
+        """Replace `auto`; for CPUs, which are unknown here, configuration has set fp32."""
         if self.dtype == AUTO:
             object.__setattr__(self, "dtype", "bf16")
 

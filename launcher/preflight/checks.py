@@ -35,7 +35,7 @@ LOW_FREE_BYTES = GIB // 4
 
 @dataclass(frozen=True)
 class Site:
-    """What is looked at: the host's name, its commands, its system files, the environment that the job inherits."""
+    """The inputs of the checks: the host's name, commands, system files, and the environment that the job inherits."""
 
     host: str
     run: commands.Runner
@@ -130,7 +130,7 @@ def nic_findings(cluster: Cluster, machine: Machine) -> list[Finding]:
         found.append(Finding(Level.PROBLEM, "nics", message))
     slow = [f"{nic.name} {nic.gbps:g}" for nic in up if 0 < nic.gbps < node.nic_gbps]
     if len(up) - len(slow) < node.num_nics <= len(up):
-        message = f"ports run below {node.nic_gbps:g} Gb/s ({', '.join(slow)} Gb/s): look at cables and switch ports"
+        message = f"ports run below {node.nic_gbps:g} Gb/s ({', '.join(slow)} Gb/s): check cables and switch ports"
         found.append(Finding(Level.PROBLEM, "nics", message))
     return found or [Finding(Level.OK, "nics", f"{len(up)} RDMA ports are up at {node.nic_gbps:g} Gb/s or more")]
 

@@ -1,7 +1,7 @@
-"""Locks of compiled extensions that nobody holds: whoever loads the extension waits for them, without a word.
+"""Stale locks of compiled extensions: a process that loads the extension waits for them silently.
 
 torch.utils.cpp_extension, by which DeepSpeed compiles an operator at its first use, makes a file `lock` in the folder
-of the extension and removes it at the end (torch 2.13, torch/utils/file_baton.py). A process that is killed meanwhile
+of the extension and removes it at the end (torch 2.13, torch/utils/file_baton.py). A process that is killed before
 leaves it, and every later one waits for ever.
 """
 
@@ -46,13 +46,13 @@ def extension_locks(environment: Mapping[str, str]) -> list[ExtensionLock]:
 
 
 def lock_findings(environment: Mapping[str, str]) -> list[Finding]:
-    """A warning for each lock that nobody holds."""
+    """Return a warning for each stale lock."""
     return [
         Finding(
             Level.WARNING,
             "compiled extensions",
             f"{lock.path} is {_words(lock.age_s)} old and no process of this machine holds it: every process "
-            f"that loads {lock.path.parent.name} would wait for it without a word. Unless another machine compiles it "
+            f"that loads {lock.path.parent.name} would wait for it silently. Unless another machine compiles it "
             "now, remove that file, or set TORCH_EXTENSIONS_DIR to a folder of the job's own",
         )
         for lock in extension_locks(environment)

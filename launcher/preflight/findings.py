@@ -26,7 +26,7 @@ class Finding:
     host: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """Plain data, the level as a word."""
+        """Return plain data, with the level by name."""
         return {"level": self.level.name.lower(), "check": self.check, "message": self.message, "host": self.host}
 
 

@@ -17,7 +17,7 @@ from launcher.preflight.findings import Finding, Level
 from launcher.text import bounded, printable, whole_number
 from launcher.units import format_bytes
 
-# nvidia-smi tells whole MiB and ECC takes a little: less than this share of the file's memory is another GPU.
+# nvidia-smi reports whole MiB and ECC uses some: less than this share of the file's memory means another GPU.
 MEMORY_SHARE = 0.98
 # NVML's clocks throttle reasons, nvml.h: https://docs.nvidia.com/deploy/nvml-api/group__nvmlClocksEventReasons.html
 THROTTLES = {
@@ -107,7 +107,7 @@ def _state_findings(node: Node, state: GpuState) -> list[Finding]:
     reasons = [text for bit, text in THROTTLES.items() if (state.throttle_reasons or 0) & bit]
     if reasons:
         clock = f"{state.sm_clock_mhz} of {state.max_sm_clock_mhz} MHz"
-        message = f"{name} is slowed down ({', '.join(reasons)}; {clock}): look at its cooling and power"
+        message = f"{name} is slowed down ({', '.join(reasons)}; {clock}): check its cooling and power"
         found.append(Finding(Level.PROBLEM, "gpu clocks", message))
     return found
 

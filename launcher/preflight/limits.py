@@ -12,7 +12,7 @@ from launcher.preflight.findings import Finding, Level
 from launcher.units import GIB, MIB, format_bytes
 
 SHARED_MEMORY = Path("/dev/shm")
-# Docker's and podman's default is 64 MiB, of which one data loader's batch may fill all:
+# Docker's and podman's default is 64 MiB, which one data loader's batch may fill:
 # https://docs.docker.com/reference/cli/docker/container/run/#shm-size
 CONTAINER_DEFAULT_BYTES = 64 * MIB
 SHARED_BYTES_PER_RANK = GIB // 8  # ours: NCCL's buffers (some 10 MiB for each peer without P2P) and loaded batches
@@ -47,7 +47,7 @@ def read_limits(shared_memory: Path = SHARED_MEMORY) -> Limits:
 
 
 def limit_findings(cluster: Cluster, limits: Limits, *, ranks: int) -> list[Finding]:
-    """All of them, for so many ranks on this node."""
+    """Return all findings, for this number of ranks on this node."""
     found = [shared_memory_finding(limits, ranks=ranks), open_files_finding(cluster, limits, ranks=ranks)]
     rdma = cluster.num_nodes > 1 and cluster.fabric in ("infiniband", "roce", "efa")
     return [*found, *([locked_memory_finding(limits)] if rdma else [])]

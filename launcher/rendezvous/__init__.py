@@ -1,1 +1,1 @@
-"""Where the nodes of a job meet, in the plan's order."""
+"""The rendezvous of a job's nodes, in the plan's order."""

@@ -1,15 +1,15 @@
-"""Agents and their coordinator prove to each other that they know the job's secret.
+"""Mutual authentication of agents and their coordinator by the job's secret.
 
     coordinator → agent    a nonce
     agent → coordinator    a nonce, and HMAC-SHA256(key, "agent" + both nonces)
     coordinator → agent    HMAC-SHA256(key, "coordinator" + both nonces)
 
-Each message has a fixed length, so nothing is parsed before the proof holds. The secret itself is never sent: the
-coordinator's port follows from the run id, so another user of its host could listen there first, and would be given
-it. The key is made of secret and run id, so a wrong one of either is refused alike, and a refusal says nothing.
+Each message has a fixed length, so nothing is parsed before the proof is verified. The secret itself is never sent:
+the coordinator's port follows from the run id, so another user of its host could listen there first and would receive
+it. The key is derived from secret and run id, so a wrong one of either is refused in the same way, without details.
 
-What follows the proofs is neither encrypted nor signed: it trusts the network not to change packets on their way, as
-the training's own traffic (NCCL, gloo) does.
+Messages after the proofs are neither encrypted nor signed: like the training's own traffic (NCCL, gloo), they trust
+the network not to change packets.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-SECRET = "LAUNCHER_SECRET"  # the variable that brings the secret to every agent of a job
+SECRET = "LAUNCHER_SECRET"  # the variable with the secret, in every agent of a job
 VERSION = b"launcher-rendezvous-2 "  # changes with the messages: agents of another version are refused
 NONCE_BYTES = PROOF_BYTES = 32
 ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
@@ -32,18 +32,18 @@ class AuthenticationError(ConnectionError):
 
 
 def new_secret() -> str:
-    """A secret for one start of a job."""
+    """Return a secret for one start of a job."""
     return secrets.token_hex(32)
 
 
 def new_nonce() -> bytes:
-    """A number that no earlier proof was made for."""
+    """Return a nonce that no earlier proof used."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 @dataclass(frozen=True)
 class JobKey:
-    """What the agents of one job share. With an empty secret it is made of the run id alone, which is no secret."""
+    """The key that the agents of one job share. With an empty secret it is derived from the run id, which is public."""
 
     key: bytes = field(repr=False)
 
@@ -52,18 +52,18 @@ class JobKey:
         return cls(hmac.digest(secret.encode(), VERSION + run_id.encode(), "sha256"))
 
     def answer(self, challenge: bytes, nonce: bytes) -> bytes:
-        """What an agent with this nonce sends to a coordinator's challenge."""
+        """Return an agent's answer, with this nonce, to a coordinator's challenge."""
         return nonce + self._proof(b"agent", challenge, nonce)
 
     def reply(self, challenge: bytes, answer: bytes) -> bytes | None:
-        """What the coordinator sends to an agent's answer; None where that proves nothing."""
+        """Return the coordinator's reply to an agent's answer; None if the answer is not a proof."""
         nonce, proof = answer[:NONCE_BYTES], answer[NONCE_BYTES:]
         if not hmac.compare_digest(proof, self._proof(b"agent", challenge, nonce)):
             return None
         return self._proof(b"coordinator", challenge, nonce)
 
     def accepts(self, reply: bytes, challenge: bytes, nonce: bytes) -> bool:
-        """Whether the coordinator's reply proves that it has the same key."""
+        """Return whether the coordinator's reply proves that it has the same key."""
         return hmac.compare_digest(reply, self._proof(b"coordinator", challenge, nonce))
 
     def _proof(self, role: bytes, challenge: bytes, nonce: bytes) -> bytes:
@@ -71,10 +71,10 @@ class JobKey:
 
 
 def authenticate(connection: socket.socket, key: JobKey, *, timeout_s: float) -> None:
-    """An agent's side of the proofs.
+    """Run an agent's side of the proofs.
 
-    Raises AuthenticationError where the coordinator has another key, and ConnectionError or TimeoutError where it
-    ends the connection or says nothing.
+    Raises AuthenticationError if the coordinator has another key, and ConnectionError or TimeoutError if it closes the
+    connection or does not answer.
     """
     deadline = time.monotonic() + timeout_s
     challenge = _read(connection, NONCE_BYTES, deadline)

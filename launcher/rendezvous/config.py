@@ -1,4 +1,4 @@
-"""Where the nodes of a job meet: names, addresses and ports, without torch."""
+"""Configuration of the rendezvous: names, addresses and ports, without torch."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-609
 
 @dataclass(frozen=True)
 class RendezvousConfig:
-    """Where and as whom a node meets the others. `node` None: a spare, which takes a lost node's place.
+    """How a node joins the others. `node` None: a spare, which replaces a lost node.
 
-    `secret`: what the job's agents know and nobody else; empty: the run id is all that an agent has to know.
+    `secret`: known only to the job's agents; empty: the run id is enough to join.
     """
 
     run_id: str
@@ -40,9 +40,9 @@ class RendezvousConfig:
 
 
 def node_of_host(name: str, hosts: Sequence[str]) -> int | None:
-    """The place of a host in the plan: by its exact name, else without its domain, else by either without case.
+    """Return a host's node in the plan: by its exact name, else without its domain, else ignoring case.
 
-    None where no name, or more than one, fits.
+    None if no name or more than one matches.
     """
     forms: tuple[Callable[[str], str], ...] = (str, _short, str.casefold, lambda host: _short(host).casefold())
     for form in forms:
@@ -53,7 +53,7 @@ def node_of_host(name: str, hosts: Sequence[str]) -> int | None:
 
 
 def refuse_hidden_loopback(host: str, *, num_nodes: int) -> None:
-    """Raise InputError where a host name means loopback on its own machine, as with Debian's 127.0.1.1."""
+    """Raise InputError if a host name resolves to loopback on its own machine, as with Debian's 127.0.1.1."""
     try:
         address = ipaddress.ip_address(socket.getaddrinfo(host, None)[0][4][0])
     except OSError as error:
@@ -66,13 +66,13 @@ def refuse_hidden_loopback(host: str, *, num_nodes: int) -> None:
 
 
 def derived_port(run_id: str) -> int:
-    """The same port for all nodes of a run, outside the range from which the kernel gives ports away."""
+    """Return the same port for all nodes of a run, outside the kernel's ephemeral range."""
     digest = hashlib.sha256(run_id.encode()).digest()
     return FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
 
 
 def free_port(host: str) -> int:
-    """A port that is free on `host` now, outside the range from which the kernel gives ports away in the meantime."""
+    """Return a port that is free on `host`, outside the ephemeral range, so that the kernel does not assign it."""
     for port in (*(FIRST_PORT + randrange(NUM_PORTS) for _ in range(100)), 0):
         with suppress(OSError):  # taken
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -80,11 +80,11 @@ def free_port(host: str) -> int:
                 probe.bind(address)
                 found: int = probe.getsockname()[1]
                 return found
-    raise LauncherError(f"{host} has no free port, or is no address of this machine")
+    raise LauncherError(f"{host} has no free port, or is not an address of this machine")
 
 
 def split_endpoint(text: str) -> tuple[str, int | None]:
-    """Host and port of `host:port`, `host`, `[::1]:port`, `[::1]` or `::1`; raises InputError for anything else."""
+    """Parse `host:port`, `host`, `[::1]:port`, `[::1]` or `::1`; raises InputError for anything else."""
     bracketed = re.fullmatch(r"\[(?P<host>[^][]+)\](:(?P<port>\d{1,5}))?", text, re.ASCII)
     plain = re.fullmatch(r"(?P<host>[^][:\s]+)(:(?P<port>\d{1,5}))?", text, re.ASCII)
     found = bracketed or plain

@@ -1,11 +1,11 @@
-"""The coordinator: a thread on the plan's first node through which the agents of all nodes meet in the plan's order.
+"""The coordinator: a thread on the plan's first node that runs the rendezvous of all nodes in the plan's order.
 
-One TCP connection for each node: the proofs of authentication.py, then JSON lines. A connection that ends without a
-word is a lost node, so a dead agent is noticed at once and a dead machine by TCP's own keep-alive, in about ten
+Each node has one TCP connection: the proofs of authentication.py, then JSON lines. A connection that closes without
+a message is a lost node, so a dead agent is noticed at once, and a dead machine by TCP keep-alive in about ten
 seconds.
 
-Who has not joined yet is a stranger: only so many may be there, each for a few seconds and a few bytes. Whatever one
-peer sends ends the connection of that peer alone.
+A peer that has not joined yet is a stranger: their number is limited, and each gets a few seconds and a few bytes.
+An invalid message ends only the connection of its sender.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from launcher.rendezvous.messages import (
 )
 
 FAREWELL_S = 5.0
-STRANGER_S = 10.0  # within it a peer must prove itself and join
+STRANGER_S = 10.0  # time for a peer to authenticate and join
 MOST_STRANGERS = 512
-SHARE_FOR_STRANGERS = 8  # of the descriptors that this process may open, one in so many
+SHARE_FOR_STRANGERS = 8  # strangers may use 1/8 of this process's descriptors
 MAX_OUTGOING_BYTES = 4 * MAX_LINE_BYTES  # for a peer that does not read
 READ_BYTES = 65536
-PAUSE_S = 0.2  # without a free descriptor nobody is let in for so long
+PAUSE_S = 0.2  # pause in accepting when no descriptor is free
 DEAD_MS = 10_000  # unanswered data means that the machine is gone
 KEEP_ALIVE = {
     socket.TCP_KEEPIDLE: 4,
@@ -64,7 +64,7 @@ class _Peer:
 
 
 class Coordinator:
-    """Serves one job's rendezvous until `close`. `on_begin` is called before each round; its value goes to everyone."""
+    """Serves one job's rendezvous until `close`. `on_begin` is called before each round; its value is sent to all."""
 
     def __init__(
         self,
@@ -84,19 +84,19 @@ class Coordinator:
         self._wake_read, self._wake_write = socket.socketpair()
         self._selector.register(self._wake_read, selectors.EVENT_READ)
         self._peers: dict[int, _Peer] = {}
-        self._strangers: dict[int, _Peer] = {}  # of the peers, in the order of their arrival
-        self._most_strangers = membership.num_nodes + most_strangers()  # all nodes may come at once
+        self._strangers: dict[int, _Peer] = {}  # subset of the peers, in order of arrival
+        self._most_strangers = membership.num_nodes + most_strangers()  # all nodes may connect at once
         self._paused_until: float | None = None
         self._closing_at: float | None = None
         self.paces: dict[int, tuple[int, float]] = {}  # rank → (step, own seconds until then), by its agent
-        self._active_at: dict[int, float] = {}  # connection → when a rank of its node last did anything
+        self._active_at: dict[int, float] = {}  # connection → last activity of a rank of its node
         self._thread = threading.Thread(target=self._run, name="coordinator", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving, after the agents that are still connected have had a moment to leave."""
+        """Stop serving, after a short time for connected agents to leave."""
         self._closing_at = time.monotonic() + FAREWELL_S
         self._wake_write.send(b"x")
         self._thread.join()
@@ -106,7 +106,7 @@ class Coordinator:
     def _run(self) -> None:
         try:
             self._serve()
-        except Exception as error:  # a fault of ours, which no peer is to pay with a wait without end
+        except Exception as error:  # our own fault: no peer should wait forever because of it
             reason = f"the coordinator failed: {type(error).__name__}: {error}"
             self._send_all(self._membership.close_for_all(reason))
             sys.excepthook(type(error), error, error.__traceback__)
@@ -159,14 +159,14 @@ class Coordinator:
             self._lose(fd)
 
     def _pause(self) -> None:
-        """Give the oldest stranger's descriptor back, and let nobody in for a moment."""
+        """Close the oldest stranger's connection, and stop accepting briefly."""
         for fd in list(self._strangers)[:1]:
             self._drop(fd)
         self._selector.unregister(self._listener)
         self._paused_until = time.monotonic() + PAUSE_S
 
     def _dismiss_strangers(self) -> None:
-        """End the connections of those that have not joined in time; let others in again after a pause."""
+        """Close connections of strangers that have not joined in time; resume accepting after a pause."""
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._paused_until = None
@@ -177,13 +177,13 @@ class Coordinator:
             self._drop(fd)
 
     def _serve_peer(self, fd: int, peer: _Peer, events: int) -> None:
-        """Read and write; whatever goes wrong with it ends this peer alone."""
+        """Read and write; any error ends only this peer's connection."""
         try:
             if events & selectors.EVENT_WRITE:
                 self._send(fd, peer, b"")
             if events & selectors.EVENT_READ:
                 self._read(fd, peer)
-        except (OSError, MessageError):  # reset by the other end, or timed out; not one of ours
+        except (OSError, MessageError):  # reset by the peer or timed out; or not one of our agents
             self._lose(fd)
 
     def _read(self, fd: int, peer: _Peer) -> None:
@@ -248,7 +248,7 @@ class Coordinator:
         self._send_all(outgoing)
 
     def _note_paces(self, fd: int, message: Message, *, now: float) -> None:
-        """Keep what a node reports; answer with the whole job's silence where it asks for that."""
+        """Store a node's report; if it asks, answer how long the whole job has been silent."""
         paces, silent_s = read_paces(message), read_seconds(message, "silent_s")
         if not self._membership.is_running(fd):
             return
@@ -269,15 +269,15 @@ class Coordinator:
             if peer := self._peers.get(fd):
                 try:
                     self._send(fd, peer, encode({"go": message["go"] | extra} if "go" in message else message))
-                except (OSError, MessageError):  # the end of file that is read next has it lost
+                except (OSError, MessageError):  # the next read returns end-of-file and marks it lost
                     with suppress(OSError):
                         peer.connection.shutdown(socket.SHUT_RDWR)
 
     def _send(self, fd: int, peer: _Peer, data: bytes) -> None:
-        """Send what the peer takes now; the rest goes when it can be written to."""
+        """Send what the peer accepts now; the rest follows when its socket is writable."""
         peer.outgoing += data
         if len(peer.outgoing) > MAX_OUTGOING_BYTES:
-            raise MessageError("it does not read")
+            raise MessageError("the peer does not read")
         with suppress(BlockingIOError):
             peer.outgoing = peer.outgoing[peer.connection.send(peer.outgoing) :] if peer.outgoing else b""
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if peer.outgoing else 0)
@@ -295,7 +295,7 @@ class Coordinator:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket on this one address; raises InputError with the reason where that is impossible."""
+    """Open a listening socket on this address; raises InputError with the reason if that is impossible."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -311,7 +311,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Have the kernel notice within about ten seconds that the other machine is gone."""
+    """Make the kernel detect within about ten seconds that the other machine is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in KEEP_ALIVE.items():
@@ -319,6 +319,6 @@ def keep_alive(connection: socket.socket) -> None:
 
 
 def most_strangers() -> int:
-    """How many strangers, in addition to one for each node, this process has descriptors for."""
+    """Return how many strangers, in addition to one per node, this process has descriptors for."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, min(MOST_STRANGERS, soft // SHARE_FOR_STRANGERS))

@@ -1,8 +1,8 @@
-"""Who takes part in a job, in the plan's order: the rules of the rendezvous, without sockets, clocks or torch.
+"""Membership of a job, in the plan's order: the rules of the rendezvous, without sockets, clocks or torch.
 
 Each method returns the messages to send, as (connection, message) pairs. A round begins when every node of the plan
-has joined; a node that joins again, or is lost, while a round runs makes the others join again too. A node of the
-plan belongs to the agent that took it until that agent's connection ends: a second one for it waits.
+has joined. If a node joins again or is lost during a round, the others must join again too. A node of the plan belongs
+to one agent until that agent's connection ends; a second agent for it waits.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from launcher.rendezvous.messages import Join, Message
 
 Outgoing = list[tuple[int, Message]]
 NAMED_MISSING = 20
-MOST_SPARES = 64  # besides one for each node of the plan
+MOST_SPARES = 64  # in addition to one agent per node of the plan
 
 
 @dataclass
 class Member:
-    """One connected agent. `node` is its place in the plan, None while it has none; `wanted` the one it asked for."""
+    """One connected agent. `node` is its node in the plan, None while it has none; `wanted` the one it requested."""
 
     connection: int
     host: str
     wanted: int | None
     node: int | None = None
-    done: bool = False  # its ranks have finished well
+    done: bool = False  # its ranks have finished successfully
     asked_to_stop: str = ""  # by whom
 
 
@@ -45,8 +45,8 @@ class Membership:
         self._hosts = tuple(hosts)
         self._last_call_s, self._spare_wait_s = last_call_s, spare_wait_s
         self._members: dict[int, Member] = {}
-        self._assigned: dict[int, Member] = {}  # by node, of those that have one
-        self._last_host: dict[int, str] = {}  # by node, of the agent that last had it
+        self._assigned: dict[int, Member] = {}  # by node
+        self._last_host: dict[int, str] = {}  # by node: the host of the last agent
         self._ready: set[int] = set()  # nodes that wait for the next round
         self._running: set[int] = set()  # connections
         self._called_in = False  # the running members know that they must join again
@@ -63,14 +63,14 @@ class Membership:
 
     @property
     def running(self) -> frozenset[int]:
-        """The connections of the agents in the present round."""
+        """The connections of the agents in the current round."""
         return frozenset(self._running)
 
     def is_running(self, connection: int) -> bool:
         return connection in self._running
 
     def join(self, connection: int, join: Join, *, now: float) -> Outgoing:
-        """An agent wants to be in the next round."""
+        """Handle an agent's request to join the next round."""
         if self._closed is not None:
             return [(connection, {"closed": self._closed})]
         if join.node is not None and not 0 <= join.node < self.num_nodes:
@@ -94,7 +94,7 @@ class Membership:
         return outgoing + self.tick(now=now)
 
     def lost(self, connection: int, *, now: float) -> Outgoing:
-        """A connection ended without a word."""
+        """Handle a connection that closed without a message."""
         if connection not in self._members:
             return []
         self._changed_at = now
@@ -109,7 +109,7 @@ class Membership:
         return []
 
     def done(self, connection: int) -> Outgoing:
-        """A node's ranks have finished; when all have, every agent learns it, and until then a new round may begin."""
+        """Handle a node with finished ranks; after the last, notify every agent. Before that a new round may begin."""
         if connection in self._running:
             self._members[connection].done = True
         running = [self._members[c] for c in self._running]
@@ -119,23 +119,23 @@ class Membership:
         return [(c, {"finished": True, "stopped_by": stopped_by}) for c in self._running]
 
     def leave(self, connection: int) -> Outgoing:
-        """An agent is done."""
+        """Handle an agent that leaves."""
         self._remove(connection)
         return []
 
     def close(self, connection: int, reason: str) -> Outgoing:
-        """A node says that the job is over: nobody may join any more. An agent without a node has no say."""
+        """Handle a node that ends the job: no agent may join any more. Ignored from an agent without a node."""
         member = self._members.get(connection)
         return self.close_for_all(reason) if member and member.node is not None else []
 
     def close_for_all(self, reason: str) -> Outgoing:
-        """The job is over; the first reason counts."""
+        """End the job; the first reason counts."""
         if self._closed is None:
             self._closed = reason
         return [(connection, {"closed": self._closed}) for connection in self._members]
 
     def tick(self, *, now: float) -> Outgoing:
-        """Begin a round where everyone is there, or where the wait for the others is over."""
+        """Begin a round if all nodes are present, or if the wait for the others is over."""
         if self._running or self._closed is not None:
             return []
         waited = now - self._changed_at
@@ -147,7 +147,7 @@ class Membership:
         return self._begin([self._assigned[node] for node in sorted(self._ready)]) if enough else []
 
     def next_tick_s(self, *, now: float) -> float | None:
-        """After how long `tick` may have something to do; None where only a message can."""
+        """Return when `tick` may next have something to do; None: only after a message."""
         if self._running or not self._members:
             return None
         ends = [self._changed_at + wait for wait in (self._spare_wait_s, self._last_call_s)]
@@ -155,7 +155,7 @@ class Membership:
         return min(later) + 0.001 if later else None
 
     def missing(self, connection: int) -> list[str]:
-        """Whom this agent waits for, by name where names are known."""
+        """Return the nodes that this agent waits for, by name if known."""
         member = self._members.get(connection)
         if member and member.node is None and member.wanted in self._assigned:
             return [f"the place of node {member.wanted}, which another agent holds ({self._name(member.wanted)})"]
@@ -167,7 +167,7 @@ class Membership:
         return f"{self._hosts[node]} (node {node})" if node < len(self._hosts) else f"node {node}"
 
     def _changes(self, members: Sequence[Member]) -> Message:
-        """Where a round differs from the plan: nodes that are absent, and nodes that are on another host."""
+        """Return how a round differs from the plan: absent nodes, and nodes on other hosts."""
         there = {m.node: m.host for m in members}
         moved = {node: host for node, host in there.items() if node is not None and host != self._planned(node, host)}
         return {"absent": [n for n in range(self.num_nodes) if n not in there], "moved": moved}
@@ -189,14 +189,14 @@ class Membership:
             self._ready.discard(member.node)
 
     def _call_in(self) -> Outgoing:
-        """Ask those who still run to join again; once is enough."""
+        """Ask the running members to join again, once."""
         if self._called_in or not self._running:
             return []
         self._called_in = True
         return [(connection, {"waiting": 1}) for connection in self._running]
 
     def _assign_claimed(self) -> None:
-        """A restarted agent that waited for its predecessor's connection to end is on the same host: it goes first."""
+        """Assign nodes; a restarted agent on the host of its predecessor has priority."""
         for member in self._members.values():
             node = member.wanted
             if member.node is not None or node is None or node in self._assigned:

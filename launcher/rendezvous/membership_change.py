@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class MembershipChange:
-    """Who is there in a round, as far as it differs from the plan: absent nodes, and nodes on other hosts."""
+    """The difference between a round and the plan: absent nodes, and nodes on other hosts."""
 
     absent: tuple[int, ...] = ()
     moved: Mapping[int, str] = field(default_factory=dict)

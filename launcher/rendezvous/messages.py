@@ -1,7 +1,7 @@
-"""What agents and their coordinator say to each other: one JSON object a line, each field checked.
+"""Messages between agents and their coordinator: one JSON object per line, with every field checked.
 
-A message that is not as it should be raises MessageError, also where the sender has the job's secret: another version
-of the launcher has it too.
+An invalid message raises MessageError even if the sender has the job's secret: another version of the launcher could
+have sent it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class MessageError(ValueError):
 
 @dataclass(frozen=True)
 class Join:
-    """An agent wants to be in the next round: as `node` of the plan, or as a spare (None).
+    """A request to join the next round, as `node` of the plan or as a spare (None).
 
-    `round`: the newest that the agent knows of.
+    `round`: the newest round that the agent knows.
     """
 
     node: int | None
@@ -45,7 +45,7 @@ class Join:
 
 @dataclass(frozen=True)
 class Begin:
-    """A round begins: who this node is in it, and where its store is."""
+    """The start of a round: this node's number in it, and the address of its store."""
 
     round: int
     rank: int
@@ -72,12 +72,12 @@ class Begin:
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
-    """One line."""
+    """Encode a message as one line."""
     return (json.dumps(message) + "\n").encode()
 
 
 def decode(line: bytes | bytearray) -> Message:
-    """The object of one line; raises MessageError for anything else."""
+    """Decode the object of one line; raises MessageError for anything else."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -88,12 +88,12 @@ def decode(line: bytes | bytearray) -> Message:
 
 
 def read_reason(message: Message) -> str:
-    """Why a job is over."""
+    """Read the reason why a job is over."""
     return _text(message, "reason", MAX_REASON)
 
 
 def read_paces(message: Message) -> dict[int, tuple[int, float]]:
-    """rank → (steps, own seconds until then)."""
+    """Read rank → (steps, own seconds so far)."""
     paces = message.get("paces")
     if not isinstance(paces, dict):
         raise MessageError("paces is no table of ranks")
@@ -107,7 +107,7 @@ def read_paces(message: Message) -> dict[int, tuple[int, float]]:
 
 
 def read_seconds(message: Message, key: str) -> float:
-    """A duration."""
+    """Read a duration."""
     value = message.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_INTEGER:  # nor is it NaN
         raise MessageError(f"{key} is no duration")

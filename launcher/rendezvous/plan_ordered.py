@@ -1,4 +1,4 @@
-"""Rendezvous in the plan's order: every node gets the rank that the plan gives it, whatever its name and arrival.
+"""Rendezvous in the plan's order: every node gets its rank in the plan, independent of its name and time of arrival.
 
 A `RendezvousHandler` of torch elastic, registered as `launcher` in torch's entry-point group `torchrun.handlers`:
 
@@ -6,12 +6,12 @@ A `RendezvousHandler` of torch elastic, registered as `launcher` in torch's entr
         --nproc-per-node=8 --rdzv-conf=hosts=node2+node10+NODE1 train.py
 
 `LAUNCHER_SECRET`, the same on every node, keeps others out (`openssl rand -hex 32` makes one). `--rdzv-conf` keys:
-`plan=PATH` (a run folder or plan.json; its hosts give the order) or `hosts=A+B+C`; `node=N` where the host's own name
-does not say which node it is; `host=NAME` to go by another name; `join_timeout=S`, `rejoin_timeout=S`, `last_call=S`,
+`plan=PATH` (a run folder or plan.json; its hosts give the order) or `hosts=A+B+C`; `node=N` if the host's name does
+not identify the node; `host=NAME` to use another name; `join_timeout=S`, `rejoin_timeout=S`, `last_call=S`,
 `spare_wait=S`. The endpoint is the plan's first node, which coordinates; `[::1]:29400` for an IPv6 address.
 
-torch's store, through which the ranks find each other, has no authentication: whoever reaches its port can change it.
-So it listens on the coordinator's address alone, and a port that no rank has to guess.
+torch's store, through which the ranks find each other, has no authentication: anyone who reaches its port can change
+it. So it listens only on the coordinator's address, on a port that the coordinator announces.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from launcher.run.heartbeat import Pace
 BACKEND = "launcher"
 DIAL_S = 5.0
 SEND_S = 30.0
-REFUSED_S = 15.0  # an earlier job's coordinator may still be on the port for so long
+REFUSED_S = 15.0  # an earlier job's coordinator may occupy the port this long
 
 
 class PlanOrdered(RendezvousHandler):
@@ -70,7 +70,7 @@ class PlanOrdered(RendezvousHandler):
         self._stopped_by = ""
         self._silent_s = 0.0
         self._closed: str | None = None
-        self.change = MembershipChange()  # how the present round differs from the plan
+        self.change = MembershipChange()  # how the current round differs from the plan
         self._store_server: TCPStore | None = None
         self._coordinator = self._coordinate() if config.node == 0 else None
 
@@ -82,20 +82,20 @@ class PlanOrdered(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """The ranks use the store of each round too, which rank 0 then need not open on all addresses."""
+        """Let the ranks also use the store of each round, so that rank 0 need not open one on all addresses."""
         return True
 
     @property
     def round(self) -> int:
-        """The number of the present round, from 1."""
+        """The number of the current round, from 1."""
         return self._round
 
     def fileno(self) -> int:
-        """Readable when `num_nodes_waiting` may have changed; -1 while there is no connection."""
+        """Return a descriptor that is readable when `num_nodes_waiting` may have changed; -1 without a connection."""
         return self._connection.fileno() if self._connection else -1
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Wait for all nodes; raises RendezvousTimeoutError naming those that are missing."""
+        """Wait for all nodes; raises RendezvousTimeoutError with the missing ones."""
         limit_s = self._config.rejoin_timeout_s if self._round else self._config.join_timeout_s
         deadline = time.monotonic() + limit_s
         while True:
@@ -103,11 +103,11 @@ class PlanOrdered(RendezvousHandler):
                 self._connect(deadline)
                 begin = self._join(deadline, limit_s)
                 return self._enter(begin)
-            except (ConnectionError, TimeoutError, MessageError):  # the coordinator went; it may come back
+            except (ConnectionError, TimeoutError, MessageError):  # the coordinator is gone; it may come back
                 self._disconnect()
 
     def num_nodes_waiting(self) -> int:
-        """1 when the nodes must meet again: one joined late, came back, was lost, or the coordinator went."""
+        """Return 1 if a new round is needed: a node joined late, came back or was lost, or the coordinator is gone."""
         if self._waiting or self._closed is not None:
             return 1
         try:
@@ -118,9 +118,9 @@ class PlanOrdered(RendezvousHandler):
         return int(self._connection is None or self._waiting or self._closed is not None)
 
     def share(self, paces: Mapping[int, Pace], *, silent_s: float, asks: bool) -> dict[int, Pace]:
-        """Report how fast this node's ranks are, and for how long none of them has done anything.
+        """Report the pace of this node's ranks, and how long none of them has done anything.
 
-        `asks`: for how long no rank of any node has, which `silent_s` says soon. On the coordinator's node, returns
+        `asks`: request the silence of the whole job, available soon from `silent_s`. On the coordinator's node, return
         the paces that all nodes have reported.
         """
         self._try_send({"op": "pace", "paces": paces, "silent_s": silent_s, "asks": asks})
@@ -129,15 +129,15 @@ class PlanOrdered(RendezvousHandler):
 
     @property
     def silent_s(self) -> float:
-        """For how long no rank of any node has done anything, as the coordinator last answered."""
+        """How long no rank of any node has done anything, by the coordinator's last answer."""
         return self._silent_s
 
     def announce_hang(self) -> None:
-        """Ask every other node to say where its ranks are: this one is about to end the job, or the round."""
+        """Ask every other node to report where its ranks are: this one will soon end the job or the round."""
         self._try_send({"op": "hang"})
 
     def take_hang(self) -> bool:
-        """Whether another node has announced a hang since the last call."""
+        """Return whether another node has announced a hang since the last call."""
         announced, self._hang_announced = self._hang_announced, False
         return announced
 
@@ -151,7 +151,7 @@ class PlanOrdered(RendezvousHandler):
         return self._stopped_by
 
     def all_finished(self) -> bool:
-        """Report that this node's ranks have finished well; returns whether those of all nodes have."""
+        """Report that this node's ranks have finished successfully; return whether those of all nodes have."""
         if not self._done:
             self._done = True
             self._try_send({"op": "done"})
@@ -165,12 +165,12 @@ class PlanOrdered(RendezvousHandler):
         self.close_for_all("the job was closed")
 
     def close_for_all(self, reason: str) -> None:
-        """Report to every node that the job is over, and why."""
+        """Report to every node that the job is over, with the reason."""
         self._closed = self._closed or reason
         self._try_send({"op": "close", "reason": reason[:MAX_REASON]})
 
     def shutdown(self) -> bool:
-        """Leave for good; the job is over for the others too."""
+        """Leave permanently; this ends the job for the others too."""
         if self._connection:
             self.set_closed()
             self._try_send({"op": "leave"})
@@ -198,7 +198,7 @@ class PlanOrdered(RendezvousHandler):
         return coordinator
 
     def _new_store(self) -> dict[str, Any]:
-        """A fresh store for each round, so that no key of an earlier one is found in it."""
+        """Open a new store for each round, without keys of earlier ones."""
         self._store_server, port = open_store(self._config.host)
         return {"store_port": port}
 
@@ -218,10 +218,10 @@ class PlanOrdered(RendezvousHandler):
                         f"{self._config.name} cannot reach the coordinator {self._where()} on the plan's first node "
                         f"({error.strerror or error}): is its agent running, and the port open?"
                     ) from error
-                time.sleep(0.05 + 0.2 * random())  # spread, so that a thousand nodes do not knock at once
+                time.sleep(0.05 + 0.2 * random())  # jitter, so that a thousand nodes do not connect at once
 
     def _dial(self) -> socket.socket:
-        """A connection whose other end has proved that it is this job's coordinator."""
+        """Open a connection to a peer that has proved to be this job's coordinator."""
         config = self._config
         source = (config.local_address, 0) if config.local_address else None
         connection = socket.create_connection((config.host, config.port), timeout=DIAL_S, source_address=source)
@@ -238,7 +238,7 @@ class PlanOrdered(RendezvousHandler):
 
     def _refusal(self) -> str:
         return (
-            f"what listens on {self._where()} is not the coordinator of the job that {self._config.name} is in: it has "
+            f"the process on {self._where()} is not the coordinator of the job of {self._config.name}: it has "
             "another secret (LAUNCHER_SECRET) or another run id (--rdzv-id)"
         )
 
@@ -248,16 +248,16 @@ class PlanOrdered(RendezvousHandler):
             message = self._receive(timeout_s=deadline - time.monotonic())
             if message and isinstance(begin := message.get("go"), dict):
                 self._silent_s, self._hang_announced = 0.0, False
-                self._waiting = self._done = self._finished = False  # this round settles what was said before
+                self._waiting = self._done = self._finished = False  # this round replaces earlier messages
                 return Begin.from_message(begin)
             if message:
                 self._note(message)
             if self._closed is not None:
                 raise RendezvousClosedError(self._closed)
-        raise RendezvousTimeoutError(f"waited {limit_s:g} s in vain for: {', '.join(self._ask_who())}")
+        raise RendezvousTimeoutError(f"waited {limit_s:g} s without success for: {', '.join(self._ask_who())}")
 
     def _enter(self, begin: Begin) -> RendezvousInfo:
-        """Take part in a round; its store is where this node reaches the coordinator."""
+        """Enter a round; its store is at the address where this node reaches the coordinator."""
         if self._connection is None:
             raise ConnectionError("no connection to the coordinator")
         self._round = begin.round
@@ -300,11 +300,11 @@ class PlanOrdered(RendezvousHandler):
     def _try_send(self, message: Mapping[str, Any]) -> None:
         try:
             self._send(message)
-        except OSError:  # the coordinator is gone: there is nobody left to report to
+        except OSError:  # the coordinator is gone: nothing to report to
             self._disconnect()
 
     def _receive(self, *, timeout_s: float) -> Message | None:
-        """The next message; None after `timeout_s`. Raises ConnectionError at the end of the connection."""
+        """Return the next message; None after `timeout_s`. Raises ConnectionError if the connection closes."""
         if self._connection is None:
             raise ConnectionError("no connection to the coordinator")
         end = time.monotonic() + timeout_s

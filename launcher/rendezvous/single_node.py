@@ -1,4 +1,4 @@
-"""The rendezvous of one node with itself."""
+"""The rendezvous of a single node."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class SingleNode(RendezvousHandler):
-    """Every round is complete at once; its store is on loopback, out of reach of other machines."""
+    """Every round is complete at once; its store is on loopback, unreachable for other machines."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
@@ -23,7 +23,7 @@ class SingleNode(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """The ranks use the store of each round, too."""
+        """Let the ranks also use the store of each round."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:

@@ -1,4 +1,4 @@
-"""torch's store of one round, kept by the first node's agent: on one address, where rank 0 would open all of them."""
+"""torch's store of one round, opened by the first node's agent on one address; rank 0 would open it on all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STORE_TIMEOUT = timedelta(seconds=300)
 
 
 def open_store(host: str) -> tuple[TCPStore, int]:
-    """A store that serves on this address while it is kept, and its port."""
+    """Return a store that serves on this address as long as it exists, and its port."""
     listener = listen(host, 0)
     port: int = listener.getsockname()[1]
     store = TCPStore(
@@ -22,7 +22,7 @@ def open_store(host: str) -> tuple[TCPStore, int]:
 
 
 def join_store(host: str, port: int) -> TCPStore:
-    """The store of another process; raises ConnectionError where it does not answer."""
+    """Connect to the store of another process; raises ConnectionError if it does not answer."""
     try:
         return TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
     except RuntimeError as error:

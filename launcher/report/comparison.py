@@ -154,7 +154,7 @@ def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _estimates(a: Plan, b: Plan) -> Iterator[MeasuredChange]:
-    if not a.estimate or not b.estimate:  # a program of which nothing is known
+    if not a.estimate or not b.estimate:  # a program without an estimate
         return
     first, second = a.estimate["step_time_s"], b.estimate["step_time_s"]
     yield MeasuredChange("estimated step time", format_seconds(first), format_seconds(second), second / first - 1)

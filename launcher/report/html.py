@@ -74,7 +74,7 @@ def page(plan: Plan, run: RunFacts | None = None) -> str:
 
 
 def _program_page(plan: Plan, run: RunFacts | None) -> str:
-    """The page of a program of which nothing is estimated: where its ranks are, and how it started."""
+    """Return the page of a program without an estimate: placement of its ranks, and its start."""
     cluster, ranks = plan.job.cluster, plan.layout.world_size
     program = plan.options.program
     name = program.target if program else plan.job.model.name
@@ -268,7 +268,7 @@ def _memory(plan: Plan) -> str:
 
 
 def _measured(plan: Plan, run: RunFacts) -> str:
-    """Predicted beside measured: the step, its parts, the memory."""
+    """Compare predicted with measured values: the step, its parts, the memory."""
     measured, estimate = run.measured, plan.estimate
     if measured.step_s is None:
         return section("Predicted and measured", paragraph("No finished step yet: nothing was measured."))

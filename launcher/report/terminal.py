@@ -149,7 +149,7 @@ def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
 
 
 def bill_text(bill: Bill) -> str:
-    """What training for so many tokens takes, in a sentence."""
+    """Describe the cost of training for a number of tokens in one sentence."""
     paid = f"${bill.cost:,.0f}" if bill.cost is not None else "at a price that is not known"
     taken = f"{bill.days:,.1f} days, {bill.gpu_hours:,.0f} GPU-hours, {paid}"
     return f"{format_count(bill.tokens)} training tokens take {taken} with the first plan"

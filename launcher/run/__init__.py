@@ -1,1 +1,1 @@
-"""The run folder: every name in it, and everything that is read from it or written to it. No torch."""
+"""The run folder: all names in it, and all reads and writes. No torch."""

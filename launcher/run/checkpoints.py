@@ -1,9 +1,9 @@
-"""Checkpoints as files: their names, what each says about itself in manifest.json, and the check that one is whole.
+"""Checkpoint files: names, the content of manifest.json, and the check that a checkpoint is complete.
 
     step-00000040/manifest.json, rank-00000.bin, …      in the run folder's checkpoints/
 
 A checkpoint is written under a hidden temporary name and renamed when complete: a folder `step-…` is committed.
-The manifest holds sizes and SHA-256 of all files, where each piece of each tensor lies, and a digest of itself.
+The manifest has sizes and SHA-256 of all files, the location of each piece of each tensor, and its own digest.
 Everything is JSON and raw tensor bytes: reading a checkpoint executes nothing.
 """
 
@@ -20,7 +20,7 @@ from launcher.errors import InputError
 
 MANIFEST = "manifest.json"
 VERSION = 1
-PREFIX = "state"  # of all tensor names: one entry for torch.distributed.checkpoint, which logs and looks at each
+PREFIX = "state"  # of all tensor names: one entry for torch.distributed.checkpoint, which logs and checks each entry
 _NAME = re.compile(r"step-(\d{8,})")
 _CHUNK_BYTES = 1 << 20
 
@@ -30,33 +30,33 @@ def folder_name(step: int) -> str:
 
 
 def temporary_name(step: int) -> str:
-    """Hidden, so that no reader takes it for a checkpoint."""
+    """Return a hidden name, which no reader mistakes for a checkpoint."""
     return f".saving-{folder_name(step)}"
 
 
 def doomed_name(step: int) -> str:
-    """What a checkpoint is called while it is deleted."""
+    """Return the name of a checkpoint while it is deleted."""
     return f".deleting-{folder_name(step)}"
 
 
 def rank_file(rank: int) -> str:
-    """The file of a checkpoint that one rank writes."""
+    """Return the name of the file that one rank writes."""
     return f"rank-{rank:05d}.bin"
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What a killed run left half written or half deleted."""
+    """Return partially written or deleted checkpoints of a killed run."""
     return [*folder.glob(".saving-*"), *folder.glob(".deleting-*")]
 
 
 def committed_steps(folder: Path) -> list[int]:
-    """Steps of the committed checkpoints, newest first."""
+    """Return the steps of committed checkpoints, newest first."""
     names = (_NAME.fullmatch(path.name) for path in folder.glob("step-*") if path.is_dir())
     return sorted((int(name.group(1)) for name in names if name), reverse=True)
 
 
 def newest_step(folder: Path) -> int | None:
-    """The step of the newest committed checkpoint; None where there is none."""
+    """Return the step of the newest committed checkpoint; None if there is none."""
     return next(iter(committed_steps(folder)), None)
 
 
@@ -67,7 +67,7 @@ def write_manifest(folder: Path, body: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest's body; raises InputError naming the file where it is missing, damaged or of another version."""
+    """Read the manifest's body; raises InputError if it is missing, damaged or of another version."""
     path = folder / MANIFEST
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -103,21 +103,21 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def file_problem(folder: Path, name: str, expected: Mapping[str, Any]) -> str | None:
-    """What is wrong with one file of a checkpoint, or None."""
+    """Return the problem of one file of a checkpoint, or None."""
     path = folder / name
     try:
         size = path.stat().st_size
     except OSError as error:
         return f"{path} cannot be read ({error.strerror})"
     if size != expected["bytes"]:
-        return f"{path} has {size} bytes instead of {expected['bytes']}: it was cut or not written to its end"
+        return f"{path} has {size} bytes instead of {expected['bytes']}: it was truncated or not fully written"
     if sha256(path) != expected["sha256"]:
-        return f"{path} has another checksum than when it was written: it was changed or the disk is failing"
+        return f"{path} has a different checksum than when it was written: it was changed or the disk is failing"
     return None
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

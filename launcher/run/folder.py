@@ -1,11 +1,11 @@
-"""The run folder: every name in it. One folder a run, everything about it in one place.
+"""The run folder: all names in it. Each run has one folder with everything about it.
 
 owner.json       who works in it (owner.py)                     launch.json    how ranks are started (agent/launch.py)
-plan.json        what was planned, and stays (planner/record.py)
-plan-start.json  with the options and hosts of the present start     plan-round-N.json   for the nodes of round N
-config.yaml      the composed configuration, for people         nodes/         what each node's agent knows
-ledger.jsonl     when what happened (ledger.py)                 metrics.jsonl  one line a step (metrics.py)
-result.json      what the recipe found (result.py)              checkpoints/   (checkpoints.py)
+plan.json        the plan, never changed (planner/record.py)
+plan-start.json  with the options and hosts of the current start     plan-round-N.json   for the nodes of round N
+config.yaml      the composed configuration, for people         nodes/         the state of each node's agent
+ledger.jsonl     times of events (ledger.py)                    metrics.jsonl  one line per step (metrics.py)
+result.json      the recipe's result (result.py)                checkpoints/   (checkpoints.py)
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
@@ -24,8 +24,8 @@ from launcher.errors import InputError
 _RANK_LOG = re.compile(r"rank-(\d+)\.log")
 _NODE = re.compile(r"node-(\d+)\.json")
 RUNS = Path("runs")  # where the folders of runs are that were given none
-PLAN_NAME = "plan.json"  # in an export too
-SLURM_LOG, ARRAY_LOG = "slurm-%j.out", "slurm-%A_%a.out"  # in sbatch's own patterns
+PLAN_NAME = "plan.json"  # also in an export
+SLURM_LOG, ARRAY_LOG = "slurm-%j.out", "slurm-%A_%a.out"  # in sbatch's patterns
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class RunFolder:
 
     @property
     def plan_of_start(self) -> Path:
-        """The plan with the options of the present start, and the hosts that it has; absent where plan.json is that."""
+        """The plan with the options and hosts of the current start; absent if that is plan.json."""
         return self.path / "plan-start.json"
 
     @property
     def present_plan(self) -> Path:
-        """The plan that is in force: of the present start, or of the last one."""
+        """The plan in force: that of the current or last start."""
         return self.plan_of_start if self.plan_of_start.is_file() else self.plan
 
     def plan_of_round(self, number: int) -> Path:
@@ -65,7 +65,7 @@ class RunFolder:
 
     @property
     def setup(self) -> Path:
-        """What the batch script sources; slurm/train.sbatch names it too."""
+        """The file that the batch script sources; slurm/train.sbatch also names it."""
         return self.path / "setup.sh"
 
     @property
@@ -76,19 +76,19 @@ class RunFolder:
         return self.logs / f"rank-{rank}.log"
 
     def rank_error(self, rank: int, *, start: int) -> Path:
-        """What torch's `record` writes about the exception that ended a rank."""
+        """The file in which torch's `record` describes the exception that ended a rank."""
         return self.logs / f"rank-{rank}-error-{start}.json"
 
     def rank_logs(self) -> dict[int, Path]:
-        """The logs that there are, by rank."""
+        """The existing logs, by rank."""
         return _numbered(self.logs, _RANK_LOG)
 
     def job_log(self, job_id: str) -> Path:
-        """Where Slurm writes what the batch job says."""
+        """The file for the output of the batch job."""
         return self.logs / SLURM_LOG.replace("%j", job_id)
 
     def job_logs(self) -> list[Path]:
-        """The logs of all batch jobs of this folder."""
+        """The existing logs of all batch jobs of this folder."""
         return sorted(self.logs.glob(SLURM_LOG.replace("%j", "*")))
 
     @property
@@ -147,18 +147,18 @@ class RunFolder:
         return self.nodes / f"node-{node}.json"
 
     def node_states(self) -> dict[int, Path]:
-        """The states that agents have written, by node."""
+        """The existing state files of agents, by node."""
         return _numbered(self.nodes, _NODE)
 
     def data(self, name: str) -> Path:
-        """A token file that the run made for itself."""
+        """A token file that the run created."""
         return self.path / "data" / f"{name}.tokens"
 
     def trace(self, *, step: int, rank: int) -> Path:
         return self.path / "traces" / f"step-{step:06d}-rank-{rank:05d}.json"
 
     def inner(self, name: str) -> RunFolder:
-        """The folder of a run that serves this one, as a measurement before its start."""
+        """The folder of an auxiliary run, such as a measurement before the start."""
         return RunFolder(self.path / name)
 
 
@@ -170,7 +170,7 @@ class SweepFolder:
 
     @property
     def members(self) -> Path:
-        """Which overrides made which run."""
+        """The file that maps runs to their overrides."""
         return self.path / "sweep.json"
 
     @property
@@ -185,29 +185,29 @@ class SweepFolder:
         return RunFolder(self.path / str(index))
 
     def job_log(self, array: str, task: str) -> Path:
-        """Where Slurm writes what one task of the job array says."""
+        """The file for the output of one task of the job array."""
         return RunFolder(self.path).logs / ARRAY_LOG.replace("%A", array).replace("%a", task)
 
 
 def plan_file(path: Path) -> Path:
-    """The plan that a user named: a file, or the one that is in force in a folder."""
+    """Return the plan file that a user named: a file, or the one in force in a folder."""
     return RunFolder(path).present_plan if path.is_dir() else path
 
 
 def in_utc(seconds: float | None = None) -> str:
-    """A time (seconds since 1970; None: now) as people write it."""
+    """Format a time (seconds since 1970; None: now) for people."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def default_name(name: str, *, now: float | None = None) -> str:
-    """`gpt-20250131-235959`: what the run is, and when it began (UTC)."""
+    """Return a name such as `gpt-20250131-235959`: the kind of run and its start time (UTC)."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
 
 
 def create_run_folder(path: Path) -> RunFolder:
     """Make the folder and its logs folder; it may exist already (a resumed run).
 
-    Raises InputError where it cannot be made or written.
+    Raises InputError if it cannot be created or written.
     """
     folder = RunFolder(path)
     try:
@@ -218,13 +218,13 @@ def create_run_folder(path: Path) -> RunFolder:
         probe.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write the run folder {path} ({error.strerror}): give another with run_dir=FOLDER"
+            f"cannot write the run folder {path} ({error.strerror}): choose another with run_dir=FOLDER"
         ) from error
     return folder
 
 
 def new_run_folder(name: str, *, parent: Path = RUNS) -> RunFolder:
-    """A run folder that did not exist before: two runs in the same second get two folders."""
+    """Create a new run folder: two runs in the same second get two folders."""
     base = parent / default_name(name)
     for attempt in range(1000):
         path = base if attempt == 0 else base.with_name(f"{base.name}-{attempt + 1}")
@@ -241,6 +241,6 @@ def new_run_folder(name: str, *, parent: Path = RUNS) -> RunFolder:
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
-    """The files of a folder whose names are of one pattern, by the number in them, in order."""
+    """Return the files of a folder that match a pattern, by the number in their names, in order."""
     found = {int(match[1]): path for path in folder.glob("*") if (match := name.fullmatch(path.name))}
     return dict(sorted(found.items()))

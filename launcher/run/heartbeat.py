@@ -1,8 +1,8 @@
-"""The board: one piece of shared memory through which the ranks of a node and their agent see each other.
+"""Heartbeats: shared memory for state of a node's ranks and requests of their agent.
 
-Each rank writes into its own slot only, the agent into the header only; every field is an aligned 8-byte word, so a
-reader never sees half of one. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share; 0 means
-"not yet". A rank that never writes (any torchrun script) costs nothing and is simply not watched for hangs.
+Each rank writes only its own slot, the agent only the header; every field is an aligned 8-byte word, so readers never
+see half of one. Times are CLOCK_MONOTONIC seconds, shared by all processes of a machine; 0 means "not yet". A rank that
+never writes (any torchrun script) costs nothing and is not watched for hangs.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ _BEAT, _STEP, _STEP_S, _SCRIPT, _FAILED, _FIRST_STEP, _GROUPS, _CHECKS_STOP, _OW
 
 @dataclass(frozen=True)
 class RankState:
-    """What one rank has told so far."""
+    """What one rank has reported so far."""
 
-    beat_at: float  # its last sign of life
+    beat_at: float  # its last heartbeat
     step: int  # steps it has finished
     step_s: float  # duration of the last one
     script_at: float  # the script began
-    failed_at: float  # the script ended badly: an exception, or an exit code
+    failed_at: float  # the script failed: an exception, or an exit code
     first_step_at: float  # the first step was finished
-    groups_at: float  # the process groups stood
-    checks_stop: bool  # it looks at the stop flag at the end of each step
-    own_s: float = 0.0  # all its steps together, without waiting for others where that is known
+    groups_at: float  # the process groups were ready
+    checks_stop: bool  # it checks the stop flag at the end of each step
+    own_s: float = 0.0  # total of all its steps, without waits for others if known
 
 
 class Pace(NamedTuple):
-    """How far a rank is, and the seconds that it was busy itself with all these steps."""
+    """A rank's number of steps, and the seconds that it was busy with them itself."""
 
     step: int
     own_s: float
 
 
 class Heartbeats:
-    """A mapped board. It is no named file: ranks inherit its descriptor, and it goes when the last of them ends."""
+    """Mapped shared memory without a file name: ranks inherit its descriptor; it is freed after the last of them."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -55,7 +55,7 @@ class Heartbeats:
 
     @classmethod
     def create(cls, *, num_ranks: int) -> Heartbeats:
-        """A new zeroed board for `num_ranks` local ranks, inherited by child processes."""
+        """Create zeroed memory for `num_ranks` local ranks, inherited by child processes."""
         fd = os.memfd_create(_NAME)
         os.set_inheritable(fd, True)
         os.ftruncate(fd, _SLOT_BYTES * (num_ranks + 1))
@@ -63,7 +63,7 @@ class Heartbeats:
 
     @classmethod
     def attach(cls, fd: int) -> Heartbeats | None:
-        """The board behind an inherited descriptor; None where it is something else by now."""
+        """Map the memory of an inherited descriptor; None if the descriptor now refers to something else."""
         try:
             return cls(fd) if _NAME in str(Path(f"/proc/self/fd/{fd}").readlink()) else None
         except OSError:
@@ -71,7 +71,7 @@ class Heartbeats:
 
     @classmethod
     def of_this_rank(cls) -> tuple[Heartbeats, int] | None:
-        """The board that this rank inherited, and its local rank; None where no launcher watches (plain torchrun)."""
+        """Return this rank's inherited heartbeats and its local rank; None without a launcher (plain torchrun)."""
         fd, local_rank = env.get("LAUNCHER_HEARTBEAT_FD"), env.get("LOCAL_RANK")
         if fd is None or local_rank is None:
             return None
@@ -84,19 +84,19 @@ class Heartbeats:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the agent was asked to stop the job at the end of a step."""
+        """Whether the job was asked to stop at the end of a step."""
         return bool(self._get(_INT, 0, _STOP))
 
     def request_stop(self) -> None:
         self._put(_INT, 0, _STOP, 1)
 
     def clear(self, local_rank: int) -> None:
-        """Forget what a former process of this local rank wrote."""
+        """Clear what an earlier process of this local rank wrote."""
         start = _SLOT_BYTES * (local_rank + 1)
         self._memory[start : start + _SLOT_BYTES] = bytes(_SLOT_BYTES)
 
     def state(self, local_rank: int) -> RankState:
-        """What the rank has told so far."""
+        """Return what the rank has reported so far."""
         slot = local_rank + 1
         return RankState(
             beat_at=float(self._get(_DOUBLE, slot, _BEAT)),
@@ -111,27 +111,27 @@ class Heartbeats:
         )
 
     def mark_script(self, local_rank: int) -> None:
-        """The rank's script begins now."""
+        """Record that the rank's script begins now."""
         self._put(_DOUBLE, local_rank + 1, _SCRIPT, time.monotonic())
 
     def mark_failed(self, local_rank: int) -> None:
-        """The rank's script has just ended badly."""
+        """Record that the rank's script has just failed."""
         self._put(_DOUBLE, local_rank + 1, _FAILED, time.monotonic())
 
     def mark_groups(self, local_rank: int) -> None:
-        """The rank's process groups stand."""
+        """Record that the rank's process groups are ready."""
         self._put(_DOUBLE, local_rank + 1, _GROUPS, time.monotonic())
 
     def mark_checks_stop(self, local_rank: int) -> None:
-        """The rank will look at the stop flag: the agent need not end it by force at once."""
+        """Record that the rank checks the stop flag, so the agent need not kill it at once."""
         self._put(_INT, local_rank + 1, _CHECKS_STOP, 1)
 
     def beat(
         self, local_rank: int, *, step: int | None = None, step_s: float = 0.0, own_s: float | None = None
     ) -> None:
-        """A sign of life; with `step`, that so many steps are finished, the last in `step_s` seconds.
+        """Send a heartbeat; `step`: number of finished steps, `step_s`: duration of the last one.
 
-        `own_s`: what of these seconds the rank was busy itself; None where that is not known.
+        `own_s`: the part of it in which the rank itself was busy; None: unknown.
         """
         slot, now = local_rank + 1, time.monotonic()
         self._put(_DOUBLE, slot, _BEAT, now)

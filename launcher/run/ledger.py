@@ -1,9 +1,9 @@
-"""ledger.jsonl: when things happened, since the command was typed. Two kinds of lines:
+"""ledger.jsonl: times of events since the user entered the command. Two kinds of lines:
 
     {"phase", "node", "rank", "start", "since_s", "at", …}   a phase of a start was reached, on a node or a rank
-    {"event", "at", "job_id", …}                             something happened to a batch job
+    {"event", "at", "job_id", …}                             an event of a batch job
 
-Phases of a rank come from the heartbeats, so a script that reports nothing still shows when it began and ended.
+Phases of a rank come from the heartbeats, so even a script that reports nothing shows when it began and ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launcher.schema import from_plain
 
 T = TypeVar("T")
 PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups", "first_step")
-OTHER_PHASES = ("ended", "failed", "straggler")  # which are no part of a start
+OTHER_PHASES = ("ended", "failed", "straggler")  # not part of a start
 START, PLACED, PREFLIGHT, BANDWIDTH = "slurm_start", "slurm_placed", "slurm_preflight", "slurm_bandwidth"
 STEP, REPLACED, END = "slurm_step", "slurm_replaced", "slurm_end"
 
@@ -35,7 +35,7 @@ STEP, REPLACED, END = "slurm_step", "slurm_replaced", "slurm_end"
 class PhaseLine:
     """A phase of the start number `start`; `rank` is None for one of the node, `node` for a spare's.
 
-    `since_s`: since the command was typed. `at`: seconds since 1970.
+    `since_s`: seconds since the user entered the command. `at`: seconds since 1970.
     """
 
     phase: str
@@ -57,7 +57,7 @@ _EVENT_KEYS = ("event", "job_id", "at")
 
 @dataclass(frozen=True)
 class JobEvent:
-    """Something that happened to a batch job: one of START … END. `at`: seconds since 1970."""
+    """An event of a batch job: one of START … END. `at`: seconds since 1970."""
 
     event: str
     job_id: str
@@ -69,26 +69,26 @@ class JobEvent:
 
 
 def append_event(path: Path, event: JobEvent) -> None:
-    """Add what happened to a batch job."""
+    """Append an event of a batch job."""
     append_line(path, event.to_line())
 
 
 def read_events(path: Path) -> list[JobEvent]:
-    """What happened to the batch jobs of a run, in order."""
+    """Read the events of a run's batch jobs, in order."""
     return list(_read(JobEvent, path, _EVENT_KEYS))
 
 
 def read_phases(path: Path) -> list[PhaseLine]:
-    """The phases that were reached, in order."""
+    """Read the phases that were reached, in order."""
     return list(_read(PhaseLine, path, _PHASE_KEYS))
 
 
 def _read(kind: type[T], path: Path, names: Sequence[str]) -> Iterator[T]:
-    """The lines that have all these keys, with values of their kinds; what else they have are details."""
+    """Yield lines that have all these keys with valid values; other keys are details."""
     for line in read_lines(path):
         if all(name in line for name in names):
             named = {name: line.pop(name) for name in names}
-            with suppress(InputError):  # a damaged line, as a torn one is
+            with suppress(InputError):  # a damaged line is skipped like a torn one
                 yield from_plain(kind, {**named, "details": line})
 
 
@@ -102,7 +102,7 @@ class Ledger:
         self._lost = 0
 
     def note(self, phase: str, *, rank: int | None = None, at: float | None = None, **details: Any) -> None:
-        """A phase was reached, now or at a CLOCK_MONOTONIC time. A disk that takes no line is reported once."""
+        """Record a phase, now or at a CLOCK_MONOTONIC time. A failed write is reported once."""
         moment = time.monotonic() if at is None else at
         since_s = round(moment - self._origin, 4)
         wall = round(time.time() - (time.monotonic() - moment), 3)
@@ -115,12 +115,12 @@ class Ledger:
             self._lost += 1
 
     def begin(self) -> None:
-        """The ranks are about to be started (again)."""
+        """Begin a new start of the ranks."""
         self.start += 1
         self._noted.clear()
 
     def note_states(self, states: Mapping[int, RankState]) -> None:
-        """Lines for what ranks (global) have reached since the last call."""
+        """Record what (global) ranks have reached since the last call."""
         for rank, state in states.items():
             for phase, at in (
                 ("script", state.script_at),
@@ -133,7 +133,7 @@ class Ledger:
 
 
 def command_began() -> float:
-    """When this process began, which is when the command was typed (CLOCK_MONOTONIC, to 10 ms)."""
+    """Return when this process began, which is when the user entered the command (CLOCK_MONOTONIC, to 10 ms)."""
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - process.started_at(os.getpid())
     return time.monotonic() - age_s
 
@@ -150,7 +150,7 @@ class PhaseTime:
 
 
 def summarise(lines: Iterable[PhaseLine]) -> list[PhaseTime]:
-    """Median and slowest of each phase, in the order in which they were reached."""
+    """Return median and slowest of each phase, in the order in which they were reached."""
     groups: dict[tuple[int, str], list[PhaseLine]] = {}
     for line in lines:
         if line.phase in PHASES:

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line for each finished step, written by a run's main rank, read by everybody else."""
+"""metrics.jsonl: one line for each finished step, written by a run's main rank."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any, TextIO
 from launcher.files import read_lines, read_new_lines
 from launcher.units import format_seconds
 
-WARMUP_STEPS = 3  # steps that measured times leave out: first allocations, first messages between stages
-# The parts of a step, in words. Those called exposed lie within forward and backward, except data parallelism's, which
-# follow them; waiting in the pipeline includes its bubble.
+WARMUP_STEPS = 3  # steps excluded from measured times: first allocations, first messages between stages
+# The parts of a step, in words. Exposed parts are within forward and backward, except data parallelism's, which follow
+# them; waiting in the pipeline includes its bubble.
 PARTS: Mapping[str, str] = MappingProxyType({
     "data_s": "data",
     "forward_backward_s": "forward and backward",
-    "exposed_tp_s": "in it tensor-parallel collectives",
-    "exposed_cp_s": "in it context-parallel collectives",
-    "exposed_pp_s": "in it waiting for other stages",
-    "exposed_dp_s": "gradients after it",
+    "exposed_tp_s": "including tensor-parallel collectives",
+    "exposed_cp_s": "including context-parallel collectives",
+    "exposed_pp_s": "including waiting for other stages",
+    "exposed_dp_s": "gradients afterwards",
     "optimizer_s": "optimizer",
 })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """The numbers of one finished step, counted from 1; None where something was not measured or is not known.
+    """The numbers of one finished step, counted from 1; None: not measured or unknown.
 
-    A line of the file has these keys side by side, those of `split_s` (of PARTS) and `other` (a script's own) included,
-    and leaves out what is None.
+    A line of the file has these keys, including those of `split_s` (of PARTS) and `other` (a script's own), and omits
+    those that are None.
     """
 
     step: int
@@ -48,19 +48,19 @@ class StepMetrics:
 
     @classmethod
     def of(cls, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
-        """From the flat names of a line."""
+        """Make it from the flat names of a line."""
         named = {name: metrics[name] for name in _NAMED if metrics.get(name) is not None}
         parts = {name: metrics[name] for name in PARTS if metrics.get(name) is not None}
         other = {name: value for name, value in metrics.items() if name not in _KNOWN}
         return cls(step, **named, split_s=parts, other=other)
 
     def to_line(self) -> dict[str, Any]:
-        """The line of the file, as plain data."""
+        """Return the line of the file, as plain data."""
         named = {name: value for name in _NAMED if (value := getattr(self, name)) is not None}
         return {"step": self.step, **named, **self.split_s, **self.other}
 
     def __str__(self) -> str:
-        """The numbers that a person follows, on one line."""
+        """Return the main numbers on one line."""
         parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
         parts += [f"grad norm {self.grad_norm:.3f}"] if self.grad_norm is not None else []
         parts += [f"lr {self.lr:.2e}"] if self.lr is not None else []
@@ -78,14 +78,14 @@ _KNOWN = {"step", *_NAMED, *PARTS}
 
 
 class MetricsFile:
-    """Appends to metrics.jsonl. After a resume, the lines of steps that are run again are dropped."""
+    """Appends to metrics.jsonl. After a resume, drops the lines of steps that will run again."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: TextIO | None = None
 
     def log(self, metrics: StepMetrics) -> None:
-        """Add the line of a finished step."""
+        """Append the line of a finished step."""
         if self._file is None:
             self._file = self._open(before=metrics.step)
         self._file.write(json.dumps(metrics.to_line()) + "\n")
@@ -104,7 +104,7 @@ class MetricsFile:
 
 
 def read_steps(path: Path) -> list[StepMetrics]:
-    """The finished steps of a run, in order; empty where it has none yet."""
+    """Read the finished steps of a run, in order; empty if there are none yet."""
     return list(_steps(path))
 
 
@@ -132,7 +132,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Measured:
-    """What some steps measured: medians without the first ones, and the largest memory. None where nothing was."""
+    """The measurement of some steps: medians without the first ones, and the largest memory. None: not measured."""
 
     steps: int = 0
     step_s: float | None = None
@@ -143,7 +143,7 @@ class Measured:
 
 
 def summarise_steps(steps: Sequence[StepMetrics]) -> Measured:
-    """The measurement of a run, or of a part of it. Few steps count all, the warm-up too."""
+    """Summarise a run or a part of it. If there are few steps, the warm-up counts too."""
     warm = steps[WARMUP_STEPS:] or steps
     names = [name for name in PARTS if any(name in step.split_s for step in warm)]
     memory = [step.memory_bytes for step in steps if step.memory_bytes is not None]
@@ -158,7 +158,7 @@ def summarise_steps(steps: Sequence[StepMetrics]) -> Measured:
 
 
 def describe_split(split_s: Mapping[str, float]) -> str:
-    """The parts of a step in words."""
+    """Describe the parts of a step in words."""
     return ", ".join(f"{PARTS[name]} {format_seconds(split_s[name])}" for name in PARTS if name in split_s)
 
 

@@ -1,4 +1,4 @@
-"""nodes/node-N.json: what the agent of a node last wrote down about its part of the run."""
+"""nodes/node-N.json: the last state that a node's agent wrote about its part of the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from launcher.schema import from_plain
 from launcher.text import printable
 
 DONE = "done"
-ENDED = frozenset({DONE, "failed", "stopped", "cancelled"})  # after these an agent starts no rank any more
+ENDED = frozenset({DONE, "failed", "stopped", "cancelled"})  # in these states an agent starts no more ranks
 STOPPED = frozenset({"stopped", "cancelled"})
 ABSENT = "absent"
 _REMEDY = "start the run again"
@@ -41,29 +41,29 @@ class NodeState:
     ranks: Mapping[int, int] = field(default_factory=dict)
 
     def write(self, folder: RunFolder) -> None:
-        """Replace what this node said before."""
+        """Replace this node's previous state."""
         ranks = {str(rank): pid for rank, pid in self.ranks.items()}
         write_json(folder.node_state(self.node), {**asdict(self), "ranks": ranks})
 
 
 def read_node_state(file: Path) -> NodeState:
-    """The state in a file; raises InputError where it is none."""
+    """Read the state in a file; raises InputError if it is not valid."""
     data: dict[str, Any] = read_json(file, remedy=_REMEDY)
     try:
         ranks = {int(rank): pid for rank, pid in data["ranks"].items() if isinstance(pid, int)}
         return replace(from_plain(NodeState, {**data, "ranks": {}}), ranks=ranks)
     except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         why = error.problems[0] if isinstance(error, InputError) else printable(str(error))
-        raise InputError(f"{file} is no state of a node ({why}): {_REMEDY}") from error
+        raise InputError(f"{file} is not a valid node state ({why}): {_REMEDY}") from error
 
 
 def node_states(folder: RunFolder) -> list[NodeState]:
-    """What the agents of a run have written, in the order of their nodes."""
+    """Read the states of a run's agents, in the order of their nodes."""
     return [read_node_state(file) for file in folder.node_states().values()]
 
 
 def states_in_words(folder: RunFolder, *, num_nodes: int) -> list[str]:
-    """The state of each node, `absent` where its agent has written nothing."""
+    """Return the state of each node; `absent` if its agent has written none."""
     files = folder.node_states()
     return [read_node_state(files[node]).state if node in files else ABSENT for node in range(num_nodes)]
 
@@ -81,6 +81,6 @@ def node_that_is_done(folder: RunFolder) -> int | None:
 
 
 def forget_node_states(folder: RunFolder) -> None:
-    """Remove what the agents of an earlier start said."""
+    """Remove the states of an earlier start."""
     for file in folder.node_states().values():
         file.unlink(missing_ok=True)

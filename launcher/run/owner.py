@@ -1,7 +1,7 @@
-"""owner.json: who works in a run folder, so that nobody else does. It stays when the work has ended, and says how.
+"""owner.json: the only owner of a run folder. It stays after the work has ended, with the outcome.
 
-The owner is a process of one host, or a batch job. It is looked up whether it still is there: a process by its number,
-its start and its machine's boot, a job by asking Slurm. So a lock that a killed run left behind is known to be stale.
+The owner is a process of one host, or a batch job. Readers check whether it still exists: a process by its id, start
+time and boot id, a job by asking Slurm. So the lock of a killed run is recognised as stale.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from launcher.schema import from_plain, to_plain
 
 _SUBMITTING_S, _POLL_S = 60.0, 0.2
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-JobEnded = Callable[[str], bool | None]  # whether a batch job has ended; None: it cannot be asked
+JobEnded = Callable[[str], bool | None]  # whether a batch job has ended; None: Slurm cannot be asked
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """A process (`pid`, which began at `started_at` CLOCK_BOOTTIME seconds after the boot `boot_id` of `host`), or the
-    batch job `job_id`, which that process submitted or runs in.
+    """A process (`pid`, started at `started_at` CLOCK_BOOTTIME seconds after the boot `boot_id` of `host`), or the
+    batch job `job_id` that this process submitted or runs in.
 
     since: seconds since 1970.
-    submitting: the process is about to submit a job, whose id is not known yet.
-    ended: how the work ended, empty while it goes on. cancelled: when `launcher cancel` was called.
+    submitting: the process is about to submit a job and does not know its id yet.
+    ended: how the work ended, empty while it continues. cancelled: when `launcher cancel` was called.
     """
 
     host: str
@@ -52,14 +52,14 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
     def same(self, other: Owner) -> bool:
-        """Whether both are one owner: a job may start more than once, a process write its name again."""
+        """Return whether both are the same owner: a job may start more than once, a process may claim again."""
         if self.job_id is not None or other.job_id is not None:
             return self.job_id == other.job_id
         mine, others = ((o.host, o.boot_id, o.pid, o.started_at) for o in (self, other))
         return mine == others
 
     def is_there(self, job_ended: JobEnded | None = None) -> bool | None:
-        """Whether the owner still works in the folder; None where nobody can tell from here."""
+        """Return whether the owner still works in the folder; None if that cannot be determined from here."""
         if self.ended:
             return False
         if self.job_id is not None:
@@ -71,7 +71,7 @@ class Owner:
 
 
 def this_process(*, job_id: str | None = None, submitting: bool = False) -> Owner:
-    """This process as an owner, or the batch job `job_id` that it runs in."""
+    """Return this process as an owner, or the batch job `job_id` that it runs in."""
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -84,14 +84,14 @@ def this_process(*, job_id: str | None = None, submitting: bool = False) -> Owne
 
 
 def read_owner(folder: RunFolder) -> Owner | None:
-    """The present owner of a folder, or the last one; None where nobody has worked in it yet."""
+    """Return the present or last owner of a folder; None if it never had one."""
     if not folder.owner.is_file():
         return None
     return from_plain(Owner, read_json(folder.owner, remedy="remove it if nothing runs in the folder"), "owner")
 
 
 def check_free(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None) -> None:
-    """Raise InputError where somebody else works in the folder, or may."""
+    """Raise InputError if another owner works in the folder, or might."""
     present = read_owner(folder)
     if present is None or present.same(owner):
         return
@@ -99,19 +99,19 @@ def check_free(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = 
     if there:
         raise InputError(
             f"{folder.path} is running as {present} since {in_utc(present.since)}: wait for its end, stop it with "
-            f"`launcher cancel {folder.path}`, or give another run_dir"
+            f"`launcher cancel {folder.path}`, or choose another run_dir"
         )
     if there is None:
         raise InputError(
             f"{folder.path} was left as running as {present} since {in_utc(present.since)}, which cannot be asked from "
-            f"{socket.gethostname()}: give another run_dir; if you know that it has ended, remove {folder.owner}"
+            f"{socket.gethostname()}: choose another run_dir; if you know that it has ended, remove {folder.owner}"
         )
 
 
 def claim(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None) -> Owner | None:
-    """Become the owner of a folder, before anything else is written there; returns the last one.
+    """Become the owner of a folder, before anything else is written there; return the previous owner.
 
-    Raises InputError where another one is there.
+    Raises InputError if another owner is active.
     """
     with _alone(folder):
         before = read_owner(folder)
@@ -121,12 +121,12 @@ def claim(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None)
 
 
 def claim_as_job(folder: RunFolder, job_id: str, *, job_ended: JobEnded) -> Owner:
-    """As `claim`, in a batch job, which may begin before `launcher submit` has noted its id."""
+    """As `claim`, for a batch job, which may begin before `launcher submit` has recorded its id."""
     deadline = time.monotonic() + _SUBMITTING_S
     while (present := read_owner(folder)) and present.submitting and time.monotonic() < deadline:
         time.sleep(_POLL_S)
     owner = this_process(job_id=job_id)
-    if present and present.submitting:  # and was killed since
+    if present and present.submitting:  # killed in the meantime
         withdraw(folder, present, None)
     elif present and present.same(owner):
         owner = replace(owner, cancelled=present.cancelled)
@@ -135,13 +135,13 @@ def claim_as_job(folder: RunFolder, job_id: str, *, job_ended: JobEnded) -> Owne
 
 
 def hand_to_job(folder: RunFolder, owner: Owner, job_id: str) -> None:
-    """The batch job that this owner has submitted is the owner from now on."""
+    """Transfer ownership to the batch job that this owner has submitted."""
     with _alone(folder):
         _write(folder, replace(owner, job_id=job_id, submitting=False, since=time.time()))
 
 
 def withdraw(folder: RunFolder, owner: Owner, before: Owner | None) -> None:
-    """Undo a claim: the folder has the owner that it had before."""
+    """Undo a claim: restore the previous owner."""
     with _alone(folder):
         present = read_owner(folder)
         if present is None or not present.same(owner):
@@ -153,15 +153,15 @@ def withdraw(folder: RunFolder, owner: Owner, before: Owner | None) -> None:
 
 
 def release(folder: RunFolder, owner: Owner, *, ended: str) -> None:
-    """Say how the work of this owner ended; one that was cancelled ended so, and a later owner is left alone."""
-    with suppress(OSError), _alone(folder):  # the folder may be gone: nobody will ask
+    """Record how this owner's work ended (a cancelled one: cancelled); do not touch a later owner."""
+    with suppress(OSError), _alone(folder):  # the folder may have been deleted
         present = read_owner(folder)
         if present is not None and present.same(owner):
             _write(folder, replace(present, ended="cancelled" if present.cancelled else ended))
 
 
 def mark_cancelled(folder: RunFolder) -> None:
-    """Note that it is `launcher cancel` that asks the present owner to stop."""
+    """Record that `launcher cancel` asked the present owner to stop."""
     with _alone(folder):
         present = read_owner(folder)
         if present is not None:
@@ -169,7 +169,7 @@ def mark_cancelled(folder: RunFolder) -> None:
 
 
 def was_cancelled(folder: RunFolder) -> bool:
-    """Whether the present owner, or the last one, was asked to stop by `launcher cancel`."""
+    """Return whether `launcher cancel` asked the present or last owner to stop."""
     present = read_owner(folder)
     return present is not None and present.cancelled is not None
 
@@ -180,9 +180,9 @@ def _write(folder: RunFolder, owner: Owner) -> None:
 
 @contextmanager
 def _alone(folder: RunFolder) -> Iterator[None]:
-    """One process at a time reads and replaces owner.json, on any node: NFS has locks on files open for writing.
+    """Serialise access to owner.json over all nodes: NFS supports locks on files open for writing.
 
-    Where the file system has none (Lustre without -o flock), two that come in the same millisecond may both go on.
+    On file systems without locks (Lustre without -o flock), two claims in the same millisecond may both succeed.
     """
     fd = os.open(folder.owner.with_name(f".{folder.owner.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -1,4 +1,4 @@
-"""result.json: what a recipe found. Its last line on stdout is the short form."""
+"""result.json: the result of a recipe. Its last line on stdout is the short form."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from launcher.files import read_json, write_json
 from launcher.schema import from_plain
 
 REMEDY = "run the recipe again"
-MOST_NAMED = 3  # problems of a damaged file that its message names
+MOST_NAMED = 3  # problems of a damaged file, listed in the message
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training run found. `losses` are those of the steps after `resumed_after_step`, in this process.
+    """The result of a training run. `losses` are those of the steps after `resumed_after_step`, in this process.
 
-    None: not known, or nothing was left to do after a resume.
+    None: unknown, or no steps were left after a resume.
     """
 
     recipe: str
@@ -40,11 +40,11 @@ class TrainResult:
     stopped: bool = False  # asked to stop before its last step
 
     def to_dict(self) -> dict[str, Any]:
-        """As in result.json."""
+        """Return plain data as in result.json."""
         return asdict(self) | {"losses": {**self._ends(), "all": list(self.losses)}}
 
     def short(self) -> dict[str, Any]:
-        """What the last line on stdout says."""
+        """Return the document of the last line on stdout."""
         return {
             "recipe": self.recipe,
             "engine": self.engine,
@@ -68,9 +68,9 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class NodeRates:
-    """GB/s of one node: bus bandwidth inside it, and the best that it reached towards another node, each way.
+    """GB/s of one node: bus bandwidth inside it, and the best rate to another node, each way.
 
-    The best, because a meeting with a slow node says nothing about this one. None where there is nothing to measure.
+    The best, because a slow peer says nothing about this node. None if there is nothing to measure.
     """
 
     host: str
@@ -81,7 +81,7 @@ class NodeRates:
 
 @dataclass(frozen=True)
 class BandwidthResult:
-    """What the recipe `bandwidth` found: rates of every node, reasons by host that is slow, hosts to exclude."""
+    """The result of the recipe `bandwidth`: rates of every node, reasons by slow host, hosts to exclude."""
 
     recipe: str
     bytes: int
@@ -90,11 +90,11 @@ class BandwidthResult:
     exclude: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """As in result.json."""
+        """Return plain data as in result.json."""
         return asdict(self)
 
     def short(self) -> dict[str, Any]:
-        """What the last line on stdout says."""
+        """Return the document of the last line on stdout."""
         named = {"recipe": self.recipe, "bytes": self.bytes, "num_nodes": len(self.nodes)}
         return named | {"slow": self.slow, "exclude": self.exclude}
 
@@ -105,20 +105,20 @@ class BandwidthResult:
 
 
 def write_result(document: Mapping[str, Any], file: Path, *, short: Mapping[str, Any]) -> None:
-    """Write result.json, and print what is `short` of it, with the path of the file."""
+    """Write result.json, and print its short form with the path of the file."""
     write_json(file, document)
     print_result(short, file)
 
 
 def print_result(short: Mapping[str, Any], file: Path) -> None:
-    """The last line on stdout of a recipe: its result in short, and the file that has the rest."""
+    """Print a recipe's last line on stdout: its short result and the file with the rest."""
     print(json.dumps({**short, "result": str(file)}), flush=True)
 
 
 def read_train_result(file: Path) -> TrainResult | None:
-    """The result of a training run; None where there is none (yet), or that of a measuring recipe.
+    """Read the result of a training run; None if there is none (yet), or it is that of a measuring recipe.
 
-    Raises InputError where the file is damaged.
+    Raises InputError if the file is damaged.
     """
     if not file.is_file():
         return None
@@ -127,7 +127,7 @@ def read_train_result(file: Path) -> TrainResult | None:
 
 
 def is_finished(file: Path) -> bool:
-    """Whether the recipe wrote the result of a run that went to its end."""
+    """Return whether the recipe wrote the result of a complete run."""
     return file.is_file() and not read_json(file, remedy=REMEDY).get("stopped")
 
 
@@ -148,7 +148,7 @@ def has_finished_since(file: Path, before: int | None) -> bool:
 
 
 def read_bandwidth_result(file: Path) -> BandwidthResult:
-    """The result of the recipe `bandwidth`; raises InputError where the file is damaged."""
+    """Read the result of the recipe `bandwidth`; raises InputError if the file is damaged."""
     return _typed(BandwidthResult.from_dict, read_json(file, remedy=REMEDY), file)
 
 
@@ -157,13 +157,13 @@ def _typed(read: Callable[[Mapping[str, Any]], T], data: Mapping[str, Any], file
         return read(data)
     except (KeyError, TypeError, InputError) as error:
         why = "; ".join(error.problems[:MOST_NAMED]) if isinstance(error, InputError) else str(error)
-        raise InputError(f"{file} is no result of this launcher ({why}): {REMEDY}") from error
+        raise InputError(f"{file} is not a result of this launcher ({why}): {REMEDY}") from error
 
 
 def read_rates(file: Path) -> dict[str, Any] | None:
-    """The document of a measuring recipe (`results`, one row a measurement); None where there is none.
+    """Read the document of a measuring recipe (`results`, one row per measurement); None if there is none.
 
-    Raises InputError where the file is damaged.
+    Raises InputError if the file is damaged.
     """
     data = read_json(file, remedy=REMEDY) if file.is_file() else {}
     return data if data.get("results") else None

@@ -1,4 +1,4 @@
-"""A run on this machine, seen from outside: what it does, what it said, how to stop it."""
+"""A run on this machine, from outside: its state, its logs, and how to stop it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from launcher.run.owner import Owner, mark_cancelled, read_owner
 from launcher.run.progress import Progress
 
 STARTING, LOST = "starting", "lost"
-_TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # the first that a node has
+_TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # by priority
 FOLLOW_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One node's agent, as it last wrote it down; `alive` and `ranks` are looked up now, on this host only."""
+    """The last recorded state of one node's agent; `alive` and `ranks` are current, on this host only."""
 
     node: int
     host: str
@@ -40,21 +40,21 @@ class NodeStatus:
 
     @property
     def verdict(self) -> str:
-        """The state in a word; an agent that vanished in the middle is `lost`."""
+        """The state; `lost` if the agent disappeared before its end."""
         unfinished = self.state not in ENDED
         return LOST if unfinished and self.alive is False else self.state
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as a whole: who works in its folder, or did last, and its nodes; none before its ranks are started."""
+    """A run as a whole: the present or last owner of its folder, and its nodes; none before its ranks are started."""
 
     owner: Owner | None
     nodes: tuple[NodeStatus, ...]
 
     @property
     def state(self) -> str:
-        """One word: that of the node which tells most, or what is known of the owner before there are nodes."""
+        """The state with the highest priority among the nodes, or that of the owner before there are nodes."""
         verdicts = {node.verdict for node in self.nodes}
         if verdicts:
             word = next((word for word in _TELLING if word in verdicts), "done")
@@ -70,15 +70,15 @@ class RunStatus:
 
 
 def status(folder: RunFolder) -> RunStatus:
-    """The state of a run; raises InputError where none was started in the folder."""
+    """Return the state of a run; raises InputError if none was started in the folder."""
     owner, nodes = read_owner(folder), tuple(_node_status(state) for state in node_states(folder))
     if owner is None and not nodes:
-        raise InputError(f"{folder.path} holds no run that was started: give a run folder, as `launcher run` names it")
+        raise InputError(f"{folder.path} does not contain a started run: give a run folder of `launcher run`")
     return RunStatus(owner, nodes)
 
 
 def describe(run: RunStatus, *, phases: list[PhaseTime], progress: Progress) -> list[str]:
-    """A status for people: one line a node, how far the run is, then how long the last start took."""
+    """Format a status: one line per node, the progress, then the times of the last start."""
     lines = [line for node in run.nodes for line in _node_lines(node)]
     if not run.nodes and run.owner:
         lines = [f"{run.state} ({run.owner}, since {in_utc(run.owner.since)})"]
@@ -105,16 +105,16 @@ def _in_words(phase: PhaseTime) -> str:
 
 
 def phases(folder: RunFolder) -> list[PhaseTime]:
-    """The ledger of the last run in a folder, in short."""
+    """Summarise the ledger of the last start in a folder."""
     owner = read_owner(folder)
     since = owner.since if owner else 0.0
     return summarise(line for line in read_phases(folder.ledger) if line.at >= since)
 
 
 def stop(folder: RunFolder) -> str:
-    """Ask a run on this host to stop, whatever it is doing, a start included; returns what was done.
+    """Ask a run on this host to stop, also during its start; return a message about it.
 
-    Raises InputError where it runs elsewhere.
+    Raises InputError if it runs elsewhere.
     """
     run = status(folder)
     owner = run.owner
@@ -130,10 +130,10 @@ def stop(folder: RunFolder) -> str:
 
 
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:
-    """The logs of a run by rank; raises InputError where there is none, naming those there are."""
+    """Return the logs of a run by rank; raises InputError, with the existing ones, if there is none."""
     logs = folder.rank_logs()
     if not logs:
-        raise InputError(f"{folder.path} holds no log of a rank: give a run folder, as `launcher run` names it")
+        raise InputError(f"{folder.path} contains no log of a rank: give a run folder of `launcher run`")
     if rank is not None and rank not in logs:
         there = ", ".join(map(str, logs))
         raise InputError(f"{folder.path} has no log of rank {rank} (ranks with a log: {there})")
@@ -141,7 +141,7 @@ def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:
 
 
 def read_logs(logs: dict[int, Path], *, follow: bool, ended: Any = lambda: True) -> Iterator[str]:
-    """Lines of the logs, each with its rank where there is more than one; with `follow` until `ended()` is true."""
+    """Yield lines of the logs, with the rank if there are several; with `follow` until `ended()` is true."""
     positions = dict.fromkeys(logs, 0)
     while True:
         last_round = not follow or ended()
@@ -174,7 +174,7 @@ def _node_status(state: NodeState) -> NodeStatus:
 
 
 def _live_ranks(state: NodeState) -> dict[int, RankState]:
-    """What the ranks report right now, read from the agent's own board; empty where this user may not."""
+    """Return the current heartbeats, read from the agent's memory; empty if this user may not read it."""
     try:
         fd = os.open(f"/proc/{state.pid}/fd/{state.heartbeat_fd}", os.O_RDWR)
     except OSError:

@@ -1,4 +1,4 @@
-"""What Slurm gave this job: hosts, leaf switches, addresses. Read inside the job, at its start."""
+"""The job's allocation: hosts, leaf switches, addresses. Read inside the job, at its start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHELL_STEP = str(2**32 - 6)  # the step of salloc's own shell, with LaunchParam
 
 @dataclass(frozen=True)
 class Allocation:
-    """The job as its batch step sees it. `restart` is 0 at the first start, then Slurm's count of requeues."""
+    """The job as seen by its batch step. `restart` is 0 at the first start, then Slurm's count of requeues."""
 
     job_id: str
     hosts: tuple[str, ...]
@@ -29,30 +29,30 @@ class Allocation:
 
 
 def read_allocation() -> Allocation:
-    """The allocation of the job that this process runs in; raises InputError outside of one."""
+    """Read the allocation of this process's job; raises InputError outside of a job."""
     job_id, nodelist = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST")
     if not job_id or not nodelist:
         raise InputError(
-            "this is no Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
+            "this is not a Slurm job (SLURM_JOB_ID is not set): use `launcher submit`, or sbatch slurm/train.sbatch"
         )
     return Allocation(_name(job_id), expand_hostlist(nodelist), whole_number(env.get("SLURM_RESTART_COUNT")) or 0)
 
 
 def owns_allocation() -> bool:
-    """Whether this is the shell of an allocation (salloc, a batch script), and not a task that srun started there."""
+    """Return whether this is the shell of an allocation (salloc, a batch script), not a task that srun started."""
     in_job = env.get("SLURM_JOB_ID") and env.get("SLURM_JOB_NODELIST")
     return bool(in_job) and env.get("SLURM_STEP_ID") in (None, _SHELL_STEP)
 
 
 def has_other_nodes() -> bool:
-    """Whether this shell's allocation has nodes beyond the one that it is on."""
+    """Return whether this shell's allocation has other nodes."""
     return owns_allocation() and (len(read_allocation().hosts) > 1 or env.get("SLURMD_NODENAME") is None)
 
 
 def _name(job_id: str) -> str:
-    """The job's id, that of a task of an array as 17_2: the last of them has the array's own id, which means all.
+    """Return the job's id; for an array task as 17_2: the id of the last task is that of the whole array.
 
-    The variables may be those of another job, from whose shell this one was submitted: Slurm knows.
+    The variables may be those of another job from which this one was submitted, so Slurm is asked.
     """
     array, task = env.get("SLURM_ARRAY_JOB_ID"), env.get("SLURM_ARRAY_TASK_ID")
     if not (array and task):
@@ -62,13 +62,13 @@ def _name(job_id: str) -> str:
 
 
 def given_cpus() -> int:
-    """CPUs that the job has on each of its nodes, the fewest of them; 0 where Slurm does not say."""
+    """Return the smallest number of CPUs that the job has on a node; 0 if Slurm does not say."""
     counts = re.findall(r"(?:^|,)([0-9]{1,9})", env.get("SLURM_JOB_CPUS_PER_NODE") or "")  # as 72(x2),36
     return min(map(int, counts), default=0)
 
 
 def read_topology() -> tuple[SlurmTopology | None, str | None]:
-    """Slurm's switches, or None and why they are not known."""
+    """Return Slurm's switches, or None and the reason."""
     said = commands.run(("scontrol", "show", "topology"))
     if said.text is None:
         return None, said.problem
@@ -79,7 +79,7 @@ def read_topology() -> tuple[SlurmTopology | None, str | None]:
 
 
 def node_address(host: str) -> str:
-    """How the other nodes reach `host`: the address that Slurm has for it where that is a number, else its name."""
+    """Return the address of `host` for other nodes: Slurm's, if numeric, else its name."""
     record = commands.run(("scontrol", "show", "node", "-o", host)).text or ""
     match = re.search(r"\bNodeAddr=(\S+)", record)
     try:
@@ -89,7 +89,7 @@ def node_address(host: str) -> str:
 
 
 def gpu_types(hosts: Sequence[str]) -> dict[str, str | None]:
-    """Host → the GRES type of its GPUs; None where Slurm tells none."""
+    """Map hosts to the GRES type of their GPUs; None if Slurm has none."""
     said = commands.run(("scontrol", "show", "node", "-o", compress_hostlist(hosts)))
     records = read_slurm_nodes(said.text) if said.text else ()
     found = {name: record.gpu_type for record in records for name in record.names}
@@ -97,9 +97,9 @@ def gpu_types(hosts: Sequence[str]) -> dict[str, str | None]:
 
 
 def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
-    """The hosts whose slurmd cannot be reached, or that Slurm has given up already.
+    """Return hosts with an unreachable slurmd, or that Slurm has already marked down.
 
-    Slurm itself needs SlurmdTimeout (300 s by default) to notice a dead node; its daemon's port tells at once.
+    Slurm itself needs SlurmdTimeout (300 s by default) to notice a dead node; the daemon's port shows it at once.
     """
     text = commands.run(("scontrol", "show", "node", "-o", compress_hostlist(hosts))).text or ""
     default_port = _slurmd_port()
@@ -114,9 +114,9 @@ def lost_nodes(hosts: Sequence[str]) -> tuple[str, ...]:
 
 
 def removed_nodes(job_id: str, hosts: Sequence[str]) -> tuple[str, ...]:
-    """The hosts that Slurm has taken out of a running job since its start, for they died (sbatch --no-kill).
+    """Return dead hosts that Slurm has removed from a running job (sbatch --no-kill).
 
-    One question to slurmctld, and none to the nodes.
+    Asks slurmctld once, and no nodes.
     """
     state, _, nodelist = (commands.run(("squeue", "-h", "-j", job_id, "-o", "%T|%N")).text or "").strip().partition("|")
     left = expand_hostlist(nodelist) if state == "RUNNING" and nodelist else hosts

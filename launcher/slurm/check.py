@@ -1,6 +1,6 @@
-"""The preflight of one node of a Slurm job: `python -m launcher.slurm.check RUN_FOLDER`, once a node by srun.
+"""The preflight of one node of a Slurm job: `python -m launcher.slurm.check RUN_FOLDER`, once per node by srun.
 
-Prints one line of JSON for the driver: the findings of launcher/preflight/checks.py under Slurm's name for the node.
+Prints one line of JSON for the driver: the findings of launcher/preflight/checks.py with Slurm's name of the node.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLOCK_LINES, CLOCK_EVERY_S = 2, 0.05
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print this node's findings; 0 also where they are bad: the driver judges."""
+    """Print this node's findings; return 0 even if they are bad: the driver decides."""
     try:
         folder = RunFolder(Path(argv[0]))
         plan = read_plan(folder.present_plan)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         findings = [finding for finding in findings if finding.check != "name"]
     mine = [replace(finding, host=host or finding.host) for finding in findings]
     print(marked(host or mine[0].host, mine, at=time.time()), flush=True)
-    for _ in range(CLOCK_LINES):  # for the clock alone: a line may be delayed on its way
+    for _ in range(CLOCK_LINES):  # only for the clock: a line may be delayed
         time.sleep(CLOCK_EVERY_S)
         print(marked(host or mine[0].host, (), at=time.time()), flush=True)
     return 0
@@ -52,7 +52,7 @@ def _port(folder: RunFolder) -> int:
 
 
 def _on_one_machine() -> bool:
-    """Whether Slurm's own address of the first node is loopback: then all nodes are this machine, and reach it so."""
+    """Return whether Slurm's address of the first node is loopback: then all nodes are on this machine."""
     try:
         return ipaddress.ip_address(env.get(COORDINATOR) or "").is_loopback
     except ValueError:

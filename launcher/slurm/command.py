@@ -14,7 +14,7 @@ from launcher.text import printable
 
 TIMEOUT_S = 60.0
 LONGEST_REASON = 1000
-# What Slurm's commands print where nobody answers them, whatever was asked: slurm_errno.c, slurm 22.05 to 24.11.
+# What Slurm's commands print if no daemon answers: slurm_errno.c, slurm 22.05 to 24.11.
 NO_CONFIGURATION = re.compile(r"configuration source|DNS SRV|Unable to (stat|open|process) .*slurm\.conf", re.I)
 NO_CONTROLLER = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Zero Bytes were transmitted|Connection (refused|timed out)"
@@ -26,12 +26,12 @@ NO_AUTHENTICATION = re.compile(r"munge|authentication credential|Protocol authen
 
 
 class SlurmUnreachable(InputError):
-    """Nobody answers for Slurm: what was asked is not refused and not unknown, it could not be asked."""
+    """Slurm does not answer: the request was neither refused nor unknown, it could not be sent."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said, and how it ended."""
+    """The output and exit code of a command."""
 
     code: int
     out: str
@@ -39,14 +39,14 @@ class Answer:
 
     @property
     def reason(self) -> str:
-        """What a failed command complained of, on one line, without its own name before each complaint."""
+        """The error of a failed command, on one line, without the command's name."""
         said = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
         words = dict.fromkeys(re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in said)
         return printable("; ".join(words), longest=LONGEST_REASON)
 
 
 def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Answer:
-    """Run a Slurm command without a shell; raises SlurmUnreachable where there is no Slurm or nobody answers."""
+    """Run a Slurm command without a shell; raises SlurmUnreachable if there is no Slurm or it does not answer."""
     try:
         variables = query_environment() if environment is None else environment
         done = capture(argv, environment=variables, timeout_s=TIMEOUT_S)
@@ -67,7 +67,7 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
 
 
 def unreachable(reason: str) -> str | None:
-    """Why nobody could answer, and what to do; None where the complaint is an answer."""
+    """Return why Slurm could not answer, and what to do; None if the error is an answer."""
     if NO_CONFIGURATION.search(reason):
         return f"this machine knows no cluster ({reason}): run this on a login node, or set SLURM_CONF"
     if NO_CONTROLLER.search(reason):

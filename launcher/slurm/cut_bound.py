@@ -1,9 +1,9 @@
-"""What any placement must at least send between leaf switches: how far from the best a placement can be.
+"""A lower bound of the bytes that any placement sends between leaf switches.
 
 A set S of nodes of a grid touches T_f = |projection of S along f| of the lines of each axis f. Loomis and Whitney 1949:
-for k axes that share no coordinate the product of their T_f is at least |S|^(k-1). A ring that a switch holds in part
-has an edge that leaves it for each part. The least over all T_f that this allows is therefore a lower bound of what a
-switch's nodes send away: no placement may reach it.
+for k axes that share no coordinate the product of their T_f is at least |S|^(k-1). A ring that is partly on a switch
+has an edge that leaves it for each part. The minimum over all T_f that this allows is therefore a lower bound of what
+a switch's nodes send to others; possibly no placement reaches it.
 
 Stages of a pipeline send unequal amounts, and a switch may hold nodes of several. With T lines along the pipeline it
 holds at most T nodes of a stage, so that a node of that stage costs at least its share of a set of T, and its share of
@@ -22,21 +22,23 @@ from math import ceil, inf, prod
 from launcher.slurm.traffic import Lines, NodeTraffic
 
 PIPELINE = frozenset({"pp"})
-MAX_AXES = 3  # of the product; lighter ones are left out
-EXACT_STEPS = {0: 64, 1: 32, 2: 16, 3: 8}  # by axes: numbers that are tried one by one; above, ranges grow by STEP
+MAX_AXES = 3  # in the product; lighter ones are ignored
+EXACT_STEPS = {0: 64, 1: 32, 2: 16, 3: 8}  # by axes: numbers tried one by one; above, ranges grow by STEP
 STEP = 1.3
 
-# By the share of nodes without their partners, from x to x + 0.1: x, and the room that the stage then has at most.
+# By the share of nodes without their partners, from x to x + 0.1: x, and the stage's largest room.
 PARTNERS = tuple((x / 10, 1 / (2 - (x + 1) / 10)) for x in range(10))
 
 Range = tuple[int, int]
-NodeCost = Callable[[int, int], float]  # (stage, size of the part) → bytes that a node of it sends away, at least
+NodeCost = Callable[
+    [int, int], float
+]  # (stage, size of the part) → lower bound of the bytes that a node sends to other parts
 
 
 def least_cut(traffic: NodeTraffic, sizes: Sequence[int]) -> float:
-    """Bytes that cross between parts of these sizes, at least, whichever nodes they hold; 0 where nothing is known.
+    """Return a lower bound of the bytes between parts of these sizes, for any assignment of nodes; 0: unknown.
 
-    Where the parts have room for more nodes than there are, the large ones are filled first.
+    If the parts have room for more nodes than there are, the large ones are filled first.
     """
     num_nodes = prod(traffic.grid.values())
     if num_nodes < 2 or not traffic.lines:
@@ -51,10 +53,10 @@ def least_cut(traffic: NodeTraffic, sizes: Sequence[int]) -> float:
 
 
 def _bound(part: _Part, filled: Mapping[int, int], *, spare: bool) -> float:
-    """The bound for parts by size, each with so many nodes in all.
+    """Return the bound for parts by size, with the number of nodes in each size.
 
-    Which stages are in parts of which size is not known: with the prices of one size each other size saves at most the
-    greatest difference (the dual of a transport problem).
+    It is unknown which stages are in parts of which size: with the prices of one size, each other size saves at most
+    the largest difference (the dual of a transport problem).
     """
 
     @cache
@@ -74,7 +76,7 @@ def _bound(part: _Part, filled: Mapping[int, int], *, spare: bool) -> float:
 
 
 class _Part:
-    """The costs of a part of a grid's nodes. `kinds`: of each stage the first one that sends as much."""
+    """The costs of a part of a grid's nodes. `kinds`: for each stage the first one with equal traffic."""
 
     def __init__(self, traffic: NodeTraffic, lines: Sequence[Lines]) -> None:
         grid, self.closing = traffic.grid, traffic.closing
@@ -92,7 +94,7 @@ class _Part:
         self._kept: dict[tuple[int, int], float] = {}
 
     def node_cost(self, stage: int, size: Range) -> float:
-        """What a node of a stage sends away at least, in a part of so many nodes."""
+        """Return the least bytes that a node of a stage sends to others, in a part of this size."""
         low, high = size
         if high >= self.num_nodes:
             return self.ends / high
@@ -111,14 +113,14 @@ class _Part:
         return self.closing > 0 and stage in (0, self.stages - 1)
 
     def _share(self, stage: int, most: int) -> float:
-        """The same, over the axes of a stage alone, with at most so many nodes of the stage."""
+        """Return the same over the axes of one stage, with at most this many nodes of the stage."""
         if (stage, most) not in self._kept:
             ranges = _ranges(1, most, exact=self.exact)
             self._kept[stage, most] = min(self._within(stage, each) / each[1] for each in ranges)
         return self._kept[stage, most]
 
     def _within(self, stage: int, size: Range) -> float:
-        """What so many nodes of a stage send away at least, over the axes of the stage."""
+        """Return the least bytes that this many nodes of a stage send to others, over the axes of the stage."""
         low, high = size
         per_stage = self.num_nodes // self.stages
         if high >= per_stage or not self.primary:
@@ -148,7 +150,7 @@ class _Part:
 
 
 def _disjoint(lines: Sequence[Lines]) -> tuple[frozenset[str], ...]:
-    """Axes of the heaviest lines that share no coordinate."""
+    """Return the axes of the heaviest lines that share no coordinate."""
     weight = Counter[frozenset[str]]()
     for each in lines:
         weight[each.axes] += round(sum(each.num_bytes))
@@ -160,7 +162,7 @@ def _disjoint(lines: Sequence[Lines]) -> tuple[frozenset[str], ...]:
 
 
 def _ranges(first: int, last: int, *, exact: int) -> list[Range]:
-    """The numbers from first to last, one by one and then by ranges."""
+    """Return the numbers from first to last, one by one and then by ranges."""
     found = [(number, number) for number in range(first, min(last, exact) + 1)]
     start = max(first, exact + 1)
     while start <= last:

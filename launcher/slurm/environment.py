@@ -1,7 +1,7 @@
-"""Which variables go on to sbatch and to srun: what the shell has from another job must not change this one. Pure.
+"""Selects the variables for sbatch and srun: variables of another job must not change this one. Pure.
 
-Slurm's commands take options from variables. A shell inside `salloc` or a step has some fifty of them, and others are
-left in profiles by hand: SLURM_HINT, SBATCH_ARRAY_INX, SRUN_CPUS_PER_TASK.
+Slurm's commands read options from variables. A shell inside `salloc` or a step has about fifty of them, and users leave
+others in profiles: SLURM_HINT, SBATCH_ARRAY_INX, SRUN_CPUS_PER_TASK.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-# Where Slurm is, who asks, how files are made: https://slurm.schedmd.com/sbatch.html (INPUT ENVIRONMENT VARIABLES)
+# Location of Slurm, authentication, file creation: https://slurm.schedmd.com/sbatch.html (INPUT ENVIRONMENT VARIABLES)
 CLIENT = frozenset({
     "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS", "SLURM_UMASK", "SLURM_DEBUG_FLAGS",
 })  # fmt: skip
-# A site's or user's own defaults for what the launcher leaves open: who pays, where, for how long.
+# Defaults of a site or user for what the launcher does not set: account, partition, time.
 SBATCH_DEFAULTS = frozenset(
     f"SBATCH_{name}"
     for name in (
@@ -22,26 +22,26 @@ SBATCH_DEFAULTS = frozenset(
         *("NETWORK", "DELAY_BOOT", "WAIT_ALL_NODES", "DEBUG", "POWER"),
     )
 )
-# Which GPUs a job has is Slurm's to say.
+# Slurm decides which GPUs a job has.
 DEVICES = frozenset({"CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ZE_AFFINITY_MASK"})
-# What a job's tasks may know of their job, and what srun needs of it.
+# What a job's tasks may know about their job, and what srun needs.
 OF_THE_JOB = re.compile(
     r"SLURMD_\w+|SLURM_(JOB_\w+|JOBID|NNODES|NODELIST|ARRAY_\w+|HET_\w+|RESTART_COUNT|SUBMIT_\w+|CLUSTER_NAME"
     r"|WORKING_CLUSTER|TOPOLOGY_\w+|NODE_ALIASES|MPI_TYPE|NETWORK|GPUS_ON_NODE|CPUS_ON_NODE|TASK_PID|PRIO_PROCESS"
     r"|RLIMIT_\w+|PROPAGATE_RESOURCE_LIMITS\w*|GET_USER_ENV|SPANK_\w+|PMIX\w*)"
 )
 SLURMS = re.compile(r"(SLURMD?|SBATCH|SALLOC|SRUN)_\w+")
-NAMED = 6  # so many variables are named in a message
+NAMED = 6  # variables listed in a message
 
 
 def kept_from_sbatch(names: Iterable[str]) -> tuple[str, ...]:
-    """The variables of a shell that would change a job submitted from it."""
+    """Return the variables of a shell that would change a job submitted from it."""
     passed = CLIENT | SBATCH_DEFAULTS
     return tuple(sorted(n for n in names if n in DEVICES or (SLURMS.fullmatch(n) and n not in passed)))
 
 
 def of_step(environment: Mapping[str, str], *, extra: Sequence[str] = ()) -> dict[str, str]:
-    """The environment of srun in a job: without what would change the step, but for what launch.extra asked for."""
+    """Return srun's environment in a job: without what would change the step, except what launch.extra requests."""
     asked = {f"SLURM_{word[2:].partition('=')[0].upper().replace('-', '_')}" for word in extra if word[:2] == "--"}
     passed = CLIENT | asked
     return {
@@ -52,14 +52,16 @@ def of_step(environment: Mapping[str, str], *, extra: Sequence[str] = ()) -> dic
 
 
 def secrets_text(names: Sequence[str]) -> str:
-    """One line on secrets that stay behind."""
-    return f"{', '.join(names)} stay behind, for they look like secrets: to carry one, launch.secrets=[{names[0]}]"
+    """Return one line about secrets that are not passed on."""
+    return (
+        f"{', '.join(names)} stay behind, since they look like secrets: to pass one on, set launch.secrets=[{names[0]}]"
+    )
 
 
 def left_behind_text(names: Sequence[str], *, in_job: str | None) -> str:
-    """One line on variables that stay behind."""
+    """Return one line about variables that are not passed on."""
     others = [name for name in names if not (in_job and name.startswith(("SLURM_", "SLURMD_")))]
     shown = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
     own = f"the SLURM_* variables of job {in_job}, which this shell is in" if in_job else ""
     what = " and ".join(filter(None, [own, shown]))
-    return f"{what} stay behind, for they would change the job: say what you need under launch.* (launch.extra)"
+    return f"{what} stay behind, since they would change the job: set what you need under launch.* (launch.extra)"

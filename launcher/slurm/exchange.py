@@ -1,4 +1,4 @@
-"""Improve a placement by exchanging two plan nodes as long as that lowers its cost."""
+"""Improve a placement by swapping pairs of plan nodes as long as that lowers its cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from launcher.slurm.traffic import NodeTraffic
 
 MAX_PASSES = 20
-LEAST_GAIN = 1e-12  # of the cost at stake: exchanges that gain less than rounding are none
+LEAST_GAIN = 1e-12  # relative: ignore gains below rounding
 
 
 def exchanged(
@@ -18,8 +18,8 @@ def exchanged(
     until: float,
     clock: Callable[[], float],
 ) -> tuple[str, ...]:
-    """The leaf of each node after exchanges, each of a node that gains by a peer's leaf with the node there that loses
-    least; ends where none gains, or at the time `until`.
+    """Return the leaf of each node after swaps of a node that gains on a peer's leaf with the node there that loses
+    least; stop when no swap gains, or at the time `until`.
     """
     state = _Exchange(traffic, levels, list(start))
     nodes = list(range(len(start)))
@@ -48,12 +48,12 @@ class _Exchange:
             self.members[leaf].add(node)
 
     def at(self, node: int, leaf: str, other: int = -1) -> float:
-        """Cost of `node` under `leaf`; what it exchanges with `other` is left out."""
+        """Return the cost of `node` under `leaf`, without its traffic with `other`."""
         levels, leaves = self.levels, self.leaves
         return sum(num_bytes * levels[leaf, leaves[peer]] for peer, num_bytes in self.peers[node] if peer != other)
 
     def improve(self, node: int) -> int:
-        """Exchange `node` where that helps most; returns 1 + the other node, or 0."""
+        """Swap `node` where that helps most; return 1 + the other node, or 0."""
         here = self.leaves[node]
         wanted = {self.leaves[peer] for peer, _ in self.peers[node]} - {here}
         stays = self.at(node, here) if wanted else 0.0
@@ -71,7 +71,7 @@ class _Exchange:
         return best
 
     def _change(self, a: int, b: int) -> float:
-        """Of the cost, if two nodes changed places; what they exchange with each other stays as it is."""
+        """Return the change of the cost if two nodes swap places; their traffic with each other is unchanged."""
         here, there = self.leaves[a], self.leaves[b]
         before = self.at(a, here, b) + self.at(b, there, a)
         return self.at(a, there, b) + self.at(b, here, a) - before

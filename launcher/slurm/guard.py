@@ -1,7 +1,7 @@
-"""Looks after the driver of a job with spares: `python -m launcher.slurm.guard JOB HOST`, on another node.
+"""Watches the driver of a job with spares: `python -m launcher.slurm.guard JOB HOST`, on another node.
 
-sbatch --no-kill keeps a job alive when one of its nodes dies. Where that is the node of the batch script, Slurm leaves
-the job running without it, until its time limit: nobody would start, stop or end anything. The guard requeues it then.
+sbatch --no-kill keeps a job alive when one of its nodes dies. If that is the node of the batch script, the job goes on
+without a driver until its time limit. The guard requeues it then.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ POLL_S = 15.0
 
 
 def guard_argv(job_id: str, host: str, *, on: str) -> tuple[str, ...]:
-    """The srun command that starts the guard of `host` on another node, beside whatever runs there."""
+    """Return the srun command that starts the guard of `host` on another node, next to what runs there."""
     module = "launcher.slurm.guard"
     place = ("--nodes=1", "--ntasks=1", f"--nodelist={on}", "--overlap", "--gpus-per-node=0", "--cpus-per-task=1")
     return ("srun", *place, sys.executable, "-P", "-m", module, job_id, host)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Wait until Slurm has taken the host out of the job, then requeue the job."""
+    """Wait until Slurm has removed the host from the job, then requeue the job."""
     job_id, host = argv
     while not removed_nodes(job_id, [host]):
         time.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""What the check of all nodes comes to: findings by node, and what is no node's fault but the request's. Pure."""
+"""Evaluates the check of all nodes: findings by node, and faults of the request. Pure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ NO_FOLDER = re.compile(r"couldn't chdir")
 NOT_THERE = re.compile(
     r"couldn't chdir|execve\(\)|No such file or directory|can't open file|No module named|ModuleNotFoundError"
 )
-# srun's complaints about what it was asked for, before it reached any node.
+# srun's errors about the request, before it reached any node.
 NO_STEP = re.compile(r"Unable to create step|Step requested|Unable to confirm allocation|Invalid .* specification")
 CLOCK_SKEW_S = 2.0  # ours: far above the delay of a line through srun, far below what breaks Kerberos (5 min)
 
 
 @dataclass(frozen=True)
 class HeardLine:
-    """A line of a step, and when it came (seconds since 1970, on the driver's clock)."""
+    """A line of a step, and when it arrived (seconds since 1970, on the driver's clock)."""
 
     text: str
     at: float
@@ -37,7 +37,7 @@ class HeardLine:
 
 @dataclass(frozen=True)
 class Heard:
-    """What the check step printed, and the exit code of srun."""
+    """The output of the check step, and the exit code of srun."""
 
     out: tuple[HeardLine, ...]
     err: tuple[HeardLine, ...]
@@ -46,7 +46,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A line that a node sent, one of several: its clock, and what it found. `task` is its number in the step."""
+    """One of several lines of a node: its clock and findings. `task` is its number in the step."""
 
     task: str
     host: str
@@ -56,12 +56,12 @@ class NodeReport:
 
 
 def marked(host: str, findings: Sequence[Finding], *, at: float) -> str:
-    """The line that a node prints for the driver."""
+    """Return the line that a node prints for the driver."""
     return MARK + json.dumps({"host": host, "at": at, "findings": [finding.to_dict() for finding in findings]})
 
 
 def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
-    """The findings on every host. What all hosts have in common is nobody's in particular: its host is empty."""
+    """Return the findings of every host; the host is empty for findings that all hosts share."""
     reports = list(_reports(heard.out))
     found = [finding for report in reports for finding in report.findings]
     silent = [host for host in sorted(set(hosts)) if host not in {report.host for report in reports}]
@@ -70,7 +70,7 @@ def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
     left = [host for host in silent if host not in blind]
     said = " ".join(line.text.strip() for line in heard.err if line.text.strip()) or f"exit code {heard.code}"
     if left and (len(left) == len(hosts) > 1 or NO_STEP.search(said)):
-        why = f"the step cannot start ({said}): change what the job asks for, no node is to blame"
+        why = f"the step cannot start ({said}): change what the job asks for, this is not a fault of the nodes"
         found.append(Finding(Level.PROBLEM, "srun", why))
     else:
         found += [Finding(Level.PROBLEM, "answer", f"none to srun ({said})", host) for host in left]
@@ -78,7 +78,7 @@ def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
 
 
 def _reports(lines: Sequence[HeardLine]) -> Iterator[NodeReport]:
-    """What the nodes printed for the driver; other lines are passed over."""
+    """Yield what the nodes printed for the driver; skip other lines."""
     for task, line in _labelled(lines):
         if line.text.startswith(MARK):
             try:
@@ -102,7 +102,7 @@ def _labelled(lines: Sequence[HeardLine]) -> Iterator[tuple[str, HeardLine]]:
 
 
 def _words(heard: Heard, host_of: Mapping[str, str]) -> dict[str, list[str]]:
-    """Host → what its task complained of."""
+    """Map hosts to the errors of their tasks."""
     hosts = dict(host_of)
     for line in heard.err:
         if match := EXITED.match(line.text):
@@ -114,12 +114,12 @@ def _words(heard: Heard, host_of: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _tasks(expression: str) -> tuple[str, ...]:
-    """Task numbers as srun writes them: 1, 0-2, 0,3-4."""
+    """Parse task numbers as srun writes them: 1, 0-2, 0,3-4."""
     return expand_hostlist(f"[{expression.strip('[]')}]")
 
 
 def _blind(words: Mapping[str, Sequence[str]], silent: Sequence[str]) -> dict[str, str]:
-    """Hosts that lack a path, each with its complaint. One that could report all the same lacks the working folder."""
+    """Return hosts that lack a path, with the error. A host that could still report lacks the working folder."""
     found = {}
     for host, lines in words.items():
         sign = NOT_THERE if host in silent else NO_FOLDER
@@ -129,7 +129,7 @@ def _blind(words: Mapping[str, Sequence[str]], silent: Sequence[str]) -> dict[st
 
 
 def _not_seen(blind: Mapping[str, str], hosts: Sequence[str]) -> list[Finding]:
-    """A path that some nodes lack. Where one node alone has it, it is on that node's own disk."""
+    """Report a path that some nodes lack. If only one node has it, it is on that node's local disk."""
     if not blind:
         return []
     line = next(iter(blind.values()))
@@ -143,7 +143,7 @@ def _not_seen(blind: Mapping[str, str], hosts: Sequence[str]) -> list[Finding]:
 
 
 def _in_common(findings: Sequence[Finding], hosts: Sequence[str]) -> list[Finding]:
-    """The findings, those problems that every host has alike as one of nobody's."""
+    """Return the findings, with problems that all hosts share merged into one without a host."""
     if len(set(hosts)) < 2:
         return list(findings)
     alike: dict[tuple[str, str], set[str]] = {}
@@ -164,15 +164,15 @@ def _in_common(findings: Sequence[Finding], hosts: Sequence[str]) -> list[Findin
 
 
 def _kind(finding: Finding) -> tuple[str, str]:
-    """What makes two findings the same but for the node and its devices' serial numbers."""
+    """Return a finding without its node and serial numbers of devices, for comparison."""
     message = finding.message.replace(finding.host, "") if finding.host else finding.message
     return finding.check, re.sub(r"GPU-[\w-]+", "", message)
 
 
 def _clock_findings(reports: Sequence[NodeReport]) -> list[Finding]:
-    """A warning for each node whose clock is off from the others', by when its lines came.
+    """Return a warning for each node with a clock that differs from the others', by the arrival of its lines.
 
-    A line may come late and never early: of a node's lines the one with the least delay counts.
+    A line may be late but never early: the line with the least delay counts.
     """
     offsets: dict[str, float] = {}
     for report in reports:

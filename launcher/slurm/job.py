@@ -1,13 +1,13 @@
 """The driver of a batch job: `python -m launcher.slurm.job RUN_FOLDER`, which slurm/train.sbatch becomes.
 
-It runs once for each start of the job, on the first node, and imports no torch:
+It runs once per start of the job, on the first node, and does not import torch:
 
-    1. read the plan and what Slurm gave; stop a crash loop
-    2. plan again where the allocation differs and launch.replan allows it
-    3. decide which host is which node of the plan, print it, write it into plan.json
-    4. look at every node, measure their bandwidth; go on without the bad ones where there are enough others
-    5. start one agent a node with srun, pass Slurm's signal on to them, wait; spares replace lost nodes
-    6. requeue where the time limit, preemption or a lost node ended the run, never after an application error
+    1. read the plan and the allocation; stop a crash loop
+    2. plan again if the allocation differs and launch.replan allows it
+    3. assign hosts to nodes of the plan, print the assignment, write it into plan-start.json
+    4. check every node, measure their bandwidth; exclude bad nodes if there are enough others
+    5. start one agent per node with srun, forward Slurm's signal to them, wait; spares replace lost nodes
+    6. requeue if the time limit, preemption or a lost node ended the run, never after an application error
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from launcher.slurm.sweep import update_table
 from launcher.slurm.traffic import node_traffic
 from launcher.slurm.watching import Signals, StepWatch, end
 
-TERMINATED = 143  # as a shell says of a process that TERM ended
+TERMINATED = 143  # a shell's exit code of a process ended by TERM
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Driver:
     owner: Owner
 
     def run(self, planned: Plan, signals: Signals) -> int:
-        """Place, start, wait, decide; returns the exit code of the batch script."""
+        """Place, start, wait, decide; return the exit code of the batch script."""
         history = self._begin()
         hosts = self.allocation.hosts
         lost: tuple[str, ...] = ()
@@ -99,7 +99,7 @@ class Driver:
         return self._end(outcome, state, history, signals)
 
     def _begin(self) -> list[JobStart]:
-        """Note this start; returns all of them. Raises JobFailed where it must not go on."""
+        """Record this start and return all starts. Raises JobFailed if the job must not continue."""
         checkpoint = newest_checkpoint(self.folder)
         self._note(
             ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
@@ -116,7 +116,7 @@ class Driver:
         return Steps(self.folder.path, self.settings, self.launch, hosts, run_id, attempt)
 
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
-        """The plan on sound nodes, and the hosts that are left: bad ones are left out where there are enough others."""
+        """Return the plan on good nodes, and the remaining hosts: bad ones are excluded if there are enough others."""
         plan, chosen = self._place(planned, hosts)
         bad = self._bad_nodes(plan, chosen, steps)
         if not bad:
@@ -128,7 +128,7 @@ class Driver:
         return self._place(planned, left)[0], left
 
     def _place(self, planned: Plan, hosts: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
-        """The plan with its hosts, written for every rank to read and check itself against; all hosts it chose from."""
+        """Return the plan with its hosts, written for every rank to check itself against, and all candidate hosts."""
         began = time.monotonic()
         found = Hosts(tuple(hosts), gpu_types(hosts) if self.clusters else {}, self.clusters)
         fit = fit_allocation(planned, found, self.settings, notify=notify)
@@ -143,7 +143,7 @@ class Driver:
         return placed, assignment.hosts
 
     def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> tuple[str, ...]:
-        """Nodes that must not take part: by what they are, then by how fast they are."""
+        """Return nodes to exclude: by their checks, then by their speed."""
         bad: tuple[str, ...] = ()
         if self.settings.preflight:
             bad = self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
@@ -153,7 +153,7 @@ class Driver:
         return bad
 
     def _judge(self, event: str, check: Callable[[], list[Finding]]) -> tuple[str, ...]:
-        """The bad nodes by a check, which is timed, told as far as it is not well, and noted."""
+        """Return the bad nodes by a check; time it, print its problems, and record it."""
         began = time.monotonic()
         findings = check()
         seconds, bad = time.monotonic() - began, hosts_to_exclude(findings)
@@ -167,7 +167,7 @@ class Driver:
 
     @contextmanager
     def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
-        """With spares: a guard on another node, a spare where there is one, requeues the job if this one dies."""
+        """With spares: let a guard on another node, a spare if possible, requeue the job if this node dies."""
         here = env.get("SLURMD_NODENAME")
         others = sorted((host for host in hosts if host != here), key=lambda host: host in plan.hosts)
         if not (self.settings.spares and here and others):
@@ -182,7 +182,7 @@ class Driver:
             end(process)
 
     def _run_step(self, plan: Plan, steps: Steps, signals: Signals) -> int:
-        """Start the agents and wait for them; returns srun's exit code."""
+        """Start the agents and wait for them; return srun's exit code."""
         argv = steps.argv(plan, AGENT, plan.hosts)
         forget_node_states(self.folder)
         self._note(ledger.STEP, argv=argv)
@@ -195,7 +195,7 @@ class Driver:
         return subprocess.Popen(argv, env=variables)
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
-        """Whether spares take the place of the lost nodes at once, without a requeue."""
+        """Return whether spares replace the lost nodes at once, without a requeue."""
         left = [host for host in hosts if host not in lost]
         if not lost or signals.stop or not self.settings.spares or len(left) < plan.placement.num_nodes:
             return False
@@ -205,7 +205,7 @@ class Driver:
         return True
 
     def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
-        """Decide what follows, note it, requeue where that is decided; returns the job's exit code."""
+        """Decide what follows, record it, requeue if so decided; return the job's exit code."""
         if outcome.code and (state.ending or (signals.terminate and not state.preempted)):
             why = "ended by Slurm (scancel, requeue or preemption)"
             self._note(ledger.END, code=outcome.code, why=why, sent_back=True)
@@ -234,7 +234,7 @@ class Driver:
 
 
 def placement_text(plan: Plan, assignment: Assignment) -> str:
-    """Which host is which node of the plan, and what that saves."""
+    """Describe which host is which node of the plan, and what that saves."""
     ranks = plan.placement.ranks_per_node
     width = max(len(host) for host in assignment.hosts)
     rows = []
@@ -253,7 +253,7 @@ def placement_text(plan: Plan, assignment: Assignment) -> str:
 
 
 def _excess(assignment: Assignment) -> str:
-    """How far from the best a placement that is not known to be it can be."""
+    """Describe how far a placement may be from the best one."""
     if assignment.excess is None:
         return "how far from the best is not known"
     return f"at most {assignment.excess:.0%} above the best" if assignment.excess > 0 else "none is better"
@@ -263,12 +263,12 @@ def _excluded(bad: Sequence[str]) -> str:
     return (
         f"{', '.join(bad)} cannot run this job, see above: submit it again with --exclude={compress_hostlist(bad)} "
         f"(launch.exclude='{compress_hostlist(bad)}'), or with launch.preflight=false or launch.check_bandwidth=false "
-        "to try all the same"
+        "to try anyway"
     )
 
 
 def _check_array(folder: Path, job_id: str) -> None:
-    """Raise InputError where the tasks of a job array would all write into one run's folder."""
+    """Raise InputError if the tasks of a job array would all write into one run's folder."""
     if "_" in job_id and not SweepFolder(folder.parent).members.is_file():
         raise InputError(
             f"this is {job_id}, a task of a job array, and {folder} is one run, which all tasks would write: submit it "
@@ -277,12 +277,12 @@ def _check_array(folder: Path, job_id: str) -> None:
 
 
 def notify(message: str) -> None:
-    """A word to the reader of the job's log."""
+    """Print a message to the job's log."""
     print(f"launcher: {message}", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the job of one run folder; returns the exit code of the batch script."""
+    """Run the job of one run folder; return the exit code of the batch script."""
     try:
         if len(argv) != 1:
             raise InputError("usage: python -m launcher.slurm.job RUN_FOLDER (slurm/train.sbatch does it)")

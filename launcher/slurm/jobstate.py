@@ -1,4 +1,4 @@
-"""How Slurm sees the job that this process runs in."""
+"""Slurm's state of the job that this process runs in."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from launcher.errors import JobFailed
 from launcher.slurm.command import SlurmUnreachable, ask
 
 RETRY_EVERY_S = 10.0
-RETRY_FOR_S = 120.0  # a slurmctld that is being restarted
+RETRY_FOR_S = 120.0  # time for slurmctld to restart
 
 
 @dataclass(frozen=True)
 class JobState:
-    """Slurm's word for the job's state, and whether it has begun to preempt it; `UNKNOWN` where it cannot be asked."""
+    """Slurm's state of the job, and whether preemption has begun; `UNKNOWN` if Slurm cannot be asked."""
 
     state: str = "UNKNOWN"
     preempted: bool = False
 
     @property
     def ending(self) -> bool:
-        """Whether Slurm is ending the job: cancelled, requeued, over its time."""
+        """Whether Slurm is ending the job: cancelled, requeued, over its time limit."""
         return self.state not in ("RUNNING", "UNKNOWN")
 
 
 def job_state(job_id: str) -> JobState:
-    """The state of a job. In the grace time of a preemption it still counts as RUNNING: PreemptTime shows it."""
+    """Return the state of a job. During the grace time of a preemption it is still RUNNING, but has a PreemptTime."""
     try:
         said = ask(("scontrol", "show", "job", "-o", job_id)).out
     except SlurmUnreachable:
@@ -39,7 +39,7 @@ def job_state(job_id: str) -> JobState:
 
 
 def requeue(job_id: str, *, notify: Callable[[str], None]) -> None:
-    """Send the job back to the queue, again while slurmctld does not answer; raises JobFailed where that is refused."""
+    """Requeue the job; retry while slurmctld does not answer. Raises JobFailed if it is refused."""
     until = time.monotonic() + RETRY_FOR_S
     while True:
         try:

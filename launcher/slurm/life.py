@@ -1,4 +1,4 @@
-"""A submitted run seen from outside: what it is doing, what it says, and its end. Works without Slurm accounting."""
+"""A submitted run from outside: status, logs, cancel. Works without Slurm accounting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from launcher.slurm.command import SlurmUnreachable, ask
 from launcher.slurm.progress import newest_checkpoint, starts
 from launcher.text import printable, whole_number
 
-# Columns of squeue by fixed width: nothing in them is a user's text, so no job name can forge one.
+# Columns of squeue by fixed width: none contains a user's text, so no job name can forge one.
 COLUMNS = {
     "State": 24,
     "Reason": 40,
@@ -32,13 +32,13 @@ COLUMNS = {
     "TimeLeft": 24,
     "StartTime": 24,
 }
-# States after which nothing more comes: https://slurm.schedmd.com/squeue.html#lbAG
+# Final states: https://slurm.schedmd.com/squeue.html#lbAG
 ENDED = frozenset({
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT",
 })  # fmt: skip
-EARLIER = frozenset({"RESIZING", "REQUEUED"})  # sacct keeps a record of the job before it lost a node, or came back
+EARLIER = frozenset({"RESIZING", "REQUEUED"})  # sacct keeps a record of the job before it lost a node or was requeued
 UNKNOWN = "UNKNOWN"  # Slurm has forgotten the job
-UNREACHABLE = "UNREACHABLE"  # nobody answers for Slurm
+UNREACHABLE = "UNREACHABLE"  # Slurm does not answer
 NUMBER = re.compile(r"[0-9]{1,9}")
 POLL_S = 0.5
 LINE_LENGTH = 160
@@ -46,7 +46,7 @@ LINE_LENGTH = 160
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What Slurm says of a job, and what its run folder tells. `state` is Slurm's word, or `UNKNOWN`."""
+    """The status of a job by Slurm and its run folder. `state` is Slurm's, or `UNKNOWN`."""
 
     job_id: str
     state: str
@@ -97,21 +97,21 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class SubmittedRun:
-    """A run by its folder, by its job id, or both."""
+    """A run with its folder, its job id, or both."""
 
     job_id: str
     folder: Path | None
 
     @classmethod
     def find(cls, name: str) -> SubmittedRun:
-        """A run folder, or a job id (`17`, `17_2`); raises InputError for anything else."""
+        """Find a run folder or a job id (`17`, `17_2`); raises InputError for anything else."""
         folder = Path(name)
         if is_submitted(folder):
             owner = read_owner(RunFolder(folder))
             if owner is None or owner.job_id is None:
                 raise InputError(
-                    f"{name} was prepared and not submitted by the launcher (dry_run=true): a job that was submitted "
-                    "by hand is known from its start on, before it by its job id"
+                    f"{name} was prepared but not submitted by the launcher (dry_run=true): a job submitted by hand "
+                    "is known once it has started; before that, give its job id"
                 )
             return cls(owner.job_id, folder)
         if re.fullmatch(r"[0-9]{1,18}(_[0-9]{1,18})?", name):
@@ -120,9 +120,9 @@ class SubmittedRun:
 
 
 def status(run: SubmittedRun) -> JobStatus:
-    """What the job is doing: from squeue, from sacct once Slurm has forgotten the job (MinJobAge), from its folder.
+    """Return the job's status: from squeue, from sacct once squeue has forgotten the job (MinJobAge), from its folder.
 
-    Raises InputError where none of them knows the job, SlurmUnreachable where only Slurm could and does not answer.
+    Raises InputError if none of them knows the job, SlurmUnreachable if only Slurm could and does not answer.
     """
     try:
         seen = _from_squeue(run.job_id) or _from_sacct(run.job_id)
@@ -146,7 +146,7 @@ def jobs_of_user() -> dict[str, tuple[str, Path]]:
 
 
 def has_ended(job_id: str) -> bool | None:
-    """Whether a job has ended, one that Slurm has forgotten too; None where Slurm cannot be asked."""
+    """Return whether a job has ended or is forgotten by Slurm; None if Slurm cannot be asked."""
     try:
         answer = ask(("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%T"))
     except InputError:
@@ -157,7 +157,7 @@ def has_ended(job_id: str) -> bool | None:
 
 
 def cancel(run: SubmittedRun) -> str:
-    """End a job, running or waiting; returns what was done. Raises InputError where Slurm refuses."""
+    """Cancel a running or waiting job; return a message. Raises InputError if Slurm refuses."""
     before = status(run)
     if before.state == UNKNOWN:
         raise InputError(_unknown(run))
@@ -174,24 +174,24 @@ def cancel(run: SubmittedRun) -> str:
 
 
 def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
-    """The log of one rank, or of the whole job (all starts in one file)."""
+    """Return the log of one rank, or of the whole job (all starts in one file)."""
     if run.folder is None:
         raise InputError(f"the run folder of job {run.job_id} is not known: give the folder itself")
     folder = RunFolder(run.folder)
     if rank is not None:
         world_size = read_plan(folder.present_plan).layout.world_size
         if rank >= world_size:
-            raise InputError(f"rank={rank} is no rank of this run: there are 0 to {world_size - 1}")
+            raise InputError(f"rank={rank} is not a rank of this run: there are 0 to {world_size - 1}")
         return folder.rank_log(rank)
     array, _, task = run.job_id.partition("_")
     return SweepFolder(run.folder.parent).job_log(array, task) if task else folder.job_log(run.job_id)
 
 
 def follow(path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S) -> Iterator[bytes]:
-    """The log from its beginning, then what is added, until `ended` and nothing more comes."""
+    """Yield the log from its beginning and then what is added, until `ended` and nothing more arrives."""
     position = 0
     while True:
-        last = ended()  # asked before reading, so that what was written until then is still passed on
+        last = ended()  # checked before reading, so that nothing written before is lost
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)
@@ -204,7 +204,7 @@ def follow(path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S) -> 
 
 
 def read_log(run: SubmittedRun, *, rank: int | None, following: bool) -> Iterator[bytes]:
-    """A log as it is, or as it grows until the job ends; raises JobFailed where there is none."""
+    """Yield a log, with `following` until the job ends; raises JobFailed if there is none."""
     path = log_file(run, rank=rank)
     if not following:
         if not path.exists():
@@ -241,7 +241,7 @@ def _from_squeue(job_id: str) -> dict[str, Any] | None:
 
 
 def ended_members(job_id: str) -> dict[int, str]:
-    """Task of an array → its state, for those that have ended, as far as Slurm knows them."""
+    """Map tasks of an array to their states, for ended ones that Slurm still knows."""
     try:
         queue = ask(("squeue", "-h", "-r", "-t", "all", "-j", job_id, "-O", "ArrayTaskID:16,State:24"))
         accounts = ask(("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "JobID,State"))
@@ -249,7 +249,7 @@ def ended_members(job_id: str) -> dict[int, str]:
         return {}
     rows = [(line[:16].strip(), line[16:].strip()) for line in queue.out.splitlines()]
     rows += [re.sub(r"^\d+_", "", line).partition("|")[::2] for line in accounts.out.splitlines()]
-    states = {task: state.split()[0] for task, state in reversed(rows) if state}  # squeue knows better than sacct
+    states = {task: state.split()[0] for task, state in reversed(rows) if state}  # squeue is more current than sacct
     return {int(task): state for task, state in states.items() if NUMBER.fullmatch(task) and state in ENDED}
 
 
@@ -261,7 +261,7 @@ def _columns(line: str) -> dict[str, str]:
 
 
 def _representative(rows: list[dict[str, str]]) -> dict[str, str]:
-    """The row that stands for a job: of an array a task that runs, else one that waits, else one that went wrong."""
+    """Return the row that represents a job: of an array a running task, else a waiting one, else a failed one."""
     return min(rows, key=lambda row: (row["State"] in ENDED, row["State"] == "PENDING", row["State"] == "COMPLETED"))
 
 
@@ -296,7 +296,7 @@ def _from_folder(path: Path) -> dict[str, Any]:
 
 
 def _folder_of(job_id: str) -> Path | None:
-    """The run folder of a job that Slurm still knows: the working folder that it was submitted with."""
+    """Return the run folder of a job that Slurm still knows: the working folder of its submission."""
     queue = ("squeue", "-h", "-t", "all", "-j", job_id, "-o", "%Z")
     accounts = ("sacct", "-X", "-n", "-P", "-j", job_id, "-o", "WorkDir")
     for command in (queue, accounts):

@@ -1,4 +1,4 @@
-"""The agent of one node of a Slurm job: `python -m launcher.slurm.node RUN_FOLDER`, once a node by srun."""
+"""The agent of one node of a Slurm job: `python -m launcher.slurm.node RUN_FOLDER`, once per node by srun."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
 def node_index(plan: Plan) -> tuple[int, str]:
-    """Which node of the plan this machine is, and its name there; raises InputError where it is none."""
+    """Return this machine's node in the plan, and its name there; raises InputError if it is none."""
     name = env.get("SLURMD_NODENAME") or socket.gethostname()
     if name not in plan.hosts:
         raise InputError(
-            f"{name} is no node of the plan ({', '.join(plan.hosts)}): the job and its plan.json do not agree"
+            f"{name} is not a node of the plan ({', '.join(plan.hosts)}): the job and its plan.json do not agree"
         )
     return plan.hosts.index(name), name
 
 
 def coordinator(launch: LaunchSettings, run_id: str) -> tuple[str | None, int]:
-    """Where the plan's first node listens for the others: host, where launch.coordinator gives one, and port."""
+    """Return where the plan's first node listens: host, if launch.coordinator gives one, and port."""
     host, port = split_endpoint(launch.coordinator) if launch.coordinator else (None, None)
     return host, port or derived_port(run_id)
 
 
 def take_secret(name: str, *, num_nodes: int) -> str:
-    """The secret of this start, out of the environment, so that no rank gets it; raises InputError without one."""
+    """Take this start's secret out of the environment, so that no rank inherits it; raises InputError without one."""
     secret = env.take(SECRET)
     if secret is None and num_nodes > 1:
         raise InputError(
@@ -47,7 +47,7 @@ def take_secret(name: str, *, num_nodes: int) -> str:
 
 
 def run_node(run_folder: Path) -> int:
-    """Start this node's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
+    """Run this node's ranks until the job is over; return 0, or 1 if it failed."""
     names = RunFolder(run_folder)
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     node, name = node_index(plan)

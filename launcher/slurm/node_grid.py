@@ -1,7 +1,7 @@
-"""The groups of ranks that messages go round in, and the grid that the nodes of a plan form.
+"""The groups of ranks of messages, and the grid that the nodes of a plan form.
 
-dp is cut where expert groups end and where shard groups end, cp where a shard group ends inside it. A part of an axis
-is named by the axis and by how many ranks its members are apart along it: dp1 up to the first cut, then dp4, ….
+dp is split where expert groups and shard groups end, cp where a shard group ends inside it. A part of an axis is named
+by the axis and the distance of its members along it: dp1 up to the first split, then dp4, ….
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Parts = Mapping[str, tuple[int, int]]  # part of an axis → stride and degree o
 
 
 def groups(layout: Layout, stage: int, axis: str) -> Iterator[tuple[int, ...]]:
-    """The groups of a message's axis among the ranks of one stage, each in rank order; "": every rank by itself."""
+    """Yield the groups of a message's axis among the ranks of one stage, in rank order; "": single ranks."""
     parts = _parts(layout, _cuts(layout, axis))
     spans = spanned(layout, axis, parts)
     members = _offsets([parts[name] for name in spans])
@@ -25,7 +25,7 @@ def groups(layout: Layout, stage: int, axis: str) -> Iterator[tuple[int, ...]]:
 
 
 def spanned(layout: Layout, axis: str, parts: Iterable[str]) -> tuple[str, ...]:
-    """The parts that a group of a message's axis spans."""
+    """Return the parts that a group of a message's axis spans."""
     dp, cp = ([part for part in parts if part.startswith(name)] for name in ("dp", "cp"))
     across, within = layout.shard_span
     experts = [part for part in dp if int(part[2:]) < layout.ep]
@@ -45,7 +45,7 @@ def spanned(layout: Layout, axis: str, parts: Iterable[str]) -> tuple[str, ...]:
 
 
 def all_parts(layout: Layout) -> Parts:
-    """The axes of ranks, cut wherever groups of any kind end; empty where those cuts do not nest."""
+    """Return the axes of ranks, split wherever groups of any kind end; empty if the splits do not nest."""
     dp, cp = (sorted({*a, *b}) for a, b in zip(_cuts(layout, "ep"), _cuts(layout, "sdp"), strict=True))
     if any(high % low for cuts in (dp, cp) for low, high in pairwise(cuts)):
         return {}
@@ -53,7 +53,7 @@ def all_parts(layout: Layout) -> Parts:
 
 
 def node_grid(layout: Layout, *, gpus_per_node: int) -> dict[str, int]:
-    """Part of an axis → degree over nodes, fastest first; empty where nodes cut across the axes and form no grid."""
+    """Map parts of axes to degrees over nodes, fastest first; empty if the nodes do not form a grid."""
     found = {}
     for part, (stride, degree) in all_parts(layout).items():
         span = stride * degree
@@ -64,7 +64,7 @@ def node_grid(layout: Layout, *, gpus_per_node: int) -> dict[str, int]:
 
 
 def _cuts(layout: Layout, axis: str) -> tuple[list[int], list[int]]:
-    """Where dp and cp are cut for the groups of one axis."""
+    """Return where dp and cp are split for the groups of one axis."""
     dp, cp = {1, layout.dp}, {1, layout.cp}
     if axis in ("ep", "edp"):
         dp.add(layout.ep)
@@ -88,7 +88,7 @@ def _parts(layout: Layout, cuts: tuple[list[int], list[int]]) -> Parts:
 
 
 def _offsets(axes: list[tuple[int, int]]) -> list[int]:
-    """Every sum of one multiple below `degree` of each stride, ascending."""
+    """Return every sum of one multiple below `degree` of each stride, ascending."""
     found = [0]
     for stride, degree in axes:
         found = [base + stride * index for index in range(degree) for base in found]

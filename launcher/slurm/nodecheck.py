@@ -1,4 +1,4 @@
-"""The nodes of an allocation, looked at and measured before any rank starts on them."""
+"""Checks and measures the nodes of an allocation before any rank starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_va
 from launcher.slurm.watching import ended_on_error
 
 PREFLIGHT_LIMIT_S = 60.0
-READ_ON_S = 5.0  # a grandchild of srun that keeps its output open is not waited for
+READ_ON_S = 5.0  # do not wait longer for a grandchild of srun that keeps its output open
 MOST_LINES, LONGEST_LINE = 200_000, 65_536
 
 
@@ -37,8 +37,8 @@ MOST_LINES, LONGEST_LINE = 200_000, 65_536
 class Steps:
     """How this job starts tasks on its nodes.
 
-    `given`: all hosts of the allocation. `attempt`: how often spares have replaced lost nodes in this start; a step
-    that a lost node keeps from ending may still hold the cores and GPUs that the next one needs.
+    `given`: all hosts of the allocation. `attempt`: how often spares have replaced lost nodes in this start; an old
+    step that cannot end because of a lost node may still hold cores and GPUs that the next one needs.
     """
 
     folder: Path
@@ -50,7 +50,7 @@ class Steps:
     secret: str = field(default_factory=new_secret, repr=False)  # of the agents of this start
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
-        """srun with `module` on these hosts of the allocation."""
+        """Return the srun command with `module` on these hosts of the allocation."""
         work_dir, own = str(self.launch.work_dir), plan.options.program
         script = own.target if own else ""
         some = tuple(hosts) if set(hosts) != set(self.given) else ()
@@ -59,7 +59,7 @@ class Steps:
         return step_argv(plan, self.settings, step)
 
     def variables(self, plan: Plan) -> dict[str, str]:
-        """The environment of a step."""
+        """Return the environment of a step."""
         run_id = f"{self.run_id}-{self.attempt}"
         ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: run_id, SECRET: self.secret}
         inherited = of_step(env.environment(), extra=self.settings.extra)
@@ -67,19 +67,19 @@ class Steps:
 
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
-    """The findings of launcher/preflight/checks.py on every host; to say nothing is a problem too."""
+    """Return the findings of launcher/preflight/checks.py on every host; no answer is a problem too."""
     return judge(_hear(steps.argv(plan, CHECK, hosts), steps.variables(plan)), hosts)
 
 
 def wants_bandwidth(plan: Plan, settings: SlurmSettings) -> bool:
-    """launch.check_bandwidth, whose `auto` means with GPUs on two nodes or more."""
+    """Return launch.check_bandwidth; `auto`: if there are GPUs on at least two nodes."""
     if settings.check_bandwidth is None:
         return plan.placement.num_nodes > 1 and plan.job.cluster.node.gpu.kind == "cuda"
     return settings.check_bandwidth
 
 
 def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
-    """Run the recipe `bandwidth` on every host, spares too, for a minute at most; the slow nodes have a problem."""
+    """Run the recipe `bandwidth` on every host and spare, for at most a minute; report slow nodes as problems."""
     folder = create_run_folder(RunFolder(steps.folder).inner(RECIPE).path)
     folder.result.unlink(missing_ok=True)
     settings = replace(steps.launch.settings, max_restarts=0, console="rank0")
@@ -93,7 +93,7 @@ def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
 
 
 def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) -> Plan:
-    """A plan of the bandwidth recipe: as many ranks on every host as the job has on each of its nodes."""
+    """Return a plan of the bandwidth recipe with the job's ranks per node on every host."""
     cluster = replace(plan.job.cluster, num_nodes=len(hosts))
     layout = Layout(tp=1, pp=1, dp=len(hosts) * plan.placement.ranks_per_node)
     recipe = BandwidthOptions(name=RECIPE, preload=("launcher.worker.session",), threshold=settings.bandwidth_threshold)
@@ -101,7 +101,7 @@ def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) ->
 
 
 def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
-    """What a step said and when, as far as it came in its time: on a sick node it may never end."""
+    """Return the output of a step with times, up to a time limit: on a bad node it may never end."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
     out: list[HeardLine] = []
@@ -120,14 +120,14 @@ def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
 
 
 def _read(stream: IO[bytes], lines: list[HeardLine]) -> None:
-    """Keep the lines of a stream with the times at which they came, up to a number of them."""
+    """Keep the lines of a stream with their arrival times, up to a maximum number."""
     for line in stream:
         if len(lines) < MOST_LINES:
             lines.append(HeardLine(line[:LONGEST_LINE].decode(errors="replace").rstrip("\n"), time.time()))
 
 
 def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) -> int | None:
-    """The exit code of srun, which speaks to a log of its own; None where it was ended because its time was over."""
+    """Run srun with its own log and return its exit code; None if it exceeded its time limit."""
     with log.open("wb") as file:
         process = subprocess.Popen(argv, env=variables, stdout=file, stderr=subprocess.STDOUT)
     try:

@@ -1,9 +1,9 @@
-"""Which host becomes which node of the plan, so that as little as possible crosses the spine.
+"""Assigns hosts to nodes of the plan, so that as little traffic as possible crosses the spine.
 
-The cost of an assignment is the sum over pairs of plan nodes of bytes × levels climbed: 0 under one leaf, 1 where
-their leaves meet at the next switch, 2 above that. Small jobs are solved exactly (branch and bound over leaves). Large
-ones take the best of several orders over the leaves, Slurm's own among them, improved by exchanging nodes as long as
-that helps and time is left; where the nodes form a grid, a lower bound says how far from the best that can be.
+The cost of an assignment is the sum over pairs of plan nodes of bytes × levels climbed: 0 under one leaf, 1 if their
+leaves share the next switch, 2 above that. Small jobs are solved exactly (branch and bound over leaves). Large ones
+use the best of several orders over the leaves, including Slurm's, improved by swapping nodes as long as that helps and
+time is left; if the nodes form a grid, a lower bound limits the distance from the optimum.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OTHER_STARTS = 32
 class Assignment:
     """`hosts[i]` is plan node i, under `leaves[i]`; hosts beyond the plan's nodes are spares.
 
-    Costs in bytes × levels; `as_given` is that of Slurm's own order, `least` what no assignment can undercut.
+    Costs in bytes × levels; `as_given` is that of Slurm's order, `least` a lower bound of all assignments.
     """
 
     hosts: tuple[str, ...]
@@ -49,14 +49,14 @@ class Assignment:
 
     @property
     def excess(self) -> float | None:
-        """How far above the best the cost is at most, as a fraction of the best; None where that is not known."""
+        """The largest possible excess over the optimum, as a fraction of it; None if unknown."""
         if self.exact or self.cost <= 0:
             return 0.0
         return self.cost / self.least - 1 if self.least > 0 else None
 
 
 class Levels(dict[tuple[str, str], int]):
-    """(leaf, leaf) → levels that traffic between them climbs, each worked out once."""
+    """(leaf, leaf) → levels that traffic between them climbs, each computed once."""
 
     def __init__(self, paths: Mapping[str, tuple[str, ...]]) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Tree:
 
     @classmethod
     def of(cls, hosts: Sequence[str], topology: SlurmTopology | None) -> Tree:
-        """Hosts that no leaf names count as under one leaf of their own, called `unknown`."""
+        """Build the tree; hosts without a known leaf are under one leaf called `unknown`."""
         leaves = tuple((topology.leaf_of(host) if topology else None) or "unknown" for host in hosts)
         return cls(tuple(hosts), leaves, topology.parents if topology else {})
 
@@ -94,16 +94,16 @@ class Tree:
 
     @cached_property
     def paths(self) -> dict[str, tuple[str, ...]]:
-        """Leaf → itself and the switches above it."""
+        """Leaf → the leaf and the switches above it."""
         return {leaf: self._path(leaf) for leaf in self.members}
 
     @cached_property
     def levels(self) -> Levels:
-        """Levels that traffic between two leaves climbs."""
+        """The levels that traffic between two leaves climbs."""
         return Levels(self.paths)
 
     def sizes(self, height: int) -> list[int]:
-        """Hosts under each switch of a height, leaves being 0, in the order in which leaves are filled."""
+        """Return the hosts under each switch at a height (leaves: 0), in the order in which leaves are filled."""
         found: dict[str, int] = {}
         for leaf in self.filled:
             switch = self.paths[leaf][min(height, len(self.paths[leaf]) - 1)]
@@ -112,13 +112,13 @@ class Tree:
 
     @property
     def heights(self) -> range:
-        """Heights at which traffic may cross from switch to switch; the leaves' alone where they differ in depth."""
+        """The heights at which traffic may cross between switches; only that of leaves if their depths differ."""
         depths = {len(path) for path in self.paths.values()}
         return range(max(depths) if len(depths) == 1 else 1)
 
     @cached_property
     def filled(self) -> tuple[str, ...]:
-        """Leaves in the order in which nodes fill them: those of one switch one after another, large ones first."""
+        """Leaves in the order in which nodes fill them: switch by switch, large ones first."""
         under: dict[str, int] = {}
         for leaf, path in self.paths.items():
             for switch in path:
@@ -144,9 +144,9 @@ def assign(
     budget_s: float = BUDGET_S,
     clock: Callable[[], float] = time.process_time,
 ) -> Assignment:
-    """The hosts of a tree in plan order. Exact below `exact_limit` assignments, else as good as `budget_s` allows.
+    """Assign the hosts of a tree to plan nodes. Exact below `exact_limit` assignments, else the best within `budget_s`.
 
-    Hosts beyond the plan's nodes are spares: nodes without traffic, which go where they are least in the way.
+    Hosts beyond the plan's nodes are spares: nodes without traffic, placed where they cost least.
     """
     until = clock() + budget_s
     sizes = [len(members) for members in tree.members.values()]
@@ -163,26 +163,26 @@ def assign(
 
 
 def _num_ways(sizes: Sequence[int], *, most: int) -> int:
-    """In how many ways nodes can be spread over leaves of these sizes; `most` where that is more."""
+    """Return the number of ways to distribute nodes over leaves of these sizes, at most `most`."""
     if len(sizes) > 1 and sum(sizes) > 64:
         return most
     return min(most, factorial(sum(sizes)) // prod(factorial(size) for size in sizes))
 
 
 def cost(traffic: NodeTraffic, tree: Tree, leaves: Sequence[str]) -> float:
-    """Bytes × levels of an assignment of plan nodes to leaves."""
+    """Return the bytes × levels of an assignment of plan nodes to leaves."""
     levels = tree.levels
     return sum(num_bytes * levels[leaves[a], leaves[b]] for (a, b), num_bytes in traffic.edges.items())
 
 
 def _hosts(tree: Tree, leaves: Sequence[str]) -> tuple[str, ...]:
-    """Hosts of the leaves, in Slurm's order within each."""
+    """Return the hosts of the leaves, in Slurm's order within each."""
     left = {leaf: iter(members) for leaf, members in tree.members.items()}
     return tuple(tree.hosts[next(left[leaf])] for leaf in leaves)
 
 
 def _filled(tree: Tree, order: Sequence[int], leaves: Sequence[str]) -> tuple[str, ...]:
-    """Nodes in some order over the leaves: the leaf of each, by node; spares last."""
+    """Fill the leaves with nodes in the given order, spares last; return the leaf of each node."""
     seats = chain.from_iterable(repeat(leaf, len(tree.members[leaf])) for leaf in leaves)
     found = [""] * len(tree.hosts)
     for node, leaf in zip(chain(order, range(len(order), len(tree.hosts))), seats, strict=True):
@@ -191,7 +191,7 @@ def _filled(tree: Tree, order: Sequence[int], leaves: Sequence[str]) -> tuple[st
 
 
 def _improved(traffic: NodeTraffic, tree: Tree, until: float, clock: Callable[[], float]) -> tuple[str, ...]:
-    """The best order over the leaves, then nodes exchanged; for a small job also from other starts."""
+    """Improve the best order over the leaves by swaps; for a small job also from other starts."""
     best, least = tree.leaf, cost(traffic, tree, tree.leaf)
     tried = list(orders(traffic, [tree.sizes(height) for height in tree.heights], len(tree.hosts)))
     for order in tried:
@@ -210,7 +210,7 @@ def _improved(traffic: NodeTraffic, tree: Tree, until: float, clock: Callable[[]
 
 
 def _other_starts(tree: Tree, tried: Sequence[Sequence[int]]) -> Iterator[tuple[str, ...]]:
-    """Slurm's own order, and the orders over leaves in a random sequence: leaves of unequal size fit some better."""
+    """Yield Slurm's order, and the orders over randomly permuted leaves: leaves of unequal size fit some better."""
     yield tree.leaf
     dice = Random(0)
     leaves = list(tree.members)

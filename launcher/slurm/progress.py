@@ -1,4 +1,4 @@
-"""How far a run has come, read from its folder without torch."""
+"""The progress of a run, read from its folder without torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from launcher.slurm.requeue import JobStart
 
 
 def newest_checkpoint(folder: RunFolder) -> int | None:
-    """The step of the newest complete checkpoint; None where there is none."""
+    """Return the step of the newest complete checkpoint; None if there is none."""
     return newest_step(folder.checkpoints)
 
 
 def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:
-    """Whether the agents of the start that has just ended were asked to stop, and none failed.
+    """Return whether the agents of the last start were asked to stop, and none failed.
 
-    One that learns from another that the job is over may still be `stopping`.
+    An agent that is notified by another that the job is over may still be `stopping`.
     """
     states = set(states_in_words(folder, num_nodes=num_nodes))
     return bool(states & STOPPED) and states <= {*STOPPED, "stopping", "done"}
@@ -31,7 +31,7 @@ def _count(value: Any) -> int | None:
 
 
 def starts(folder: RunFolder) -> list[JobStart]:
-    """Every start of the job that the ledger knows, the present one last."""
+    """Return every start of the job in the ledger, the current one last."""
     found: list[JobStart] = []
     for event in read_events(folder.ledger):
         if event.event == START:

@@ -1,4 +1,4 @@
-"""What launch.json says about a batch job: Slurm's own settings, and other clusters that it may land on."""
+"""The part of launch.json about a batch job: Slurm's settings, and other clusters that it may run on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class SlurmLaunch:
 
 
 def slurm_launch(settings: LaunchSettings, slurm: SlurmLaunch) -> Launch:
-    """How a batch job starts its ranks, in the folder that it is submitted from."""
+    """Return how a batch job starts its ranks, in the folder from which it is submitted."""
     return Launch(settings=settings, work_dir=Path.cwd(), slurm=to_plain(slurm))
 
 
 def read_slurm_launch(folder: RunFolder) -> tuple[Launch, SlurmLaunch]:
-    """What a batch job is started by; raises InputError where the folder was not prepared for Slurm."""
+    """Read how a batch job is started; raises InputError if the folder was not prepared for Slurm."""
     launch = read_launch(folder.launch) if folder.launch.is_file() else None
     if launch is None or launch.slurm is None:
         raise InputError(f"{folder.path} was not submitted to Slurm: `launcher submit run_dir={folder.path}` does it")
@@ -37,5 +37,5 @@ def read_slurm_launch(folder: RunFolder) -> tuple[Launch, SlurmLaunch]:
 
 
 def setup_text(lines: Sequence[str]) -> str:
-    """The set-up file that the batch script sources."""
+    """Return the set-up file that the batch script sources."""
     return "".join(f"{line}\n" for line in ("# launch.setup, sourced by the batch script before anything else", *lines))

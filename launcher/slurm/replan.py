@@ -1,4 +1,4 @@
-"""What to do when the allocation is not what the plan was made for: launch.replan = never | shrink | any."""
+"""Adapts a plan to a different allocation: launch.replan = never | shrink | any."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from launcher.planner import Plan
 from launcher.planner.record import RECIPE
 from launcher.slurm.settings import SlurmSettings
 
-# Degrees that depend on how many GPUs there are: a pin on them was for the cluster that was asked for.
+# Degrees that depend on the number of GPUs: the user pinned them for the requested cluster.
 SIZE_KEYS = ("dp", "pp")
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """What Slurm gave: host names in its order, the GRES type of each one's GPUs where it counts, other clusters.
+    """The allocation: host names in Slurm's order, the GRES type of their GPUs if it matters, other clusters.
 
-    `clusters`: by GRES type, what the job may run on besides the planned cluster (launch.gpu_clusters).
+    `clusters`: by GRES type, clusters other than the planned one that the job may run on (launch.gpu_clusters).
     """
 
     names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Hosts:
     clusters: Mapping[str, Cluster] = field(default_factory=dict)
 
     def by_cluster(self, planned: Cluster) -> list[tuple[Cluster, tuple[str, ...]]]:
-        """The hosts of each kind; those whose GRES type names no other cluster are taken for the planned one."""
+        """Return the hosts of each kind; those with an unknown GRES type count as the planned cluster."""
         groups: dict[str, tuple[Cluster, list[str]]] = {}
         for name in self.names:
             cluster = self.clusters.get(self.gpu_types.get(name) or "", planned)
@@ -39,17 +39,17 @@ class Hosts:
 
 @dataclass(frozen=True)
 class Fit:
-    """A plan, and the hosts to choose its nodes from: as many, or more of them."""
+    """A plan, and at least as many hosts as it has nodes."""
 
     plan: Plan
     hosts: tuple[str, ...]
 
 
 def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, notify: Callable[[str], None]) -> Fit:
-    """The plan for the nodes at hand: the same one where they fit, else a new one with the same global batch.
+    """Return the plan for the available nodes: the same one if they match, else a new one with the same global batch.
 
-    With GPUs of several kinds the fastest plan on one of them: a layout runs on one kind. Raises InputError where
-    launch.replan does not allow what is needed, NoLayoutFits where nothing fits.
+    With several kinds of GPUs, the fastest plan on one of them: a layout runs on one kind. Raises InputError if
+    launch.replan does not allow what is needed, NoLayoutFits if nothing fits.
     """
     fits: list[Fit] = []
     problems: list[InputError | NoLayoutFits] = []
@@ -75,7 +75,7 @@ def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, notify:
 
 
 def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmSettings) -> Plan:
-    """The plan on nodes of one kind; raises InputError where launch.replan does not allow so many."""
+    """Return the plan on nodes of one kind; raises InputError if launch.replan does not allow their number."""
     planned, given = plan.placement.num_nodes, len(names)
     num_nodes = given if given <= planned else max(planned, given - settings.spares)
     if num_nodes == planned and cluster == plan.job.cluster:
@@ -84,7 +84,7 @@ def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmS
     if settings.replan == "never" or (grows and settings.replan == "shrink"):
         needed = "any" if grows else "shrink or any"
         raise InputError(
-            f"Slurm gave {given} nodes ({', '.join(names)}) and the plan is for {planned}: "
+            f"Slurm gave {given} nodes ({', '.join(names)}), but the plan is for {planned}: "
             f"ask for --nodes={planned}, or set launch.replan={needed}"
         )
     fewest = settings.fewest_nodes(planned)
@@ -94,7 +94,7 @@ def _fitted(plan: Plan, cluster: Cluster, names: Sequence[str], settings: SlurmS
 
 
 def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
-    """The best plan on another cluster; what the user pinned is kept as far as it can be."""
+    """Return the best plan on another cluster; keep the user's pinned keys if possible."""
     from launcher.planner.build import make_plan
     from launcher.planner.launch_only import program_plan
 
@@ -109,5 +109,5 @@ def _plan_again(plan: Plan, cluster: Cluster) -> Plan:
         try:
             return make_plan(job, LayoutRequest(**request), plan.options, to_run=True)
         except (InputError, NoLayoutFits):
-            continue  # the pins do not fit the other cluster: search without them
+            continue  # the pinned keys do not fit the other cluster: search without them
     return make_plan(job, LayoutRequest(**attempts[-1]), plan.options, to_run=True)

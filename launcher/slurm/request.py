@@ -1,4 +1,4 @@
-"""Plan and settings → the exact sbatch command. Pure: a dry run shows the same value that a submission runs."""
+"""Plan and settings → the exact sbatch command. Pure: a dry run prints the same value that a submission runs."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ OPTION_KEYS = {
 
 @dataclass(frozen=True)
 class SubmitRequest:
-    """One submission: `argv` as sbatch gets it, the variables taken out of its environment, and the script."""
+    """One submission: sbatch's `argv`, the variables removed from its environment, and the script."""
 
     argv: tuple[str, ...]
     without: tuple[str, ...]
     script: Path
 
     def environment(self, inherited: dict[str, str]) -> dict[str, str]:
-        """The environment that sbatch runs in, and with launch.export=all the job as well."""
+        """Return the environment of sbatch, and with launch.export=all also of the job."""
         return {name: value for name, value in inherited.items() if name not in self.without}
 
     def as_shell(self) -> str:
-        """The command as text to paste into a shell."""
+        """Return the command as text to paste into a shell."""
         words = [shlex.quote(word) for word in self.argv]
         remove = "".join(f"-u {shlex.quote(name)} " for name in self.without)
         command = f"env {remove}{words[0]}" if remove else words[0]
@@ -53,7 +53,7 @@ class SubmitRequest:
 
 @dataclass(frozen=True)
 class Where:
-    """What a request needs to know of this machine: absolute paths, and the interpreter that runs the job's driver."""
+    """The machine's part of a request: absolute paths, and the interpreter of the job's driver."""
 
     run_folder: Path
     script: Path
@@ -63,9 +63,9 @@ class Where:
 def submit_request(
     plan: Plan, settings: SlurmSettings, where: Where, *, without: Sequence[str] = (), array_size: int | None = None
 ) -> SubmitRequest:
-    """The sbatch command of a plan. With `array_size`, one job array over the run folder's subfolders 0, 1, ….
+    """Return the sbatch command of a plan. With `array_size`, one job array over the run folder's subfolders 0, 1, ….
 
-    Raises InputError where plan and settings contradict each other.
+    Raises InputError if plan and settings contradict each other.
     """
     if settings.container.runtime != "bare" and set(":,") & set(str(where.run_folder)):
         raise InputError(f"a container cannot mount {where.run_folder}: choose a run_dir without ':' or ','")
@@ -89,21 +89,21 @@ def submit_request(
 
 
 def job_name(name: str) -> str:
-    """A name that every Slurm tool shows on one line."""
+    """Return a name that every Slurm tool shows on one line."""
     printable = "".join(c if c.isprintable() else "_" for c in name)
     return printable[:LONGEST_NAME] or "launcher"
 
 
 def _export(settings: SlurmSettings) -> list[str]:
-    """Nothing for the whole environment, which is Slurm's default; else nothing but the secrets that the job may have.
+    """Return the export option: none for the whole environment, Slurm's default; else only the allowed secrets.
 
-    The values stay in the environment: sbatch takes names.
+    The values stay in the environment: sbatch gets names.
     """
     return [f"--export={','.join(settings.secrets) or 'NONE'}"] if settings.export == "none" else []
 
 
 def _log_folder(where: Where) -> str:
-    """The folder of logs as Slurm's patterns want it: a percent sign doubled. A backslash cannot be written at all."""
+    """Return the folder of logs for Slurm's patterns, with percent signs doubled. A backslash cannot be expressed."""
     if "\\" in str(where.run_folder):
         raise InputError(f"Slurm cannot write a log under {where.run_folder}: choose a run_dir without a backslash")
     return str(RunFolder(where.run_folder).logs).replace("%", "%%")
@@ -114,10 +114,10 @@ def _limit(settings: SlurmSettings) -> str:
 
 
 def _resources(plan: Plan, settings: SlurmSettings) -> list[str]:
-    """Nodes, one task on each, its GPUs and cores: from the plan and the cluster file, never guessed."""
+    """Return options for nodes, one task per node, GPUs and cores, from the plan and the cluster file."""
     nodes = plan.placement.num_nodes
     wanted = _nodes(nodes, settings)
-    # One task a node is Slurm's default. Said aloud, a range of nodes would count as tasks of its lower end only.
+    # One task per node is Slurm's default. If set explicitly, a range of nodes would get tasks for its lower end only.
     options = [f"--nodes={wanted}", *(["--ntasks-per-node=1"] if "-" not in wanted else [])]
     gpus = gpus_per_node(plan, settings)
     if gpus:
@@ -141,14 +141,14 @@ def _nodes(nodes: int, settings: SlurmSettings) -> str:
 
 
 def gpus_per_node(plan: Plan, settings: SlurmSettings) -> int:
-    """GPUs to ask for on each node: as many as the plan puts ranks there; none on a CPU cluster."""
+    """Return the GPUs to request per node: the plan's ranks per node; none on a CPU cluster."""
     if settings.gpus_per_node is not None:
         return settings.gpus_per_node
     return plan.placement.ranks_per_node if plan.job.cluster.node.gpu.kind == "cuda" else 0
 
 
 def cpus_per_task(plan: Plan, settings: SlurmSettings) -> int:
-    """Cores of a node's task: the node's cores (cluster file) shared by GPU; 0 where the file does not say."""
+    """Return the cores of a node's task: the node's cores (cluster file) in proportion to GPUs; 0 if unknown."""
     node = plan.job.cluster.node
     per_gpu = settings.cpus_per_gpu if settings.cpus_per_gpu is not None else node.cores // node.num_gpus
     return per_gpu * plan.placement.ranks_per_node

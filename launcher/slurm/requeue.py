@@ -1,4 +1,4 @@
-"""Whether a job that stopped should come back, and whether one that came back should start. Pure."""
+"""Decides whether to requeue a stopped job, and whether a requeued job may start. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Starts from the same checkpoint after which a job counts as a crash loop. A node failure is requeued by Slurm itself
-# and may strike twice before the first checkpoint; a third time is no accident.
+# and may happen twice before the first checkpoint; a third time is no accident.
 MAX_STARTS_WITHOUT_PROGRESS = 3
 
 
@@ -14,8 +14,8 @@ MAX_STARTS_WITHOUT_PROGRESS = 3
 class JobStart:
     """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none).
 
-    `sent_back`: Slurm ended it from outside (preemption, scontrol requeue, scancel), so that it says nothing about
-    the program.
+    `sent_back`: Slurm ended it from outside (preemption, scontrol requeue, scancel), so it says nothing about the
+    program.
     """
 
     restart: int
@@ -27,9 +27,9 @@ class JobStart:
 class Outcome:
     """How the agents ended.
 
-    `signalled`: Slurm's signal came to the batch script. `stopped`: the agents were asked to stop, and did: by that
-    signal, or by the TERM that preemption sends to the tasks alone. `lost_nodes`: hosts that no longer answer.
-    `preempted`: Slurm says so, whatever the agents made of it.
+    `signalled`: Slurm's signal reached the batch script. `stopped`: the agents were asked to stop, and did: by that
+    signal, or by the TERM that preemption sends only to the tasks. `lost_nodes`: hosts that no longer answer.
+    `preempted`: by Slurm's record, independent of the agents.
     """
 
     code: int
@@ -50,10 +50,10 @@ class Decision:
 
 
 def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | None:
-    """Why the last of `starts`, which has just begun, must not go on; None where it may."""
+    """Return why the last of `starts`, which has just begun, must not continue; None if it may."""
     now = starts[-1]
     if requeues(starts) > max_requeues:
-        return f"launch.max_requeues={max_requeues} are used up: submit the run folder again to go on"
+        return f"launch.max_requeues={max_requeues} are used up: submit the run folder again to continue"
     same = 1
     for start in reversed(starts[:-1]):
         if start.checkpoint_step != now.checkpoint_step:
@@ -73,7 +73,7 @@ def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | Non
 
 
 def requeues(starts: Sequence[JobStart]) -> int:
-    """How often the present job came back, not counting what Slurm sent back itself, as by preemption."""
+    """Return how often the current job was requeued, except by Slurm itself, such as by preemption."""
     now, outside = starts[-1].restart, 0
     for start in reversed(starts[:-1]):
         if start.restart >= now:
@@ -85,10 +85,10 @@ def requeues(starts: Sequence[JobStart]) -> int:
 
 
 def decide(outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_requeues: int) -> Decision:
-    """What follows from how the agents ended, in the last of `starts`.
+    """Decide what follows the agents' end, in the last of `starts`.
 
-    An application error is never requeued. Preemption and the loss of a node are; a stop before the time limit is,
-    provided that a newer checkpoint was written since this start. The number of starts bounds all but preemption.
+    An application error is never requeued. Preemption and the loss of a node are; a stop before the time limit is if a
+    newer checkpoint was written since this start. The number of starts limits all except preemption.
     """
     if outcome.code == 0:
         return Decision(False, 0, "the run is complete")
@@ -107,7 +107,7 @@ def decide(outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_r
 
 
 def _cause(outcome: Outcome) -> str | None:
-    """What outside the job ended it; None where nothing did."""
+    """Return what outside the job ended it; None if nothing did."""
     if outcome.preempted:
         return "preempted by Slurm"
     if outcome.lost_nodes:

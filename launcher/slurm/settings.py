@@ -14,7 +14,7 @@ from launcher.schema import AUTO, key, read
 
 LONGEST_PLAIN_MINUTES = 60 * 24 * 2
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2}")
-# Verbatim flags that would undo what the launcher has to hold.
+# Verbatim flags that would break what the launcher guarantees.
 FORBIDDEN = {
     "--gpus-per-task": "each task would see only its own GPU, without NVLink to the others",
     "--ntasks-per-gpu": "each task would see only its own GPU, without NVLink to the others",
@@ -23,17 +23,17 @@ FORBIDDEN = {
 
 
 def _text(value: Any) -> str:
-    """A word or number as text."""
+    """Return a word or number as text."""
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value):
         raise ValueError("must be a text, or null to leave the option out")
     return str(value)
 
 
 def _line(value: Any) -> str:
-    """A text that Slurm can show on one line."""
+    """Return a text that Slurm can show on one line."""
     text = _text(value)
     if not text.isprintable():
-        raise ValueError("holds a control character: give it on one line")
+        raise ValueError("contains a control character: give it on one line")
     return text
 
 
@@ -49,7 +49,7 @@ def _time(value: Any) -> str:
 
 
 def time_limit_s(time: str) -> int:
-    """Seconds of a time limit as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
+    """Return the seconds of a time limit in sbatch's forms: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS."""
     days, _, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if days:
@@ -74,7 +74,7 @@ def _extra(value: Any) -> tuple[str, ...]:
             raise InputError(f"launch.extra has {word!r}: {why}; take it out")
         if not word.startswith("-"):
             raise InputError(
-                f"launch.extra has {word!r}, which would be taken for the script: write options as --name=value"
+                f"launch.extra has {word!r}, which sbatch would take as the script: write options as --name=value"
             )
     return tuple(value)
 
@@ -110,16 +110,18 @@ class Container:
 
 
 def _option(meaning: str, *, example: str | None = None, verbatim: bool = False) -> Any:
-    """A text that sbatch gets as it is."""
+    """Declare a text key that is passed to sbatch unchanged."""
     return key(None, convert=_line, meaning=f"{meaning}; null: the site's own", example=example, verbatim=verbatim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmSettings:
-    """What a site needs to know. Texts go to Slurm as they are, None leaves the option out."""
+    """Settings of a Slurm site. Texts are passed to Slurm unchanged; None omits the option."""
 
-    job_name: str | None = key(None, convert=_text, verbatim=True, meaning="null: the name of the run folder")
-    account: str | None = _option("account that pays")
+    job_name: str | None = key(
+        None, convert=_text, verbatim=True, meaning="name of the job; null: that of the run folder"
+    )
+    account: str | None = _option("account to charge")
     partition: str | None = _option("partition")
     qos: str | None = _option("quality of service")
     time: str | None = key(
@@ -127,13 +129,13 @@ class SlurmSettings:
         meaning="time limit: minutes, 'HH:MM:SS' or 'D-HH:MM:SS', in quotes (YAML reads 24:00:00 as a number); "
         "null: the site's own",
     )  # fmt: skip
-    constraint: str | None = _option("features that the nodes must have", verbatim=True)
+    constraint: str | None = _option("required features of the nodes", verbatim=True)
     reservation: str | None = _option("reservation")
-    exclude: str | None = _option("nodes to leave out", example="node[03,07]", verbatim=True)
-    nodelist: str | None = _option("nodes to take", example="node[01-16]", verbatim=True)
+    exclude: str | None = _option("nodes to exclude", example="node[03,07]", verbatim=True)
+    nodelist: str | None = _option("nodes to use", example="node[01-16]", verbatim=True)
     comment: str | None = _option("comment", verbatim=True)
-    mail_user: str | None = _option("who gets mail")
-    mail_type: str | None = _option("what mail is about", example="END,FAIL", verbatim=True)
+    mail_user: str | None = _option("recipient of mail")
+    mail_type: str | None = _option("events that send mail", example="END,FAIL", verbatim=True)
     switches: str | None = _option("leaf switches at most, with how long to wait for them", example="1@12:00:00")
     dependency: str | None = _option("jobs to wait for", example="afterok:17", verbatim=True)
     mem: str | None = _option("memory of a node as --mem takes it (0: all of it); never guessed")
@@ -146,9 +148,12 @@ class SlurmSettings:
         AUTO, auto=True, unit="cores", minimum=0, meaning="auto: cluster.node.cores over cluster.node.num_gpus"
     )
     extra: tuple[str, ...] = key(
-        (), convert=_extra, example="[--licenses=fs, --nice=100]", meaning="further sbatch options, verbatim and last"
+        (),
+        convert=_extra,
+        example="[--licenses=fs, --nice=100]",
+        meaning="additional sbatch options, verbatim and last",
     )
-    setup: tuple[str, ...] = key((), example="['module load cuda']", meaning="shell lines before anything else")
+    setup: tuple[str, ...] = key((), example="['module load cuda']", meaning="shell lines to run first")
     environment: Mapping[str, str] = key(
         {}, convert=checked_environment, example="{NCCL_DEBUG: INFO}",
         meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
@@ -168,10 +173,10 @@ class SlurmSettings:
     )  # fmt: skip
     signal_lead_s: int = key(
         300, unit="s", minimum=1,
-        meaning="so long before the limit (Slurm looks every 30 s: it may come that much earlier)",
+        meaning="time before the limit (Slurm checks every 30 s, so it may come that much earlier)",
     )  # fmt: skip
     requeue: bool = key(True, meaning="requeue after that signal, and when a node fails")
-    max_requeues: int = key(50, unit="requeues", minimum=0, meaning="how often it is requeued at most")
+    max_requeues: int = key(50, unit="requeues", minimum=0, meaning="maximum number of requeues")
     replan: str = key(
         "never", choices=("never", "shrink", "any"),
         meaning="shrink: fewer nodes than planned get a new layout; any: so do more nodes and other GPUs",
@@ -183,19 +188,19 @@ class SlurmSettings:
     )  # fmt: skip
     spares: int = key(
         0, unit="nodes", minimum=0,
-        meaning="so many more than planned, where Slurm has them free, to take the place of bad and lost ones",
+        meaning="additional nodes, if Slurm has them free, to replace bad and lost ones",
     )  # fmt: skip
-    preflight: bool = key(True, meaning="look at every node before the ranks start")
+    preflight: bool = key(True, meaning="check every node before the ranks start")
     check_bandwidth: bool | None = key(
         AUTO, auto=True,
         meaning="then measure each node and pairs of nodes, a minute at most; auto: with GPUs on two nodes or more",
     )  # fmt: skip
     bandwidth_threshold: float = key(
         BandwidthOptions.threshold, unit="1", minimum=0, below=1,
-        meaning="a node below this share of the median node is slow: it does not take part",
+        meaning="a node below this fraction of the median is slow and is excluded",
     )  # fmt: skip
     array_limit: int | None = key(
-        None, unit="runs", minimum=1, meaning="of a sweep: how many of its runs at a time; null: all"
+        None, unit="runs", minimum=1, meaning="maximum number of a sweep's runs at the same time; null: all"
     )
 
     @classmethod
@@ -211,9 +216,9 @@ class SlurmSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
-        """Read Slurm's keys of a group `launch`; raises InputError with every problem in it."""
+        """Read Slurm's keys of the group `launch`; raises InputError with every problem in it."""
         return read(cls, config, "launch", siblings=(LaunchSettings,))
 
     def fewest_nodes(self, planned: int) -> int:
-        """On how many nodes the job may start, of the so many that it was planned for."""
+        """Return the smallest number of nodes on which the job may start, given the planned number."""
         return planned if self.replan == "never" else min(planned, self.min_nodes or 1)

@@ -1,7 +1,7 @@
-"""Run a plan's ranks in the allocation that this shell has: `salloc -N2 launcher run …`.
+"""Runs a plan's ranks in the allocation of this shell: `salloc -N2 launcher run …`.
 
-What a batch job does at each start, done from here: placement, a look at every node, one agent a node by srun. Nothing
-is requeued: the allocation is the user's, and goes on when the run has ended.
+It does what a batch job does at each start: placement, a check of every node, one agent per node by srun. Nothing is
+requeued: the allocation belongs to the user and continues after the run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ShellSignals(Signals):
-    """Ctrl-C, TERM and a closed terminal: agents are asked to stop; before there are any, the run ends at once."""
+    """Ctrl-C, TERM and a closed terminal ask the agents to stop; before there are any, they end the run at once."""
 
     def listen(self) -> None:
         for number in STOP:
@@ -54,7 +54,7 @@ class ShellSignals(Signals):
 
 @dataclass(frozen=True)
 class ShellDriver(Driver):
-    """One run in an allocation that goes on after it."""
+    """One run in an allocation that continues after it."""
 
     def _begin(self) -> list[JobStart]:
         checkpoint = newest_checkpoint(self.folder)
@@ -63,13 +63,13 @@ class ShellDriver(Driver):
 
     @contextmanager
     def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
-        yield  # a guard requeues, and there is nothing to requeue
+        yield  # a guard would requeue, but there is nothing to requeue
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
         return False  # without sbatch --no-kill Slurm starts no step in an allocation that has lost a node
 
     def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        """srun in a session of its own: the terminal's Ctrl-C is for the agents to hear. It ends with this process."""
+        """Start srun in its own session, so that the terminal's Ctrl-C reaches only this process. It ends with it."""
         follow = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)
         return subprocess.Popen(argv, env=variables, start_new_session=True, preexec_fn=follow)
 
@@ -91,8 +91,8 @@ def _why(outcome: Outcome, state: JobState, *, stopped: bool) -> str:
 def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
     """Start the ranks of a prepared run on the nodes of this shell's allocation and wait for them.
 
-    Returns 0, or the exit code of the agents where it failed. Raises InputError and LauncherError before any rank
-    starts, KeyboardInterrupt where it is stopped before that.
+    Returns 0, or the exit code of the agents if it failed. Raises InputError and LauncherError before any rank starts,
+    KeyboardInterrupt if it is stopped before that.
     """
     folder, allocation = create_run_folder(run_folder.path), read_allocation()
     plan = planned(folder)
@@ -104,14 +104,14 @@ def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
 
 
 def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -> SlurmSettings:
-    """Slurm's settings for this allocation, of which the plan may leave nodes over.
+    """Return Slurm's settings for this allocation; the plan need not use all its nodes.
 
-    Raises InputError where it has fewer nodes than the plan needs.
+    Raises InputError if it has fewer nodes than the plan needs.
     """
     given, needed = len(allocation.hosts), plan.placement.num_nodes
     if given < settings.fewest_nodes(needed):
         raise InputError(
-            f"the plan needs {needed} nodes, and this allocation (job {allocation.job_id}) has {given}: ask salloc for "
+            f"the plan needs {needed} nodes, but this allocation (job {allocation.job_id}) has {given}: ask salloc for "
             f"-N{needed}, or set launch.nnodes={given}"
         )
     if settings.setup:
@@ -120,7 +120,7 @@ def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -
 
 
 def step_text(plan: Plan, launch: Launch, folder: RunFolder, settings: SlurmSettings) -> str:
-    """The srun command that would start the agents, with the nodes in Slurm's order."""
+    """Return the srun command that would start the agents, with the nodes in Slurm's order."""
     allocation = read_allocation()
     hosts = allocation.hosts[: plan.placement.num_nodes]
     here = settings_here(settings, plan, allocation)

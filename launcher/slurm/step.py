@@ -14,16 +14,16 @@ from launcher.slurm.settings import Container, SlurmSettings
 AGENT = "launcher.slurm.node"
 CHECK = "launcher.slurm.check"
 COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
-RUN_ID = "LAUNCHER_RUN_ID"  # as whom the agents of a step meet; their port follows from it
+RUN_ID = "LAUNCHER_RUN_ID"  # identifies the agents of a step; their port is derived from it
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one task on every node is to run.
+    """One task per node.
 
-    `module` runs with the run folder as its argument, on `num_nodes` nodes: on `hosts` where not on all of the job's.
-    `cpus`: how many the job has on each of its nodes; 0: not known.
-    `shares`: a step that has not ended yet, on a node that is gone, may still hold the job's cores and GPUs.
+    `module` runs with the run folder as its argument, on `num_nodes` nodes: on `hosts`, if not on all of the job's.
+    `cpus`: CPUs of the job on each node; 0: unknown.
+    `shares`: an old step on a lost node may still hold the job's cores and GPUs.
     """
 
     run_folder: Path
@@ -38,12 +38,12 @@ class Step:
 
 
 def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...]:
-    """One task a node over the nodes of the plan, which runs the node's agent, in the container where there is one.
+    """Return the srun command for one task per node, which runs the node's agent, in the container if there is one.
 
-    No GPU binding: every process of a node sees all its GPUs, and with them NVLink. The agents end each other when one
-    fails; --wait is for one that can no longer do so.
+    No GPU binding: every process of a node sees all its GPUs, which keeps NVLink usable. The agents end each other when
+    one fails; --wait covers one that can no longer do so.
     """
-    wanted = cpus_per_task(plan, settings)  # a job that was submitted by hand may have got fewer, or nobody knows
+    wanted = cpus_per_task(plan, settings)  # a job submitted by hand may have fewer, or an unknown number
     cpus = min(wanted or step.cpus, step.cpus or wanted)
     return (
         "srun",
@@ -52,7 +52,7 @@ def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...
         "--ntasks-per-node=1",
         *([f"--nodelist={compress_hostlist(step.hosts)}"] if step.hosts else []),
         *(["--overlap"] if step.shares else []),
-        *(["--label"] if step.module == CHECK else []),  # the driver reads who said what
+        *(["--label"] if step.module == CHECK else []),  # the driver needs to know which task printed a line
         "--export=ALL",
         "--kill-on-bad-exit=0",
         "--wait=120",
@@ -64,14 +64,14 @@ def step_argv(plan: Plan, settings: SlurmSettings, step: Step) -> tuple[str, ...
 
 
 def rank_variables(settings: SlurmSettings) -> dict[str, str]:
-    """launch.environment as srun must get it: apptainer lets an image's own value win, unless it is told so."""
+    """Return launch.environment for srun: in apptainer an image's value wins unless it gets a special variable."""
     forced = {f"APPTAINERENV_{name}": value for name, value in settings.environment.items()}
     return {**settings.environment, **(forced if settings.container.runtime == "apptainer" else {})}
 
 
 def _task(settings: SlurmSettings, step: Step, *, gpus: bool) -> Sequence[str]:
-    """The agent's command, on the bare node or in the image."""
-    agent = ["-P", "-m", step.module, str(step.run_folder)]  # -P: a launcher.py in the job's folder is the user's
+    """Return the agent's command, on the bare node or in the image."""
+    agent = ["-P", "-m", step.module, str(step.run_folder)]  # -P: do not import a launcher.py in the job's folder
     container = settings.container
     if container.runtime == "pyxis":
         return [*_pyxis(container, step, settings.environment), container.python, *agent]
@@ -85,7 +85,7 @@ def _task(settings: SlurmSettings, step: Step, *, gpus: bool) -> Sequence[str]:
 
 
 def _pyxis(container: Container, step: Step, environment: Mapping[str, str]) -> list[str]:
-    """Options of pyxis, which srun takes: https://github.com/NVIDIA/pyxis#usage.
+    """Return srun's options for pyxis: https://github.com/NVIDIA/pyxis#usage.
 
     An image's own value of a variable wins, unless --container-env names it.
     """
@@ -99,9 +99,9 @@ def _pyxis(container: Container, step: Step, environment: Mapping[str, str]) -> 
 
 
 def _mounts(container: Container, step: Step) -> list[str]:
-    """Run folder, working folder and the folder of the script, at their own paths, then the user's."""
+    """Return mounts of run folder, working folder and script folder, at their own paths, then the user's."""
     own = [str(step.run_folder), step.work_dir]
-    folder = Path(step.script).parent  # of a module, or of a recipe, which the image has: none to mount
+    folder = Path(step.script).parent  # modules and recipes are in the image: nothing to mount
     if folder.is_absolute() and not any(folder.is_relative_to(path) for path in own):
         own.append(str(folder))
     return [*(f"{path}:{path}" for path in own), *container.mounts]

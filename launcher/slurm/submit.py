@@ -1,4 +1,4 @@
-"""Submit a plan to Slurm, or show the exact command: the rim around launcher/slurm/request.py."""
+"""Submits a plan to Slurm, or prints the exact command: the effects around launcher/slurm/request.py."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from launcher.text import whole_number
 
 
 def make_request(plan: Plan, settings: SlurmSettings, *, run_folder: Path) -> SubmitRequest:
-    """The command to run; raises InputError where the plan cannot be submitted with these settings."""
+    """Return the command to run; raises InputError if the plan cannot be submitted with these settings."""
     where = Where(run_folder.absolute(), batch_script(), sys.executable)
     return submit_request(plan, settings, where, without=_removed(settings))
 
 
 def make_sweep_request(members: Sequence[SweepMember], settings: SlurmSettings, *, folder: Path) -> SubmitRequest:
-    """As `make_request`, for a sweep whose runs lie in `folder`/0, `folder`/1, …"""
+    """As `make_request`, for a sweep with its runs in `folder`/0, `folder`/1, …"""
     where = Where(folder.absolute(), batch_script(), sys.executable)
     return sweep_request(members, settings, where, without=_removed(settings))
 
 
 def _removed(settings: SlurmSettings) -> tuple[str, ...]:
-    """Variables of this shell that sbatch must not see; raises InputError where a secret that is wanted is not here."""
+    """Return variables of this shell that sbatch must not get; raises InputError if a requested secret is missing."""
     missing = [name for name in settings.secrets if env.get(name) is None]
     if missing:
         raise InputError(f"launch.secrets names {', '.join(missing)}, which your shell does not have: export it first")
@@ -50,7 +50,7 @@ def _removed(settings: SlurmSettings) -> tuple[str, ...]:
 
 
 def left_behind(settings: SlurmSettings) -> list[str]:
-    """What the job does not get from this shell, in a line each for secrets and for what belongs to other jobs."""
+    """Describe what the job does not get from this shell: one line for secrets, one for variables of other jobs."""
     here = env.environment()
     secrets, others = secrets_in(here, wanted=settings.secrets), kept_from_sbatch(here)
     lines = [secrets_text(secrets)] if secrets and settings.export == "all" else []
@@ -58,21 +58,21 @@ def left_behind(settings: SlurmSettings) -> list[str]:
 
 
 def checked_cluster(other: Cluster, plan: Plan, settings: SlurmSettings) -> Cluster:
-    """A cluster of launch.gpu_clusters as the job will find it: every node gives as many GPUs and cores as asked for.
+    """Return a cluster of launch.gpu_clusters with the requested GPUs and cores per node.
 
-    Raises InputError where its nodes have another number of GPUs.
+    Raises InputError if its nodes have another number of GPUs.
     """
     asked = plan.placement.ranks_per_node
     if other.node.num_gpus != asked:
         raise InputError(
-            f"launch.gpu_clusters: {other.name} has {other.node.num_gpus} GPUs in a node, and the job asks every node "
+            f"launch.gpu_clusters: {other.name} has {other.node.num_gpus} GPUs per node, but the job asks every node "
             f"for {asked}: name a cluster file whose nodes have {asked}"
         )
     return replace(other, node=replace(other.node, cores=cpus_per_task(plan, settings)))
 
 
 def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> list[str]:
-    """What will not work as the user may expect, although Slurm takes the job."""
+    """Return warnings about what will not work as expected, although Slurm accepts the job."""
     found = []
     ours = plan.kind == RECIPE
     if settings.requeue and ours and not plan.options.train.checkpoint_every:
@@ -92,25 +92,25 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
     if settings.time and settings.requeue and 2 * settings.signal_lead_s > time_limit_s(settings.time):
         found.append(
             f"launch.signal_lead_s={settings.signal_lead_s} takes most of launch.time={settings.time}: each start "
-            "would be sent back soon after it began; shorten it, and launch.grace_s with it"
+            "would be requeued soon after it began; shorten it, and launch.grace_s with it"
         )
     return found
 
 
 def write_launch_files(folder: RunFolder, launch: Launch, settings: SlurmSettings) -> None:
-    """launch.json, and setup.sh where there is something to set up."""
+    """Write launch.json, and setup.sh if there is something to set up."""
     write_launch(launch, folder.launch)
     if settings.setup:
         write_text(folder.setup, setup_text(settings.setup))
 
 
 def batch_script() -> Path:
-    """The static batch script that every submission uses."""
+    """Return the static batch script that every submission uses."""
     return resource("slurm") / "train.sbatch"
 
 
 def check_size(plan: Plan, settings: SlurmSettings) -> None:
-    """Raise InputError where no partition has as many nodes as the job needs: Slurm would let it wait for ever."""
+    """Raise InputError if no partition has as many nodes as the job needs: Slurm would let it wait forever."""
     rows = [line.rpartition("|") for line in ask(("sinfo", "-h", "-o", "%R|%D")).out.splitlines()]
     sizes = {name: size for name, _, count in rows if (size := whole_number(count)) is not None}
     wanted = [settings.partition] if settings.partition else list(sizes)
@@ -122,7 +122,7 @@ def check_size(plan: Plan, settings: SlurmSettings) -> None:
 
 
 def submit(request: SubmitRequest) -> str:
-    """Run sbatch; returns the job id. Raises InputError with Slurm's reason."""
+    """Run sbatch and return the job id. Raises InputError with Slurm's reason."""
     answer = ask(request.argv, environment=request.environment(env.environment()))
     if answer.code:
         raise InputError(f"Slurm refused the job ({answer.reason}): {_way_out(answer.reason)}")
@@ -130,7 +130,7 @@ def submit(request: SubmitRequest) -> str:
 
 
 def _way_out(reason: str) -> str:
-    """What to do about a refusal, with what is there where that is the question."""
+    """Return what to do about a refusal, with the available choices if that helps."""
     if "partition" in reason.lower():
         there = ask(("sinfo", "-h", "-o", "%R")).out.split()
         return f"set launch.partition to one of {', '.join(dict.fromkeys(there)) or 'those that sinfo shows'}"
@@ -142,7 +142,7 @@ def _way_out(reason: str) -> str:
 
 
 def dry_run_text(request: SubmitRequest, *, run_folder: Path) -> str:
-    """What a submission would run, as text to paste into a shell: the command, then both scripts as comments."""
+    """Return what a submission would run, to paste into a shell: the command, then both scripts as comments."""
     parts = [request.as_shell()]
     for path in (request.script, RunFolder(run_folder).setup):
         if path.exists():

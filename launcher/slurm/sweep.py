@@ -1,4 +1,4 @@
-"""A sweep: one job array, one folder for each run in it (0, 1, …), one table of results."""
+"""A sweep: one job array, one folder per run (0, 1, …), one table of results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ COLUMNS = ("run", "state", "layout", "steps", "loss", "step_s", "overrides")
 
 @dataclass(frozen=True)
 class SweepMember:
-    """One run of a sweep: what is particular about it, and its plan."""
+    """One run of a sweep: its own overrides, and its plan."""
 
     overrides: tuple[str, ...]
     plan: Plan
@@ -39,27 +39,27 @@ class _Members:
 def sweep_request(
     members: Sequence[SweepMember], settings: SlurmSettings, where: Where, *, without: Sequence[str] = ()
 ) -> SubmitRequest:
-    """The sbatch command of a whole sweep; raises InputError where its runs need different resources."""
+    """Return the sbatch command of a whole sweep; raises InputError if its runs need different resources."""
     needs = [_needs(member.plan, settings) for member in members]
     odd = [i for i, need in enumerate(needs) if need != needs[0]]
     if odd:
         raise InputError(
             f"the runs of one sweep are one job array and must ask for the same nodes: run 0 wants {needs[0]}, "
-            f"run {odd[0]} ({' '.join(members[odd[0]].overrides)}) wants {needs[odd[0]]}; submit them apart"
+            f"run {odd[0]} ({' '.join(members[odd[0]].overrides)}) wants {needs[odd[0]]}; submit them separately"
         )
     return submit_request(members[0].plan, settings, where, without=without, array_size=len(members))
 
 
 def write_sweep(folder: Path, members: Sequence[SweepMember]) -> None:
-    """Note which overrides made which run, for the table."""
+    """Record the overrides of each run, for the table."""
     write_json(SweepFolder(folder).members, {"runs": [list(member.overrides) for member in members]})
 
 
 def results(folder: Path, *, ended: bool = False, members: Mapping[int, str] | None = None) -> list[dict[str, Any]]:
-    """One row for each run of a sweep, from its folder; empty where the folder is no sweep.
+    """Return one row per run of a sweep, from its folder; empty if the folder is not a sweep.
 
-    `ended`: Slurm says that the whole array has, so that a run without an end of its own was cancelled or killed.
-    `members`: Slurm's word for those tasks of the array that have ended.
+    `ended`: the whole array has ended by Slurm's record, so a run without its own end was cancelled or killed.
+    `members`: Slurm's states of the ended tasks.
     """
     sweep = SweepFolder(folder)
     if not sweep.members.is_file():
@@ -75,7 +75,7 @@ def results(folder: Path, *, ended: bool = False, members: Mapping[int, str] | N
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as aligned text."""
+    """Return the rows as aligned text."""
     cells = [COLUMNS, *([_cell(row[name]) for name in COLUMNS] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
@@ -83,7 +83,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def update_table(run_folder: Path) -> None:
-    """Write the table of a sweep again as one of its runs ends: the last one makes it complete."""
+    """Rewrite the table of a sweep when one of its runs ends: the last one completes it."""
     sweep = SweepFolder(run_folder.parent)
     rows = results(sweep.path)
     if rows:
@@ -97,7 +97,7 @@ def _needs(plan: Plan, settings: SlurmSettings) -> str:
 
 
 def _row(run: RunFolder) -> dict[str, Any]:
-    """How far one run is. `state`: waiting, running, or how its last start ended."""
+    """Return the progress of one run. `state`: waiting, running, or how its last start ended."""
     events = read_events(run.ledger)
     state = "running" if events else "waiting"
     if events and events[-1].event == END:

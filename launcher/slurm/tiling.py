@@ -10,17 +10,17 @@ from statistics import median
 
 from launcher.slurm.traffic import NodeTraffic
 
-BEST_TILES = 4  # of each height, for each tile below
-MOST_ORDERS = 12  # by tiles, that are tried
-MOST_TILES = 20_000  # shapes that are looked at
+BEST_TILES = 4  # per height, for each tile below
+MOST_ORDERS = 12  # by tiles, to try
+MOST_TILES = 20_000  # shapes to examine
 
 Tile = tuple[int, ...]
 Loops = list[tuple[int, int]]  # (stride, count), the fastest first
 
 
 def orders(traffic: NodeTraffic, sizes: Sequence[Sequence[int]], num_hosts: int) -> Iterator[Sequence[int]]:
-    """Orders of the plan's nodes, the most promising tiles first; `sizes`: hosts under each switch by height, leaves
-    first.
+    """Yield orders of the plan's nodes, the most promising tiles first; `sizes`: hosts under each switch by height,
+    leaves first.
     """
     axes = {axis: degree for axis, degree in traffic.grid.items() if degree > 1}
     if len(axes) > 1:
@@ -34,7 +34,7 @@ def orders(traffic: NodeTraffic, sizes: Sequence[Sequence[int]], num_hosts: int)
 
 
 def _expanded(loops: Loops) -> list[int]:
-    """The nodes that nested loops visit."""
+    """Return the nodes that nested loops visit."""
     found = [0]
     for stride, count in loops:
         found = [base + stride * index for index in range(count) for base in found]
@@ -52,7 +52,7 @@ def _axis_loops(axes: Mapping[str, int], order: Sequence[int]) -> Loops:
 
 
 def _tile_loops(axes: Mapping[str, int], tiles: Sequence[Tile]) -> Loops:
-    """Through the smallest tile, then through the small ones in a larger one …"""
+    """Return loops through the smallest tile, then through the small ones in a larger one …"""
     strides, found = _strides(axes), []
     inner: Tile = (1,) * len(axes)
     for outer in (*tiles, tuple(axes.values())):
@@ -62,7 +62,7 @@ def _tile_loops(axes: Mapping[str, int], tiles: Sequence[Tile]) -> Loops:
 
 
 def _rotated(order: list[int], traffic: NodeTraffic) -> list[int]:
-    """The order with the last stage before the first, where they exchange more than neighbours do."""
+    """Move the last stage before the first if they exchange more than neighbours do."""
     if not traffic.closing:
         return order
     stages = traffic.grid["pp"]
@@ -76,7 +76,7 @@ def _before(grid: Mapping[str, int], axis: str) -> list[tuple[str, int]]:
 
 
 def _nested(traffic: NodeTraffic, axes: Mapping[str, int], sizes: Sequence[int]) -> list[tuple[Tile, ...]]:
-    """The most promising tiles for each height, each made of whole tiles of the height below."""
+    """Return the most promising tiles per height, each made of whole tiles of the height below."""
     found: list[tuple[float, tuple[Tile, ...]]] = [(0.0, ())]
     for size in sizes:
         if size >= prod(axes.values()):
@@ -90,7 +90,7 @@ def _nested(traffic: NodeTraffic, axes: Mapping[str, int], sizes: Sequence[int])
 
 
 def _tiles(traffic: NodeTraffic, axes: Mapping[str, int], unit: Tile, size: int) -> list[tuple[float, Tile]]:
-    """Tiles of up to `size` nodes that cut least, with the bytes that each of their nodes sends across."""
+    """Return the tiles of up to `size` nodes with the least traffic across, with the bytes per node."""
     choices = []
     for degree, step in zip(axes.values(), unit, strict=True):
         whole = [step * k for k in range(1, degree // step + 1) if degree % (step * k) == 0]
@@ -103,7 +103,7 @@ def _tiles(traffic: NodeTraffic, axes: Mapping[str, int], unit: Tile, size: int)
 
 
 def _cut(traffic: NodeTraffic, axes: Mapping[str, int], tile: Tile) -> float:
-    """Bytes that cross a tile's border, for each node in it."""
+    """Return the bytes across a tile's border, per node in it."""
     lengths = dict(zip(axes, tile, strict=True))
     total = traffic.closing / traffic.grid.get("pp", 1) if lengths.get("pp", 1) == 1 else 0.0
     for lines in traffic.lines:
@@ -117,7 +117,7 @@ def _cut(traffic: NodeTraffic, axes: Mapping[str, int], tile: Tile) -> float:
 
 
 def _grown(traffic: NodeTraffic, num_hosts: int) -> list[int]:
-    """Nodes one by one, always the one that exchanges most with those before it."""
+    """Return the nodes, each time the one that exchanges most with those before it."""
     peers: list[list[tuple[int, float]]] = [[] for _ in range(num_hosts)]
     for (a, b), num_bytes in traffic.edges.items():
         peers[a].append((b, num_bytes))

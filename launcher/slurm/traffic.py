@@ -1,4 +1,4 @@
-"""How many bytes each pair of plan nodes exchanges in a step: the messages of the cost model, laid on ranks and nodes.
+"""Bytes that each pair of plan nodes exchanges per step: the messages of the cost model, mapped to ranks and nodes.
 
 Collectives run over rings in rank order, as NCCL does between nodes; an all-to-all reaches every rank of its group.
 """
@@ -22,9 +22,9 @@ ALL_TO_ALL, RING = "all_to_all", "ring"
 
 @dataclass(frozen=True)
 class Lines:
-    """The groups of an axis as nodes see them: rings (or open chains) through every line of the node grid along `axes`.
+    """The groups of an axis over nodes: rings (or open chains) through every line of the node grid along `axes`.
 
-    `num_bytes`: over each edge of a line, at least, by the pipeline stage (over nodes) that the line is in.
+    `num_bytes`: lower bound over each edge of a line, by the pipeline stage (over nodes) of the line.
     """
 
     axes: frozenset[str]
@@ -34,10 +34,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class NodeTraffic:
-    """`edges`: (node a, node b) with a < b → bytes between them in one step; pairs that do not talk are absent.
+    """`edges`: (node a, node b) with a < b → bytes between them in one step; pairs without traffic are absent.
 
-    `grid`: axis → degree, fastest first, where the nodes of the plan form a grid. `lines` are then edges that no two of
-    them share; in addition `closing` bytes pass between the first and the last node of each pipeline.
+    `grid`: axis → degree, fastest first, if the nodes of the plan form a grid. `lines` then have disjoint edges; in
+    addition, `closing` bytes pass between the first and the last node of each pipeline.
     """
 
     edges: Mapping[tuple[int, int], float]
@@ -47,13 +47,13 @@ class NodeTraffic:
 
 
 def node_traffic(plan: Plan) -> NodeTraffic:
-    """The traffic between the nodes of a plan."""
+    """Return the traffic between the nodes of a plan."""
     found: dict[tuple[int, int], float] = defaultdict(float)
     per_node = plan.job.cluster.node.num_gpus
     stages = [_by_pattern(messages) for messages in stage_messages(plan)]
     for stage, patterns in enumerate(stages):
         for (axis, pattern), num_bytes in patterns.items():
-            # Ranks that are peers in their nodes belong to groups of the same nodes.
+            # Ranks with the same local rank belong to groups of the same nodes.
             alike = Counter(tuple(rank // per_node for rank in group) for group in _groups(plan, stage, axis, pattern))
             for nodes, count in alike.items():
                 for (a, b), carried in _between(nodes, pattern, num_bytes).items():
@@ -66,7 +66,7 @@ def node_traffic(plan: Plan) -> NodeTraffic:
 
 
 def _between(nodes: tuple[int, ...], pattern: str, num_bytes: float) -> Mapping[tuple[int, int], float]:
-    """Bytes between the nodes of one group."""
+    """Return the bytes between the nodes of one group."""
     found: dict[tuple[int, int], float] = defaultdict(float)
     if pattern == ALL_TO_ALL:
         members = Counter(nodes)
@@ -83,9 +83,9 @@ def _hops(members: tuple[int, ...], pattern: str) -> Iterable[tuple[int, int]]:
 
 
 def rank_edges(plan: Plan, rules: MessageRules | None = None) -> Iterator[Edge]:
-    """(rank, rank, bytes from the first to the second in one step); they sum to what all ranks send.
+    """Yield (rank, rank, bytes from the first to the second in one step); they sum to what all ranks send.
 
-    `rules`: of the software that trains; those of the estimate by default.
+    `rules`: of the training software; by default those of the estimate.
     """
     for stage, messages in enumerate(stage_messages(plan, rules)):
         for (axis, pattern), num_bytes in _by_pattern(messages).items():
@@ -97,7 +97,7 @@ def rank_edges(plan: Plan, rules: MessageRules | None = None) -> Iterator[Edge]:
 
 
 def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple[Message, ...], ...]:
-    """Every message of a rank in a step, for each pipeline rank."""
+    """Return every message of a rank in a step, for each pipeline rank."""
     job, layout = plan.job, plan.layout
     rules, last = rules or rules_of(job, layout), layout.pp - 1
     stages = [
@@ -109,7 +109,7 @@ def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple
 
 
 def _by_pattern(messages: Iterable[Message]) -> dict[tuple[str, str], float]:
-    """(axis, who sends to whom) → bytes that a rank sends."""
+    """Map (axis, pattern) to the bytes that a rank sends."""
     found: dict[tuple[str, str], float] = defaultdict(float)
     for message in messages:
         known = message.collective if message.collective in (SEND, SEND_BACK, ALL_TO_ALL) else RING
@@ -119,7 +119,7 @@ def _by_pattern(messages: Iterable[Message]) -> dict[tuple[str, str], float]:
 
 
 def _groups(plan: Plan, stage: int, axis: str, pattern: str) -> Iterator[tuple[int, ...]]:
-    """The groups of a message among the ranks of one stage; for a send, sender and receiver."""
+    """Yield the groups of a message among the ranks of one stage; for a send, sender and receiver."""
     if axis != "pp":
         yield from groups(plan.layout, stage, axis)
         return
@@ -130,7 +130,7 @@ def _groups(plan: Plan, stage: int, axis: str, pattern: str) -> Iterator[tuple[i
 
 
 def _lines(plan: Plan, grid: Mapping[str, int], stages: list[dict[tuple[str, str], float]]) -> tuple[Lines, ...]:
-    """The lines of every axis but the pipeline's."""
+    """Return the lines of every axis except the pipeline's."""
     per_node, parts = plan.job.cluster.node.num_gpus, all_parts(plan.layout)
     found = []
     for axis in ("tp", "cp", "ep", "dp", "edp", "sdp", "rdp"):
@@ -149,7 +149,7 @@ def _lines(plan: Plan, grid: Mapping[str, int], stages: list[dict[tuple[str, str
 
 
 def _over_nodes(stages: list[dict[tuple[str, str], float]], kind: tuple[str, str], nodes: int) -> list[float]:
-    """Bytes of a rank by stage, on average over the stages that a node holds."""
+    """Return the bytes of a rank by stage, averaged over the stages of a node."""
     each = [stage.get(kind, 0.0) for stage in stages]
     held = len(each) // nodes
     return [sum(each[node * held : (node + 1) * held]) / held for node in range(nodes)]
@@ -158,10 +158,10 @@ def _over_nodes(stages: list[dict[tuple[str, str], float]], kind: tuple[str, str
 def _pipeline_lines(
     plan: Plan, nodes: int, stages: list[dict[tuple[str, str], float]]
 ) -> tuple[tuple[Lines, ...], float]:
-    """What all edges of a pipeline carry, and what its first and last node exchange beyond that."""
+    """Return the bytes of all edges of a pipeline, and the extra bytes between its first and last node."""
     if nodes < 2:
         return (), 0.0
-    ranks = plan.job.cluster.node.num_gpus * nodes // plan.layout.pp  # of a node that talk to the next one
+    ranks = plan.job.cluster.node.num_gpus * nodes // plan.layout.pp  # of a node that send to the next one
 
     def of(stage: int, pattern: str) -> float:
         return stages[stage].get(("pp", pattern), 0.0) * ranks

@@ -1,4 +1,4 @@
-"""Waiting for a step: Slurm's signals are passed on to it, and a dead node does not keep it waiting."""
+"""Waits for a step: forwards Slurm's signals to it, and does not wait for dead nodes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from launcher.run.folder import RunFolder
 from launcher.run.node_state import states_in_words
 from launcher.slurm.allocation import lost_nodes, removed_nodes
 
-SRUN_LISTENS_S = 3.0  # srun dies of a signal that comes before it has set up its handlers
+SRUN_LISTENS_S = 3.0  # a signal before srun has set up its handlers would kill it
 POLL_S = 0.5
-SETTLE_S = 5.0  # after one agent has failed, the others end by themselves within so long
-ASK_EVERY_S = 15.0  # one question to slurmctld
-STOP_S = 10.0  # how long srun may take to end its tasks
+SETTLE_S = 5.0  # after one agent has failed, the others end within this time
+ASK_EVERY_S = 15.0  # interval of requests to slurmctld
+STOP_S = 10.0  # time for srun to end its tasks
 
 
 @dataclass
 class Signals:
-    """Slurm's signals to the batch script, counted by their handlers and passed on by the driver."""
+    """Slurm's signals to the batch script, counted by their handlers and forwarded by the driver."""
 
     name: str
     stop: int = 0  # before the time limit, at preemption
-    terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm tells the steps itself
-    in_step: bool = False  # there are agents, or there will be in a moment
+    terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm signals the steps itself
+    in_step: bool = False  # agents exist or will soon
 
     @property
     def number(self) -> signal.Signals:
@@ -36,7 +36,7 @@ class Signals:
         return signal.Signals[f"SIG{self.name}"]
 
     def listen(self) -> None:
-        """Take over the stop signal and TERM."""
+        """Handle the stop signal and TERM."""
         signal.signal(self.number, self._on_stop)
         signal.signal(signal.SIGTERM, self._on_terminate)
 
@@ -51,9 +51,9 @@ class Signals:
 class StepWatch:
     """One step of agents, watched until srun ends.
 
-    srun waits for the tasks of a dead node until Slurm ends the job for it, and where the job has spares (sbatch
-    --no-kill) beyond that. So the nodes are asked, once an agent has failed; and for a job with spares Slurm is asked
-    from time to time, for a node that goes silent fails no agent.
+    srun waits for the tasks of a dead node until Slurm ends the job, and with spares (sbatch --no-kill) even longer. So
+    the nodes are checked once an agent has failed; and for a job with spares Slurm is asked periodically, because a
+    silent node does not make an agent fail.
     """
 
     process: subprocess.Popen[bytes]
@@ -61,14 +61,14 @@ class StepWatch:
     folder: RunFolder
     hosts: Sequence[str]
     notify: Callable[[str], None]
-    spared_job: str | None  # the job's id where it has spares
+    spared_job: str | None  # the job's id if it has spares
     _passed_on: int = 0
     _failed_at: float | None = None
     _asked_at: float = field(default_factory=time.monotonic)
     _listens_at: float = field(default_factory=lambda: time.monotonic() + SRUN_LISTENS_S)
 
     def wait(self) -> int:
-        """The exit code of srun."""
+        """Wait for srun and return its exit code."""
         while True:
             try:
                 return self.process.wait(POLL_S)
@@ -84,14 +84,14 @@ class StepWatch:
 
     def _end_for_lost_nodes(self) -> None:
         if lost := self._lost_nodes(time.monotonic()):
-            self.notify(f"ending the step, which {', '.join(lost)} cannot end any more")
+            self.notify(f"ending the step, since {', '.join(lost)} can no longer end it")
             end(self.process)
 
     def _lost_nodes(self, now: float) -> Sequence[str]:
         if self._failed_at is None and "failed" in states_in_words(self.folder, num_nodes=len(self.hosts)):
             self._failed_at = now
         if self._failed_at is not None and now > self._failed_at + SETTLE_S:
-            self._failed_at = now  # looked at again as long as srun does not end
+            self._failed_at = now  # checked again as long as srun does not end
             return lost_nodes(self.hosts)
         if self.spared_job and now > self._asked_at + ASK_EVERY_S:
             self._asked_at = now
@@ -101,7 +101,7 @@ class StepWatch:
 
 @contextmanager
 def ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A step does not outlive the one who waits for it."""
+    """End the step if the block fails."""
     try:
         yield
     except BaseException:
@@ -110,7 +110,7 @@ def ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End srun and with it its step: TERM, which it passes on to its tasks, then KILL."""
+    """End srun and its step: TERM, which it forwards to its tasks, then KILL."""
     process.terminate()
     try:
         process.wait(STOP_S)

@@ -26,13 +26,15 @@ class StackKeys:
     fused_norm: bool | None = _habit("RMSNorm in one kernel")
     fused_rotary: bool | None = _habit("rotary positions in one kernel")
     fused_loss: bool | None = _habit("cross-entropy in one kernel")
-    joint_qkv: bool | None = _habit("one projection for queries, keys and values, whose output stays alive with values")
+    joint_qkv: bool | None = _habit(
+        "one projection for queries, keys and values; its output stays alive with the values"
+    )
     flash_version: int | None = _habit("the newest FlashAttention", unit="version", minimum=1, maximum=3)
     calls_dropout: bool | None = _habit("dropout kernels run at any probability where scores are kept in memory")
     loss_parallel: bool | None = _habit("the loss works on the vocabulary as tp divides it")
     wide_loss: bool | None = _habit("the loss keeps fp32 copies of the logits")
     tp_overlap: str | None = _habit(
-        "tensor-parallel collectives beside products: none, wgrad (of the backward pass, beside weight gradients) or "
+        "tensor-parallel collectives that overlap with products: none, wgrad (backward, with weight gradients) or "
         "async (all of them, in pieces)",
         choices=TP_OVERLAPS,
     )
@@ -43,7 +45,7 @@ class StackKeys:
     pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
     pipeline_groups: int | None = _habit(
-        "communicators of a pipeline besides those of the axes", unit="groups", minimum=0, maximum=64
+        "communicators of a pipeline in addition to those of the axes", unit="groups", minimum=0, maximum=64
     )
     recompute_stops_early: bool | None = _habit("repeating a layer ends with what the backward pass needs")
 

@@ -191,7 +191,7 @@ MEGATRON_DEEPSPEED = (
     _since(0, "deepspeed/runtime/bf16_optimizer.py sums bf16 gradients in fp32", grad_reduce_dtype="fp32_from_bf16"),
     _since(
         0,
-        "deepspeed/runtime/zero/config.py: overlap_comm is off but for ZeRO 3; without ZeRO engine.py reduces at the "
+        "deepspeed/runtime/zero/config.py: overlap_comm is only on for ZeRO 3; without ZeRO engine.py reduces at the "
         "boundary (buffered_allreduce_fallback), with a pipeline at the end (pipe/engine.py, _exec_reduce_grads)",
         overlap_grad_reduce=False,
         pipeline_overlap=False,
@@ -284,7 +284,7 @@ TORCHTITAN = (
     _since(2025, "torchtitan/models/llama3: nn.RMSNorm, one kernel from PyTorch 2.8 on", fused_norm=True),
     _since(
         0,
-        "torchtitan: loss parallel with tp but for disable_loss_parallel; components/loss.py works on pred.float()",
+        "torchtitan: loss parallel with tp except with disable_loss_parallel; components/loss.py works on pred.float()",
         loss_parallel=True,
         wide_loss=True,
     ),

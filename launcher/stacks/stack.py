@@ -22,15 +22,15 @@ class Stack:
     scores are kept in memory.
 
     Tensor parallelism. `loss_parallel`: the loss works on the vocabulary as tp divides it. `wide_loss`: on fp32 copies
-    of the logits that autograd keeps. `tp_overlap`: nothing of the collectives runs beside products (none), those of
-    the backward pass beside weight gradients (wgrad), or all of them in pieces (async). `tp_reduce_dtype`: of sums
+    of the logits that autograd keeps. `tp_overlap`: no collectives overlap with products (none), those of
+    the backward pass with weight gradients (wgrad), or all of them in pieces (async). `tp_reduce_dtype`: of sums
     without sequence parallelism.
 
     Gradients. `grad_reduce_dtype`: in which they are held and reduced. `fused_accumulation`: products add to the sums
     over micro-batches themselves. `overlap_grad_reduce`: reduced behind the backward pass, and `pipeline_overlap`
     whether with a pipeline too.
 
-    Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators besides
+    Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
     those of the axes.
 
     `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
@@ -39,7 +39,7 @@ class Stack:
 
     Recomputation. `recompute_modes`: the forms that the software has. `recompute_fractions`: shares of the layers, less
     than all, that a search lets it recompute whole. `recompute_stops_early`: repeating a layer ends
-    with the last operator whose inputs the backward pass needs.
+    with the last operator that saves inputs for the backward pass.
     """
 
     name: str

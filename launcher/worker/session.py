@@ -107,7 +107,7 @@ class Session:
             print(message, file=sys.stderr, flush=True)
 
     def end_step(self, step: int, *, step_s: float) -> bool:
-        """Tell the launcher that `step` steps are done; True, on every rank alike, where the job should stop now."""
+        """Report that `step` steps are done; return True, on all ranks alike, if the job should stop now."""
         return self.pulse.step_done(step, step_s=step_s)
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ def join(plan: Plan, place: Place) -> torch.device:
 
 
 def main(body: Callable[[], None]) -> None:
-    """Run a recipe's body; the user's errors are told in one message, without a traceback, by their exit code."""
+    """Run a recipe's body; report user errors in one message without a traceback, and exit with their code."""
     try:
         body()
     except LauncherError as error:

@@ -17,7 +17,7 @@ class Pulse:
     A stop request (Ctrl-C, Slurm's signal before a time limit) reaches the agents of the nodes at different moments,
     so the ranks vote on it: an all-reduce that is started at the end of one step and read at the end of the next,
     which costs no waiting and gives every rank the same answer at the same step. Without a launcher (plain torchrun)
-    there is nobody to ask for a stop; the vote is then always no.
+    nothing can request a stop; the vote is then always no.
     """
 
     def __init__(self, *, group: dist.ProcessGroup | None = None) -> None:

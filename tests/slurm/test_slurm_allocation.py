@@ -59,7 +59,7 @@ def test_a_dry_run_in_an_allocation_shows_the_step_and_a_plan_for_more_nodes_is_
     refused = slurm.run("salloc", "-w", "node1", *RUN, *words, "launch.nnodes=2", check=False)
     assert refused.returncode == 2
     assert (
-        "and this allocation" in refused.stderr
+        "but this allocation" in refused.stderr
         and "has 1: ask salloc for -N2, or set launch.nnodes=1" in refused.stderr
     )
     here = slurm.run("salloc", "-w", "node1,node2", *RUN, "launch=local", f"script={STEPPER}", "dry_run=true")

@@ -154,7 +154,7 @@ REFUSED = {
     "image without runtime": ({"container": {"image": "x.sif"}}, "bare takes none"),
     "runtime without image": ({"container": {"runtime": "pyxis"}}, "need an image"),
     "a flag that hides NVLink": ({"extra": ["--gpus-per-task=1"]}, "NVLink"),
-    "a flag that is no flag": ({"extra": ["evil.sh"]}, "taken for the script"),
+    "a flag that is no flag": ({"extra": ["evil.sh"]}, "take as the script"),
     "a secret in the environment": ({"environment": {"WANDB_API_KEY": "0123"}}, "launch.secrets"),
     "a value among the names of secrets": ({"secrets": ["WANDB_API_KEY=0123"]}, "never values"),
     "a line break": ({"comment": "a\nb"}, "control character"),

@@ -119,7 +119,7 @@ def test_what_the_job_asks_for_wrongly_is_blamed_on_no_node(slurm: Slurm) -> Non
     job_id = slurm.submit_steps(run, *words, nodes=2, args=["3"])
     slurm.wait(job_id, "FAILED")
     log = slurm.logs()
-    assert "no node is to blame" in log
+    assert "this is not a fault of the nodes" in log
     assert "--exclude" not in log
 
 

@@ -70,7 +70,7 @@ def test_where_a_step_went_is_the_median_of_each_part_in_words() -> None:
     steps = [StepMetrics(i + 1, split_s=split) for i, split in enumerate(splits)]
     assert (
         describe_split(summarise_steps(steps).split_s)
-        == "data 1.0 ms, forward and backward 200.0 ms, in it tensor-parallel collectives 50.0 ms"
+        == "data 1.0 ms, forward and backward 200.0 ms, including tensor-parallel collectives 50.0 ms"
     )
 
 

@@ -220,7 +220,7 @@ def _cut(
 
 
 def _sevenths(profile: str) -> int:
-    """The compute of a slice, of which a GPU has seven."""
+    """The number of compute slices; a GPU has seven."""
     match = re.match(r"([0-9]{1,2})g\.", profile)
     return int(match[1]) if match else 7
 

@@ -113,7 +113,7 @@ def _leaves(evidence: Evidence, names: Sequence[str], notes: list[str]) -> tuple
     leaves: Mapping[str, tuple[str, ...]] = topology.leaves
     if all(_GUID.fullmatch(node) for nodes in leaves.values() for node in nodes) and any(leaves.values()):
         if fabric is None:
-            notes.append(f"{source} names port GUIDs, not nodes: give `ibnetdiscover` too, which says whose they are")
+            notes.append(f"{source} names port GUIDs, not nodes: give `ibnetdiscover` too, which maps them to nodes")
             return {}, ""
         guids = {guid.removeprefix("0x").lower(): host for guid, host in fabric.host_of_guid.items()}
         leaves = {

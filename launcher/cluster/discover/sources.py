@@ -36,7 +36,7 @@ LARGEST_FILE = 256 * 2**20
 
 @dataclass(frozen=True)
 class Text:
-    """A text: of which node ("" where it says nothing about one), and the file or command that it came from."""
+    """A text with its node ("" if it is about none), and the file or command that it came from."""
 
     node: str
     source: str
@@ -178,7 +178,7 @@ def _hosts(heading: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A format: how it is told from others, and what is done with it. `of_node`: it describes one node."""
+    """A format: how to recognise it, and how to read it. `of_node`: it describes one node."""
 
     name: str
     mark: re.Pattern[str]

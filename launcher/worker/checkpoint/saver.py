@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved beside the training, committed by rename, checked before they are used."""
+"""Checkpoints of a run: saved in the background, committed by rename, checked before use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CheckpointManager:
     """Saves and restores nested dictionaries of tensors (DTensors among them); all methods are collective.
 
     With `options.checkpoint_async` a save copies the state and returns; it is written behind the training, over a
-    process group of its own. A save that fails is told, and the run goes on: older checkpoints stay as they are.
+    separate process group. A failed save is reported and the run continues: older checkpoints are not touched.
     """
 
     def __init__(self, folder: Path, *, plan: Plan, options: TrainOptions) -> None:
@@ -123,7 +123,7 @@ class CheckpointManager:
         return step
 
     def newest_good(self) -> int | None:
-        """The step of the newest checkpoint that is whole, told with a warning for every newer one that is not."""
+        """Return the step of the newest complete checkpoint; warn about every newer one that is damaged."""
         steps: list[Any] = [committed_steps(self.folder) if self._main else None]
         if self._group is not None:
             dist.broadcast_object_list(steps, src=0, group=self._group)

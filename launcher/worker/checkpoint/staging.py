@@ -1,4 +1,4 @@
-"""A state copied to the host, so that the training may go on while it is written."""
+"""Copies a state to the host, so that training continues while it is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Storage of torch.distributed.checkpoint without pickle: raw tensor bytes beside a JSON manifest.
+"""Storage of torch.distributed.checkpoint without pickle: raw tensor bytes and a JSON manifest.
 
 DCP's own file format keeps its metadata as a pickle, which is executed on load; this is its extension point for others.
 """
@@ -36,7 +36,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the bytes of one piece of a tensor lie."""
+    """The location of the bytes of one piece of a tensor."""
 
     file: str
     offset: int
@@ -163,7 +163,7 @@ class ManifestReader(StorageReader):
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The elements of a tensor in row-major order, little-endian; not copied where they lie so on the host."""
+    """Return the elements of a tensor in row-major order, little-endian; no copy if the host has them so already."""
     flat = tensor.detach().cpu().contiguous().flatten()
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 

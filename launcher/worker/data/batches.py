@@ -1,6 +1,6 @@
 """Token files and batches: memory-mapped, shuffled by a pure function of (seed, position), cut by data-parallel rank.
 
-The format of a token file stands in launcher/model/token_file.py.
+The format of a token file is described in launcher/model/token_file.py.
 """
 
 from __future__ import annotations

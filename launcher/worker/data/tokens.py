@@ -1,6 +1,6 @@
 """Text to a token file: python -m launcher.worker.data.tokens OUT TEXT… [--tokenizer tokenizer.json]
 
-Without a tokenizer the text is taken as bytes (vocabulary 256). The format stands in launcher/model/token_file.py.
+Without a tokenizer the text is read as bytes (vocabulary 256). Format: launcher/model/token_file.py.
 """
 
 from __future__ import annotations

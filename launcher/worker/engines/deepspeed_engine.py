@@ -1,6 +1,6 @@
 """The DeepSpeed engine: ZeRO 0–3 with tensor parallelism by an mpu, or PipelineModule with ZeRO-1.
 
-Which combinations DeepSpeed gets wrong without an error stands in `launcher.layout.engines`, which refuses them.
+`launcher.layout.engines` refuses the combinations that DeepSpeed silently trains wrong.
 """
 
 from __future__ import annotations

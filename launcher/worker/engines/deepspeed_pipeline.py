@@ -34,7 +34,7 @@ class Spec(LayerSpec):  # type: ignore[misc]
 
 
 class TiedSpec(TiedLayerSpec):  # type: ignore[misc]
-    """A layer whose weight the stages that hold it share; `forward_fn(module, x)` says what it does there."""
+    """A layer with a weight shared by the stages that have it; `forward_fn(module, x)` is its forward there."""
 
     def __init__(self, make: Make, forward_fn: Callable[[Any, Tensor], Tensor] | None) -> None:
         super().__init__("tokens", nn.Module, forward_fn=forward_fn, tied_weight_attr="weight")

@@ -19,7 +19,7 @@ from launcher.worker.engines.engine import EngineContext
 from launcher.worker.engines.optim import first_state
 from launcher.worker.parallel.shard_spec import Spreads
 
-MAIN = "main"  # the fp32 parameter, beside the names of optimizer states
+MAIN = "main"  # the fp32 parameter, in addition to the optimizer states
 
 
 class DeepSpeedState:

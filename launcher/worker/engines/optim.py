@@ -23,7 +23,7 @@ from launcher.worker.parallel.collectives import sum_all
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """How this rank's part of a parameter lies in the whole one."""
+    """The position of this rank's shard in the whole parameter."""
 
     shape: torch.Size  # of the whole
     axes: tuple[str, ...] = ()  # mesh axes over which it is cut

@@ -111,7 +111,7 @@ def make_stage(
     group: Any,
     watch: Stopwatch,
 ) -> PipelineStage:
-    """A stage whose message shapes are known beforehand: otherwise torch runs an extra forward and backward."""
+    """A stage with known message shapes: otherwise torch runs an extra forward and backward."""
     stage = InFlightStage(
         module, index, num_stages, device, input_args=examples[0], output_args=examples[1], group=group
     )

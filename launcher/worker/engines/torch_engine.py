@@ -68,7 +68,7 @@ class TorchEngine:
         start = self._now()
         loss = self._run(*(tokens.to(self._device) for tokens in self._own_part(batch)))
         computed = self._now()
-        reduction = dist.all_reduce(loss, async_op=True)  # beside the optimizer
+        reduction = dist.all_reduce(loss, async_op=True)  # overlaps with the optimizer
         self.optimizer.collect()
         self._average_gradients()
         self._sum_tied_gradients()
@@ -115,7 +115,7 @@ class TorchEngine:
         return stage
 
     def _materialise(self, stage: Transformer, context: EngineContext, *, dtype: torch.dtype) -> None:
-        """Give every parameter its storage on the device and its initial value, of which a rank keeps its own part."""
+        """Allocate every parameter on the device and initialise this rank's part of it."""
         stage.to(dtype=dtype)
         stage.to_empty(device=self._device)
         fill(stage, prefix="", model=self._model, weights=context.weights, group=self._axes.group("tp"))

@@ -54,7 +54,7 @@ class Tracker:
         except OSError as error:
             self._lost += 1
             if self._lost == 1:
-                notify(f"metrics of this run are lost ({error}); the run goes on")
+                notify(f"metrics of this run are lost ({error}); the run continues")
 
 
 class Terminal:

@@ -1,4 +1,4 @@
-"""wandb beside the training: a process of its own follows metrics.jsonl, so that no step waits for wandb.
+"""wandb in a separate process that follows metrics.jsonl, so that no step waits for wandb.
 
 `WandbProcess` is rank 0's side. The process, `python -m launcher.worker.metrics.wandb_process RUN_DIR`, imports wandb
 while the first steps run, at a lower priority, and hands it every line of the file, those of earlier starts too: an

@@ -50,7 +50,7 @@ _GPT2 = {
 
 @dataclass(frozen=True)
 class TheirParameter:
-    """Where one of our parameters lies in theirs: its name, whether transposed, and which third of a joint one."""
+    """The counterpart of one of our parameters: its name, whether it is transposed, which third of a joint one."""
 
     name: str
     transposed: bool = False
@@ -71,7 +71,7 @@ def family(model: Model) -> str:
 
 
 def place(name: str, kind: str) -> TheirParameter:
-    """Where our parameter `name` lies in a model of `kind`."""
+    """Return the counterpart of our parameter `name` in a model of `kind`."""
     names = _LLAMA if kind == "llama" else _GPT2
     if not name.startswith("layers."):
         return TheirParameter(names[name])

@@ -1,4 +1,4 @@
-"""Cross-entropy over logits whose vocabulary is sharded over tensor-parallel ranks."""
+"""Cross-entropy over logits with a vocabulary sharded over tensor-parallel ranks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, *, start: int = 0, peers:
 class _CrossEntropy(torch.autograd.Function):
     """log Σ exp(z) − z[target] with small all-reduces instead of gathering the logits (Shoeybi et al. 2019, 3).
 
-    The gradient is worked out beside the loss, chunk by chunk, so that what lives at once are the logits and their
+    The gradient is computed with the loss, chunk by chunk, so that what lives at once are the logits and their
     gradient, both in the logits' dtype, and one chunk in fp32.
     """
 

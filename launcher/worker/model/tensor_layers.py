@@ -1,8 +1,8 @@
 """Tensor-parallel layers of plain tensors: columns, rows, vocabulary (Shoeybi et al. 2019), and with sequence
 parallelism the sequence cut between them (Korthikanti et al. 2022).
 
-Plain tensors and not DTensor, whose dispatch costs more than the arithmetic of a small layer: a step of tp2 × pp2 × dp2
-on CPU ranks took 1.6 s of CPU time with it and takes 0.8 s without.
+Plain tensors, not DTensor: its dispatch costs more than the arithmetic of a small layer. A step of tp2 × pp2 × dp2 on
+CPU ranks took 1.6 s of CPU time with it and takes 0.8 s without.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class TensorAxis:
     re_all_gather: bool = False
 
     def enter(self, x: Tensor) -> Tensor:
-        """What every rank has in part, or alike, whole on each; gradients are summed."""
+        """Return the whole of what every rank has in part, or replicated; gradients are summed."""
         return gather_sequence(x, self.peers) if self.sequence else copy_to(x, self.peers)
 
     def leave(self, partial: Tensor) -> Tensor:
-        """The sum over ranks, of which each keeps its part with sequence parallelism."""
+        """Return the sum over ranks; with sequence parallelism each rank keeps its part."""
         return scatter_sequence(partial, self.peers) if self.sequence else reduce_from(partial, self.peers)
 
 
 def shard_dim(name: str) -> int | None:
-    """The dimension along which tensor parallelism cuts the parameter `name`; None where every rank has it whole."""
+    """Return the dimension along which tensor parallelism shards the parameter `name`; None if it is replicated."""
     module, kind = name.split(".")[-2:]
     if module in COLUMNS or module in VOCAB:
         return 0
@@ -65,13 +65,13 @@ def shard_dim(name: str) -> int | None:
 
 
 def sees_a_part(name: str) -> bool:
-    """Whether, under sequence parallelism, a rank's gradient of the parameter is that of its part of the sequence."""
+    """Return whether, with sequence parallelism, a rank's gradient is only that of its part of the sequence."""
     module, kind = name.split(".")[-2:]
     return module.startswith("norm") or (module in ROWS and kind == "bias")
 
 
 class RowLinear(nn.Linear):
-    """A linear whose input is cut over the group; the bias is added once, after the sum."""
+    """A linear with its input sharded over the group; the bias is added once, after the sum."""
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool, axis: TensorAxis) -> None:
         super().__init__(in_features // axis.peers.size, out_features, bias=bias)
@@ -83,7 +83,7 @@ class RowLinear(nn.Linear):
 
 
 class VocabEmbedding(nn.Embedding):
-    """A token embedding whose rows are cut over the group: whole ids in, whole embeddings out."""
+    """A token embedding with rows sharded over the group: whole ids in, whole embeddings out."""
 
     def __init__(self, vocab: int, hidden: int, *, axis: TensorAxis) -> None:
         self.start, self.end = vocab_range(vocab, rank=axis.peers.rank, size=axis.peers.size)
@@ -100,7 +100,7 @@ class VocabEmbedding(nn.Embedding):
 
 
 class VocabHead(nn.Linear):
-    """An output projection whose vocabulary is cut over the group; gives this rank's logits."""
+    """An output projection with its vocabulary sharded over the group; returns this rank's logits."""
 
     def __init__(self, hidden: int, vocab: int, *, axis: TensorAxis) -> None:
         start, end = vocab_range(vocab, rank=axis.peers.rank, size=axis.peers.size)
@@ -112,7 +112,7 @@ class VocabHead(nn.Linear):
 
 
 def shard_block(block: Block, axis: TensorAxis) -> Block:
-    """Replace the linears of a block by this rank's parts of them."""
+    """Replace the linears of a block by this rank's shards."""
     size = axis.peers.size
     for parent in (block.attention, block.mlp):
         for name, linear in list(parent.named_children()):
@@ -131,7 +131,7 @@ def shard_block(block: Block, axis: TensorAxis) -> Block:
 
 
 def shard_model(stage: Transformer, axis: TensorAxis, *, model: Model) -> None:
-    """Replace everything that tensor parallelism cuts of a stage by this rank's part."""
+    """Replace everything in a stage that tensor parallelism shards by this rank's shard."""
     if stage.tokens is not None:
         stage.tokens = VocabEmbedding(model.vocab, model.hidden, axis=axis)
     if stage.head is not None:
@@ -177,7 +177,7 @@ def mean_loss(logits: Tensor, targets: Tensor, axes: Axes, *, vocab: int) -> Ten
 
 
 def shard_boundaries(stage: Transformer, axis: TensorAxis, *, shard_messages: bool) -> None:
-    """Where a stage's hidden states become parts of the sequence, and whole again.
+    """Split a stage's hidden states over the sequence at its entry, and gather them at its exit.
 
     With `cut_messages` every rank sends its part of the sequence to the next stage, where the parts are gathered
     (Narayanan et al. 2021, section 4.1); under sequence parallelism they are parts anyhow.

@@ -39,7 +39,7 @@ class StageShape:
 
 
 def stage_shapes(split: tuple[int, ...]) -> list[StageShape]:
-    """The stages of a pipeline whose stage `i` holds `split[i]` layers."""
+    """Return the stages of a pipeline; stage `i` has `split[i]` layers."""
     ends = [sum(split[: i + 1]) for i in range(len(split))]
     return [
         StageShape(end - count, end, i == 0, i == len(split) - 1)
@@ -188,7 +188,7 @@ def make_norm(model: Model) -> nn.Module:
 
 
 def positions(place: Place | None, count: int, device: torch.device) -> Tensor:
-    """Where in the sequence `count` entries stand."""
+    """Return the positions of `count` entries in the sequence."""
     return torch.arange(count, device=device) if place is None else place(device)
 
 

@@ -39,17 +39,17 @@ def copy_to(x: Tensor, peers: ProcessGroup) -> Tensor:
 
 
 def reduce_from(x: Tensor, peers: ProcessGroup) -> Tensor:
-    """Sum over the group, of what nobody else needs: it is summed in place. The gradient is passed on."""
+    """Sum over the group in place: nothing else needs the input. The gradient passes through."""
     return _moved(x, peers, _sum, _same)
 
 
 def gather_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
-    """(batch, seq / ranks, …) → (batch, seq, …); gradients are summed and cut."""
+    """(batch, seq / ranks, …) → (batch, seq, …); gradients are reduce-scattered."""
     return _moved(x, peers, gather, reduce_scatter)
 
 
 def scatter_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
-    """The sum over the group, cut: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
+    """The reduce-scattered sum over the group: (batch, seq, …) → (batch, seq / ranks, …); gradients are gathered."""
     return _moved(x, peers, reduce_scatter, gather)
 
 

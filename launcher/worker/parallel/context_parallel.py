@@ -1,9 +1,9 @@
 """Context parallelism: every rank of the `cp` axis holds a part of the sequence, and attends to all keys before it.
 
-The sequence is cut into 2 × cp chunks, of which rank i has the i-th from either end, so that the causal mask gives all
-ranks the same work (Llama 3, section 3.3.2; the zigzag of ring attention). Keys and values are gathered before the
-attention, for the backward pass once more, and their gradients summed and cut: as many bytes as a ring would pass on.
-torch's own context parallelism knows the attention kernels of CUDA only (2.13).
+The sequence is split into 2 × cp chunks; rank i has the i-th from either end, so that the causal mask gives all ranks
+the same work (Llama 3, section 3.3.2; the zigzag of ring attention). Keys and values are gathered before the
+attention and again for the backward pass, and their gradients are reduce-scattered: as many bytes as in a ring.
+torch's own context parallelism supports only CUDA attention kernels (2.13).
 """
 
 from __future__ import annotations

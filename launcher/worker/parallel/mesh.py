@@ -41,7 +41,7 @@ class Axes:
     @cached_property
     def shards(self) -> DeviceMesh:
         """What ZeRO shards over: `dp`, (`dp_replicate`, `dp_shard`) with hybrid sharding, `dp_cp` with context
-        parallelism, whose ranks share all parameters.
+        parallelism (its ranks share all parameters).
         """
         if "dp_shard" in (self.mesh.mesh_dim_names or ()):
             return self.sub("dp_replicate", "dp_shard")
@@ -62,7 +62,7 @@ class Axes:
 
 
 def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int = 0) -> Axes:
-    """A mesh whose fastest varying dimension is the grid's first axis; every rank must call this.
+    """Create a mesh; its fastest varying dimension is the grid's first axis. Every rank must call this.
 
     With `shard_within` above 0 the axis `dp` is two dimensions, `dp_replicate` and `dp_shard`, of which the latter
     holds so many neighbours; `dp` itself stays a name for both.

@@ -1,4 +1,4 @@
-"""Cut a stage for this rank: tensor and context parallelism by plain tensors, then FSDP2 by ZeRO stage."""
+"""Shard a stage for this rank: tensor and context parallelism by plain tensors, then FSDP2 by ZeRO stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLIT_BACKWARD = frozenset({"zb_h1"})  # schedules that compute input and weight
 
 
 def shard_stage(stage: Transformer, peers: Mapping[str, ProcessGroup], layout: Layout, *, model: Model) -> None:
-    """Cut `stage` (on the meta device) over the axes `tp` and `cp`, whose ranks are `peers`."""
+    """Shard `stage` (on the meta device) over the axes `tp` and `cp`; `peers` are their process groups."""
     if layout.tp > 1:
         re_all_gather = layout.sequence_parallel and can_re_all_gather(layout, peers["tp"].group)
         axis = TensorAxis(peers["tp"], sequence=layout.sequence_parallel, re_all_gather=re_all_gather)
@@ -33,7 +33,7 @@ def shard_stage(stage: Transformer, peers: Mapping[str, ProcessGroup], layout: L
 
 
 def can_re_all_gather(layout: Layout, group: dist.ProcessGroup) -> bool:
-    """Whether what was gathered for a layer may be gathered again where autograd unpacks what it saved.
+    """Return whether a layer's gathered input may be gathered again when autograd unpacks saved tensors.
 
     Off over gloo, as the cost model counts it for CPU ranks: two of them once died of a corrupted heap when DTensor's
     collectives ran there (torch 2.13; cause not found). With plain ones 960 steps of eight layouts under glibc's heap
@@ -44,7 +44,7 @@ def can_re_all_gather(layout: Layout, group: dist.ProcessGroup) -> bool:
 
 
 def shards_messages(layout: Layout, *, seq_len: int) -> bool:
-    """Whether tensor-parallel peers each send a part of what goes from stage to stage."""
+    """Return whether tensor-parallel ranks each send a shard of the messages between stages."""
     divided = layout.tp > 1 and layout.pp > 1 and seq_len // layout.cp % layout.tp == 0
     return layout.sequence_parallel or (divided and layout.schedule not in SPLIT_BACKWARD)
 

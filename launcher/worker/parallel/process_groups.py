@@ -48,7 +48,7 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """A process group whose collectives are timed."""
+    """A process group with timed collectives."""
 
     group: dist.ProcessGroup
     watch: Stopwatch = field(default_factory=Stopwatch)

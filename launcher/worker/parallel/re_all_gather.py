@@ -1,4 +1,4 @@
-"""Inputs that were gathered for a region of the model and are gathered again for its backward pass, not kept."""
+"""Re-all-gather: inputs gathered for a region of the model are gathered again for its backward pass, not kept."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Packed = Tensor | tuple[torch.Size, tuple[int, ...], Any]
 
 
 def re_all_gathered(module: nn.Module, peers: ProcessGroup) -> None:
-    """Give `module` the whole of an input that is cut over the sequence, and keep only the cut for the backward pass
+    """Give `module` the whole of an input sharded over the sequence, and keep only the shard for the backward pass
     (Korthikanti et al. 2022, section 4.2.2).
 
     Not inside a checkpoint, where these hooks would keep what the checkpoint is to drop; nor under a schedule that
@@ -41,14 +41,14 @@ def re_all_gathered(module: nn.Module, peers: ProcessGroup) -> None:
 
 @contextmanager
 def made_again(whole: Tensor, make: Callable[[], Tensor]) -> Iterator[None]:
-    """What is saved for the backward pass inside, of `whole` or views into it, is not kept but made by `make`."""
+    """Do not keep `whole`, or views into it, for the backward pass of the block; recreate it by `make`."""
     kept = _Made(make, whole)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, kept.unpack):
         yield
 
 
 class _Made:
-    """Stands for a tensor in place of its bytes; made from the first to the last of those who saved it."""
+    """Replaces a tensor's bytes; the tensor exists from its first to its last unpacking."""
 
     def __init__(self, make: Callable[[], Tensor], whole: Tensor) -> None:
         self._make = make

@@ -1,4 +1,4 @@
-"""Where a rank's parts of parameters lie in the whole ones: cut by tensor parallelism, then by FSDP2."""
+"""Positions of a rank's shards in whole parameters: sharded by tensor parallelism, then by FSDP2."""
 
 from __future__ import annotations
 
