@@ -3,7 +3,7 @@
     step-00000040/manifest.json, rank-00000.bin, …      in the run folder's checkpoints/
 
 A checkpoint is written under a hidden temporary name and renamed when complete: a folder `step-…` is committed.
-The manifest has sizes and SHA-256 of all files, the location of each piece of each tensor, and its own digest.
+The manifest has sizes and checksums of all files, the location of each piece of each tensor, and its own digest.
 Everything is JSON and raw tensor bytes: reading a checkpoint executes nothing.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 from launcher.errors import InputError
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # 1 has other checksums
 PREFIX = "state"  # of all tensor names: one entry for torch.distributed.checkpoint, which logs and checks each entry
 _NAME = re.compile(r"step-(\d{8,})")
-_CHUNK_BYTES = 1 << 20
 
 
 def folder_name(step: int) -> str:
@@ -76,8 +76,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read ({error})") from error
     if not isinstance(body, dict) or digest != _digest(json.dumps(body, sort_keys=True)):
         raise InputError(f"{path} does not match its own digest: it was changed after it was written")
-    if body.get("version") != VERSION:
-        raise InputError(f"{path} has version {body.get('version')!r}; this launcher reads version {VERSION}")
+    if body.get("version") not in READABLE:
+        versions = " and ".join(map(str, READABLE))
+        raise InputError(f"{path} has version {body.get('version')!r}; this launcher reads versions {versions}")
     return body
 
 
@@ -100,29 +101,6 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
-
-
-def file_problem(folder: Path, name: str, expected: Mapping[str, Any]) -> str | None:
-    """Return the problem of one file of a checkpoint, or None."""
-    path = folder / name
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        return f"{path} cannot be read ({error.strerror})"
-    if size != expected["bytes"]:
-        return f"{path} has {size} bytes instead of {expected['bytes']}: it was truncated or not fully written"
-    if sha256(path) != expected["sha256"]:
-        return f"{path} has a different checksum than when it was written: it was changed or the disk is failing"
-    return None
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _digest(text: str) -> str:

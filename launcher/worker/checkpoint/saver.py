@@ -26,12 +26,12 @@ from launcher.run.checkpoints import (
     check_identity,
     committed_steps,
     doomed_name,
-    file_problem,
     folder_name,
     leftovers,
     read_manifest,
     temporary_name,
 )
+from launcher.worker.checkpoint.checksum import file_problem
 from launcher.worker.checkpoint.staging import Staging
 from launcher.worker.checkpoint.storage import ManifestReader, ManifestWriter
 
@@ -158,13 +158,22 @@ class CheckpointManager:
         """On the coordinator: the one moment at which the checkpoint begins to exist."""
         target = self.folder / folder_name(step)
         if target.exists():  # a torn one of the same step, which was not used
-            _remove(self.folder, step)
+            self._remove(step)
         temporary.rename(target)
         kept = committed_steps(self.folder)[: self._options.keep_last]
         every = self._options.keep_every
         for old in committed_steps(self.folder):
             if old not in kept and not (every and old % every == 0):
-                _remove(self.folder, old)
+                self._remove(old)
+
+    def _remove(self, step: int) -> None:
+        """Delete a checkpoint: renamed first, so that a half-deleted one is never taken for one, and freed behind the
+        training.
+        """
+        doomed = self.folder / doomed_name(step)
+        shutil.rmtree(doomed, ignore_errors=True)  # of a torn one of the same step, if it is still there
+        (self.folder / folder_name(step)).rename(doomed)
+        self._writer.submit(shutil.rmtree, doomed, ignore_errors=True)
 
     def _report_failure(self, step: int, error: CheckpointException) -> None:
         """A checkpoint that could not be written is no reason to lose the run."""
@@ -186,10 +195,3 @@ def flatten(state: State, prefix: str = "") -> dict[str, Tensor]:
     for key, value in state.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _remove(folder: Path, step: int) -> None:
-    """Delete a checkpoint: renamed first, so that a half-deleted one is never taken for one."""
-    doomed = folder / doomed_name(step)
-    (folder / folder_name(step)).rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)

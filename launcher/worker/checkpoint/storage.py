@@ -5,7 +5,6 @@ DCP's own file format keeps its metadata as a pickle, which is executed on load;
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,12 +21,21 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, SavePlan, SavePlanner
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+)
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
 from launcher.errors import LauncherError
 from launcher.run.checkpoints import VERSION, rank_file, read_manifest, write_manifest
+from launcher.worker.checkpoint.checksum import NAME as CHECKSUM
+from launcher.worker.checkpoint.checksum import Checksum, read_into
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
@@ -68,17 +76,17 @@ class ManifestWriter(StorageWriter):
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         name = rank_file(dist.get_rank() if dist.is_initialized() else 0)
-        digest, offset, written = hashlib.sha256(), 0, []
+        checksum, offset, written = Checksum(), 0, []
         with (self._folder / name).open("wb") as file:
             for item in plan.items:
                 data = tensor_bytes(_as_tensor(planner.resolve_data(item), item.index.fqn))
                 file.write(data)
-                digest.update(data)
+                checksum.update(data)
                 written.append((item.index, Extent(name, offset, data.nbytes)))
                 offset += data.nbytes
             file.flush()
             os.fsync(file.fileno())
-        recorded = {"name": name, "bytes": offset, "sha256": digest.hexdigest()}
+        recorded = {"name": name, "bytes": offset, CHECKSUM: checksum.hexdigest()}
         return [WriteResult(index, extent.length, (extent, recorded)) for index, extent in written]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -91,7 +99,7 @@ class ManifestWriter(StorageWriter):
             chunks = []
             for chunk in entry.chunks:
                 extent, recorded = extents[name, _found_offset(extents, name, chunk.offsets)]
-                files[recorded["name"]] = {"bytes": recorded["bytes"], "sha256": recorded["sha256"]}
+                files[recorded["name"]] = {"bytes": recorded["bytes"], CHECKSUM: recorded[CHECKSUM]}
                 place = {"file": extent.file, "offset": extent.offset, "length": extent.length}
                 chunks.append({"offsets": list(chunk.offsets), "sizes": list(chunk.sizes), **place})
             dtype = str(entry.properties.dtype).removeprefix("torch.")
@@ -135,27 +143,40 @@ class ManifestReader(StorageReader):
         for item in plan.items:
             if item.type != LoadItemType.TENSOR:
                 raise LauncherError(f"checkpoints hold tensors only; {item.dest_index.fqn} is none")
-            part = self._read(item.storage_index)
-            for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-                part = part.narrow(dim, start, length)
             target = planner.resolve_tensor(item).detach()
-            target.copy_(part)
+            self._load(item, target)
             planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _read(self, index: MetadataIndex) -> Tensor:
-        """One stored piece of a tensor."""
+    def _load(self, item: ReadItem, target: Tensor) -> None:
+        """Part of a stored piece into its place: without a copy where it is all of the piece and lies the same way."""
+        entry = self._tensors[item.storage_index.fqn]
+        chunk, dtype = self._chunk(item.storage_index), _DTYPES[entry["dtype"]]
+        whole = list(item.lengths) == chunk["sizes"]
+        if whole and target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous():
+            self._fill(target, chunk)
+            return
+        part = torch.empty(chunk["sizes"], dtype=dtype)
+        self._fill(part, chunk)
+        for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+            part = part.narrow(dim, start, length)
+        target.copy_(part)
+
+    def _chunk(self, index: MetadataIndex) -> dict[str, Any]:
+        """Where a stored piece of a tensor is."""
         entry = self._tensors[index.fqn]
         wanted = list(index.offset or [0] * len(entry["shape"]))
-        chunk = next(c for c in entry["chunks"] if c["offsets"] == wanted)
-        with (self._folder / chunk["file"]).open("rb") as file:
+        found: dict[str, Any] = next(c for c in entry["chunks"] if c["offsets"] == wanted)
+        return found
+
+    def _fill(self, tensor: Tensor, chunk: Mapping[str, Any]) -> None:
+        room = tensor_bytes(tensor)
+        with (self._folder / chunk["file"]).open("rb", buffering=0) as file:
             file.seek(chunk["offset"])
-            data = bytearray(file.read(chunk["length"]))
-        if not data:
-            return torch.empty(chunk["sizes"], dtype=_DTYPES[entry["dtype"]])
-        return torch.frombuffer(data, dtype=_DTYPES[entry["dtype"]]).view(chunk["sizes"])
+            if read_into(file, room) != chunk["length"]:
+                raise LauncherError(f"{self._folder / chunk['file']} was cut while it was read")
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

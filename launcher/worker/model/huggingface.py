@@ -22,7 +22,8 @@ from torch import Tensor
 
 from launcher.errors import InputError
 from launcher.model import Model
-from launcher.run.checkpoints import PREFIX, file_problem, read_manifest
+from launcher.run.checkpoints import PREFIX, read_manifest
+from launcher.worker.checkpoint.checksum import file_problem
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 _LLAMA = {
