@@ -1,6 +1,6 @@
-"""Tests that start ranks run one at a time, on one worker: side by side they would starve each other of cores.
+"""Tests that start ranks run module by module, each module on one worker: side by side they would starve each other.
 
-Those on the one-machine Slurm mostly wait for Slurm, so they are a second group of their own.
+Those on the one-machine Slurm share one cluster, so they are one group.
 
 Examples of property tests have no deadline: on a busy machine wall-clock time says nothing about the code.
 """
@@ -16,8 +16,8 @@ settings.load_profile("busy machine")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put slow tests in one group of `--dist=loadgroup` and Slurm tests in another, unless they name their own."""
+    """Group slow tests for `--dist=loadgroup` by module and Slurm tests as one, unless they name their own group."""
     for item in items:
-        group = "slurm" if item.get_closest_marker("slurm") else "ranks" if item.get_closest_marker("slow") else None
-        if group and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(group))
+        slow, on_slurm = item.get_closest_marker("slow"), item.get_closest_marker("slurm")
+        if (slow or on_slurm) and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
