@@ -17,6 +17,7 @@ from launcher.cluster.readers_topo import read_topo
 from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.schema import AUTO
+from launcher.text import whole_number
 
 NONE, NUMA, CORES = "none", "numa", "cores"
 _CPUS = Path("/sys/devices/system/cpu")
@@ -111,10 +112,11 @@ def core_list(text: str) -> frozenset[int]:
     """0-2,8 → {0, 1, 2, 8}; empty for any other text."""
     cores: set[int] = set()
     for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
+        begin, _, end = part.partition("-")
+        first, last = whole_number(begin), whole_number(end or begin)
+        if first is None or last is None:
             return frozenset()
-        cores.update(range(int(first), int(last or first) + 1))
+        cores.update(range(first, last + 1))
     return frozenset(cores)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from launcher import env
 from launcher.console import notify
+from launcher.text import whole_number
 
 # What `import torch, torch.distributed` reads, by a trace of os.environ and of getenv (torch 2.13, CPU build; a test
 # compares the list with both). Those of CUDA builds are from c10/cuda/CUDACachingAllocator.cpp and ATen/Context.h.
@@ -183,8 +184,8 @@ def set_threads(torch: Any) -> None:
 
 
 def _first_number(names: Sequence[str]) -> int | None:
-    words = [(env.get(name) or "").partition(",")[0].strip() for name in names]
-    return next((int(word) for word in words if word.isdigit() and int(word)), None)
+    numbers = [whole_number((env.get(name) or "").partition(",")[0].strip()) for name in names]
+    return next((number for number in numbers if number), None)
 
 
 def _loaded(word: str) -> list[ctypes.CDLL]:

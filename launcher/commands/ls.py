@@ -19,6 +19,7 @@ from launcher.run.folder import RunFolder, in_utc
 from launcher.run.listing import runs_in
 from launcher.run.owner import Owner, read_owner
 from launcher.run.progress import Progress, progress
+from launcher.text import whole_number
 
 SHOWN = 20
 
@@ -42,13 +43,13 @@ class ListedRun:
 def run(invocation: Invocation) -> int:
     """Print a line for each run; `top=0` shows all."""
     wanted = options(invocation.overrides, allowed=["top", "output"])
-    as_json, top = says_json(wanted), wanted.get("top", str(SHOWN))
-    if not top.isdigit():
-        raise InputError(f"top={top} must be a number of runs; 0: all of them")
+    as_json, top = says_json(wanted), whole_number(wanted.get("top", str(SHOWN)))
+    if top is None:
+        raise InputError(f"top={wanted['top']} must be a number of runs; 0: all of them")
     jobs = _jobs()
     found = dict(_here(jobs)) | dict(_elsewhere(jobs))
     rows = sorted(found.values(), key=lambda row: row.since, reverse=True)
-    shown = rows[: int(top) or None]
+    shown = rows[: top or None]
     if as_json:
         print(json.dumps({"runs": [row.to_dict() for row in shown]}))
     else:
