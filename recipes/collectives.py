@@ -1,12 +1,10 @@
-"""Measure collectives over the groups of the plan's axes, as nccl-tests does: algbw, busbw, correctness.
+"""Measure collectives over the groups of the plan's axes, as nccl-tests does, and say which rank or link is slow.
 
-Started by `launcher run recipe=collectives` in every rank. All groups of an axis run at once, as they do in training,
-so that they share links and NICs. The table goes to stderr, the last line on stdout is one JSON document.
-
-Definitions: https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md and src/*.cu there. `size` is the whole
-buffer of an all-reduce, the gathered buffer of an all-gather, the buffer to scatter of a reduce-scatter, a rank's
-send buffer of an all-to-all and of a send; algbw = size / time, busbw = algbw × a factor that makes it comparable to
-the rate of a link. The time is the mean over the ranks of a group (nccl-tests' default, -a 1).
+Started by `launcher run recipe=collectives` in every rank, of any cluster: no model is needed. All groups of an axis
+run at once, as they do in training, so that they share links and NICs; then the first one alone: the ratio is the
+contention. Tables go to stderr with nccl-tests' columns and closing lines; behind them the median and the 99th
+percentile, the time alone, and the time that the planner expects. The time is the mean over the ranks of a group
+(nccl-tests' default, -a 1). The last line on stdout is one JSON document.
 
 Has run with gloo only, up to 8 CPU ranks: the NCCL path is the same code, and no GPU has run it yet.
 """
@@ -15,107 +13,66 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from launcher.cost.network import Fabric
 from launcher.errors import JobFailed
 from launcher.planner import Plan
-from launcher.planner.options import CollectivesOptions
+from launcher.planner.expected import expected_s, plan_fabric
+from launcher.planner.options import CollectivesOptions, message_sizes
 from launcher.run.result import write_result
-from launcher.units import format_bytes
 from launcher.worker import session
-from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call, synchronize
+from launcher.worker.metrics.measure import DTYPES, Timing, from_all_ranks, synchronize, timed_calls, versions
+from launcher.worker.metrics.nccl_tests import IN_PLACE, OUT_OF_PLACE, Collective, Make, Team, busbw_factor
+from launcher.worker.metrics.verdict import GroupTime, verdict
 
-MAX_BYTES = {"cuda": 2**30, "cpu": 2**22}
-PERIOD = 8  # values repeat, small whole numbers, so that sums are exact in fp32 and, up to 36 ranks, in bf16
-WIPED = -1  # no rank sends it
-LARGEST_EXACT = {torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**11}
-
-
-@dataclass(frozen=True)
-class Team:
-    """The ranks that this rank communicates with: along an axis of the plan, or all of them."""
-
-    name: str
-    group: dist.ProcessGroup
-    ranks: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return len(self.ranks)
-
-    @property
-    def index(self) -> int:
-        return dist.get_rank(self.group)
+SIZES = {"cuda": "8:1G:8", "cpu": "8:4M:8"}
+FORMS: Mapping[str, Mapping[str, Make]] = {"out_of_place": OUT_OF_PLACE, "in_place": IN_PLACE}
+MOST_CALLS = 1000
+NCCL_TYPES = {"fp32": "float", "bf16": "bfloat16", "fp16": "half"}
 
 
 @dataclass(frozen=True)
-class Collective:
-    """One collective on buffers of its own: `call` runs it, `wrong` counts elements that are not as they should be.
+class Cell:
+    """What one rank measured of one size: the timing and wrong elements of each form, and of the group alone."""
 
-    `fill` puts the inputs back and wipes what is to be received, so that an old result cannot pass for a new one;
-    `num_bytes` is nccl-tests' size, `factor` its busbw / algbw.
-    """
-
-    call: Callable[[], object]
-    fill: Callable[[], object]
-    wrong: Callable[[], int]
+    forms: Mapping[str, tuple[Timing, int]]
+    alone: Timing | None
     num_bytes: int
-    factor: float
+    count: int
 
 
 def main() -> None:
     with session.start() as run:
         options = run.recipe_options(CollectivesOptions)
-        dtype = DTYPES[options.dtype]
-        max_bytes = options.max_bytes or MAX_BYTES[run.device.type]
-        if options.max_bytes is None:
-            run.say(
-                f"sizes up to {format_bytes(max_bytes)}, because the ranks run on {run.device.type}: recipe.max_bytes"
-            )
-        sizes = tuple(powers(options.min_bytes, max_bytes, options.factor))
-        rows: list[dict[str, Any]] = []
-        run.say(HEADING)
+        sizes = options.sizes or message_sizes(SIZES[run.device.type])
+        if options.sizes is None:
+            run.say(f"sizes {SIZES[run.device.type]}, because the ranks run on {run.device.type}: recipe.sizes")
+        fabric, rows = plan_fabric(run.plan), []
         for team in teams(run, world=options.world):
             for operation in options.operations:
-                prepare = PREPARE[operation]
-                measured = [
-                    measure(prepare(team, size, dtype, run.device), team, run.device, options) for size in sizes
-                ]
-                everyone = from_all_ranks((socket.gethostname(), measured))
-                found = [row(run, team, operation, everyone, i) for i in range(len(sizes))]
+                cells = [measure(operation, team, size, run, options) for size in sizes]
+                everyone = from_all_ranks((socket.gethostname(), cells))
+                found = [row(run.plan, fabric, team, operation, everyone, i, options) for i in range(len(sizes))]
                 rows += found
-                for line in found:
-                    run.say(table_line(line))
-        document = {
-            "recipe": "collectives",
-            "backend": "nccl" if run.device.type == "cuda" else "gloo",
-            "dtype": options.dtype,
-            "world_size": run.world_size,
-            "results": rows,
-            "cluster": {"node": {"busbw_gbytes_per_s": cluster_keys(run.plan, rows)}},
-        }
-        failed = [line for line in rows if line["wrong"]]
+                for line in table(found):
+                    run.say(line)
+        document = document_of(run, options, rows)
         if run.is_main:
             short = {name: value for name, value in document.items() if name != "results"}
             write_result(document, run.folder.result, short=short)
-        if failed:
+        run.say(document["verdict"]["text"])
+        if failed := [line for line in rows if line["wrong"]]:
             raise JobFailed(
                 "; ".join(f"{r['operation']} over {r['axis']} at {r['bytes']} bytes is wrong" for r in failed)
             )
-
-
-def powers(first: int, last: int, factor: int) -> Iterator[int]:
-    """Sizes from the first power of two at or above `first`, in steps of `factor`, up to `last`."""
-    size = 1 << (first - 1).bit_length()
-    while size <= last:
-        yield size
-        size *= factor
 
 
 def teams(run: session.Session, *, world: bool) -> list[Team]:
@@ -131,158 +88,148 @@ def teams(run: session.Session, *, world: bool) -> list[Team]:
     return found
 
 
-def measure(
-    collective: Collective, team: Team, device: torch.device, options: CollectivesOptions
-) -> tuple[float, int, int, float]:
-    """(seconds, elements that are wrong, size, busbw factor) of one collective on this rank."""
-    collective.fill()
+def measure(operation: str, team: Team, size: int, run: session.Session, options: CollectivesOptions) -> Cell:
+    """One collective at one size, in every form that it has, then with the first group alone."""
+    device, dtype = run.device, DTYPES[options.dtype]
+    forms: dict[str, tuple[Timing, int]] = {}
+    for form, makes in FORMS.items():
+        if operation in makes:
+            made = makes[operation](team, size, dtype, device)
+            wrong = checked(made, device)
+            forms[form] = timed(made, device, options), wrong
+    first = next(makes[operation] for makes in FORMS.values() if operation in makes)(team, size, dtype, device)
+    alone = None
+    if options.alone and team.size < run.world_size:
+        if 0 in team.ranks:
+            alone = timed_calls(first.call, device=device, iterations=options.iterations)
+        dist.barrier()
+    return Cell(forms, alone, first.num_bytes, first.count)
+
+
+def checked(made: Collective, device: torch.device) -> int:
+    """Elements that one call leaves wrong."""
+    made.fill()
     synchronize(device)
-    collective.call()
+    made.call()
     synchronize(device)
-    wrong = collective.wrong()
-    dist.barrier(group=team.group)
-    seconds = seconds_per_call(collective.call, device=device, warmup=options.warmup, iterations=options.iterations)
-    return seconds, wrong, collective.num_bytes, collective.factor
+    return made.wrong()
 
 
-# The collectives. Rank r's input holds values(count, r), so that what every rank must receive is known.
-
-
-def values(count: int, shift: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    return ((torch.arange(count, device=device) + shift) % PERIOD).to(dtype)
-
-
-def sums(count: int, shift: int, ranks: int, device: torch.device) -> torch.Tensor:
-    """What adding up values(count, shift + r) over r in 0 … ranks-1 gives, in fp64."""
-    one = torch.arange(PERIOD, device=device)
-    table = sum(((one + r) % PERIOD for r in range(ranks)), torch.zeros(PERIOD, device=device, dtype=torch.int64))
-    return table.double()[(torch.arange(count, device=device) + shift) % PERIOD]
-
-
-def differing(found: torch.Tensor, expected: torch.Tensor, *, largest: int) -> int:
-    """Elements that differ; where sums reach past what the dtype counts exactly, by more than its rounding."""
-    exact = LARGEST_EXACT[found.dtype]
-    allowed = 0.0 if largest <= exact else 4.0 * largest / exact
-    return int(((found.double() - expected.double()).abs() > allowed).sum())
-
-
-def all_reduce(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
-    count, n = max(1, size // dtype.itemsize), team.size
-    buffer = torch.empty(count, dtype=dtype, device=device)
-    return Collective(
-        call=lambda: dist.all_reduce(buffer, group=team.group),
-        fill=lambda: buffer.copy_(values(count, team.index, dtype, device)),
-        wrong=lambda: differing(buffer, sums(count, 0, n, device), largest=n * PERIOD),
-        num_bytes=count * dtype.itemsize,
-        factor=2 * (n - 1) / n,
-    )
-
-
-def all_gather(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
-    count, n = max(1, size // dtype.itemsize // team.size), team.size
-    part = torch.empty(count, dtype=dtype, device=device)
-    whole = torch.empty(count * n, dtype=dtype, device=device)
-    expected = torch.cat([values(count, r, dtype, device) for r in range(n)])
-    return Collective(
-        call=lambda: dist.all_gather_single(whole, part, group=team.group),
-        fill=lambda: (part.copy_(values(count, team.index, dtype, device)), whole.fill_(WIPED)),
-        wrong=lambda: differing(whole, expected, largest=PERIOD),
-        num_bytes=count * n * dtype.itemsize,
-        factor=(n - 1) / n,
-    )
-
-
-def reduce_scatter(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
-    count, n = max(1, size // dtype.itemsize // team.size), team.size
-    part = torch.empty(count, dtype=dtype, device=device)
-    whole = torch.empty(count * n, dtype=dtype, device=device)
-    return Collective(
-        call=lambda: dist.reduce_scatter_single(part, whole, group=team.group),
-        fill=lambda: (whole.copy_(values(count * n, team.index, dtype, device)), part.fill_(WIPED)),
-        wrong=lambda: differing(part, sums(count, team.index * count, n, device), largest=n * PERIOD),
-        num_bytes=count * n * dtype.itemsize,
-        factor=(n - 1) / n,
-    )
-
-
-def all_to_all(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
-    count, n = max(1, size // dtype.itemsize // team.size), team.size
-    given = torch.empty(count * n, dtype=dtype, device=device)
-    taken = torch.empty(count * n, dtype=dtype, device=device)
-
-    def sent(source: int, target: int) -> torch.Tensor:
-        return values(count, 3 * source + target, dtype, device)
-
-    return Collective(
-        call=lambda: dist.all_to_all_single(taken, given, group=team.group),
-        fill=lambda: (given.copy_(torch.cat([sent(team.index, r) for r in range(n)])), taken.fill_(WIPED)),
-        wrong=lambda: differing(taken, torch.cat([sent(r, team.index) for r in range(n)]), largest=PERIOD),
-        num_bytes=count * n * dtype.itemsize,
-        factor=(n - 1) / n,
-    )
-
-
-def send_recv(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
-    """Every rank sends to the next one of its group and receives from the one before, all at once."""
-    count, n = max(1, size // dtype.itemsize), team.size
-    given = torch.empty(count, dtype=dtype, device=device)
-    taken = torch.empty(count, dtype=dtype, device=device)
-    following, previous = team.ranks[(team.index + 1) % n], team.ranks[(team.index - 1) % n]
-
-    def call() -> None:
-        exchange = [
-            dist.P2POp(dist.isend, given, following, team.group),
-            dist.P2POp(dist.irecv, taken, previous, team.group),
-        ]
-        for work in dist.batch_isend_irecv(exchange):
-            work.wait()
-
-    return Collective(
-        call=call,
-        fill=lambda: (given.copy_(values(count, team.index, dtype, device)), taken.fill_(WIPED)),
-        wrong=lambda: differing(taken, values(count, (team.index - 1) % n, dtype, device), largest=PERIOD),
-        num_bytes=count * dtype.itemsize,
-        factor=1.0,
-    )
-
-
-PREPARE = {
-    "all_reduce": all_reduce,
-    "all_gather": all_gather,
-    "reduce_scatter": reduce_scatter,
-    "all_to_all": all_to_all,
-    "send_recv": send_recv,
-}
+def timed(made: Collective, device: torch.device, options: CollectivesOptions) -> Timing:
+    """As many calls on every rank; all ranks begin together."""
+    for _ in range(options.warmup):
+        made.call()
+    dist.barrier()
+    once = torch.tensor(timed_calls(made.call, device=device, iterations=1).mean_s, device=device)
+    dist.all_reduce(once, dist.ReduceOp.MAX)
+    wanted = min(MOST_CALLS, int(options.seconds / max(float(once), 1e-9)))
+    dist.barrier()
+    return timed_calls(made.call, device=device, iterations=max(options.iterations, wanted))
 
 
 # What all ranks measured, put together.
 
 
-def row(run: session.Session, team: Team, operation: str, everyone: Sequence[Any], size: int) -> dict[str, Any]:
-    """One line of the result: the mean over the groups of an axis, and the slowest group with its hosts."""
-    plan = run.plan
+def row(
+    plan: Plan,
+    fabric: Fabric,
+    team: Team,
+    operation: str,
+    everyone: Sequence[tuple[str, Sequence[Cell]]],
+    size: int,
+    options: CollectivesOptions,
+) -> dict[str, Any]:
+    """One line of the result: the mean over the groups of an axis, and the slowest group with its hosts.
+
+    The keys of nccl-tests' JSON, and ours; where a collective has both forms, ours are of the one out of place.
+    """
     groups = [team.ranks] if team.name == "world" else list(plan.grid.groups(team.name))
     cells = [measured[size] for _, measured in everyone]
-    seconds = [mean(cells[rank][0] for rank in group) for group in groups]
-    num_bytes, factor = cells[0][2], cells[0][3]
+    first, factor = cells[0], busbw_factor(operation, team.size)
+    form = next(iter(first.forms))
+    usual = [mean(cells[rank].forms[form][0].p50_s for rank in group) for group in groups]
+    seconds = [mean(cells[rank].forms[form][0].mean_s for rank in group) for group in groups]
     slowest = max(range(len(groups)), key=lambda i: seconds[i])
-    time_s = mean(seconds)
+    time_s, num_bytes = mean(seconds), first.num_bytes
+    alone = [cells[rank].alone for rank in groups[0]]
+    alone_s = mean(one.mean_s for one in alone if one) if any(alone) else None
+    expected = max(expected_s(plan, fabric, operation, group, num_bytes) for group in groups)
     return {
+        "size": num_bytes,
+        "count": first.count,
+        "type": NCCL_TYPES[options.dtype],
+        "redop": "sum" if "reduce" in operation else "none",
+        "root": "-1",
+        **{name: nccl_cell(cells, name, num_bytes, factor) for name in FORMS},
         "operation": operation,
         "axis": team.name,
         "link": max(plan.placement.slowest_link(group) for group in groups).name.lower(),
         "group_size": team.size,
+        "per_node": max(Counter(plan.placement.slot(rank).node for rank in groups[0]).values()),
         "num_groups": len(groups),
         "bytes": num_bytes,
+        "iterations": first.forms[form][0].iterations,
         "time_s": time_s,
+        "p50_s": mean(cell.forms[form][0].p50_s for cell in cells),
+        "p99_s": max(cell.forms[form][0].p99_s for cell in cells),
+        "cpu_s": mean(cell.forms[form][0].cpu_s for cell in cells),
         "algbw_gbytes_per_s": num_bytes / time_s / 1e9,
         "busbw_gbytes_per_s": num_bytes / time_s / 1e9 * factor,
+        "alone_s": alone_s,
+        "contention": seconds[0] / alone_s if alone_s else None,
+        "expected_s": expected,
+        "groups": [{"ranks": list(group), "p50_s": taken} for group, taken in zip(groups, usual, strict=True)],
         "slowest": {
             "ranks": list(groups[slowest]),
             "hosts": sorted({everyone[rank][0] for rank in groups[slowest]}),
             "time_s": seconds[slowest],
         },
-        "wrong": sum(cell[1] for cell in cells),
+        "wrong": sum(wrong for cell in cells for _, wrong in cell.forms.values()),
+    }
+
+
+def nccl_cell(cells: Sequence[Cell], form: str, num_bytes: int, factor: float) -> dict[str, float] | None:
+    """As nccl-tests writes it into its JSON: microseconds and GB/s."""
+    if form not in cells[0].forms:
+        return None
+    seconds = mean(cell.forms[form][0].mean_s for cell in cells)
+    rate = num_bytes / seconds / 1e9
+    wrong = sum(cell.forms[form][1] for cell in cells)
+    return {"time": seconds * 1e6, "alg_bw": rate, "bus_bw": rate * factor, "nwrong": float(wrong)}
+
+
+def document_of(run: session.Session, options: CollectivesOptions, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The result, with nccl-tests' names for what it has too."""
+    hosts = dict(enumerate(from_all_ranks(socket.gethostname())))
+    times = [
+        GroupTime(line["axis"], f"{line['operation']} {line['bytes']}", tuple(group["ranks"]), group["p50_s"])
+        for line in rows
+        for group in line["groups"]
+    ]
+    said = verdict(times, hosts, threshold=options.threshold)
+    slow = [{"axis": axis, "ranks": list(ranks)} for axis, ranks in said.slow_groups]
+    return {
+        "recipe": "collectives",
+        "date": datetime.now(UTC).date().isoformat(),
+        "backend": "nccl" if run.device.type == "cuda" else "gloo",
+        "dtype": options.dtype,
+        "world_size": run.world_size,
+        "hosts": sorted(set(hosts.values())),
+        "versions": versions(run.device),
+        "results": rows,
+        **closing(rows),
+        "verdict": {"slow_groups": slow, "ranks": list(said.ranks), "hosts": list(said.hosts), "text": said.text},
+        "cluster": {"node": {"busbw_gbytes_per_s": cluster_keys(run.plan, rows)}},
+    }
+
+
+def closing(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What nccl-tests closes with."""
+    wrong = int(sum(line["wrong"] for line in rows))
+    rates = [line[form]["bus_bw"] for line in rows for form in FORMS if line[form]]
+    return {
+        "out_of_bounds": {"count": wrong, "okay": "false" if wrong else "true"},
+        "average_bus_bandwidth": {"bandwidth": mean(rates) if rates else 0.0, "okay": "unchecked"},
     }
 
 
@@ -308,16 +255,50 @@ def cluster_keys(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]
     return found
 
 
-HEADING = "  axis groups     link       operation       size         time     algbw     busbw   wrong    (GB/s)"
+HEADING = (
+    f"# {'':>10}  {'':>12}  {'':>8}  {'':>6}  {'':>6}           out-of-place                       in-place          ",
+    f"# {'size':>10}  {'count':>12}  {'type':>8}  {'redop':>6}  {'root':>6}"
+    + f"  {'time':>7}  {'algbw':>6}  {'busbw':>6}  {'#wrong':>6}" * 2
+    + f"  {'p50':>7}  {'p99':>7}  {'alone':>7}  {'expect':>7}",
+    f"# {'(B)':>10}  {'(elements)':>12}  {'':>8}  {'':>6}  {'':>6}"
+    + f"  {'(us)':>7}  {'(GB/s)':>6}  {'(GB/s)':>6}  {'':>6}" * 2
+    + f"  {'(us)':>7}" * 4,
+)
 
 
-def table_line(line: dict[str, Any]) -> str:
-    groups = f"{line['num_groups']}×{line['group_size']}"
-    return (
-        f"{line['axis']:>6} {groups:>6} {line['link']:>8} {line['operation']:>15} {format_bytes(line['bytes']):>10} "
-        f"{line['time_s'] * 1e6:>9.1f} µs {line['algbw_gbytes_per_s']:>9.3f} {line['busbw_gbytes_per_s']:>9.3f} "
-        f"{line['wrong']:>7}"
-    )
+def table(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The lines of one collective over one axis, as nccl-tests prints them."""
+    line = rows[0]
+    groups = f"{line['num_groups']} group{'s' if line['num_groups'] > 1 else ''} of {line['group_size']}"
+    yield f"# Collective test starting: {line['operation']}_perf"
+    yield f"# over {line['axis']}: {groups} at once, slowest link {line['link']}, {line['iterations']} calls or more"
+    yield from HEADING
+    for line in rows:
+        forms = "".join(_form(line[form]) for form in FORMS)
+        numbers = (line["p50_s"], line["p99_s"], line["alone_s"], line["expected_s"])
+        more = "".join(f"  {'N/A' if s is None else _digits(s * 1e6, 7):>7}" for s in numbers)
+        yield (
+            f"{line['size']:>12}  {line['count']:>12}  {line['type']:>8}  {line['redop']:>6}  {line['root']:>6}"
+            f"{forms}{more}"
+        )
+    said = closing(rows)
+    wrong, rate = said["out_of_bounds"]["count"], said["average_bus_bandwidth"]["bandwidth"]
+    yield f"# {'Out of bounds values':<20} : {wrong} {'FAILED' if wrong else 'OK'}"
+    yield f"# {'Avg bus bandwidth':<20} : {rate:g} "
+    yield "#"
+
+
+def _form(cell: Mapping[str, float] | None) -> str:
+    if cell is None:
+        return f"  {'N/A':>7}  {'N/A':>6}  {'N/A':>6}  {'N/A':>6}"
+    numbers = ((cell["time"], 7), (cell["alg_bw"], 6), (cell["bus_bw"], 6))
+    return "".join(f"  {_digits(value, width)}" for value, width in numbers) + f"  {cell['nwrong']:>6g}"
+
+
+def _digits(value: float, width: int) -> str:
+    """As many decimals as the column has room for (src/util.cu, getFloatStr)."""
+    texts = (f"{value:{width}.{decimals}f}" for decimals in (2, 1, 0))
+    return next((text for text in texts if len(text) <= width), f"{value:{width}.1e}")
 
 
 if __name__ == "__main__":

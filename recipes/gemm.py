@@ -1,7 +1,9 @@
-"""Measure matrix products of the planned model's shapes, square ones, and a memory copy, on every rank at once.
+"""Measure matrix products of a model's shapes, square ones, and attention, on every rank at once.
 
-Started by `launcher run recipe=gemm` in every rank; the last line on stdout is one JSON document. Rates are the
-median over the ranks; the slowest rank is named, since a job runs at its pace. Has run on CPU ranks only.
+Started by `launcher run recipe=gemm` in every rank: with model= the products of that model as the layout cuts them,
+without one square products only. All ranks work for the same stretch of time, so that ranks which share cores report
+what they get of them; the rate of a core is by the CPU seconds that were used. The slowest rank is named, since a job
+runs at its pace. The last line on stdout is one JSON document. Has run on CPU ranks only.
 """
 
 from __future__ import annotations
@@ -9,17 +11,23 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from launcher import env
 from launcher.planner import Plan
+from launcher.planner.launch_only import NOT_GIVEN
 from launcher.planner.options import GemmOptions
 from launcher.run.result import write_result
 from launcher.worker import session
-from launcher.worker.metrics.measure import DTYPES, from_all_ranks, seconds_per_call
+from launcher.worker.metrics.measure import DTYPES, Sustained, from_all_ranks, sustained, versions
+
+HEAD_DIM, TOKENS, HEADS = 128, 8192, 8  # of the measured attention: half a GPU's batch of a large model
+ATTENTION_PRODUCTS = 7  # 2 forward, 5 backward, the causal half of each (Dao et al. 2022)
 
 
 @dataclass(frozen=True)
@@ -41,35 +49,36 @@ def main() -> None:
         options = run.recipe_options(GemmOptions)
         dtypes = options.dtypes or (run.plan.job.training.dtype,)
         products = [*model_products(run.plan), *(Product(f"square {s}", s, s, s) for s in options.squares)]
-        cores = env.usable_cores()
-        if run.device.type == "cpu" and run.world_size > cores:
-            run.say(f"{run.world_size} ranks share {cores} cores: these are the rates of shared cores")
+        cores = min(env.usable_cores(), run.plan.placement.ranks_per_node)
+        if run.device.type == "cpu" and run.plan.placement.ranks_per_node > cores:
+            run.say(f"{run.plan.placement.ranks_per_node} ranks share {cores} cores, and all work at once")
         rows = []
         for dtype in dtypes:
             for product in products:
-                seconds = time_product(product, DTYPES[dtype], run.device, options)
-                rows.append(row(run.plan, product, dtype, from_all_ranks((socket.gethostname(), seconds))))
-                run.say(table_line(rows[-1]))
-        memory = copy_rate(run.device, options)
-        everyone = from_all_ranks(memory)
-        run.say(f"memory copy: {median(everyone):.1f} GB/s a rank (median), {min(everyone):.1f} the slowest")
-        best = {dtype: round(max(r["tflops"] for r in rows if r["dtype"] == dtype), 4) for dtype in dtypes}
-        document = {
-            "recipe": "gemm",
-            "world_size": run.world_size,
-            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
-            "results": rows,
-            "copy_gbytes_per_s": median(everyone),
-            "cluster": {"node": {"gpu": {"gemm_tflops": best}}},
-        }
+                found = time_product(product, DTYPES[dtype], run.device, options)
+                shape = {"m": product.m, "n": product.n, "k": product.k}
+                rows.append(row(run.plan, product.name, product.flops, shape, dtype, gathered(found)))
+                run.say(row_line(rows[-1]))
+            for length in options.sequences:
+                flops, found = time_attention(length, DTYPES[dtype], run.device, options)
+                shape = {"m": length, "n": length, "k": HEAD_DIM}
+                rows.append(row(run.plan, f"attention {length}", flops, shape, dtype, gathered(found)))
+                run.say(row_line(rows[-1]))
+        document = document_of(run, dtypes, rows)
         if run.is_main:
             short = {name: value for name, value in document.items() if name != "results"}
             write_result(document, run.folder.result, short=short)
 
 
+def gathered(found: Sustained) -> list[tuple[str, Sustained]]:
+    return from_all_ranks((socket.gethostname(), found))
+
+
 def model_products(plan: Plan) -> list[Product]:
     """The forward products of one layer and of the head for one micro-batch, as tensor parallelism cuts them."""
     model, layout = plan.job.model, plan.layout
+    if model.name == NOT_GIVEN:
+        return []
     tokens = layout.micro_batch * model.seq_len // layout.cp
     tp = layout.tp
     up = model.ffn_hidden * (2 if model.gated_mlp else 1)
@@ -82,48 +91,84 @@ def model_products(plan: Plan) -> list[Product]:
     ]
 
 
-def time_product(product: Product, dtype: torch.dtype, device: torch.device, options: GemmOptions) -> float:
-    """Seconds of one product. Random operands: zeros draw less power, and a GPU then clocks higher."""
+def time_product(product: Product, dtype: torch.dtype, device: torch.device, options: GemmOptions) -> Sustained:
+    """One product. Random operands: zeros draw less power, and a GPU then clocks higher."""
     a = torch.randn(product.m, product.k, device=device).to(dtype)
     b = torch.randn(product.k, product.n, device=device).to(dtype)
     out = torch.empty(product.m, product.n, device=device, dtype=dtype)
-    call = lambda: torch.mm(a, b, out=out)  # noqa: E731
-    return seconds_per_call(call, device=device, warmup=options.warmup, iterations=options.iterations)
+    return sustained(lambda: torch.mm(a, b, out=out), device=device, seconds=options.seconds)
 
 
-def copy_rate(device: torch.device, options: GemmOptions) -> float:
-    """GB/s of a copy between two buffers, what is read and what is written counted."""
-    source = torch.ones(options.copy_bytes, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    call = lambda: target.copy_(source)  # noqa: E731
-    seconds = seconds_per_call(call, device=device, warmup=options.warmup, iterations=options.iterations)
-    return 2 * options.copy_bytes / seconds / 1e9
+def time_attention(
+    length: int, dtype: torch.dtype, device: torch.device, options: GemmOptions
+) -> tuple[int, Sustained]:
+    """FLOPs of causal attention forward and backward, by the kernel that torch chooses here, and its time."""
+    shape = (max(1, TOKENS // length) if device.type == "cuda" else 1, HEADS, length, HEAD_DIM)
+    q, k, v = (torch.randn(shape, device=device).to(dtype).requires_grad_() for _ in range(3))
+    grad = torch.randn(shape, device=device).to(dtype)
+    flops = ATTENTION_PRODUCTS * shape[0] * HEADS * length * length * HEAD_DIM
+
+    def call() -> None:
+        out = scaled_dot_product_attention(q, k, v, is_causal=True)
+        torch.autograd.grad(out, (q, k, v), grad)
+
+    return flops, sustained(call, device=device, seconds=options.seconds)
 
 
-def row(plan: Plan, product: Product, dtype: str, everyone: Sequence[tuple[str, float]]) -> dict[str, Any]:
-    """One line of the result, over all ranks."""
-    times = [seconds for _, seconds in everyone]
-    rate = product.flops / median(times)
+def row(
+    plan: Plan, name: str, flops: int, shape: dict[str, int], dtype: str, everyone: Sequence[tuple[str, Sustained]]
+) -> dict[str, Any]:
+    """One line of the result, over all ranks, which worked at the same time."""
+    times = [found.seconds for _, found in everyone]
+    rate = flops / median(times)
     slowest = max(range(len(times)), key=lambda rank: times[rank])
     peak = plan.job.cluster.node.gpu.peak(dtype)
     return {
-        "name": product.name,
-        "m": product.m,
-        "n": product.n,
-        "k": product.k,
+        "name": name,
+        **shape,
         "dtype": dtype,
         "time_s": median(times),
         "tflops": rate / 1e12,
+        "total_tflops": sum(flops / seconds for seconds in times) / 1e12,
+        "core_tflops": flops / median(found.cpu_s for _, found in everyone) / 1e12,
         "fraction_of_peak": rate / peak if peak else None,
         "slowest": {"rank": slowest, "host": everyone[slowest][0], "time_s": times[slowest]},
     }
 
 
-def table_line(line: dict[str, Any]) -> str:
+def document_of(run: session.Session, dtypes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The result. The rate of the best product is the key, of a core where ranks are on CPUs."""
+    cuda = run.device.type == "cuda"
+    measure = "tflops" if cuda else "core_tflops"
+    products = [r for r in rows if not r["name"].startswith("attention ")]
+    best = {dtype: max((r[measure] for r in products if r["dtype"] == dtype), default=0.0) for dtype in dtypes}
+    keys: dict[str, Any] = {"gemm_tflops": {dtype: round(rate, 4) for dtype, rate in best.items() if rate}}
+    if cuda and (flash := attention_rate(rows)):
+        keys["attention_tflops"] = {"flash": round(flash, 4)}
+    return {
+        "recipe": "gemm",
+        "date": datetime.now(UTC).date().isoformat(),
+        "world_size": run.world_size,
+        "device": torch.cuda.get_device_name(run.device) if cuda else "cpu",
+        "hosts": sorted(set(from_all_ranks(socket.gethostname()))),
+        "versions": versions(run.device),
+        "results": rows,
+        "cluster": {"node": {"gpu": keys}},
+    }
+
+
+def attention_rate(rows: Sequence[dict[str, Any]]) -> float:
+    """TFLOP/s of the longest attention in half precision; 0 where none was measured."""
+    half = [r for r in rows if r["name"].startswith("attention ") and r["dtype"] != "fp32"]
+    return max(half, key=lambda r: r["m"])["tflops"] if half else 0.0
+
+
+def row_line(line: dict[str, Any]) -> str:
     share = "unknown" if line["fraction_of_peak"] is None else f"{line['fraction_of_peak']:.1%}"
     return (
         f"{line['name']:>18} {line['dtype']} {line['m']:>6} × {line['n']:>6} × {line['k']:>6} "
-        f"{line['time_s'] * 1e6:>10.1f} µs {line['tflops']:>8.3f} TFLOP/s, of peak {share}"
+        f"{line['time_s'] * 1e6:>10.1f} µs {line['tflops']:>8.3f} TFLOP/s a rank, {line['total_tflops']:.3f} of all, "
+        f"of peak {share}"
     )
 
 

@@ -32,7 +32,7 @@ COLLECTIVES, SLURM = ["run", "recipe=collectives"], ["run", "launch=slurm"]
         (["plan"], "output=", "output=json"),
         (["keys"], "output=m", "output=markdown"),
         (["run"], "recip", "recipe="),
-        (COLLECTIVES, "recipe.max", "recipe.max_bytes="),
+        (COLLECTIVES, "recipe.siz", "recipe.sizes="),
         (SLURM, "launch.parti", "launch.partition="),
         (["submit"], "launch.parti", "launch.partition="),
         (["export"], "to=mega", "to=megatron"),

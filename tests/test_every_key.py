@@ -51,6 +51,7 @@ JOBS: dict[str, list[str]] = {
     "CPUs": [],
     "slices": ["cluster=a100_mig_3g", "model=gpt_tiny", "launch=slurm"],
 }
+CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us: [90]}]"
 # Values for keys of which nothing in the metadata gives a second legal one.
 VALUES = {
     "cluster.node.domains": ["[[0,1,2,3],[4,5,6,7]]"],
@@ -61,6 +62,15 @@ VALUES = {
     "layout.ep": ["2"],
     "layout.shard_group": ["8"],
     "stack.year": ["2021"],
+    "cluster.measured.date": ["'2026-11-29'"],
+    "cluster.measured.hosts": ["[node1]"],
+    "cluster.measured.versions": ["{torch: '2.13'}"],
+    "cluster.measured.command": ["calibrate"],
+    "cluster.measured.collectives": [
+        "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us: [900]}]"
+    ],
+    "cluster.measured.checkpoint_write_gbytes_per_s": ["{n8: 2.5}"],
+    "cluster.measured.checkpoint_read_gbytes_per_s": ["{n8: 4}"],
 }
 # Keys that count together with another one.
 WITH = {
@@ -69,6 +79,14 @@ WITH = {
         *("layout.tp=2", "layout.ep=8"),
     ],
     "cluster.node.host_memory_gib": ["train.offload_optimizer=true", "model=gpt3_13b"],
+    "cluster.measured.date": [f"cluster.measured.collectives={CURVE}"],
+    "cluster.measured.hosts": [f"cluster.measured.collectives={CURVE}"],
+    "cluster.measured.versions": [f"cluster.measured.collectives={CURVE}"],
+    "cluster.measured.command": [f"cluster.measured.collectives={CURVE}"],
+    "cluster.measured.engine.micro_batch_ms": ["cluster.measured.engine.layer_ms=1"],
+    "cluster.measured.engine.step_ms": ["cluster.measured.engine.layer_ms=1"],
+    "cluster.measured.engine.unit_ms": ["cluster.measured.engine.layer_ms=1", "layout.zero_stage=1"],
+    "cluster.measured.engine.error": ["cluster.measured.engine.layer_ms=1"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],
     "layout.ep": ["model=mixtral_8x7b", "model.layers=4", "layout.tp=1"],
@@ -246,7 +264,7 @@ def test_keys_are_found_by_prefix_and_by_word(capsys: pytest.CaptureFixture[str]
     assert {key["name"].partition(".")[0] for key in found} == {"layout"}
     assert main(["keys", "checkpoint", "output=json"]) == 0
     assert "train.keep_last" in {key["name"] for key in json.loads(capsys.readouterr().out)["keys"]}
-    assert main(["keys", "recipe.max_bytes"]) == 0
+    assert main(["keys", "recipe.sizes"]) == 0
     assert "(recipe=collectives only)" in capsys.readouterr().out
     assert main(["keys", "train.chekpoint_every"]) == 2
     assert "did you mean train.checkpoint_every" in capsys.readouterr().err

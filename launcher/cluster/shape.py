@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from launcher import env
+from launcher.cluster.measured import NOTHING, Measurements
 from launcher.errors import InputError
 from launcher.schema import AUTO, key, only_read
 from launcher.units import DTYPE_BYTES, GIB, MIB, gbps_to_bytes_per_s
@@ -47,7 +48,12 @@ class Gpu:
     price_per_hour: float | None = key(None, unit="USD", minimum=0, meaning="price, for clusters that have none")
     gemm_flops: Mapping[str, float] = key(
         {}, name="gemm_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 260}",
-        meaning="measured rate of large matrix products by dtype (recipe gemm)",
+        meaning="measured rate of large matrix products by dtype (recipe gemm); of one core, where ranks are on CPUs",
+    )  # fmt: skip
+    copy_bytes_per_s: float | None = key(
+        None, name="copy_gbytes_per_s", scale=1e9, unit="GB/s", above=0,
+        meaning="measured rate of a copy in the GPU's memory, read and written bytes counted (recipe memory); of one "
+        "core, where ranks are on CPUs",
     )  # fmt: skip
     sustained_flops: Mapping[str, float] = key(
         {}, name="sustained_tflops", scale=1e12, unit="TFLOP/s", above=0, names=DTYPES, example="{bf16: 237}",
@@ -205,6 +211,7 @@ class Cluster:
     default_layout: Mapping[str, int] = key(
         {}, unit="ranks", minimum=1, names=DEGREES, example="{tp: 2, dp: 4}", meaning="degrees of a job that pins none"
     )
+    measured: Measurements = key(NOTHING, meaning="what was measured on it (launcher calibrate)")
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Cluster:

@@ -13,7 +13,8 @@ from launcher.config.settings import Settings
 from launcher.console import notify
 from launcher.planner import Plan, read_plan
 from launcher.planner.build import make_plan
-from launcher.planner.launch_only import program_plan
+from launcher.planner.launch_only import measuring_plan, program_plan
+from launcher.planner.options import OwnRecipeOptions
 from launcher.planner.record import RunOptions
 from launcher.run.folder import plan_file
 
@@ -29,10 +30,16 @@ def checked_settings(overrides: Sequence[str]) -> Settings:
 
 
 def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str]) -> Plan:
-    """Return the plan of a job to run; if a program's model does not fit, only warn. Raises as `make_plan`."""
+    """Return the plan of a job to run; if a program's model does not fit, only warn. Raises as `make_plan`.
+
+    A recipe that trains nothing needs no model, and gets one only if it is given.
+    """
+    given = any(MODEL.match(word) for word in overrides)
+    ours = not isinstance(options.recipe, OwnRecipeOptions)
+    if ours and options.program is None and options.recipe.stack is None and not given:
+        return measuring_plan(settings.job, settings.request, options)
     if options.program is None:
         return make_plan(settings.job, settings.request, options, to_run=True)
-    given = any(MODEL.match(word) for word in overrides)
     plan, warning = program_plan(settings.job, settings.options.layout, options, model_given=given)
     if warning:
         notify(warning)

@@ -197,13 +197,14 @@ def check_inputs(plan: Plan) -> None:
 def say_plan(plan: Plan) -> None:
     """Print the plan in a few lines."""
     layout, cluster, program = plan.layout, plan.job.cluster.name, plan.options.program
-    if plan.estimate or program is None:
+    if plan.estimate:
         say(f"plan: {plan.job.model.name} on {cluster} as {layout.brief()}")
     else:
         degrees = " ".join(
             f"{axis}{layout.degree(axis)}" for axis in ("tp", "pp", "cp", "dp") if layout.degree(axis) > 1
         )
-        ranks = f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''} of {program.target} on {cluster}"
+        what = program.target if program else f"the recipe {plan.options.recipe.name}"
+        ranks = f"{layout.world_size} rank{'s' if layout.world_size > 1 else ''} of {what} on {cluster}"
         say(f"plan: {ranks}{degrees and f' as {degrees}'}")
     for reason in plan.why:
         say(f"  {reason}")

@@ -91,6 +91,15 @@ _KEY = _object(
 )  # fmt: skip
 _CHANGE = _object(name=TEXT, a=TEXT, b=TEXT, worse=NUMBER_OR_NULL, noise=NUMBER_OR_NULL)
 
+_TRIAL = _object(
+    layout=TEXT, predicted_step_time_s=NUMBER, predicted_interval_s=_list(NUMBER), measured_step_time_s=NUMBER_OR_NULL,
+    steps=WHOLE, note=TEXT,
+)  # fmt: skip
+_LINK = _object(
+    name=TEXT, what=TEXT, nameplate=NUMBER_OR_NULL, reached=NUMBER_OR_NULL, latency_s=NUMBER_OR_NULL,
+    sources=_list(TEXT),
+)  # fmt: skip
+
 SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "plan": {"anyOf": [_PLANS, _COMPARISON, _FROM_FILE]},
     "run": _RUN,
@@ -112,6 +121,10 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
     "sync": _object("code: of wandb's upload, 0 for a dry run", run=TEXT, argv=_list(TEXT), left_out=_list(TEXT),
                     dry_run=FLAG, code=WHOLE),
     "new": _object(files=_list(TEXT)),
+    "calibrate": _object("the cluster file; file is null for a dry run", name=TEXT, file=TEXT_OR_NULL, text=TEXT),
+    "tune": _object("in the order they were tried; seconds: of all trials", trials=_list(_TRIAL), seconds=NUMBER),
+    "show": {"anyOf": [_object("bytes/s and seconds, null where unknown", cluster=TEXT, links=_list(_LINK),
+                               axes=_list(ANY_OBJECT)), _object("with out=", file=TEXT)]},
     "keys": _object("default is null where the key is required", keys=_list(_KEY)),
     "compare": _object("worse: how much worse B is, as a share of A; noise: its 95 % half-width", a=TEXT, b=TEXT,
                        changes=_list(_CHANGE), settings=_list(TEXT), failed=WHOLE),

@@ -56,6 +56,16 @@ COMPLETION_NOTES = """\
   ~/.zshrc (after compinit)   eval "$(launcher completion zsh)"
 """
 
+CALIBRATE_NOTES = """\
+It takes run folders of the recipes collectives, gemm, memory, storage and tune,
+and what nccl-tests prints or writes (-J). Without any it runs the recipes that
+the cluster needs on this machine. What physics forbids is refused."""
+
+TUNE_NOTES = """\
+A script's step times are those that it logs with `session`, or prints as
+step_time_s=0.5; {tp}, {pp}, {dp}, {cp}, {ep}, {virtual_stages}, {micro_batch},
+{zero_stage} and {recompute} in its arguments become the plan's numbers."""
+
 COMMANDS = {
     "plan": CommandEntry(
         "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
@@ -100,6 +110,44 @@ COMMANDS = {
         examples={
             "launcher discover dry_run=true": "what this machine is, as a cluster file",
             "launcher discover collector=true": "the script to run on a node that you have no Python on",
+        },
+    ),
+    "show": CommandEntry(
+        "show", "draw a cluster's node, fabric and links with their numbers; with a plan, its ranks",
+        "cluster=NAME [plan=FILE] [out=FILE.svg]",
+        takes=("plan",), options={"out=FILE.svg": "a picture, instead of text"}, groups=("cluster",),
+        examples={
+            "launcher show cluster=dgx_a100_80g cluster.num_nodes=40": "nodes, leaves, spine, and what is assumed",
+            "launcher show cluster=aws_p4d out=p4d.svg": "the same as a picture",
+        },
+    ),
+    "calibrate": CommandEntry(
+        "calibrate", "write what was measured into configs/cluster/<name>.yaml, or measure it here",
+        "[RUN|nccl-tests.txt|.json …] cluster=NAME [name=NAME]", CALIBRATE_NOTES,
+        options={
+            "name=NAME": "of the file that is written (default: the cluster's, and _measured)",
+            "operation=all_reduce": "of a text of nccl-tests that does not name its collective",
+            "dry_run=true": "print the file, write nothing",
+            "force=true": "replace a file that another command or a person wrote",
+        },
+        groups=RUN_GROUPS, of_run=True,
+        examples={
+            "launcher calibrate cluster=cpu": "measure this machine's CPU ranks, and plan with cluster=cpu_measured",
+            "launcher calibrate out.txt cluster=dgx_a100_80g operation=all_reduce":
+                "believe what all_reduce_perf printed on such a node",
+        },
+    ),
+    "tune": CommandEntry(
+        "tune", "run the most promising plans here, and keep the fastest", "[overrides] [-- args]", TUNE_NOTES,
+        takes=(*PROGRAM, "top", "save", "run_dir", "dry_run"),
+        options={
+            "steps=8": "timed steps of each plan",
+            "patience=1.5": "a plan that is slower than the best one by this factor is stopped early",
+        },
+        groups=RUN_GROUPS,
+        examples={
+            "launcher tune top=3 dry_run=true": "the plans that would be tried",
+            "launcher tune top=6 steps=8 save=best.json": "try six, and write the fastest into a file",
         },
     ),
     "check": CommandEntry(

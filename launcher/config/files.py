@@ -98,6 +98,23 @@ def _find(config_path: str) -> Path | None:
     return next((file for folder in folders() if (file := folder / name).is_file()), None)
 
 
+def found_files(group: str, name: str, *, depth: int = DEEPEST) -> list[Path]:
+    """The file of an entry, after those that it starts from."""
+    file = _find(f"{group}/{name}")
+    if file is None or depth == 0:
+        return []
+    config = OmegaConf.to_container(_parsed(file, _text(file)), resolve=False)
+    starts = config.get("defaults", []) if isinstance(config, dict) else []
+    found: list[Path] = []
+    for start in starts:
+        if isinstance(start, str) and start != "_self_":
+            found += found_files(group, start, depth=depth - 1)
+        elif isinstance(start, dict):
+            for key, choice in start.items():
+                found += found_files(str(key).strip("/").partition("@")[0], str(choice), depth=depth - 1)
+    return [*found, file]
+
+
 def _text(file: Path) -> str:
     """Read a user's file; raises InputError if it is not text or too large."""
     try:

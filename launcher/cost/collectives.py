@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from math import log2
 from types import MappingProxyType
 
+from launcher.cost.curves import measured_s
 from launcher.cost.network import NVLINK_FRACTION, SEND_FRACTION, AxisGroups, Fabric, Group, ends_of
 from launcher.cost.traffic import SEND, SEND_BACK, Message
 from launcher.units import MIB
@@ -66,6 +67,8 @@ def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     away = num_bytes * (group.ranks - group.per_node) / group.ranks
     links = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.per_domain >= group.per_node else 0.0
     seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
+    if group.nodes == 1:
+        return seconds
     # Ranks of other rails are reached through the spine, those of a rank's own through its leaf.
     other_rails = (group.rails - 1) / group.rails
     elsewhere = group._replace(spine=True)
@@ -124,7 +127,18 @@ class Prices:
 
 def message_s(fabric: Fabric, group: Group, message: Message) -> float:
     """Seconds of a message of a group, once."""
-    return SECONDS[message.collective](fabric, group, message.num_bytes)
+    return collective_s(fabric, group, message.collective, message.num_bytes)
+
+
+def collective_s(fabric: Fabric, group: Group, operation: str, num_bytes: float) -> float:
+    """Seconds of a collective by the measured curve that is nearest, else by the model."""
+    if fabric.curves:
+        measured = measured_s(
+            fabric, operation, group, num_bytes, lambda name, shape, size: SECONDS[name](fabric, shape, size)
+        )
+        if measured is not None:
+            return measured
+    return SECONDS[operation](fabric, group, num_bytes)
 
 
 def latency_s(fabric: Fabric, group: Group) -> float:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from launcher.cluster import Node
+from launcher.cluster import Gpu, Node
 from launcher.cost.constants import Constants
 from launcher.errors import InputError
 from launcher.model import Training
 from launcher.units import DTYPE_BYTES
 
-# A CPU core without a measured rate: 16 fp32 FMA lanes at 2 GHz (AVX2, two ports) at half efficiency. An assumption;
-# a measured `gemm_tflops` in the GPU's file replaces it.
-CPU_CORE_FLOPS = 32e9
+# A CPU core without a measured rate: a core of a Xeon server with AVX-512 does 85 to 97 GFLOP/s in fp32 (recipe gemm).
+# A measured `gemm_tflops` in the GPU's file replaces it.
+CPU_CORE_FLOPS = 90e9
+
+
+COPY_FRACTION = 0.854  # of the nameplate, a large copy: 1328 of 1555 GB/s on A100 40 GB (FlagPerf)
 
 
 @dataclass(frozen=True)
@@ -44,20 +47,16 @@ def core_share(node: Node) -> float:
 
 
 def host_constants(node: Node, constants: Constants) -> Constants:
-    """Constants of the host, slower where ranks share cores."""
-    share = core_share(node)
-    if share == 1:
-        return constants
-    names = ("host_forward_s", "host_backward_s", "host_checkpoint_s", "host_micro_batch_s", "host_step_s")
-    return replace(constants, **{name: getattr(constants, name) / share for name in names})
+    """Constants of a GPU, or of a CPU rank: its attention kernel is as fast at short sequences."""
+    return replace(constants, flash_half_seq=0.0) if node.gpu.kind == "cpu" else constants
 
 
 def device_of(node: Node, training: Training, constants: Constants) -> Device:
     """The device for a training's dtype.
 
     The GEMM rate is what training sustains: as the GPU says, or of its measured rate (`gemm_flops`), or of the peak; a
-    CPU rank without a measured rate is taken at CPU_CORE_FLOPS times its share of a core. Raises InputError for a GPU
-    whose rate in that dtype is unknown.
+    CPU rank without a measured rate is taken at CPU_CORE_FLOPS. Rates of a CPU rank are those of a whole core. Raises
+    InputError for a GPU whose rate in that dtype is unknown.
     """
     gpu = node.gpu
     cuda = gpu.kind == "cuda"
@@ -68,22 +67,28 @@ def device_of(node: Node, training: Training, constants: Constants) -> Device:
             f"nothing is known of {gpu.name}'s rate in {training.dtype} (known: {known}): "
             f"set train.dtype, or cluster.node.gpu.peak_tflops.{training.dtype}"
         )
-    share = core_share(node)
     if cuda:
         sustained = constants.gemm_fraction / constants.best_gemm_fraction
         rate = measured * sustained if measured else (peak or 0.0) * constants.gemm_fraction
         rate = gpu.sustained_flops.get(training.dtype, rate)
     else:
-        rate = measured or CPU_CORE_FLOPS * share
+        rate = measured or CPU_CORE_FLOPS
     return Device(
         gemm_flops=rate,
-        hbm_bytes_per_s=gpu.hbm_bytes_per_s * constants.hbm_fraction * share,
+        hbm_bytes_per_s=_streaming_rate(gpu, constants),
         peak_flops=peak,
         num_sms=gpu.num_sms,
         tiles=CUDA_TILES if cuda else CPU_TILES,
         extra_k=constants.gemm_extra_k if cuda else 8.0,
         clock_margin=max(1.0, peak * constants.issue_fraction / rate) if peak else 1.0,
-        gap_s=constants.kernel_gap_s,
+        gap_s=constants.kernel_gap_s if cuda else 0.0,  # of a CPU's operators, the engine's own seconds speak
         dtype_bytes=DTYPE_BYTES[training.dtype],
         attention_flops=dict(gpu.attention_flops) if training.dtype != "fp32" else {},
     )
+
+
+def _streaming_rate(gpu: Gpu, constants: Constants) -> float:
+    """Bytes/s of a streaming kernel: of a measured copy, or of the nameplate."""
+    if gpu.copy_bytes_per_s is None:
+        return gpu.hbm_bytes_per_s * constants.hbm_fraction
+    return gpu.copy_bytes_per_s * (constants.hbm_fraction / COPY_FRACTION if gpu.kind == "cuda" else 1.0)

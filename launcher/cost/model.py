@@ -13,6 +13,7 @@ from operator import attrgetter
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import Prices, local_share
 from launcher.cost.constants import DEFAULT, Constants
+from launcher.cost.cores import CpuStepTime, core_time, engine_of, layer_s
 from launcher.cost.data_parallel import (
     Exposed,
     GradientSeconds,
@@ -44,6 +45,7 @@ from launcher.cost.ranks import PipelineRanks, pipeline_ranks
 from launcher.cost.stage import Cost, blended, layer_cost, part_cost, spent
 from launcher.cost.traffic import (
     LayerMessages,
+    RankStage,
     embedding_messages,
     head_messages,
     layer_messages,
@@ -64,6 +66,11 @@ DRIVER_BYTES = 0.25 * 2**30
 # Of a host's memory, what its ranks may fill with what they offload: the rest is the system's, the data loaders' and
 # the processes' own. An assumption.
 HOST_SHARE = 0.85
+
+
+# The parts of a step.
+BREAKDOWN = ("compute", "tp_comm", "cp_comm", "ep_comm", "pp_comm", "dp_comm", "bubble", "optimizer", "tp_comm_hidden",
+             "dp_comm_hidden")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,9 +100,12 @@ class CostModel:
         self.usable_bytes = gpu.memory_bytes - kept
         self.context_bytes = constants.context_bytes if gpu.kind == "cuda" else 0.0
         self._prices = Prices(self.fabric)
+        self.on_cpu = gpu.kind == "cpu"
 
     def estimate(self, layout: Layout) -> Estimate:
         """Step time and memory of a legal layout."""
+        if self.on_cpu:
+            return self._on_cores(layout)
         stages = self._stage_times(layout)
         num_micro_batches = layout.num_micro_batches(self.job.training.global_batch)
         pipeline = pipeline_time(
@@ -113,6 +123,38 @@ class CostModel:
         time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
         flops, peak = self._flops(layout), self.device.peak_flops
         return estimate_of(self.job, layout, total, time, self.memory(layout), flops=flops, peak=peak)
+
+    def core_seconds(self, layout: Layout) -> float:
+        """Of all CPU ranks together, in a step."""
+        found = self._core_time(layout)
+        return sum(found.parts.values()) * found.cores
+
+    def _on_cores(self, layout: Layout) -> Estimate:
+        """Of CPU ranks, whose cores are shared."""
+        found = self._core_time(layout)
+        time = {**dict.fromkeys(BREAKDOWN, 0.0), **found.parts, "bubble": found.idle_s}
+        flops, peak = self._flops(layout), self.device.peak_flops
+        return estimate_of(self.job, layout, found.total_s, time, self.memory(layout), flops=flops, peak=peak)
+
+    def _core_time(self, layout: Layout) -> CpuStepTime:
+        engine = engine_of(self.job.cluster)
+        layer = layer_s(self._layer_parts(_shape(layout)), engine, layout) + self._accumulation_s(layout)
+        ends = [end.total_s - end.tp_s for end in self.end_costs(layout)]
+        stages = []
+        for rank, layers in enumerate(self.rank_layers(layout)):
+            first, last = rank == 0, rank == layout.pp - 1
+            own = (
+                layers * layer + first * ends[0] + last * ends[1] + layout.virtual_stages * (engine.micro_batch_s or 0)
+            )
+            stages.append((RankStage(layers, first, last, layout.virtual_stages), own))
+        return core_time(
+            self.job,
+            layout,
+            stages=stages,
+            price=self._prices.of(self._groups(layout)),
+            rules=rules_of(self.job, layout),
+            update_s=self.optimizer_s(layout) - self.constants.host_step_s,
+        )
 
     @once(
         attrgetter(
@@ -135,6 +177,10 @@ class CostModel:
     @once(attrgetter("axis_order", "tp", "pp", "dp", "cp", "ep", "shard_group"))
     def _groups(self, layout: Layout) -> AxisGroups:
         return groups_of(self.job.cluster, layout)
+
+    def group(self, layout: Layout, axis: str) -> Group:
+        """The shape of an axis' groups."""
+        return self._groups(layout).of(axis)
 
     def rank_layers(self, layout: Layout) -> tuple[int, ...]:
         """Layers of each pipeline rank, over its virtual stages."""

@@ -7,8 +7,9 @@ from math import lcm
 from typing import NamedTuple
 
 from launcher.cluster import Cluster
+from launcher.cluster.measured import Curve
 from launcher.cost.constants import Constants
-from launcher.cost.device import core_share
+from launcher.cost.gloo import gloo_curves
 from launcher.layout import Layout
 from launcher.layout.placement import rails_of_groups
 
@@ -151,6 +152,8 @@ class Fabric:
     gather_share: float = 0.5  # all-gather or reduce-scatter over an all-reduce, inside a node
     group_contention: float = 1.0  # of bytes, where several groups share a node
     direct_peers: int = 0  # GPUs that each is joined to by links of its own, without a switch
+    curves: tuple[Curve, ...] = ()  # measured
+    job_fraction: float = 1.0  # of measured rates between nodes, what training reaches
 
     def nvlink_rate(self, ranks: int) -> float:
         """Bytes/s of a GPU's NVLinks that a ring over `ranks` of its domain uses: with links of their own to each peer,
@@ -188,10 +191,10 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
     line = node.num_nics * node.nic_bytes_per_s * LINE_FRACTION[name]
     across = busbw.get("leaf") or busbw.get("spine") or line
     nvlink = busbw["nvlink"] / NVLINK_FRACTION if "nvlink" in busbw else node.gpu.nvlink_bytes_per_s
-    cpu, share = node.gpu.kind == "cpu", core_share(node)
+    cpu = node.gpu.kind == "cpu"
     return Fabric(
         nvlink_bytes_per_s=nvlink if node.nvlink != "none" else 0.0,
-        pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S * share,
+        pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S,
         node_bytes_per_s=across * constants.inter_node_fraction,
         gpus_per_node=node.num_gpus,
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
@@ -201,5 +204,7 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         group_contention=constants.group_contention if node.nvlink == "nvswitch" else 1.0,
         direct_peers=node.domain_size - 1 if node.nvlink == "direct" and "nvlink" not in busbw else 0,
         send_lead=SEND_FRACTION / constants.inter_node_fraction,
-        local_latency_s=LOOPBACK_LATENCY_S / share if cpu else 20e-6,
+        local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
+        curves=cluster.measured.collectives or (gloo_curves() if cpu else ()),
+        job_fraction=constants.inter_node_fraction,
     )

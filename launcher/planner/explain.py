@@ -14,6 +14,7 @@ from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
 from launcher.planner.result import Candidate, SearchResult
+from launcher.planner.sources import measured_numbers
 from launcher.units import format_bytes, format_seconds
 
 AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}
@@ -45,6 +46,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
     job, best = result.job, result.best
     yield where_time_goes(best.estimate)
     yield where_memory_goes(best.estimate)
+    yield from measured_numbers(model, best.layout)
     yield from links(job, best.layout)
     if len(result.candidates) > 1:
         second = result.candidates[1]

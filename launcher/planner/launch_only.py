@@ -1,4 +1,5 @@
-"""Plans of the user's own programs: placement of ranks without an estimate, unless a model is given.
+"""Plans of the user's own programs, and of recipes that train nothing: placement of ranks without an estimate, unless a
+model is given.
 
 Without `model=` there is nothing to estimate, and no rule about batches or memory applies: all ranks are data-parallel,
 except for pinned degrees. With `model=` the program is planned and estimated, without tensor, pipeline or context
@@ -31,6 +32,18 @@ def program_plan(
     except LauncherError as error:
         plan = _without_model(job, request, options, why="no estimate: the model does not fit this layout")
         return replace(plan, job=job), str(error)
+
+
+def measuring_plan(job: Job, request: LayoutRequest, options: RunOptions) -> Plan:
+    """The plan of a recipe that trains nothing: where its ranks are. Raises InputError.
+
+    Where nothing is pinned, tensor parallelism is the ranks of an NVLink domain, so that its groups are measured too.
+    """
+    free = all(getattr(request, axis) is None for axis in ("tp", "pp", "dp", "cp"))
+    ranks, domain = job.cluster.max_ranks, job.cluster.node.domain_size
+    if free and domain < ranks and ranks % domain == 0:
+        request = replace(request, tp=domain)
+    return _without_model(job, request, options, why=f"the recipe {options.recipe.name} trains no model")
 
 
 def _without_model(job: Job, request: LayoutRequest, options: RunOptions, *, why: str) -> Plan:

@@ -45,8 +45,11 @@ class PassBound(NamedTuple):
     time: bounds.PassTime
     stages: bounds.Stages
     num_micro_batches: int
+    unbounded: bool = False  # on shared cores
 
     def step_time_s(self, schedule: Schedule, *, sends_s: float = 0.0) -> float:
+        if self.unbounded:
+            return 0.0
         return bounds.step_time_s(
             self.time,
             self.stages,
@@ -123,13 +126,21 @@ class LowerBounds:
         stages = self.stages(degrees)
         times = [self._time(degrees, pass_config, groups, order) for groups, order in self._layer_orders(degrees)]
         time = times[0] if len(times) == 1 else bounds.least(times)
-        return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, pass_config.micro_batch))
+        return PassBound(
+            bounds.busiest_s(time, stages),
+            time,
+            stages,
+            self._count(degrees, pass_config.micro_batch),
+            self.model.on_cpu,
+        )
 
     def compute(self, degrees: Degrees, micro_batch: int) -> PassBound:
         """Return the time bound of compute alone, for any way to run a micro-batch: coarser, but faster to compute."""
         shape = LayerShape(micro_batch, degrees.tp, degrees.cp, degrees.ep, sequence_parallel=False)
         time, stages = bounds.compute_time(self.model, shape), self.stages(degrees)
-        return PassBound(bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch))
+        return PassBound(
+            bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch), self.model.on_cpu
+        )
 
     def _count(self, degrees: Degrees, micro_batch: int) -> int:
         return self.batch // (degrees.dp * micro_batch)
@@ -165,6 +176,8 @@ class LowerBounds:
 
     def after_s(self, degrees: Degrees, bound: PassBound, *, sharding: Sharding, order: str, sends_s: float) -> float:
         """Return the seconds after the last micro-batch: exposed gradients and weights, and the optimizer."""
+        if bound.unbounded:
+            return 0.0
         gradients, optimizer = self._after(degrees, sharding, order, bound.num_micro_batches)
         busiest = bound.busiest_s + sends_s
         return optimizer + bounds.exposed_gradients_s(

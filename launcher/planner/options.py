@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import cos, pi
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from launcher.cluster.measured import OPERATIONS
 from launcher.errors import InputError
 from launcher.model.training import DTYPES, ENGINES, Training
 from launcher.resources import recipe_file
@@ -98,7 +100,32 @@ class TrackingOptions:
         return read(cls, config, "tracking")
 
 
-OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
+MOST_SIZES = 100
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def message_sizes(value: Any) -> tuple[int, ...]:
+    """`8:8M:2`, as nccl-tests' -b, -e and -f; or a list of sizes."""
+    if isinstance(value, list | tuple):
+        sizes = [_size(item) for item in value]
+    else:
+        first, last, factor = [*str(value).split(":"), "2", "2"][:3] if ":" in str(value) else (value, value, "2")
+        sizes, size, step = [], _size(first), _size(factor)
+        if step < 2 or str(value).count(":") > 2:
+            raise ValueError("must be first:last:factor with a factor of at least 2, as 8:8M:2")
+        while size <= _size(last) and len(sizes) <= MOST_SIZES:
+            sizes.append(size)
+            size *= step
+    if not 0 < len(sizes) <= MOST_SIZES or sizes != sorted(set(sizes)):
+        raise ValueError(f"must give 1 to {MOST_SIZES} sizes that rise, as 8:8M:2 or [1024,1048576]")
+    return tuple(sizes)
+
+
+def _size(text: Any) -> int:
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)B?", str(text).strip().upper())
+    if not match or not 0 < (size := int(match[1]) * UNITS[match[2]]) <= 2**40:
+        raise ValueError("must be made of sizes in bytes, 1 to 1024G, as 8:8M:2")
+    return size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,26 +155,19 @@ class CollectivesOptions(RecipeOptions):
 
     operations: tuple[str, ...] = key(OPERATIONS, choices=OPERATIONS, meaning="collectives to measure")
     dtype: str = key("fp32", choices=DTYPES, meaning="number format of the messages")
-    min_bytes: int = key(1024, unit="bytes", minimum=1, meaning="smallest message")
-    max_bytes: int | None = key(
-        AUTO, auto=True, unit="bytes", minimum=1, maximum=2**40,
-        meaning="largest message; auto: 1 GiB with NCCL, 4 MiB with gloo",
+    sizes: tuple[int, ...] | None = key(
+        AUTO, auto=True, unit="bytes", convert=message_sizes, example="8:8M:2",
+        meaning="messages, as first:last:factor with K, M and G for powers of 1024, or as a list; auto: 8:1G:8 with "
+        "NCCL, 8:4M:8 with gloo",
     )  # fmt: skip
-    factor: int = key(8, unit="1", minimum=2, meaning="ratio of successive sizes, a power of two")
     warmup: int = key(2, unit="calls", minimum=0, meaning="untimed calls before each size")
-    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per size")
+    iterations: int = key(20, unit="calls", minimum=1, meaning="timed calls per size, at least")
+    seconds: float = key(0.05, unit="s", minimum=0, maximum=60, meaning="more calls, until they take so long")
     world: bool = key(True, meaning="also measure the group of all ranks")
-
-    @classmethod
-    def from_keys(cls, given: dict[str, Any]) -> CollectivesOptions:
-        options, found = cls(**given), []
-        if options.max_bytes is not None and options.max_bytes < options.min_bytes:
-            found.append(f"recipe.max_bytes={options.max_bytes} must be at least recipe.min_bytes={options.min_bytes}")
-        if options.factor & (options.factor - 1):
-            found.append(f"recipe.factor={options.factor} must be a power of two, as the sizes are: 2, 4 or 8")
-        if found:
-            raise InputError(found)
-        return options
+    alone: bool = key(True, meaning="measure the first group of each axis with the others silent, too")
+    threshold: float = key(
+        1.25, unit="1", above=1, meaning="a group that takes so many times as long as the others of its axis is slow"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +180,35 @@ class GemmOptions(RecipeOptions):
     squares: tuple[int, ...] = key(
         (512, 1024), unit="rows", minimum=1, example="[1024,4096]", meaning="sizes of square products"
     )
-    warmup: int = key(2, unit="calls", minimum=0, meaning="untimed calls before each product")
-    iterations: int = key(5, unit="calls", minimum=1, meaning="timed calls per product")
-    copy_bytes: int = key(
-        2**26, unit="bytes", minimum=1024, maximum=2**40,
-        meaning="size of the memory copy: larger than the caches of a GPU and of most CPUs",
+    seconds: float = key(
+        0.25, unit="s", minimum=0.01, maximum=600, meaning="time for each product, on all ranks at once"
+    )
+    sequences: tuple[int, ...] = key(
+        (), unit="tokens", minimum=16, example="[2048,8192]", meaning="lengths at which attention is measured too"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryOptions(RecipeOptions):
+    """What the recipe `memory` measures."""
+
+    num_bytes: int | None = key(
+        AUTO, name="bytes", auto=True, unit="bytes", minimum=1024, maximum=2**40,
+        meaning="of each buffer; auto: 1 GiB on a GPU, 64 MiB on a CPU, above the caches of either",
     )  # fmt: skip
+    seconds: float = key(
+        0.25, unit="s", minimum=0.01, maximum=600, meaning="time for each of them, on all ranks at once"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StorageOptions(RecipeOptions):
+    """What the recipe `storage` measures."""
+
+    num_bytes: int = key(
+        2**26, name="bytes", unit="bytes", minimum=1024, maximum=2**40, meaning="of each writer's file"
+    )
+    rounds: int = key(3, unit="files", minimum=1, meaning="files of each writer, by number of writers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,11 +255,25 @@ class OwnRecipeOptions(RecipeOptions):
         return cls(**{**given, "file": str(file.absolute())})
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(RecipeOptions):
+    """How the recipe `tune` tries plans."""
+
+    trials: str | None = key(None, meaning="folder of the plans to try; `launcher tune` fills it")
+    steps: int = key(8, unit="steps", minimum=1, meaning="timed steps of each plan")
+    patience: float = key(
+        1.5, unit="1", minimum=1, meaning="a plan slower than the best one by this factor is stopped after one step"
+    )
+
+
 RECIPES: Mapping[str, type[RecipeOptions]] = MappingProxyType(
     {
+        "tune": TuneOptions,
         "gpt": RecipeOptions,
         "collectives": CollectivesOptions,
         "gemm": GemmOptions,
+        "memory": MemoryOptions,
+        "storage": StorageOptions,
         "bandwidth": BandwidthOptions,
         "coldstart": RecipeOptions,
     }

@@ -21,7 +21,7 @@ def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
     cluster = plan.job.cluster
     title = f"{recipe} on {cluster.name}: {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
     collective = any("busbw_gbytes_per_s" in row for row in rows)
-    shown = _collectives(rows) if collective else _products(rows)
+    shown = _collectives(rows) if collective else _products(rows) if "tflops" in rows[0] else _rates(rows)
     head = f"<header><h1>{escape(title)}</h1>{paragraph(_about(name, result), dim=True)}{tiles(_best(rows))}</header>"
     keys = table(["key", "value"], list(_keys("cluster", result.get("cluster") or {})))
     body = [head, "<main>", *shown, section("Keys for the cluster file", keys), "</main>"]
@@ -81,6 +81,23 @@ def _collective(row: Row) -> list[str]:
 def _products(rows: Sequence[Row]) -> list[str]:
     columns = ["product", "dtype", "m × n × k", "time", "TFLOP/s", "of peak", "slowest"]
     return [section("Matrix products", table(columns, [_product(row) for row in rows], numbers=(3, 4, 5)))]
+
+
+def _rates(rows: Sequence[Row]) -> list[str]:
+    """Of memory and storage."""
+    columns = ["what", "writers", "bytes", "time", "GB/s", "slowest"]
+    cells = [
+        [
+            row["name"],
+            str(row.get("writers", "")),
+            format_bytes(row["bytes"]),
+            format_seconds(row["time_s"]),
+            f"{row['gbytes_per_s']:.3g}",
+            f"rank {row['slowest']['rank']}, {row['slowest']['host']}",
+        ]
+        for row in rows
+    ]
+    return [section("Rates", table(columns, cells, numbers=(1, 2, 3, 4)))]
 
 
 def _product(row: Row) -> list[str]:

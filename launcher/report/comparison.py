@@ -138,19 +138,20 @@ def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> It
 
 
 def _rate(row: Mapping[str, Any]) -> float:
-    return float(row.get("busbw_gbytes_per_s") or row.get("tflops") or 0.0)
+    return float(row.get("busbw_gbytes_per_s") or row.get("tflops") or row.get("gbytes_per_s") or 0.0)
 
 
 def _family(row: Mapping[str, Any]) -> str:
-    return (
-        f"{row['operation']} over {row['axis']}, GB/s"
-        if "axis" in row
-        else f"{row.get('dtype', '')} {row.get('name', '')}, TFLOP/s"
-    )
+    if "axis" in row:
+        return f"{row['operation']} over {row['axis']}, GB/s"
+    if "tflops" in row:
+        return f"{row.get('dtype', '')} {row.get('name', '')}, TFLOP/s"
+    return f"{row.get('name', '')}, GB/s"
 
 
 def _point(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(key) for key in ("operation", "axis", "bytes", "group_size", "name", "dtype", "m", "n", "k"))
+    keys = ("operation", "axis", "bytes", "group_size", "name", "dtype", "m", "n", "k", "writers")
+    return tuple(row.get(key) for key in keys)
 
 
 def _estimates(a: Plan, b: Plan) -> Iterator[MeasuredChange]:

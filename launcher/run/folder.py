@@ -112,6 +112,11 @@ class RunFolder:
         return self.path / "result.json"
 
     @property
+    def trials(self) -> Path:
+        """What the recipe tune has found so far."""
+        return self.path / "trials.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -47,6 +47,9 @@ SOUND: dict[str, list[tuple[list[str], int]]] = {
     "sync": [(["runs/tracked", "dry_run=true"], 0)],
     "new": [(["recipe", "probe"], 0), (["cluster", "site"], 0)],
     "lint": [(["train.sbatch"], 0)],
+    "show": [(["cluster=dgx_a100_80g"], 0), (["out=cluster.svg"], 0)],
+    "tune": [(["top=2", "dry_run=true"], 0)],
+    "calibrate": [(["nccl.txt", "cluster=dgx_a100_80g", "dry_run=true"], 0)],
 }
 REFUSED = {
     "plan": [["model=foo"], ["layout.tp=x"], ["--frobnicate"]],
@@ -66,6 +69,9 @@ REFUSED = {
     "sync": [["runs/mine"], ["runs/mine", "dry_run=maybe"]],
     "new": [["recipe"], ["recipe", "gpt"], ["model", "x"], ["cluster", "a-b"]],
     "lint": [[]],
+    "show": [["cluster=foo"], ["out=x.png"]],
+    "tune": [["recipe=gemm"], ["steps=none"]],
+    "calibrate": [["nowhere.txt", "cluster=dgx_a100_80g"], []],
 }
 
 
@@ -84,6 +90,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in offline_folders(folder / "runs" / "tracked"):
         path.mkdir(parents=True)  # as the test of wandb's own finds them: test_worker_tracking.py
     (folder / "ds.json").write_text('{"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}')
+    row = "1073741824 268435456 float sum -1 8203.9 130.88 229.04 0 8203.9 130.88 229.04 0"
+    (folder / "nccl.txt").write_text(f"# all_reduce_perf\n {row}\n")
     (folder / "train.sbatch").write_text((ROOT / "tests" / "lint" / "scripts" / "clean.sbatch").read_text())
     return folder
 

@@ -52,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of a real training run, a real measurement, and a plan for 3,072 GPUs."""
     folder = tmp_path_factory.mktemp("pages")
     launcher("run", "train.steps=5", "run_dir=train", cwd=folder)
-    launcher("run", "recipe=collectives", "recipe.max_bytes=65536", "run_dir=measured", cwd=folder)
+    launcher("run", "recipe=collectives", "recipe.sizes=1K:64K:8", "run_dir=measured", cwd=folder)
     large = ["cluster=dgx_a100_80g", "cluster.num_nodes=384", "model=gpt3_175b", "train.global_batch=1536"]
     launcher("plan", *large, "run_dir=large", cwd=folder)
     return {name: folder / launcher("report", name, cwd=folder) for name in ("train", "measured", "large")}

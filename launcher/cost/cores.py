@@ -1,0 +1,148 @@
+"""Step time on CPU ranks: the work of all of them over the cores that they share, against the critical path.
+
+A core that one rank leaves idle is another's: a bubble costs nothing while some rank has work, and overlap wins
+nothing. So ranks' core seconds are added up, collectives included, whose curves hold core seconds on CPUs. Measured on
+two cores, eight ranks, a GPT of 0.9 M parameters: core seconds over cores order layouts as step times do.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.cluster import Cluster
+from launcher.cluster.measured import EngineSeconds
+from launcher.cost.collectives import Price
+from launcher.cost.layer import LayerParts, Part
+from launcher.cost.pipeline import pipeline_time
+from launcher.cost.traffic import Message, MessageRules, RankStage, rank_messages
+from launcher.layout import Layout
+from launcher.layout.job import Job
+
+# Core seconds of our torch engine on one core of a 2-core Xeon (AVX-512), torch 2.13: fitted to 26 layouts of
+# gpt_tiny. `launcher calibrate cluster=cpu` measures a machine's own.
+ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=3e-3, step_s=0.5e-3, unit_s=1.1e-3)
+FORWARD_SHARE = 1 / 3  # of a layer's operators: the backward pass issues twice as many
+SELECTIVE_SHARE = 0.15  # of them, those of the attention core, which selective recomputation repeats
+SHARDED_AXES = ("dp", "sdp", "edp")
+SCALAR_BYTES = 8.0
+Axes = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class CpuStepTime:
+    """A step on shared cores: seconds of it by part, an even share of all ranks' work, and what no core could use."""
+
+    total_s: float
+    parts: Axes
+    idle_s: float
+    cores: int
+
+
+def engine_of(cluster: Cluster) -> EngineSeconds:
+    """What the operators of our engine cost: as measured, else as here."""
+    engine = cluster.measured.engine
+    return engine if engine.layer_s is not None else ENGINE
+
+
+def layer_s(parts: LayerParts, engine: EngineSeconds, layout: Layout) -> float:
+    """Core seconds of one layer and one micro-batch, forward and backward, with what is computed again."""
+    host = engine.layer_s or 0.0
+    whole = _both(parts.rest) + _both(parts.core) + host
+    again = {
+        "full": parts.rest.forward_s + parts.core.forward_s + FORWARD_SHARE * host,
+        "selective": parts.core.forward_s + SELECTIVE_SHARE * host,
+        "op": parts.rest.forward_s - parts.products_s / 2 + FORWARD_SHARE * host,
+    }
+    return whole + layout.recompute_fraction * again.get(layout.recompute, 0.0)
+
+
+def _both(part: Part) -> float:
+    return part.forward_s + part.backward_s
+
+
+def scalar_messages(layout: Layout) -> tuple[Message, ...]:
+    """The loss and the gradient's norm, once a step; traffic.py leaves them out, for their bytes."""
+    axes = [("tp", layout.tp), ("pp", layout.pp), ("dp", layout.dp * layout.cp)]
+    normed = [(axis, ranks) for axis, ranks in axes if ranks > 1 and (axis != "dp" or layout.zero_stage)]
+    everyone = [("dp", layout.dp * layout.cp)] if layout.dp * layout.cp > 1 else []
+    return tuple(Message(axis, "all_reduce", SCALAR_BYTES, ranks, "fp32") for axis, ranks in (*normed, *everyone))
+
+
+def sharded_calls(layout: Layout, stage: RankStage, message: Message) -> float:
+    """Collectives that one message of sharded weights or gradients is made of: one a unit of FSDP, which is a layer or
+    what is around the layers.
+    """
+    if not layout.zero_stage or message.axis not in SHARDED_AXES or message.collective == "all_reduce":
+        return 0.0
+    return float(stage.layers + (layout.zero_stage < 3 or message.collective == "reduce_scatter"))
+
+
+def core_time(
+    job: Job,
+    layout: Layout,
+    *,
+    stages: list[tuple[RankStage, float]],
+    price: Price,
+    rules: MessageRules,
+    update_s: float,
+) -> CpuStepTime:
+    """`stages`: what each pipeline rank holds, and its core seconds of compute a micro-batch; `update_s`: those of the
+    optimizer's pass over memory.
+    """
+    engine, count = engine_of(job.cluster), layout.num_micro_batches(job.training.global_batch)
+    ranks, cores = layout.world_size, _cores(job.cluster, layout)
+    each, busiest = layout.world_size // layout.pp, []
+    work: dict[str, float] = defaultdict(float)
+    for stage, compute in stages:
+        messages = rank_messages(job, layout, stage, rules)
+        moved = _messages_s(layout, stage, messages, price, engine)
+        once = update_s + (engine.step_s or 0.0) + sum(price(one) for one in scalar_messages(layout))
+        work["compute"] += each * count * compute
+        work["optimizer"] += each * once
+        for axis, seconds in moved.items():
+            work[axis] += each * seconds
+        busiest.append((compute + sum(moved.values()) / count, once))
+    share = {part: seconds / cores for part, seconds in work.items()}
+    balanced, path = sum(share.values()), _path_s(layout, busiest, count)
+    total = max(balanced, path) if cores <= ranks else path
+    return CpuStepTime(total, share, total - balanced, cores)
+
+
+def _messages_s(
+    layout: Layout, stage: RankStage, messages: tuple[Message, ...], price: Price, engine: EngineSeconds
+) -> dict[str, float]:
+    """Core seconds of a rank's messages in a step, by the axis of the breakdown."""
+    found: dict[str, float] = defaultdict(float)
+    for message in messages:
+        axis = "dp" if message.axis in ("sdp", "rdp", "edp") else message.axis
+        calls = sharded_calls(layout, stage, message)
+        if calls:
+            one = price(message._replace(num_bytes=message.num_bytes / calls)) + (engine.unit_s or 0.0)
+            found[f"{axis}_comm"] += message.times * calls * one
+        else:
+            found[f"{axis}_comm"] += message.times * price(message)
+    return found
+
+
+def _path_s(layout: Layout, ranks: list[tuple[float, float]], count: int) -> float:
+    """The longest chain: every rank with a core to itself."""
+    schedule = "interleaved" if layout.virtual_stages > 1 else layout.schedule
+    times = [seconds for seconds, _ in ranks]
+    thirds = [seconds / 3 for seconds in times]
+    found = pipeline_time(
+        schedule,
+        forward_s=thirds,
+        backward_s=[2 * third for third in thirds],
+        weight_s=thirds,
+        num_micro_batches=count,
+        virtual_stages=layout.virtual_stages,
+    )
+    return found.total_s + max(once for _, once in ranks)
+
+
+def _cores(cluster: Cluster, layout: Layout) -> int:
+    """Cores that the ranks of a layout can keep busy; one each where the number is not known."""
+    known = cluster.node.cores * -(-layout.world_size // cluster.node.num_gpus)
+    return min(known or layout.world_size, layout.world_size)

@@ -1,0 +1,94 @@
+"""The core seconds of our engine's operators on CPU ranks, from steps that were measured under several layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from launcher.cluster.measured import EngineSeconds
+from launcher.cost.model import CostModel
+from launcher.layout import Layout
+from launcher.layout.job import Job
+
+NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s")
+TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """Core seconds of all ranks together in a step of a job under a layout."""
+
+    job: Job
+    layout: Layout
+    core_s: float
+
+
+def fit_engine(samples: Sequence[StepSample]) -> EngineSeconds:
+    """The engine's seconds that explain the samples best, each by its share, none below zero.
+
+    A step's core seconds are linear in them: what each adds is what the model says with that one alone.
+    """
+    zero = EngineSeconds(layer_s=TINY, micro_batch_s=0.0, step_s=0.0, unit_s=0.0)
+    base = [core_seconds(sample, zero) for sample in samples]
+    slopes = [
+        [(core_seconds(sample, replace(zero, **{name: 1.0})) - base[i]) for name in NAMES]
+        for i, sample in enumerate(samples)
+    ]
+    rows = [[slope / samples[i].core_s for slope in each] for i, each in enumerate(slopes)]
+    wanted = [1 - base[i] / sample.core_s for i, sample in enumerate(samples)]
+    found = non_negative(rows, wanted)
+    misses = [abs(sum(a * x for a, x in zip(row, found, strict=True)) - b) for row, b in zip(rows, wanted, strict=True)]
+    layer, micro_batch, step, unit = found
+    error = sum(misses) / len(misses)
+    return EngineSeconds(
+        layer_s=max(layer, TINY), micro_batch_s=micro_batch, step_s=step, unit_s=unit, error=round(error, 4)
+    )
+
+
+def core_seconds(sample: StepSample, engine: EngineSeconds) -> float:
+    """Of all ranks together, in a step."""
+    cluster = sample.job.cluster
+    measured = replace(cluster.measured, engine=engine)
+    job = replace(sample.job, cluster=replace(cluster, measured=measured))
+    return CostModel(job).core_seconds(sample.layout)
+
+
+def non_negative(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:
+    """Least squares with no value below zero: the best of the sets of values that may be above it. For few values."""
+    width = len(rows[0])
+    best, least = [0.0] * width, sum(b * b for b in wanted)
+    for size in range(1, width + 1):
+        for kept in combinations(range(width), size):
+            values = _solved([[row[i] for i in kept] for row in rows], wanted)
+            if values is None or min(values) < 0:
+                continue
+            whole = [0.0] * width
+            for i, value in zip(kept, values, strict=True):
+                whole[i] = value
+            error = sum(
+                (sum(a * x for a, x in zip(row, whole, strict=True)) - b) ** 2
+                for row, b in zip(rows, wanted, strict=True)
+            )
+            if error < least:
+                best, least = whole, error
+    return best
+
+
+def _solved(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float] | None:
+    """Least squares by the normal equations; None where they have no single answer."""
+    n = len(rows[0])
+    matrix = [
+        [sum(r[i] * r[j] for r in rows) for j in range(n)] + [sum(r[i] * b for r, b in zip(rows, wanted, strict=True))]
+        for i in range(n)
+    ]
+    for i in range(n):
+        pivot = max(range(i, n), key=lambda k: abs(matrix[k][i]))
+        if abs(matrix[pivot][i]) < 1e-12:
+            return None
+        matrix[i], matrix[pivot] = matrix[pivot], matrix[i]
+        for k in range(n):
+            if k != i:
+                factor = matrix[k][i] / matrix[i][i]
+                matrix[k] = [a - factor * b for a, b in zip(matrix[k], matrix[i], strict=True)]
+    return [matrix[i][n] / matrix[i][i] for i in range(n)]

@@ -1,0 +1,136 @@
+"""A cluster in 80 columns: its node, its fabric, its links with their numbers, and a plan's ranks on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from textwrap import wrap
+
+from launcher.cluster import Cluster
+from launcher.layout import Layout, RankGrid
+from launcher.report.cluster_links import AxisFacts, LinkFacts
+from launcher.report.table import LEFT, RIGHT, draw
+from launcher.units import format_seconds
+
+WIDTH = 80
+PER_ROW = 8  # GPUs
+MOST_NODES, MOST_LEAVES = 4, 4
+
+
+def cluster_lines(
+    cluster: Cluster, links: Sequence[LinkFacts], layout: Layout | None, axes: Sequence[AxisFacts]
+) -> list[str]:
+    """Everything, line by line."""
+    lines = [heading(cluster), "", *_node(cluster, layout)]
+    if cluster.node.num_nics:
+        lines += ["", *_fabric(cluster)]
+    lines += ["", *_links(links)]
+    return lines + (["", *_axes(axes)] if axes else [])
+
+
+def heading(cluster: Cluster) -> str:
+    node = cluster.node
+    ranks = "CPU ranks" if node.gpu.kind == "cpu" else node.gpu.name
+    nodes = f"{cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}"
+    network = f", {cluster.fabric}" if node.num_nics else ""
+    return f"{cluster.name}: {nodes} of {node.num_gpus} × {ranks}{network}"
+
+
+def _node(cluster: Cluster, layout: Layout | None) -> Iterator[str]:
+    """GPUs in their domains, with the NICs that they are nearest to."""
+    node = cluster.node
+    grid = RankGrid.of(layout) if layout else None
+    word = "rank" if node.gpu.kind == "cpu" else "GPU"
+    yield "node" + (f" ({node.cores} cores)" if node.cores else "")
+    for number, domain in enumerate(node.domains):
+        if node.nvlink != "none" and len(domain) > 1:
+            title = {"nvswitch": "NVSwitch", "direct": "NVLink, each to each", "bridge": "NVLink bridge"}[node.nvlink]
+            yield f"  ┌─ {title} ".ljust(11 * min(len(domain), PER_ROW // 2 * 2) - 4, "─")[: WIDTH - 2]
+        for start in range(0, len(domain), PER_ROW):
+            row = domain[start : start + PER_ROW]
+            yield "  " + "".join(f"{word + str(gpu):<9}" for gpu in row).rstrip()
+            if node.num_nics:
+                yield "  " + "".join(f"{'·NIC' + str(nic_of(cluster, gpu)):<9}" for gpu in row).rstrip()
+            if grid:
+                where = [node.gpu_order.index(gpu) for gpu in row]
+                yield "  " + "".join(f"{_rank(grid, rank):<9}" for rank in where).rstrip()
+        if number + 1 < len(node.domains) and node.nvlink != "none":
+            yield ""
+    if node.num_nics:
+        yield f"  {node.num_nics} NICs of {node.nic_gbps:g} Gb/s, {_rails(cluster)}"
+
+
+def nic_of(cluster: Cluster, gpu: int) -> int:
+    """The NIC that a GPU is nearest to: neighbouring GPUs share NICs. (Affinity as such is not described.)"""
+    node = cluster.node
+    return gpu * node.num_nics // node.num_gpus
+
+
+def _rank(grid: RankGrid, rank: int) -> str:
+    return f"r{rank}" if rank < grid.size else "-"
+
+
+def _rails(cluster: Cluster) -> str:
+    return "one leaf for all of a node" if cluster.rails == 1 else f"{cluster.rails} rails, a leaf to each"
+
+
+def leaves(cluster: Cluster) -> list[int]:
+    """Nodes under each leaf (or set of leaves, one a rail)."""
+    per_leaf = cluster.nodes_per_leaf or cluster.num_nodes
+    whole, rest = divmod(cluster.num_nodes, per_leaf)
+    return [per_leaf] * whole + ([rest] if rest else [])
+
+
+def _fabric(cluster: Cluster) -> Iterator[str]:
+    counts = leaves(cluster)
+    taper = "full" if cluster.oversubscription == 1 else f"1/{cluster.oversubscription:g} of what leaves ask for"
+    yield "fabric"
+    if len(counts) > 1 or cluster.rails > 1:
+        yield f"  spine ({taper})"
+    name = f"{cluster.rails} leaves" if cluster.rails > 1 else "leaf"
+    first = 0
+    for number, count in enumerate(counts[:MOST_LEAVES]):
+        shown = [f"node{first + i}" for i in range(min(count, MOST_NODES))]
+        more = f" … node{first + count - 1}" if count > MOST_NODES else ""
+        tree = "└" if number == len(counts[:MOST_LEAVES]) - 1 and len(counts) <= MOST_LEAVES else "├"
+        yield f"  {tree}─ {name} {number}: {' '.join(shown)}{more}"[:WIDTH]
+        first += count
+    if len(counts) > MOST_LEAVES:
+        yield f"  └─ … {len(counts) - MOST_LEAVES} more with {sum(counts[MOST_LEAVES:])} nodes"
+
+
+def rate(value: float | None) -> str:
+    return "unknown" if value is None else f"{value / 1e9:.4g}"
+
+
+def _links(links: Sequence[LinkFacts]) -> Iterator[str]:
+    if not links:
+        yield "links: none, every rank is alone"
+        return
+    rows = [
+        [
+            link.name,
+            link.what,
+            rate(link.nameplate),
+            rate(link.reached),
+            format_seconds(link.latency_s) if link.latency_s else "unknown",
+        ]
+        for link in links
+    ]
+    yield from draw({"link": LEFT, "of": LEFT, "GB/s": RIGHT, "reached": RIGHT, "latency": RIGHT}, rows)
+    yield "GB/s one way as on the data sheet; reached: bus bandwidth of large collectives"
+    for link in links:
+        for line in wrap(f"{link.name}: {'; '.join(link.sources)}", WIDTH - 2, subsequent_indent="    "):
+            yield f"  {line}"
+
+
+def _axes(axes: Sequence[AxisFacts]) -> list[str]:
+    rows = [
+        [f"{facts.axis}{facts.degree}", f"{facts.groups} × {facts.degree}", _members(facts.first), facts.link]
+        for facts in axes
+    ]
+    return draw(dict.fromkeys(("axis", "groups", "the first: ranks", "crosses"), LEFT), rows)
+
+
+def _members(ranks: Sequence[int]) -> str:
+    text = " ".join(map(str, ranks[:6]))
+    return f"{text} … {ranks[-1]}" if len(ranks) > 6 else text

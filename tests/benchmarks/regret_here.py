@@ -1,0 +1,142 @@
+"""How good is the first choice on this machine's CPU ranks? Every (tp, pp, dp, ZeRO stage) of a grid is really run.
+
+    python tests/benchmarks/regret_here.py [--cluster cpu_measured] [--ranks 8 4] [--rounds 3] [--steps 4]
+
+Plans gpt_tiny, and a model with four times as many parameters, on 8 and 4 ranks; runs all layouts of each grid in the
+same warm ranks, interleaved, `rounds` times, and prints for each grid the rank correlation of predicted and measured
+step times, how much slower the first choice is than the best measured, and the mean error. Run
+`launcher calibrate cluster=cpu` before, and nothing next to it: step times are wall times. On a machine that others
+use, core seconds over cores are the fairer figure: both are printed, with the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from launcher import env
+from launcher.config.compose import load
+from launcher.errors import LauncherError
+from launcher.planner import Plan, write_plan
+from launcher.planner.build import make_plan
+
+MODELS = {
+    "gpt_tiny": ("model=gpt_tiny",),
+    "four times": ("model=gpt_tiny", "model.hidden=256"),  # 12 · layers · hidden²: four times as many parameters
+}
+FIXED = ("layout.recompute=none", "layout.sequence_parallel=false", "layout.micro_batch=1", "layout.schedule=1f1b")
+
+
+@dataclass
+class Measured:
+    """One layout: what was predicted, and what each round found."""
+
+    name: str
+    plan: Plan
+    walls: list[float]
+    cores: list[float]
+
+    @property
+    def predicted(self) -> float:
+        return float(self.plan.estimate["step_time_s"])
+
+
+def grid(words: Sequence[str], ranks: int) -> Iterator[tuple[str, Plan]]:
+    """Every legal (tp, pp, dp, ZeRO stage) on so many ranks."""
+    degrees = [d for d in (1, 2, 4, 8) if d <= ranks]
+    for tp in degrees:
+        for pp in (pp for pp in degrees if tp * pp <= ranks):
+            dp = ranks // tp // pp
+            for zero in range(4 if dp > 1 else 1):
+                pinned = (f"layout.tp={tp}", f"layout.pp={pp}", f"layout.dp={dp}", f"layout.zero_stage={zero}")
+                try:
+                    settings = load([*words, *FIXED, *pinned, f"cluster.node.num_gpus={ranks}"])
+                    plan = make_plan(settings.job, settings.request, settings.run_options, to_run=True)
+                except LauncherError:
+                    continue
+                yield f"tp{tp} pp{pp} dp{dp} zero{zero}", plan
+
+
+def run_round(
+    found: Sequence[Measured], words: Sequence[str], folder: Path, *, ranks: int, steps: int, turn: int
+) -> None:
+    """One round over the whole grid, begun elsewhere each time."""
+    trials, run = folder / f"trials-{turn}", folder / f"run-{turn}"
+    trials.mkdir()
+    shift = turn * len(found) // 3
+    order = [*found[shift:], *found[:shift]]
+    for i, one in enumerate(order):
+        write_plan(one.plan, trials / f"{i:03d}.json")
+    command = [sys.executable, "-m", "launcher.cli", "run", *words, f"cluster.node.num_gpus={ranks}", "recipe=tune"]
+    command += [f"recipe.trials={trials}", f"recipe.steps={steps}", "recipe.patience=1000", f"run_dir={run}"]
+    subprocess.run([*command, "tracking=none"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = json.loads((run / "result.json").read_text())["results"]
+    cores = min(env.usable_cores(), ranks)
+    for one, row in zip(order, rows, strict=True):
+        one.walls.append(row["step_time_s"])
+        one.cores.append(median(row["cpu_s"]) / cores)
+
+
+def ranked(values: Sequence[float]) -> list[int]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    places = [0] * len(values)
+    for place, i in enumerate(order):
+        places[i] = place
+    return places
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's."""
+    n = len(a)
+    return 1 - 6 * sum((x - y) ** 2 for x, y in zip(ranked(a), ranked(b), strict=True)) / (n * (n * n - 1))
+
+
+def report(name: str, found: Sequence[Measured]) -> None:
+    print(f"\n{name}: {len(found)} layouts, {len(found[0].walls)} rounds")
+    print(f"{'layout':24} {'predicted':>10} {'wall':>10} {'core s/cores':>13}   (ms)")
+    for one in sorted(found, key=lambda one: one.predicted):
+        wall, core = median(one.walls), median(one.cores)
+        print(f"{one.name:24} {one.predicted * 1e3:10.0f} {wall * 1e3:10.0f} {core * 1e3:13.0f}")
+    predicted = [one.predicted for one in found]
+    first = min(range(len(found)), key=predicted.__getitem__)
+    for what, values in (
+        ("wall", [median(one.walls) for one in found]),
+        ("core seconds over cores", [median(one.cores) for one in found]),
+    ):
+        error = sum(abs(p / v - 1) for p, v in zip(predicted, values, strict=True)) / len(found)
+        regret = values[first] / min(values) - 1
+        print(
+            f"against {what}: rank correlation {rank_correlation(predicted, values):.3f}, first choice {regret:.1%} "
+            f"slower than the best, mean error {error:.1%}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cluster", default="cpu_measured")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 4])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4)
+    asked = parser.parse_args()
+    for model in asked.models:
+        for ranks in asked.ranks:
+            words = (f"cluster={asked.cluster}", *MODELS[model])
+            found = [Measured(name, plan, [], []) for name, plan in grid(words, ranks)]
+            with tempfile.TemporaryDirectory(prefix="regret-") as folder:
+                for turn in range(asked.rounds):
+                    run_round(found, words, Path(folder), ranks=ranks, steps=asked.steps, turn=turn)
+            report(f"{model} on {ranks} ranks", found)
+            print("load of the last 1, 5 and 15 minutes:", " ".join(f"{load:.1f}" for load in os.getloadavg()))
+
+
+if __name__ == "__main__":
+    main()

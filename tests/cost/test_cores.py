@@ -1,0 +1,110 @@
+"""CPU ranks: work over cores against the critical path, collectives by group, ZeRO's calls counted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.cluster.measured import EngineSeconds
+from launcher.config.compose import load
+from launcher.cost import Estimate
+from launcher.cost.collectives import collective_s
+from launcher.cost.constants import DEFAULT
+from launcher.cost.fit import StepSample, core_seconds, fit_engine, non_negative
+from launcher.cost.model import CostModel
+from launcher.cost.network import Group, fabric_of
+from launcher.layout import Layout
+from launcher.layout.job import Job
+
+# Measured here with recipe tune: gpt_tiny, 16 sequences a step, 8 ranks on 2 cores, fp32, micro batches of one; core
+# seconds of all ranks over two cores, in ms. Other work ran next to it (load 8 to 18).
+MEASURED = {
+    (1, 1, 8, 0): 162, (1, 1, 8, 1): 269, (1, 1, 8, 2): 363, (1, 1, 8, 3): 550, (1, 2, 4, 0): 171, (1, 2, 4, 1): 247,
+    (1, 4, 2, 0): 222, (1, 4, 2, 1): 319, (1, 4, 2, 3): 359, (2, 1, 4, 0): 457, (2, 1, 4, 1): 551, (2, 1, 4, 2): 682,
+    (2, 1, 4, 3): 908, (2, 2, 2, 0): 480, (2, 2, 2, 1): 622, (2, 2, 2, 3): 693, (2, 4, 1, 0): 628, (4, 1, 2, 0): 1181,
+    (4, 1, 2, 1): 1444, (4, 1, 2, 2): 1775, (4, 1, 2, 3): 2124, (4, 2, 1, 0): 1451,
+}  # fmt: skip
+
+
+def job(*words: str) -> Job:
+    return load(["cluster.node.cores=2", *words]).job
+
+
+def layout(tp: int, pp: int, dp: int, zero: int = 0, **more: int) -> Layout:
+    return Layout(tp=tp, pp=pp, dp=dp, zero_stage=zero, micro_batch=more.pop("micro_batch", 1), **more)
+
+
+def estimate(shape: Layout, *words: str) -> Estimate:
+    return CostModel(job(*words)).estimate(shape)
+
+
+def test_layouts_are_in_the_order_that_was_measured() -> None:
+    model = CostModel(job())
+    predicted = [model.estimate(layout(*degrees)).step_time_s for degrees in MEASURED]
+    places = [[sorted(values).index(value) for value in values] for values in (predicted, list(MEASURED.values()))]
+    n = len(MEASURED)
+    off = sum((a - b) ** 2 for a, b in zip(*places, strict=True))
+
+    assert 1 - 6 * off / (n * (n * n - 1)) > 0.95
+    best = min(zip(predicted, MEASURED.values(), strict=True))[1]
+    assert best <= 1.1 * min(MEASURED.values())
+
+
+def test_a_call_over_more_ranks_costs_each_of_them_more() -> None:
+    fabric = fabric_of(job().cluster, DEFAULT)
+    two, four, eight = (collective_s(fabric, Group(n, 1, n, 1), "all_reduce", 1024) for n in (2, 4, 8))
+
+    assert two < four < eight
+    assert eight > 3 * two
+
+
+def test_each_zero_stage_costs_its_calls() -> None:
+    times = [estimate(layout(1, 1, 8, zero)).step_time_s for zero in range(4)]
+    assert times == sorted(times)
+    assert times[1] > 1.2 * times[0]
+
+
+def test_a_bubble_costs_nothing_on_shared_cores_and_much_on_cores_of_their_own() -> None:
+    shared, own = (estimate(layout(1, 4, 2), f"cluster.node.cores={cores}") for cores in (2, 8))
+
+    assert shared.time["bubble"] == 0
+    assert own.time["bubble"] > 0.2 * own.step_time_s
+    assert own.step_time_s > shared.step_time_s / 4
+
+
+def test_cores_share_the_work_until_each_rank_has_one() -> None:
+    one, two, many = (estimate(layout(1, 1, 8), f"cluster.node.cores={cores}").step_time_s for cores in (1, 2, 64))
+
+    assert one == pytest.approx(2 * two)
+    assert many == pytest.approx(one / 8, rel=0.05)
+
+
+def test_the_parts_add_up_to_the_step() -> None:
+    for shape in (layout(2, 2, 2, 1), layout(1, 4, 2, 3), layout(1, 1, 8)):
+        for cores in (2, 8):
+            found = estimate(shape, f"cluster.node.cores={cores}")
+            parts = [seconds for name, seconds in found.time.items() if "hidden" not in name]
+            assert sum(parts) == pytest.approx(found.step_time_s)
+
+
+def test_a_measured_rate_of_a_core_counts_for_the_ranks_that_share_it() -> None:
+    slow, fast = (estimate(layout(1, 1, 8), f"cluster.node.gpu.gemm_tflops={{fp32: {r}}}") for r in (0.02, 0.2))
+    assert slow.step_time_s > 2 * fast.step_time_s
+
+
+def test_the_engines_seconds_are_found_again_from_steps() -> None:
+    true = EngineSeconds(layer_s=2e-3, micro_batch_s=1e-3, step_s=5e-3, unit_s=0.7e-3)
+    shapes = [layout(*each) for each in ((1, 1, 8), (1, 1, 8, 1), (1, 1, 8, 3), (1, 2, 4), (2, 1, 4, 1))]
+    shapes.append(layout(1, 1, 8, micro_batch=2))
+    samples = [StepSample(job(), shape, 1.0) for shape in shapes]
+    samples = [replace(sample, core_s=core_seconds(sample, true)) for sample in samples]
+    found = fit_engine(samples)
+
+    for name in ("layer_s", "micro_batch_s", "step_s", "unit_s"):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3)
+    assert found.error < 1e-6
+
+
+def test_no_second_is_negative() -> None:
+    assert non_negative([[1, 1], [1, 2], [1, 3]], [3, 2, 1]) == [pytest.approx(2), 0]

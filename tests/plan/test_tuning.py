@@ -1,0 +1,109 @@
+"""`launcher tune`: which plans are tried, what their trials say, and that it really runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.commands.trials import step_times
+from launcher.config.compose import load
+from launcher.planner import Plan, read_plan
+from launcher.planner.tuning import Trial, candidates, placed, winner
+from launcher.run.folder import RunFolder
+
+FOUR = ("cluster.node.num_gpus=4", "train.global_batch=8")
+
+
+def plans(*words: str, top: int = 6) -> list[Plan]:
+    settings = load([*FOUR, *words])
+    return candidates(settings.job, settings.request, settings.run_options, top=top)
+
+
+def tuned(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher.cli", "tune", *FOUR, "tracking=none", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_plans_that_may_be_the_fastest_are_tried_the_best_first() -> None:
+    found = plans()
+    times = [plan.estimate["step_time_s"] for plan in found]
+
+    assert 1 < len(found) <= 6
+    assert times == sorted(times)
+    latest = found[0].estimate["step_time_interval_s"][1]
+    assert all(plan.estimate["step_time_interval_s"][0] <= latest for plan in found)
+    assert len({plan.layout for plan in found}) == len(found)
+
+
+def test_a_plan_that_was_stopped_or_failed_wins_nothing() -> None:
+    first, second, *_ = plans()
+    stopped, failed = Trial(first, 0.1, 1, "stopped early: too slow"), Trial(first, None, note="failed")
+    fair = Trial(second, 0.3, 8)
+
+    assert winner([stopped, failed, fair]) is fair
+    assert winner([stopped, failed]) is None
+
+
+def test_a_programs_arguments_take_the_layouts_numbers() -> None:
+    plan = plans("layout.tp=2", "layout.dp=2", "layout.pp=1")[0]
+    assert placed(["--tp={tp}", "--dp", "{dp}", "{other}"], plan) == ["--tp=2", "--dp", "2", "{other}"]
+
+
+def test_step_times_are_read_from_what_a_program_prints(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.logs.mkdir()
+    run.rank_log(0).write_text('step_time_s=0.5\nloss 3\n{"step": 2, "step_time_s": 2.5e-1}\nstep_time_s: .\n')
+    assert step_times(run) == [0.5, 0.25]
+
+
+@pytest.mark.slow
+def test_tuning_runs_the_plans_in_warm_ranks_and_keeps_the_fastest(tmp_path: Path) -> None:
+    done = tuned(tmp_path, "top=3", "steps=2", "patience=100", "run_dir=trials", "save=best.json", "output=json")
+    document: dict[str, Any] = json.loads(done.stdout)
+    trials = document["trials"]
+
+    assert len(trials) == 3
+    assert all(trial["measured_step_time_s"] > 0 and trial["steps"] == 2 for trial in trials)
+    fastest = min(trials, key=lambda trial: trial["measured_step_time_s"])
+    assert read_plan(tmp_path / "best.json").layout.brief() == fastest["layout"]
+    assert read_plan(tmp_path / "trials" / "best.json") == read_plan(tmp_path / "best.json")
+    starts = list((tmp_path / "trials").glob("run-*"))
+    assert len(starts) == 1  # all of them in one start of the ranks
+
+
+SCRIPT = """\
+import os, sys, time
+seconds = 0.02 * int(sys.argv[1])
+for step in range(1000):
+    time.sleep(seconds)
+    if os.environ["RANK"] == "0":
+        print(f"step_time_s={seconds}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_tuning_runs_a_script_once_for_each_plan_and_stops_it(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    pins = ("model=gpt_tiny", "layout.pp=1", "layout.zero_stage=0", "layout.micro_batch=1", "layout.recompute=none")
+    words = ("script=train.py", *pins, "layout.sequence_parallel=false", "layout.schedule=1f1b", "top=2", "steps=3")
+    done = tuned(tmp_path, *words, "patience=1.5", "output=json", "--", "{tp}")
+    trials = json.loads(done.stdout)["trials"]
+
+    assert len(trials) == 2
+    by_tp = {trial["layout"].split()[0]: trial for trial in trials}
+    assert by_tp["tp1"]["measured_step_time_s"] == 0.02
+    assert by_tp["tp2"]["measured_step_time_s"] == 0.04
+
+
+def test_what_trains_nothing_or_needs_other_nodes_is_not_tuned(tmp_path: Path) -> None:
+    assert "recipe=gemm trains nothing" in tuned(tmp_path, "recipe=gemm", code=2).stderr
+    more = ("cluster.num_nodes=2", "cluster.node.num_nics=1", "cluster.node.nic_gbps=10")
+    assert "are tried on this one" in tuned(tmp_path, *more, "train.global_batch=16", code=2).stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,86 @@
+"""`launcher show`: what is drawn is what the planner assumes, and where each number comes from."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from launcher.cli import main
+from launcher.config.compose import choices, load
+from launcher.cost.constants import DEFAULT
+from launcher.cost.network import fabric_of
+
+SVG = "{http://www.w3.org/2000/svg}"
+WIDTH = 80
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["show", *words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("cluster", choices()["cluster"])
+def test_every_cluster_is_drawn_in_80_columns_and_as_a_picture(
+    cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = shown(capsys, f"cluster={cluster}")
+    assert max(map(len, text.splitlines())) <= WIDTH
+
+    shown(capsys, f"cluster={cluster}", "out=picture.svg")
+    root = ET.parse(tmp_path / "picture.svg").getroot()
+    width, height = (float(root.attrib[side]) for side in ("width", "height"))
+    for box in root.iter(f"{SVG}rect"):
+        x, y, w, h = (float(box.attrib.get(name, 0)) for name in ("x", "y", "width", "height"))
+        assert x >= 0 and x + w <= width and y >= 0 and y + h <= height
+    for words in root.iter(f"{SVG}text"):
+        assert float(words.attrib["y"]) < height
+    node = load([f"cluster={cluster}"]).job.cluster.node
+    names = [words.text or "" for words in root.iter(f"{SVG}text")]
+    assert sum(name.startswith(("GPU", "rank")) for name in names) == node.num_gpus
+
+
+def test_numbers_are_those_of_the_planner_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("cluster=dgx_a100_80g", "cluster.num_nodes=40", "cluster.oversubscription=2", "cluster.node.nic_gbps=100")
+    links = {link["name"]: link for link in json.loads(shown(capsys, *words, "output=json"))["links"]}
+    fabric = fabric_of(load(words).job.cluster, DEFAULT)
+
+    assert links["NVLink"]["nameplate"] == 300e9
+    assert "gpu/a100_sxm_80g.yaml" in links["NVLink"]["sources"][0]
+    assert links["NICs"]["nameplate"] == 100e9
+    assert links["NICs"]["reached"] == pytest.approx(fabric.node_bytes_per_s / DEFAULT.inter_node_fraction)
+    assert links["spine"]["nameplate"] == 50e9
+    assert "nic_gbps: the command line" in links["NICs"]["sources"]
+
+
+def test_what_was_measured_says_when_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+    curve = "{operation: all_reduce, link: nvlink, ranks: 8, bytes: [8, 1073741824], time_us: [30, 9000]}"
+    words = ("cluster=dgx_a100_80g", f"cluster.measured.collectives=[{curve}]", "cluster.measured.hosts=[node7]")
+    [link] = [e for e in json.loads(shown(capsys, *words, "output=json"))["links"] if e["name"] == "NVLink"]
+
+    assert "measured, node7: all_reduce" in link["sources"]
+    assert link["latency_s"] == pytest.approx(30e-6)
+    assert link["reached"] == pytest.approx(2**30 / 9000e-6 * 1.75)
+
+
+def test_a_plan_is_drawn_on_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pins = ("layout.tp=4", "layout.pp=2", "layout.dp=2", "cluster.num_nodes=2", "save=plan.json", "top=1")
+    assert main(["plan", "cluster=dgx_a100_80g", "model=gpt3_1b3", *pins]) == 0
+    capsys.readouterr()
+
+    text = shown(capsys, "plan=plan.json")
+    assert "2 nodes of 8" in text
+    assert "0 1 2 3" in text and "NICs and a leaf" in text
+    shown(capsys, "plan=plan.json", "out=plan.svg")
+    assert "r5 tp1 pp1 dp0" in (tmp_path / "plan.svg").read_text()
+
+
+def test_a_picture_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "out=cluster.png"]) == 2
+    assert "FILE.svg" in capsys.readouterr().err
