@@ -1,12 +1,12 @@
-"""Measure every node's bandwidth inside and towards others, and name the slow ones.
+"""Measure every node's bandwidth inside and to others, and name the slow ones.
 
-Started by `launcher run|submit recipe=bandwidth`, by `launcher check`, or in every rank by a batch job before its own
-ranks (launch.check_bandwidth); ends with exit code 1 and the --exclude to use where a node is slow.
-Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is paired with another one and all
-their ranks exchange buffers at once. Messages shrink where a link is slow, so that it ends within a minute all the
-same. The last line on stdout is one JSON document.
+Started by `launcher run|submit recipe=bandwidth`, by `launcher check`, or by a batch job before its own ranks
+(launch.check_bandwidth). If a node is slow, it ends with exit code 1 and prints the --exclude to use.
+Inside a node: an all-reduce of its ranks. Between nodes: rounds in which each node is paired with another one, and all
+their ranks exchange buffers at once. Messages are smaller over slow links, so that it always ends within a minute. The
+last line on stdout is one JSON document.
 
-Has run with gloo only, on Slurm nodes of two CPU ranks that share a machine: no GPU has run it yet.
+It has run only with gloo, on Slurm nodes of two CPU ranks that share a machine, not on a GPU yet.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from launcher.worker import session
 from launcher.worker.metrics.measure import from_all_ranks, seconds_per_call
 
 MESSAGE_BYTES = {"cuda": 2**28, "cpu": 2**22}
-GROWTH = 8  # messages grow by this factor up to the wanted size, as long as the next one would not take too long
-MEASURE_S = 3.0  # for the calls of one measurement; with seven rounds the whole takes about half a minute at worst
+GROWTH = 8  # messages grow by this factor up to the wanted size, unless the next one would take too long
+MEASURE_S = 3.0  # for the calls of one measurement; seven rounds take about half a minute at most
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         options = run.recipe_options(BandwidthOptions)
         num_bytes = options.num_bytes or MESSAGE_BYTES[run.device.type]
         node, ranks = run.rank_env.node, ranks_by_node(run)
-        groups = [dist.new_group(members) for members in ranks]  # every rank makes every group
+        groups = [dist.new_group(members) for members in ranks]  # every rank creates every group
         inside = inside_rate(groups[node], num_bytes, run.device, options) if len(ranks[node]) > 1 else None
         between = [
             exchange_rate(run.rank, ranks, partners.get(node), num_bytes, run.device, options)
@@ -55,11 +55,11 @@ def main() -> None:
             write_result(result.to_dict(), run.folder.result, short=result.short())
         if exclude:
             reasons = "; ".join(f"{rates[n].host}: {', '.join(found)}" for n, found in slow.items())
-            raise JobFailed(f"slow nodes ({reasons}): leave them out with sbatch --exclude={','.join(exclude)}")
+            raise JobFailed(f"slow nodes ({reasons}): exclude them with sbatch --exclude={','.join(exclude)}")
 
 
 def ranks_by_node(run: session.Session) -> list[list[int]]:
-    """The ranks of each node of the plan."""
+    """Return the ranks of each node of the plan."""
     placement = run.plan.placement
     members: list[list[int]] = [[] for _ in range(placement.num_nodes)]
     for rank in range(run.world_size):
@@ -68,7 +68,7 @@ def ranks_by_node(run: session.Session) -> list[list[int]]:
 
 
 def rounds(num_nodes: int, wanted: int) -> list[dict[int, int]]:
-    """Pairings of nodes, node → partner: the circle method, in which no two nodes meet twice. An odd one sits out."""
+    """Return pairings, node → partner, by the circle method: no pair occurs twice. An odd node pauses."""
     size = num_nodes + num_nodes % 2
     found = []
     for turn in range(min(wanted, size - 1) if num_nodes > 1 else 0):
@@ -80,12 +80,12 @@ def rounds(num_nodes: int, wanted: int) -> list[dict[int, int]]:
 
 
 def host_of(run: session.Session, node: int) -> str:
-    """The name of a node for --exclude: the plan's, which is Slurm's, where there is one."""
+    """Return a node's name for --exclude: the plan's (which is Slurm's), if there is one."""
     return run.plan.hosts[node] if run.plan.hosts else socket.gethostname()
 
 
 def inside_rate(group: dist.ProcessGroup, num_bytes: int, device: torch.device, options: BandwidthOptions) -> float:
-    """Bytes/s at which this rank sees an all-reduce over the ranks of its node."""
+    """Return this rank's bytes/s of an all-reduce over the ranks of its node."""
 
     def agreed(seconds: float) -> float:
         slowest = torch.tensor(seconds, device=device)
@@ -107,10 +107,10 @@ def exchange_rate(
     device: torch.device,
     options: BandwidthOptions,
 ) -> float | None:
-    """Bytes/s each way between this rank and the same one of the partner node; None without one."""
+    """Return bytes/s each way between this rank and its counterpart on the partner node; None without one."""
     node = next(i for i, members in enumerate(ranks) if rank in members)
     local = ranks[node].index(rank)
-    dist.barrier()  # all pairs of a round at once: they share leaves and spine as in a job
+    dist.barrier()  # all pairs of a round run at once: they share leaves and spine as in a job
     if partner is None or local >= len(ranks[partner]):
         return None
     other = ranks[partner][local]
@@ -135,10 +135,10 @@ def rate(
     device: torch.device,
     options: BandwidthOptions,
 ) -> float:
-    """Bytes/s of a call with a buffer of `num_bytes`, or of less where smaller ones show that it would take too long.
+    """Return bytes/s of a call with a buffer of `num_bytes`, or a smaller one if that would take too long.
 
-    Growing messages are the warm-up as well. `agreed` makes one time out of those of all who take part, so that all of
-    them choose the same size.
+    Growing messages also serve as warm-up. `agreed` combines the times of all participants into one, so that all choose
+    the same size.
     """
 
     def seconds(size: int, *, iterations: int) -> float:
@@ -155,12 +155,12 @@ def rate(
 
 
 def calls_in_time(taken_s: float, *, wanted: int) -> int:
-    """How many calls that take so long end in MEASURE_S: at least one, at most `wanted`."""
+    """Return how many calls of this duration fit into MEASURE_S: at least one, at most `wanted`."""
     return max(1, min(wanted, int(MEASURE_S / max(taken_s, 1e-9))))
 
 
 def node_rates(members: Sequence[tuple[str, int, float | None, list[float | None]]]) -> NodeRates:
-    """One node's rates out of those of its ranks (bytes/s): a node is as fast as its slowest rank."""
+    """Combine the rates of a node's ranks (bytes/s): a node is as fast as its slowest rank."""
     host, node = members[0][:2]
     inside = [found[2] for found in members if found[2] is not None]
     n = len(members)
@@ -174,10 +174,10 @@ def node_rates(members: Sequence[tuple[str, int, float | None, list[float | None
 
 
 def slow_nodes(rates: Sequence[NodeRates], cluster: Cluster, *, threshold: float) -> dict[int, list[str]]:
-    """Node → what it is slow at: below `threshold` of the median node (of two nodes, of the faster).
+    """Map slow nodes to reasons: below `threshold` of the median node (with two nodes, of the faster).
 
-    Between nodes, one that is alone under its leaf may get no more than its share of an oversubscribed spine. Where the
-    cluster file has measured bandwidths, every node is held against those as well.
+    A node that is alone under its leaf may get only its share of an oversubscribed spine. If the cluster file has
+    measured bandwidths, every node is also compared with those.
     """
     taper = cluster.oversubscription if 0 < cluster.nodes_per_leaf < cluster.num_nodes else 1.0
     measured = cluster.node.busbw_bytes_per_s

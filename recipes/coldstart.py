@@ -24,7 +24,7 @@ from launcher.worker.metrics.measure import from_all_ranks, synchronize  # noqa:
 PHASES = (
     ("start", "from the command to this rank's process: plan, run folder, imports, fork"),
     ("enter", "from the process to the recipe's first line"),
-    ("imports", "what the recipe itself imports"),
+    ("imports", "the recipe's own imports"),
     ("groups", "plan read, rendezvous, process groups, mesh"),
     ("first_all_reduce", "the first all-reduce of all ranks: connections, buffers"),
     ("second_all_reduce", "the same again, warm"),
@@ -64,24 +64,24 @@ def main() -> None:
 
 
 def all_reduced(tensor: torch.Tensor) -> float:
-    """When an all-reduce over all ranks was done."""
+    """Run an all-reduce over all ranks and return its end time."""
     dist.all_reduce(tensor)
     synchronize(tensor.device)
     return now()
 
 
 def now() -> float:
-    """Seconds since the machine booted, the clock of /proc."""
+    """Return the seconds since boot, the clock of /proc."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def process_start(pid: int) -> float:
-    """When a process began, in seconds since boot (proc(5), /proc/pid/stat, field 22)."""
+    """Return the start time of a process in seconds since boot (proc(5), /proc/pid/stat, field 22)."""
     return int(stat_fields(pid)[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def command_start(pid: int) -> float:
-    """When the oldest launcher process above `pid` began: the command on one node, the node's agent under Slurm."""
+    """Return the start time of the oldest launcher ancestor of `pid`: the command, or the node's agent under Slurm."""
     oldest, parent = pid, int(stat_fields(pid)[1])
     while parent > 1 and is_launcher(parent):
         oldest, parent = parent, int(stat_fields(parent)[1])
@@ -89,12 +89,12 @@ def command_start(pid: int) -> float:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """Fields of /proc/pid/stat from the third on: what stands behind the name in parentheses."""
+    """Return the fields of /proc/pid/stat from the third on, after the name in parentheses."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def is_launcher(pid: int) -> bool:
-    """Whether a process is Python running the launcher."""
+    """Return whether a process is Python running the launcher."""
     words = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").split("\0")[:3]
     return any(Path(word).name == "launcher" or word.startswith("launcher.") for word in words)
 

@@ -6,7 +6,7 @@ contention. Tables go to stderr with nccl-tests' columns and closing lines; behi
 percentile, the time alone, and the time that the planner expects. The time is the mean over the ranks of a group
 (nccl-tests' default, -a 1). The last line on stdout is one JSON document.
 
-Has run with gloo only, up to 8 CPU ranks: the NCCL path is the same code, and no GPU has run it yet.
+It has run only with gloo, up to 8 CPU ranks: the NCCL path is the same code, but has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def teams(run: session.Session, *, world: bool) -> list[Team]:
-    """The plan's axes with more than one rank, fastest varying first, then all ranks where that is no axis already."""
+    """Return the plan's axes with more than one rank, fastest varying first, then all ranks unless an axis has them."""
     grid = run.plan.grid
     axes = [axis for axis in grid.axes if grid.degree(axis) > 1]
     found = [Team(axis, run.axes.group(axis), grid.group(axis, run.rank)) for axis in axes]
@@ -127,7 +127,7 @@ def timed(made: Collective, device: torch.device, options: CollectivesOptions) -
     return timed_calls(made.call, device=device, iterations=max(options.iterations, wanted))
 
 
-# What all ranks measured, put together.
+# Combining the measurements of all ranks.
 
 
 def row(
@@ -236,9 +236,9 @@ def closing(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def cluster_keys(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """`cluster.node.busbw_gbytes_per_s` for the cluster file: the largest size, by the slowest link of a group.
 
-    Inside a node that of all-reduces; between nodes that of all-gathers, since an all-reduce over two nodes is a tree,
-    whose busbw exceeds the NICs' rate (NVIDIA/nccl#1576). There a group has the share of its node's NICs that its ranks
-    make of the node's GPUs: scaled up to the whole node. The best group where several cross the same kind of link.
+    Inside a node by all-reduces; between nodes by all-gathers, since an all-reduce over two nodes is a tree with a
+    busbw above the NICs' rate (NVIDIA/nccl#1576). There a group's share of the node's NICs is its share of the node's
+    GPUs: the rate is scaled to the whole node. If several groups cross the same kind of link, the best counts.
     """
     found: dict[str, float] = {}
     largest = max((line["bytes"] for line in rows), default=0)

@@ -32,7 +32,7 @@ ATTENTION_PRODUCTS = 7  # 2 forward, 5 backward, the causal half of each (Dao et
 
 @dataclass(frozen=True)
 class Product:
-    """(m × k) by (k × n), named after where it stands in the model."""
+    """(m × k) by (k × n), named after its place in the model."""
 
     name: str
     m: int
@@ -75,7 +75,7 @@ def gathered(found: Sustained) -> list[tuple[str, Sustained]]:
 
 
 def model_products(plan: Plan) -> list[Product]:
-    """The forward products of one layer and of the head for one micro-batch, as tensor parallelism cuts them."""
+    """Return the forward products of one layer and of the head for one micro-batch, sharded by tensor parallelism."""
     model, layout = plan.job.model, plan.layout
     if model.name == NOT_GIVEN:
         return []

@@ -23,7 +23,7 @@ from launcher.worker.metrics.report import peak_memory_bytes, throughput, train_
 
 @dataclass
 class Progress:
-    """What the steps of this process gave."""
+    """The results of this process's steps."""
 
     first_step: int
     steps: list[StepMetrics] = field(default_factory=list)
@@ -37,7 +37,7 @@ def train() -> None:
         engine = build_engine(EngineContext(run.plan, run.options, run.axes, run.device, run.run_dir))
         run.say(f"ready to train {time.monotonic() - run.started_at:.1f} s after the rank's start")
 
-        # Resume: on whatever layout the checkpoint was saved, at the step after it.
+        # Resume at the step after the checkpoint, which any layout may have saved.
         done = run.resume(engine.state(loading=True)) if run.options.checkpoint_every else 0
         if done:
             engine.loaded()
@@ -54,7 +54,7 @@ def train() -> None:
 
 
 def explain(run: session.Session) -> None:
-    """Every derived number, with its reason."""
+    """Print every derived number with its reason."""
     model, training, layout, options = run.plan.job.model, run.plan.job.training, run.plan.layout, run.options
     micro_batches = layout.num_micro_batches(training.global_batch)
     tokens = training.global_batch * model.seq_len
@@ -74,7 +74,7 @@ def explain(run: session.Session) -> None:
 
 
 def open_batches(run: session.Session) -> BatchSource:
-    """The same global batch whatever the layout; each data-parallel rank reads its own part."""
+    """Open the batches: the global batch is the same for every layout; each data-parallel rank reads its own part."""
     model, training, options = run.plan.job.model, run.plan.job.training, run.options
     tokens = open_tokens(
         options.data,
@@ -97,7 +97,7 @@ def open_batches(run: session.Session) -> BatchSource:
 
 
 def one_step(run: session.Session, engine: Engine, batches: BatchSource, progress: Progress, step: int) -> None:
-    """Train on batch `step`, log its numbers, and save where a checkpoint is due."""
+    """Train on batch `step`, log its numbers, and save a checkpoint if it is due."""
     options = run.options
     begin = time.perf_counter()
     batch = batches(step)
@@ -127,11 +127,11 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
 
 
 def conclude(run: session.Session, progress: Progress) -> None:
-    """Predicted and measured, and the result: in the run folder, and in short as the last line."""
+    """Print predicted and measured values; write the result to the run folder, and in short as the last line."""
     file = run.folder.result
     earlier = read_train_result(file)
     if not progress.steps and earlier:
-        run.say(f"nothing was left to do after step {progress.first_step}: {file} stays as it is")
+        run.say(f"nothing was left to do after step {progress.first_step}: {file} is unchanged")
         print_result(earlier.short(), file)
         return
     result = train_result(run.plan, progress.steps, first_step=progress.first_step, stopped=progress.stopped)

@@ -25,7 +25,7 @@ StorageHost=localhost
 StorageUser={user}
 StorageLoc=slurm_acct_db
 """
-# The connection to slurmdbd does not heed AuthInfo: without the Pass line it looks for munge's default socket.
+# The connection to slurmdbd ignores AuthInfo: without the Pass line it looks for munge's default socket.
 SLURM_LINES = """\
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost

@@ -12,7 +12,7 @@ from pathlib import Path
 #   cred_expire     a requeued job starts again cred_expire + 1 s later at the earliest (default 120, at least 5). It
 #                   must exceed KillWait + 2: until then the srun of the old start may still kill "step 0" of the new.
 #   config_overrides  more CPUs and memory than the machine has.
-#   NoCtldInAddrAny  slurmctld listens on loopback only; not with --network, whose nodes are not there. With the same
+#   NoCtldInAddrAny  slurmctld listens on loopback only; not with --network, where addresses differ. With the same
 #                   for slurmd, srun hangs: slurmd and srun listen on all addresses, as on any cluster, and talk only
 #                   to holders of the munge key.
 #   CR_Core         with CR_Core_Memory an overlapping step is refused for lack of memory.

@@ -1,1 +1,1 @@
-"""What makes a start faster: a warm server, and torch imported while the plan is made."""
+"""Faster starts: a warm server, and importing torch while planning."""

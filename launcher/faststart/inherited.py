@@ -1,4 +1,4 @@
-"""What a process has from the shell that started it, other than streams, folder and environment."""
+"""What a process inherits from its shell, except streams, folder and environment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMITS = ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "R
 
 @dataclass(frozen=True)
 class Inherited:
-    """`fixed`: control group and namespaces, which a process cannot simply change; the rest it can take on."""
+    """`fixed`: cgroup and namespaces, which a process cannot simply change; it can adopt the rest."""
 
     umask: int
     niceness: int
@@ -42,7 +42,7 @@ class Inherited:
         return asdict(self)
 
     def take_on(self) -> None:
-        """Make all but `fixed` this process's own; raises OSError or ValueError where it may not."""
+        """Apply all except `fixed` to this process; raises OSError or ValueError if that is not allowed."""
         os.umask(self.umask)
         if self.niceness != os.getpriority(os.PRIO_PROCESS, 0):
             os.setpriority(os.PRIO_PROCESS, 0, self.niceness)

@@ -1,8 +1,8 @@
-"""Torch is imported while a child of this process plans: what comes before the ranks overlaps.
+"""Overlapped import: this process imports torch while a child process plans.
 
-The child composes, plans, makes the run folder and says all that there is to say; what is to run it hands over as one
-line of JSON. This process imports torch in that time, and becomes the agent: with the process id, the terminal and the
-exit code of the command. Where the child has nothing to hand over, the command ends at once as the child did.
+The child composes, plans, creates the run folder and prints all messages, then sends the order as one line of JSON.
+Meanwhile this process imports torch; it then becomes the agent, with the process id, terminal and exit code of the
+command. If the child sends no order, the command ends at once with the child's exit code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Order:
-    """A run folder in which all is written that a start reads. `planned_at` is CLOCK_MONOTONIC."""
+    """A run folder with everything that a start reads. `planned_at` is CLOCK_MONOTONIC."""
 
     run_folder: Path
     planned_at: float
@@ -49,15 +49,15 @@ HandOver = Callable[[Order], int]
 
 
 def possible() -> bool:
-    """Whether this process may fork, and still has the import of torch before it."""
+    """Return whether this process may fork and has not imported torch yet."""
     return "torch" not in sys.modules and process.num_threads() == 1
 
 
 def plan_in_child(plan: Callable[[HandOver], int], owner: Owner) -> Order:
-    """Run `plan` in a child while this process, `owner` of the run, imports torch; returns what the child handed over.
+    """Run `plan` in a child while this process, `owner` of the run, imports torch; return the child's order.
 
-    `plan` gets the function to hand over with, whose value it returns, or else the command's exit code: then this
-    process ends with that code. Raises InputError where torch cannot be imported.
+    `plan` gets the function that sends the order and returns its value; otherwise it returns the command's exit code,
+    and this process ends with that code. Raises InputError if torch cannot be imported.
     """
     read_fd, write_fd = os.pipe()
     sys.stdout.flush()
@@ -75,7 +75,7 @@ def plan_in_child(plan: Callable[[HandOver], int], owner: Owner) -> Order:
 
 
 def _plan_and_exit(plan: Callable[[HandOver], int], fd: int, *, parent: int) -> NoReturn:
-    """The child's whole life. Signals are its parent's to answer, and it goes with its parent."""
+    """Run the child. Its parent handles signals, and the child ends with its parent."""
     code = 1
     try:
         process.die_with_parent(parent)
@@ -95,8 +95,8 @@ def _hand_over(order: Order, pipe: IO[str]) -> int:
 
 @dataclass
 class _Planner:
-    """The child that plans, seen from this process. Nothing of this process's own is buffered or open before it has
-    handed over, so that it may end without ceremony, also within an import.
+    """The planning child, seen from its parent. The parent has nothing buffered or open before the child has sent its
+    order, so it may exit at any time, even during an import.
     """
 
     pid: int
@@ -105,7 +105,7 @@ class _Planner:
     received: bytes = b""
 
     def order(self) -> Order:
-        """What the child hands over, when it does; ends this process where it ends without."""
+        """Wait for the child's order; end this process if the child ends without one."""
         while data := os.read(self.pipe, 65536):
             self.received += data
         self.end_unless_handed_over(flags=0)
@@ -114,7 +114,7 @@ class _Planner:
 
     @contextmanager
     def ending_this_process(self) -> Iterator[None]:
-        """For a while, end this process as soon as the child has ended without an order, or when it is to stop."""
+        """In the block, end this process as soon as the child ends without an order, or when it should stop."""
         handlers: dict[signal.Signals, Callable[..., None]] = {
             signal.SIGCHLD: lambda *_: self.end_unless_handed_over(flags=os.WNOHANG),
             signal.SIGINT: self.stop,
@@ -129,10 +129,10 @@ class _Planner:
                 signal.signal(number, handler)
 
     def end_unless_handed_over(self, *, flags: int) -> None:
-        """End this process as the child did, where it did."""
+        """End this process with the child's exit code, if the child has ended without an order."""
         try:
             ended, status = os.waitpid(self.pid, flags)
-        except ChildProcessError:  # waited for before, and found to have handed over
+        except ChildProcessError:  # already reaped after it sent its order
             return
         code = os.waitstatus_to_exitcode(status) if ended else HANDED_OVER
         if code < 0:
@@ -141,7 +141,7 @@ class _Planner:
             os._exit(1 if code < 0 else code)
 
     def stop(self, *_: object) -> None:
-        """A Ctrl-C or a cancel: end the child and this process, and say so in the run folder where there is one."""
+        """Handle Ctrl-C or a cancel: end the child and this process, and record it in the run folder, if any."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         with suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGKILL)
@@ -150,7 +150,7 @@ class _Planner:
         with suppress(BlockingIOError):
             self.received += os.read(self.pipe, 65536)
         cancelled = False
-        with suppress(ValueError, LauncherError):  # the child had not come so far
+        with suppress(ValueError, LauncherError):  # the child had not created it yet
             folder = RunFolder(Order.from_json(self.received.decode()).run_folder)
             cancelled = was_cancelled(folder)
             release(folder, self.owner, ended="interrupted")

@@ -1,9 +1,9 @@
 """A warm node: an idle fork server with torch imported, for one developer's repeated runs on one machine.
 
-`launcher warm` starts it, `launcher warm stop` or an hour without a run ends it. Only its user can reach its socket.
+`launcher warm` starts it; `launcher warm stop` or an hour without a run stops it. Only its user can reach its socket.
 A run sends its command line; the server forks, and the child plans and becomes the agent, with the command's streams,
-folder and environment. A run is refused when a file that the server has imported, or a variable that was read at
-import, has changed since; it then starts cold, and says so.
+folder and environment. A run is refused if a file that the server has imported, or a variable that was read at import,
+has changed since; it then starts cold and prints a message.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from launcher.errors import LauncherError
 from launcher.faststart.inherited import Inherited
 from launcher.run.ledger import command_began
 
-# Ours that a run needs, imported while there is time.
+# Our own modules that a run needs, imported in advance.
 OWN_MODULES = ("launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered")
-# Variables that the interpreter, the loader and libraries read when they start; numbers of threads are set afterwards.
+# Variables that the interpreter, loader and libraries read at startup; numbers of threads are set afterwards.
 IMPORT_PREFIXES = ("PYTHON", "LD_", "LANG", "LC_", "TORCH", "PYTORCH", "DS_", "VIRTUAL_ENV", "CONDA_PREFIX", "MALLOC_",
                    "GLIBC_TUNABLES")  # fmt: skip
 SET_LATER = {*THREADS, *OPENBLAS_THREADS}
@@ -45,14 +45,14 @@ LONGEST_SOCKET_PATH = 107  # sockaddr_un.sun_path without its last zero: unix(7)
 ANSWER_TIMEOUT_S = 10.0
 TITLE_ROOM = 1000  # characters: a rank's command line replaces the server's in `ps`, and can be no longer
 MAX_MESSAGE_BYTES = 1 << 20
-GO_COLD = 76  # the exit code of a run that found, when it had read its configuration, that it must not be warm
+GO_COLD = 76  # the exit code of a run that must not be warm by its configuration
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _CREDENTIALS = struct.Struct("3i")
 
 
 @dataclass(frozen=True)
 class WarmRun:
-    """A command line handed to the warm server. `began` is when it was typed (CLOCK_MONOTONIC)."""
+    """A command line sent to the warm server. `began`: when the user entered it (CLOCK_MONOTONIC)."""
 
     overrides: tuple[str, ...]
     rest: tuple[str, ...]
@@ -71,13 +71,13 @@ class WarmRun:
             directory=str(Path.cwd()),
             environment=env.environment(),
             prefix=sys.prefix,
-            path=tuple(sys.path if sys.flags.safe_path else sys.path[1:]),  # without the entry of the command's own
+            path=tuple(sys.path if sys.flags.safe_path else sys.path[1:]),  # without the entry of the command itself
             inherited=Inherited.of_this_process(),
             began=command_began(),
         )
 
 
-Work = Callable[[WarmRun], int]  # plans and runs in the forked child, and gives the exit code
+Work = Callable[[WarmRun], int]  # plans and runs in the forked child, returns the exit code
 
 
 def socket_path() -> Path:
@@ -94,7 +94,7 @@ def socket_path() -> Path:
         way_out = "set XDG_RUNTIME_DIR to a folder of yours, or unset it"
         raise LauncherError(f"{folder} cannot be made ({error.strerror}): {way_out}") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise LauncherError(f"{folder} is not a folder that only you can enter: remove it, or set XDG_RUNTIME_DIR")
+        raise LauncherError(f"{folder} is not a private folder of yours: remove it, or set XDG_RUNTIME_DIR")
     return path
 
 
@@ -103,12 +103,12 @@ def may_listen() -> bool:
     try:
         return socket_path().exists()
     except (LauncherError, OSError) as error:
-        notify(f"no warm server is looked for, so that this start imports torch: {error}")
+        notify(f"the warm server is not used, so this start imports torch: {error}")
         return False
 
 
 def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
-    """Start this user's server with these modules imported, in place of one that runs; returns its process id.
+    """Start this user's server with these modules imported, replacing a running one; return its process id.
 
     `program` is the module that calls `serve` with the arguments IDLE_S MODULE … and an empty last one.
     """
@@ -131,7 +131,7 @@ def start(program: str, modules: Sequence[str], *, idle_s: float) -> int:
 
 
 def running() -> int | None:
-    """The process id of this user's server, if it answers."""
+    """Return the process id of this user's server, if it answers."""
     connection = _connect()
     if connection is None:
         return None
@@ -140,7 +140,7 @@ def running() -> int | None:
 
 
 def stop() -> int | None:
-    """End this user's server; returns its process id, None where none ran."""
+    """Stop this user's server; return its process id, None if none was running."""
     pid = running()
     if pid is None:
         return None
@@ -154,7 +154,7 @@ def stop() -> int | None:
 
 
 def run_warm(run: WarmRun) -> int | None:
-    """Run through the server and return the exit code; None where the run must start cold: there is no server, or it
+    """Run through the server and return the exit code; None if the run must start cold: there is no server, or it
     refuses (which is reported), or the run's configuration does not want it.
     """
     try:
@@ -198,7 +198,7 @@ def serve(modules: Sequence[str], *, idle_s: float, work: Work) -> None:
         with env.overridden(fork_server.SINGLE_THREADED):
             import_module(name)
     fork_server.check_forkable()
-    gc.freeze()  # so that no run copies these pages only to look for garbage in them
+    gc.freeze()  # so that garbage collection in a run does not copy these pages
     path = socket_path()
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -231,7 +231,7 @@ class _Server:
                 os.read(self._wake, 4096)
             self._reap()
             for pid, connection in list(self._runs.items()):
-                if connection.fileno() in ready:  # the command says nothing more: it was killed
+                if connection.fileno() in ready:  # the command sends nothing more: it was killed
                     process.signal_all([pid], signal.SIGKILL)
             if self._listener.fileno() in ready:
                 self._accept()
@@ -258,7 +258,7 @@ class _Server:
             request = _read_request(connection)
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             request = None
-        if request is None:  # somebody only looked whether we run
+        if request is None:  # a client only checked whether the server runs
             connection.close()
             return
         run, fds = request
@@ -272,12 +272,12 @@ class _Server:
             os.close(fd)
 
     def _refusal(self, run: WarmRun) -> str | None:
-        """Why this run must start cold, if it must."""
+        """Return why this run must start cold, or None."""
         if run.prefix != sys.prefix:
             return f"it runs the Python of {sys.prefix}"
         own = Inherited.of_this_process().fixed
         if other := [name for name, value in run.inherited.fixed.items() if own.get(name) != value]:
-            return f"it is in another {', '.join(other)}"
+            return f"its {', '.join(other)} differs"
         wanted = _import_variables(run.environment)
         if changed := sorted(n for n in {*wanted, *self._variables} if wanted.get(n) != self._variables.get(n)):
             return f"{', '.join(changed)} changed since it started"
@@ -297,7 +297,7 @@ class _Server:
 
 
 def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> NoReturn:
-    """The forked child: the command's streams, folder and environment; then a run like any other."""
+    """In the forked child: adopt the command's streams, folder and environment, then run normally."""
     code = 1
     try:
         process.die_with_parent(server)
@@ -321,11 +321,11 @@ def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> 
 
 
 def _takes_on(inherited: Inherited) -> bool:
-    """Whether this process has become as its command's shell would have made it."""
+    """Return whether this process could adopt what its command's shell would have given it."""
     try:
         inherited.take_on()
     except (OSError, ValueError) as error:
-        notify(f"the warm server is not used: it may not take on the limits of this shell ({error})")
+        notify(f"the warm server is not used: it may not adopt the limits of this shell ({error})")
         return False
     return True
 
@@ -348,7 +348,7 @@ def _connect() -> socket.socket | None:
 
 
 def _peer(connection: socket.socket) -> tuple[int, int]:
-    """(pid, uid) of the process at the other end, as the kernel knows it."""
+    """Return (pid, uid) of the peer, from the kernel."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, _ = _CREDENTIALS.unpack(raw)
     return pid, uid
@@ -370,7 +370,7 @@ def _read_request(connection: socket.socket) -> tuple[WarmRun, list[int]] | None
 
 
 def _snapshot() -> dict[str, tuple[int, int]]:
-    """Time and size of every file that has been imported."""
+    """Return modification time and size of every imported file."""
     files = {getattr(module, "__file__", None) for module in list(sys.modules.values())}
     return {name: _mark(name) for name in files if name}
 

@@ -1,1 +1,1 @@
-"""What must be true of a node before a job starts there."""
+"""Checks of a node before a job starts there."""

@@ -1,4 +1,4 @@
-"""What the recipe `bandwidth` found, as findings of a check. It measures; it runs in ranks, this does not."""
+"""Converts the result of the recipe `bandwidth`, which runs in ranks, to findings of a check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LIMIT_S = 60.0
 
 
 def bandwidth_findings(result: Path, *, code: int | None, log: Path) -> list[Finding]:
-    """One finding for each node; one of level UNKNOWN where there is no result. `code`: None where time was over."""
+    """Return one finding per node; one of level UNKNOWN if there is no result. `code`: None after a timeout."""
     if not result.is_file():
         how = f"did not end within {LIMIT_S:.0f} s" if code is None else f"failed with exit code {code}"
         return [Finding(Level.UNKNOWN, RECIPE, f"the check {how}, see {log}: the bandwidths are unknown")]

@@ -1,6 +1,6 @@
-"""Checks of this node before a job: is it what the cluster file says, and can the job live on it?
+"""Checks of this node before a job: does it match the cluster file, and can the job run on it?
 
-On a CPU node what makes sense runs for real; GPU checks read nvidia-smi (launcher/preflight/gpu.py).
+On a CPU node the applicable checks run for real; GPU checks read nvidia-smi (launcher/preflight/gpu.py).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from launcher.preflight.gpu import gpu_findings
 from launcher.preflight.limits import Limits, limit_findings, read_limits
 from launcher.units import GIB, format_bytes
 
-MIN_FREE_BYTES = 10 * GIB  # ours: room for logs and for a checkpoint of a small model
+MIN_FREE_BYTES = 10 * GIB  # our choice: space for logs and a checkpoint of a small model
 LOW_FREE_BYTES = GIB // 4
 
 
@@ -46,7 +46,7 @@ class Site:
 
     @classmethod
     def here(cls) -> Site:
-        """This process's surroundings."""
+        """Return the inputs of this process."""
         surroundings = env.environment()
         return cls(
             socket.gethostname(), commands.run, read_machine(), surroundings, torch_cuda_version(), read_limits()
@@ -62,10 +62,10 @@ def preflight(
     ranks: int | None = None,
     site: Site | None = None,
 ) -> list[Finding]:
-    """Every check on this node, in under a few seconds; findings carry the host's name.
+    """Run every check on this node, within a few seconds; findings have the host's name.
 
-    run_folder: where the job will write, or its nearest folder that exists. port: where rank 0 will listen, if it does
-    so here. free_bytes: what the job may write. ranks: how many the job has here, by default one to a GPU.
+    run_folder: where the job will write, or the nearest existing folder. port: where rank 0 will listen, if here.
+    free_bytes: what the job may write. ranks: number of ranks here, by default one per GPU.
     """
     site = site or Site.here()
     node = cluster.node
@@ -88,7 +88,7 @@ def preflight(
 
 
 def visible_devices(site: Site) -> int | None:
-    """How many GPUs CUDA_VISIBLE_DEVICES leaves a process; None where it is not set.
+    """Return how many GPUs CUDA_VISIBLE_DEVICES shows a process; None if it is not set.
 
     CUDA takes the entries up to the first that names no device: -1, or Slurm's NoDevFiles.
     https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars
@@ -98,7 +98,7 @@ def visible_devices(site: Site) -> int | None:
         return None
     entries = [entry.strip() for entry in value.split(",")]
     devices = list(takewhile(re.compile(r"[0-9]{1,4}|(GPU|MIG)-\S+").fullmatch, entries))
-    return len(devices) if len(set(devices)) == len(devices) else 0  # one named twice hides them all
+    return len(devices) if len(set(devices)) == len(devices) else 0  # a duplicate hides all devices
 
 
 def cpu_findings(node: Node, site: Site) -> list[Finding]:
@@ -117,7 +117,7 @@ def cpu_findings(node: Node, site: Site) -> list[Finding]:
 
 
 def nic_findings(cluster: Cluster, machine: Machine) -> list[Finding]:
-    """As many RDMA ports up, and as fast, as the cluster file says; only where nodes talk to each other."""
+    """Check the number and speed of active RDMA ports against the cluster file, if there are several nodes."""
     node = cluster.node
     if cluster.num_nodes == 1 or cluster.fabric in ("none", "ethernet"):
         return []
@@ -178,7 +178,7 @@ def _contradiction(name: str, value: str, why: str) -> Finding:
 
 
 def _interfaces(wanted: str, existing: list[str] | tuple[str, ...]) -> list[str]:
-    """Those that NCCL would take: a list of prefixes, `=` for exact names, `^` for all others.
+    """Return the interfaces that NCCL would use: a list of prefixes, `=` for exact names, `^` for all others.
 
     https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-socket-ifname
     """
@@ -190,7 +190,7 @@ def _interfaces(wanted: str, existing: list[str] | tuple[str, ...]) -> list[str]
 
 
 def name_findings(cluster: Cluster, host: str) -> list[Finding]:
-    """The host's name leads other nodes here: it resolves, and not to loopback when there are several nodes."""
+    """Check that the host's name leads other nodes here: it resolves, for several nodes not to loopback."""
     if cluster.num_nodes == 1:
         return []
     try:
@@ -206,12 +206,12 @@ def name_findings(cluster: Cluster, host: str) -> list[Finding]:
 
 
 def port_findings(port: int | None) -> list[Finding]:
-    """The port where rank 0 will listen is free."""
+    """Check that the port where rank 0 will listen is free."""
     if port is None:
         return []
     with socket.socket() as probe:
         try:
-            probe.bind(("", port))  # bound for a moment and never listening
+            probe.bind(("", port))  # bound briefly, never listening
         except OverflowError:
             return [Finding(Level.PROBLEM, "port", f"there is no port {port}: choose one from 1024 to 65535")]
         except OSError as error:
@@ -221,7 +221,7 @@ def port_findings(port: int | None) -> list[Finding]:
 
 
 def disk_findings(run_folder: Path, *, free_bytes: int) -> list[Finding]:
-    """The run folder can be written, and has room."""
+    """Check that the run folder is writable and has space."""
     folder = next(path for path in (run_folder.absolute(), *run_folder.absolute().parents) if path.exists())
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".preflight-") as file:
@@ -239,7 +239,7 @@ def disk_findings(run_folder: Path, *, free_bytes: int) -> list[Finding]:
 
 
 def torch_cuda_version() -> str | None:
-    """The CUDA version that torch was built for, read without importing torch; None for a CPU build or no torch."""
+    """Return torch's CUDA version without importing torch; None for a CPU build or no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -1,8 +1,8 @@
 """Stale locks of compiled extensions: a process that loads the extension waits for them silently.
 
-torch.utils.cpp_extension, by which DeepSpeed compiles an operator at its first use, makes a file `lock` in the folder
+torch.utils.cpp_extension, with which DeepSpeed compiles operators at first use, creates a file `lock` in the folder
 of the extension and removes it at the end (torch 2.13, torch/utils/file_baton.py). A process that is killed before
-leaves it, and every later one waits for ever.
+leaves it, and every later process waits forever.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOCK = "lock"
 
 @dataclass(frozen=True)
 class ExtensionLock:
-    """One lock: `held` by a process of this machine, as far as this user may see."""
+    """A lock. `held`: a process of this machine has it open, as far as this user can see."""
 
     path: Path
     age_s: float
@@ -29,7 +29,7 @@ class ExtensionLock:
 
 
 def extensions_folder(environment: Mapping[str, str]) -> Path:
-    """Where torch keeps compiled extensions (torch.utils.cpp_extension._get_build_directory)."""
+    """Return torch's folder of compiled extensions (torch.utils.cpp_extension._get_build_directory)."""
     if given := environment.get("TORCH_EXTENSIONS_DIR"):
         return Path(given)
     home = environment.get("HOME") or user_path("~")
@@ -37,7 +37,7 @@ def extensions_folder(environment: Mapping[str, str]) -> Path:
 
 
 def extension_locks(environment: Mapping[str, str]) -> list[ExtensionLock]:
-    """Every lock, the oldest first."""
+    """Return every lock, the oldest first."""
     folder = extensions_folder(environment)
     paths = [*folder.glob(f"*/{LOCK}"), *folder.glob(f"*/*/{LOCK}")]  # by Python and CUDA version, unless set
     open_files = _open_files() if paths else set()
@@ -75,11 +75,11 @@ def _age_s(path: Path) -> float:
 
 
 def _open_files() -> set[str]:
-    """What the processes that this user may look into have open."""
+    """Return the open files of processes that this user may inspect."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*/fd"):
         try:
             found |= {os.readlink(entry) for entry in os.scandir(folder)}  # noqa: PTH115 (many, and at each start)
-        except OSError:  # another user's, or gone
+        except OSError:  # another user's process, or it has ended
             continue
     return found

@@ -1,4 +1,4 @@
-"""What a check before a job says: levels, findings, and what they mean for the job."""
+"""Results of checks before a job: levels, findings, and their consequences for the job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import IntEnum
 
 
 class Level(IntEnum):
-    """How bad a finding is; a job should not start with a PROBLEM."""
+    """Severity of a finding; a job should not start with a PROBLEM."""
 
     OK = 0
     UNKNOWN = 1  # could not be checked here
@@ -31,10 +31,10 @@ class Finding:
 
 
 def worst(findings: Iterable[Finding]) -> Level:
-    """The level of the worst finding; OK for none."""
+    """Return the level of the worst finding; OK if there are none."""
     return max((finding.level for finding in findings), default=Level.OK)
 
 
 def hosts_to_exclude(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """Hosts with a problem, for sbatch --exclude."""
+    """Return hosts with a problem, for sbatch --exclude."""
     return tuple(sorted({f.host for f in findings if f.level is Level.PROBLEM and f.host}))

@@ -1,6 +1,6 @@
-"""Checks of GPUs and NVLink against the cluster file, from the texts of nvidia-smi. Pure.
+"""Checks of GPUs and NVLink against the cluster file, from the output of nvidia-smi. Pure.
 
-Tested on recorded texts; no GPU machine has run them yet.
+Tested on recorded output; they have not run on a GPU machine yet.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ MIN_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 def gpu_findings(
     node: Node, run: Runner, *, torch_cuda: str | None, ranks: int | None = None, visible: int | None = None
 ) -> list[Finding]:
-    """All GPU checks of one node.
+    """Run all GPU checks of one node.
 
-    torch_cuda: the CUDA version that torch was built for, None without one. ranks: how many GPUs the job wants here,
-    by default all. visible: how many CUDA_VISIBLE_DEVICES shows, None where it is not set.
+    torch_cuda: the CUDA version of torch, None without one. ranks: number of GPUs that the job wants here, by default
+    all. visible: number of GPUs that CUDA_VISIBLE_DEVICES shows, None if it is not set.
     """
     wanted = node.num_gpus if ranks is None else ranks
     listed = run(("nvidia-smi", "-L"))
@@ -62,10 +62,10 @@ def gpu_findings(
 
 
 def count_findings(node: Node, text: str, *, wanted: int, visible: int | None) -> list[Finding]:
-    """As many GPUs, or slices of the right profile, as the job wants, and all of them visible to it."""
+    """Check that there are as many GPUs, or slices of the right profile, as the job wants, all visible to it."""
     gpus = read_list(text)
     if visible is not None and visible < wanted:
-        message = f"CUDA_VISIBLE_DEVICES shows {visible} GPUs, and the job wants {wanted}"
+        message = f"CUDA_VISIBLE_DEVICES shows {visible} GPUs, but the job wants {wanted}"
         return [
             Finding(Level.PROBLEM, "gpu count", f"{message}: ask Slurm for all of them, and unset it in launch.setup")
         ]
@@ -77,7 +77,7 @@ def count_findings(node: Node, text: str, *, wanted: int, visible: int | None) -
 
 
 def state_findings(node: Node, output: Output, *, torch_cuda: str | None) -> list[Finding]:
-    """Memory, ECC and retired pages, clocks and driver of every GPU."""
+    """Check memory, ECC, retired pages, clocks and driver of every GPU."""
     if output.text is None:
         return [Finding(Level.UNKNOWN, "gpu state", f"memory, ECC, clocks and driver are unknown: {output.problem}")]
     states = read_query(output.text)
@@ -117,14 +117,14 @@ def _driver_finding(driver: str, torch_cuda: str | None) -> Finding:
         return Finding(Level.PROBLEM, "driver", "the torch installed here is built without CUDA: install a CUDA build")
     lowest, found = MIN_DRIVER.get(whole_number(torch_cuda.partition(".")[0]) or 0), f"driver {printable(driver)}"
     if lowest is None:
-        return Finding(Level.UNKNOWN, "driver", f"{found}; what CUDA {torch_cuda} needs is not known here")
+        return Finding(Level.UNKNOWN, "driver", f"{found}; the driver that CUDA {torch_cuda} needs is not known here")
     wanted = ".".join(map(str, lowest))
     version = tuple(int(part) for part in re.findall(r"[0-9]{1,9}", driver)[:4])
     return _compared("driver", found, f"{wanted} or later for CUDA {torch_cuda}", version >= lowest)
 
 
 def domain_findings(node: Node, output: Output) -> list[Finding]:
-    """The NVLink domains of `topo -m` are those of the cluster file."""
+    """Check that the NVLink domains of `topo -m` match the cluster file."""
     if output.text is None:
         return [Finding(Level.UNKNOWN, "nvlink domains", f"unknown: {output.problem}")]
     topology = read_topo(output.text)
@@ -149,7 +149,7 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
 
 
 def nvlink_findings(node: Node, output: Output) -> list[Finding]:
-    """No link is down, of those that `nvidia-smi nvlink -s` lists."""
+    """Check that no link in `nvidia-smi nvlink -s` is down."""
     if node.nvlink == "none":
         return []
     if output.text is None:
@@ -164,7 +164,7 @@ def nvlink_findings(node: Node, output: Output) -> list[Finding]:
 
 
 def read_nvlink_state(text: str) -> dict[int, dict[int, bool]]:
-    """GPU → link → whether it is up, out of `nvidia-smi nvlink -s`; raises InputError for another text."""
+    """Parse GPU → link → whether it is up from `nvidia-smi nvlink -s`; raises InputError for another text."""
     links: dict[int, dict[int, bool]] = {}
     gpu = -1
     for line in bounded(text, "`nvidia-smi nvlink -s`").splitlines():

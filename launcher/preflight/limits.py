@@ -1,4 +1,4 @@
-"""Checks of what the system lets a process have here: shared memory, open files, locked memory."""
+"""Checks of system limits: shared memory, open files, locked memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEWEST_FILES = 1024
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of this process: the hard one of open files, the soft one of locked memory (None: none), /dev/shm."""
+    """Limits of this process: open files (hard), locked memory (soft; None: unlimited), /dev/shm."""
 
     open_files: int | None
     locked_bytes: int | None
@@ -32,7 +32,7 @@ class Limits:
 
 
 def read_limits(shared_memory: Path = SHARED_MEMORY) -> Limits:
-    """The limits of this process. Those of open files may be raised up to the hard one, as the agent does."""
+    """Read the limits of this process. The agent raises that of open files to the hard one."""
     files, locked = resource.getrlimit(resource.RLIMIT_NOFILE)[1], resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     try:
         shared = shutil.disk_usage(shared_memory)
@@ -54,7 +54,7 @@ def limit_findings(cluster: Cluster, limits: Limits, *, ranks: int) -> list[Find
 
 
 def shared_memory_finding(limits: Limits, *, ranks: int) -> Finding:
-    """Ranks of a node and their data loaders share memory: too little ends in a bus error in the middle of a run."""
+    """Check shared memory of ranks and data loaders: too little causes a bus error during a run."""
     check, wanted = "shared memory", ranks * SHARED_BYTES_PER_RANK
     if limits.shared_bytes is None:
         return Finding(Level.PROBLEM, check, f"there is no {SHARED_MEMORY}: mount a tmpfs there")
@@ -69,11 +69,11 @@ def shared_memory_finding(limits: Limits, *, ranks: int) -> Finding:
 
 
 def open_files_finding(cluster: Cluster, limits: Limits, *, ranks: int) -> Finding:
-    """Sockets count as files: with too few NCCL and data loaders fail at the start or in the middle."""
+    """Check open files, which include sockets: with too few, NCCL and data loaders fail at the start or later."""
     check = "open files"
     if limits.open_files is None:
         return Finding(Level.OK, check, "unlimited")
-    # The agent holds pipes of its ranks, the coordinator two descriptors for each node.
+    # The agent has pipes of its ranks, the coordinator two descriptors per node.
     wanted = max(FEWEST_FILES, FILES_PER_RANK * ranks, 2 * cluster.num_nodes + FEWEST_FILES)
     if limits.open_files < wanted:
         level = Level.PROBLEM if limits.open_files < FEWEST_FILES else Level.WARNING
@@ -83,10 +83,10 @@ def open_files_finding(cluster: Cluster, limits: Limits, *, ranks: int) -> Findi
 
 
 def locked_memory_finding(limits: Limits) -> Finding:
-    """RDMA pins memory: with a limit on locked memory NCCL fails at its first connection."""
+    """Check locked memory, which RDMA pins: with a low limit NCCL fails at its first connection."""
     if limits.locked_bytes is None:
         return Finding(Level.OK, "locked memory", "unlimited")
-    message = f"limited to {format_bytes(limits.locked_bytes)} (ulimit -l), and RDMA pins more"
+    message = f"limited to {format_bytes(limits.locked_bytes)} (ulimit -l), but RDMA pins more"
     return Finding(
         Level.WARNING,
         "locked memory",

@@ -1,1 +1,1 @@
-"""What a person sees of plans and runs."""
+"""Presentation of plans and runs."""

@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 
 
 def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
-    """`result` is the document of a recipe with `results`, one row a measurement."""
+    """Return the page of a recipe's document with `results`, one row per measurement."""
     rows: Sequence[Row] = result["results"]
     recipe = str(result.get("recipe", "benchmark"))
     cluster = plan.job.cluster
@@ -113,7 +113,7 @@ def _product(row: Row) -> list[str]:
 
 
 def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One drawing an axis: bus bandwidth by size, a line an operation."""
+    """Return one plot per axis: bus bandwidth by size, one line per operation."""
     found = []
     for axis in dict.fromkeys(row["axis"] for row in rows):
         sizes = sorted({row["bytes"] for row in rows if row["axis"] == axis})

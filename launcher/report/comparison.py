@@ -1,4 +1,4 @@
-"""Two runs, plans or measurements against each other: what differs, and whether it is more than noise."""
+"""Compares two runs, plans or measurements: what differs, and whether it is more than noise."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from launcher.units import format_bytes, format_seconds
 NORMAL_95 = 1.96
 MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN = 1.2533  # standard error of a median over that of a mean, for a normal distribution
-FEW = 3  # steps: with fewer nothing is known about the noise
+FEW = 3  # steps: with fewer, the noise is unknown
 SAME = 0.0005  # as a share
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two: its plan, the steps of a training run, or the rows of a measurement."""
+    """One side of a comparison: its plan, and the steps of a training run or the rows of a measurement."""
 
     name: str
     plan: Plan
@@ -31,9 +31,9 @@ class Side:
 
 @dataclass(frozen=True)
 class MeasuredChange:
-    """One quantity in both. `worse` is how much worse B is, as a share of A; `noise` its 95 % half-width.
+    """One quantity on both sides. `worse` is how much worse B is, as a fraction of A; `noise` its 95 % half-width.
 
-    `noise` is None where a single value was recorded; `judged` is False for what no threshold applies to.
+    `noise` is None for a single recorded value; `judged` is False if no threshold applies.
     """
 
     name: str
@@ -45,7 +45,7 @@ class MeasuredChange:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The change in words."""
         if self.worse is None:
             return ""
         if abs(self.worse) < SAME:
@@ -56,7 +56,7 @@ class MeasuredChange:
         return f"{'worse' if self.worse > 0 else 'better'} by {abs(self.worse):.1%}{spread}"
 
     def exceeds(self, threshold: float) -> bool:
-        """Whether B is worse by more than `threshold`, and by more than the noise."""
+        """Return whether B is worse by more than `threshold` and by more than the noise."""
         return self.judged and self.worse is not None and self.worse > max(threshold, self.noise or 0.0)
 
     def to_dict(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class MeasuredChange:
 
 
 def changes(a: Side, b: Side) -> list[MeasuredChange]:
-    """What was measured in both; of plans alone, what is estimated."""
+    """Return the changes of what was measured on both sides; for plans, of what is estimated."""
     if a.rows and b.rows:
         return list(_rates(a.rows, b.rows))
     if a.steps and b.steps:
@@ -73,7 +73,7 @@ def changes(a: Side, b: Side) -> list[MeasuredChange]:
 
 
 def differences(a: Plan, b: Plan) -> list[str]:
-    """Every setting of job and layout that is not the same, as `model.layers: 24 → 32`."""
+    """Return every differing setting of job and layout, as `model.layers: 24 → 32`."""
     pairs = {"cluster": "cluster", "model": "model", "train": "training"}
     found = [
         line for key, name in pairs.items() for line in _differing(key, getattr(a.job, name), getattr(b.job, name))
@@ -109,7 +109,7 @@ def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Me
 
 
 def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[MeasuredChange]:
-    """The loss at the last step that both have: shown, not judged (another seed or layout may change it)."""
+    """Yield the loss at the last common step: shown, not judged (another seed or layout may change it)."""
     losses = [{step.step: step.loss for step in steps if step.loss is not None} for steps in (a, b)]
     if common := losses[0].keys() & losses[1].keys():
         last = max(common)
@@ -118,7 +118,7 @@ def _losses(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[Meas
 
 
 def _rates(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> Iterator[MeasuredChange]:
-    """Rates of the same measurement, one change for each operation on each axis: the median over its sizes."""
+    """Yield one change per operation and axis of a measurement: the median over its sizes."""
     pairs: dict[str, list[tuple[float, float]]] = {}
     known = {_point(row): _rate(row) for row in a}
     for row in b:
@@ -170,7 +170,7 @@ def _known(values: Sequence[float | None]) -> list[float]:
 
 
 def _noise(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """95 % half-width of the ratio of two medians, from the median absolute deviations of both."""
+    """Return the 95 % half-width of the ratio of two medians, from the median absolute deviations of both."""
     if min(len(a), len(b)) < FEW:
         return None
     return NORMAL_95 * sqrt(sum((_standard_error(values) / median(values)) ** 2 for values in (a, b)))

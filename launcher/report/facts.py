@@ -1,4 +1,4 @@
-"""What a page shows, read or computed once: plain data for the page's script, typed values for its text."""
+"""The content of a page, read or computed once: plain data for its script, typed values for its text."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from launcher.run.ledger import PhaseTime, read_phases, summarise
 from launcher.run.metrics import Measured, StepMetrics, read_steps, summarise_steps
 
 ALTERNATIVES = 40
-MAX_BOXES = 12_000  # of a pipeline: with more, the micro-batches in the middle of the step are left out
+MAX_BOXES = 12_000  # of a pipeline: if there are more, omit micro-batches in the middle of the step
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run folder holds so far. `goodput`: time in steps that count over all time; None where it is not known."""
+    """The content of a run folder so far. `goodput`: time in effective steps over total time; None: unknown."""
 
     name: str
     steps: Sequence[StepMetrics] = ()
@@ -36,7 +36,7 @@ class RunFacts:
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunFacts:
-        """Of a folder; whatever is not there yet is empty."""
+        """Read a folder; what does not exist yet is empty."""
         steps, phases = read_steps(folder.metrics), read_phases(folder.ledger)
         return cls(
             name=folder.path.name,
@@ -49,14 +49,14 @@ class RunFacts:
 
 
 def _goodput(steps: Sequence[StepMetrics], moments: Sequence[float]) -> float | None:
-    """metrics.jsonl keeps the last run of each step, so its steps are those that count."""
+    """Compute the goodput: metrics.jsonl keeps the last run of each step, so its steps are the effective ones."""
     trained_s = sum(step.step_s for step in steps if step.step_s)
     taken_s = max(moments, default=0.0) - min(moments, default=0.0)
     return trained_s / taken_s if 0 < trained_s <= taken_s else None
 
 
 def alternatives(plan: Plan) -> SearchResult | None:
-    """What else the same job could run as; None where no layout fits (the plan pinned what does not)."""
+    """Search alternatives for the same job; None if no layout fits (the plan pins one that does not)."""
     request = LayoutRequest(tp_across_domains=plan.layout.tp_across_domains)
     try:
         return search(plan.job, request, top=ALTERNATIVES)
@@ -65,18 +65,18 @@ def alternatives(plan: Plan) -> SearchResult | None:
 
 
 def is_chosen(plan: Plan, candidate: Candidate) -> bool:
-    """Whether an alternative is the plan itself."""
+    """Return whether an alternative is the plan itself."""
     return candidate.layout == plan.layout
 
 
 def stage_memory(plan: Plan) -> list[Mapping[str, float]]:
-    """Bytes by part of each pipeline stage's ranks, as estimated."""
+    """Return the estimated bytes by part for the ranks of each pipeline stage."""
     model = CostModel(plan.job)
     return [model.stage_parts(plan.layout, stage) for stage in range(plan.layout.pp)]
 
 
 def placement_data(plan: Plan) -> dict[str, Any]:
-    """Enough to put every rank on its GPU: the script derives coordinates from strides."""
+    """Return data to place every rank on its GPU: the script derives coordinates from strides."""
     grid, placement = plan.grid, plan.placement
     node = plan.job.cluster.node
     return {
@@ -94,17 +94,17 @@ def placement_data(plan: Plan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One step as boxes in time: `unit_s` seconds a unit, `left_out` micro-batches not drawn of `micro_batches`."""
+    """One step as boxes in time: `unit_s` seconds per unit; `left_out` of `micro_batches` are not drawn."""
 
     boxes: Sequence[Box]
     end: float
     unit_s: float
     micro_batches: int
     left_out: int
-    after_s: float  # gradients and optimizer, behind the last backward pass
+    after_s: float  # gradients and optimizer, after the last backward pass
 
     def to_data(self, ranks: int) -> dict[str, Any]:
-        """For the page's script."""
+        """Return plain data for the page's script."""
         drawn = [
             [b.rank, b.task.kind, b.task.stage, b.task.micro_batch, round(b.start, 3), round(b.end, 3)]
             for b in self.boxes
@@ -115,7 +115,7 @@ class Pipeline:
 
 
 def pipeline(plan: Plan) -> Pipeline:
-    """The schedule of a step, scaled so that it lasts as long as the estimate says."""
+    """Return the schedule of a step, scaled to the estimated duration."""
     layout, time = plan.layout, plan.estimate["time"]
     total = layout.num_micro_batches(plan.job.training.global_batch)
     most = max(2 * layout.pp, MAX_BOXES // (2 * layout.pp * layout.virtual_stages) // layout.pp * layout.pp)
@@ -137,7 +137,7 @@ def pipeline(plan: Plan) -> Pipeline:
 
 
 def curves(run: RunFacts, plan: Plan) -> list[dict[str, Any]]:
-    """Loss, step time and throughput over the steps; a value that is no number leaves a gap."""
+    """Return loss, step time and throughput over the steps; NaN values leave gaps."""
     xs = [step.step for step in run.steps]
     predicted = [plan.estimate["step_time_s"]] * len(xs)
     found = [

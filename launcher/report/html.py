@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a plan or a run: what a person looks for in the first ten seconds comes first."""
+"""One self-contained HTML page about a plan or a run, with the most important facts first."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from launcher.run.result import read_rates
 from launcher.units import GIB, format_bytes, format_count, format_seconds
 
 SHOWN = 8  # alternatives in the table; the scatter has more
-TIGHT = 0.95  # of the memory budget: above it a plan has little room
+TIGHT = 0.95  # of the memory budget: above this, a plan has little room
 
 
 def run_page(folder: RunFolder) -> str:
-    """The page of a run folder: of its plan and what was measured so far, or of a benchmark's rates.
+    """Return the page of a run folder: its plan and measurements so far, or a benchmark's rates.
 
     Raises InputError without a plan.
     """
@@ -48,7 +48,7 @@ def run_page(folder: RunFolder) -> str:
 
 
 def page(plan: Plan, run: RunFacts | None = None) -> str:
-    """The page of a plan, with a run of it where there was one."""
+    """Return the page of a plan, with its run, if any."""
     if not plan.estimate:
         return _program_page(plan, run)
     model, cluster, layout = plan.job.model, plan.job.cluster, plan.layout
@@ -154,7 +154,7 @@ def _count(value: float | None) -> str:
 
 
 def _alternatives(plan: Plan, found: SearchResult | None) -> str:
-    """Time against memory of what else fits, the fastest as a table, and why the rest was left out."""
+    """Show alternatives by time and memory, the fastest as a table, and why others were rejected."""
     if found is None:
         return paragraph("No layout of this job fits by the estimate, so there is nothing to compare with.", dim=True)
     usable = plan.estimate["usable_memory_bytes"]
@@ -191,13 +191,13 @@ def _alternatives(plan: Plan, found: SearchResult | None) -> str:
         '<p id="alternative" class="out" aria-live="polite">Point at a dot, or tab to it.</p>',
             paragraph(_lead(plan, found)),
         table(["layout", "step", "memory", "of budget", "MFU"], rows, numbers=(1, 2, 3, 4), chosen=chosen),
-        f"<h3>What was left out of {found.searched:,} layouts</h3>",
+        f"<h3>Rejected of {found.searched:,} layouts</h3>",
         table(["reason", "layouts"], rejected, numbers=(1,)),
     ])  # fmt: skip
 
 
 def _lead(plan: Plan, found: SearchResult) -> str:
-    """How this plan compares with the fastest."""
+    """Compare this plan with the fastest."""
     best, own_s = found.best, plan.estimate["step_time_s"]
     behind = own_s / best.estimate.step_time_s - 1
     if behind < 0.001:
@@ -250,7 +250,7 @@ def _time_bars(plan: Plan) -> str:
     ordered = dict(sorted(seen.items(), key=lambda item: -item[1]))
     shown = {label(name): (s, f"{format_seconds(s)}, {s / step_s:.1%}") for name, s in ordered.items()}
     behind = [
-        f"{label(name.removesuffix('_hidden'))} of {format_seconds(s)} runs behind compute"
+        f"{label(name.removesuffix('_hidden'))} of {format_seconds(s)} overlaps with compute"
         for name, s in hidden.items()
     ]
     return f"<h3>Where the time goes</h3>{bars(shown)}{bullets(behind)}"
@@ -294,7 +294,7 @@ def _measured(plan: Plan, run: RunFacts) -> str:
             ]
         )
     note = f"Medians of {measured.steps} steps without the first ones. "
-    note += 'Parts called "in it" are within forward and backward.'
+    note += 'Parts after "including" are within forward and backward.'
     return section(
         "Predicted and measured",
         table(["", "predicted", "measured", "predicted / measured"], rows, numbers=(3,)),
@@ -320,7 +320,7 @@ def _starts(run: RunFacts) -> str:
 
 
 def _commands(plan: Plan) -> str:
-    """The same layout again, and the search that could choose another."""
+    """Show commands for the same layout, and for a search that could choose another."""
     pins = " ".join(shlex.quote(word) for word in _pins(plan.layout))
     cluster, model = plan.job.cluster, plan.job.model
     job = f"cluster={cluster.name} cluster.num_nodes={cluster.num_nodes} model={model.name}"

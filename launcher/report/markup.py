@@ -1,4 +1,4 @@
-"""HTML out of values: tables, bars, tiles, scatter. Everything that comes from outside is escaped here."""
+"""Generates HTML from values: tables, bars, tiles, scatter plots. All external text is escaped here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ASSETS = files("launcher.report") / "assets"
 
 
 def asset(name: str) -> str:
-    """A file that every page carries inside itself."""
+    """Return a file that is embedded in every page."""
     return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def document(title: str, body: Sequence[str], facts: Mapping[str, Any]) -> str:
-    """A whole page: one file, nothing loaded from elsewhere."""
+    """Return a whole page: one file without external resources."""
     data = json.dumps(facts, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -31,7 +31,7 @@ def document(title: str, body: Sequence[str], facts: Mapping[str, Any]) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled part of the page; empty where it has nothing to show."""
+    """Return a titled part of the page; empty if there is nothing to show."""
     body = "".join(parts)
     return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
 
@@ -47,7 +47,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Tile:
-    """One number of the headline. `tone`: good, bad or nothing."""
+    """One headline number. `tone`: good, bad or empty."""
 
     label: str
     value: str
@@ -67,7 +67,7 @@ def tiles(found: Iterable[Tile]) -> str:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = (), chosen: int | None = None
 ) -> str:
-    """`numbers` are columns aligned at the right; `chosen` is the row to stress."""
+    """Return a table. `numbers`: right-aligned columns; `chosen`: the highlighted row."""
     if not rows:
         return ""
 
@@ -83,14 +83,14 @@ def table(
 
 
 def bars(values: Mapping[str, tuple[float, str]]) -> str:
-    """Horizontal bars: name → (length, words), in the order given."""
+    """Return horizontal bars: name → (length, words), in the given order."""
     top = max((length for length, _ in values.values()), default=0.0) or 1.0
     rows = [_bar(name, _fill(100 * length / top, "var(--c0)"), words) for name, (length, words) in values.items()]
     return f'<div class="bars">{"".join(rows)}</div>' if rows else ""
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], *, limit: float, words: Mapping[str, str]) -> str:
-    """One bar a row, its parts side by side; `limit` is the length of the whole track. A legend names the parts."""
+    """Return one stacked bar per row, with a legend of the parts; `limit` is the length of the whole track."""
     names = list(dict.fromkeys(name for parts in rows.values() for name, value in parts.items() if value > 0))
     colours = {name: f"var(--c{i % 8})" for i, name in enumerate(names)}
     top = max([limit, *(sum(parts.values()) for parts in rows.values())]) or 1.0
@@ -115,7 +115,7 @@ def _fill(percent: float, colour: str) -> str:
 
 @dataclass(frozen=True)
 class Dot:
-    """One point of a scatter, with the words that it shows."""
+    """One point of a scatter plot, with its text."""
 
     x: float
     y: float
@@ -124,7 +124,7 @@ class Dot:
 
 
 def scatter(dots: Sequence[Dot], *, x: str, y: str, label: str) -> str:
-    """Dots between the least and the largest value of either axis; each can be focused."""
+    """Return dots between the smallest and largest value of each axis; each can be focused."""
     if len(dots) < 2:
         return ""
     (left, right), (low, high) = _range([dot.x for dot in dots]), _range([dot.y for dot in dots])
@@ -154,5 +154,5 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def details(summary: str, body: str) -> str:
-    """What most readers do not need, folded away."""
+    """Return a collapsed section."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"

@@ -1,4 +1,4 @@
-"""Columns of text, as wide as there is room."""
+"""Text tables that fit the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 LEFT, RIGHT = "<", ">"
 BOLD, PLAIN = "\x1b[1m", "\x1b[0m"
-NARROWEST = 12  # of a column with words in several lines
+NARROWEST = 12  # of a column with wrapped text
 
 
 def draw(
@@ -18,10 +18,10 @@ def draw(
     width: int | None = None,
     spare: Sequence[str] = (),
 ) -> list[str]:
-    """A line of names, then one for each row. `columns`: name → side (LEFT or RIGHT); `bold` for a terminal.
+    """Draw a header line, then one line per row. `columns`: name → side (LEFT or RIGHT); `bold` for a terminal.
 
-    Where that is wider than `width`, columns of `spare` are left out, the first first; then the widest columns of words
-    take several lines. No word is cut.
+    If that is wider than `width`, columns of `spare` are dropped in order; then the widest text columns are wrapped. No
+    word is truncated.
     """
     sides, table = list(columns.values()), [list(columns), *map(list, rows)]
     for name in spare:
@@ -44,7 +44,7 @@ def _widths(table: Sequence[Sequence[str]]) -> list[int]:
 
 
 def _wrapped(table: Sequence[Sequence[str]], sides: Sequence[str], width: int) -> list[list[list[str]]]:
-    """Every cell as its lines: the widest column of words is made narrower until the table fits."""
+    """Return every cell as lines: the widest text column is narrowed until the table fits."""
     widths = _widths(table)
     while sum(widths) + len(widths) - 1 > width:
         left = [i for i, side in enumerate(sides) if side == LEFT and widths[i] > NARROWEST]
@@ -59,7 +59,7 @@ def _lines(cell: str, width: int) -> list[str]:
 
 
 def _row(cells: Sequence[Sequence[str]], sides: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The lines of one row."""
+    """Return the lines of one row."""
     height = max(map(len, cells), default=0)
     padded = [[*lines, *[""] * (height - len(lines))] for lines in cells]
     columns = list(zip(padded, sides, widths, strict=True))

@@ -17,11 +17,11 @@ from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 
 UNKNOWN = "unknown"
-NOT_ILLEGAL = (UNFIT, SLOWER, OTHER_ORDER)  # what may be wrong with a layout that is legal
+NOT_ILLEGAL = (UNFIT, SLOWER, OTHER_ORDER)  # reasons to reject a legal layout
 
 
 def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
-    """The ranked plans, why the first is first, and what became of the others."""
+    """Print the ranked plans, why the first is best, and why others were rejected."""
     _print(to, plans_table(result, bold=has_colour(to), width=terminal_width(to)))
     _print(to, ["TFLOP/s, memory and tok/s are those of one GPU"])
     if why and why[0]:
@@ -30,7 +30,7 @@ def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *
 
 
 def show_plan(to: TextIO, plan: Plan) -> None:
-    """A plan that was made before, with its reasons."""
+    """Print an existing plan with its reasons."""
     estimate = plan.estimate
     lines = [*heading(plan.job), plan.layout.brief()]
     if "step_time_s" in estimate:
@@ -41,7 +41,7 @@ def show_plan(to: TextIO, plan: Plan) -> None:
 
 
 def plans_table(result: SearchResult, *, bold: bool = False, width: int | None = None) -> list[str]:
-    """What is planned, a line of names and one line a plan; as wide as the terminal, where there is one."""
+    """Return the job, a header and one line per plan; as wide as the terminal, if there is one."""
     candidates = result.candidates
     extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in candidates)]
     orders = any(_order(candidate.layout) != _order(candidate.layout, USUAL_ORDER) for candidate in candidates)
@@ -53,12 +53,12 @@ def plans_table(result: SearchResult, *, bold: bool = False, width: int | None =
         [str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders)]
         for rank, candidate in enumerate(candidates, 1)
     ]
-    spare = ("TFLOP/s", "tok/s", "zero", "v")  # what the layout and the step say already
+    spare = ("TFLOP/s", "tok/s", "zero", "v")  # the layout and the step already contain these
     return [*heading(result.job), *draw(columns, rows, bold=bold, width=width, spare=spare)]
 
 
 def heading(job: Job) -> list[str]:
-    """What is planned, in two lines: the model and the machine, then batch, sequence, dtype and software."""
+    """Return the job in two lines: model and machine, then batch, sequence, dtype and software."""
     model, training, stack = job.model, job.training, job.stack
     tokens = format_count(training.global_batch * model.seq_len)
     batch = f"global batch {training.global_batch:,} × {model.seq_len:,} tokens ({tokens} a step)"
@@ -93,12 +93,12 @@ def _estimate_cells(candidate: Candidate, *, orders: bool) -> list[str]:
 
 
 def _order(layout: Layout, axis_order: str | None = None) -> str:
-    """The layout's axis order, or another, without the axes of one rank."""
+    """Return the layout's axis order, or another, without axes of one rank."""
     return "-".join(axis for axis in (axis_order or layout.axis_order).split("-") if layout.degree(axis) > 1)
 
 
 def rejected_text(result: SearchResult) -> str:
-    """How many layouts were considered and what became of them, by reason."""
+    """Return how many layouts were considered, and how many were rejected, by reason."""
     counts = sorted(result.rejected.items(), key=lambda item: (-item[1], item[0]))
     counted = ", ".join(
         f"{count:,} {reason if reason in NOT_ILLEGAL else f'illegal ({reason})'}" for reason, count in counts
@@ -107,14 +107,14 @@ def rejected_text(result: SearchResult) -> str:
 
 
 def show_comparison(to: TextIO, comparison: Comparison) -> None:
-    """The best plan of each cluster or size, and what follows for the choice between them."""
+    """Print the best plan of each cluster or size, and conclusions for the choice between them."""
     _print(to, comparison_table(comparison, bold=has_colour(to), width=terminal_width(to)))
     _print(to, _bullets(f"{row.label}: {row.note}" for row in comparison.rows if row.note))
     _print(to, _bullets(comparison.verdicts))
 
 
 def comparison_table(comparison: Comparison, *, bold: bool = False, width: int | None = None) -> list[str]:
-    """A title, a line of names and one line a cluster; what is not known of any row has no column."""
+    """Return a title, a header and one line per cluster; omit columns that are unknown in all rows."""
     tokens = comparison.tokens
     scaled = any(row.scaling is not None for row in comparison.rows)
     names = [
@@ -150,7 +150,7 @@ def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
 
 def bill_text(bill: Bill) -> str:
     """Describe the cost of training for a number of tokens in one sentence."""
-    paid = f"${bill.cost:,.0f}" if bill.cost is not None else "at a price that is not known"
+    paid = f"${bill.cost:,.0f}" if bill.cost is not None else "at an unknown price"
     taken = f"{bill.days:,.1f} days, {bill.gpu_hours:,.0f} GPU-hours, {paid}"
     return f"{format_count(bill.tokens)} training tokens take {taken} with the first plan"
 

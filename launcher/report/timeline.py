@@ -1,4 +1,4 @@
-"""A pipeline schedule as boxes in time: what every rank runs when, by the rules of the schedule.
+"""A pipeline schedule as boxes in time, by the rules of the schedule.
 
 Sources: GPipe (Huang et al. 2019), 1F1B and interleaved 1F1B (Narayanan et al. 2021, section 2.2),
 ZB-H1 (Qi et al. 2023, section 2: the backward pass split in input and weight gradients).
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Task:
-    """One piece of work of a pipeline rank: `kind` is F, B (whole backward or input gradients) or W."""
+    """One task of a pipeline rank: `kind` is F, B (whole backward or input gradients) or W."""
 
     kind: str
     stage: int
@@ -21,7 +21,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Box:
-    """A task with the rank that runs it and when, in units of one stage's forward time."""
+    """A task with its rank and time, in units of one stage's forward time."""
 
     rank: int
     task: Task
@@ -32,7 +32,7 @@ class Box:
 def timeline(
     schedule: str, *, pp: int, virtual_stages: int, num_micro_batches: int, backward: float = 2.0
 ) -> tuple[Box, ...]:
-    """Every box of a step; a stage's forward takes 1 / virtual_stages, its backward `backward` times that."""
+    """Return every box of a step; a stage's forward takes 1 / virtual_stages, its backward `backward` times that."""
     orders = [_order(schedule, rank, pp, virtual_stages, num_micro_batches) for rank in range(pp)]
     return _place(
         orders, pp=pp, num_stages=pp * virtual_stages, durations=_durations(schedule, virtual_stages, backward)
@@ -47,7 +47,7 @@ def _durations(schedule: str, virtual_stages: int, backward: float) -> dict[str,
 
 
 def _order(schedule: str, rank: int, pp: int, virtual_stages: int, count: int) -> list[Task]:
-    """The tasks of one rank in the order in which it runs them."""
+    """Return the tasks of one rank in execution order."""
     if schedule == "gpipe":
         return [Task(kind, rank, m) for kind in "FB" for m in range(count)]
     if virtual_stages > 1:
@@ -57,7 +57,7 @@ def _order(schedule: str, rank: int, pp: int, virtual_stages: int, count: int) -
     for m in range(count):
         tasks += [Task("F", rank, warmup + m)] if warmup + m < count else []
         tasks.append(Task("B", rank, m))
-        if schedule == "zb_h1" and m >= rank:  # later ranks hold fewer activations and may put weight gradients off
+        if schedule == "zb_h1" and m >= rank:  # later ranks hold fewer activations and may delay weight gradients
             tasks.append(Task("W", rank, m - rank))
     if schedule == "zb_h1":
         tasks += [Task("W", rank, m) for m in range(max(0, count - rank), count)]
@@ -65,7 +65,7 @@ def _order(schedule: str, rank: int, pp: int, virtual_stages: int, count: int) -
 
 
 def _interleaved(rank: int, pp: int, virtual_stages: int, count: int) -> list[Task]:
-    """Micro-batches in groups of pp; within a group every chunk of the rank in turn."""
+    """Return micro-batches in groups of pp; within a group, each chunk of the rank in turn."""
     total = count * virtual_stages
     warmup = min((pp - rank - 1) * 2 + (virtual_stages - 1) * pp, total)
 
@@ -81,7 +81,7 @@ def _interleaved(rank: int, pp: int, virtual_stages: int, count: int) -> list[Ta
 
 
 def _needs(task: Task, num_stages: int) -> tuple[Task, ...]:
-    """What must have ended before `task` can start."""
+    """Return the tasks that must end before `task` can start."""
     if task.kind == "W":
         return (Task("B", task.stage, task.micro_batch),)
     if task.kind == "F":
@@ -94,7 +94,7 @@ def _needs(task: Task, num_stages: int) -> tuple[Task, ...]:
 def _place(
     orders: Sequence[Sequence[Task]], *, pp: int, num_stages: int, durations: dict[str, float]
 ) -> tuple[Box, ...]:
-    """Run every rank's list as early as what it needs allows."""
+    """Schedule every rank's tasks as early as their dependencies allow."""
     ended: dict[Task, float] = {}
     clock, position = [0.0] * pp, [0] * pp
     boxes: list[Box] = []

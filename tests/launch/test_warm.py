@@ -132,7 +132,7 @@ def test_an_idle_server_ends_by_itself(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_that_others_may_enter_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     (tmp_path / f"nvlink-launcher-{os.getuid()}").mkdir(mode=0o755)
-    with pytest.raises(warm.LauncherError, match="only you can enter"):
+    with pytest.raises(warm.LauncherError, match="private folder"):
         warm.socket_path()
 
 

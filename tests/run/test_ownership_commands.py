@@ -63,7 +63,7 @@ def test_while_a_run_goes_on_no_other_command_writes_into_its_folder(tmp_path: P
         assert "is running as process" in others[name].stderr
         assert len(others[name].stderr.splitlines()) == 1, others[name].stderr
     assert others["dry run"].returncode == 0
-    assert "stays as it is" in others["dry run"].stderr
+    assert "is not changed" in others["dry run"].stderr
 
 
 def test_a_run_can_be_seen_and_cancelled_as_soon_as_its_folder_is_printed(tmp_path: Path) -> None:
