@@ -30,7 +30,7 @@ from launcher.planner.options import CollectivesOptions, message_sizes
 from launcher.run.result import write_result
 from launcher.worker import session
 from launcher.worker.metrics.measure import DTYPES, Timing, from_all_ranks, synchronize, timed_calls, versions
-from launcher.worker.metrics.nccl_tests import IN_PLACE, OUT_OF_PLACE, Collective, Make, Team, busbw_factor
+from launcher.worker.metrics.nccl_tests import IN_PLACE, OUT_OF_PLACE, AxisGroup, Collective, Make, busbw_factor
 from launcher.worker.metrics.verdict import GroupTime, verdict
 
 SIZES = {"cuda": "8:1G:8", "cpu": "8:4M:8"}
@@ -75,20 +75,20 @@ def main() -> None:
             )
 
 
-def teams(run: session.Session, *, world: bool) -> list[Team]:
+def teams(run: session.Session, *, world: bool) -> list[AxisGroup]:
     """Return the plan's axes with more than one rank, fastest varying first, then all ranks unless an axis has them."""
     grid = run.plan.grid
     axes = [axis for axis in grid.axes if grid.degree(axis) > 1]
-    found = [Team(axis, run.axes.group(axis), grid.group(axis, run.rank)) for axis in axes]
+    found = [AxisGroup(axis, run.axes.group(axis), grid.group(axis, run.rank)) for axis in axes]
     everyone = dist.group.WORLD
     if world and len(axes) > 1 and everyone is not None:
-        found.append(Team("world", everyone, tuple(range(run.world_size))))
+        found.append(AxisGroup("world", everyone, tuple(range(run.world_size))))
     if not found:
         run.say("one rank: there is nothing to communicate")
     return found
 
 
-def measure(operation: str, team: Team, size: int, run: session.Session, options: CollectivesOptions) -> Cell:
+def measure(operation: str, team: AxisGroup, size: int, run: session.Session, options: CollectivesOptions) -> Cell:
     """One collective at one size, in every form that it has, then with the first group alone."""
     device, dtype = run.device, DTYPES[options.dtype]
     forms: dict[str, tuple[Timing, int]] = {}
@@ -133,7 +133,7 @@ def timed(made: Collective, device: torch.device, options: CollectivesOptions) -
 def row(
     plan: Plan,
     fabric: Fabric,
-    team: Team,
+    team: AxisGroup,
     operation: str,
     everyone: Sequence[tuple[str, Sequence[Cell]]],
     size: int,

@@ -36,7 +36,7 @@ def cluster(
     memory_gib: float = 80,
     mig_profile: str | None = None,
 ) -> Cluster:
-    """Nodes whose NVSwitch domains have these sizes."""
+    """Return nodes with NVSwitch domains of these sizes."""
     starts = [sum(domains[:i]) for i in range(len(domains))]
     members = tuple(tuple(range(s, s + size)) for s, size in zip(starts, domains, strict=True))
     node = Node(

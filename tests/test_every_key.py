@@ -52,7 +52,7 @@ JOBS: dict[str, list[str]] = {
     "slices": ["cluster=a100_mig_3g", "model=gpt_tiny", "launch=slurm"],
 }
 CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us: [90]}]"
-# Values for keys of which nothing in the metadata gives a second legal one.
+# Values for keys if their metadata gives no second legal one.
 VALUES = {
     "cluster.node.domains": ["[[0,1,2,3],[4,5,6,7]]"],
     "cluster.node.gpu.mig_profile": ["3g.40gb", "1g.10gb"],

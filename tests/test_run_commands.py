@@ -1,4 +1,4 @@
-"""A whole run by the command line, and the commands that look at it afterwards."""
+"""A whole run by the command line, and the commands that inspect it afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a user's own script, in a folder whose name a shell would stumble over."""
+    """A finished run of a user's own script, in a folder with a name that needs quoting in a shell."""
     home = tmp_path_factory.mktemp("it's $(here)")
     (home / "train.py").write_text(SCRIPT)
     words = ["run", "script=train.py", "run_dir=my run; x", *TWO_RANKS, "--", "--lr", "3", "a b"]
@@ -137,5 +137,5 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120) -> None:
 
 
 def pid_of_rank(folder: Path, *, rank: int) -> int:
-    """The process whose environment names the rank; forked ranks carry it in the run's own books."""
+    """Return the process with the rank in its environment; forked ranks are recorded in the run folder."""
     return node_states(RunFolder(folder))[0].ranks[rank]

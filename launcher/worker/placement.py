@@ -1,4 +1,4 @@
-"""Is this process the rank, on the node and the device, that the plan names?"""
+"""Checks that this process is the rank on the node and device that the plan names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launcher.planner.record import Plan
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank found itself. `device_index` is None on a CPU rank; `device` is a UUID, or `cpu:<local rank>`."""
+    """The location of a rank. `device_index` is None on a CPU rank; `device` is a UUID, or `cpu:<local rank>`."""
 
     rank: int
     host: str
@@ -57,7 +57,7 @@ def check_place(plan: Plan, rank_env: RankEnv, *, host: str) -> Place:
 
 
 def check_gathered(plan: Plan, place: Place) -> None:
-    """Over all ranks: no device twice, and one host for each node of the plan. Collective; every rank raises alike."""
+    """Check over all ranks: no device twice, one host per node of the plan. Collective; every rank raises the same."""
     everyone: list[Place | None] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, place)
     problems = gathered_problems(plan, [p for p in everyone if p is not None])
@@ -66,7 +66,7 @@ def check_gathered(plan: Plan, place: Place) -> None:
 
 
 def gathered_problems(plan: Plan, places: list[Place]) -> list[str]:
-    """What the ranks' places contradict in each other."""
+    """Return contradictions between the ranks' locations."""
     problems = []
     devices: dict[tuple[str, int, str], int] = {}
     hosts: dict[int, Place] = {}
@@ -87,7 +87,7 @@ def gathered_problems(plan: Plan, places: list[Place]) -> list[str]:
 
 
 def same_host(planned: str, found: str) -> bool:
-    """Whether two names mean one host: equal, or one of them without its domain."""
+    """Return whether two names are the same host: equal, or equal except for a domain."""
     if planned == found or planned in ("localhost", "127.0.0.1"):
         return True
     short = planned.partition(".")[0], found.partition(".")[0]

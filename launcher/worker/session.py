@@ -1,4 +1,4 @@
-"""What a rank starts with: the plan, its place in it, process groups, device mesh, tracker, checkpoints.
+"""The session of a rank: the plan, its place in it, process groups, device mesh, tracker, checkpoints.
 
 from launcher.worker import session
 run = session.start()
@@ -65,7 +65,7 @@ class Session:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that speaks: rank 0."""
+        """Whether this is rank 0, which prints messages."""
         return self.rank == 0
 
     @property
@@ -78,10 +78,10 @@ class Session:
         return self.plan.options.train
 
     def recipe_options(self, kind: type[R]) -> R:
-        """The options of the recipe that this is; raises InputError where the plan is another one's."""
+        """Return the options of this recipe; raises InputError if the plan is for another one."""
         options = self.plan.options.recipe
         if not isinstance(options, kind):
-            raise InputError(f"the plan is of the recipe {options.name}, and another one was started with it")
+            raise InputError(f"the plan is for the recipe {options.name}, but another one was started with it")
         return options
 
     @cached_property
@@ -102,7 +102,7 @@ class Session:
         return step
 
     def say(self, message: str) -> None:
-        """A line for people, from rank 0, on stderr."""
+        """Print a line on stderr, on rank 0 only."""
         if self.is_main:
             print(message, file=sys.stderr, flush=True)
 
@@ -111,7 +111,7 @@ class Session:
         return self.pulse.step_done(step, step_s=step_s)
 
     def close(self) -> None:
-        """Finish what is being written and leave the process group."""
+        """Finish pending writes and leave the process group."""
         if "checkpoints" in self.__dict__:
             self.checkpoints.close()
         if "tracker" in self.__dict__:
@@ -133,8 +133,8 @@ class Session:
 def start() -> Session:
     """Join the job that this process is a rank of; every rank calls this once.
 
-    Reads the plan that LAUNCHER_PLAN names, checks that this process is where the plan wants it, and builds process
-    groups and mesh. Raises InputError, with the plan's name and the one found, where they differ.
+    Reads the plan that LAUNCHER_PLAN names, checks that this process is where the plan puts it, and builds process
+    groups and mesh. Raises InputError with both names if they differ.
     """
     started_at = time.monotonic()
     rank_env = env.rank_env()

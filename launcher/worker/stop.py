@@ -1,4 +1,4 @@
-"""A rank's line to its agent: signs of life and step times out, requests to stop in."""
+"""A rank's connection to its agent: it sends heartbeats and step times and receives stop requests."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pulse:
             heartbeats.beat(local_rank)
 
     def beat(self) -> None:
-        """A sign of life from work that is no step: loading, compiling, writing a checkpoint."""
+        """Send a heartbeat during work that is not a step: loading, compiling, writing a checkpoint."""
         if self._heartbeats:
             heartbeats, local_rank = self._heartbeats
             heartbeats.beat(local_rank)
@@ -61,7 +61,7 @@ class Pulse:
         return agreed
 
     def close(self) -> None:
-        """Take in the last vote, so that no collective is left open when the process groups go."""
+        """Complete the last vote, so that no collective is pending when the process groups are destroyed."""
         self._result()
 
     def _result(self) -> bool:
@@ -73,7 +73,7 @@ class Pulse:
 
 
 def _cpu_group() -> dist.ProcessGroup | None:
-    """The world over gloo: the default group where it is gloo already (None), else one of its own."""
+    """Return the world over gloo: the default group if it is gloo already (None), else a new group."""
     if not dist.is_initialized() or dist.get_backend() == "gloo":
         return None
     group: dist.ProcessGroup = dist.new_group(backend="gloo")

@@ -234,7 +234,7 @@ def mape(errors: list[float]) -> float:
 
 
 def balanced(verdicts: list[tuple[bool, bool]]) -> float:
-    """Mean of the shares told right among runs that ran and among those that ran out of memory."""
+    """Return the balanced accuracy over runs that fitted and runs that ran out of memory."""
     ran, oom = [a for a, b in verdicts if b], [not a for a, b in verdicts if not b]
     return mean([mean([float(x) for x in s]) for s in (ran, oom) if s])
 
@@ -302,7 +302,7 @@ def thinned(runs: list[Run]) -> list[Run]:
 
 
 def constants_at(values: Any) -> Constants:
-    """The constants whose fitted ones have these logarithms."""
+    """Return the constants; the fitted ones are given by their logarithms."""
     import numpy as np
 
     return replace(DEFAULT, **dict(zip(PRIORS, np.exp(values).tolist(), strict=True)))
@@ -364,7 +364,7 @@ def microbenchmarks() -> Any:
 
 
 def fit_all(runs: list[Run], *, iterations: int) -> Constants:
-    """Fitted to everything, with slopes taken anew on the way."""
+    """Fit to everything, and recompute slopes on the way."""
     timed = fittable(runs)
     at = microbenchmarks()
     for _ in range(3):

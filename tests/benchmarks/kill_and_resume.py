@@ -4,7 +4,7 @@ Usage: python tests/benchmarks/kill_and_resume.py [--runs 20] [--seed 0]. Every 
 checkpoints every 3 steps; all its processes are killed at once, during a step, during a save or between two steps in
 turn, at a moment drawn from the seed; then the same command is given again. A run passes when it goes on from the last
 checkpoint that was committed when it died, and when its metrics then hold every step once, each with exactly the loss
-of the undisturbed run. Whether a save was cut short is told by what it left behind. The last line is one JSON document;
+of the undisturbed run. An interrupted save is recognised by the files that it left. The last line is one JSON document;
 the exit code is 1 if a run fails.
 """
 
@@ -42,7 +42,7 @@ class Outcome:
     """What became of one killed run."""
 
     wanted: str
-    after_step: int  # steps whose numbers it had told when it died
+    after_step: int  # steps that it had reported before it died
     in_a_save: bool  # it left a checkpoint half written
     committed: int  # step of the newest committed checkpoint when it died
     resumed_after: int

@@ -55,7 +55,7 @@ def plan_once(model: str, nodes: int, batch: int) -> dict[str, float]:
 
 
 def _layouts(space: Space) -> Iterator[Layout]:
-    """Every layout with ZeRO-1 whose degrees divide the batch."""
+    """Yield every layout with ZeRO-1 and degrees that divide the batch."""
     for degrees in space.degrees():
         if space.job.training.global_batch % degrees.dp:
             continue

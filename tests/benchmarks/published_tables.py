@@ -1,4 +1,4 @@
-"""Estimates beside the measurements of tests/data, as Markdown: python tests/benchmarks/published_tables.py"""
+"""Compare estimates with the measurements of tests/data, as Markdown: python tests/benchmarks/published_tables.py"""
 
 from __future__ import annotations
 

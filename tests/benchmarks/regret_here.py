@@ -50,7 +50,7 @@ class Measured:
 
 
 def grid(words: Sequence[str], ranks: int) -> Iterator[tuple[str, Plan]]:
-    """Every legal (tp, pp, dp, ZeRO stage) on so many ranks."""
+    """Return every legal (tp, pp, dp, ZeRO stage) on this number of ranks."""
     degrees = [d for d in (1, 2, 4, 8) if d <= ranks]
     for tp in degrees:
         for pp in (pp for pp in degrees if tp * pp <= ranks):

@@ -47,7 +47,7 @@ def strike(job: Nodes, kind: str, chance: random.Random) -> None:
 
 
 def trial(job: Nodes, kind: str, chance: random.Random) -> dict[str, object]:
-    """Strike, wait for steps of a new start, look at the order."""
+    """Inject the fault, wait for steps of a new start, check the order."""
     starts = [len(rank) for rank in job.begun()]
     began = time.monotonic()
     strike(job, kind, chance)

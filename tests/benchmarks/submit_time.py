@@ -32,7 +32,7 @@ def main(trials: int) -> int:
 
 
 def submit(run: Path, environment: dict[str, str]) -> float:
-    """Wall time of one submission, whose job is held."""
+    """Return the wall time of one submission of a held job."""
     words = ["cluster=testcluster", "launch.extra=[--hold]", f"run_dir={run}"]
     began = time.perf_counter()
     argv = [sys.executable, "-m", "launcher.cli", "submit", *words]

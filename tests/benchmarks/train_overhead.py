@@ -74,7 +74,7 @@ def plain_loop(model: Model, options: TrainOptions) -> Callable[[Batch], float]:
 
 
 def our_session(axes: Axes, folder: Path, *, every: int) -> Session:
-    """What the recipe's step works with, saving every so many steps (0: never)."""
+    """Set up what the recipe's step needs, with a checkpoint interval in steps (0: never)."""
     options = RunOptions(train=replace(ADAMW, steps=10**6, checkpoint_every=every))
     plan = make_plan(LAYOUT, model=GPT_TINY, options=options, global_batch=GLOBAL_BATCH)
     rank_env = RankEnv(axes.rank, 2, axes.rank, 2, 0, 0, plan=None, run_dir=folder)

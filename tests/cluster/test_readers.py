@@ -83,7 +83,7 @@ def test_mangled_cells_become_unknown_with_one_note() -> None:
     topology = read_topo(texts.topo(matrix, ["mlx5_0", "mlx5_1"], tails=["0\t\tN/A"] * 2))
 
     assert nvlink_domains(topology) == ((0, 1),)
-    assert topology.links["GPU0"]["mlx5_1"] == "SYS"  # the NIC's own row tells it
+    assert topology.links["GPU0"]["mlx5_1"] == "SYS"  # from the NIC's own row
     assert topology.cpu_affinity == ("unknown", "unknown")
     assert len(topology.notes) == 1
 

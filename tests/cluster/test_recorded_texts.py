@@ -1,6 +1,6 @@
 """Texts of real machines, each read and held against what a person finds in it.
 
-The texts are not ours to pass on: the tests look for the folder shared/data/topo beside this checkout, or above it.
+We may not redistribute the texts: the tests look for the folder shared/data/topo next to this checkout, or above it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ LEGEND = "\nLegend:\n\n  X    = Self\n  NV#  = Connection traversing a bonded se
 def topo(
     matrix: Sequence[Sequence[str]], nics: Sequence[str] = (), *, tails: Sequence[str] = (), tabs: bool = True
 ) -> str:
-    """`nvidia-smi topo -m` of a matrix whose first rows and columns are GPUs and whose last ones are `nics`."""
+    """Return `nvidia-smi topo -m` of a matrix; its first rows and columns are GPUs, its last ones are `nics`."""
     num_gpus = len(matrix[0]) - len(nics)
     names = [f"GPU{i}" for i in range(num_gpus)] + list(nics)
     joiner = "\t" if tabs else "   "

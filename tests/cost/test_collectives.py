@@ -146,7 +146,7 @@ def test_a_groups_shape_agrees_with_the_placement_of_its_ranks(
 @pytest.mark.parametrize("order", ["tp-cp-dp-pp", "tp-dp-cp-pp", "tp-pp-cp-dp"])
 @pytest.mark.parametrize("cp", [2, 4, 8])
 def test_the_ranks_that_data_and_context_parallelism_span_are_those_of_one_axis(cp: int, order: str) -> None:
-    """Gradients are reduced over dp × cp: the group of a layout whose dp is both."""
+    """Gradients are reduced over dp × cp: the group of a layout with this product as dp."""
     on = cluster(nodes=8, nodes_per_leaf=4)
     apart = groups_of(on, Layout(tp=1, pp=2, dp=32 // cp, cp=cp, axis_order=order))
     together = groups_of(on, Layout(tp=1, pp=2, dp=32, axis_order=order))

@@ -88,7 +88,7 @@ def test_a_pcie_card_computes_less_than_the_sxm_part_at_its_power() -> None:
 
 
 def on_direct_links(tp: int) -> float:
-    """Seconds of tensor-parallel collectives on a four-GPU board whose GPUs have links of their own to each other."""
+    """Seconds of tensor-parallel collectives on a four-GPU board with direct links between all GPUs."""
     board = cluster(domains=(4,))
     board = replace(board, node=replace(board.node, nvlink="direct"))
     return _tp_seconds(board, tp)

@@ -1,7 +1,7 @@
 """Run in a checkout of Megatron-LM: its own parser and checks read flags, its own code says ranks and stages.
 
 Standard input: {"world_size", "environment", "words"}; standard output: one JSON document. What a machine without GPUs
-lacks (triton, a CUDA device) is stood in for: arguments are parsed, nothing is computed.
+lacks (triton, a CUDA device) is replaced by a stub: arguments are parsed, nothing is computed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AXES = ("tp", "cp", "dp", "pp")
 
 
 class Anything:
-    """Stands for whatever triton has."""
+    """Stub for triton's attributes."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return args[0] if len(args) == 1 and isinstance(args[0], types.FunctionType) else super().__new__(cls)

@@ -1,4 +1,4 @@
-"""`launcher export`: what a target cannot say is never searched, folders are complete, and what is missing is told."""
+"""`launcher export`: what a target cannot express is not searched, folders are complete, gaps are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plan from=FILE`: an export is read back as the same layout; what people have is read, and what is not is told."""
+"""`plan from=FILE`: an export is read back as the same layout; users' files are read, and gaps are reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = [
     if not list(target(tool).cannot((plan := plan_of(name)).job, plan.layout))
 ]  # fmt: skip
 # What a tool's file does not say, and the command line adds.
-BESIDE = {
+GIVEN_TOO = {
     "deepspeed": ("pp", "recompute", "layer_split", "axis_order", "ep"),
     "accelerate": ("micro_batch",),
     "torchtitan": ("layer_split", "virtual_stages", "schedule"),
@@ -55,8 +55,8 @@ def test_an_export_is_read_back_as_the_same_layout(tool: str, name: str, tmp_pat
     reading = read_from(exported(tool, plan, tmp_path))
     assert reading.target == tool
     keys = {k: v for k, v in reading.keys.items() if k not in ("model", "stack") and not k.startswith("model.")}
-    beside = (*BESIDE[tool], *UNSAID.get(tool, ()))
-    keys |= {f"layout.{key}": getattr(wanted, key) or "all" for key in beside}
+    also_given = (*GIVEN_TOO[tool], *UNSAID.get(tool, ()))
+    keys |= {f"layout.{key}": getattr(wanted, key) or "all" for key in also_given}
     reading.keys = keys | {"train.global_batch": plan.job.training.global_batch}
     own = [word for word in PLANS[name] if word.startswith(("cluster", "model"))]
     settings = load([*own, *reading.overrides()])

@@ -7,7 +7,7 @@ cluster can (it follows from the job's number). `--read`: processes whose enviro
 which it tries to end. `--store`: the port is torch's store, which has no authentication by its own design: only noise
 and idle connections, for a client of torch could delete its keys.
 
-The last line is JSON: attacks by kind, and what was let in (`let_in`, of which there should be none). The exit code is
+The last line is JSON: attacks by kind, and what was let in (`let_in`, which should be empty). The exit code is
 1 where something was.
 """
 
@@ -150,12 +150,12 @@ class Attacker:
                 connection.shutdown(socket.SHUT_WR)
             said = self._read(connection, 4096)
             if self._run_id and self._run_id.encode() in said:
-                self.let_in.append("the run id was told")
+                self.let_in.append("the run id was revealed")
             if len(said) > NONCE_BYTES + PROOF_BYTES:
                 self.let_in.append(f"an answer of {len(said)} bytes: {said[:200]!r}")
 
     def _read(self, connection: socket.socket, num_bytes: int) -> bytes:
-        """What comes until the end, up to so many bytes; connections that stay open end after a second."""
+        """Return what arrives until the end, up to a number of bytes; open connections end after a second."""
         data, deadline = b"", time.monotonic() + ATTACK_S
         with suppress(OSError):
             while len(data) < num_bytes and time.monotonic() < deadline:

@@ -3,7 +3,7 @@
     python tests/faults/mutated_texts.py [--cases 20000] [--seed 0] [--more FOLDER] [--only TARGET]
 
 Every reader of a text that is not ours gets texts that the tests hold, and those of FOLDER (as a collection of outputs
-of real machines, told apart by the beginnings of their names), each changed one to four times. A case fails with any
+of real machines, distinguished by the prefixes of their names), each changed one to four times. A case fails with any
 other error, over 2 s of CPU time or over 500 MB. It is repeated by its target and seed.
 """
 
@@ -205,7 +205,7 @@ def cases(targets: Mapping[str, text_targets.Target], number: int, seed: int) ->
 
 
 def run(number: int, *, seed: int, more: Path | None = None, only: str | None = None) -> Summary:
-    """So many cases, in this process."""
+    """Run this number of cases in this process."""
     targets = {target.name: target for target in text_targets.targets(more) if only in (None, target.name)}
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_BYTES, resource.RLIM_INFINITY))

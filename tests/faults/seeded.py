@@ -70,7 +70,7 @@ class Marked:
         return {**os.environ, MARK: self.mark}
 
     def left(self, *, within_s: float = 15.0) -> list[str]:
-        """What is still there after so long: process ids with their command lines."""
+        """Return what is still running after this time: process ids with command lines."""
         deadline = time.monotonic() + within_s
         while (found := self.alive()) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -121,7 +121,7 @@ def resumed_after(log: str) -> list[int]:
 
 
 def steps_done(folder: RunFolder) -> int:
-    """The newest step whose numbers were written."""
+    """Return the newest recorded step."""
     return max((step for step, _ in losses(folder)), default=0)
 
 
@@ -533,7 +533,7 @@ def strike_short(folder: Path, data: Path, kinds: list[str], chance: random.Rand
 
 
 def drawn(kinds: list[str], count: int, chance: random.Random) -> list[str]:
-    """So many kinds, each as often as the others but for one."""
+    """Return this number of kinds, equally often up to one."""
     found: list[str] = []
     while len(found) < count:
         found += chance.sample(kinds, len(kinds))

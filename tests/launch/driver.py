@@ -1,6 +1,6 @@
 """Runs a script as the ranks of a one-node plan, through `run_local`: `driver.py RUN_DIR SCRIPT RANKS JSON [ARGS]`.
 
-JSON holds keys of `launch.*`. It stands between the tests and `launcher run`, which plans first.
+JSON holds keys of `launch.*`. The tests use it instead of `launcher run`, which plans first.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A job that hangs where it is told to, and sends no heartbeats.
+"""A job that hangs at a chosen point, and sends no heartbeats.
 
-stuck=R   rank R sleeps before the process group, so that the others wait for it   busy=R   rank R computes meanwhile,
+stuck=R   rank R sleeps before the process group, so that the others wait for it   busy=R   rank R computes instead,
 until FOLDER/end exists   early=R   rank R leaves with exit code 0, where the others have a collective before them
 """
 

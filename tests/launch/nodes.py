@@ -97,7 +97,7 @@ class Nodes:
         return True
 
     def wait_for_steps(self, more: int = 3, *, timeout_s: float = 240.0) -> bool:
-        """Until so many more steps are finished."""
+        """Wait until this number of further steps is finished."""
         goal = self.saved + more
         return self.wait_for(lambda: self.saved >= goal, timeout_s=timeout_s)
 

@@ -1,6 +1,6 @@
-"""A job of steps with a checkpoint: resumes where the newest finished step left off, tells its agent of every step.
+"""A job of steps with a checkpoint: resumes after the newest finished step, reports every step to its agent.
 
-Arguments: steps=N, dir=FOLDER (the checkpoint and marks), step_s=S; until=PATH goes on until that file exists.
+Arguments: steps=N, dir=FOLDER (the checkpoint and marks), step_s=S; until=PATH continues until that file exists.
 slow=RANK sleeps longer and says so itself; busy=RANK computes longer, and is measured by the pulse.
 """
 

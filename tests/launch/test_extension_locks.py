@@ -1,4 +1,4 @@
-"""Locks of compiled extensions: whose they are, and what is said about those that nobody holds."""
+"""Locks of compiled extensions: their owners, and the warning about stale ones."""
 
 from __future__ import annotations
 

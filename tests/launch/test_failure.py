@@ -1,4 +1,4 @@
-"""What is told of a rank's end."""
+"""Messages about the end of a rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Legality: every broken rule is told at once, with what is allowed."""
+"""Legality: all broken rules are reported at once, with what is allowed."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def run(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 
 
 def plan_again(cluster: dict[str, Any]) -> None:
-    """What a recipe tells of the cluster are keys of the cluster file."""
+    """A recipe reports rates as keys of the cluster file."""
     from launcher.config.compose import compose_config, from_config
 
     config = compose_config([])
@@ -184,7 +184,7 @@ def test_cold_start_phases_add_up_to_about_the_total(tmp_path: Path) -> None:
 def alone() -> Iterator[Any]:
     """A process group of this process only."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield nccl_tests.Team("world", dist.group.WORLD, (0,))
+    yield nccl_tests.AxisGroup("world", dist.group.WORLD, (0,))
     dist.destroy_process_group()
 
 
@@ -216,7 +216,7 @@ def test_a_reduction_that_misses_a_rank_is_found_wrong() -> None:
 def test_sizes_and_factors_are_those_of_nccl_tests(operation: str, factor: float, alone: Any) -> None:
     # nccl-tests doc/PERFORMANCE.md, for 8 ranks. Its line for 16 GiB on 8 × A100 in stas00/ml-engineering,
     # network/README.md: 127997 µs, algbw 134.22, busbw 234.89 GB/s, which is 1.75 times as much.
-    team = nccl_tests.Team("tp", alone.group, tuple(range(8)))
+    team = nccl_tests.AxisGroup("tp", alone.group, tuple(range(8)))
     for form in (nccl_tests.OUT_OF_PLACE, nccl_tests.IN_PLACE):
         if operation in form:
             made = form[operation](team, 4096, torch.float32, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""The page of a plan stands alone, shows what the plan says, and escapes what users name."""
+"""The page of a plan is self-contained, shows the plan, and escapes users' names."""
 
 from __future__ import annotations
 

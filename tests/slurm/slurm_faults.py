@@ -155,7 +155,7 @@ def kill_node(job: BatchJob) -> None:
 
 
 def stop_slurmd(job: BatchJob) -> None:
-    """slurmd answers nobody, for a moment or for longer than Slurm waits."""
+    """slurmd does not answer, briefly or for longer than Slurm waits."""
     victim = job.chance.choice(job.hosts() or ["node2"])
     parent = int((job.slurm.folder / "run" / f"node-{victim}.pid").read_text())
     daemons = [pid for pid in process.descendants(parent) if _name(pid) == "slurmd"]

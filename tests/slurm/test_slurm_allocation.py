@@ -32,7 +32,7 @@ def hosts(run: Path) -> list[str]:
 
 
 def start(slurm: Slurm, run: Path, *words: str, nodes: str = "node1,node2") -> subprocess.Popen[str]:
-    """A stepper in an allocation, whose launcher can be signalled."""
+    """A stepper in an allocation; its launcher can be signalled."""
     argv = ["salloc", "-w", nodes, *RUN, *ONE_RANK, f"script={STEPPER}", f"run_dir={run}", *words]
     return subprocess.Popen(
         argv, env=slurm.environment, cwd=slurm.runs, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

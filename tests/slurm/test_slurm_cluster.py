@@ -182,7 +182,7 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_accounting(
     monkeypatch.setattr(life, "_from_squeue", lambda job_id: None)
     deadline = time.monotonic() + 30
     while (reported := status(SubmittedRun(job_id, None))).state != "FAILED" and time.monotonic() < deadline:
-        time.sleep(0.2)  # slurmctld tells slurmdbd by and by
+        time.sleep(0.2)  # slurmctld reports to slurmdbd with a delay
     assert (reported.state, reported.exit_code, reported.num_nodes, reported.source) == ("FAILED", "3:0", 2, "sacct")
 
 

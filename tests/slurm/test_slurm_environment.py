@@ -1,4 +1,4 @@
-"""What a shell hands on to a job: neither another job's variables nor secrets, and every omission is said."""
+"""What a shell passes to a job: neither another job's variables nor secrets; every omission is reported."""
 
 from __future__ import annotations
 

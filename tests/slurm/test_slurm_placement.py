@@ -121,7 +121,7 @@ def test_the_bound_is_below_the_best_and_the_heuristic_no_further_from_it_than_i
 
 
 def shuffled(num_hosts: int, *, per_leaf: int, leaves_per_pod: int) -> SlurmTopology:
-    """Three levels of switches, over hosts whose names say nothing about where they are."""
+    """Three levels of switches, over hosts with names that do not show their location."""
     hosts = [f"n{i}" for i in range(num_hosts)]
     Random(0).shuffle(hosts)
     leaves = [hosts[i : i + per_leaf] for i in range(0, num_hosts, per_leaf)]

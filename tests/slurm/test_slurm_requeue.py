@@ -149,7 +149,7 @@ def test_spares_leave_the_plan_as_it_is() -> None:
 
 
 def other_gpus(*types: str, **keys: object) -> tuple[Fit, list[str]]:
-    """The planned cluster has GPUs called a100; b200 stands for nodes like it with twice the speed."""
+    """The planned cluster has GPUs called a100; b200 means similar nodes with twice the speed."""
     planned = plan().job.cluster
     gpu = replace(planned.node.gpu, name="b200", peak_flops={"bf16": 624e12, "fp32": 39e12})
     clusters = {"b200": replace(planned, name="newer", num_nodes=1, node=replace(planned.node, gpu=gpu))}

@@ -49,7 +49,7 @@ def one_node(run: Path, *words: str) -> list[str]:
 
 
 def init_of(slurm: Slurm, node: str) -> int:
-    """The first process of a node, whose mounts are the node's."""
+    """Return the first process of a node; its mounts are the node's."""
     parent = int((slurm.folder / "run" / f"node-{node}.pid").read_text())
     return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 

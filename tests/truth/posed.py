@@ -1,4 +1,4 @@
-"""Large layouts, each posed as one rank: the true peak of live bytes beside the estimate for that rank's stage.
+"""Large layouts, each posed as one rank: compares the true peak of live bytes with the estimate for its stage.
 
     python tests/truth/posed.py [NAME …]     prints the table
 
@@ -32,7 +32,7 @@ GPT_22B = Model(
     seq_len=2048, tied_embeddings=True,
 )  # fmt: skip
 GPT_175B = replace(GPT_22B, name="gpt3_175b", hidden=12288, layers=96, heads=96, kv_heads=96, ffn_hidden=49152)
-GPT_WIDE = replace(  # an embedding whose gradient outweighs a layer's work
+GPT_WIDE = replace(  # an embedding with a gradient larger than a layer's work
     GPT_22B, name="gpt_wide", hidden=14336, layers=24, heads=112, kv_heads=112, ffn_hidden=57344, vocab=250_880
 )
 

@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("posed"),
     pytest.mark.timeout(1500),
-]  # about 3 minutes of CPU time, on two cores or beside others
+]  # about 3 minutes of CPU time, on two cores or next to others
 TOLERANCE = 0.10
 WORKERS = 2
 

@@ -108,7 +108,7 @@ def _collect(children: list[tuple[int, int]], deadline: float) -> list[Any]:
             texts[pipe] += chunk
             if not chunk:
                 waiting.discard(pipe)
-                answer = json.loads(texts[pipe] or b'{"error": "a rank died without a word"}')
+                answer = json.loads(texts[pipe] or b'{"error": "a rank died without output"}')
                 if "error" in answer:
                     raise AssertionError(answer["error"])
     return [json.loads(texts[pipe])["result"] for _, pipe in children]

@@ -73,7 +73,7 @@ def continues(
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
-    """A run under tp2 × pp2 × dp2 that saved beside its training and went on: the folder and its losses."""
+    """A run with tp2 × pp2 × dp2 that saved in the background and continued: the folder and its losses."""
     folder = tmp_path_factory.mktemp("checkpoints")
     return folder, run_ranks(8, saves(folder, SOURCE))[0]
 
@@ -115,7 +115,7 @@ DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
 
 @pytest.mark.slow
 def test_deepspeed_saves_what_it_and_the_torch_engine_continue_from(tmp_path: Path) -> None:
-    """Each case goes on bit for bit from its own save, and from that of the case before as if it had been its own."""
+    """Each case resumes bit for bit from its own save, and also from that of the previous case."""
     pytest.importorskip("deepspeed")
     import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before the forks
 

@@ -1,1 +1,1 @@
-"""Checkpoints that hold checksums and no pickle."""
+"""Checkpoints with checksums and without pickle."""

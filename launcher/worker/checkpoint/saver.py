@@ -41,7 +41,7 @@ State = Mapping[str, Any]
 class CheckpointManager:
     """Saves and restores nested dictionaries of tensors (DTensors among them); all methods are collective.
 
-    With `options.checkpoint_async` a save copies the state and returns; it is written behind the training, over a
+    With `options.checkpoint_async` a save copies the state and returns; it is written in the background, over a
     separate process group. A failed save is reported and the run continues: older checkpoints are not touched.
     """
 
@@ -60,7 +60,7 @@ class CheckpointManager:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after `step` steps."""
+        """Return whether a checkpoint is due after `step` steps."""
         return self._options.checkpoint_every > 0 and step % self._options.checkpoint_every == 0
 
     def save(self, step: int, state: State, *, extra: Mapping[str, Any] | None = None) -> None:
@@ -89,7 +89,7 @@ class CheckpointManager:
             self._report_failure(step, error)
 
     def wait(self) -> None:
-        """Wait for the save under way, if there is one."""
+        """Wait for a running save, if any."""
         if self._pending is None:
             return
         step, future = self._pending
@@ -139,7 +139,7 @@ class CheckpointManager:
         self._writer.shutdown()
 
     def _problems(self, folder: Path) -> list[str]:
-        """What is wrong with a checkpoint; the ranks share the reading of its files."""
+        """Return the problems of a checkpoint; the ranks share the reading of its files."""
         rank, size = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
         try:
             files = sorted(read_manifest(folder)["files"].items())
@@ -155,7 +155,7 @@ class CheckpointManager:
         return sorted({problem for part in everyone for problem in part or []})
 
     def _commit(self, temporary: Path, step: int) -> None:
-        """On the coordinator: the one moment at which the checkpoint begins to exist."""
+        """Commit the checkpoint atomically, on the coordinator."""
         target = self.folder / folder_name(step)
         if target.exists():  # a torn one of the same step, which was not used
             self._remove(step)
@@ -176,7 +176,7 @@ class CheckpointManager:
         self._writer.submit(shutil.rmtree, doomed, ignore_errors=True)
 
     def _report_failure(self, step: int, error: CheckpointException) -> None:
-        """A checkpoint that could not be written is no reason to lose the run."""
+        """Warn about a checkpoint that could not be written; the run continues."""
         causes = sorted({f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items()})
         left = committed_steps(self.folder)
         last = f"the last good one is {folder_name(left[0])}" if left else "there is none before it"

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 
 class Staging:
-    """Copies of a rank's parts of tensors; the next copy of the same tensors uses their memory again.
+    """Copies of a rank's shards; the next copy of the same tensors reuses their memory.
 
     torch's own staging makes a shared-memory file of every tensor, every time: 0.17 s for 270 small ones (2.13).
     """
@@ -19,7 +19,7 @@ class Staging:
         self._held: dict[str, Tensor] = {}
 
     def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same tensors on the host; valid until the next call."""
+        """Copy tensors to the host; the result is valid until the next call."""
         for name, tensor in tensors.items():
             held = self._held.get(name)
             if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
@@ -34,7 +34,7 @@ class Staging:
 
 
 def room_for(tensor: Tensor) -> Tensor:
-    """An empty tensor on the host, cut like `tensor`; pinned where that is on a GPU."""
+    """Return an empty tensor on the host, sharded like `tensor`; pinned if that is on a GPU."""
     part = _part(tensor)
     room = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.device.type == "cuda")
     # Not `DTensor.from_local`, which moves what it is given to the mesh's device.

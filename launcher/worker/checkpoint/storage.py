@@ -95,7 +95,7 @@ class ManifestWriter(StorageWriter):
         tensors, files = {}, {}
         for name, entry in metadata.state_dict_metadata.items():
             if not isinstance(entry, TensorStorageMetadata):
-                raise LauncherError(f"checkpoints hold tensors only; {name} is none")
+                raise LauncherError(f"checkpoints contain only tensors; {name} is not one")
             chunks = []
             for chunk in entry.chunks:
                 extent, recorded = extents[name, _found_offset(extents, name, chunk.offsets)]
@@ -142,7 +142,7 @@ class ManifestReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         for item in plan.items:
             if item.type != LoadItemType.TENSOR:
-                raise LauncherError(f"checkpoints hold tensors only; {item.dest_index.fqn} is none")
+                raise LauncherError(f"checkpoints contain only tensors; {item.dest_index.fqn} is not one")
             target = planner.resolve_tensor(item).detach()
             self._load(item, target)
             planner.commit_tensor(item, target)
@@ -151,7 +151,7 @@ class ManifestReader(StorageReader):
         return done
 
     def _load(self, item: ReadItem, target: Tensor) -> None:
-        """Part of a stored piece into its place: without a copy where it is all of the piece and lies the same way."""
+        """Read part of a stored piece into its place, without a copy if it is the whole piece in the same order."""
         entry = self._tensors[item.storage_index.fqn]
         chunk, dtype = self._chunk(item.storage_index), _DTYPES[entry["dtype"]]
         whole = list(item.lengths) == chunk["sizes"]
@@ -165,7 +165,7 @@ class ManifestReader(StorageReader):
         target.copy_(part)
 
     def _chunk(self, index: MetadataIndex) -> dict[str, Any]:
-        """Where a stored piece of a tensor is."""
+        """Return the location of a stored piece of a tensor."""
         entry = self._tensors[index.fqn]
         wanted = list(index.offset or [0] * len(entry["shape"]))
         found: dict[str, Any] = next(c for c in entry["chunks"] if c["offsets"] == wanted)
@@ -191,10 +191,10 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def _as_tensor(data: Any, name: str) -> Tensor:
     if not isinstance(data, Tensor):
-        raise LauncherError(f"checkpoints hold tensors only; {name} is a {type(data).__name__}")
+        raise LauncherError(f"checkpoints contain only tensors; {name} is a {type(data).__name__}")
     return data
 
 
 def _found_offset(extents: Mapping[tuple[str, Any], Any], name: str, offsets: torch.Size) -> Any:
-    """A piece's key: DCP gives whole tensors no offset."""
+    """Return a piece's key: DCP gives whole tensors no offset."""
     return offsets if (name, offsets) in extents else None

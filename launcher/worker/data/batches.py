@@ -1,4 +1,4 @@
-"""Token files and batches: memory-mapped, shuffled by a pure function of (seed, position), cut by data-parallel rank.
+"""Token files and batches: memory-mapped, shuffled by a pure function of (seed, position), split by data-parallel rank.
 
 The format of a token file is described in launcher/model/token_file.py.
 """
@@ -27,7 +27,7 @@ _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: 
 
 
 class TokenFile:
-    """A token file, memory-mapped; raises InputError where it is not one."""
+    """A memory-mapped token file; raises InputError if it is not one."""
 
     def __init__(self, path: Path) -> None:
         self.header = read_header(path)
@@ -37,7 +37,7 @@ class TokenFile:
 
 
 def write_token_file(path: Path, chunks: Iterable[Tokens], *, vocab: int) -> Path:
-    """Write tokens to `path`, complete or not at all; the narrowest width that holds `vocab` is chosen."""
+    """Write tokens to `path` atomically, with the smallest width that fits `vocab`."""
     width = next(w for w in sorted(_DTYPES) if vocab <= 256**w)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
@@ -67,7 +67,7 @@ def standard_library_tokens() -> Iterable[Tokens]:
 class Shuffle:
     """A pseudo-random permutation of 0 … size-1 as a function: a four-round Feistel network with cycle walking.
 
-    Needs no memory and no state, so that resuming at any step under any layout is a matter of arithmetic.
+    It needs no memory and no state, so resuming at any step with any layout is only arithmetic.
     """
 
     def __init__(self, size: int, *, key: str) -> None:
@@ -101,7 +101,7 @@ class Batch:
 
 
 class BatchSource:
-    """The batches of one data-parallel rank. Batch `step` is the same global batch whatever the layout."""
+    """The batches of one data-parallel rank. Batch `step` is the same global batch for every layout."""
 
     def __init__(self, file: TokenFile, *, seq_len: int, global_batch: int, dp_rank: int, dp: int, seed: int) -> None:
         self._file = file
@@ -115,7 +115,7 @@ class BatchSource:
         self._shuffle = Shuffle(self.num_windows, key="")
 
     def __call__(self, step: int) -> Batch:
-        """The rank's sequences of global batch `step` (from 0)."""
+        """Return the rank's sequences of global batch `step` (from 0)."""
         first = step * self._global_batch + self._first
         rows = np.stack([self._window(index) for index in range(first, first + self._per_rank)])
         tokens = torch.from_numpy(rows)
@@ -133,9 +133,9 @@ class BatchSource:
 def open_tokens(
     data: str | None, *, run_dir: Path, vocab: int, seq_len: int, build: bool, barrier: Callable[[], object]
 ) -> TokenFile:
-    """The user's token file, or the standard library's, which the rank with `build` writes into the run folder first.
+    """Open the user's token file, or the standard library's, which the rank with `build` writes to the run folder.
 
-    Collective through `barrier`. Raises InputError where the tokens do not fit the model's vocabulary.
+    Collective through `barrier`. Raises InputError if the tokens do not fit the model's vocabulary.
     """
     path = Path(data) if data is not None else RunFolder(run_dir).data("stdlib")
     if data is None and build and not path.exists():

@@ -1,4 +1,4 @@
-"""The engine that a plan names; only that one is imported."""
+"""Chooses the plan's engine and imports only that one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from launcher.worker.engines.engine import Engine, EngineContext
 
 
 def build_engine(context: EngineContext) -> Engine:
-    """The engine that the plan names; imports only that one.
+    """Build the plan's engine; import only that one.
 
-    Raises InputError where the plan is for software that the engines are not built as.
+    Raises InputError if the plan is for a stack other than the engines'.
     """
     job = context.plan.job
     if job.stack.name != OWN:
         raise InputError(
-            f"this plan is for stack={job.stack.name}, and the engines here are stack={OWN}: plan again for it"
+            f"this plan is for stack={job.stack.name}, but the engines here are stack={OWN}: plan again for it"
         )
     if found := habit_problems(job):
         raise InputError(found)

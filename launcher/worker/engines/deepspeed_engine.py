@@ -31,7 +31,7 @@ from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
 
 
 def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
-    """A DeepSpeed engine for the plan; writes deepspeed.json into the run folder on rank 0."""
+    """Build a DeepSpeed engine for the plan; rank 0 writes deepspeed.json into the run folder."""
     config = deepspeed_config(context.plan, context.options)
     if context.axes.rank == 0:
         write_json(RunFolder(context.run_dir).deepspeed_config, config)
@@ -63,7 +63,7 @@ class DeepSpeedEngine:
         self._state = DeepSpeedState(engine, context)
         self._stepping = Stopwatch(
             context.device
-        )  # with the last sums of gradients, which DeepSpeed leaves to its step
+        )  # includes the last sums of gradients, which DeepSpeed does in its step
         self._num_micro_batches = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
@@ -101,7 +101,7 @@ class DeepSpeedEngine:
 
 
 class Mpu:
-    """What DeepSpeed asks about model and data parallelism, answered from the plan's mesh."""
+    """DeepSpeed's interface for model and data parallelism, by the plan's mesh."""
 
     def __init__(self, axes: Axes) -> None:
         self._axes = axes
@@ -130,7 +130,7 @@ class Mpu:
 
 
 def whole_module(context: EngineContext) -> nn.Module:
-    """The whole model, cut over the tensor-parallel group."""
+    """Return the whole model, sharded over the tensor-parallel group."""
     model, training, group = context.plan.job.model, context.plan.job.training, context.axes.group("tp")
     recompute = context.plan.layout.recompute
     module = Transformer(model, StageShape.whole(model), kernel=training.attention, recompute=recompute)
@@ -143,7 +143,7 @@ def whole_module(context: EngineContext) -> nn.Module:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, without the shared-memory kernel: it is compiled at run time, and ignores groups."""
+    """Import DeepSpeed without its shared-memory kernel, which is compiled at run time and ignores groups."""
     with env.overridden({"DS_ACCELERATOR": "cpu"} if device.type == "cpu" else {}):
         import deepspeed
         from deepspeed.accelerator import get_accelerator

@@ -1,4 +1,4 @@
-"""The model as DeepSpeed's PipelineModule, cut into the plan's layer split."""
+"""The model as DeepSpeed's PipelineModule, with the plan's layer split."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Make = Callable[[], nn.Module]
 
 
 class Spec(LayerSpec):  # type: ignore[misc]
-    """A layer that only the stage that holds it makes."""
+    """A layer that only its stage creates."""
 
     def __init__(self, make: Make) -> None:
         super().__init__(nn.Module)
@@ -83,7 +83,7 @@ class SplitPipeline(PipelineModule):  # type: ignore[misc]
 
 
 def pipeline_module(context: EngineContext) -> nn.Module:
-    """The PipelineModule of a plan, with its initial values."""
+    """Build the PipelineModule of a plan, with its initial values."""
     axes, layout, model = context.axes, context.plan.layout, context.plan.job.model
     before, blocks, after = layer_specs(context)
     split = layout.layer_split or balanced_split(model, num_stages=layout.pp)
@@ -98,7 +98,7 @@ def pipeline_module(context: EngineContext) -> nn.Module:
 
 
 def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec], list[LayerSpec]]:
-    """What comes before the blocks, the blocks, and what comes after them."""
+    """Return the layers before the blocks, the blocks, and the layers after them."""
     plan, weights, group = context.plan, context.weights, context.axes.group("tp")
     axis = TensorAxis(ProcessGroup(group))
     model, training = plan.job.model, plan.job.training
@@ -131,6 +131,6 @@ def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec
 
 
 def topology(axes: Axes) -> ProcessTopology:
-    """The plan's grid in DeepSpeed's terms, slowest axis first."""
+    """Return the plan's grid in DeepSpeed's terms, slowest axis first."""
     names = [axis for axis in reversed(axes.grid.axes) if axis in AXIS_NAMES]
     return ProcessTopology([AXIS_NAMES[axis] for axis in names], [axes.degree(axis) for axis in names])

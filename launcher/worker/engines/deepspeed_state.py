@@ -1,8 +1,8 @@
-"""The states of a DeepSpeed engine as whole fp32 tensors by global name: what our checkpoints hold.
+"""The states of a DeepSpeed engine as whole fp32 tensors by global name, as in our checkpoints.
 
-DeepSpeed's own files are pickles, which its loading executes, and fit one number of ranks. So its engines are saved as
-the torch engine is: the same names and format, for any layout, ZeRO stage and either engine. Parameters are brought
-together one by one; every data-parallel rank then keeps its share of them, whole and on the host.
+DeepSpeed's own files are pickles, executed on load, and fit only one number of ranks. So its engines are saved like the
+torch engine: the same names and format, for any layout, ZeRO stage and either engine. Parameters are gathered one by
+one; every data-parallel rank then keeps its share of them, whole and on the host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from launcher.worker.engines.engine import EngineContext
 from launcher.worker.engines.optim import first_state
-from launcher.worker.parallel.shard_spec import Spreads
+from launcher.worker.parallel.shard_spec import ShardSpecs
 
 MAIN = "main"  # the fp32 parameter, in addition to the optimizer states
 
@@ -28,7 +28,7 @@ class DeepSpeedState:
     def __init__(self, engine: Any, context: EngineContext) -> None:
         self._engine, self._context = engine, context
         plan, axes = context.plan, context.axes
-        self._spreads = Spreads(axes, plan.layout, plan.job.model)
+        self._shard_specs = ShardSpecs(axes, plan.layout, plan.job.model)
         self._group, self._rank, self._size = axes.group("dp"), axes.coordinate["dp"], axes.degree("dp")
         self._params: list[tuple[str, nn.Parameter]] = [
             (param.global_name, param) for param in engine.module.parameters()
@@ -40,7 +40,7 @@ class DeepSpeedState:
         self._loading: dict[str, dict[str, Tensor]] = {}
 
     def gathered(self) -> dict[str, Any]:
-        """What to save: this rank's share of the parameters."""
+        """Return what to save: this rank's share of the parameters."""
         self._prepare()
         kept: dict[str, dict[str, Tensor]] = {}
         for owner, name, param in self._owned():
@@ -51,7 +51,7 @@ class DeepSpeedState:
         return self._nested(kept, step=self._step())
 
     def empty(self) -> dict[str, Any]:
-        """The same, to be loaded into."""
+        """Return the same tensors, to load into."""
         self._loading = {
             name: {key: torch.empty(whole_shape(param)) for key in self._keys}
             for owner, name, param in self._owned()
@@ -61,7 +61,7 @@ class DeepSpeedState:
         return self._nested(self._loading, step=self._loaded_step)
 
     def take_over(self) -> None:
-        """Hand what was loaded into `empty` to the engine."""
+        """Copy what was loaded into `empty` to the engine."""
         self._prepare()
         device = self._context.device
         for owner, name, param in self._owned():
@@ -86,7 +86,7 @@ class DeepSpeedState:
     def _nested(self, kept: Mapping[str, Mapping[str, Tensor]], *, step: Tensor | None) -> dict[str, Any]:
         model, optim = {}, {}
         for name, tensors in kept.items():
-            spec = self._spreads(name, nn.Parameter(tensors[MAIN], requires_grad=False))
+            spec = self._shard_specs(name, nn.Parameter(tensors[MAIN], requires_grad=False))
             model[name] = spec.global_tensor(tensors[MAIN])
             optim[name] = {key: spec.global_tensor(tensors[key]) for key in self._keys if key != MAIN}
             if step is not None and self._counts_steps:
@@ -111,9 +111,9 @@ class DeepSpeedState:
         return (self._base.state[param] for param in self._stepped())
 
     def _prepare(self) -> None:
-        """Give the optimizer the states of before its first step, if it has none, and let DeepSpeed find them.
+        """Create the optimizer's initial states if it has none, and let DeepSpeed find them.
 
-        It looks for them once, after the first step of the first parameter group, when the second has none (0.19.8).
+        It looks only once, after the first step of the first parameter group, when the second has none (0.19.8).
         """
         kind, momentum = self._context.plan.job.training.optimizer, self._context.options.momentum
         for param in self._stepped():
@@ -128,7 +128,7 @@ class DeepSpeedState:
         return next((state["step"].detach().cpu().clone() for state in self._states() if "step" in state), None)
 
     def _whole(self, param: nn.Parameter, key: str) -> Tensor:
-        """The whole fp32 parameter, or state `key` of it, on every rank of the data-parallel group."""
+        """Return the whole fp32 parameter, or its state `key`, on every rank of the data-parallel group."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if not is_sharded(param):
@@ -154,7 +154,7 @@ class DeepSpeedState:
             safe_set_full_optimizer_state(param, whole, key)
 
     def _set_stage_3(self, param: Any, key: str, whole: Tensor) -> None:
-        """This rank's part of the flattened parameter, which is padded to equal parts."""
+        """Set this rank's shard of the flattened parameter, which is padded to equal shards."""
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
         size = param.ds_tensor.numel()
@@ -168,10 +168,10 @@ class DeepSpeedState:
 
 
 def is_sharded(param: nn.Parameter) -> bool:
-    """Whether ZeRO holds the fp32 values of a parameter apart from it."""
+    """Return whether ZeRO holds the fp32 values of a parameter separately."""
     return hasattr(param, "ds_id") or hasattr(param, "_hp_mapping")
 
 
 def whole_shape(param: Any) -> torch.Size:
-    """The shape of a parameter that stage 3 may hold in parts."""
+    """Return the whole shape of a parameter, which stage 3 may shard."""
     return torch.Size(getattr(param, "ds_shape", param.shape))

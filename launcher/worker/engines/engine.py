@@ -1,4 +1,4 @@
-"""What every training engine does: one protocol, two bodies (torch, deepspeed)."""
+"""The protocol of training engines, with two implementations (torch, deepspeed)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class StepResult:
-    """One optimiser step; the same on every rank. `times` are seconds.
+    """The result of one optimizer step; the same on every rank. `times` are in seconds.
 
-    `loss` is the mean over the global batch, `grad_norm` the norm before clipping (None where the engine hides it).
+    `loss` is the mean over the global batch, `grad_norm` the norm before clipping (None if the engine hides it).
     """
 
     loss: float
@@ -32,21 +32,21 @@ class StepResult:
 
 
 class Engine(Protocol):
-    """Trains one model under one layout; every rank of the plan holds one and calls the same methods in step."""
+    """Trains one model with one layout; every rank of the plan has one and calls the same methods in lockstep."""
 
     def train_step(self, batch: Batch, *, lr: float) -> StepResult:
-        """One optimiser step on this data-parallel rank's part of the global batch."""
+        """Run one optimizer step on this data-parallel rank's part of the global batch."""
 
     def state(self, *, loading: bool) -> dict[str, Any]:
-        """This rank's part of parameters and optimizer state, named globally, as tensors to save or to load into."""
+        """Return this rank's shards of parameters and optimizer state by global name, to save or to load into."""
 
     def loaded(self) -> None:
-        """Take over what a checkpoint wrote into the tensors of `state`."""
+        """Apply what a checkpoint wrote into the tensors of `state`."""
 
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What an engine is built from."""
+    """The inputs for building an engine."""
 
     plan: Plan
     options: TrainOptions
@@ -56,6 +56,6 @@ class EngineContext:
 
     @cached_property
     def weights(self) -> InitialWeights:
-        """What the parameters start from."""
+        """The initial weights."""
         folder = Path(self.options.init_from) if self.options.init_from else None
         return InitialWeights(self.plan.job.model, seed=self.options.seed, folder=folder)

@@ -1,7 +1,7 @@
 """The optimizer over local shards: fp32 main parameters, the norm over all axes, clipping, the step.
 
-Elementwise optimizers do the same on a shard as on the whole, so that they work on plain local tensors: no DTensor
-dispatch, one fused call for all parameters, and one place where bf16 parameters meet their fp32 main copies.
+Elementwise optimizers treat shards like whole tensors, so this works on plain local tensors: no DTensor dispatch, one
+fused call for all parameters, and one place that connects bf16 parameters with their fp32 main copies.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class ShardSpec:
     """The position of this rank's shard in the whole parameter."""
 
     shape: torch.Size  # of the whole
-    axes: tuple[str, ...] = ()  # mesh axes over which it is cut
+    axes: tuple[str, ...] = ()  # mesh axes over which it is sharded
     mesh: DeviceMesh | None = None  # None: every rank has the whole
     placements: tuple[Placement, ...] = ()
     summed: bool = False  # a rank's gradient is that of its part of the sequence, to be summed over tp
 
     def global_tensor(self, part: Tensor) -> Tensor:
-        """`part`, this rank's, as a tensor that knows where in the whole it belongs."""
+        """Return this rank's `part` as a DTensor with its position in the whole."""
         if self.mesh is None:
             return part
         stride = torch.empty(self.shape, device="meta").stride()
@@ -43,7 +43,7 @@ class ShardSpec:
 
 @dataclass
 class ParamShard:
-    """A rank's part of one parameter.
+    """A rank's shard of one parameter.
 
     `main` is the fp32 tensor that the optimizer steps: the parameter's own storage where that is fp32.
     `counted` is False for a second copy of a parameter (a tied head on another stage), which the global norm must not
@@ -75,7 +75,7 @@ class ParamShard:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this rank holds, sharing storage."""
+    """Return this rank's shard of a tensor, sharing storage."""
     return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -85,7 +85,7 @@ def make_shards(
     copies: Mapping[str, str],
     spec: Callable[[str, nn.Parameter], ShardSpec],
 ) -> list[ParamShard]:
-    """The pieces of a rank's parameters; `copies` maps the name of a second copy to the name of the first."""
+    """Make the shards of a rank's parameters; `copies` maps the name of a second copy to the name of the first."""
     shards = []
     for name, param in named:
         part = local(param)
@@ -95,7 +95,7 @@ def make_shards(
 
 
 class Optimizer:
-    """Steps the pieces of one rank; `groups` maps mesh axes (and `pp`) to their process groups."""
+    """Steps the shards of one rank; `groups` maps mesh axes (and `pp`) to their process groups."""
 
     def __init__(
         self, shards: list[ParamShard], kind: str, options: TrainOptions, *, groups: Mapping[str, dist.ProcessGroup]
@@ -137,14 +137,14 @@ class Optimizer:
         return norm.sqrt()
 
     def _square(self, axes: tuple[str, ...]) -> Tensor:
-        """The sum of squares of this rank's part of the gradients that are cut over `axes`."""
+        """Return the sum of squares of this rank's gradients that are sharded over `axes`."""
         grads = [p.main.grad for p in self.shards if p.spec.axes == axes and p.counted and p.main.grad is not None]
         if not grads:
             return torch.zeros((), device=self.shards[0].main.device)
         return torch.stack(torch._foreach_norm(grads)).square().sum()
 
     def step(self, lr: float) -> float:
-        """Clip, step at learning rate `lr`, and hand the result to the parameters; returns the norm before clipping."""
+        """Clip, step at learning rate `lr`, and update the parameters; return the norm before clipping."""
         norm = self.norm()
         clip = self._options.grad_clip
         grads = [p.main.grad for p in self.shards if p.main.grad is not None]

@@ -34,12 +34,12 @@ _SCHEDULES: dict[str, Callable[..., Schedule]] = {
 
 
 def stages_of_rank(layout: Layout, pp_rank: int) -> list[int]:
-    """The stages that a pipeline rank holds: round robin."""
+    """Return the stages of a pipeline rank: round robin."""
     return [pp_rank + i * layout.pp for i in range(layout.virtual_stages)]
 
 
 def rank_of_stage(layout: Layout, stage: int) -> int:
-    """The pipeline rank that holds a stage."""
+    """Return the pipeline rank of a stage."""
     return stage % layout.pp
 
 
@@ -122,7 +122,7 @@ def make_stage(
 def stage_examples(
     model: Model, layout: Layout, shape: StageShape, *, dtype: torch.dtype, tp_rank: int
 ) -> tuple[Tensor, Tensor]:
-    """Input and output of a stage for one micro-batch, as meta tensors."""
+    """Return input and output of a stage for one micro-batch, as meta tensors."""
     seq = model.seq_len // layout.cp
     inner = seq // layout.tp if shards_messages(layout, seq_len=model.seq_len) else seq
     hidden = torch.empty(layout.micro_batch, inner, model.hidden, dtype=dtype, device="meta", requires_grad=True)

@@ -28,7 +28,7 @@ from launcher.worker.parallel.parallelize import (
     shard_stage,
 )
 from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
-from launcher.worker.parallel.shard_spec import Spreads
+from launcher.worker.parallel.shard_spec import ShardSpecs
 
 
 class TorchEngine:
@@ -47,8 +47,8 @@ class TorchEngine:
         self._run = self._pipeline(shapes) if self._layout.pp > 1 else self._accumulate
         self._ddp = self._make_ddp()
         copies = {"head.weight": "tokens.weight"} if self._tied_apart() else {}
-        spreads = Spreads(self._axes, self._layout, self._model)
-        shards = make_shards(self._named_parameters(), copies=copies, spec=spreads)
+        shard_specs = ShardSpecs(self._axes, self._layout, self._model)
+        shards = make_shards(self._named_parameters(), copies=copies, spec=shard_specs)
         self.optimizer = Optimizer(shards, context.plan.job.training.optimizer, context.options, groups=self._groups())
         if not self._fsdp and self._ddp is None:  # those two accumulate by hooks of their own, in fp32
             self.optimizer.accumulate_in_fp32()
@@ -81,8 +81,8 @@ class TorchEngine:
         return StepResult(value, norm, times | {"optimizer_s": self._now() - reduced})
 
     def _exposed(self, forward_backward_s: float) -> dict[str, float]:
-        """What of forward and backward was spent in collectives of tp and cp, and outside the stages' own work: in
-        messages of the pipeline or waiting for them, its bubble included.
+        """Return the time of forward and backward in collectives of tp and cp, and outside the stages' own work: in
+        messages of the pipeline or waiting for them, including its bubble.
         """
         axes = [axis for axis in ("tp", "cp") if self._layout.degree(axis) > 1]
         times = {f"exposed_{axis}_s": self._peers[axis].watch.take() for axis in axes}
@@ -131,7 +131,7 @@ class TorchEngine:
         )
 
     def _make_ddp(self) -> DistributedDataParallel | None:
-        """DDP reduces behind the backward pass; it takes no pipelines, and would reduce in bf16."""
+        """Use DDP, which overlaps reduction with the backward pass, except with pipelines or bf16 reduction."""
         layout = self._layout
         if self._fsdp or layout.dp * layout.cp == 1 or layout.pp > 1:
             return None
@@ -156,7 +156,7 @@ class TorchEngine:
         return groups | {name: shards.get_group(name) for name in shards.mesh_dim_names or ()}
 
     def _own_columns(self) -> Tensor | None:
-        """Which tokens of every sequence are this rank's, with context parallelism."""
+        """Return the positions of every sequence that belong to this rank, with context parallelism."""
         size, rank = self._layout.cp, self._axes.coordinate["cp"]
         if size == 1:
             return None
@@ -170,14 +170,14 @@ class TorchEngine:
     # -- forward and backward ------------------------------------------------------------------------------------
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """This micro-batch's part of the mean loss of the rank's batch."""
+        """Return this micro-batch's part of the mean loss of the rank's batch."""
         tokens = targets.numel() * self._num_micro_batches
         start, _ = vocab_range(self._model.vocab, rank=self._axes.coordinate["tp"], size=self._layout.tp)
         peers = self._peers["tp"] if self._layout.tp > 1 else None
         return cross_entropy_sum(logits, targets, start=start, peers=peers) / tokens
 
     def _accumulate(self, ids: Tensor, targets: Tensor) -> Tensor:
-        """No pipeline: micro-batches one after the other."""
+        """Run micro-batches one after the other, without a pipeline."""
         stage, total = self.stages[0], torch.zeros((), device=self._device)
         module = self._ddp or stage
         pairs = list(zip(ids.chunk(self._num_micro_batches), targets.chunk(self._num_micro_batches), strict=True))
@@ -232,11 +232,11 @@ class TorchEngine:
         sum_all(grads, self._axes.replicas, divide_by=size)
 
     def _tied_apart(self) -> bool:
-        """Whether a tied head lives on another stage than the embedding."""
+        """Return whether a tied head is on another stage than the embedding."""
         return self._model.tied_embeddings and self.num_stages > 1
 
     def _make_tied_group(self) -> dist.ProcessGroup | None:
-        """The group of this rank's first and last stage, where tied weights live on both; every rank calls this."""
+        """Create the group of the first and last stage if both have tied weights; every rank calls this."""
         if not self._tied_apart():
             return None
         from launcher.worker.engines.pipeline import rank_of_stage
@@ -250,7 +250,7 @@ class TorchEngine:
         return mine
 
     def _sum_tied_gradients(self) -> None:
-        """Both copies of a tied weight get the sum of their gradients, and so stay equal."""
+        """Give both copies of a tied weight the sum of their gradients, so that they stay equal."""
         if not self._tied_apart():
             return
         tied = [p.main.grad for p in self.optimizer.shards if p.name in ("tokens.weight", "head.weight")]

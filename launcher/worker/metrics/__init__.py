@@ -1,1 +1,1 @@
-"""What a rank measures and where it reports it."""
+"""Measurements of a rank, and where they are reported."""

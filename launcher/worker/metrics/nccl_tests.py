@@ -22,7 +22,7 @@ LARGEST_EXACT = {torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**1
 
 
 @dataclass(frozen=True)
-class Team:
+class AxisGroup:
     """The ranks that this rank communicates with: along an axis of the plan, or all of them."""
 
     name: str
@@ -53,7 +53,7 @@ class Collective:
     count: int
 
 
-Make = Callable[[Team, int, torch.dtype, torch.device], Collective]
+Make = Callable[[AxisGroup, int, torch.dtype, torch.device], Collective]
 
 
 def busbw_factor(operation: str, ranks: int) -> float:
@@ -84,7 +84,7 @@ def differing(found: torch.Tensor, expected: torch.Tensor, *, largest: int) -> i
     return int(((found.double() - expected.double()).abs() > allowed).sum())
 
 
-def all_reduce(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
+def all_reduce(team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
     count, n = max(1, size // dtype.itemsize), team.size
     buffer = torch.empty(count, dtype=dtype, device=device)
     return Collective(
@@ -96,7 +96,9 @@ def all_reduce(team: Team, size: int, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def all_gather(team: Team, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False) -> Collective:
+def all_gather(
+    team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False
+) -> Collective:
     count, n = max(1, size // dtype.itemsize // team.size), team.size
     whole = torch.empty(count * n, dtype=dtype, device=device)
     own = whole[team.index * count : (team.index + 1) * count]
@@ -112,7 +114,7 @@ def all_gather(team: Team, size: int, dtype: torch.dtype, device: torch.device, 
 
 
 def reduce_scatter(
-    team: Team, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False
+    team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False
 ) -> Collective:
     count, n = max(1, size // dtype.itemsize // team.size), team.size
     whole = torch.empty(count * n, dtype=dtype, device=device)
@@ -127,7 +129,7 @@ def reduce_scatter(
     )
 
 
-def all_to_all(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
+def all_to_all(team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
     count, n = max(1, size // dtype.itemsize // team.size), team.size
     given = torch.empty(count * n, dtype=dtype, device=device)
     taken = torch.empty(count * n, dtype=dtype, device=device)
@@ -144,7 +146,7 @@ def all_to_all(team: Team, size: int, dtype: torch.dtype, device: torch.device) 
     )
 
 
-def send_recv(team: Team, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
+def send_recv(team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device) -> Collective:
     """Every rank sends to the next one of its group and receives from the one before, all at once."""
     count, n = max(1, size // dtype.itemsize), team.size
     given = torch.empty(count, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""How long a rank is busy itself: the part of a step in which it does not wait for others."""
+"""The own time of a rank: the part of a step in which it does not wait for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank computes about its own run: throughput, peak memory, the result."""
+"""Metrics that a rank computes about its run: throughput, peak memory, the result."""
 
 from __future__ import annotations
 

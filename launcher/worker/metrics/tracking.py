@@ -18,7 +18,7 @@ from launcher.worker.metrics.wandb_process import FINISH_TIMEOUT_S, WandbProcess
 
 
 class Sink(Protocol):
-    """One place that metrics go to."""
+    """A destination of metrics."""
 
     def log(self, metrics: StepMetrics) -> None:
         """Take the metrics of one finished step."""
@@ -28,7 +28,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Hands metrics to its sinks; has none on ranks other than 0."""
+    """Passes metrics to its sinks; ranks other than 0 have none."""
 
     def __init__(self, sinks: list[Sink]) -> None:
         self._sinks = sinks
@@ -48,7 +48,7 @@ class Tracker:
             self._keep_going(sink.close)
 
     def _keep_going(self, work: Callable[[], None]) -> None:
-        """A full disk or a closed terminal costs numbers, not the run; it is said once."""
+        """Survive a full disk or a closed terminal: report lost metrics once and continue."""
         try:
             work()
         except OSError as error:
@@ -85,7 +85,7 @@ class Terminal:
 
 
 def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
-    """The tracker of a job: with sinks on the main rank, without elsewhere."""
+    """Make the tracker of a job: with sinks only on the main rank."""
     if not main:
         return Tracker([])
     train, tracking = plan.options.train, plan.options.tracking

@@ -1,5 +1,5 @@
 """Tensor-parallel layers of plain tensors: columns, rows, vocabulary (Shoeybi et al. 2019), and with sequence
-parallelism the sequence cut between them (Korthikanti et al. 2022).
+parallelism the sequence split between them (Korthikanti et al. 2022).
 
 Plain tensors, not DTensor: its dispatch costs more than the arithmetic of a small layer. A step of tp2 × pp2 × dp2 on
 CPU ranks took 1.6 s of CPU time with it and takes 0.8 s without.
@@ -37,10 +37,10 @@ VOCAB = ("tokens", "head")
 
 @dataclass(frozen=True)
 class TensorAxis:
-    """How tensor-parallel ranks meet at a layer's ends.
+    """Communication of tensor-parallel ranks at the ends of a layer.
 
-    With `sequence` each holds a part of the sequence between layers; with `regather` what a layer's projections saved
-    of the gathered sequence is its part, gathered again for the backward pass.
+    With `sequence` each rank has a part of the sequence between layers; with `re_all_gather` a layer's projections
+    save only that part, and gather it again for the backward pass.
     """
 
     peers: ProcessGroup
@@ -162,7 +162,7 @@ def fill(module: nn.Module, *, prefix: str, model: Model, weights: InitialWeight
 
 
 def whole_shape(name: str, part: torch.Size, *, model: Model, size: int) -> torch.Size:
-    """The shape of a whole parameter, from that of the part on one of `size` tensor-parallel ranks."""
+    """Return the shape of a whole parameter from that of its shard on one of `size` tensor-parallel ranks."""
     dim, shape = shard_dim(name), list(part)
     if dim is not None and size > 1:
         shape[dim] = model.vocab if name.split(".")[-2] in VOCAB else shape[dim] * size
@@ -179,8 +179,8 @@ def mean_loss(logits: Tensor, targets: Tensor, axes: Axes, *, vocab: int) -> Ten
 def shard_boundaries(stage: Transformer, axis: TensorAxis, *, shard_messages: bool) -> None:
     """Split a stage's hidden states over the sequence at its entry, and gather them at its exit.
 
-    With `cut_messages` every rank sends its part of the sequence to the next stage, where the parts are gathered
-    (Narayanan et al. 2021, section 4.1); under sequence parallelism they are parts anyhow.
+    With `shard_messages` every rank sends its part of the sequence to the next stage, where the parts are gathered
+    (Narayanan et al. 2021, section 4.1); with sequence parallelism they are parts already.
     """
     if axis.sequence:
         stage.embedded.register_forward_hook(lambda _, __, out: split_sequence(out, axis.peers))

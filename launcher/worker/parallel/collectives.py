@@ -54,12 +54,12 @@ def scatter_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
 
 
 def split_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
-    """This rank's part of what every rank has; gradients are gathered."""
+    """Return this rank's part of a replicated tensor; gradients are gathered."""
     return _moved(x, peers, _split, gather)
 
 
 def join_sequence(x: Tensor, peers: ProcessGroup) -> Tensor:
-    """The whole of what every rank has a part of and then uses alike; the gradient is cut."""
+    """Return the gathered whole, which all ranks use in the same way; the gradient is split."""
     return _moved(x, peers, gather, _split)
 
 

@@ -34,7 +34,7 @@ class Axes:
         return self.mesh.get_group(axis)
 
     def sub(self, *axes: str) -> DeviceMesh:
-        """The part of the mesh along `axes`, in the mesh's own order."""
+        """Return the submesh of `axes`, in the mesh's order."""
         ordered = tuple(name for name in self.mesh.mesh_dim_names or () if name in axes)
         return self.mesh[ordered if len(ordered) > 1 else ordered[0]]
 
@@ -49,7 +49,7 @@ class Axes:
 
     @property
     def replicas(self) -> dist.ProcessGroup:
-        """The ranks that have the same parameters and other tokens: over which gradients are averaged."""
+        """The ranks with the same parameters and different tokens, over which gradients are averaged."""
         return self.shards.get_group() if self.degree("cp") > 1 else self.group("dp")
 
     def parts(self) -> DeviceMesh:
@@ -64,8 +64,8 @@ class Axes:
 def build_mesh(grid: RankGrid, *, rank: int, device_type: str, shard_within: int = 0) -> Axes:
     """Create a mesh; its fastest varying dimension is the grid's first axis. Every rank must call this.
 
-    With `shard_within` above 0 the axis `dp` is two dimensions, `dp_replicate` and `dp_shard`, of which the latter
-    holds so many neighbours; `dp` itself stays a name for both.
+    With `shard_within` above 0 the axis `dp` has two dimensions, `dp_replicate` and `dp_shard` with that many
+    neighbours; `dp` remains a name for both.
     """
     if dist.get_world_size() != grid.size:
         raise InputError(f"the plan is for {grid.size} ranks, but {dist.get_world_size()} were started: plan again")

@@ -1,4 +1,4 @@
-"""The ranks of one axis as those see them who exchange tensors with them, and how long that took."""
+"""Timed collectives over the ranks of one axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Stopwatch:
-    """Adds up the seconds that the device spends inside; enter it around what is to be timed, not within itself.
+    """Adds up the seconds that the device spends in its blocks, which must not nest.
 
     On a CPU by the clock, where collectives block. On a GPU by two events on the current stream, which waits for the
     collective's: read at the end of the step, they cost no synchronisation.
@@ -59,11 +59,11 @@ class ProcessGroup:
 
     @property
     def rank(self) -> int:
-        """This rank's place among its peers."""
+        """This rank's index in the group."""
         return self.group.rank()
 
     def all_reduce(self, tensor: Tensor, op: Any = dist.ReduceOp.SUM) -> None:
-        """In place."""
+        """All-reduce in place."""
         with self.watch:
             dist.all_reduce(tensor, op=op, group=self.group)
 

@@ -16,8 +16,8 @@ from launcher.worker.model.tensor_layers import sees_a_part, shard_dim, whole_sh
 from launcher.worker.parallel.mesh import Axes
 
 
-class Spreads:
-    """The spread of every parameter of this rank."""
+class ShardSpecs:
+    """The shard spec of every parameter of this rank."""
 
     def __init__(self, axes: Axes, layout: Layout, model: Model) -> None:
         self._axes, self._layout, self._model = axes, layout, model

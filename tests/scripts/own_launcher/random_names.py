@@ -1,4 +1,4 @@
-"""Beside the script, and imported by it."""
+"""Next to the script, and imported by it."""
 
 from launcher import NAME
 

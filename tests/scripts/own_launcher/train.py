@@ -1,4 +1,4 @@
-"""Habit: modules beside the script, one of them called launcher, one as a module of the standard library."""
+"""Habit: modules next to the script, one called launcher, one named like a standard library module."""
 
 import json
 import os
