@@ -31,6 +31,7 @@ from launcher.report import terminal
 from launcher.run.folder import RunFolder
 from launcher.run.owner import this_process
 
+NEAR_DUPLICATES = 4  # plans searched for each that is shown
 Case = tuple[str, Job, LayoutRequest]
 
 
@@ -56,7 +57,9 @@ def _rank(settings: Settings) -> int:
     started = time.perf_counter()
     model = CostModel(settings.job)
     refuse = limits(settings.job, settings.run_options)
-    result = search(settings.job, settings.request, top=settings.options.top, model=model, refuse=refuse)
+    top = settings.options.top
+    listed = top if settings.options.output == "json" else top * NEAR_DUPLICATES
+    result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
     why = reasons(result, model)
     why[0] = (*why[0], *notes(settings.job, settings.run_options))
     seconds = time.perf_counter() - started
@@ -70,7 +73,7 @@ def _rank(settings: Settings) -> int:
         extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
         return 0
-    terminal.show_plans(sys.stdout, result, why, seconds=seconds)
+    terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top)
     if tokens:
         show("", terminal.bill_text(compare.bill(result.best, tokens)))
     if answer:

@@ -59,6 +59,17 @@ def _is_measured(gpu: Gpu, dtype: str) -> bool:
     return gpu.name.startswith(MEASURED_GPUS) or dtype in gpu.gemm_flops
 
 
+def most_bytes(usable_bytes: float, *, risk: float) -> float:
+    """Bytes that a layout may be estimated to need for a chance of at most `risk` that it does not run."""
+    low, high = 0.0, usable_bytes
+    if risk >= 1 or fit_probability(usable_bytes, high) >= 1 - risk:
+        return high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fit_probability(usable_bytes, middle) >= 1 - risk else (low, middle)
+    return low
+
+
 def fit_probability(usable_bytes: float, needed_bytes: float) -> float:
     """The chance that a layout which is estimated to need so much runs."""
     margin = (log(usable_bytes / needed_bytes) - MARGIN) / MARGIN_SPREAD

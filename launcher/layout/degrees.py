@@ -10,6 +10,7 @@ from launcher.schema import AUTO, key
 AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are parts of data-parallel groups
 DEFAULT_AXIS_ORDER = "tp-cp-dp-pp"
 RECOMPUTE_MODES = ("none", "selective", "op", "full")
+ACCEPTED = ("tp_across_domains", "risk", "max_memory_gib")  # keys of a request that pin no part of a layout
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1")
 
 
@@ -157,8 +158,19 @@ class LayoutRequest:
         AUTO, auto=True, unit="layers", example="[12,14,12]", meaning="layers of each stage, in pipeline order"
     )
     tp_across_domains: bool = key(False, meaning="tensor parallelism may leave the NVSwitch domain")
+    risk: float = key(
+        0.05, unit="1", minimum=0.02, maximum=1, source="ours",
+        meaning="chance of running out of memory that is accepted where a safer layout exists; 1: as estimated",
+    )  # fmt: skip
+    max_memory_gib: float | None = key(
+        None,
+        unit="GiB",
+        above=0,
+        example="64",
+        meaning="memory of a GPU that a layout may take; null: all that is usable",
+    )
 
     def pinned(self) -> dict[str, object]:
         """Return the keys that the user pinned, with their values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tp_across_domains"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ACCEPTED}
         return {name: value for name, value in values.items() if value is not None}

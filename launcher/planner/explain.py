@@ -13,6 +13,7 @@ from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
+from launcher.planner.preference import NOISE
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.sources import measured_numbers
 from launcher.units import format_bytes, format_seconds
@@ -30,6 +31,7 @@ COMPARED_KEYS = (
     *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
 )
 TIGHT = 0.95  # below this probability of fitting, the plan mentions it
+LEAST_LEAD = 5e-4  # the smallest difference that is printed as one
 SHOWN = 3  # number of differences and alternatives to show
 
 
@@ -52,9 +54,24 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         second = result.candidates[1]
         changed = _difference_of_layouts(best.layout, second.layout)
         yield f"next best {changed}: {slower(best.estimate, second.estimate)}"
+        yield from close_calls(result)
     yield from alternatives(job, best, model, shown=[candidate.layout for candidate in result.candidates[:2]])
     yield from better_split(job, best, model)
     yield from faster_elsewhere(result)
+
+
+def close_calls(result: SearchResult) -> Iterator[str]:
+    """That the choice is closer than estimates can tell, and why it is not a layout that is estimated as faster."""
+    best, others = result.best, result.candidates[1:]
+    fastest = min(others, key=lambda candidate: candidate.estimate.step_time_s)
+    lead = best.estimate.step_time_s / fastest.estimate.step_time_s - 1
+    if lead > LEAST_LEAD:
+        yield (
+            f"{fastest.layout.brief()} is estimated {lead:.1%} faster, which is less than estimates can tell apart "
+            f"({NOISE:.0%}); the first choice has more room, fewer moving parts or what was measured before"
+        )
+    elif -lead < NOISE and best.layout.world_size > 1:
+        yield f"a lead of less than {NOISE:.0%} is within what estimates can tell apart: measure both where it matters"
 
 
 def faster_elsewhere(result: SearchResult) -> Iterator[str]:

@@ -11,6 +11,7 @@ from itertools import product
 from typing import NamedTuple, NoReturn
 
 from launcher.cost.bounds import activation_bytes
+from launcher.cost.interval import most_bytes
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.garbage import no_garbage_collection
@@ -19,8 +20,10 @@ from launcher.layout.job import Job
 from launcher.layout.legality import Problem, problems
 from launcher.planner.lower_bounds import LowerBounds, PassBound, PassOption, least_memory
 from launcher.planner.nearest import no_fit_message, refusal
+from launcher.planner.preference import handicap
 from launcher.planner.result import Candidate, Refused, SearchResult
 from launcher.planner.space import Degrees, PassConfig, Refuse, Schedule, Sharding, Space
+from launcher.units import GIB, format_bytes
 
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
@@ -32,7 +35,10 @@ ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in a
 def search(
     job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None, refuse: Refuse | None = None
 ) -> SearchResult:
-    """Return the `top` fastest layouts that are legal, fit, and satisfy `request`; ties are in a fixed order.
+    """Return the `top` best layouts that are legal, fit, and satisfy `request`; ties are in a fixed order.
+
+    The best is the fastest, apart from a handicap (`preference`). Layouts that run out of memory with a higher
+    probability than `request.risk` are left out if there are safer ones.
 
     Of layouts that differ only in the axis order, only the best is returned.
 
@@ -42,7 +48,22 @@ def search(
     cheapest change that helps if none fits.
     """
     with no_garbage_collection():
-        return _Search(Space(job, request, refuse), model or CostModel(job), max(1, top)).run()
+        space, model = Space(job, request, refuse), model or CostModel(job)
+        safe, most = (room_bytes(request, model, risk=risk) for risk in (request.risk, 1.0))
+        search_within = _Search(space, model, max(1, top), safe)
+        found = search_within.run()
+        if found is None and most > safe:  # a risk is better than no plan: the reasons say so
+            search_within = _Search(space, model, max(1, top), most)
+            found = search_within.run()
+        return found or search_within.give_up()
+
+
+def room_bytes(request: LayoutRequest, model: CostModel, *, risk: float) -> float:
+    """Bytes of a GPU that a layout may be estimated to need."""
+    usable = model.usable_bytes
+    most = usable if request.max_memory_gib is None else min(usable, request.max_memory_gib * GIB)
+    safe = most_bytes(usable, risk=risk) if model.job.cluster.node.gpu.kind == "cuda" else usable
+    return min(most, safe)
 
 
 class _Unit(NamedTuple):
@@ -75,9 +96,9 @@ class _Leaf(NamedTuple):
 
 
 class _Ranked(NamedTuple):
-    """A candidate with its sort key: time, then memory, then place in the space."""
+    """A candidate with its sort key: time with its handicap, then memory, then place in the space."""
 
-    step_time_s: float
+    handicapped_s: float
     memory_bytes: float
     number: int
     place: int
@@ -87,8 +108,8 @@ class _Ranked(NamedTuple):
 class _Search:
     """Best-first search: units by their bound, then layouts by a sharper one, until no bound beats the worst kept."""
 
-    def __init__(self, space: Space, model: CostModel, top: int) -> None:
-        self.space, self.model, self.top = space, model, top
+    def __init__(self, space: Space, model: CostModel, top: int, room: float) -> None:
+        self.space, self.model, self.top, self.room_bytes = space, model, top, room
         self.job, self.request = space.job, space.request
         self.lower_bounds = LowerBounds(space, model)
         self.ranked: list[_Ranked] = []
@@ -99,7 +120,8 @@ class _Search:
         self.illegal: list[list[Problem]] = []
         self.refused: Refused | None = None  # the fastest that only the software refuses
 
-    def run(self) -> SearchResult:
+    def run(self) -> SearchResult | None:
+        """What was found; None where nothing has room."""
         for degrees in self.space.degrees():
             self._add(degrees)
         heapify(self.units)
@@ -116,7 +138,7 @@ class _Search:
             len(unit.pass_options) * self._size(unit.degrees, unit.schedules) for unit in self.units
         )
         if not self.ranked:
-            self._give_up()
+            return None
         candidates = tuple(ranked.candidate for ranked in self.ranked)
         rejected = {reason: count for reason, count in sorted(self.rejected.items()) if count}
         return SearchResult(
@@ -125,8 +147,8 @@ class _Search:
 
     @property
     def _threshold(self) -> float:
-        """The time that a layout must not exceed to be among the best."""
-        return self.ranked[-1].step_time_s if len(self.ranked) == self.top else float("inf")
+        """The time, with its handicap, that a layout must not exceed to be among the best."""
+        return self.ranked[-1].handicapped_s if len(self.ranked) == self.top else float("inf")
 
     def _least_bound(self) -> float | None:
         heads = [heap[0][0] for heap in (self.units, self.leaves) if heap]
@@ -144,7 +166,7 @@ class _Search:
         for family, micro_batch in product(self.space.families(degrees), self.space.micro_batches(degrees)):
             if schedules := self.space.schedules(family, micro_batch):
                 self._add_unit(family, micro_batch, schedules)
-            else:
+            elif not family.short_ends:
                 self._reject([Problem(UNINTERLEAVED, "")])
 
     def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: Sequence[Schedule]) -> None:
@@ -153,7 +175,7 @@ class _Search:
         More virtual stages hold more activations and wait less: a unit's bound is that of its most virtual stages.
         """
         lower_bounds = self.lower_bounds
-        room = self.model.usable_bytes - min(lower_bounds.states(degrees))
+        room = self.room_bytes - min(lower_bounds.states(degrees))
         held = lower_bounds.held(degrees, micro_batch, schedules[0])
         every, stages = lower_bounds.pass_options(degrees, micro_batch), lower_bounds.stages(degrees)
         fitting = [option for option in every if activation_bytes(option.memory, stages, held) <= room]
@@ -186,7 +208,7 @@ class _Search:
                 if bound.step_time_s(schedule) * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += size
                 else:
-                    room = self.model.usable_bytes - self.lower_bounds.activation_bytes(unit.degrees, option, held)
+                    room = self.room_bytes - self.lower_bounds.activation_bytes(unit.degrees, option, held)
                     self._line_up(unit, option.pass_config, schedule, bound, room_bytes=room, place=place)
                 place += size
 
@@ -231,11 +253,14 @@ class _Search:
             self._refuse(leaf, layout, refused)
             return
         estimate = self.model.estimate(layout)
-        if not estimate.fits:
+        memory_bytes = estimate.memory_bytes_per_gpu
+        if not estimate.fits or memory_bytes > self.room_bytes:
             self.rejected[UNFIT] += 1
             return
+        usable = self.model.usable_bytes
+        worse = handicap(self.job, layout, memory_bytes=memory_bytes, usable_bytes=usable)
         candidate = Candidate(layout, estimate)
-        ranked = _Ranked(estimate.step_time_s, estimate.memory_bytes_per_gpu, leaf.number, leaf.place, candidate)
+        ranked = _Ranked(estimate.step_time_s * (1 + worse), memory_bytes, leaf.number, leaf.place, candidate)
         if len(self.ranked) == self.top and ranked[:4] > self.ranked[-1][:4]:
             self.rejected[SLOWER] += 1
         elif broken := self.space.broken(layout):
@@ -246,7 +271,7 @@ class _Search:
     def _refuse(self, leaf: _Leaf, layout: Layout, why: list[Problem]) -> None:
         """Reject a layout; remember the fastest that only our software refuses and that beats the best."""
         self._reject(why)
-        fastest = self.ranked[0].step_time_s if self.ranked else float("inf")
+        fastest = self.ranked[0].candidate.estimate.step_time_s if self.ranked else float("inf")
         if self.refused:
             fastest = min(fastest, self.refused.candidate.estimate.step_time_s)
         if leaf.bound_s >= fastest or problems(self.job, layout):
@@ -269,10 +294,18 @@ class _Search:
             del self.orders[_without_order(self.ranked.pop())]
             self.rejected[SLOWER] += 1
 
-    def _give_up(self) -> NoReturn:
+    def give_up(self) -> NoReturn:
+        """Raise the reason why nothing was found."""
         nearest = least_memory(self.space, self.model)
         if nearest is None:
             raise InputError(refusal(self.space, self.illegal))
+        needed = self.model.memory(nearest)
+        if needed.fits and self.request.max_memory_gib is not None:
+            raise NoLayoutFits(
+                f"no layout of {self.job.model.name} on {self.job.cluster.name} needs as little as "
+                f"layout.max_memory_gib={self.request.max_memory_gib:g}: {nearest.brief()} needs least, "
+                f"{format_bytes(needed.total_bytes)} of each GPU; raise it"
+            )
         raise NoLayoutFits(no_fit_message(self.space, self.model, nearest))
 
 

@@ -6,24 +6,29 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from launcher.console import has_colour, show, terminal_width
+from launcher.cost import Estimate
 from launcher.layout import Layout
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
 from launcher.layout.job import Job
 from launcher.planner import Plan
 from launcher.planner.compare import Bill, Comparison, Row
+from launcher.planner.distinct import Distinct, distinct
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
 from launcher.report.table import LEFT, RIGHT, draw
 from launcher.units import format_bytes, format_count, format_seconds
 
 UNKNOWN = "unknown"
+SHOWN_BY_V = ("1f1b", "interleaved")  # schedules that the number of virtual stages says already
 NOT_ILLEGAL = (UNFIT, SLOWER, OTHER_ORDER)  # reasons to reject a legal layout
 
 
-def show_plans(to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float) -> None:
-    """Print the ranked plans, why the first is best, and why others were rejected."""
-    _print(to, plans_table(result, bold=has_colour(to), width=terminal_width(to)))
-    _print(to, ["TFLOP/s, memory and tok/s are those of one GPU"])
+def show_plans(
+    to: TextIO, result: SearchResult, why: Sequence[Sequence[str]], *, seconds: float, top: int | None = None
+) -> None:
+    """Print the ranked plans (the first `top` that differ), why the first is best, and why others were rejected."""
+    _print(to, plans_table(result, top=top, bold=has_colour(to), width=terminal_width(to)))
+    _print(to, ["step: nine of ten runs take the time in parentheses; memory and tok/s are those of one GPU"])
     if why and why[0]:
         _print(to, ["", f"Why {result.best.layout.brief()}:", *_bullets(why[0])])
     _print(to, ["", f"{rejected_text(result)} in {format_seconds(seconds)}"])
@@ -40,20 +45,30 @@ def show_plan(to: TextIO, plan: Plan) -> None:
     _print(to, [*lines, *_bullets(plan.why), f"planned by launcher {plan.launcher}"])
 
 
-def plans_table(result: SearchResult, *, bold: bool = False, width: int | None = None) -> list[str]:
-    """Return the job, a header and one line per plan; as wide as the terminal, if there is one."""
-    candidates = result.candidates
+def plans_table(
+    result: SearchResult, *, top: int | None = None, bold: bool = False, width: int | None = None
+) -> list[str]:
+    """Return the job, a header and one line per plan; as wide as the terminal, if there is one.
+
+    With `top`: the first that differ, each with its near-duplicates in words.
+    """
+    plans = [Distinct(each) for each in result.candidates] if top is None else distinct(result.candidates, top=top)
+    candidates = [plan.candidate for plan in plans]
     extra = [key for key in ("cp", "ep") if any(getattr(c.layout, key) > 1 for c in candidates)]
     orders = any(_order(candidate.layout) != _order(candidate.layout, USUAL_ORDER) for candidate in candidates)
     columns = dict.fromkeys(("#", "tp", "pp", "dp", *extra, "v", "mb", "zero"), RIGHT)
-    columns |= {"recompute": LEFT, "sp": LEFT}
-    columns |= dict.fromkeys(("step", "TFLOP/s", "MFU", "memory", "tok/s"), RIGHT)
-    columns |= {"order": LEFT} if orders else {}
+    named = any(plan.candidate.layout.schedule not in SHOWN_BY_V for plan in plans)
+    columns |= {"schedule": LEFT} if named else {}
+    columns |= {"recompute": LEFT, "sp": LEFT, "step": LEFT}
+    columns |= dict.fromkeys(("MFU", "memory", "fits", "tok/s"), RIGHT)
+    columns |= ({"order": LEFT} if orders else {}) | ({"also with": LEFT} if any(plan.also for plan in plans) else {})
     rows = [
-        [str(rank), *_layout_cells(candidate.layout, extra), *_estimate_cells(candidate, orders=orders)]
-        for rank, candidate in enumerate(candidates, 1)
+        [str(rank), *_layout_cells(plan.candidate.layout, extra, named=named)]
+        + _estimate_cells(plan.candidate, orders=orders)
+        + (["; ".join(plan.also)] if "also with" in columns else [])
+        for rank, plan in enumerate(plans, 1)
     ]
-    spare = ("TFLOP/s", "tok/s", "zero", "v")  # the layout and the step already contain these
+    spare = ("tok/s", "zero", "v")  # the layout and the step already contain these
     return [*heading(result.job), *draw(columns, rows, bold=bold, width=width, spare=spare)]
 
 
@@ -74,22 +89,35 @@ def _where(job: Job) -> str:
     return f"{cluster.name}: {cluster.num_gpus} {kind}, {cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}"
 
 
-def _layout_cells(layout: Layout, extra: Iterable[str]) -> list[str]:
+def _layout_cells(layout: Layout, extra: Iterable[str], *, named: bool) -> list[str]:
     cells = [str(layout.tp), str(layout.pp), str(layout.dp), *(str(getattr(layout, key)) for key in extra)]
-    cells += [str(layout.virtual_stages), str(layout.micro_batch), str(layout.zero_stage)]
-    return [*cells, layout.recompute, "yes" if layout.sequence_parallel else "-"]
+    cells += [str(layout.virtual_stages), str(layout.micro_batch)]
+    cells += [f"{layout.zero_stage}/{layout.shard_group}" if layout.shard_group else str(layout.zero_stage)]
+    cells += [layout.schedule if layout.pp > 1 else "-"] if named else []
+    part = f" {layout.recompute_fraction:.0%}" if layout.recompute_fraction < 1 else ""
+    return [*cells, layout.recompute + part, "yes" if layout.sequence_parallel else "-"]
 
 
 def _estimate_cells(candidate: Candidate, *, orders: bool) -> list[str]:
     e = candidate.estimate
     cells = [
-        f"{e.step_time_s:.2f} s" if 1 <= e.step_time_s < 100 else format_seconds(e.step_time_s),
-        f"{e.model_tflops_per_gpu:.1f}" if e.model_tflops_per_gpu >= 1 else f"{e.model_tflops_per_gpu:.3f}",
+        _step(e),
         f"{e.mfu:.1%}" if e.mfu is not None else UNKNOWN,
         format_bytes(e.memory_bytes_per_gpu),
+        f"{e.fit_probability:.0%}",
         f"{e.tokens_per_s_per_gpu:,.0f}",
     ]
     return cells + ([_order(candidate.layout)] if orders else [])
+
+
+def _step(e: Estimate) -> str:
+    """A step's time and the interval of nine of ten runs: `7.30 s (6.7–8.2)`, in one unit."""
+    time = f"{e.step_time_s:.2f} s" if 1 <= e.step_time_s < 100 else format_seconds(e.step_time_s)
+    scale = float(time.split()[0].replace(",", "")) / e.step_time_s
+    faster, slower = (
+        f"{end * scale:.3g}" if end * scale < 1000 else f"{end * scale:.0f}" for end in e.step_time_interval_s
+    )
+    return f"{time} ({faster}–{slower})"
 
 
 def _order(layout: Layout, axis_order: str | None = None) -> str:
