@@ -55,7 +55,7 @@ def test_status_shows_the_last_step_and_the_measured_time(
     found = json.loads(launcher("status", folder.path.name, "output=json", cwd=folder.path.parent).stdout)
     assert (found["step"], found["loss"]) == (5, steps[-1].loss)
     assert found["step_time_s"] == summarise_steps(steps).step_s
-    assert re.search(r"step 5, loss \d", launcher("status", folder.path.name, cwd=folder.path.parent).stdout)
+    assert re.search(r"step 5 of 5, loss \d", launcher("status", folder.path.name, cwd=folder.path.parent).stdout)
 
 
 def test_compare_reads_the_measured_time_and_finds_a_run_the_same_as_itself(
