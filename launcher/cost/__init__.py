@@ -1,4 +1,4 @@
-"""What a layout costs: step time and memory, each broken down to where it comes from."""
+"""Cost of a layout: step time and memory, each broken down into parts."""
 
 from launcher.cost.estimate import Estimate
 from launcher.cost.memory import Memory

@@ -22,7 +22,7 @@ class LayerActivations:
 def layer_activations(
     job: Job, shape: LayerShape, recompute: str, *, fraction: float = 1.0, gathered: bool = False
 ) -> LayerActivations:
-    """What a layer stores, and what its recomputation or gradients need on top while it runs.
+    """Return the bytes that a layer stores, and the extra bytes of recomputation or gradients while it runs.
 
     `gathered`: with sequence parallelism the projections' inputs stay gathered, instead of being gathered again.
     `fraction`: of the layers that are recomputed; the mean of what one stores, and the most that one needs.
@@ -48,7 +48,7 @@ def layer_activations(
 
 
 def _products(job: Job, shape: LayerShape, tokens: int, sharded: float) -> float:
-    """What recomputation by operator keeps: a layer's input, the attention's result, every second product's.
+    """Return what recomputation by operator keeps: a layer's input, the attention's output, every second product's.
 
     Of query, key, value, output, gate, up and down projections the second, fourth, … (torchtitan's policy).
     """
@@ -73,7 +73,7 @@ def _core(job: Job, shape: LayerShape, tokens: int) -> float:
 
 
 def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: float) -> float:
-    """Everything but the core. With LayerNorm, dropout and no gating: the paper's 34 s·b·h at tp = 1."""
+    """Everything except the core. With LayerNorm, dropout and no gating: the paper's 34 s·b·h at tp = 1."""
     model, training = job.model, job.training
     e, hidden, tp = training.dtype_bytes, model.hidden, shape.tp
     norm = e if model.norm == "layernorm" or job.stack.fused_norm else 4 + e

@@ -15,7 +15,7 @@ HEAD_DIM_MULTIPLE = 32  # FlashAttention 2 pads heads to a multiple of it (flash
 # version 1 30–50 and 25–35 %; 50 and 30 agree with runs with and without recomputation (Dao 2023, abstract and
 # section 1; the Triton kernel's own notes say that its forward is the faster and its backward the slower).
 FLASH_FORWARD_LEAD = {"flash": 1.11, "flash1": 1.475}
-# Rows that start at no multiple of 16 bytes keep batched products from the tensor cores: heads of 108 instead of 144
+# Rows not aligned to 16 bytes keep batched products from the tensor cores: heads of 108 instead of 144
 # half-precision elements lengthen a layer by 41 ms, 10 TFLOP/s for those products (BLOOM's layout search, 13,824 wide
 # with 128 and with 96 heads).
 ALIGNED_BYTES = 16
@@ -80,7 +80,7 @@ def _flash(
 
 
 def _occupancy(device: Device, rows: int, queries: int) -> float:
-    """How much longer than with full SMs: too few blocks leave SMs idle, and the longest causal row ends last."""
+    """Return the slowdown against full SMs: too few blocks leave SMs idle, and the longest causal row ends last."""
     blocks = rows * -(-queries // BLOCK_ROWS)
     return max(1.0, 2.0 * device.num_sms / max(blocks, 1)) if blocks < 2 * device.num_sms else 1.0
 

@@ -15,9 +15,9 @@ from launcher.layout import Layout
 
 @dataclass(frozen=True, slots=True)
 class PassTime:
-    """Seconds of one micro-batch, forward and backward together: of a layer, of the two ends, of the host.
+    """Seconds of one micro-batch, forward and backward together: of a layer, of embedding and head, of the host.
 
-    `weight_s` and `head_weight_s` are what weight gradients take of a layer and of the head, at most.
+    `weight_s` and `head_weight_s` are upper bounds of the weight gradients' time in a layer and in the head.
     """
 
     layer_s: float
@@ -48,7 +48,7 @@ class Stages:
 
 
 def pass_time(model: CostModel, layout: Layout) -> PassTime:
-    """Depends on micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
+    """Return bounds by micro batch, tp, cp, ep and their groups, recomputation and sequence parallelism only."""
     embedding, head = model.end_costs(layout)
     layer = model.layer_cost(layout)
     return PassTime(
@@ -62,7 +62,7 @@ def pass_time(model: CostModel, layout: Layout) -> PassTime:
 
 
 def least(times: Sequence[PassTime]) -> PassTime:
-    """Each part at its least: what suits a layer may not suit the two ends."""
+    """Return the minimum of each part: the best order for a layer may not be the best for embedding and head."""
     return PassTime(
         min(time.layer_s for time in times),
         min(time.embedding_s for time in times),
@@ -74,12 +74,12 @@ def least(times: Sequence[PassTime]) -> PassTime:
 
 
 def compute_time(model: CostModel, shape: LayerShape) -> PassTime:
-    """The same without collectives, norms and the two ends: no more than `pass_time` of any layout of this shape."""
+    """Return the same without collectives, norms, embedding and head: a lower bound of `pass_time` for this shape."""
     return PassTime(model.compute_s(shape), 0.0, 0.0, model.constants.host_micro_batch_s)
 
 
 def pass_memory(model: CostModel, layout: Layout) -> PassMemory:
-    """Depends on micro batch, tp, cp, ep, recomputation and sequence parallelism only."""
+    """Return bounds that depend only on micro batch, tp, cp, ep, recomputation and sequence parallelism."""
     found = model.activations(layout)
     return PassMemory(found.stored, found.working)
 
@@ -107,16 +107,16 @@ def step_time_s(
     num_micro_batches: int,
     sends_s: float = 0.0,
 ) -> float:
-    """Seconds that a step takes at least: the busiest rank's work, then each other rank once to fill and drain.
+    """Return a lower bound of a step's seconds: the busiest rank's work, then each other rank once to fill and drain.
 
-    `sends_s`: what a rank passes on for a micro-batch, there and back. Left out: gradients and sharded weights, the
+    `sends_s`: a rank's sends for a micro-batch, forward and backward. Excluded: gradients and sharded weights, the
     optimizer.
     """
     if stages.pp == 1:
         return num_micro_batches * (busiest + sends_s)
     others = stages.total * time.layer_s + time.head_s + time.embedding_s + stages.pp * time.host_s - busiest
     others += (stages.pp - 1) * sends_s
-    if schedule == "zb_h1":  # the weight gradients of the others fill what they wait
+    if schedule == "zb_h1":  # the weight gradients of other micro-batches fill the wait
         fewest = min(stages.first, stages.last, stages.most)
         weights = (stages.total - fewest) * time.weight_s + time.head_weight_s
         return num_micro_batches * (busiest + sends_s) + max(0.0, others - 2 * weights)
@@ -124,14 +124,14 @@ def step_time_s(
 
 
 def gradients_s(model: CostModel, layout: Layout) -> tuple[float, float]:
-    """Seconds that gradient and sharded weight traffic adds to a step: where none of it hides, where all can."""
+    """Return the seconds that gradient and sharded weight traffic adds to a step: without and with full overlap."""
     unhidden = model.gradients(layout, forward_s=0.0, backward_s=0.0)
     hidden = model.gradients(layout, forward_s=inf, backward_s=inf)
     return unhidden.exposed_s, hidden.exposed_s
 
 
 def exposed_gradients_s(gradients: tuple[float, float], *, zero_stage: int, busiest: float, count: int) -> float:
-    """Seconds of that traffic which lengthen a step: ZeRO 0 and 1 hide behind one micro-batch, 2 and 3 behind each of
+    """Return the exposed seconds of that traffic: ZeRO 0 and 1 overlap with one micro-batch, 2 and 3 with each of
     `count`.
     """
     unhidden, hidden = gradients

@@ -180,14 +180,14 @@ def local_bytes_per_s(fabric: Fabric, group: Group) -> float:
 
 
 def nic_bytes_per_s(fabric: Fabric, group: Group, ranks: int) -> float:
-    """Share of a node's NICs that `ranks` of its GPUs have, through the spine where the group crosses it."""
+    """Return the share of a node's NICs for `ranks` of its GPUs, through the spine if the group crosses it."""
     rate = fabric.node_bytes_per_s * ranks / fabric.gpus_per_node
     return rate / fabric.oversubscription if group.spine else rate
 
 
 def nic_reach(fabric: Fabric, group: Group) -> float:
-    """What a group reaches of its share of a node's NICs: all of it with every GPU of the node, SEND_FRACTION with one,
-    in between by the number of ranks' logarithm.
+    """Return the fraction of its share of a node's NICs that a group reaches: 1 with every GPU of the node,
+    SEND_FRACTION with one, in between by the logarithm of the number of ranks.
     """
     if group.per_node >= fabric.gpus_per_node:
         return 1.0

@@ -2,7 +2,7 @@
 
 `fitted` marks a constant that published step times have moved from its microbenchmark value. The script
 tests/benchmarks/generalize.py holds those values as priors, refits, and leaves out one source at a time. None of the
-constants knows a team, a model or a cluster.
+constants is specific to a team, a model or a cluster.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Constants:
     # both, their cast.
     loss_bytes: float = 6.0
     plain_loss_bytes: float = 20.0
-    # CUDA context, cuBLAS and NCCL workspaces that are held whatever the model.
+    # CUDA context, cuBLAS and NCCL workspaces, independent of the model.
     context_bytes: float = 0.5 * 2**30
     # NCCL's buffers of one communicator: 2 × channels × protocols (NCCL_BUFFSIZE 4 MiB).
     communicator_bytes: float = 0.15 * 2**30

@@ -1,4 +1,4 @@
-"""Gradient reduction and ZeRO traffic of a step, and what of it hides behind compute."""
+"""Gradient reduction and ZeRO traffic of a step, and the part that overlaps with compute."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from launcher.layout.job import Job
 
 @dataclass(frozen=True)
 class Exposed:
-    """Communication seconds: those that lengthen the step, and those behind compute."""
+    """Communication seconds: the exposed ones, and those that overlap with compute."""
 
     exposed_s: float
     hidden_s: float
 
 
 def reduces_every_pass(layout: Layout) -> bool:
-    """Whether every micro-batch's gradients are reduced: with ZeRO 2 and 3, which add shards, but not in a pipeline."""
+    """Return whether every micro-batch's gradients are reduced: with ZeRO 2 and 3, except in a pipeline."""
     return layout.sharding >= 2 and layout.pp == 1
 
 
@@ -44,7 +44,7 @@ def passed_share(job: Job, layout: Layout) -> float:
 
 
 def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:
-    """Communication behind a window of compute: what does not fit is exposed, and compute slows where both run."""
+    """Overlap communication with a window of compute: the rest is exposed, and compute slows down during overlap."""
     hidden = min(communication_s, window_s)
     return Exposed(communication_s - hidden + slowdown * hidden, hidden)
 
@@ -83,10 +83,10 @@ def _repeated(price: Price, messages: tuple[Message, ...]) -> Repeated:
 
 
 def gradient_time(communication: GradientSeconds, *, forward_s: float, backward_s: float, slowdown: float) -> Exposed:
-    """What of it lengthens the step, and what hides behind a micro-batch's `forward_s` and `backward_s` of compute.
+    """Return the exposed part, and the part that overlaps with a micro-batch's `forward_s` and `backward_s`.
 
-    What runs once hides behind one micro-batch (Li et al. 2020, DDP), what runs for each behind each; what comes after
-    the step hides behind nothing.
+    Traffic once per step overlaps with one micro-batch (Li et al. 2020, DDP), traffic per micro-batch with each;
+    traffic after the step is exposed.
     """
     ahead = overlapped(communication.forward.seconds, forward_s, slowdown)
     back = overlapped(communication.backward.seconds, backward_s, slowdown)

@@ -1,4 +1,4 @@
-"""What one rank computes with: a GPU's (or CPU core's) rates for a dtype."""
+"""The compute device of a rank: a GPU's (or CPU core's) rates for a dtype."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COPY_FRACTION = 0.854  # of the nameplate, a large copy: 1328 of 1555 GB/s on A1
 
 @dataclass(frozen=True)
 class Device:
-    """Rates that kernels really reach: FLOP/s of a large GEMM, bytes/s of a streaming kernel."""
+    """Achieved rates: FLOP/s of a large GEMM, bytes/s of a streaming kernel."""
 
     gemm_flops: float
     hbm_bytes_per_s: float
@@ -42,7 +42,7 @@ CPU_TILES = ((16, 16, 1.0),)
 
 
 def core_share(node: Node) -> float:
-    """Of a core, what one CPU rank has: the node's cores over its ranks, at most one; 1 for a GPU."""
+    """Return the fraction of a core per CPU rank: the node's cores over its ranks, at most 1; 1 for a GPU."""
     return min(1.0, node.cores / node.num_gpus) if node.gpu.kind == "cpu" and node.cores else 1.0
 
 
@@ -64,7 +64,7 @@ def device_of(node: Node, training: Training, constants: Constants) -> Device:
     if cuda and not (measured or peak or gpu.sustained_flops.get(training.dtype)):
         known = ", ".join(gpu.peak_flops) or "none"
         raise InputError(
-            f"nothing is known of {gpu.name}'s rate in {training.dtype} (known: {known}): "
+            f"the rate of {gpu.name} in {training.dtype} is unknown (known: {known}): "
             f"set train.dtype, or cluster.node.gpu.peak_tflops.{training.dtype}"
         )
     if cuda:

@@ -1,4 +1,4 @@
-"""What is known about one layout of one job, before it runs."""
+"""The estimate of a layout before it runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Estimate:
     """Step time and memory of a layout. Seconds and bytes; FLOP rates in TFLOP/s per GPU, as the field quotes them.
 
     `time` breaks `step_time_s` down for the busiest rank: compute, tp_comm, cp_comm, ep_comm, pp_comm, dp_comm (the
-    exposed part of each), bubble, optimizer; what ends in `_hidden` runs behind compute and is not in the sum. `memory`
-    breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
+    exposed part of each), bubble, optimizer; parts that end in `_hidden` overlap with compute and are not summed.
+    `memory` breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
     context, fragmentation.
     `step_time_interval_s`: contains nine of ten runs. `fit_probability`: that a run does not run out of
     memory.

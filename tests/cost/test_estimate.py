@@ -251,5 +251,5 @@ def test_a_gpu_of_unknown_rate_is_reported_not_guessed() -> None:
     unknown = replace(
         asked.cluster, node=replace(asked.cluster.node, gpu=replace(asked.cluster.node.gpu, peak_flops={}))
     )
-    with pytest.raises(InputError, match="nothing is known of a100_sxm_80g's rate in bf16"):
+    with pytest.raises(InputError, match="the rate of a100_sxm_80g in bf16 is unknown"):
         CostModel(Job(unknown, asked.model, asked.training))
