@@ -17,8 +17,8 @@ class Estimate:
 
     `time` breaks `step_time_s` down for the busiest rank: compute, tp_comm, cp_comm, ep_comm, pp_comm, dp_comm (the
     exposed part of each), bubble, optimizer; parts that end in `_hidden` overlap with compute and are not summed.
-    `memory` breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits, buffers,
-    context, fragmentation.
+    `memory` breaks the worst rank's `memory_bytes_per_gpu` down: parameters, gradients, optimizer, activations, logits,
+    buffers, context, fragmentation.
     `step_time_interval_s`: contains nine of ten runs. `fit_probability`: that a run does not run out of
     memory.
     MFU and HFU are None where the GPU's peak is not known.
