@@ -42,3 +42,12 @@ def test_the_architecture_page_names_every_room() -> None:
     folders = [f"{path.name}/" for path in (ROOT / "launcher").iterdir() if (path / "__init__.py").exists()]
     files = [path.stem for path in (ROOT / "launcher").glob("[!_]*.py") if path.stem not in ("api", "cli")]
     assert [name for name in (*folders, *files) if f"`{name}`" not in page] == []
+
+
+def test_every_test_that_the_comparison_names_is_there() -> None:
+    text = (ROOT / "launcher" / "README.md").read_text()
+    rows = [line for line in text.partition("## Compared")[2].partition("\n## ")[0].splitlines() if line[:2] == "| "]
+    named = [re.findall(r"`(tests/[\w/.]*)`", row) for row in rows[1:]]
+    assert len(named) > 15
+    assert all(named), "a row without its test"
+    assert [name for names in named for name in names if not (ROOT / name).exists()] == []

@@ -67,7 +67,9 @@ class LaunchSettings:
     """How ranks are started and supervised."""
 
     place: str = key(
-        "local", choices=("local", "slurm", "ssh"), meaning="whose keys the group has, in addition to those of all"
+        "local",
+        choices=("local", "slurm", "ssh", "torchrun"),
+        meaning="where ranks start; some places have keys of their own",
     )
     start: str = key(
         "fork", choices=("fork", "spawn"),

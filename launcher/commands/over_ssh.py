@@ -18,13 +18,15 @@ from launcher.console import notify, say
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
 from launcher.planner import Plan
-from launcher.run.folder import RunFolder
+from launcher.planner.record import Program
+from launcher.run.folder import RunFolder, default_name
 from launcher.run.owner import Owner
 from launcher.schema import to_plain
 from launcher.ssh.hosts import Host, slots_of
 from launcher.ssh.request import ssh_argv
 from launcher.ssh.settings import SshSettings
 from launcher.ssh.start import left_behind
+from launcher.ssh.torchrun_lines import torchrun_lines
 from launcher.ssh.watching import as_text
 
 NIC_GBPS = 10
@@ -49,6 +51,9 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     say_plan(run.plan)
     if line := left_behind(ssh):
         notify(line)
+    if launch.settings.place == "torchrun":
+        print(torchrun_lines(run.plan, _own(run.plan), launch.settings, hosts, run_id=default_name(run.name)))
+        return None
     if settings.options.dry_run:
         say_variables(run.plan)
         for host in hosts:
@@ -61,6 +66,15 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
         write_launch(launch, folder.launch)
     say(f"run folder: {folder.path}")
     return Order(folder.path.absolute(), planned_at=time.monotonic())
+
+
+def _own(plan: Plan) -> Program:
+    """The user's program; raises InputError for a recipe, which torchrun alone cannot start."""
+    if plan.options.program is None:
+        raise InputError(
+            "launch=torchrun prints how torchrun starts your own program: give script=, module= or program="
+        )
+    return plan.options.program
 
 
 def _ssh_settings(settings: Settings) -> SshSettings:

@@ -26,7 +26,7 @@ def run(invocation: Invocation) -> int:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
     if _uses_allocation(invocation.overrides):
         return _run_in_allocation(invocation)
-    if "launch=ssh" in invocation.overrides:  # torch is for the hosts to import
+    if {"launch=ssh", "launch=torchrun"} & {*invocation.overrides}:  # torch is for the hosts to import
         order = _make_order(invocation, this_process())
         return start_ranks(order) if order else 0
     if _may_be_warm(invocation):

@@ -40,7 +40,8 @@ def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
 
 
 def _ssh(launch: Mapping[str, Any]) -> type[SshSettings] | None:
-    return SshSettings if launch.get("place") == "ssh" else None
+    """The hosts are named alike for agents that ssh starts, and for torchrun commands."""
+    return SshSettings if launch.get("place") in ("ssh", "torchrun") else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from random import randrange
 
 from launcher.errors import InputError, LauncherError
 
+BACKEND = "launcher"  # our rendezvous, as torchrun names it
 FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
 
 

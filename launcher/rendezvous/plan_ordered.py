@@ -34,7 +34,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from launcher import process
 from launcher.rendezvous.authentication import AuthenticationError, JobKey, authenticate
-from launcher.rendezvous.config import RendezvousConfig, endpoint, refuse_hidden_loopback
+from launcher.rendezvous.config import BACKEND, RendezvousConfig, endpoint, refuse_hidden_loopback
 from launcher.rendezvous.coordinator import Coordinator, keep_alive
 from launcher.rendezvous.membership import Membership
 from launcher.rendezvous.membership_change import MembershipChange
@@ -51,7 +51,6 @@ from launcher.rendezvous.messages import (
 from launcher.rendezvous.store import join_store, open_store
 from launcher.run.heartbeat import Pace
 
-BACKEND = "launcher"
 DIAL_S = 5.0
 SEND_S = 30.0
 REFUSED_S = 15.0  # an earlier job's coordinator may occupy the port this long

@@ -42,11 +42,11 @@ from launcher.slurm.jobstate import JobState, job_state, requeue
 from launcher.slurm.life import has_ended
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
-from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
+from launcher.slurm.progress import newest_change, newest_checkpoint, starts, was_stopped
 from launcher.slurm.record import read_slurm_launch
 from launcher.slurm.replan import Hosts, fit_allocation
 from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
-from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.settings import ALWAYS, SlurmSettings
 from launcher.slurm.step import AGENT
 from launcher.slurm.sweep import update_table
 from launcher.slurm.traffic import node_traffic
@@ -100,16 +100,23 @@ class Driver:
 
     def _begin(self) -> list[JobStart]:
         """Record this start and return all starts. Raises JobFailed if the job must not continue."""
-        checkpoint = newest_checkpoint(self.folder)
+        checkpoint = self._newest_checkpoint()
         self._note(
             ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
         )
         history = starts(self.folder)
-        problem = start_problem(history, max_requeues=self.settings.max_requeues)
+        problem = start_problem(
+            history, max_requeues=self.settings.max_requeues, always=self.settings.requeue == ALWAYS
+        )
         if problem:
             self._note(ledger.END, code=1, why=problem)
             raise JobFailed(problem)
         return history
+
+    def _newest_checkpoint(self) -> int | None:
+        """What tells an earlier state of the job from a later one: a step, or when launch.progress changed."""
+        named = self.settings.progress
+        return newest_change(self.launch.work_dir / named) if named else newest_checkpoint(self.folder)
 
     def _steps(self, attempt: int) -> Steps:
         hosts, run_id = self.allocation.hosts, f"{self.allocation.job_id}-{self.allocation.restart}"
@@ -201,7 +208,7 @@ class Driver:
             return False
         spares = [host for host in left if host not in plan.hosts]
         notify(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
-        self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=newest_checkpoint(self.folder))
+        self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=self._newest_checkpoint())
         return True
 
     def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
@@ -210,11 +217,12 @@ class Driver:
             why = "ended by Slurm (scancel, requeue or preemption)"
             self._note(ledger.END, code=outcome.code, why=why, sent_back=True)
             return outcome.code
-        checkpoint = newest_checkpoint(self.folder)
+        checkpoint = self._newest_checkpoint()
         decision = decide(
             replace(outcome, checkpoint_step=checkpoint),
             history,
-            requeue=self.settings.requeue,
+            requeue=self.settings.comes_back,
+            always=self.settings.requeue == ALWAYS,
             max_requeues=self.settings.max_requeues,
         )
         notify(decision.why)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from launcher.run.checkpoints import newest_step
@@ -11,10 +15,30 @@ from launcher.run.ledger import START, read_events
 from launcher.run.node_state import STOPPED, states_in_words
 from launcher.slurm.requeue import JobStart
 
+MOST_LOOKED_AT = 100_000  # files of launch.progress
+
 
 def newest_checkpoint(folder: RunFolder) -> int | None:
     """Return the step of the newest complete checkpoint; None if there is none."""
     return newest_step(folder.checkpoints)
+
+
+def newest_change(path: Path) -> int | None:
+    """When something last changed at a path, in milliseconds since 1970; None where there is nothing yet."""
+    entries = islice((path, *path.rglob("*")) if path.is_dir() else (path,), MOST_LOOKED_AT)
+    times = [found.st_mtime_ns // 10**6 for entry in entries if (found := _stat(entry)) and not _is_folder(found)]
+    return max(times, default=None)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _is_folder(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode)
 
 
 def was_stopped(folder: RunFolder, *, num_nodes: int) -> bool:

@@ -76,7 +76,7 @@ def submit_request(
         *(["--exclusive"] if settings.exclusive else []),
         *(["--no-kill"] if settings.spares else []),
         f"--signal=B:{settings.signal}@{settings.signal_lead_s}",
-        "--requeue" if settings.requeue else "--no-requeue",
+        "--requeue" if settings.comes_back else "--no-requeue",
         f"--chdir={where.run_folder}",
         f"--output={_log_folder(where)}/{ARRAY_LOG if array_size else SLURM_LOG}",
         "--open-mode=append",

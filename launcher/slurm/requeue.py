@@ -8,6 +8,7 @@ from dataclasses import dataclass
 # Starts from the same checkpoint after which a job counts as a crash loop. A node failure is requeued by Slurm itself
 # and may happen twice before the first checkpoint; a third time is no accident.
 MAX_STARTS_WITHOUT_PROGRESS = 3
+FIRST_TIME = 10**12  # a mark from here on is no step, but when launch.progress changed (milliseconds since 1970)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Decision:
     why: str
 
 
-def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | None:
+def start_problem(starts: Sequence[JobStart], *, max_requeues: int, always: bool = False) -> str | None:
     """Return why the last of `starts`, which has just begun, must not continue; None if it may."""
     now = starts[-1]
     if requeues(starts) > max_requeues:
@@ -59,13 +60,12 @@ def start_problem(starts: Sequence[JobStart], *, max_requeues: int) -> str | Non
         if start.checkpoint_step != now.checkpoint_step:
             break
         same += not start.sent_back
-    if same <= MAX_STARTS_WITHOUT_PROGRESS:
+    if same <= MAX_STARTS_WITHOUT_PROGRESS or always:
         return None
-    where = (
-        "without any checkpoint"
-        if now.checkpoint_step is None
-        else f"from the checkpoint of step {now.checkpoint_step}"
-    )
+    where = "without any checkpoint"
+    if now.checkpoint_step is not None:
+        step = now.checkpoint_step < FIRST_TIME
+        where = f"from the checkpoint of step {now.checkpoint_step}" if step else "from what is in launch.progress"
     return (
         f"a crash loop: {same} starts {where}, and no newer checkpoint since; see the ends of the logs above, "
         "lower train.checkpoint_every if the starts were too short, then submit again"
@@ -84,7 +84,9 @@ def requeues(starts: Sequence[JobStart]) -> int:
     return max(0, now - outside)
 
 
-def decide(outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_requeues: int) -> Decision:
+def decide(
+    outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_requeues: int, always: bool = False
+) -> Decision:
     """Decide what follows the agents' end, in the last of `starts`.
 
     An application error is never requeued. Preemption and the loss of a node are; a stop before the time limit is if a
@@ -101,7 +103,7 @@ def decide(outcome: Outcome, starts: Sequence[JobStart], *, requeue: bool, max_r
         return Decision(True, outcome.code, f"{cause}; requeued")
     if requeues(starts) >= max_requeues:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up")
-    if not outcome.lost_nodes and outcome.checkpoint_step == starts[-1].checkpoint_step:
+    if not (always or outcome.lost_nodes) and outcome.checkpoint_step == starts[-1].checkpoint_step:
         return Decision(False, outcome.code, f"{cause}; not requeued: no new checkpoint since this start")
     return Decision(True, outcome.code, f"{cause}; requeued")
 

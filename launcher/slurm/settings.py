@@ -12,6 +12,7 @@ from launcher.errors import InputError
 from launcher.planner.options import BandwidthOptions
 from launcher.schema import AUTO, key, read
 
+PROGRESS, ALWAYS, NEVER = "progress", "always", "never"  # when a job is requeued
 LONGEST_PLAIN_MINUTES = 60 * 24 * 2
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d\d?(:\d\d){0,2}")
 # Verbatim flags that would break what the launcher guarantees.
@@ -82,6 +83,15 @@ def _extra(value: Any) -> tuple[str, ...]:
 def _signal(value: Any) -> str:
     [found] = checked_signals([value])
     return found.name.removeprefix("SIG")
+
+
+def _requeue(value: Any) -> str:
+    """When a job comes back: NEVER, ALWAYS, or where it made progress."""
+    words = {"true": PROGRESS, "false": NEVER, ALWAYS: ALWAYS}
+    found = words.get(str(value).lower())
+    if found is None:
+        raise ValueError("must be true, false or always")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +185,16 @@ class SlurmSettings:
         300, unit="s", minimum=1,
         meaning="time before the limit (Slurm checks every 30 s, so it may come that much earlier)",
     )  # fmt: skip
-    requeue: bool = key(True, meaning="requeue after that signal, and when a node fails")
+    requeue: str = key(
+        True, convert=_requeue, example="always",
+        meaning="after that signal, and when a node fails: true: where a newer checkpoint was written since the start; "
+        "always: also without; false: never",
+    )  # fmt: skip
+    progress: str | None = key(
+        None, verbatim=True, example="ckpts",
+        meaning="folder or file that your script saves to: what is newer there counts as progress; as seen from the "
+        "folder of the submission",
+    )  # fmt: skip
     max_requeues: int = key(50, unit="requeues", minimum=0, meaning="maximum number of requeues")
     replan: str = key(
         "never", choices=("never", "shrink", "any"),
@@ -218,6 +237,11 @@ class SlurmSettings:
     def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:
         """Read Slurm's keys of the group `launch`; raises InputError with every problem in it."""
         return read(cls, config, "launch", siblings=(LaunchSettings,))
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether the job may be requeued at all."""
+        return self.requeue != NEVER
 
     def fewest_nodes(self, planned: int) -> int:
         """Return the smallest number of nodes on which the job may start, given the planned number."""

@@ -28,10 +28,10 @@ from launcher.slurm.allocation import Allocation, read_allocation
 from launcher.slurm.job import Driver
 from launcher.slurm.jobstate import JobState
 from launcher.slurm.nodecheck import Steps
-from launcher.slurm.progress import newest_checkpoint, starts
+from launcher.slurm.progress import starts
 from launcher.slurm.record import read_slurm_launch
 from launcher.slurm.requeue import JobStart, Outcome
-from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.settings import NEVER, SlurmSettings
 from launcher.slurm.step import AGENT
 from launcher.slurm.watching import Signals
 
@@ -57,7 +57,7 @@ class ShellDriver(Driver):
     """One run in an allocation that continues after it."""
 
     def _begin(self) -> list[JobStart]:
-        checkpoint = newest_checkpoint(self.folder)
+        checkpoint = self._newest_checkpoint()
         self._note(ledger.START, hosts=self.allocation.hosts, restart=0, checkpoint_step=checkpoint)
         return starts(self.folder)
 
@@ -116,7 +116,7 @@ def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -
         )
     if settings.setup:
         notify("launch.setup is for batch jobs: the nodes get the environment of this shell")
-    return replace(settings, requeue=False, spares=max(0, given - needed))
+    return replace(settings, requeue=NEVER, spares=max(0, given - needed))
 
 
 def step_text(plan: Plan, launch: Launch, folder: RunFolder, settings: SlurmSettings) -> str:

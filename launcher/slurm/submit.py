@@ -23,7 +23,7 @@ from launcher.slurm.command import ask
 from launcher.slurm.environment import kept_from_sbatch, left_behind_text, secrets_text
 from launcher.slurm.record import setup_text
 from launcher.slurm.request import SubmitRequest, Where, cpus_per_task, submit_request
-from launcher.slurm.settings import SlurmSettings, time_limit_s
+from launcher.slurm.settings import PROGRESS, SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request
 from launcher.text import whole_number
 
@@ -75,10 +75,15 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
     """Return warnings about what will not work as expected, although Slurm accepts the job."""
     found = []
     ours = plan.kind == RECIPE
-    if settings.requeue and ours and not plan.options.train.checkpoint_every:
+    if settings.comes_back and ours and not plan.options.train.checkpoint_every:
         found.append(
             "train.checkpoint_every=0: nothing is saved, so a job that reaches its time limit is not requeued; "
             "set it to a number of steps"
+        )
+    if not ours and settings.requeue == PROGRESS and settings.progress is None and not _uses_session(plan):
+        found.append(
+            "nothing would bring this job back at its time limit: it is requeued where it shows progress; name where "
+            "it saves by launch.progress=FOLDER, or set launch.requeue=always"
         )
     if settings.signal not in {number.name.removeprefix("SIG") for number in launch.stop_signals}:
         found.append(
@@ -89,12 +94,21 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
             f"launch.grace_s={launch.grace_s:g} is no shorter than launch.signal_lead_s={settings.signal_lead_s}: "
             "the time limit may cut a checkpoint off"
         )
-    if settings.time and settings.requeue and 2 * settings.signal_lead_s > time_limit_s(settings.time):
+    if settings.time and settings.comes_back and 2 * settings.signal_lead_s > time_limit_s(settings.time):
         found.append(
             f"launch.signal_lead_s={settings.signal_lead_s} takes most of launch.time={settings.time}: each start "
             "would be requeued soon after it began; shorten it, and launch.grace_s with it"
         )
     return found
+
+
+def _uses_session(plan: Plan) -> bool:
+    """Whether a script takes our session, whose checkpoints count as progress."""
+    own = plan.options.program
+    try:
+        return own is not None and b"launcher.worker" in Path(own.target).read_bytes()
+    except OSError:
+        return False  # a module
 
 
 def write_launch_files(folder: RunFolder, launch: Launch, settings: SlurmSettings) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +32,22 @@ def hosts(run: Path) -> list[str]:
     return found
 
 
-def start(slurm: Slurm, run: Path, *words: str, nodes: str = "node1,node2") -> subprocess.Popen[str]:
-    """A stepper in an allocation; its launcher can be signalled."""
-    argv = ["salloc", "-w", nodes, *RUN, *ONE_RANK, f"script={STEPPER}", f"run_dir={run}", *words]
-    return subprocess.Popen(
-        argv, env=slurm.environment, cwd=slurm.runs, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+@pytest.fixture
+def start(slurm: Slurm) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a stepper in an allocation, whose launcher can be signalled."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def started(run: Path, *words: str, nodes: str = "node1,node2") -> subprocess.Popen[str]:
+        argv = ["salloc", "-w", nodes, *RUN, *ONE_RANK, f"script={STEPPER}", f"run_dir={run}", *words]
+        pipe = subprocess.PIPE
+        jobs.append(subprocess.Popen(argv, env=slurm.environment, cwd=slurm.runs, text=True, stdout=pipe, stderr=pipe))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        if job.poll() is None:
+            job.terminate()  # salloc gives the allocation back, which ends what is in it
+            job.communicate(timeout=60)
 
 
 def test_a_gpt_in_an_allocation_uses_its_nodes_and_learns_as_it_does_here(slurm: Slurm) -> None:
@@ -68,9 +79,11 @@ def test_a_dry_run_in_an_allocation_shows_the_step_and_a_plan_for_more_nodes_is_
 
 
 @pytest.mark.parametrize("how", ["cancel", "killed"])
-def test_a_run_in_an_allocation_is_stopped_from_outside_and_leaves_no_process(slurm: Slurm, how: str) -> None:
+def test_a_run_in_an_allocation_is_stopped_from_outside_and_leaves_no_process(
+    slurm: Slurm, start: Callable[..., subprocess.Popen[str]], how: str
+) -> None:
     run = slurm.runs / how
-    salloc = start(slurm, run, "--", "5000")
+    salloc = start(run, "--", "5000")
     wait_for(run / "steps.jsonl", '"step": 3')
     pids = [json.loads(f.read_text())["pid"] for f in (run / "nodes").iterdir()]
     assert len(pids) == 2
@@ -101,9 +114,9 @@ def commands() -> list[str]:
     return found
 
 
-def test_a_dead_node_of_an_allocation_ends_the_run(slurm: Slurm) -> None:
+def test_a_dead_node_of_an_allocation_ends_the_run(slurm: Slurm, start: Callable[..., subprocess.Popen[str]]) -> None:
     run = slurm.runs / "dead"
-    salloc = start(slurm, run, "launch.nnodes=2", "--", "40", "checkpoint-every=5", nodes="node1,node2,node9")
+    salloc = start(run, "launch.nnodes=2", "--", "40", "checkpoint-every=5", nodes="node1,node2,node9")
     wait_for(run / "steps.jsonl", '"step": 6')
     victim = hosts(run)[1]
     slurm.testcluster("kill-node", victim)

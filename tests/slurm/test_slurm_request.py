@@ -235,11 +235,21 @@ def test_time_limits_are_read_as_sbatch_reads_them(time: str, seconds: int) -> N
     assert time_limit_s(time) == seconds
 
 
-def test_a_sound_submission_and_a_script_of_the_user_s_get_no_warning() -> None:
+def test_a_sound_submission_gets_no_warning_and_a_script_that_nothing_would_bring_back_does(tmp_path: Path) -> None:
     launch = LaunchSettings.from_config({"stop_signals": ["TERM", "USR1"]})
-    own = Program(kind="script", target="mine.py")
-    for options in (RunOptions(train=TrainOptions(checkpoint_every=10)), RunOptions(program=own)):
-        assert warnings(replace(plan(), options=options), SlurmSettings(), launch) == []
+    assert (
+        warnings(replace(plan(), options=RunOptions(train=TrainOptions(checkpoint_every=10))), SlurmSettings(), launch)
+        == []
+    )
+    own = replace(plan(), options=RunOptions(program=Program(kind="script", target="mine.py")))
+    [warning] = warnings(own, SlurmSettings(), launch)
+    assert "launch.progress=FOLDER, or set launch.requeue=always" in warning
+    for keys in ({"progress": "ckpts"}, {"requeue": "always"}, {"requeue": False}):
+        assert warnings(own, SlurmSettings.from_config(keys), launch) == []
+    ours = tmp_path / "ours.py"
+    ours.write_text("from launcher.worker import session\n")
+    with_session = replace(plan(), options=RunOptions(program=Program(kind="script", target=str(ours))))
+    assert warnings(with_session, SlurmSettings(), launch) == []
 
 
 def test_without_the_environment_only_the_wanted_secrets_are_exported_and_by_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from launcher.run.folder import create_run_folder
 from launcher.run.ledger import END, PLACED, START, JobEvent, Ledger, append_event
 from launcher.run.metrics import MetricsFile, StepMetrics
 from launcher.run.node_state import NodeState
-from launcher.slurm.progress import newest_checkpoint, starts, was_stopped
+from launcher.slurm.progress import newest_change, newest_checkpoint, starts, was_stopped
 from launcher.slurm.replan import Fit, Hosts, fit_allocation
 from launcher.slurm.request import Where
 from launcher.slurm.requeue import JobStart, Outcome, decide, requeues, start_problem
@@ -80,6 +81,38 @@ def test_what_slurm_sent_back_is_no_crash_and_costs_no_requeue() -> None:
     assert requeues([JobStart(0, 1, sent_back=True), JobStart(1, 2), JobStart(0, 3)]) == 0  # of another job
     stopped = replace(FAILED, signalled=True, checkpoint_step=99)
     assert decide(stopped, [*preempted, JobStart(60, 40)], requeue=True, max_requeues=1).requeue
+
+
+def test_a_job_that_always_comes_back_is_bounded_by_the_number_of_requeues_alone() -> None:
+    stopped = replace(FAILED, signalled=True, checkpoint_step=None)
+    assert decide(stopped, [FRESH], requeue=True, max_requeues=50, always=True).requeue
+    assert not decide(stopped, [JobStart(50, None)], requeue=True, max_requeues=50, always=True).requeue
+    assert not decide(FAILED, [FRESH], requeue=True, max_requeues=50, always=True).requeue  # failed by itself
+    assert start_problem([JobStart(i, None) for i in range(9)], max_requeues=50, always=True) is None
+    assert start_problem([JobStart(i, None) for i in range(9)], max_requeues=7, always=True)
+
+
+def test_what_changes_where_a_script_saves_is_progress(tmp_path: Path) -> None:
+    folder = tmp_path / "ckpts"
+    assert newest_change(folder) is None
+    (folder / "epoch").mkdir(parents=True)
+    assert newest_change(folder) is None  # a folder alone is no checkpoint
+    (folder / "epoch" / "a.pt").write_text("")
+    os.utime(folder / "epoch" / "a.pt", (1e9, 1e9))
+    (folder / "gone").symlink_to("nowhere")
+    assert newest_change(folder) == 10**12
+    os.utime(folder / "epoch" / "a.pt", (1e9 + 1, 1e9 + 1))
+    assert newest_change(folder) == newest_change(folder / "epoch" / "a.pt") == 10**12 + 1000
+    stuck = [JobStart(i, 10**12) for i in range(4)]
+    assert "from what is in launch.progress" in str(start_problem(stuck, max_requeues=50))
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, "progress"), ("always", "always"), (False, "never")])
+def test_a_requeue_is_wanted_where_there_is_progress_always_or_never(given: object, kept: str) -> None:
+    settings = SlurmSettings.from_config({"requeue": given})
+    assert (settings.requeue, settings.comes_back) == (kept, given is not False)
+    with pytest.raises(InputError, match="must be true, false or always"):
+        SlurmSettings.from_config({"requeue": "sometimes"})
 
 
 def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:

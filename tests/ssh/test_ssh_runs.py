@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,26 @@ STEPPER = ROOT / "tests" / "slurm" / "stepper.py"
 FIRST, SECOND = NAMES
 
 
-def start(hosts: Hosts, run: Path, *words: str) -> subprocess.Popen[str]:
-    """A stepper of one rank on each host."""
-    argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", f"script={STEPPER}", f"run_dir={run}", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET}
-    return subprocess.Popen(
-        argv, env=environment, cwd=run.parent, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(hosts: Hosts) -> Iterator[Start]:
+    """Starts a stepper of one rank on each host."""
+    jobs: list[subprocess.Popen[str]] = []
+
+    def started(run: Path, *words: str) -> subprocess.Popen[str]:
+        argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", f"script={STEPPER}", f"run_dir={run}", *words]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET}
+        pipe = subprocess.PIPE
+        jobs.append(subprocess.Popen(argv, env=environment, cwd=run.parent, text=True, stdout=pipe, stderr=pipe))
+        return jobs[-1]
+
+    yield started
+    for job in jobs:
+        if job.poll() is None:
+            job.kill()  # every host ends what it has
+            job.communicate(timeout=60)
 
 
 def steps(run: Path) -> list[dict[str, int]]:
@@ -86,9 +100,11 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
 
 
 @pytest.mark.parametrize("how", ["cancel", "Ctrl-C"])
-def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(hosts: Hosts, tmp_path: Path, how: str) -> None:
+def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(
+    hosts: Hosts, start: Start, tmp_path: Path, how: str
+) -> None:
     run = tmp_path / "stopped"
-    job = start(hosts, run, "--", "5000")
+    job = start(run, "--", "5000")
     wait_for_step(run, 3, job)
     commands = [words for words in left(run) if "launcher" in words]
     assert commands and not any(SECRET in words or "LAUNCHER_SECRET" in words for words in commands)
@@ -104,18 +120,20 @@ def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(hosts: Hosts, tmp_pa
     assert_nothing_left(run)
 
 
-def test_a_launcher_that_is_killed_leaves_nothing_on_any_host(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_launcher_that_is_killed_leaves_nothing_on_any_host(hosts: Hosts, start: Start, tmp_path: Path) -> None:
     run = tmp_path / "killed"
-    job = start(hosts, run, "--", "5000")
+    job = start(run, "--", "5000")
     wait_for_step(run, 3, job)
     job.kill()
     assert_nothing_left(run)
     job.communicate(timeout=30)
 
 
-def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint(
+    hosts: Hosts, start: Start, tmp_path: Path
+) -> None:
     run = tmp_path / "again"
-    job = start(hosts, run, "launch.max_restarts=1", "--", "30", "checkpoint-every=5")
+    job = start(run, "launch.max_restarts=1", "--", "30", "checkpoint-every=5")
     wait_for_step(run, 7, job)
     agents = [line for line in hosts.ssh(SECOND, "ps -eo pid,args").stdout.splitlines() if "launcher.ssh.node" in line]
     hosts.ssh(SECOND, f"kill -9 {agents[0].split()[0]}")
@@ -127,9 +145,9 @@ def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint
     assert_nothing_left(run)
 
 
-def test_a_cut_link_ends_the_run_on_both_sides(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_cut_link_ends_the_run_on_both_sides(hosts: Hosts, start: Start, tmp_path: Path) -> None:
     run = tmp_path / "cut"
-    job = start(hosts, run, "--", "5000")
+    job = start(run, "--", "5000")
     wait_for_step(run, 3, job)
     hosts.cut(SECOND)
     try:
@@ -141,9 +159,9 @@ def test_a_cut_link_ends_the_run_on_both_sides(hosts: Hosts, tmp_path: Path) -> 
         hosts.mend(SECOND)
 
 
-def test_a_killed_host_ends_the_run(hosts: Hosts, tmp_path: Path) -> None:
+def test_a_killed_host_ends_the_run(hosts: Hosts, start: Start, tmp_path: Path) -> None:
     run = tmp_path / "host"
-    job = start(hosts, run, "--", "5000")
+    job = start(run, "--", "5000")
     wait_for_step(run, 3, job)
     hosts.kill_host(FIRST)
     _, said = job.communicate(timeout=60)
