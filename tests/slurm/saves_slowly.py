@@ -1,6 +1,6 @@
 """A script as people write them: it takes eight seconds to save when it is asked to stop, and goes on from there.
 
-saves_slowly.py FOLDER STEPS: without torch, and without anything of the launcher.
+saves_slowly.py FOLDER: ten steps after it has come back. Without torch, and without anything of the launcher.
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-folder, num_steps, rank = Path(sys.argv[1]), int(sys.argv[2]), os.environ["RANK"]
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
 state = folder / f"state-{rank}.json"
 done = json.loads(state.read_text())["done"] if state.exists() else []
 
@@ -27,6 +27,7 @@ def save(number, frame):
 
 for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, save)
+num_steps = len(done) + 10 if done else 10_000
 start = os.environ.get("SLURM_RESTART_COUNT", "0")
 while len(done) < num_steps:
     time.sleep(0.5)

@@ -11,22 +11,21 @@ from conftest import Slurm, events, wait_for
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SCRIPT = Path(__file__).with_name("saves_slowly.py")
-STEPS = 40
 NODE = {"limit": "node1", "USR1": "node2", "TERM": "node9", "preempted": "node10"}
-TIMES = {"limit": ("launch.time=1", "launch.signal_lead_s=30", "launch.grace_s=20")}
+TIMES = {"limit": ("launch.time=2", "launch.signal_lead_s=45", "launch.grace_s=40")}
 
 
 def submit(slurm: Slurm, case: str) -> str:
     shape = ["launch.nproc_per_node=2", "launch.nnodes=1", f"launch.nodelist={NODE[case]}"]
     words = [f"script={SCRIPT}", *shape, f"launch.progress={case}", *TIMES.get(case, ("launch.grace_s=60",))]
-    steps = "200" if case == "limit" else str(STEPS)
-    return slurm.submit(slurm.runs / f"run-{case}", *words, args=[str(slurm.runs / case), steps])
+    return slurm.submit(slurm.runs / f"run-{case}", *words, args=[str(slurm.runs / case)])
 
 
 def test_a_script_that_saves_slowly_keeps_its_checkpoint_and_ends_with_all_its_steps(slurm: Slurm) -> None:
     jobs = {case: submit(slurm, case) for case in NODE}
     for case in NODE:
-        wait_for_file(slurm.runs / f"{case}-runs-1")
+        for rank in range(2):
+            wait_for_file(slurm.runs / f"{case}-runs-{rank}")
     slurm.run("scancel", "--signal=USR1", "--batch", jobs["USR1"])
     slurm.run("scontrol", "requeue", jobs["TERM"])
     high = ["sbatch", "--parsable", "-p", "high", "-w", NODE["preempted"], "-o", "/dev/null", "--wrap", "sleep 15"]
@@ -35,12 +34,11 @@ def test_a_script_that_saves_slowly_keeps_its_checkpoint_and_ends_with_all_its_s
         slurm.wait(jobs[case], "COMPLETED")
         for rank in range(2):
             done = json.loads((slurm.runs / f"{case}-{rank}.json").read_text())
-            assert len(done) == (200 if case == "limit" else STEPS)
-            assert done == sorted(done) and len(set(done)) >= 2, "every start went on where the one before had saved"
+            assert (done[0], done[-10:]) == ("0", ["1"] * 10), f"{case}: the first start's steps are lost"
+            assert done == sorted(done)
             saved = json.loads((slurm.runs / case / f"state-{rank}.json").read_text())
-            assert set(saved["came"]) <= {"SIGUSR1", "SIGTERM"}
-            assert len(saved["came"]) == len(set(done)) - 1
-        assert len(events(slurm.runs / f"run-{case}", "slurm_start")) == len(set(done))
+            assert saved["came"][0] in ("SIGUSR1", "SIGTERM")
+        assert len(events(slurm.runs / f"run-{case}", "slurm_start")) == 2
 
 
 def wait_for_file(path: Path) -> None:
