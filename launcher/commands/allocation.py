@@ -16,6 +16,7 @@ from launcher.console import notify, say
 from launcher.faststart.overlapped_import import Order
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
+from launcher.run.provenance import write_provenance
 from launcher.slurm.allocation import read_allocation
 from launcher.slurm.start import settings_here, step_text
 from launcher.slurm.submit import write_launch_files
@@ -46,6 +47,7 @@ def order(invocation: Invocation, owner: Owner) -> Order | None:
     with claimed(path, owner, name=job.run.name) as folder:
         job.run.write(folder)
         write_launch_files(folder, job.launch, job.slurm)
+        write_provenance(folder, invocation.overrides, invocation.rest)
     say(f"run folder: {folder.path}")
     return Order(folder.path.absolute(), planned_at=time.monotonic())
 

@@ -11,6 +11,7 @@ from launcher.commands.named import OVERRIDE
 from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.console import notify
+from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.planner.build import make_plan
 from launcher.planner.launch_only import measuring_plan, program_plan
@@ -24,6 +25,8 @@ MODEL = re.compile(r"^[+~]*model[=.@]")
 def checked_settings(overrides: Sequence[str]) -> Settings:
     """Return the settings of these overrides; list the user's own files among them on stderr."""
     settings = load(overrides)
+    if settings.options.again is not None:
+        raise InputError(f"again={settings.options.again} repeats a run: it is for `launcher run` and `submit`")
     for note in settings.notes:
         notify(note)
     return settings

@@ -34,6 +34,7 @@ TOP_LEVEL = (
     "tokens",
     "to",
     "plan",
+    "again",
     "save",
 )
 OWN_FLAGS = ("-h", "--help", "--version", "-m", "--multirun", "--schema", "--resolve", "-i", "--info")

@@ -21,6 +21,7 @@ from launcher.planner import Plan
 from launcher.planner.record import Program
 from launcher.run.folder import RunFolder, default_name
 from launcher.run.owner import Owner
+from launcher.run.provenance import write_provenance
 from launcher.schema import to_plain
 from launcher.ssh.hosts import Host, slots_of
 from launcher.ssh.request import ssh_argv
@@ -64,6 +65,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     with claimed(path, owner, name=run.name) as folder:
         run.write(folder)
         write_launch(launch, folder.launch)
+        write_provenance(folder, invocation.overrides, invocation.rest)
     say(f"run folder: {folder.path}")
     return Order(folder.path.absolute(), planned_at=time.monotonic())
 

@@ -30,6 +30,7 @@ from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
+from launcher.run.provenance import write_provenance
 
 TRACKER_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny"}
 
@@ -137,6 +138,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     with claimed(path, owner, name=run.name) as folder:
         run.write(folder)
         write_launch(launch, folder.launch)
+        write_provenance(folder, invocation.overrides, invocation.rest)
     say(f"run folder: {folder.path}")
     return Order(folder.path.absolute(), planned_at=time.monotonic())
 

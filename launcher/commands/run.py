@@ -24,6 +24,10 @@ def run(invocation: Invocation) -> int:
     """Run the job here; 0 done, 1 failed. Standard output is that of rank 0; a recipe's last line is JSON."""
     if invocation.multirun:
         raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
+    if any(word.startswith("again=") for word in invocation.overrides):
+        from launcher.commands.again import repeated
+
+        invocation = repeated(invocation)
     if _uses_allocation(invocation.overrides):
         return _run_in_allocation(invocation)
     if {"launch=ssh", "launch=torchrun"} & {*invocation.overrides}:  # torch is for the hosts to import

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from launcher.agent.launch import Launch, is_submitted
 from launcher.cluster import Cluster
+from launcher.commands.again import repeated
 from launcher.commands.claim import claimed, may_claim
 from launcher.commands.common import checked_settings
 from launcher.commands.given_plan import given_keys, merged, named_folder
@@ -22,6 +23,7 @@ from launcher.errors import InputError
 from launcher.planner import Plan
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, withdraw
+from launcher.run.provenance import write_provenance
 from launcher.slurm import submit
 from launcher.slurm.record import SlurmLaunch, read_slurm_launch, slurm_launch
 from launcher.slurm.request import SubmitRequest
@@ -34,6 +36,7 @@ def run(invocation: Invocation) -> int:
 
     A dry run also writes its run folder, so that the command works unchanged; it never writes into an existing run.
     """
+    invocation = repeated(invocation)
     if invocation.multirun:
         return run_sweep(invocation)
     settings = checked_settings(with_slurm(invocation.overrides))
@@ -50,6 +53,7 @@ def run(invocation: Invocation) -> int:
     submit.check_size(job.plan, job.slurm)
     with claimed(path, owner, name=job.run.name) as folder:
         request = job.write(folder)
+        write_provenance(folder, invocation.overrides, invocation.rest)
         job_id = submit.submit(request)
     hand_to_job(folder, owner, job_id)
     say(f"run folder: {folder.path}")

@@ -76,6 +76,9 @@ class Configuration:
         None, verbatim=True, example="./run.sh", meaning="your own program of any kind; each rank executes it"
     )
     plan: str | None = key(None, verbatim=True, example="best.json", meaning="an existing plan: its file or its folder")
+    again: str | None = key(
+        None, verbatim=True, example="last", meaning="for run and submit: repeat a run with its words and its plan"
+    )
     save: str | None = key(
         None, verbatim=True, example="best.json", meaning="file to which `launcher plan` writes its best plan"
     )

@@ -9,6 +9,7 @@ result.json      the recipe's result (result.py)                checkpoints/   (
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
+provenance.json  by what and from which code it was started (provenance.py), with code.diff
 """
 
 from __future__ import annotations
@@ -58,6 +59,15 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def code_diff(self) -> Path:
+        """What differed from the commit that the run was started from; absent where nothing did."""
+        return self.path / "code.diff"
 
     @property
     def launch(self) -> Path:
