@@ -1,4 +1,4 @@
-"""What the hardware is: value types, and readers that find it out. Knows no models and no layouts."""
+"""The hardware: value types, and readers that detect it. Independent of models and layouts."""
 
 from launcher.cluster.shape import Cluster, Gpu, Node
 

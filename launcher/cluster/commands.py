@@ -18,7 +18,7 @@ _LOOK_UPS = re.compile(r"(SQUEUE|SINFO|SACCT|SCONTROL|SPRIO)_\w+|SLURM_(TIME_FOR
 
 @dataclass(frozen=True)
 class Output:
-    """What a command printed on stdout; `text` is None where it gave nothing to read, and `problem` says why.
+    """The standard output of a command; `text` is None if there is none to read, and `problem` says why.
 
     `installed` is False where the machine has no such command at all.
     """

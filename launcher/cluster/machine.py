@@ -65,7 +65,7 @@ class SystemFiles(Protocol):
         """A file's text; empty where there is none."""
 
     def names(self, folder: str) -> list[str]:
-        """What is in a folder."""
+        """Return the entries of a folder."""
 
     def link(self, path: str) -> str:
         """The last part of where a link leads; empty where that is no link."""

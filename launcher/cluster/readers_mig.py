@@ -22,7 +22,7 @@ MOST_SLICES = 64
 
 @dataclass(frozen=True)
 class MigPlacement:
-    """Where instances of a profile may start on a GPU, in memory slices, and how many slices one takes."""
+    """The possible start positions of a profile's instances, in memory slices, and the slices per instance."""
 
     gpu: int
     profile_id: int
@@ -32,7 +32,7 @@ class MigPlacement:
 
 @dataclass(frozen=True)
 class MigGeometry:
-    """How some GPUs are to be cut. `gpus`: their indices, None for all; `cards`: PCI ids that it is for, () for any.
+    """A partitioning of some GPUs. `gpus`: their indices, None for all; `cards`: their PCI ids, () for any.
 
     `slices`: profile → how many; empty where MIG is off, or on without slices.
     """

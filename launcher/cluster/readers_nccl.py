@@ -41,7 +41,7 @@ class Nvlink:
 
 @dataclass(frozen=True)
 class NcclTopology:
-    """What an NCCL topology file says of one node; `notes` says what it leaves open."""
+    """The content of an NCCL topology file about one node; `notes` says what it leaves open."""
 
     gpus: tuple[PciDevice, ...]
     nics: tuple[PciDevice, ...]

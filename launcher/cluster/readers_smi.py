@@ -63,7 +63,7 @@ class MigInstance:
 
 @dataclass(frozen=True)
 class GpuState:
-    """What the driver says about one GPU; None where it says nothing ([N/A], or an older driver)."""
+    """The driver's report about one GPU; None: not reported ([N/A], or an older driver)."""
 
     index: int
     name: str

@@ -23,7 +23,7 @@ _launcher() {
     for word in $(launcher completion words "$before" "$current" 2>/dev/null); do
         words+=("$word")
     done
-    # readline splits words at '=': it wants what stands after it
+    # readline splits words at '=': it expects only the text after it
     if [[ "$current" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
         words=("${words[@]#"${current%%=*}="}")
     fi

@@ -40,7 +40,7 @@ Yaml = Mapping[str, Any]
 
 
 def cannot(job: Job, layout: Layout) -> Iterator[str]:
-    """What accelerate has no words for."""
+    """Return what accelerate cannot express."""
     yield from order_unknown(layout, tool="accelerate", known=("tp-cp-dp-pp",))
     yield from only(job, layout, tool="accelerate", why="has no pipeline", pp=1)
     yield from only(job, layout, tool="accelerate", why="has no expert parallelism", ep=1)

@@ -22,7 +22,7 @@ DS_AXES = {"tp": "model", "dp": "data", "pp": "pipe"}  # DeepSpeed's names of ou
 
 
 def cannot(job: Job, layout: Layout) -> Iterator[str]:
-    """What DeepSpeed cannot run, or runs wrong."""
+    """Return what DeepSpeed cannot run, or runs wrong."""
     yield from engine_problems(replace(job, training=replace(job.training, engine="deepspeed")), layout)
     if layout.cp > 1 or layout.sequence_parallel:
         found = f"layout.cp={layout.cp} layout.sequence_parallel={plain(layout.sequence_parallel)}"
@@ -39,7 +39,7 @@ def write(plan: Plan) -> Export:
 
 
 def missing(plan: Plan) -> Iterator[str]:
-    """What the JSON cannot say."""
+    """Return what the JSON cannot express."""
     layout = plan.layout
     if layout.tp > 1:
         yield (

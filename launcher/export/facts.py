@@ -1,4 +1,4 @@
-"""What several targets ask of a plan."""
+"""Facts of a plan that several targets need."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def with_deepspeed(job: Job) -> bool:
 
 
 def replicas(plan: Plan) -> int:
-    """How many groups of ranks hold the same shards: 1 where ZeRO shards over all of dp × cp, or not at all."""
+    """Return the number of rank groups with the same shards: 1 if ZeRO shards over all of dp × cp, or not at all."""
     return plan.layout.replicas if plan.layout.sharding else 1
 
 

@@ -44,7 +44,7 @@ def write_folder(plan: Plan, target: Target, export: Export, folder: Path) -> No
 
 
 def readme(plan: Plan, target: Target, export: Export) -> str:
-    """What the folder is, how it is started, and what the tool has no words for."""
+    """Describe the folder, how to start it, and what the tool cannot express."""
     parts = [
         f"# {plan.job.model.name} as {plan.layout.brief()}, for {target.tool}",
         _about(plan),

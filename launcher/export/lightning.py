@@ -24,7 +24,7 @@ HYBRID = {2: "_HYBRID_SHARD_ZERO2", 3: "HYBRID_SHARD"}
 
 
 def cannot(job: Job, layout: Layout) -> Iterator[str]:
-    """What Lightning has no words for."""
+    """Return what Lightning cannot express."""
     yield from order_unknown(layout, tool="Lightning", known=("tp-cp-dp-pp",))
     yield from only(job, layout, tool="Lightning", why="has no pipeline", pp=1)
     yield from only(job, layout, tool="Lightning", why="has no context parallelism", cp=1)

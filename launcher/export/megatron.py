@@ -23,7 +23,7 @@ Flags = list[str]
 
 
 def cannot(job: Job, layout: Layout) -> Iterator[str]:
-    """What Megatron-LM has no words for, or refuses."""
+    """Return what Megatron-LM cannot express, or refuses."""
     yield from order_unknown(layout, tool="Megatron-LM", known=(USUAL, PIPELINE_FIRST))
     if layout.pp > 1 and layout.schedule not in ("1f1b", "interleaved"):
         yield f"Megatron-LM runs 1f1b, interleaved with virtual stages: set layout.schedule=1f1b, not {layout.schedule}"

@@ -81,7 +81,7 @@ def training_flags(plan: Plan) -> list[str]:
 
 
 def missing(plan: Plan) -> Iterator[str]:
-    """What the options cannot say."""
+    """Return what the options cannot express."""
     model, training = plan.job.model, plan.job.training
     if padded_vocab(plan) != model.vocab:
         yield (

@@ -51,7 +51,7 @@ def _pinned(request: LayoutRequest, pins: Mapping[str, object]) -> LayoutRequest
 
 
 def _without_defaults(settings: Settings, target: Target) -> LayoutRequest:
-    """What the user pinned, and what the cluster's default layout pins unless the target lacks it."""
+    """Return what the user pinned, and what the cluster's default layout pins unless the target lacks it."""
     defaults = settings.job.cluster.default_layout
     against = any(key in target.pins and target.pins[key] != value for key, value in defaults.items())
     return settings.options.layout if against else settings.request

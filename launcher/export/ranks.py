@@ -1,4 +1,4 @@
-"""Where a plan's ranks are: the rank file, the hosts, and the script that starts one node's ranks in that order."""
+"""Placement of a plan's ranks: the rank file, the hosts, and the script that starts one node's ranks in that order."""
 
 from __future__ import annotations
 

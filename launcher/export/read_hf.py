@@ -1,4 +1,4 @@
-"""What DeepSpeed's JSON and accelerate's YAML say of a layout."""
+"""Reads layouts from DeepSpeed's JSON and accelerate's YAML."""
 
 from __future__ import annotations
 

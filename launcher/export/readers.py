@@ -12,7 +12,7 @@ from launcher.export.reading import Reading, read_text
 
 
 def read_from(file: Path) -> Reading:
-    """What a file says of the layout that its user runs today; raises InputError where no reader takes it."""
+    """Read the layout that a user runs today from a file; raises InputError if no reader accepts it."""
     text = read_text(file)
     if text.lstrip().startswith("{"):
         return read_deepspeed(file, text)

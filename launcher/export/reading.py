@@ -1,4 +1,4 @@
-"""What a user runs today, out of another tool's files: pins of the layout, and what was not read."""
+"""What a user runs today, from another tool's files: pinned layout keys, and what was not read."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from launcher.layout.job import Job
 
 
 def order_unknown(layout: Layout, *, tool: str, known: Sequence[str]) -> Iterator[str]:
-    """Where a tool numbers its ranks in another order than the plan; axes of one rank have no place."""
+    """Return a problem if a tool numbers its ranks in another order than the plan; axes of one rank do not matter."""
     if effective(layout, layout.axis_order) not in [effective(layout, order) for order in known]:
         allowed = " or ".join(f"layout.axis_order={order}" for order in known)
         yield f"{tool} numbers ranks by {' or '.join(known)}, not by {layout.axis_order}: set {allowed}"

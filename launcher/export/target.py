@@ -1,4 +1,4 @@
-"""What an export is: files in another tool's terms, and what that tool has no words for."""
+"""The definition of an export: files in another tool's terms, and what that tool cannot express."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def write(plan: Plan) -> Export:
 
 
 def said_by_script(plan: Plan) -> str:
-    """What a starter of ranks leaves to the script."""
+    """Return what a launcher of ranks leaves to the script."""
     return (
         f"what the ranks do ({plan.layout.brief()}): the script reads the degrees from LAUNCHER_TP, _PP, _DP and _CP, "
         "the rest from plan.json, each rank's coordinate from ranks.csv"

@@ -27,7 +27,7 @@ Setting = tuple[str, object]
 
 
 def cannot(job: Job, layout: Layout) -> Iterator[str]:
-    """What torchtitan has no words for."""
+    """Return what torchtitan cannot express."""
     yield from order_unknown(layout, tool="torchtitan", known=("tp-cp-dp-pp",))
     if layout.sharding == 1:
         yield "torchtitan shards gradients and optimizer together (FSDP2): set layout.zero_stage=2, 3 or 0, not 1"

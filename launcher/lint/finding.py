@@ -1,4 +1,4 @@
-"""What a rule says, and what it is given to judge."""
+"""The findings of rules, and their input."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def fixed_rank(subject: Subject) -> Iterator[Trap]:
 
 
 def program_words(command: ShellCommand) -> tuple[str, ...]:
-    """What a command runs with its assignments; none where it only assigns."""
+    """Return what a command runs, with its assignments; None if it only assigns."""
     words = program(command)
     return () if words[:1] and words[0] in DECLARATIONS else words
 

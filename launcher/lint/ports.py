@@ -1,4 +1,4 @@
-"""Which ports an expression such as `$((10000 + SLURM_JOB_ID % 20000))` can give: interval arithmetic."""
+"""Interval arithmetic for ports: the range of an expression such as `$((10000 + SLURM_JOB_ID % 20000))`."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class BatchScript:
 
     @cached_property
     def variables(self) -> dict[str, str]:
-        """What the script sets at its top level, raw. `A+=x` counts as set to x."""
+        """The raw values that the script sets at its top level. `A+=x` counts as set to x."""
         return {name: value for command in self.commands for name, value in assignments(command).items()}
 
     @cached_property

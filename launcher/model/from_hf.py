@@ -20,7 +20,7 @@ DIFFERENT = 1e-3  # of the parameters: smaller differences are not reported
 
 @dataclass(frozen=True)
 class HfModel:
-    """What was read: keys of `model.*`, the parameters of the model itself, what the keys cannot say."""
+    """The result: keys of `model.*`, the model's own parameter count, and what the keys cannot express."""
 
     keys: Mapping[str, Any]
     parameters: int

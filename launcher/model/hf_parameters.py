@@ -1,4 +1,4 @@
-"""How many parameters a Hugging Face model has, from the numbers of its config.json."""
+"""Counts the parameters of a Hugging Face model from its config.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a token file says of itself: its header, checked without reading the tokens.
+"""The header of a token file, checked without reading the tokens.
 
 Token file, little-endian: 8 bytes magic `NVLTOKEN`, u32 version (1), u32 bytes per token (1, 2 or 4), u32 vocabulary
 (every token is below it), u32 zero, u64 number of tokens, then the tokens.

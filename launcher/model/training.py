@@ -1,4 +1,4 @@
-"""How a model is trained, as far as speed, memory and the loss depend on it. Knows no hardware and no layout."""
+"""Training settings that affect speed, memory and the loss. Independent of hardware and layout."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _requeue(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """Where the ranks run: on the bare node, or in an image through apptainer or pyxis."""
+    """The environment of the ranks: the bare node, or an image through apptainer or pyxis."""
 
     runtime: str = key("bare", choices=("bare", "apptainer", "pyxis"), meaning="what runs the container; bare: none")
     image: str | None = key(

@@ -1,4 +1,4 @@
-"""What a training software does, as frozen values with their sources."""
+"""Profiles of training software, as frozen values with their sources."""
 
 from launcher.stacks.profiles import stack_of
 from launcher.stacks.stack import Stack

@@ -16,7 +16,7 @@ def _habit(meaning: str, **rule: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class StackKeys:
-    """What is known of the software that trains; None where its profile decides."""
+    """The user's settings of the training software; None: its profile decides."""
 
     name: str = key("launcher", choices=tuple(PROFILES), meaning="software that trains; launcher: our own engines")
     year: int = key(

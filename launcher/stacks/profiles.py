@@ -412,5 +412,5 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
 
 
 def sources_of(name: str, *, year: int = CURRENT_YEAR) -> dict[str, str]:
-    """Where each habit of a profile is written."""
+    """Return the source of each property of a profile."""
     return {habit: c.source for c in PROFILES[name] if c.since <= year for habit in c.habits}

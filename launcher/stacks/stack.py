@@ -1,4 +1,4 @@
-"""What a training software does, as far as time and memory depend on it: frozen values, none inferred from a model."""
+"""Properties of training software that affect time and memory: frozen values, none inferred from a model."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Stack:
 
 
 def sum_dtype(rule: str, dtype: str) -> str:
-    """What a rule of SUM_DTYPES makes of a training dtype."""
+    """Apply a rule of SUM_DTYPES to a training dtype."""
     if rule == "fp32_from_bf16":
         return "fp32" if dtype == "bf16" else dtype
     return dtype if rule == "train" else rule

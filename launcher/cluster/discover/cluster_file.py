@@ -112,7 +112,7 @@ def gpu_file(name: str, node: NodeView, fabric: FabricView, *, here: bool, num_n
 
 
 def _seen_by_slurm(seen: int, fabric: FabricView, *, here: bool) -> list[str]:
-    """Where a node was seen with fewer GPUs than Slurm's nodes have."""
+    """Note if a node was seen with fewer GPUs than Slurm's nodes have."""
     if fabric.num_gpus is None or seen >= fabric.num_gpus.value:
         return []
     there, source = fabric.num_gpus.value, fabric.num_gpus.source

@@ -1,4 +1,4 @@
-"""What is between the nodes: how many are alike, how many share a leaf, rails and taper."""
+"""The fabric between nodes: number of nodes per kind and per leaf, rails and taper."""
 
 from __future__ import annotations
 

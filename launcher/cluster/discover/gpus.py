@@ -1,4 +1,4 @@
-"""Which entry of configs/gpu describes a card, by the names and PCI ids that tools print."""
+"""Finds the entry of configs/gpu for a card, by the names and PCI ids that tools print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node is, from everything that was seen of it: facts with their sources, and where sources disagree."""
+"""Describes a node from all observations: facts with their sources, and disagreements between sources."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def _listed_nics(sources: Sequence[Seen]) -> tuple[Fact[Nics] | None, list[str]]
 
 
 def usual_node(views: Sequence[NodeView]) -> tuple[NodeView, list[str]]:
-    """What most of the nodes are, and which ones are odd, each with what is odd about it."""
+    """Return what most nodes are, and the nodes that differ, each with its difference."""
     if len(views) == 1:
         return views[0], list(views[0].problems)
     notes = [f"{view.name}: {problem}" for view in views for problem in view.problems]

@@ -54,7 +54,7 @@ class SeenGpu:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one text says about one node; None where it says nothing.
+    """The facts of one text about one node; None: not in the text.
 
     `nvlinks`: links between two GPUs. `near`: NICs (kernel's names or bus ids) behind one PCIe switch with a GPU, of
     those that the text lists, `listed`.
