@@ -26,6 +26,7 @@ from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, read_plan, write_plan
+from launcher.planner.deepspeed_config import full_config
 from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
@@ -184,11 +185,20 @@ def check_tracker(plan: Plan) -> None:
         )
 
 
+def check_ds_config(plan: Plan) -> None:
+    """Raise InputError if train.ds_config cannot be used: with another engine, or against the plan."""
+    options, engine = plan.options.train, plan.job.training.engine
+    if options.ds_config is not None and engine != "deepspeed":
+        raise InputError(f"train.ds_config is for train.engine=deepspeed, and the engine is {engine}: leave one out")
+    full_config(plan, options)
+
+
 def check_inputs(plan: Plan) -> None:
     """Raise InputError if the gpt recipe's input files are missing or do not fit its model."""
     if plan.kind != RECIPE or plan.options.recipe.name != "gpt":
         return
     options, model = plan.options.train, plan.job.model
+    check_ds_config(plan)
     if options.data is not None:
         path = Path(options.data)
         check_fits(read_header(path), path, vocab=model.vocab, seq_len=model.seq_len)

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.config.overrides import every_key, places_of
 from launcher.errors import InputError
-from launcher.planner.options import RECIPES, RecipeOptions
+from launcher.planner.options import RECIPES, OwnRecipeOptions, RecipeOptions
 from launcher.schema import REQUIRED, Entry, names, nearest, rule_text, walk
 
 PREFACE = """\
@@ -51,7 +51,7 @@ def references() -> list[KeyReference]:
     ]
     found += [
         _reference(name, entry, f"recipe={recipe}")
-        for recipe, cls in RECIPES.items()
+        for recipe, cls in {**RECIPES, "one of your own": OwnRecipeOptions}.items()
         for name, entry in walk(cls, "recipe")
         if name not in common
     ]

@@ -14,7 +14,7 @@ from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
-from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.planner.deepspeed_config import full_config
 from launcher.planner.record import Plan
 
 CONFIG = "ds_config.json"
@@ -30,7 +30,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def write(plan: Plan) -> Export:
-    config = deepspeed_config(plan, plan.options.train)
+    config = full_config(plan, plan.options.train)
     command = [*torchrun(plan), SCRIPT, "--deepspeed", "--deepspeed_config", CONFIG]
     files = {CONFIG: json.dumps(config, indent=2) + "\n", START_FILE: node_script(plan, command), **shared_files(plan)}
     if plan.hosts:

@@ -5,10 +5,66 @@ Keys: https://www.deepspeed.ai/docs/config-json/ (DeepSpeed 0.19).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from launcher.errors import InputError
+from launcher.files import read_json
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
+
+OURS = ("optimizer", "scheduler", "tensor_parallel", "pipeline")  # the recipe's, and the layout's
+FREE = ("steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer")
+
+
+def full_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
+    """Return the plan's configuration with the user's own of train.ds_config under it.
+
+    Raises InputError with every key of the user's that contradicts the plan. A value `auto` is the plan's.
+    """
+    own = deepspeed_config(plan, options)
+    if options.ds_config is None:
+        return own
+    theirs = read_json(Path(options.ds_config), remedy="give a DeepSpeed configuration with train.ds_config=FILE")
+    if found := list(_conflicts(theirs, own, plan)):
+        raise InputError([f"train.ds_config={options.ds_config}: {conflict}" for conflict in found])
+    free = {name: theirs[name] for name in FREE if name in theirs}
+    return {**_under(theirs, own), **free}
+
+
+def _conflicts(theirs: Mapping[str, Any], own: Mapping[str, Any], plan: Plan) -> Iterator[str]:
+    layout, training = plan.layout, plan.job.training
+    for name in OURS:
+        if name in theirs:
+            yield f"{name} is the plan's and the recipe's: leave it out, and set train.* and layout.*"
+    fixed: dict[str, Any] = {**own, "train_batch_size": training.global_batch}
+    for dtype in ("bf16", "fp16"):
+        fixed[dtype] = {"enabled": training.dtype == dtype}
+    for name in FREE:
+        fixed.pop(name, None)
+    yield from _differences(theirs, fixed, "")
+    if layout.zero_stage < 3 and "stage3_gather_16bit_weights_on_model_save" in theirs.get("zero_optimization", {}):
+        yield "zero_optimization.stage3_* is for layout.zero_stage=3: leave it out, or pin that stage"
+
+
+def _differences(theirs: Mapping[str, Any], fixed: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """Every value of theirs that is another one in the plan."""
+    for name, value in theirs.items():
+        planned, full = fixed.get(name), f"{prefix}{name}"
+        if isinstance(planned, Mapping) and isinstance(value, Mapping):
+            yield from _differences(value, planned, f"{full}.")
+        elif name in fixed and value not in (planned, "auto"):
+            yield f"{full} is {value} there and {planned} in the plan: leave it out, or pin the layout that you mean"
+
+
+def _under(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values of `above`, and of `below` what is not there; `auto` is nothing."""
+    found = {name: value for name, value in below.items() if value != "auto" and name != "train_batch_size"}
+    for name, value in above.items():
+        inner = found.get(name)
+        found[name] = _under(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return found
 
 
 def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:

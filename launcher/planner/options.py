@@ -48,6 +48,9 @@ class TrainOptions:
         0, unit="steps", minimum=0,
         meaning="also keep every checkpoint at a multiple of this; 0: none",
     )  # fmt: skip
+    ds_config: str | None = key(
+        None, verbatim=True, example="ds.json", meaning="DeepSpeed configuration that train.engine=deepspeed gets too"
+    )
     resume: bool = key(True, meaning="resume from the newest good checkpoint of the run folder")
     profile: tuple[int, ...] = key(
         (), unit="steps", minimum=0, example="[10,11]",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from launcher import env
 from launcher.files import write_json
-from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.planner.deepspeed_config import full_config
 from launcher.run.folder import RunFolder
 from launcher.worker.data.batches import Batch
 from launcher.worker.engines.deepspeed_state import DeepSpeedState
@@ -32,7 +32,7 @@ from launcher.worker.parallel.process_groups import ProcessGroup, Stopwatch
 
 def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
     """Build a DeepSpeed engine for the plan; rank 0 writes deepspeed.json into the run folder."""
-    config = deepspeed_config(context.plan, context.options)
+    config = full_config(context.plan, context.options)
     if context.axes.rank == 0:
         write_json(RunFolder(context.run_dir).deepspeed_config, config)
     with quiet():
