@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,10 +12,11 @@ if TYPE_CHECKING:
     from launcher.cost import Estimate
     from launcher.layout import Layout
     from launcher.planner import Plan
+    from launcher.planner.compare import Comparison
     from launcher.planner.result import SearchResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConfiguredJob:
     """A configured job: model, cluster, and the pinned part of the layout. `launcher.Job` is this class.
 
@@ -24,6 +26,9 @@ class ConfiguredJob:
 
     overrides: tuple[str, ...]
     settings: Settings
+
+    def __repr__(self) -> str:
+        return f"Job.from_overrides({list(self.overrides)})"
 
     @classmethod
     def from_overrides(cls, overrides: Sequence[str] = ()) -> ConfiguredJob:
@@ -63,11 +68,59 @@ class ConfiguredJob:
         refuse = limits(settings.job, settings.run_options)
         return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
 
+    def why_not(self, question: str) -> str:
+        """Say why a layout, as `tp=4,pp=16`, is not the first choice; raises InputError if it is not understood."""
+        from launcher.cost.model import CostModel
+        from launcher.planner.build import limits
+        from launcher.planner.why_not import why_not
+
+        refuse = limits(self.settings.job, self.settings.run_options)
+        return why_not(self.search(), question, CostModel(self.settings.job), refuse=refuse)
+
+    def compare(self, *others: ConfiguredJob, tokens: float | None = None) -> Comparison:
+        """Compare the best plans of this job and others; `tokens`: training tokens, for days, GPU-hours and USD."""
+        from launcher.planner.compare import compare
+
+        jobs = (self, *others)
+        return compare([(" ".join(j.overrides), j.settings.job, j.settings.request) for j in jobs], tokens=tokens)
+
     def plan(self) -> Plan:
         """Return the best plan of a search over all keys that are not pinned; raises NoLayoutFits if nothing fits."""
         from launcher.planner.build import make_plan
 
         return make_plan(self.settings.job, self.settings.request, self.settings.run_options)
+
+
+def save_plan(plan: Plan, file: str | Path) -> None:
+    """Write a plan for `plan=FILE` of the commands; raises OSError if that is not possible."""
+    from launcher.planner import write_plan
+
+    write_plan(plan, Path(file))
+
+
+def load_plan(file: str | Path) -> Plan:
+    """Read a plan from its file or its run folder; raises InputError if there is none."""
+    from launcher.planner import read_plan
+    from launcher.run.folder import plan_file
+
+    return read_plan(plan_file(Path(file)))
+
+
+def export_plan(plan: Plan, *, to: str) -> Mapping[str, str]:
+    """Return the files, by name, that say a plan in another tool's terms; raises InputError if the tool cannot."""
+    from launcher.export.planning import check
+    from launcher.export.targets import target
+
+    tool = target(to)
+    check(plan, tool)
+    return tool.write(plan).files
+
+
+def report_plan(plan: Plan) -> str:
+    """Return one HTML page about a plan."""
+    from launcher.report.html import page
+
+    return page(plan)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:

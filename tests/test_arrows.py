@@ -58,7 +58,7 @@ ALLOWED = {
     "worker": LAID_OUT | {"planner", "run"},
     "report": CONFIGURED | {"run"},
     "export": CONFIGURED | {"run"},
-    "api": CONFIGURED,
+    "api": CONFIGURED | {"run", "export", "report"},
     "commands": CONFIGURED | AGENT | PLACES | {"report", "export", "preflight", "lint", "faststart", "api"},
     "cli": BASE | {"commands", "config"},
     "__init__": {"api", "errors"},
