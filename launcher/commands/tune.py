@@ -35,7 +35,9 @@ def run(invocation: Invocation) -> int:
     words = [word for word in invocation.overrides if word.split("=", 1)[0] not in ("steps", "patience")]
     settings = checked_settings(words)
     plans = _plans(settings, top=settings.options.top if "top" in own else TOP)
-    notify(f"{len(plans)} plans may be the fastest; {steps} steps of each")
+    latest = plans[0].estimate["step_time_interval_s"][1]
+    near = sum(plan.estimate["step_time_interval_s"][0] <= latest for plan in plans)
+    notify(f"{len(plans)} plans, {steps} steps of each; the intervals of {near} reach into the first one's")
     if settings.options.dry_run:
         _show([Trial(plan, None, note="not run") for plan in plans], settings, seconds=0.0)
         return 0

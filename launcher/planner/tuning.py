@@ -43,16 +43,13 @@ class Trial:
 
 
 def candidates(job: Job, request: LayoutRequest, options: RunOptions, *, top: int) -> list[Plan]:
-    """The plans that may be the fastest, the most promising first: those whose intervals begin before the best one's
-    ends, at most `top`. Raises InputError and NoLayoutFits as a search does.
+    """The `top` most promising plans, the best first: also those that the estimate is sure are slower, for a trial
+    that shows it ends early. Raises InputError and NoLayoutFits as a search does.
     """
-    model = CostModel(job)
-    result = search(job, request, top=top, model=model, refuse=limits(job, options))
-    latest = result.best.estimate.step_time_interval_s[1]
+    result = search(job, request, top=top, model=CostModel(job), refuse=limits(job, options))
     return [
         Plan(job, found.layout, estimate_data(found.estimate), (f"tried by `launcher tune` as number {i}",), options)
         for i, found in enumerate(result.candidates, 1)
-        if found.estimate.step_time_interval_s[0] <= latest
     ]
 
 

@@ -31,14 +31,12 @@ def tuned(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProce
     return done
 
 
-def test_plans_that_may_be_the_fastest_are_tried_the_best_first() -> None:
+def test_the_most_promising_plans_are_tried_the_best_first() -> None:
     found = plans()
     times = [plan.estimate["step_time_s"] for plan in found]
 
-    assert 1 < len(found) <= 6
+    assert len(found) == 6
     assert times == sorted(times)
-    latest = found[0].estimate["step_time_interval_s"][1]
-    assert all(plan.estimate["step_time_interval_s"][0] <= latest for plan in found)
     assert len({plan.layout for plan in found}) == len(found)
 
 
