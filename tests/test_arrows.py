@@ -240,3 +240,14 @@ def test_a_look_at_a_run_starts_without_planner_and_hydra(tmp_path: Path, comman
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.splitlines()[-1] == "", done.stdout + done.stderr
     assert len(done.stdout.splitlines()) > 1
+
+
+def test_a_run_imports_little_before_it_asks_the_warm_server(tmp_path: Path) -> None:
+    """Those modules that only a cold start needs are imported when there is no server."""
+    code = (
+        "import sys\nimport launcher.cli\nimport launcher.commands.run\n"
+        "print(*(name for name in sys.modules if name.startswith(\n"
+        "    ('launcher.planner', 'launcher.config', 'launcher.agent', 'launcher.local', 'hydra', 'torch'))))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout == "\n", done.stdout + done.stderr

@@ -76,12 +76,34 @@ def test_a_new_file_is_seen(ours: Path) -> None:
     assert load(["cluster=new"]).job.cluster.node.num_gpus == 8
 
 
-def test_files_of_the_users_own_are_not_kept(ours: Path, tmp_path: Path) -> None:
+def test_files_of_the_users_own_are_kept_until_one_changes_comes_or_goes(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = (ours / "cluster" / "dgx_a100_80g.yaml").read_text()
+    before = fresh(CHOICE)["cluster"]["num_nodes"]  # type: ignore[index]
     own = tmp_path / "work" / "configs" / "cluster"
     own.mkdir(parents=True)
-    (own / "dgx_a100_80g.yaml").write_text((ours / "cluster" / "dgx_a100_80g.yaml").read_text() + "\nnum_nodes: 3\n")
+    (own / "dgx_a100_80g.yaml").write_text(f"{shipped}\nnum_nodes: 3\n")
     assert folders.folders()[0] == own.parent
     assert fresh(CHOICE)["cluster"]["num_nodes"] == 3  # type: ignore[index]
+    with monkeypatch.context() as patched:
+        without_hydra(patched)
+        assert fresh(CHOICE)["cluster"]["num_nodes"] == 3  # type: ignore[index]
+    (own / "dgx_a100_80g.yaml").write_text(f"{shipped}\nnum_nodes: 4\n")
+    assert fresh(CHOICE)["cluster"]["num_nodes"] == 4  # type: ignore[index]
+    (own / "dgx_a100_80g.yaml").unlink()
+    assert fresh(CHOICE)["cluster"]["num_nodes"] == before  # type: ignore[index]
+
+
+def test_files_of_the_users_own_that_name_variables_are_not_kept(
+    ours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "work" / "configs" / "model"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("defaults: [gpt_tiny, _self_]\nname: ${oc.env:MODEL_FOLDER}\n")
+    for name in ("/a", "/b"):
+        monkeypatch.setenv("MODEL_FOLDER", name)
+        assert fresh("model=mine")["model"]["name"] == name  # type: ignore[index]
     assert not kept_files(tmp_path)
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from launcher import env
-from launcher.agent.launch import read_launch
 from launcher.commands.guard import error_document, guarded, wants_json
 from launcher.commands.invocation import Invocation
 from launcher.errors import InputError
-from launcher.faststart import overlapped_import, warm
-from launcher.faststart.overlapped_import import HandOver, Order
+from launcher.faststart import warm
 from launcher.faststart.warm import WarmRun
-from launcher.local.start import run_local
-from launcher.planner import read_plan
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner, release, this_process
+
+if TYPE_CHECKING:
+    from launcher.faststart.overlapped_import import HandOver, Order
 
 
 def run(invocation: Invocation) -> int:
@@ -37,6 +37,8 @@ def run(invocation: Invocation) -> int:
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
             return code
+    from launcher.faststart import overlapped_import  # and with it what a run needs that no server takes
+
     owner, as_json = this_process(), wants_json(invocation.overrides)
     if "dry_run=true" not in invocation.overrides and overlapped_import.possible():
         order = overlapped_import.plan_in_child(
@@ -52,6 +54,10 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
 
     `began`: when the user entered the command, if before this process started (CLOCK_MONOTONIC).
     """
+    from launcher.agent.launch import read_launch
+    from launcher.local.start import run_local
+    from launcher.planner import read_plan
+
     folder = RunFolder(order.run_folder)
     with _released(folder, this_process()) as end:
         launch = read_launch(folder.launch).settings
@@ -82,13 +88,19 @@ def _released(folder: RunFolder, owner: Owner) -> Iterator[_End]:
     try:
         yield end
         ended = "failed" if end.code else "done"
-        if end.code and read_plan(folder.present_plan).options.output == "json":
+        if end.code and _prints_json(folder):
             print(error_document("job_failed", [f"the job failed: its ranks' logs are in {folder.logs}"], end.code))
     except KeyboardInterrupt:
         ended = "interrupted"
         raise
     finally:
         release(folder, owner, ended=ended)
+
+
+def _prints_json(folder: RunFolder) -> bool:
+    from launcher.planner import read_plan
+
+    return read_plan(folder.present_plan).options.output == "json"
 
 
 def _uses_allocation(overrides: Sequence[str]) -> bool:

@@ -9,8 +9,8 @@ from launcher.commands.guard import guarded, wants_json
 from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import order as make_order
 from launcher.commands.run import start_ranks
-from launcher.faststart import warm
 from launcher.faststart.warm import GO_COLD, WarmRun
+from launcher.faststart.warm_server import serve
 from launcher.run.owner import this_process
 
 
@@ -29,7 +29,8 @@ def _plan_and_run(run: WarmRun) -> int:
 
 def main(idle_s: str, *modules: str) -> int:
     checked_settings(())  # the first composition builds tables that the next ones use: 40 ms of CPU
-    warm.serve([name for name in modules if name.strip()], idle_s=float(idle_s), work=work)
+    own = ("launcher.local.start",)  # which `launcher run` imports when it starts ranks
+    serve([*own, *(name for name in modules if name.strip())], idle_s=float(idle_s), work=work)
     return 0
 
 

@@ -164,7 +164,7 @@ def _unknown_choice(value: str, group: str, known: Sequence[str]) -> str:
 @lru_cache(maxsize=128)
 def _composed(chosen: tuple[str, ...], stamp: tuple[tuple[str, str, int], ...]) -> _Composed:
     """Compose these choices from the files as they are at `stamp`."""
-    place = kept(chosen, _index(stamp))
+    place = kept(chosen, [path for _, path, _ in stamp])
     found = place.read() if place else None
     if found is None:
         from launcher.config.composition import composed  # Hydra, which most commands can do without

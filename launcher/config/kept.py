@@ -1,9 +1,10 @@
-"""Compositions of our own files, kept for later commands: Hydra's import and one composition are 0.2 s of CPU.
+"""Compositions of configuration files, kept for later commands: Hydra's import and one composition are 0.2 s of CPU.
 
 One JSON file for each choice of files, in the user's cache folder (XDG Base Directory Specification). It has the text
 of every file that went into it, and counts only as long as each file has that text, Hydra is the same and no file was
-added. What an environment variable or a key gives is not in it: interpolations are resolved afterwards. With a
-`configs` folder of the user's own nothing is kept. A cache that cannot be written or read is a composition more.
+added. What an environment variable or a key gives is not in it: interpolations are resolved afterwards, and files of
+the user's own with `${…}` are not kept, since a defaults list may have some. A cache that cannot be written or read
+is a composition more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__, env
-from launcher.config.folders import folders
+from launcher.config.folders import is_own
 from launcher.files import write_text
 
 FOLDER = "nvlink-launcher/compositions"
@@ -46,22 +47,25 @@ class Kept:
     def write(self, config: Mapping[str, Any], files: Sequence[Path]) -> None:
         """Keep a composition, where JSON has all of it and the folder takes it."""
         with suppress(OSError, ValueError, TypeError):
-            entry = {"key": self.key, "config": config, "files": [(str(f), f.read_text("utf-8")) for f in files]}
+            texts = {file: file.read_text("utf-8") for file in files}
+            if any(is_own(file) and "${" in text for file, text in texts.items()):
+                return
+            entry = {"key": self.key, "config": config, "files": [(str(f), text) for f, text in texts.items()]}
             text = json.dumps(entry)
             if json.loads(text)["config"] == config:
                 write_text(self.file, text)
                 _prune(self.file.parent)
 
 
-def kept(chosen: Sequence[str], names: Mapping[str, Sequence[str]]) -> Kept | None:
-    """Where the composition of these choices is kept; None where none is. `names`: the files of every group."""
-    folder = _folder() if len(folders()) == 1 else None
+def kept(chosen: Sequence[str], files: Sequence[str]) -> Kept | None:
+    """Where the composition of these choices is kept; None where none is. `files`: all there are to choose from."""
+    folder = _folder()
     if folder is None:
         return None
     hydra = find_spec("hydra")
     origin = str(hydra.origin) if hydra else ""
     written = os.stat(origin).st_mtime_ns if origin else 0  # noqa: PTH116
-    key = [__version__, origin, written, str(folders()[0]), list(chosen), {g: list(n) for g, n in names.items()}]
+    key = [__version__, origin, written, list(chosen), list(files)]
     return Kept(folder / f"{zlib.crc32(json.dumps(key).encode()):08x}.json", key)
 
 
