@@ -163,8 +163,8 @@ def one_cluster() -> Iterator[Slurm]:
             ]
             slurm.testcluster("start", "--port", port, "--grace", "120", *leaves, *options)
             yield slurm
-            slurm.testcluster("stop")
         finally:
+            slurm.run(str(TESTCLUSTER), "stop", "--dir", str(folder), check=False)  # also where the caller failed
             shutil.rmtree(folder)
 
 
