@@ -1,0 +1,44 @@
+"""Real packages end alike under torchrun and under the launcher: Lightning, and the Trainer of transformers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+HERE = Path(__file__).parent
+PYTHON = [sys.executable, "-P", "-m"]
+
+
+def run_both(folder: Path, script: str, *args: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """By torchrun and by the launcher, side by side: what both said, and the files that their ranks wrote."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
+        "launcher": ["launcher.cli", "run", f"script={script}", f"run_dir={folder}/run", "launch.nproc_per_node=2",
+                     "launch.console=all", "launch.warm=never", "--"],
+    }  # fmt: skip
+    jobs = {}
+    for kind, command in commands.items():
+        (folder / kind).mkdir()
+        jobs[kind] = subprocess.Popen(
+            [*PYTHON, *command, *args], cwd=folder / kind, env=environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    said = {kind: job.communicate(timeout=400) for kind, job in jobs.items()}
+    assert {kind: job.returncode for kind, job in jobs.items()} == dict.fromkeys(jobs, 0), said
+    return {
+        kind: (said[kind][0], {path.name: path.read_text() for path in (folder / kind).glob("trained-*.json")})
+        for kind in jobs
+    }
+
+
+@pytest.mark.parametrize("script", ["trains_by_lightning.py", "trains_by_transformers.py"])
+def test_a_package_that_trains_by_itself_learns_the_same(script: str, tmp_path: Path) -> None:
+    found = run_both(tmp_path, str(HERE / script), "out")
+    assert sorted(found["torchrun"][1]) == ["trained-0.json", "trained-1.json"]
+    assert found["launcher"][1] == found["torchrun"][1]
