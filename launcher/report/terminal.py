@@ -68,7 +68,7 @@ def plans_table(
         + (["; ".join(plan.also)] if "also with" in columns else [])
         for rank, plan in enumerate(plans, 1)
     ]
-    spare = ("tok/s", "zero", "v")  # the layout and the step already contain these
+    spare = ("tok/s", "zero", "v", "fits", "schedule")  # the layout and the step already contain these
     return [*heading(result.job), *draw(columns, rows, bold=bold, width=width, spare=spare)]
 
 
