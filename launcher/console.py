@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 import time
@@ -14,6 +15,7 @@ from launcher import env
 from launcher.text import shown
 
 T = TypeVar("T")
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 PATIENCE_S = 1.0  # before progress is shown
 
 
@@ -56,7 +58,12 @@ def fitted(lines: Iterable[str], width: int | None) -> list[str]:
     """Return the lines with those that are wider than a terminal in several, between words, indented as they begin."""
     if width is None:
         return list(lines)
-    return [part for line in lines for part in (_wrapped(line, width) if len(line) > width else [line])]
+    return [part for line in lines for part in (_wrapped(line, width) if _shown_width(line) > width else [line])]
+
+
+def _shown_width(line: str) -> int:
+    """Return the columns that a line takes: what makes it bold takes none."""
+    return len(ESCAPE.sub("", line))
 
 
 def _wrapped(line: str, width: int) -> list[str]:

@@ -83,6 +83,14 @@ def test_bold_text_is_for_those_who_want_it(
     assert ("\x1b[" in text) == bold
 
 
+def test_what_makes_a_line_bold_takes_no_column() -> None:
+    assert console.fitted(["\x1b[1m12345 789\x1b[0m", "12345 7890"], 9) == [
+        "\x1b[1m12345 789\x1b[0m",
+        "12345",
+        "    7890",
+    ]
+
+
 def test_without_a_terminal_lines_stay_whole(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(COMMANDS["plan"]) == 0
     text = capsys.readouterr().out
