@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,19 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert_nothing_left(run)
 
 
+def agent_on(hosts: Hosts, name: str) -> int:
+    """The agent's process on a host: hosts share their processes and differ by their network's namespace."""
+    own = hosts.ssh(name, "readlink /proc/self/ns/net").stdout.strip()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # of a process that has ended
+            words = (folder / "cmdline").read_text().split("\0")
+            if "launcher.ssh.node" in words and (folder / "ns/net").readlink().name == own:
+                found.append(int(folder.name))
+    (agent,) = [pid for pid in found if "python" in Path(f"/proc/{pid}/exe").readlink().name]
+    return agent
+
+
 @pytest.mark.parametrize("how", ["cancel", "Ctrl-C"])
 def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(
     hosts: Hosts, start: Start, tmp_path: Path, how: str
@@ -135,8 +149,7 @@ def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint
     run = tmp_path / "again"
     job = start(run, "launch.max_restarts=1", "--", "30", "checkpoint-every=5")
     wait_for_step(run, 7, job)
-    agents = [line for line in hosts.ssh(SECOND, "ps -eo pid,args").stdout.splitlines() if "launcher.ssh.node" in line]
-    hosts.ssh(SECOND, f"kill -9 {agents[0].split()[0]}")
+    hosts.ssh(SECOND, f"kill -9 {agent_on(hosts, SECOND)}")
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert f"{SECOND} was lost (its agent was killed): dialling it again" in said

@@ -112,12 +112,12 @@ class HeldBytes:
 
     def _parts(self) -> dict[str, list[Tensor]]:
         optimizer = self._engine.optimizer
-        mains = [piece.main for piece in optimizer.pieces]
+        mains = [shard.main for shard in optimizer.shards]
         states = [t for main in mains for t in optimizer.inner.state[main].values() if t.dim()]
-        copies = [piece.main for piece in optimizer.pieces if self._engine.sharded or not piece.shares_storage]
-        grads = [t.grad for t in (*mains, *(piece.param for piece in optimizer.pieces)) if t.grad is not None]
+        copies = [shard.main for shard in optimizer.shards if self._engine.sharded or not shard.shares_storage]
+        grads = [t.grad for t in (*mains, *(shard.param for shard in optimizer.shards)) if t.grad is not None]
         whole, unreduced = self._gathered()
-        working = [] if self._engine.sharded else [local(piece.param) for piece in optimizer.pieces]
+        working = [] if self._engine.sharded else [local(shard.param) for shard in optimizer.shards]
         return {
             "parameters": working + whole,
             "gradients": [local(grad) for grad in grads] + unreduced,

@@ -63,9 +63,9 @@ def pose(plan: Plan, *, rank: int, options: TrainOptions, num_steps: int = 1, li
 
 def _states(engine: TorchEngine) -> tuple[list[Tensor], list[Tensor]]:
     """A rank's parts of its parameters, and the optimizer's main parameters and states."""
-    mains = [piece.main for piece in engine.optimizer.pieces]
+    mains = [shard.main for shard in engine.optimizer.shards]
     states = [engine.optimizer.inner.state[main].values() for main in mains]
-    return [local(piece.param) for piece in engine.optimizer.pieces], [*mains, *chain.from_iterable(states)]
+    return [local(shard.param) for shard in engine.optimizer.shards], [*mains, *chain.from_iterable(states)]
 
 
 class PosedEngine(TorchEngine):
