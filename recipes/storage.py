@@ -56,7 +56,7 @@ def counts(world_size: int) -> list[int]:
 
 
 def own_file(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank:05d}.bin"
+    return folder / f"{rank:05d}.bin"
 
 
 def measured(
