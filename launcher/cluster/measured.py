@@ -82,7 +82,7 @@ def _is_number(value: Any, kind: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSeconds:
-    """Core seconds of our torch engine on CPU ranks, besides products, memory and collectives."""
+    """Core seconds of our torch engine on CPU ranks, in addition to products, memory and collectives."""
 
     layer_s: float | None = key(
         None, name="layer_ms", scale=1e-3, unit="ms", above=0,

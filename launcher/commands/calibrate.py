@@ -210,7 +210,7 @@ def known(cluster: Cluster) -> Findings:
 
 
 def learned_from(runs: Sequence[Path], settings: Settings) -> list[str]:
-    """Calibrate the cluster by trials of plans, where they say enough; returns what to tell about it."""
+    """Calibrate the cluster by trials of plans, where they say enough; returns a line about it."""
     cluster = settings.job.cluster
     if cluster.node.gpu.kind != "cpu":
         return []  # of GPUs a step says too little about one rate or another

@@ -1,7 +1,7 @@
 """Step time on CPU ranks: the work of all of them over the cores that they share, against the critical path.
 
 A core that one rank leaves idle is another's: a bubble costs nothing while some rank has work, and overlap wins
-nothing. So ranks' core seconds are added up, collectives included, whose curves hold core seconds on CPUs. Measured on
+nothing. So ranks' core seconds are added up, collectives included: their curves hold core seconds on CPUs. Measured on
 two cores, eight ranks, a GPT of 0.9 M parameters: core seconds over cores order layouts as step times do.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from launcher.cluster.measured import Curve
 
 # Core seconds of an all-reduce's call, a rank's, with eight ranks on two cores and all groups at once: 1 KiB takes 3.0,
-# 4.7 and 9.8 ms in groups of 2, 4 and 8, a quarter of which is a rank's own (recipe collectives).
+# 4.7 and 9.8 ms in groups of 2, 4 and 8, a rank's own share is a quarter (recipe collectives).
 CALL_S = {2: 0.66e-3, 4: 1.0e-3, 8: 2.3e-3}
 CALL_SHARE = {"all_reduce": 1.0, "all_gather": 0.55, "reduce_scatter": 1.1, "all_to_all": 0.27}  # the others', of it
 SEND_S = 0.15e-3  # to send and to receive one message, whatever the group

@@ -199,7 +199,7 @@ RULES = (
     ),
     Rule(
         "tilde-in-directive", "error", tilde_in_directive,
-        "no shell reads directives: Slurm makes or looks for a folder whose name is ~.",
+        "no shell reads directives: Slurm makes or looks for a folder named ~.",
         "a path from / on, or one relative to the folder that sbatch is called in",
     ),
     Rule(

@@ -61,7 +61,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
 
 
 def close_calls(result: SearchResult) -> Iterator[str]:
-    """That the choice is closer than estimates can tell, and why it is not a layout that is estimated as faster."""
+    """Say that the choice is closer than estimates can show, and why it is not a layout that is estimated as faster."""
     best, others = result.best, result.candidates[1:]
     fastest = min(others, key=lambda candidate: candidate.estimate.step_time_s)
     lead = best.estimate.step_time_s / fastest.estimate.step_time_s - 1

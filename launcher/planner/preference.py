@@ -1,4 +1,4 @@
-"""What a layout must win by to be chosen: of layouts that estimates cannot tell apart, the one that is easier to trust.
+"""The lead that makes a layout the choice: of layouts that estimates cannot distinguish, the easier one to trust wins.
 
 Handicaps are shares of the step. They are ours, and smaller than what estimates are sure of (`NOISE`): they decide
 between layouts that are as good as equal, and no other. None is below zero, so that a lower bound of the time is also
@@ -12,7 +12,7 @@ from math import log2
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
-# Layouts of one model on one cluster whose estimates differ by less are not told apart: in 15 published sweeps the
+# Layouts of one model on one cluster whose estimates differ by less are not distinguished: in 15 published sweeps the
 # layout that estimates pick is slower than the best measured one by 0.2 % in the median, and by more than 2 % in five.
 NOISE = 0.02
 SHORT_SEQUENCE = 16384  # tokens, below which context parallelism is not worth its moving parts

@@ -1,4 +1,4 @@
-"""provenance.json and code.diff: what a run was started by, and of which code, so that it can be repeated.
+"""provenance.json and code.diff: the command that started a run and its code, so that it can be repeated.
 
 The command's words, the commit of the code that it was started in with what differed from it, and the versions of the
 packages. Where there is no git, or it takes too long, the commit is not known.

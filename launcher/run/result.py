@@ -132,7 +132,7 @@ def is_finished(file: Path) -> bool:
 
 
 def written_at(file: Path) -> int | None:
-    """When a result was written, by which a later one is told from it; None where there is none."""
+    """Return when a result was written, which distinguishes it from a later one; None if there is none."""
     try:
         return file.stat().st_mtime_ns
     except OSError:

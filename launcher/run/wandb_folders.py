@@ -1,7 +1,7 @@
 """Where wandb keeps a job's runs on this machine, and which of them is to be uploaded. No wandb is imported.
 
 Each start of a job that is offline makes a folder `offline-run-TIME-ID` with the job's own id. It has every step, those
-of earlier starts too: the newest stands for the job, and an upload of an older one would replace it.
+of earlier starts too: the newest represents the job, and an upload of an older one would replace it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from launcher.slurm.tiling import orders
 from launcher.slurm.traffic import NodeTraffic
 
 EXACT_LIMIT = 100_000  # assignments; branch and bound visits far fewer
-BUDGET_S = 2.0  # of CPU, for a job whose GPUs wait
+BUDGET_S = 2.0  # of CPU, while the job's GPUs wait
 MAX_DEPTH = 16
 SMALL = 512  # hosts: above, exchanges from other starts take too long
 OTHER_STARTS = 32

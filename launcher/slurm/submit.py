@@ -66,7 +66,7 @@ def checked_cluster(other: Cluster, plan: Plan, settings: SlurmSettings) -> Clus
     if other.node.num_gpus != asked:
         raise InputError(
             f"launch.gpu_clusters: {other.name} has {other.node.num_gpus} GPUs per node, but the job asks every node "
-            f"for {asked}: name a cluster file whose nodes have {asked}"
+            f"for {asked}: name a cluster file with nodes that have {asked}"
         )
     return replace(other, node=replace(other.node, cores=cpus_per_task(plan, settings)))
 
@@ -103,7 +103,7 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
 
 
 def _uses_session(plan: Plan) -> bool:
-    """Whether a script takes our session, whose checkpoints count as progress."""
+    """Return whether a script uses our session: its checkpoints count as progress."""
     own = plan.options.program
     try:
         return own is not None and b"launcher.worker" in Path(own.target).read_bytes()

@@ -38,7 +38,7 @@ OF_THIS_HOST = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """What a host is told first. `files`: name in the run folder → content, where the folder is not shared."""
+    """The first message to a host. `files`: name in the run folder → content, where the folder is not shared."""
 
     node: int
     name: str

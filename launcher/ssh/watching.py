@@ -93,7 +93,7 @@ class HostsWatch:
     connections: Sequence[Connection]
     restarts: int
     redial_s: float  # for so long a lost host is tried again
-    tell: Callable[[str], None]
+    notify: Callable[[str], None]
     signals: list[int] = field(default_factory=list)
     _passed_on: int = 0
     _alive_at: float = 0.0
@@ -176,9 +176,9 @@ class HostsWatch:
         elif self.restarts:
             self.restarts -= 1
             connection.lost_at = time.monotonic()
-            self.tell(f"{name} was lost ({why}): dialling it again for {self.redial_s:g} s")
+            self.notify(f"{name} was lost ({why}): dialling it again for {self.redial_s:g} s")
         else:
-            self.tell(f"{name} was lost ({why}): ending the run; launch.max_restarts=N would dial it again")
+            self.notify(f"{name} was lost ({why}): ending the run; launch.max_restarts=N would dial it again")
             self._end_all()
 
     def _dial_again(self, connection: Connection) -> None:
@@ -189,7 +189,7 @@ class HostsWatch:
             self._finish(1)
         elif now > since + self.redial_s:
             connection.lost_at = None
-            self.tell(f"{connection.hello.name} did not come back within {self.redial_s:g} s: ending the run")
+            self.notify(f"{connection.hello.name} did not come back within {self.redial_s:g} s: ending the run")
             self._end_all()
         elif now > connection.dialled_at + DIAL_EVERY_S:
             connection.dial()

@@ -174,7 +174,7 @@ def test_a_run_with_a_stale_runtime_folder_goes_to_its_end(tmp_path: Path) -> No
     done = call(tmp_path, *words, XDG_RUNTIME_DIR="/nowhere/at/all")
     assert_sound(done, 0)
     assert b"hello" in done.stdout
-    assert done.stderr.count(b"no warm server is looked for") == 1
+    assert done.stderr.count(b"the warm server is not used") == 1
 
 
 def test_a_home_of_nobody_is_no_file(tmp_path: Path) -> None:
