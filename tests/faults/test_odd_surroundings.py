@@ -161,7 +161,7 @@ def test_a_runtime_folder_that_is_not_fit_makes_the_run_start_cold_with_one_line
         pytest.skip("only root can give a folder to another user")
     assert not warm.may_listen()
     said = capsys.readouterr().err
-    assert said.startswith("launcher: no warm server is looked for")
+    assert said.startswith("launcher: the warm server is not used")
     assert said.count("\n") == 1
     with pytest.raises(LauncherError):
         warm.socket_path()
