@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from ssh_hosts import NAMES, ROOT, Hosts
 
+from launcher import process
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SECRET = "0123456789abcdef0123456789abcdef01234567"
@@ -100,16 +102,17 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert_nothing_left(run)
 
 
-def agent_on(hosts: Hosts, name: str) -> int:
+def agent_in(network: str) -> int:
     """The agent's process on a host: hosts share their processes and differ by their network's namespace."""
-    own = hosts.ssh(name, "readlink /proc/self/ns/net").stdout.strip()
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # of a process that has ended
             words = (folder / "cmdline").read_text().split("\0")
-            if "launcher.ssh.node" in words and (folder / "ns/net").readlink().name == own:
+            if "launcher.ssh.node" in words and (folder / "ns/net").readlink().name == network:
                 found.append(int(folder.name))
-    (agent,) = [pid for pid in found if "python" in Path(f"/proc/{pid}/exe").readlink().name]
+    pythons = [pid for pid in found if "python" in Path(f"/proc/{pid}/exe").readlink().name]
+    below = {child for pid in pythons for child in process.descendants(pid)}
+    (agent,) = set(pythons) - below
     return agent
 
 
@@ -147,9 +150,10 @@ def test_a_killed_agent_is_started_again_and_the_run_goes_on_from_its_checkpoint
     hosts: Hosts, start: Start, tmp_path: Path
 ) -> None:
     run = tmp_path / "again"
+    network = hosts.ssh(SECOND, "readlink /proc/self/ns/net").stdout.strip()
     job = start(run, "launch.max_restarts=1", "--", "30", "checkpoint-every=5")
     wait_for_step(run, 7, job)
-    hosts.ssh(SECOND, f"kill -9 {agent_on(hosts, SECOND)}")
+    os.kill(agent_in(network), signal.SIGKILL)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0, said
     assert f"{SECOND} was lost (its agent was killed): dialling it again" in said
