@@ -17,6 +17,7 @@ from launcher.slurm.allocation import lost_nodes, removed_nodes
 SRUN_LISTENS_S = 3.0  # a signal before srun has set up its handlers would kill it
 POLL_S = 0.5
 SETTLE_S = 5.0  # after one agent has failed, the others end within this time
+ENDED = {"failed", "stopped"}  # Slurm stops the agents that are left in an allocation that has lost a node
 ASK_EVERY_S = 15.0  # interval of requests to slurmctld
 STOP_S = 10.0  # time for srun to end its tasks
 
@@ -52,8 +53,8 @@ class StepWatch:
     """One step of agents, watched until srun ends.
 
     srun waits for the tasks of a dead node until Slurm ends the job, and with spares (sbatch --no-kill) even longer. So
-    the nodes are checked once an agent has failed; and for a job with spares Slurm is asked periodically, because a
-    silent node does not make an agent fail.
+    the nodes are checked once an agent has failed or was stopped; for a job with spares Slurm is asked periodically,
+    because a silent node does not make an agent fail.
     """
 
     process: subprocess.Popen[bytes]
@@ -88,7 +89,7 @@ class StepWatch:
             end(self.process)
 
     def _lost_nodes(self, now: float) -> Sequence[str]:
-        if self._failed_at is None and "failed" in states_in_words(self.folder, num_nodes=len(self.hosts)):
+        if self._failed_at is None and ENDED & set(states_in_words(self.folder, num_nodes=len(self.hosts))):
             self._failed_at = now
         if self._failed_at is not None and now > self._failed_at + SETTLE_S:
             self._failed_at = now  # checked again as long as srun does not end

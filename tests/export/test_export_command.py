@@ -77,7 +77,7 @@ def test_what_is_missing_is_reported_on_standard_error(capsys: pytest.CaptureFix
     assert main(["export", *DGX, "layout.tp=2", "layout.zero_stage=3", "to=accelerate"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("compute_environment")
-    assert "to=accelerate has no words for the micro batch" in err
+    assert "to=accelerate cannot express the micro batch" in err
 
 
 @pytest.mark.parametrize("name", PLANNED)

@@ -44,7 +44,9 @@ class Tracker:
             self._keep_going(lambda sink=sink: sink.log(metrics))  # type: ignore[misc]
 
     def close(self) -> None:
-        for sink in self._sinks:
+        """Close the sinks, once: a recipe may close its session before the session's block ends."""
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
             self._keep_going(sink.close)
 
     def _keep_going(self, work: Callable[[], None]) -> None:
