@@ -276,7 +276,7 @@ def test_devices_are_counted_as_cuda_counts_them(value: str) -> None:
 def test_fewer_visible_gpus_than_the_job_wants_are_a_problem() -> None:
     node = cluster().node
     found = gpu_findings(node, site().run, torch_cuda="12.8", visible=4)
-    assert "CUDA_VISIBLE_DEVICES shows 4 GPUs, and the job wants 8" in problems(found)[0]
+    assert "CUDA_VISIBLE_DEVICES shows 4 GPUs, but the job wants 8" in problems(found)[0]
     assert problems(gpu_findings(node, site().run, torch_cuda="12.8", ranks=4, visible=4)) == []
 
 

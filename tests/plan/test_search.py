@@ -201,7 +201,7 @@ def test_a_risk_is_better_than_no_plan_and_is_named() -> None:
     tight = with_memory(some_job, int(least * 1.03 + 0.26 * GIB))
     found = search(tight, LayoutRequest(), top=3)
     assert found.best.estimate.fit_probability < 0.95
-    assert any("it fits with a chance of" in line for line in reasons(found, CostModel(tight))[0])
+    assert any("it fits with a probability of" in line for line in reasons(found, CostModel(tight))[0])
 
 
 def test_a_limit_of_memory_is_kept_or_the_least_that_is_needed_is_named() -> None:
