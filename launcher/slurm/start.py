@@ -74,18 +74,21 @@ class ShellDriver(Driver):
         return subprocess.Popen(argv, env=variables, start_new_session=True, preexec_fn=follow)
 
     def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
-        self._note(ledger.END, code=outcome.code, why=_why(outcome, state, stopped=signals.stop > 0))
+        why = _why(outcome, state, stopped=signals.stop > 0)
+        self._note(ledger.END, code=outcome.code, why=why)
+        if outcome.code:
+            notify(f"the run ended: {why}")
         return outcome.code
 
 
 def _why(outcome: Outcome, state: JobState, *, stopped: bool) -> str:
     if outcome.code == 0:
         return "the run is complete"
+    if outcome.lost_nodes:  # with which Slurm ends the allocation, too
+        return f"{', '.join(outcome.lost_nodes)} no longer answered"
     if state.ending:
         return "the allocation ended"
-    if stopped:
-        return "stopped from its terminal, or by `launcher cancel`"
-    return f"{', '.join(outcome.lost_nodes)} no longer answered" if outcome.lost_nodes else "the job failed by itself"
+    return "stopped from its terminal, or by `launcher cancel`" if stopped else "the job failed by itself"
 
 
 def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
