@@ -128,7 +128,8 @@ class HostsWatch:
         return 1 if self._result is None else self._result
 
     def _goes_on(self) -> bool:
-        return any(c.runs or (c.lost_at is not None and self._result is None) for c in self.connections)
+        """Whether a host's end is still to come or to be looked at, or a lost host to be dialled."""
+        return any(c.process is not None or (c.lost_at is not None and self._result is None) for c in self.connections)
 
     def _say_alive(self) -> None:
         if time.monotonic() < self._alive_at:

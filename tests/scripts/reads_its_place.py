@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -18,6 +19,8 @@ def main() -> None:
     names = sorted(name for name in os.environ if name.startswith(("TORCHELASTIC", "MASTER")))
     names.remove("TORCHELASTIC_SIGNALS_TO_HANDLE") if "TORCHELASTIC_SIGNALS_TO_HANDLE" in names else None  # torchrun's
     Path(f"place-{os.environ['RANK']}.json").write_text(json.dumps({**place, "names": names}))
+    while not Path(f"place-{1 - int(place['RANK'])}.json").exists():  # the first failure ends the other rank
+        time.sleep(0.05)
     if "fail" in sys.argv:
         raise ValueError("noted by record")
 
