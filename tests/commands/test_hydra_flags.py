@@ -67,9 +67,9 @@ def test_a_folder_of_files_comes_before_all_others(site: Path, monkeypatch: pyte
     assert load(["cluster=mine"]).job.cluster.name == "other"  # and it is gone again
 
 
-def test_a_folder_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--config-dir", "/nowhere"]) == 2
-    assert "config_dir=/nowhere is not a folder" in capsys.readouterr().err
+def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config-dir", str(tmp_path / "nowhere")]) == 2
+    assert f"config_dir={tmp_path / 'nowhere'} is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_a_start_and_the_preflight_name_the_lock(tmp_path: Path) -> None:
 
     def said(*words: str) -> str:
         command = [sys.executable, "-m", "launcher.cli", *words]
-        environment = {**os.environ, "XDG_CACHE_HOME": "/nowhere", "TORCH_EXTENSIONS_DIR": str(tmp_path)}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         return done.stdout + done.stderr
 
