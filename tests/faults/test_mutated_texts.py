@@ -24,6 +24,7 @@ NINES = "9" * 5000
 
 @pytest.mark.parametrize("target", text_targets.targets(), ids=lambda target: target.name)
 def test_a_reader_reads_its_texts_as_they_are(target: text_targets.Target, tmp_path: Path) -> None:
+    """A reader raises for a text that it refuses: what is damaged afterwards must have been a text that it reads."""
     for text in target.texts:
         target.read(text, tmp_path)
 
