@@ -34,7 +34,7 @@ def train() -> None:
     with session.start() as run:
         explain(run)
         batches = open_batches(run)
-        engine = build_engine(EngineContext(run.plan, run.options, run.axes, run.device, run.run_dir))
+        engine = build_engine(EngineContext(run.plan, run.options, run.axes, run.device, run.run_dir, run.spans))
         run.say(f"ready to train {time.monotonic() - run.started_at:.1f} s after the rank's start")
 
         # Resume at the step after the checkpoint, which any layout may have saved.
@@ -100,11 +100,13 @@ def one_step(run: session.Session, engine: Engine, batches: BatchSource, progres
     """Train on batch `step`, log its numbers, and save a checkpoint if it is due."""
     options = run.options
     begin = time.perf_counter()
-    batch = batches(step)
-    loaded = time.perf_counter()
-    lr = options.lr_at(step)
-    with profiled(step + 1, rank=run.rank, options=options, run_dir=run.run_dir):
-        result = engine.train_step(batch, lr=lr)
+    with run.spans.step(step + 1):
+        with run.spans.span("data"):
+            batch = batches(step)
+        loaded = time.perf_counter()
+        lr = options.lr_at(step)
+        with profiled(step + 1, rank=run.rank, options=options, run_dir=run.run_dir):
+            result = engine.train_step(batch, lr=lr)
     step_s = time.perf_counter() - begin
     tokens_per_s, mfu = throughput(run.plan, step_s=step_s)
     numbers = StepMetrics(

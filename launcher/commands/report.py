@@ -1,35 +1,54 @@
-"""`launcher report`: write one HTML page about a run, into its folder, or about a plan."""
+"""`launcher report`: write one HTML page about a run, into its folder, or about a plan; or its schedule as a trace."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launcher.commands.common import plan_of
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, named_run, options, run_folder, says_json
+from launcher.errors import InputError
 from launcher.files import write_text
+from launcher.planner import read_plan
 from launcher.report.html import page, run_page
+from launcher.report.trace import trace
 from launcher.run.folder import RunFolder
+from launcher.run.spans import read_spans
 
 
 def run(invocation: Invocation) -> int:
     words = invocation.overrides
     if words and OVERRIDE.match(words[0]):
-        path, text = _page_of_plan([word for word in words if not word.startswith("output=")])
+        path, text = _of_plan([word for word in words if not word.startswith("output=")])
     else:
         name, rest = named_run(words, command="report")
-        folder = run_folder(name)
-        path, text = Path(options(rest, allowed=["file", "output"]).get("file", folder.report)), run_page(folder)
+        path, text = _of_run(run_folder(name), options(rest, allowed=["file", "trace", "output"]))
     as_json = says_json(dict(word.split("=", 1) for word in words if word.startswith("output=")))
     write_text(path, text)
     print(json.dumps({"file": str(path), "bytes": len(text.encode())}) if as_json else path)
     return 0
 
 
-def _page_of_plan(words: Sequence[str]) -> tuple[Path, str]:
-    """Return the page of a plan (of overrides or `plan=`) and its file (`file=`, or in the current folder)."""
-    files = [word.partition("=")[2] for word in words if word.startswith("file=")]
-    plan = plan_of([word for word in words if not word.startswith("file=")])
-    return Path(files[-1]) if files else RunFolder(Path()).report, page(plan)
+def _of_run(folder: RunFolder, wanted: Mapping[str, str]) -> tuple[Path, str]:
+    """Return the page of a run, or its trace, and the file for it."""
+    if "trace" in wanted:
+        return _trace_file(wanted), trace(read_plan(folder.present_plan), read_spans(folder.spans))
+    return Path(wanted.get("file", folder.report)), run_page(folder)
+
+
+def _of_plan(words: Sequence[str]) -> tuple[Path, str]:
+    """Return the page of a plan (of overrides or `plan=`), or its trace, and the file (default: in this folder)."""
+    own = [word for word in words if word.startswith(("file=", "trace="))]
+    wanted = dict(word.split("=", 1) for word in own)
+    plan = plan_of([word for word in words if word not in own])
+    if "trace" in wanted:
+        return _trace_file(wanted), trace(plan, [])
+    return Path(wanted.get("file", RunFolder(Path()).report)), page(plan)
+
+
+def _trace_file(wanted: Mapping[str, str]) -> Path:
+    if "file" in wanted or not wanted["trace"]:
+        raise InputError("trace=FILE names the file of the trace, in place of the page: give it a name, and no file=")
+    return Path(wanted["trace"])

@@ -212,10 +212,15 @@ COMMANDS = {
     ),
     "report": CommandEntry(
         "report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides",
-        takes=("plan",), options={"file=FILE": "where the page goes"}, groups=RUN_GROUPS, of_run=True,
+        takes=("plan",), groups=RUN_GROUPS, of_run=True,
+        options={
+            "file=FILE": "where the page goes",
+            "trace=FILE": "in place of the page: the schedule for ui.perfetto.dev, predicted and as recorded",
+        },
         examples={
             "launcher report cluster=dgx_a100_80g model=llama2_7b": "the best plan and its alternatives: report.html",
             "launcher report runs/mine": "a run: what was predicted, what was measured",
+            "launcher report runs/mine trace=steps.json": "its schedule, predicted and as the ranks recorded it",
         },
     ),
     "keys": CommandEntry(

@@ -57,6 +57,13 @@ class TrainOptions:
         meaning="steps that the torch profiler traces into the run folder",
     )  # fmt: skip
     profile_ranks: tuple[int, ...] = key((0,), unit="ranks", minimum=0, example="[0,8]", meaning="ranks to profile")
+    spans: tuple[int, ...] = key(  # the first after the warm-up
+        (4, 5), unit="steps", minimum=0, example="[10,11]",
+        meaning="steps whose forward, backward, collectives and optimizer `launcher report RUN trace=FILE` shows",
+    )  # fmt: skip
+    span_ranks: tuple[int, ...] = key(
+        (), unit="ranks", minimum=0, example="[0,8]", meaning="ranks that record them; []: those of the first pipeline"
+    )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TrainOptions:

@@ -114,11 +114,11 @@ class Pipeline:
         return {"ranks": ranks, "boxes": drawn, "end": round(self.end + after, 3), "unit_s": self.unit_s}
 
 
-def pipeline(plan: Plan) -> Pipeline:
+def pipeline(plan: Plan, *, max_boxes: int = MAX_BOXES) -> Pipeline:
     """Return the schedule of a step, scaled to the estimated duration."""
     layout, time = plan.layout, plan.estimate["time"]
     total = layout.num_micro_batches(plan.job.training.global_batch)
-    most = max(2 * layout.pp, MAX_BOXES // (2 * layout.pp * layout.virtual_stages) // layout.pp * layout.pp)
+    most = max(2 * layout.pp, max_boxes // (2 * layout.pp * layout.virtual_stages) // layout.pp * layout.pp)
     shown = min(total, most)
     boxes = timeline(
         layout.schedule,

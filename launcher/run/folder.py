@@ -7,6 +7,7 @@ config.yaml      the composed configuration, for people         nodes/         t
 ledger.jsonl     times of events (ledger.py)                    metrics.jsonl  one line per step (metrics.py)
 result.json      the recipe's result (result.py)                checkpoints/   (checkpoints.py)
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
+spans/         what ranks did in some steps (spans.py)
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
 provenance.json  by what and from which code it was started (provenance.py), with code.diff
@@ -171,6 +172,13 @@ class RunFolder:
 
     def trace(self, *, step: int, rank: int) -> Path:
         return self.path / "traces" / f"step-{step:06d}-rank-{rank:05d}.json"
+
+    @property
+    def spans(self) -> Path:
+        return self.path / "spans"
+
+    def span_file(self, *, step: int, rank: int) -> Path:
+        return self.spans / f"step-{step:06d}-rank-{rank:05d}.json"
 
     def inner(self, name: str) -> RunFolder:
         """The folder of an auxiliary run, such as a measurement before the start."""

@@ -29,6 +29,7 @@ from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
 from launcher.worker.checkpoint.saver import CheckpointManager, State
+from launcher.worker.metrics.span_recorder import SpanRecorder
 from launcher.worker.metrics.tracking import Tracker, make_tracker
 from launcher.worker.parallel.mesh import Axes, build_mesh
 from launcher.worker.placement import Place, check_gathered, check_place
@@ -94,6 +95,13 @@ class Session:
         """Checkpoints in the run folder; the first use is collective."""
         return CheckpointManager(self.folder.checkpoints, plan=self.plan, options=self.options)
 
+    @cached_property
+    def spans(self) -> SpanRecorder:
+        """Records what this rank does in the steps of `train.spans`."""
+        return SpanRecorder.of(
+            self.options, grid=self.plan.grid, rank=self.rank, device=self.device, run_dir=self.run_dir
+        )
+
     def resume(self, state: State) -> int:
         """Load the newest good checkpoint of the run folder into `state`; returns its step, 0 at a fresh start."""
         step = self.checkpoints.restore(state) if self.options.resume else 0
@@ -114,6 +122,8 @@ class Session:
         """Finish pending writes and leave the process group."""
         if "checkpoints" in self.__dict__:
             self.checkpoints.close()
+        if "spans" in self.__dict__:
+            self.spans.close()
         if "tracker" in self.__dict__:
             self.tracker.close()
         self.pulse.close()

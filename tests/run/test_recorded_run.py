@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from report.trace_format import assert_named_and_nested, events_of
 
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder
@@ -45,6 +46,33 @@ def test_the_report_shows_what_was_measured(ran: tuple[RunFolder, subprocess.Com
     assert "not measured" not in page
     assert format_seconds(measured) in page
     assert '"id":"curve-loss","x":"step","xs":[1,2,3,4,5]' in page
+
+
+def test_the_trace_has_the_predicted_and_the_recorded_schedule_side_by_side(
+    ran: tuple[RunFolder, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = ran
+    found = json.loads(launcher("report", "five", "trace=t.json", "output=json", cwd=folder.path.parent).stdout)
+    text = (folder.path.parent / found["file"]).read_text()
+    events = events_of(text)
+    assert_named_and_nested(events)
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert [names[pid].split(":")[0] for pid in sorted(names)] == ["predicted", "measured", "measured"]
+    plan, steps = read_plan(folder.plan), {step.step: step for step in read_steps(folder.metrics)}
+    micro_batches = plan.layout.num_micro_batches(plan.job.training.global_batch)
+    wanted = sorted((kind, stage, i) for kind in "FB" for stage in range(2) for i in range(micro_batches))
+    boxes = [e for e in events if e["ph"] == "X"]
+    for pid in names:  # the prediction, and the steps 4 and 5
+        mine = [e for e in boxes if e["pid"] == pid]
+        passes = [(e["cat"], e["args"]["stage"], e["args"]["micro_batch"]) for e in mine if e["cat"] in "FB"]
+        assert sorted(passes) == wanted
+        measured = steps.get(pid - 1)
+        if measured is not None and measured.step_s is not None:
+            first = [e for e in mine if e["tid"] == 0]
+            assert 0.5 * measured.step_s < max(e["ts"] + e["dur"] for e in first) / 1e6 <= measured.step_s
+    for step in (4, 5):  # a stage's forward follows that of the stage before it, by the clock of the machine
+        ends = {e["tid"]: e["ts"] + e["dur"] for e in boxes if e["pid"] == step + 1 and e["name"] == "forward 0"}
+        assert ends[0] < ends[1]
 
 
 def test_status_shows_the_last_step_and_the_measured_time(

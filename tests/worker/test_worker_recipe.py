@@ -12,6 +12,7 @@ import pytest
 
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import read_steps
+from launcher.run.spans import read_spans
 
 LAUNCHER = [sys.executable, "-c", "from launcher.cli import main; raise SystemExit(main())", "run", "tracking=none"]
 TWO_RANKS = [
@@ -65,11 +66,23 @@ def test_a_run_ends_with_its_document_resumes_by_itself_and_profiles(tmp_path: P
 @pytest.mark.slow
 def test_the_deepspeed_engine_trains_the_same_and_keeps_its_json(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed")
-    torch_run = document(launch(tmp_path / "torch", "train.steps=3"))
-    deepspeed_run = document(launch(tmp_path / "deepspeed", "train.steps=3", "train.engine=deepspeed"))
+    torch_run = document(launch(tmp_path / "torch", "train.steps=3", "train.spans=[2]"))
+    words = ["train.steps=3", "train.spans=[2]", "train.engine=deepspeed"]
+    deepspeed_run = document(launch(tmp_path / "deepspeed", *words))
     assert deepspeed_run["losses"]["all"] == pytest.approx(torch_run["losses"]["all"], abs=1e-4)
     kept = json.loads((tmp_path / "deepspeed" / "deepspeed.json").read_text())
     assert kept["zero_optimization"]["stage"] == deepspeed_run["layout"]["zero_stage"] == 1
+    passes = [
+        {
+            (r.rank, s.kind, s.stage, s.micro_batch)
+            for r in read_spans(RunFolder(tmp_path / engine).spans)
+            for s in r.spans
+        }
+        for engine in ("torch", "deepspeed")
+    ]
+    of_passes = [{span for span in found if span[1] in ("F", "B", "optimizer")} for found in passes]
+    assert of_passes[0] == of_passes[1]
+    assert {span[0] for span in of_passes[0]} == {0, 1}
 
 
 SCRIPT = """

@@ -40,7 +40,7 @@ def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
         deepspeed.init_distributed(dist.get_backend(), verbose=False)
         pipelined = context.plan.layout.pp > 1
         if pipelined:
-            from launcher.worker.engines.deepspeed_pipeline import pipeline_module
+            from launcher.worker.engines.deepspeed_pipeline import pipeline_module, record_passes
 
             module = pipeline_module(context)
         else:
@@ -51,6 +51,8 @@ def build_deepspeed_engine(context: EngineContext) -> DeepSpeedEngine:
         optimizer = make_inner(context.plan.job.training.optimizer, groups, context.options)
         mpu = None if pipelined else Mpu(context.axes)
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, mpu=mpu)
+        if pipelined:
+            record_passes(engine, context)
     return DeepSpeedEngine(engine, context)
 
 
@@ -90,10 +92,13 @@ class DeepSpeedEngine:
 
     def _accumulated(self, parts: list[tuple[Tensor, Tensor]]) -> float:
         total = torch.zeros((), device=self._context.device)
-        for ids, targets in parts:
-            loss = mean_loss(self.inner(ids), targets, self._context.axes, vocab=self._context.plan.job.model.vocab)
-            self.inner.backward(loss)
-            with self._stepping:
+        spans, vocab = self._context.spans, self._context.plan.job.model.vocab
+        for number, (ids, targets) in enumerate(parts):
+            with spans.span("F", stage=0, micro_batch=number):
+                loss = mean_loss(self.inner(ids), targets, self._context.axes, vocab=vocab)
+            with spans.span("B", stage=0, micro_batch=number):
+                self.inner.backward(loss)
+            with spans.span("optimizer"), self._stepping:
                 self.inner.step()
             total += loss.detach()
         dist.all_reduce(total)

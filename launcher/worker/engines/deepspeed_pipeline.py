@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from itertools import count
 from typing import Any
 
 import torch
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
+from deepspeed.runtime.pipe import schedule
 from deepspeed.runtime.pipe.topology import ProcessTopology
 from torch import Tensor, nn
 
@@ -128,6 +131,36 @@ def layer_specs(context: EngineContext) -> tuple[list[LayerSpec], list[LayerSpec
         else Spec(lambda: filled(VocabHead(model.hidden, model.vocab, axis=axis), "head."))
     ]
     return before, blocks, after
+
+
+# What DeepSpeed's pipeline does to run a step, as kinds of spans.
+PASSES = {
+    schedule.ForwardPass: "F",
+    schedule.BackwardPass: "B",
+    schedule.ReduceTiedGrads: "dp",
+    schedule.ReduceGrads: "dp",
+    schedule.OptimizerStep: "optimizer",
+}
+
+
+def record_passes(engine: Any, context: EngineContext) -> None:
+    """Let an engine note what it does as spans. It passes no numbers of micro-batches, and takes them in order."""
+    stage, spans = context.axes.coordinate["pp"], context.spans
+    total = context.plan.layout.num_micro_batches(context.plan.job.training.global_batch)
+
+    def noted(kind: str, run: Callable[..., Any]) -> Callable[..., Any]:
+        turn = count()
+
+        @wraps(run)
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            place = {"stage": stage, "micro_batch": next(turn) % total} if kind in ("F", "B") else {}
+            with spans.span(kind, **place):
+                return run(*args, **kwargs)
+
+        return noting
+
+    steps = engine._INSTRUCTION_MAP
+    engine._INSTRUCTION_MAP = {**steps, **{step: noted(kind, steps[step]) for step, kind in PASSES.items()}}
 
 
 def topology(axes: Axes) -> ProcessTopology:

@@ -13,6 +13,7 @@ import torch
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 from launcher.worker.data.batches import Batch
+from launcher.worker.metrics.span_recorder import SpanRecorder
 from launcher.worker.model.init import InitialWeights
 from launcher.worker.parallel.mesh import Axes
 
@@ -53,6 +54,7 @@ class EngineContext:
     axes: Axes
     device: torch.device
     run_dir: Path
+    spans: SpanRecorder = field(default_factory=SpanRecorder)  # by default of no step
 
     @cached_property
     def weights(self) -> InitialWeights:

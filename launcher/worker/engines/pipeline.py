@@ -18,6 +18,7 @@ from torch.distributed.pipelining import (
 
 from launcher.layout import Layout
 from launcher.model import Model
+from launcher.worker.metrics.span_recorder import SpanRecorder
 from launcher.worker.model.loss import vocab_range
 from launcher.worker.model.transformer import StageShape
 from launcher.worker.parallel.parallelize import shards_messages
@@ -52,6 +53,7 @@ class InFlightStage(PipelineStage):
     """
 
     watch: Stopwatch
+    spans: SpanRecorder
 
     def _setup_forward_recv_info(self, num_microbatches: int, has_backward: bool) -> None:
         with self._without_bytes():
@@ -71,20 +73,20 @@ class InFlightStage(PipelineStage):
         return super().get_bwd_recv_ops(bwd_chunk_id)
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
-        with self.watch:
+        with self.spans.span("F", stage=self.stage_index, micro_batch=fwd_chunk_id), self.watch:
             output = super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
         self._place(self.args_recv_info[fwd_chunk_id], META)
         return output
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
-        with self.watch:
+        with self.spans.span("B", stage=self.stage_index, micro_batch=bwd_chunk_id), self.watch:
             super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)
         if not self.is_last:
             self._place(self.grad_recv_info[bwd_chunk_id], META)
 
-    def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> None:
-        with self.watch:
-            super().backward_weight_one_chunk(*args, **kwargs)
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
+        with self.spans.span("W", stage=self.stage_index, micro_batch=bwd_chunk_id), self.watch:
+            super().backward_weight_one_chunk(bwd_chunk_id, *args, **kwargs)
 
     @contextmanager
     def _without_bytes(self) -> Iterator[None]:
@@ -110,12 +112,13 @@ def make_stage(
     device: torch.device,
     group: Any,
     watch: Stopwatch,
+    spans: SpanRecorder,
 ) -> PipelineStage:
     """A stage with known message shapes: otherwise torch runs an extra forward and backward."""
     stage = InFlightStage(
         module, index, num_stages, device, input_args=examples[0], output_args=examples[1], group=group
     )
-    stage.watch = watch
+    stage.watch, stage.spans = watch, spans
     return stage
 
 

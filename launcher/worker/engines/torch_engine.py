@@ -40,7 +40,9 @@ class TorchEngine:
         self._fsdp = self._layout.zero_stage > 0 and self._layout.dp * self._layout.cp > 1
         self._compute_dtype = TORCH_DTYPES[context.plan.job.training.dtype]
         self._num_micro_batches = self._layout.num_micro_batches(context.plan.job.training.global_batch)
-        self._peers = {axis: ProcessGroup(self._axes.group(axis), Stopwatch(self._device)) for axis in ("tp", "cp")}
+        self._spans = context.spans
+        watches = {axis: Stopwatch(self._device, recorder=self._spans, kind=axis) for axis in ("tp", "cp")}
+        self._peers = {axis: ProcessGroup(self._axes.group(axis), watch) for axis, watch in watches.items()}
         self._chunks = Stopwatch(self._device)  # forward and backward of pipeline stages, without waiting for others
         shapes = stage_shapes(self._layout.layer_split or balanced_split(self._model, num_stages=self.num_stages))
         self.stages = {index: self._build_stage(shapes[index], context) for index in self._own_stages()}
@@ -69,12 +71,14 @@ class TorchEngine:
         loss = self._run(*(tokens.to(self._device) for tokens in self._own_part(batch)))
         computed = self._now()
         reduction = dist.all_reduce(loss, async_op=True)  # overlaps with the optimizer
-        self.optimizer.collect()
-        self._average_gradients()
-        self._sum_tied_gradients()
+        with self._spans.span("dp"):
+            self.optimizer.collect()
+            self._average_gradients()
+            self._sum_tied_gradients()
         reduced = self._now()
-        norm = self.optimizer.step(lr)
-        reduction.wait()
+        with self._spans.span("optimizer"):
+            norm = self.optimizer.step(lr)
+            reduction.wait()
         value = float(loss) / (self._layout.tp * self._layout.dp * self._layout.cp)
         times = {"forward_backward_s": computed - start, "exposed_dp_s": reduced - computed}
         times |= self._exposed(computed - start)
@@ -185,8 +189,10 @@ class TorchEngine:
             last = number == len(pairs)
             accumulate_without_sync(stage, zero_stage=self._layout.zero_stage, last=last)
             with nullcontext() if self._ddp is None or last else self._ddp.no_sync():
-                loss = self._loss(module(part), wanted)
-                loss.backward()  # type: ignore[no-untyped-call]
+                with self._spans.span("F", stage=0, micro_batch=number - 1):
+                    loss = self._loss(module(part), wanted)
+                with self._spans.span("B", stage=0, micro_batch=number - 1):
+                    loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 
@@ -206,6 +212,7 @@ class TorchEngine:
                     device=self._device,
                     group=self._axes.group("pp"),
                     watch=self._chunks,
+                    spans=self._spans,
                 )
             )
         schedule = make_schedule(self._layout, stages, num_micro_batches=self._num_micro_batches, loss=self._loss)

@@ -10,15 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launcher.worker.metrics.span_recorder import SpanRecorder
+
 
 class Stopwatch:
     """Adds up the seconds that the device spends in its blocks, which must not nest.
 
     On a CPU by the clock, where collectives block. On a GPU by two events on the current stream, which waits for the
-    collective's: read at the end of the step, they cost no synchronisation.
+    collective's: read at the end of the step, they cost no synchronisation. With a recorder, each block is a span.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(
+        self, device: torch.device | None = None, *, recorder: SpanRecorder | None = None, kind: str = ""
+    ) -> None:
+        self._recorder, self._kind = recorder, kind
         self._on_gpu = device is not None and device.type == "cuda"
         self._seconds = 0.0
         self._begin: Any = None
@@ -28,10 +33,13 @@ class Stopwatch:
         self._begin = self._event() if self._on_gpu else time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
+        end = self._event() if self._on_gpu else time.perf_counter()
         if self._on_gpu:
-            self._events.append((self._begin, self._event()))
+            self._events.append((self._begin, end))
         else:
-            self._seconds += time.perf_counter() - self._begin
+            self._seconds += end - self._begin
+        if self._recorder is not None:
+            self._recorder.add(self._kind, self._begin, end)
 
     def take(self) -> float:
         """The seconds since the last call; on a GPU after it was synchronised."""
