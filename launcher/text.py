@@ -37,6 +37,12 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
+def in_brief(text: str, *, longest: int = 120) -> str:
+    """Return what another program said in one short line: its last one, which says what it ended for."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[-1] if lines else "", longest=longest)
+
+
 def printable(text: str, *, longest: int = 80) -> str:
     """Return a text as one line without control characters, truncated to `longest`."""
     cut = text[: longest + 1]

@@ -70,16 +70,16 @@ def run_node(
 ) -> int:
     """Start the ranks of plan node `node` here and supervise them until the job is over; return 0, or 1 if it failed.
 
-    `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; None
-    for a plan of one node. An agent that comes back when the job of several nodes is complete ends at once. `began`:
-    when the command was typed, if not with this process; `planned_at`: when the plan was made, if not just now. The
-    calling process must have one thread only with launch.start=fork. Raises InputError and LauncherError before any
-    rank starts.
+    `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; a
+    plan of one node needs none. An agent that comes back when the job of several nodes is complete ends at once.
+    `began`: when the command was typed, if not with this process; `planned_at`: when the plan was made, if not just
+    now. The calling process must have one thread only with launch.start=fork. Raises InputError and LauncherError
+    before any rank starts.
     """
+    rendezvous = _with_settings(rendezvous, launch) if rendezvous and rendezvous.num_nodes > 1 else None
     if rendezvous and (ended := node_that_is_done(folder)) is not None:
         notify(f"nothing is left to do here: the job is complete, says {folder.node_state(ended)}")
         return 0
-    rendezvous = rendezvous and _with_settings(rendezvous, launch)
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     program, args = program_of(plan)
     launch = checked_program(launch, plan.kind, program)

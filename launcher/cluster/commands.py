@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from launcher import env
 from launcher.capture import capture
-from launcher.text import printable
+from launcher.text import in_brief
 
 # Filters and formats of a user's own look-ups, which would change what squeue, sinfo and sacct print for us.
 _LOOK_UPS = re.compile(r"(SQUEUE|SINFO|SACCT|SCONTROL|SPRIO)_\w+|SLURM_(TIME_FORMAT|BITSTR_LEN)")
@@ -47,6 +47,6 @@ def run(argv: tuple[str, ...], *, timeout_s: float = 20.0) -> Output:
     except OSError as error:
         return Output(None, f"{argv[0]} cannot be run: {error.strerror}")
     if done.code:
-        said = (done.err.strip() or done.out.strip() or "nothing").splitlines()[-1]
-        return Output(None, f"{' '.join(argv)} ended with status {done.code}: {printable(said, longest=200)}")
+        said = in_brief(done.err) or in_brief(done.out) or "nothing"
+        return Output(None, f"{' '.join(argv)} ended with status {done.code}: {said}")
     return Output(done.out)

@@ -13,7 +13,7 @@ from launcher.errors import InputError
 from launcher.text import printable
 
 TIMEOUT_S = 60.0
-LONGEST_REASON = 1000
+LONGEST_REASON, LONGEST_CAUSE = 240, 80
 # What Slurm's commands print if no daemon answers: slurm_errno.c, slurm 22.05 to 24.11.
 NO_CONFIGURATION = re.compile(r"configuration source|DNS SRV|Unable to (stat|open|process) .*slurm\.conf", re.I)
 NO_CONTROLLER = re.compile(
@@ -22,6 +22,7 @@ NO_CONTROLLER = re.compile(
     r"|No route to host",
     re.I,
 )
+_NAME = re.compile(r"^\w+: (error: |fatal: )?")
 NO_AUTHENTICATION = re.compile(r"munge|authentication credential|Protocol authentication error", re.I)
 
 
@@ -38,11 +39,16 @@ class Answer:
     err: str
 
     @property
+    def said(self) -> str:
+        """All that a failed command said, on one line, without the command's name."""
+        lines = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
+        return "; ".join(dict.fromkeys(_NAME.sub("", line.strip()) for line in lines))
+
+    @property
     def reason(self) -> str:
-        """The error of a failed command, on one line, without the command's name."""
-        said = (self.err.strip() or self.out.strip() or f"exit code {self.code}").splitlines()
-        words = dict.fromkeys(re.sub(r"^\w+: (error: |fatal: )?", "", line.strip()) for line in said)
-        return printable("; ".join(words), longest=LONGEST_REASON)
+        """The error of a failed command, short enough for a message: if it said too much, the last it said."""
+        said = self.said
+        return printable(said if len(said) <= LONGEST_REASON else said.rpartition("; ")[2], longest=LONGEST_REASON)
 
 
 def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Answer:
@@ -61,17 +67,18 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
             f"{argv[0]} had no answer within {TIMEOUT_S:.0f} s: is slurmctld up (scontrol ping)?"
         ) from error
     answer = Answer(done.code, done.out, done.err)
-    if answer.code and (why := unreachable(answer.reason)):
+    if answer.code and (why := unreachable(answer.said)):
         raise SlurmUnreachable(f"{argv[0]}: {why}")
     return answer
 
 
-def unreachable(reason: str) -> str | None:
+def unreachable(said: str) -> str | None:
     """Return why Slurm could not answer, and what to do; None if the error is an answer."""
-    if NO_CONFIGURATION.search(reason):
-        return f"this machine knows no cluster ({reason}): run this on a login node, or set SLURM_CONF"
-    if NO_CONTROLLER.search(reason):
-        return f"slurmctld does not answer ({reason}): try again later, `scontrol ping` says when it does"
-    if NO_AUTHENTICATION.search(reason):
-        return f"Slurm does not know who asks ({reason}): run this on a login node, where munge runs"
+    last = printable(said.rpartition("; ")[2], longest=LONGEST_CAUSE)  # what the command ended for
+    if NO_CONFIGURATION.search(said):
+        return f"this machine knows no cluster ({last}): run this on a login node, or set SLURM_CONF"
+    if NO_CONTROLLER.search(said):
+        return f"slurmctld does not answer ({last}): try again later, `scontrol ping` says when it does"
+    if NO_AUTHENTICATION.search(said):
+        return f"Slurm does not know who asks ({last}): run this on a login node, where munge runs"
     return None

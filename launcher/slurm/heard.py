@@ -12,8 +12,10 @@ from typing import Any
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.errors import InputError
 from launcher.preflight.findings import Finding, Level
+from launcher.text import printable
 
 MARK = "launcher-preflight "
+LONGEST_SAID = 240
 LABEL = re.compile(r" *(\d+): (.*)", re.DOTALL)  # srun --label
 # srun: error: node[2-3]: tasks 1-2: Exited with exit code 2
 EXITED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ")
@@ -68,8 +70,9 @@ def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
     blind = _blind(_words(heard, {report.task: report.host for report in reports}), silent)
     found += _not_seen(blind, hosts)
     left = [host for host in silent if host not in blind]
-    said = " ".join(line.text.strip() for line in heard.err if line.text.strip()) or f"exit code {heard.code}"
-    if left and (len(left) == len(hosts) > 1 or NO_STEP.search(said)):
+    all_said = " ".join(line.text.strip() for line in heard.err if line.text.strip()) or f"exit code {heard.code}"
+    said = printable(all_said, longest=LONGEST_SAID)
+    if left and (len(left) == len(hosts) > 1 or NO_STEP.search(all_said)):
         why = f"the step cannot start ({said}): change what the job asks for, this is not a fault of the nodes"
         found.append(Finding(Level.PROBLEM, "srun", why))
     else:

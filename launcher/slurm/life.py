@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,9 @@ POLL_S = 0.5
 LINE_LENGTH = 160
 
 
-@dataclass(frozen=True)
-class JobStatus:
-    """The status of a job by Slurm and its run folder. `state` is Slurm's, or `UNKNOWN`."""
+@dataclass(frozen=True, kw_only=True)
+class JobStatus(Progress):
+    """The status of a job by Slurm and its run folder, with its progress. `state` is Slurm's, or `UNKNOWN`."""
 
     job_id: str
     state: str
@@ -59,14 +59,6 @@ class JobStatus:
     start_time: str = ""
     source: str = "squeue"
     starts: int = 0
-    step: int | None = None
-    loss: float | None = None
-    step_time_s: float | None = None
-    total_steps: int | None = None
-    tokens_per_s: float | None = None
-    left_s: float | None = None
-    phase: str | None = None
-    phase_s: float | None = None
     checkpoint_step: int | None = None
     finished: bool = False
     last_words: tuple[str, ...] = ()
@@ -87,8 +79,8 @@ class JobStatus:
             )
             lines.append(f"  running {self.time_used} on {self.num_nodes} nodes, {left}")
         lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
-        reached = Progress(**{f.name: getattr(self, f.name) for f in fields(Progress)})
-        if self.step is not None or (self.state == "RUNNING" and str(reached)):
+        reached = super().__str__()
+        if self.step is not None or (self.state == "RUNNING" and reached):
             lines.append(f"  {reached}" + (", complete" if self.finished else ""))
         if self.checkpoint_step is not None:
             lines.append(f"  newest checkpoint: step {self.checkpoint_step}")

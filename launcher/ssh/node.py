@@ -33,15 +33,9 @@ def run_node(run_folder: Path, *, node: int, name: str) -> int:
         node=node,
         name=name,
         secret=secret,
-        join_timeout_s=launch.join_timeout_s,
     )
-    return node_module.run_node(
-        plan,
-        folder=create_run_folder(run_folder),
-        launch=launch,
-        node=node,
-        rendezvous=rendezvous if rendezvous.num_nodes > 1 else None,
-    )
+    folder = create_run_folder(run_folder)
+    return node_module.run_node(plan, folder=folder, launch=launch, node=node, rendezvous=rendezvous)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from launcher.ssh.record import read_ssh_launch
 from launcher.ssh.request import Hello, address_argv, host_name, job_variables, ssh_argv
 from launcher.ssh.settings import SshSettings
 from launcher.ssh.watching import Connection, HostsWatch
+from launcher.text import in_brief
 
 ASK_S = 10.0
 
@@ -76,7 +77,7 @@ def coordinator_of(first: Host, settings: SshSettings, launch: Launch, *, run_id
     except OSError as error:
         raise InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client") from error
     if said.code:
-        raise InputError(f"ssh does not take its options ({said.err.strip()}): correct launch.ssh_options")
+        raise InputError(f"ssh does not take its options ({in_brief(said.err)}): correct launch.ssh_options")
     return endpoint(host_name(said.out, first), port)
 
 

@@ -78,9 +78,29 @@ SILENCES = {
 }
 
 
+# What squeue of Slurm 22.05 prints where it is installed and no cluster is configured.
+NO_CLUSTER = """\
+squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+squeue: error: fetch_config: DNS SRV lookup failed
+squeue: error: _establish_config_source: failed to fetch config
+squeue: fatal: Could not establish a configuration source
+"""
+
+
+def test_what_slurm_says_at_length_is_one_short_line() -> None:
+    why = unreachable(Answer(1, "", NO_CLUSTER).said)
+    assert why == (
+        "this machine knows no cluster (Could not establish a configuration source): run this on a login node, or set "
+        "SLURM_CONF"
+    )
+    usage = Answer(1, "", "sbatch: error: " + "a usage " * 100 + "\nsbatch: error: Invalid numeric value").reason
+    assert usage == "Invalid numeric value"
+    assert len(Answer(1, "", "x" * 9999).reason) == 240
+
+
 @pytest.mark.parametrize("words", SILENCES)
 def test_no_answer_differs_from_an_empty_answer(words: str) -> None:
-    assert SILENCES[words] in str(unreachable(Answer(1, "", words).reason))
+    assert SILENCES[words] in str(unreachable(Answer(1, "", words).said))
     assert unreachable(FORGOTTEN.reason) is None
     assert unreachable("Requested node configuration is not available") is None
 
