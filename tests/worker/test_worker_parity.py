@@ -16,7 +16,7 @@ from launcher.layout import Layout
 
 pytestmark = pytest.mark.timeout(900)  # the eight ranks of a case share whatever cores there are
 TOLERANCE = 1e-5
-STEPS = 10
+STEPS = 4
 Case = tuple[Layout, dict[str, Any]]
 
 DEGREES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (2, 1, 2), (1, 2, 2), (2, 2, 2)]
