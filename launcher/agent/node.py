@@ -18,6 +18,7 @@ from launcher.agent.job import NodeJob
 from launcher.agent.launch import program_of
 from launcher.agent.output import Pump, rank_streams
 from launcher.agent.settings import LaunchSettings
+from launcher.agent.stopping import is_urgent
 from launcher.console import notify
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner import Plan
@@ -47,7 +48,7 @@ def _kept_signals(numbers: Sequence[signal.Signals]) -> Iterator[list[int]]:
 
     def note(number: int, _: FrameType | None) -> None:
         came.append(number)
-        if len(came) > 1:
+        if is_urgent(came):
             raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in numbers}

@@ -35,7 +35,7 @@ from launcher.agent.output import Label, Pump, Stream
 from launcher.agent.rank_env import RankAssignment
 from launcher.agent.rank_start import rank_start
 from launcher.agent.replan import plan_of_round
-from launcher.agent.stopping import StopRequest, ask_to_stop
+from launcher.agent.stopping import StopRequest, ask_to_stop, is_urgent
 from launcher.agent.watch import Hang
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner.record import write_plan
@@ -301,7 +301,7 @@ class RankAgent(SimpleElasticAgent):
         """Return whether the grace time is over; until then no node leaves before the others, which may still write."""
         asked = any(rank in self._server.running for rank in self._stop.asked)
         late = time.monotonic() >= (self._stop_deadline or 0.0)
-        return len(self._signals) > 1 or late or (bool(self._server.running) and not asked)
+        return is_urgent(self._signals) or late or (bool(self._server.running) and not asked)
 
     def _stopped(self) -> Stopped:
         step = self._newest_step()
@@ -334,7 +334,7 @@ class RankAgent(SimpleElasticAgent):
         deadline = time.monotonic() + self._job.launch.kill_after_s
         states = self._health.states()
         self._server.signal(signal.SIGTERM, [rank for rank in self._server.running if not states[rank].failed_at])
-        while self._server.running and len(self._signals) < 2 and (left := deadline - time.monotonic()) > 0:
+        while self._server.running and not is_urgent(self._signals) and (left := deadline - time.monotonic()) > 0:
             self._server.exits(timeout_s=left, wake_fds=[self._wake_read])
         self._server.signal(signal.SIGKILL, tree=True)
         deadline = time.monotonic() + UNKILLABLE_S

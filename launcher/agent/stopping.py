@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from launcher import process
@@ -11,6 +11,15 @@ from launcher.run.heartbeat import RankState
 from launcher.schema import AUTO
 
 NEVER = "none"
+ENDINGS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # by which people and systems end a program
+
+
+def is_urgent(came: Sequence[int]) -> bool:
+    """Return whether the signals ask to stop at once: one came twice, or two of those that end a program.
+
+    At a preemption Slurm sends TERM and launch.signal (USR1): that is one request, and ranks have their grace time.
+    """
+    return len({*came}) < len(came) or len(ENDINGS & {*came}) > 1
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from launcher.run.node_state import states_in_words
 from launcher.slurm.allocation import lost_nodes, removed_nodes
 
 SRUN_LISTENS_S = 3.0  # a signal before srun has set up its handlers would kill it
+START_S = 60.0  # agents that have not started their ranks within this time are signalled nevertheless
 POLL_S = 0.5
 SETTLE_S = 5.0  # after one agent has failed, the others end within this time
 ENDED = {"failed", "stopped"}  # Slurm stops the agents that are left in an allocation that has lost a node
@@ -78,10 +79,16 @@ class StepWatch:
                 self._end_for_lost_nodes()
 
     def _pass_signals_on(self) -> None:
-        if self.signals.stop > self._passed_on and time.monotonic() > self._listens_at:
+        """Pass a stop signal on when every agent handles it: it would kill one that still starts."""
+        if self.signals.stop > self._passed_on and self._listen(time.monotonic()):
             self._passed_on = self.signals.stop
             self.notify(f"SIG{self.signals.name}: asking the ranks to write a checkpoint and stop")
             self.process.send_signal(self.signals.number)
+
+    def _listen(self, now: float) -> bool:
+        if now < self._listens_at:
+            return False
+        return now > self._listens_at + START_S or len(self.folder.node_states()) >= len(self.hosts)
 
     def _end_for_lost_nodes(self) -> None:
         if lost := self._lost_nodes(time.monotonic()):

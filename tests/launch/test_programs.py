@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from launcher import process
+from launcher.agent.stopping import is_urgent
 from launcher.cli import main
+from launcher.run import status as runs
+from launcher.run.folder import RunFolder
 
 slow = pytest.mark.slow
 COMMAND = [sys.executable, "-P", "-m", "launcher.cli", "run", "run_dir=run", "launch.warm=never"]
@@ -203,6 +206,15 @@ def test_a_rank_that_fails_with_another_writes_what_it_has_open(
     assert [len((tmp_path / f"rows-{rank}").read_text()) for rank in range(2)] == [10, 10]
 
 
+@pytest.mark.parametrize(
+    ("came", "urgent"),
+    [("INT", False), ("TERM USR1", False), ("USR1 TERM", False), ("INT INT", True), ("USR1 USR1", True),
+     ("INT TERM", True), ("TERM USR1 HUP", True)],
+)  # fmt: skip
+def test_a_second_request_is_urgent_and_slurms_two_signals_are_one_request(came: str, urgent: bool) -> None:
+    assert is_urgent([signal.Signals[f"SIG{name}"] for name in came.split()]) is urgent
+
+
 @slow
 @pytest.mark.parametrize(
     ("came", "words", "handled"),
@@ -210,18 +222,20 @@ def test_a_rank_that_fails_with_another_writes_what_it_has_open(
         (signal.SIGTERM, [], "SIGTERM True"),
         (signal.SIGUSR1, ["launch.stop_signals=[TERM,USR1]"], "SIGUSR1 True"),
         (signal.SIGINT, [], "SIGTERM True"),
+        ([signal.SIGTERM, signal.SIGUSR1], ["launch.stop_signals=[TERM,USR1]"], "SIGTERM True"),  # preemption by Slurm
         (signal.SIGTERM, ["launch.forward_signal=USR1", "launch.start=spawn"], "SIGUSR1 True"),
         (signal.SIGTERM, ["launch.forward_signal=none"], None),
     ],
-    ids=["TERM", "USR1", "INT", "as USR1", "none"],
+    ids=["TERM", "USR1", "INT", "TERM and USR1", "as USR1", "none"],
 )
 def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
     start: Callable[..., subprocess.Popen[str]],
     tmp_path: Path,
-    came: signal.Signals,
+    came: signal.Signals | list[signal.Signals],
     words: list[str],
     handled: str | None,
 ) -> None:
+    first, *others = came if isinstance(came, list) else [came]
     (tmp_path / "train.py").write_text(HANDLES)
     job = start("script=train.py", "launch.kill_after_s=0.2", "launch.grace_s=60", *words)
     deadline = time.monotonic() + 120
@@ -230,10 +244,14 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
         assert job.poll() is None, job.communicate()
         time.sleep(0.05)
     began = time.monotonic()
-    job.send_signal(came)
+    job.send_signal(first)
+    for other in others:
+        while (state := runs.status(RunFolder(tmp_path / "run")).nodes[0].state) != "stopping":
+            assert state == "running" and time.monotonic() < deadline
+        job.send_signal(other)
     _, err = job.communicate(timeout=120)
     assert job.returncode == 1
-    assert f"stopped by {came.name}" in err
+    assert f"stopped by {first.name}" in err
     saved = [(tmp_path / f"saved-{rank}.txt") for rank in range(2)]
     if handled is None:
         assert not any(path.exists() for path in saved)
