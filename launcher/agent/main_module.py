@@ -77,9 +77,16 @@ def _put_on_path(entry: str, *, always: bool) -> None:
     """Set the first entry of sys.path, and unload modules that hide those of the program."""
     if not sys.flags.safe_path and sys.path:
         del sys.path[0]  # the entry of this process's own command
-    if always or not env.get("PYTHONSAFEPATH"):
-        sys.path.insert(0, entry)
-        _give_way(entry)
+    first = [entry] if always or not env.get("PYTHONSAFEPATH") else []
+    for found in reversed([*first, *_missing_entries()]):
+        sys.path.insert(0, found)
+        _give_way(found)
+
+
+def _missing_entries() -> list[str]:
+    """What PYTHONPATH names and a new interpreter would search: it may have changed since this one started."""
+    entries = [os.path.abspath(entry) for entry in (env.get("PYTHONPATH") or "").split(os.pathsep) if entry]  # noqa: PTH100
+    return [entry for entry in dict.fromkeys(entries) if entry not in sys.path]
 
 
 def _give_way(folder: str) -> None:

@@ -62,6 +62,34 @@ def _endpoint(value: Any) -> str:
     return str(value)
 
 
+def environment_key() -> Any:
+    """Declare launch.environment, which an agent and what starts it both read."""
+    return key(
+        {},
+        convert=checked_environment,
+        example="{NCCL_DEBUG: INFO}",
+        meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
+        "kept in the run folder, so no secrets",
+    )
+
+
+def export_key() -> Any:
+    """Declare launch.export of places on other machines."""
+    return key(
+        "all", choices=("all", "none"), meaning="all: the job gets the environment of your shell, without secrets"
+    )
+
+
+def secrets_key() -> Any:
+    """Declare launch.secrets of places on other machines."""
+    return key(
+        (),
+        convert=variable_names,
+        example="[WANDB_API_KEY]",
+        meaning="names of secret variables of your shell that the job may have; all others stay behind",
+    )
+
+
 @dataclass(frozen=True)
 class LaunchSettings:
     """How ranks are started and supervised."""
@@ -93,8 +121,8 @@ class LaunchSettings:
     )
     stop_signals: tuple[signal.Signals, ...] = key(
         ("INT", "TERM", "HUP"), convert=checked_signals, example="[INT, TERM, USR1]",
-        meaning="signals that ask the job to stop at the end of a step; a second one stops it at once; an ignored HUP "
-        "(nohup) stays ignored",
+        meaning="signals that ask the job to stop at the end of a step; the same again, or two of "
+        "INT, TERM and HUP, stop it at once; an ignored HUP (nohup) stays ignored",
     )  # fmt: skip
     grace_s: float = key(
         30.0,
@@ -169,11 +197,16 @@ class LaunchSettings:
         "128 + signal number",
     )  # fmt: skip
 
-    environment: Mapping[str, str] = key(
-        {}, convert=checked_environment, example="{NCCL_DEBUG: INFO}",
-        meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
-        "kept in the run folder, so no secrets",
+    snapshot: bool = key(
+        False,
+        meaning="copy the code into the run folder and run from there: edits made while the job waits change nothing; "
+        "what is no code is linked",
+    )
+    code: tuple[str, ...] = key(
+        (), example="['*.py','configs/**']",
+        meaning="patterns of the files that are copied, from the working folder; none: what git has or would add",
     )  # fmt: skip
+    environment: Mapping[str, str] = environment_key()
 
     def handled_signals(self) -> tuple[signal.Signals, ...]:
         """The stop signals to handle, without HUP if this process was started to ignore it."""

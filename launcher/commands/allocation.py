@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.commands.claim import claimed, may_claim
+from launcher.commands.claim import may_claim
 from launcher.commands.common import checked_settings
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import check_inputs, say_plan, say_variables, warn_of_locks
+from launcher.commands.prepare import check_inputs, say_plan, say_variables, warn_of_locks, write_run
 from launcher.commands.submit import BatchJob, batch_job, with_slurm
 from launcher.console import notify, say
 from launcher.faststart.overlapped_import import Order
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner
-from launcher.run.provenance import write_provenance
 from launcher.slurm.allocation import read_allocation
 from launcher.slurm.start import settings_here, step_text
-from launcher.slurm.submit import write_launch_files
 
 COUNTS = ("cluster.num_nodes=", "launch.nnodes=", "plan=")  # what says how many nodes
 
@@ -44,12 +41,7 @@ def order(invocation: Invocation, owner: Owner) -> Order | None:
         _say_dry_run(job, path)
         return None
     warn_of_locks(job.plan)
-    with claimed(path, owner, name=job.run.name) as folder:
-        job.run.write(folder)
-        write_launch_files(folder, job.launch, job.slurm)
-        write_provenance(folder, invocation.overrides, invocation.rest)
-    say(f"run folder: {folder.path}")
-    return Order(folder.path.absolute(), planned_at=time.monotonic())
+    return write_run(job.run, job.launch, invocation, owner)
 
 
 def _with_nodes(overrides: Sequence[str], num_nodes: int) -> list[str]:

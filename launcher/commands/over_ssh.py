@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.agent.launch import Launch, write_launch
-from launcher.commands.claim import claimed, may_claim
+from launcher.agent.launch import Launch
+from launcher.commands.claim import may_claim
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
-from launcher.commands.prepare import launch_settings, plan_run, say_plan, say_variables
+from launcher.commands.prepare import launch_settings, plan_run, say_plan, say_variables, write_run
 from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.console import notify, say
@@ -21,7 +20,6 @@ from launcher.planner import Plan
 from launcher.planner.record import Program
 from launcher.run.folder import RunFolder, default_name
 from launcher.run.owner import Owner
-from launcher.run.provenance import write_provenance
 from launcher.schema import to_plain
 from launcher.ssh.hosts import Host, slots_of
 from launcher.ssh.request import ssh_argv
@@ -62,12 +60,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
         say("the plan, the variables and the secret of the start go through ssh's standard input")
         say("dry run: nothing was started")
         return None
-    with claimed(path, owner, name=run.name) as folder:
-        run.write(folder)
-        write_launch(launch, folder.launch)
-        write_provenance(folder, invocation.overrides, invocation.rest)
-    say(f"run folder: {folder.path}")
-    return Order(folder.path.absolute(), planned_at=time.monotonic())
+    return write_run(run, launch, invocation, owner)
 
 
 def _own(plan: Plan) -> Program:

@@ -14,6 +14,7 @@ from launcher.agent.launch import Launch, read_launch, write_launch
 from launcher.agent.rank_env import chosen_variables
 from launcher.agent.settings import LaunchSettings
 from launcher.commands.claim import claimed, may_claim
+from launcher.commands.code_copy import from_copy
 from launcher.commands.common import checked_settings, plan_to_run
 from launcher.commands.given_plan import check_checkpoints, given_keys, merged, named_folder, read_given
 from launcher.commands.invocation import Invocation
@@ -52,16 +53,21 @@ class PlannedRun:
         program = self.plan.options.program
         return short_name(program) if program else self.plan.options.recipe.name
 
-    def write(self, folder: RunFolder) -> None:
-        """Write the plan, unless it existed before, and the options of this start."""
+    def write(self, folder: RunFolder, launch: Launch) -> Launch:
+        """Write the plan, unless it existed before, and the options of this start; return how the run starts.
+
+        With launch.snapshot it starts from a copy of the code, which this makes.
+        """
         if not folder.plan.is_file():
             write_plan(self.plan, folder.plan)
-        if read_plan(folder.plan) == self.plan:
+        plan, launch = from_copy(self.plan, launch, folder)
+        if read_plan(folder.plan) == plan:
             folder.plan_of_start.unlink(missing_ok=True)
         else:
-            write_plan(self.plan, folder.plan_of_start)
+            write_plan(plan, folder.plan_of_start)
         if self.config is not None:
             write_text(folder.config, self.config)
+        return launch
 
 
 def plan_run(settings: Settings, overrides: Sequence[str], args: Sequence[str]) -> PlannedRun:
@@ -136,9 +142,13 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
         return None
     check_devices(run.plan)
     warn_of_locks(run.plan)
-    with claimed(path, owner, name=run.name) as folder:
-        run.write(folder)
-        write_launch(launch, folder.launch)
+    return write_run(run, launch, invocation, owner)
+
+
+def write_run(run: PlannedRun, launch: Launch, invocation: Invocation, owner: Owner) -> Order:
+    """Write the folder of a run that starts now, wherever its ranks are; `owner` has it from then on."""
+    with claimed(run.path, owner, name=run.name) as folder:
+        write_launch(run.write(folder, launch), folder.launch)
         write_provenance(folder, invocation.overrides, invocation.rest)
     say(f"run folder: {folder.path}")
     return Order(folder.path.absolute(), planned_at=time.monotonic())

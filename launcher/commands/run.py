@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,19 +60,20 @@ def start_ranks(order: Order, *, began: float | None = None) -> int:
 
     folder = RunFolder(order.run_folder)
     with _released(folder, this_process()) as end:
-        launch = read_launch(folder.launch).settings
-        if launch.place == "ssh":
+        start = read_launch(folder.launch)
+        if start.settings.place == "ssh":
             from launcher.ssh.start import run_over_ssh  # which no run on this machine needs
 
             end.code = run_over_ssh(folder)
         else:
-            end.code = run_local(
-                read_plan(folder.present_plan),
-                run_folder=order.run_folder,
-                launch=launch,
-                planned_at=order.planned_at,
-                began=began,
-            )
+            with chdir(start.work_dir):
+                end.code = run_local(
+                    read_plan(folder.present_plan),
+                    run_folder=order.run_folder,
+                    launch=start.settings,
+                    planned_at=order.planned_at,
+                    began=began,
+                )
     return end.code
 
 

@@ -87,8 +87,7 @@ class BatchJob:
     def write(self, folder: RunFolder) -> SubmitRequest:
         """Write what the job reads; return the command that submits it."""
         request = submit.make_request(self.plan, self.slurm, run_folder=folder.path)
-        self.run.write(folder)
-        submit.write_launch_files(folder, self.launch, self.slurm)
+        submit.write_launch_files(folder, self.run.write(folder, self.launch), self.slurm)
         return request
 
 

@@ -11,6 +11,7 @@ spans/         what ranks did in some steps (spans.py)
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
 provenance.json  by what and from which code it was started (provenance.py), with code.diff
+code/            the copy of the code that it runs from, if any (snapshot.py)  code-files.txt  what was copied
 """
 
 from __future__ import annotations
@@ -69,6 +70,15 @@ class RunFolder:
     def code_diff(self) -> Path:
         """What differed from the commit that the run was started from; absent where nothing did."""
         return self.path / "code.diff"
+
+    @property
+    def code(self) -> Path:
+        """The copy of the code that the run works in; absent where it works in the original."""
+        return self.path / "code"
+
+    @property
+    def code_files(self) -> Path:
+        return self.path / "code-files.txt"
 
     @property
     def launch(self) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.agent.settings import LaunchSettings, checked_environment, checked_signals, variable_names
+from launcher.agent.settings import LaunchSettings, checked_signals, environment_key, export_key, secrets_key
 from launcher.errors import InputError
 from launcher.planner.options import BandwidthOptions
 from launcher.schema import AUTO, key, read
@@ -82,6 +83,8 @@ def _extra(value: Any) -> tuple[str, ...]:
 
 def _signal(value: Any) -> str:
     [found] = checked_signals([value])
+    if found in (signal.SIGTERM, signal.SIGINT):
+        raise ValueError(f"must not be {found.name.removeprefix('SIG')}, by which Slurm ends a job: USR1 or USR2")
     return found.name.removeprefix("SIG")
 
 
@@ -164,18 +167,9 @@ class SlurmSettings:
         meaning="additional sbatch options, verbatim and last",
     )
     setup: tuple[str, ...] = key((), example="['module load cuda']", meaning="shell lines to run first")
-    environment: Mapping[str, str] = key(
-        {}, convert=checked_environment, example="{NCCL_DEBUG: INFO}",
-        meaning="variables for the ranks, which win over those of your shell and the launcher's own choices; they are "
-        "kept in the run folder, so no secrets",
-    )  # fmt: skip
-    secrets: tuple[str, ...] = key(
-        (), convert=variable_names, example="[WANDB_API_KEY]",
-        meaning="names of secret variables of your shell that the job may have; all others stay behind",
-    )  # fmt: skip
-    export: str = key(
-        "all", choices=("all", "none"), meaning="all: the job gets the environment of your shell, without secrets"
-    )
+    environment: Mapping[str, str] = environment_key()
+    secrets: tuple[str, ...] = secrets_key()
+    export: str = export_key()
     container: Container = key(Container(), meaning="where the ranks run")
     signal: str = key(
         "USR1", convert=_signal,

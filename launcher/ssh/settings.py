@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.settings import LaunchSettings, variable_names
+from launcher.agent.settings import LaunchSettings, export_key, secrets_key
 from launcher.errors import InputError
 from launcher.schema import key, read
 from launcher.ssh.hosts import Host, parse_host, read_hostfile
@@ -51,13 +51,8 @@ class SshSettings:
         None, verbatim=True, example="/venv/bin/python",
         meaning="interpreter on the hosts that has the launcher; null: the path of the one that runs here",
     )  # fmt: skip
-    export: str = key(
-        "all", choices=("all", "none"), meaning="all: the job gets the environment of your shell, without secrets"
-    )
-    secrets: tuple[str, ...] = key(
-        (), convert=variable_names, example="[WANDB_API_KEY]",
-        meaning="names of secret variables of your shell that the job may have; all others stay behind",
-    )  # fmt: skip
+    export: str = export_key()
+    secrets: tuple[str, ...] = secrets_key()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SshSettings:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ACCOUNTING, NEWER, NODES, ROOT, STEPPER, Slurm, can_network, events, ledger, steps, wait_for
+from own_handler import MORE
 
 from launcher.run.folder import RunFolder
 from launcher.slurm import life
@@ -18,6 +19,7 @@ from launcher.slurm.life import SubmittedRun, cancel, read_log, status
 # One group: with pytest-xdist's --dist loadgroup one worker runs them all, instead of two that wait for each other.
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
+OWN_HANDLER = Path(__file__).parent / "own_handler.py"
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")
 
@@ -194,3 +196,54 @@ def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(limited: tuple
     assert {line["start"] for line in done} >= {0, 1}
     assert len(events(run, "slurm_start")) == done[-1]["start"] + 1
     assert "requeued" in str(events(run, "slurm_end")[0]["why"])
+
+
+def test_a_script_with_a_slow_handler_keeps_its_checkpoint_whatever_stops_it_and_comes_back(slurm: Slurm) -> None:
+    """TERM to its tasks, USR1 to its batch script, a time limit, a preemption (TERM and USR1 both): no step is lost."""
+    shape = ("cluster.num_nodes=1", "cluster.node.num_gpus=2", "launch.grace_s=60", "launch.signal_lead_s=90")
+    jobs = {}
+    for name in ("limit", "term", "usr1", "preempted"):
+        folder = slurm.runs / name
+        (folder / "own").mkdir(parents=True)
+        words = [f"script={OWN_HANDLER}", *shape, f"launch.progress={folder / 'own' / 'saved'}", "launch.time=60"]
+        jobs[name] = slurm.submit(folder / "run", *words, args=[str(folder / "own")])
+    for name in jobs:
+        wait_for(slurm.runs / name / "own" / "steps.jsonl", '"rank": 1, "step": 3')
+    minutes = slurm.run("squeue", "-h", "-j", jobs["limit"], "-o", "%M").stdout.partition(":")[0]
+    slurm.run("scontrol", "update", f"JobId={jobs['limit']}", f"TimeLimit={int(minutes) + 2}")
+    slurm.run("scancel", "--signal=TERM", jobs["term"])
+    slurm.run("scancel", "--batch", "--signal=USR1", jobs["usr1"])
+    node = slurm.run("squeue", "-h", "-j", jobs["preempted"], "-o", "%N").stdout.strip()
+    slurm.run("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15")
+    wait_for(slurm.runs / "limit" / "own" / "signals.jsonl", '"rank": 1')
+    slurm.run("scontrol", "update", f"JobId={jobs['limit']}", "TimeLimit=60")  # the next start has time
+
+    signals = {"limit": {"SIGUSR1"}, "term": {"SIGTERM"}, "usr1": {"SIGUSR1"}, "preempted": {"SIGTERM", "SIGUSR1"}}
+    for name, job_id in jobs.items():
+        slurm.wait(job_id, "COMPLETED")
+        own = slurm.runs / name / "own"
+        came = [json.loads(line) for line in (own / "signals.jsonl").read_text().splitlines()]
+        assert sorted(line["rank"] for line in came) == [0, 1], name  # each rank was asked once
+        assert {line["signal"] for line in came} <= signals[name], name
+        done = [json.loads(line) for line in (own / "steps.jsonl").read_text().splitlines()]
+        for rank in (0, 1):
+            mine = [line["step"] for line in done if line["rank"] == rank]
+            assert mine == list(range(1, len(mine) + 1)), name  # none twice, none left out
+        assert sum(line["resumed"] for line in done) == 2 * MORE, name
+
+
+def test_a_job_runs_from_the_code_as_it_was_at_its_submission(slurm: Slurm) -> None:
+    script, helper, run = slurm.runs / "train.py", slurm.runs / "helper.py", slurm.runs / "runs" / "waits"
+    script.write_text("import helper, os\nprint(helper.WORD, os.getcwd(), open('words.txt').read())\n")
+    helper.write_text("WORD = 'submitted'\n")
+    (slurm.runs / "words.txt").write_text("before")
+    slurm.run("git", "init", "-q")
+    words = ("cluster.num_nodes=2", "cluster.node.num_gpus=1", "launch.snapshot=true", "launch.extra=[--hold]")
+    job_id = slurm.submit(run, f"script={script}", *words)
+    script.write_text("raise SystemExit('edited')\n")
+    helper.write_text("WORD = 'edited'\n")
+    (slurm.runs / "words.txt").write_text("edited")
+    slurm.run("scontrol", "release", job_id)
+    slurm.wait(job_id, "COMPLETED")
+    for rank in (0, 1):
+        assert f"submitted {run / 'code'} before" in (run / "logs" / f"rank-{rank}.log").read_text()
