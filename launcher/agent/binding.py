@@ -65,9 +65,9 @@ def bind(mode: str, *, allowed: Sequence[int], near: Sequence[frozenset[int]], s
     return Binding(free, f"launch.bind=cores: {len(allowed)} cores are too few for {len(near)} ranks: not bound")
 
 
-def node_binding(plan: Plan, mode: str) -> Binding:
+def node_binding(plan: Plan, mode: str, *, num_ranks: int) -> Binding:
     """Choose the cores of each local rank of a plan on this machine."""
-    node, ranks = plan.job.cluster.node, plan.placement.ranks_per_node
+    node, ranks = plan.job.cluster.node, num_ranks
     allowed = sorted(os.sched_getaffinity(0))
     near = [frozenset[int]()] * ranks
     if node.gpu.kind == "cuda" and mode != NONE:

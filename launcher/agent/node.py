@@ -93,9 +93,9 @@ def run_node(
             fork_server.preload((*PRELOADED, *recipe_preload(plan), *launch.preload))
             fork_server.check_forkable()
         ledger.note("preloaded")
-        num_ranks = plan.placement.ranks_per_node
+        num_ranks = plan.placement.ranks_per_node if node is None else plan.placement.ranks_on(node)
         num_threads = _threads(plan, launch, num_ranks=num_ranks)
-        binding = node_binding(plan, launch.bind)
+        binding = node_binding(plan, launch.bind, num_ranks=num_ranks)
         if said := binding.describe():
             notify(said)
         job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding)

@@ -119,8 +119,9 @@ class RankAgent(SimpleElasticAgent):
         os.write(self._wake_write, b"x")
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
-        """All nodes have equally many ranks, so torch need not read a store, where it could wait for a lost node."""
-        with env.overridden({"TORCH_ELASTIC_WORKER_IDENTICAL": "1"}):
+        """Where all nodes have as many ranks, torch need not read a store, in which it could wait for a lost node."""
+        equal = not self._job.plan.placement.node_ranks
+        with env.overridden({"TORCH_ELASTIC_WORKER_IDENTICAL": "1" if equal else "0"}):
             super()._rendezvous(worker_group)
 
     def _start_workers(self, worker_group: Any) -> dict[int, Any]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.agent.launch import Launch
+from launcher.agent.settings import LaunchSettings
 from launcher.commands.claim import may_claim
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
@@ -39,14 +41,15 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     """
     ssh = _ssh_settings(settings)
     hosts = ssh.all_hosts()
+    _check_job(settings, invocation.overrides, hosts)
     words = _with_counts([*invocation.overrides, *_network(settings, hosts)], hosts)
     settings = load(words)
     path = named_folder(settings)
     if path is not None:
         may_claim(path, owner)
     run = plan_run(settings, words, invocation.rest)
-    _check_hosts(run.plan, hosts)
     launch = Launch(settings=launch_settings(settings, words, path), work_dir=Path.cwd(), ssh=to_plain(ssh))
+    run = replace(run, plan=_on_hosts(run.plan, hosts, launch.settings))
     say_plan(run.plan)
     if line := left_behind(ssh):
         notify(line)
@@ -95,15 +98,55 @@ def _with_counts(overrides: Sequence[str], hosts: Sequence[Host]) -> list[str]:
         return list(overrides)
     slots = slots_of(hosts)
     nodes = [] if any(k.startswith(NODES) for k in keys) else [f"launch.nnodes={len(hosts)}"]
-    ranks = [] if slots is None or any(k.startswith(RANKS) for k in keys) else [f"launch.nproc_per_node={slots}"]
-    return [*overrides, *nodes, *ranks]
+    if slots is None or any(k.startswith(RANKS) for k in keys):
+        return [*overrides, *nodes]
+    uneven = [f"layout.dp={sum(slots)}"] if len({*slots}) > 1 and not any(k.startswith("layout.") for k in keys) else []
+    return [*overrides, *nodes, f"launch.nproc_per_node={max(slots)}", *uneven]
 
 
-def _check_hosts(plan: Plan, hosts: Sequence[Host]) -> None:
-    nodes, ranks, slots = plan.placement.num_nodes, plan.placement.ranks_per_node, slots_of(hosts)
-    if nodes != len(hosts):
-        raise InputError(f"the plan has {nodes} nodes, and {len(hosts)} hosts are named: one for each node")
-    if slots is not None and slots != ranks:
+def _on_hosts(plan: Plan, hosts: Sequence[Host], launch: LaunchSettings) -> Plan:
+    """The plan with the hosts' numbers of ranks; raises InputError where they do not fit each other."""
+    slots = slots_of(hosts)
+    if slots is not None and len({*slots}) > 1 and not plan.options.node_ranks:
+        _check_uneven(plan, slots, launch)
+        plan = replace(plan, options=replace(plan.options, node_ranks=slots))
+    placement = plan.placement
+    if placement.num_nodes != len(hosts):
         raise InputError(
-            f"the plan puts {ranks} ranks on each host, and they are named with {slots} slots: say one number"
+            f"the plan has {placement.num_nodes} nodes, and {len(hosts)} hosts are named: one for each node"
         )
+    each = tuple(placement.ranks_on(node) for node in range(len(hosts)))
+    if slots is not None and slots != each:
+        raise InputError(
+            f"the plan puts {_numbers(each)} ranks on each host, and they are named with {_numbers(slots)} slots: say "
+            "the same"
+        )
+    return plan
+
+
+def _check_uneven(plan: Plan, slots: Sequence[int], launch: LaunchSettings) -> None:
+    """Raise InputError for a job that needs as many ranks on every node."""
+    found, all_equal = f"the hosts have {_numbers(slots)} slots", "give all as many"
+    if plan.layout.dp != sum(slots):
+        raise InputError(
+            f"{found}, on which {plan.layout.brief()} has no place: nodes with different numbers of ranks run plain "
+            f"data parallelism (layout.dp={sum(slots)}); for anything else {all_equal}"
+        )
+    if launch.shrink_to:
+        raise InputError(f"{found}, and launch.shrink_to needs equal nodes: leave it out, or {all_equal}")
+
+
+def _check_job(settings: Settings, words: Sequence[str], hosts: Sequence[Host]) -> None:
+    """Raise InputError for a job that cannot be planned for hosts with different numbers of ranks."""
+    slots = slots_of(hosts) or (1,)
+    if len({*slots}) == 1:
+        return
+    found, all_equal = f"the hosts have {_numbers(slots)} slots", "give all as many"
+    if not settings.options.own_program and settings.options.plan is None:
+        raise InputError(f"{found}, and recipes are planned for equal nodes: {all_equal}, or start your own program")
+    if any(word.startswith("model=") for word in words):
+        raise InputError(f"{found}, and an estimate is of equal nodes: leave model= out, or {all_equal}")
+
+
+def _numbers(each: Sequence[int]) -> str:
+    return ", ".join(map(str, each)) if len({*each}) > 1 else str(each[0])

@@ -167,7 +167,7 @@ def check_devices(plan: Plan) -> None:
 
 def say_surroundings(plan: Plan, launch: LaunchSettings) -> None:
     """Print what each rank gets here, and why: its cores, and the variables that the user has not set."""
-    if said := node_binding(plan, launch.bind).describe():
+    if said := node_binding(plan, launch.bind, num_ranks=plan.placement.ranks_on(0)).describe():
         say(said)
     say_variables(plan)
 

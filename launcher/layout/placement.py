@@ -35,30 +35,52 @@ class Slot:
 
 @dataclass(frozen=True)
 class Placement:
-    """Ranks in order over the nodes of a cluster, domain by domain within each node."""
+    """Ranks in order over the nodes of a cluster, domain by domain within each node.
+
+    `node_ranks`: how many ranks each node has, where they have different numbers; empty: as many as it has GPUs.
+    """
 
     cluster: Cluster
     grid: RankGrid
+    node_ranks: tuple[int, ...] = ()
 
     @property
     def ranks_per_node(self) -> int:
-        return min(self.cluster.node.num_gpus, self.grid.size)
+        """The ranks of a node; the most, where nodes have different numbers."""
+        return max(self.node_ranks, default=min(self.cluster.node.num_gpus, self.grid.size))
 
     @property
     def num_nodes(self) -> int:
         """Nodes that hold at least one rank."""
-        return -(-self.grid.size // self.cluster.node.num_gpus)
+        return len(self.node_ranks) or -(-self.grid.size // self.cluster.node.num_gpus)
+
+    def ranks_on(self, node: int) -> int:
+        """Return how many ranks a node has."""
+        return self.node_ranks[node] if self.node_ranks else self.ranks_per_node
+
+    @cached_property
+    def _node_ends(self) -> tuple[int, ...]:
+        """Rank after the last one of each node, where nodes have different numbers."""
+        return tuple(accumulate(self.node_ranks))
+
+    def _node(self, rank: int) -> tuple[int, int]:
+        """Return the node of a rank, and its local rank there."""
+        if not self.node_ranks:
+            return divmod(rank, self.cluster.node.num_gpus)
+        node = bisect_right(self._node_ends, rank)
+        return node, rank - (self._node_ends[node] - self.node_ranks[node])
 
     def slot(self, rank: int) -> Slot:
-        node, local_rank = divmod(rank, self.cluster.node.num_gpus)
+        node, local_rank = self._node(rank)
         return Slot(node, self.cluster.node.gpu_order[local_rank], local_rank)
 
     def rank_at(self, *, node: int, gpu: int) -> int:
-        return node * self.cluster.node.num_gpus + self.cluster.node.gpu_order.index(gpu)
+        before = self._node_ends[node] - self.node_ranks[node] if self.node_ranks else node * self.ranks_per_node
+        return before + self.cluster.node.gpu_order.index(gpu)
 
     def domain(self, rank: int) -> tuple[int, int]:
         """Return (node, index of the NVSwitch domain in the node) of a rank."""
-        node, local_rank = divmod(rank, self.cluster.node.num_gpus)
+        node, local_rank = self._node(rank)
         return node, bisect_right(self._domain_ends, local_rank)
 
     @cached_property
@@ -82,7 +104,7 @@ class Placement:
 
     def rail(self, rank: int) -> int:
         """Return the rail of a rank's NIC."""
-        return self.cluster.rail(rank % self.cluster.node.num_gpus)
+        return self.cluster.rail(self._node(rank)[1])
 
     def slowest_link(self, ranks: Iterable[int]) -> Link:
         """Return the slowest link of rings over `ranks`: they use a rail on which all of their nodes have ranks."""

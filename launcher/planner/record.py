@@ -44,7 +44,8 @@ class RunOptions:
     """The options of a run in addition to its layout. Only `asked` affects an estimate.
 
     asked: the pinned part of the layout, for planning again on other nodes. program: None if the recipe runs.
-    tokens: the length of the training, if given. output: where rank 0 prints its numbers: `json` reserves standard
+    tokens: the length of the training, if given. node_ranks: how many ranks each node has, where they have different
+    numbers. output: where rank 0 prints its numbers: `json` reserves standard
     output for the document.
     """
 
@@ -55,6 +56,7 @@ class RunOptions:
     program: Program | None = None
     tokens: float | None = None
     output: str = "text"
+    node_ranks: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -89,7 +91,7 @@ class Plan:
 
     @property
     def placement(self) -> Placement:
-        return Placement(self.job.cluster, self.grid)
+        return Placement(self.job.cluster, self.grid, self.options.node_ranks)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal to resume from a checkpoint: model, optimizer, and order of the data."""
@@ -145,6 +147,7 @@ class _Stored:
     program: Program | None
     tokens: float | None
     output: str
+    node_ranks: tuple[int, ...]
 
 
 def _from_stored(data: Mapping[str, Any]) -> Plan:
@@ -161,6 +164,7 @@ def _from_stored(data: Mapping[str, Any]) -> Plan:
         program=read.program,
         tokens=read.tokens,
         output=read.output,
+        node_ranks=read.node_ranks,
     )
     job = Job(read.cluster, read.model, read.training, read.stack)
     return Plan(job, read.layout, read.estimate, read.why, options, read.hosts, read.launcher)
@@ -168,11 +172,12 @@ def _from_stored(data: Mapping[str, Any]) -> Plan:
 
 def _placement(plan: Plan) -> dict[str, Any]:
     """Return the placement of ranks, for readers other than this launcher: rank r is on node r // ranks_per_node, on
-    GPU gpus[r % ranks_per_node].
+    GPU gpus[r % ranks_per_node]. Where nodes have different numbers, ranks_per_node is the list of them.
     """
     placement = plan.placement
     gpus = list(plan.job.cluster.node.gpu_order[: placement.ranks_per_node])
-    return {"num_nodes": placement.num_nodes, "ranks_per_node": placement.ranks_per_node, "gpus": gpus}
+    each = list(placement.node_ranks) or placement.ranks_per_node
+    return {"num_nodes": placement.num_nodes, "ranks_per_node": each, "gpus": gpus}
 
 
 def _misplaced(plan: Plan, said: Mapping[str, Any]) -> str | None:
@@ -186,6 +191,8 @@ def _unsound(plan: Plan) -> str | None:
     counts = (layout.tp, layout.pp, layout.dp, layout.cp, layout.ep, layout.virtual_stages, layout.micro_batch)
     if min(*counts, cluster.num_nodes, cluster.node.num_gpus, plan.job.training.global_batch) < 1:
         return "a degree or a count is below 1"
+    if problem := _uneven(plan):
+        return problem
     if layout.world_size > cluster.num_gpus:
         return f"{layout.world_size} ranks on {cluster.num_gpus} GPUs"
     if sorted(layout.axis_order.split("-")) != sorted(AXES):
@@ -193,6 +200,16 @@ def _unsound(plan: Plan) -> str | None:
     if sorted(gpu for domain in cluster.node.domains for gpu in domain) != list(range(cluster.node.num_gpus)):
         return "the domains do not contain every GPU once"
     return None
+
+
+def _uneven(plan: Plan) -> str | None:
+    """Return a problem of node_ranks, on which only plain data parallelism is placed."""
+    layout, each = plan.layout, plan.options.node_ranks
+    if not each:
+        return None
+    if sum(each) != layout.world_size or not all(0 < ranks <= plan.job.cluster.node.num_gpus for ranks in each):
+        return f"node_ranks is {list(each)} for {layout.world_size} ranks"
+    return None if layout.dp == layout.world_size else "node_ranks is for data parallelism alone"
 
 
 def write_plan(plan: Plan, file: Path) -> Path:

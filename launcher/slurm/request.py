@@ -67,6 +67,11 @@ def submit_request(
 
     Raises InputError if plan and settings contradict each other.
     """
+    if plan.options.node_ranks:
+        raise InputError(
+            f"the plan gives its nodes {', '.join(map(str, plan.options.node_ranks))} ranks, and a batch job asks "
+            "every node for as many GPUs (--gpus-per-node): plan it for equal nodes, or start it by launch=ssh"
+        )
     if settings.container.runtime != "bare" and set(":,") & set(str(where.run_folder)):
         raise InputError(f"a container cannot mount {where.run_folder}: choose a run_dir without ':' or ','")
     options = [

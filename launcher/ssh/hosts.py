@@ -101,12 +101,10 @@ def _number(fields: dict[str, str], name: str, most: int) -> int | None:
     return int(word)
 
 
-def slots_of(hosts: Sequence[Host]) -> int | None:
-    """How many ranks each host gets, as far as that is said; raises InputError where they differ."""
-    said = {host.slots for host in hosts}
-    if len(said) > 1:
+def slots_of(hosts: Sequence[Host]) -> tuple[int, ...] | None:
+    """How many ranks each host gets, where that is said; raises InputError where it is said of some hosts only."""
+    said = tuple(host.slots for host in hosts if host.slots is not None)
+    if said and len(said) < len(hosts):
         some = ", ".join(f"{host.name}: {host.slots or 'not said'}" for host in hosts)
-        raise InputError(
-            f"the hosts have different numbers of slots ({some}), and a plan gives each node as many ranks"
-        )
-    return said.pop()
+        raise InputError(f"the number of slots is said of some hosts only ({some}): say it of all, or of none")
+    return said or None

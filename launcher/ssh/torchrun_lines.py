@@ -32,7 +32,7 @@ def torchrun_lines(plan: Plan, program: Program, launch: LaunchSettings, hosts: 
             f"--rdzv-id={run_id}",
             f"--rdzv-conf=hosts={names},node={node}",
             f"--nnodes={len(hosts)}",
-            f"--nproc-per-node={plan.placement.ranks_per_node}",
+            f"--nproc-per-node={plan.placement.ranks_on(node)}",
             f"--max-restarts={launch.max_restarts}",
             *KINDS[program.kind],
             program.target,

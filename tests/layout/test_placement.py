@@ -123,3 +123,13 @@ def test_ranks_fill_a_node_domain_by_domain() -> None:
     assert [placement.slot(rank).gpu for rank in range(4)] == [0, 2, 1, 3]
     assert placement.axis_link("tp") == Link.NVLINK
     assert placement.axis_link("dp") == Link.PCIE
+
+
+def test_nodes_with_different_numbers_of_ranks_have_them_in_order() -> None:
+    placement = Placement(cluster(nodes=3, domains=(4,)), RankGrid(AXES, (1, 1, 7, 1)), (2, 4, 1))
+    slots = [placement.slot(rank) for rank in range(7)]
+    assert [(slot.node, slot.local_rank) for slot in slots] == [
+        (0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0),
+    ]  # fmt: skip
+    assert [placement.rank_at(node=slot.node, gpu=slot.gpu) for slot in slots] == list(range(7))
+    assert (placement.num_nodes, placement.ranks_per_node, placement.ranks_on(2)) == (3, 4, 1)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from launcher.errors import InputError
 from launcher.ssh.hosts import Host, parse_host, read_hostfile, slots_of
 from launcher.ssh.request import Hello, host_name, job_variables, read_hello, ssh_argv
@@ -53,9 +56,10 @@ def test_a_hostfile_is_read_as_mpirun_deepspeed_and_mpich_take_it() -> None:
         read_hostfile("# nothing\n", name="f")
 
 
-def test_hosts_have_one_number_of_slots_each_once_and_one_key() -> None:
-    assert slots_of([Host(name="a", slots=4), Host(name="b", slots=4)]) == 4
-    with pytest.raises(InputError, match="different numbers of slots"):
+def test_slots_are_said_of_all_hosts_or_none_and_a_host_comes_once() -> None:
+    assert slots_of([Host(name="a", slots=4), Host(name="b", slots=2)]) == (4, 2)
+    assert slots_of([Host(name="a"), Host(name="b")]) is None
+    with pytest.raises(InputError, match="said of some hosts only"):
         slots_of([Host(name="a", slots=4), Host(name="b")])
     with pytest.raises(InputError, match="more than once"):
         SshSettings.from_config({"hosts": ["a", "me@a"]}).all_hosts()
@@ -92,3 +96,25 @@ def test_variables_of_this_host_and_secrets_stay_here() -> None:
 def test_the_address_behind_a_host_is_what_ssh_says() -> None:
     assert host_name("user me\nhostname 10.0.0.7\nport 22\n", Host(name="n1")) == "10.0.0.7"
     assert host_name("", Host(name="n1")) == "n1"
+
+
+UNEVEN = {
+    "train.steps=2": "recipes are planned for equal nodes",
+    "script=t.py model=gpt_tiny": "an estimate is of equal nodes",
+    "script=t.py layout.tp=2": "tp2 pp1 dp3 .* has no place: .* run plain data parallelism",
+    "script=t.py launch.nproc_per_node=2": "dp4 .* has no place",
+    "script=t.py launch.shrink_to=1": "launch.shrink_to needs equal nodes",
+}
+
+
+@pytest.mark.parametrize("words", UNEVEN)
+def test_what_needs_equal_hosts_is_refused_with_the_reason(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.py").write_text("")
+    assert main(["run", "launch=ssh", "launch.hosts=[a:2,b:3]", "run_dir=run", *words.split()]) == 2
+    err = capsys.readouterr().err
+    assert "the hosts have 2, 3 slots" in err
+    assert re.search(UNEVEN[words], err)
+    assert not (tmp_path / "run").exists()

@@ -102,6 +102,40 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert_nothing_left(run)
 
 
+UNEVEN = """
+import os, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+place = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")}
+dist.init_process_group("gloo")
+total = torch.tensor(float(place["RANK"]))
+dist.all_reduce(total)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    sys.exit(place["RANK"] == 2)
+run = Path(os.environ["LAUNCHER_RUN_DIR"])
+(run / f"place-{place['RANK']}").write_text(f"{place} {total.item()} {os.environ['LAUNCHER_DP']}")
+dist.destroy_process_group()
+"""
+
+
+def test_hosts_with_different_numbers_of_slots_run_plain_data_parallelism(hosts: Hosts, tmp_path: Path) -> None:
+    """It starts again after a failure, too."""
+    (tmp_path / "train.py").write_text(UNEVEN)
+    run, slots = tmp_path / "uneven", f"launch.hosts=[{FIRST}:1,{SECOND}:2]"
+    words = [word for word in hosts.options if not word.startswith("launch.hosts=")]
+    argv = [*RUN, *words, slots, "launch.max_restarts=1", "script=train.py", f"run_dir={run}"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    place = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": 0}
+    assert (run / "place-0").read_text() == f"{place} 3.0 3"
+    for rank in (1, 2):
+        place |= {"RANK": rank, "LOCAL_RANK": rank - 1, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 1}
+        assert (run / f"place-{rank}").read_text() == f"{place} 3.0 3"
+    states = [json.loads((run / "nodes" / f"node-{node}.json").read_text())["ranks"] for node in range(2)]
+    assert [sorted(ranks) for ranks in states] == [["0"], ["1", "2"]] or states == [{}, {}]
+    assert_nothing_left(run)
+
+
 def agent_in(network: str) -> int:
     """The agent's process on a host: hosts share their processes and differ by their network's namespace."""
     found = []
