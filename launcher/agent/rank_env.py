@@ -119,6 +119,16 @@ def nccl_recorder(logs: Path) -> dict[str, str]:
     }
 
 
+def wandb_variables(environment: Mapping[str, str], *, run_folder: Path, rank: int) -> dict[str, str]:
+    """Return variables by which the wandb runs of a script's ranks are one group, unless the user has set them.
+
+    The run of rank 0 has the name of the run folder, those of other ranks their number too.
+    """
+    name = run_folder.name
+    wanted = {"WANDB_RUN_GROUP": name, "WANDB_NAME": f"{name}-rank-{rank}" if rank else name}
+    return {key: value for key, value in wanted.items() if key not in environment}
+
+
 def threads_per_rank(*, cores: int, ranks: int) -> int:
     """Divide the cores of a node by its ranks; at least one."""
     return max(1, cores // ranks)

@@ -12,6 +12,7 @@ from launcher.agent.job import NodeJob
 from launcher.agent.output import Stream, may_read_stdin
 from launcher.agent.rank_env import RankAssignment
 from launcher.planner import Plan
+from launcher.planner.record import RECIPE
 
 
 def rank_start(
@@ -24,7 +25,7 @@ def rank_start(
     heartbeat_fd: int,
 ) -> RankStart:
     """Return what the fork server needs for a rank. `plan` is that of this round, at `plan_path`."""
-    rank, folder = assignment.rank, job.folder
+    rank, folder, own = assignment.rank, job.folder, job.kind != RECIPE
     on_gpu = job.plan.job.cluster.node.gpu.kind == "cuda"
     logs = folder.logs if on_gpu else None
     stdout, stderr = streams
@@ -35,6 +36,7 @@ def rank_start(
         args=tuple(job.args),
         variables={
             **rank_env.defaults(plan, env.environment(), num_threads=job.num_threads, nccl_logs=logs),
+            **(rank_env.wandb_variables(env.environment(), run_folder=folder.path, rank=rank) if own else {}),
             **rank_env.torchrun_variables(assignment),
             **rank_env.plan_variables(plan, run_folder=folder.path, plan_path=plan_path),
             "LAUNCHER_HEARTBEAT_FD": str(heartbeat_fd),

@@ -26,7 +26,8 @@ COMMAND = [sys.executable, "-P", "-m", "launcher.cli", "run", "run_dir=run", "la
 SAYS = """
 import json, os, sys
 from pathlib import Path
-said = {"argv": sys.argv[1:], "name": __name__, "package": __package__, "mark": os.environ.get("MARK")}
+said = {"argv": sys.argv[1:], "name": __name__, "package": __package__, "mark": os.environ.get("MARK"),
+        "wandb": [os.environ.get("WANDB_RUN_GROUP"), os.environ.get("WANDB_NAME")]}
 Path(f"said-{os.environ['RANK']}.json").write_text(json.dumps(said))
 """
 HANDLES = """
@@ -84,7 +85,9 @@ def test_a_module_runs_as_python_m_runs_it(
     _, err = job.communicate(timeout=240)
     assert job.returncode == 0, err
     for rank in range(2):
-        assert said(tmp_path, rank) == {"argv": ["--lr", "a b"], "name": "__main__", "package": "pkg", "mark": None}
+        found = said(tmp_path, rank)
+        assert found.pop("wandb") == ["run", ("run", "run-rank-1")[rank]]
+        assert found == {"argv": ["--lr", "a b"], "name": "__main__", "package": "pkg", "mark": None}
 
 
 @slow

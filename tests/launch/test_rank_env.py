@@ -16,6 +16,7 @@ from launcher.agent.rank_env import (
     plan_variables,
     threads_per_rank,
     torchrun_variables,
+    wandb_variables,
 )
 from launcher.errors import InputError
 from launcher.layout import Layout
@@ -40,6 +41,16 @@ def test_a_rank_reads_back_what_it_was_given(monkeypatch: pytest.MonkeyPatch, tm
     assert read_plan(file) == plan
     for axis in ("tp", "pp", "dp", "cp"):
         assert env.get(f"LAUNCHER_{axis.upper()}") == str(layout.degree(axis))
+
+
+def test_wandb_runs_of_a_scripts_ranks_are_one_group_and_the_users_own_variables_win(tmp_path: Path) -> None:
+    """Read by wandb's own settings."""
+    settings = pytest.importorskip("wandb.sdk.wandb_settings").Settings()
+    for rank, name in ((0, "mine"), (3, "mine-rank-3")):
+        settings.update_from_env_vars(wandb_variables({}, run_folder=tmp_path / "mine", rank=rank))
+        assert (settings.run_group, settings.run_name) == ("mine", name)
+    given = {"WANDB_RUN_GROUP": "theirs", "WANDB_NAME": "one"}
+    assert wandb_variables(given, run_folder=tmp_path, rank=1) == {}
 
 
 def test_a_process_that_is_no_rank_says_what_it_misses(monkeypatch: pytest.MonkeyPatch) -> None:

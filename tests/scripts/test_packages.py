@@ -1,8 +1,9 @@
-"""Real packages end alike under torchrun and under the launcher: Lightning, and the Trainer of transformers."""
+"""Real packages end alike under torchrun and under the launcher: Lightning, the Trainer of transformers, Accelerate."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,15 @@ HERE = Path(__file__).parent
 PYTHON = [sys.executable, "-P", "-m"]
 
 
-def run_both(folder: Path, script: str, *args: str) -> dict[str, tuple[str, dict[str, str]]]:
+def run_both(
+    folder: Path, target: str, *args: str, module: bool = False, **variables: str
+) -> dict[str, tuple[str, dict[str, str]]]:
     """By torchrun and by the launcher, side by side: what both said, and the files that their ranks wrote."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     commands = {
-        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", script],
-        "launcher": ["launcher.cli", "run", f"script={script}", f"run_dir={folder}/run", "launch.nproc_per_node=2",
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2", *["-m"] * module, target],
+        "launcher": ["launcher.cli", "run", f"{'module' if module else 'script'}={target}", f"run_dir={folder}/run",
+                     "launch.nproc_per_node=2",
                      "launch.console=all", "launch.warm=never", "--"],
     }  # fmt: skip
     jobs = {}
@@ -42,3 +46,18 @@ def test_a_package_that_trains_by_itself_learns_the_same(script: str, tmp_path: 
     found = run_both(tmp_path, str(HERE / script), "out")
     assert sorted(found["torchrun"][1]) == ["trained-0.json", "trained-1.json"]
     assert found["launcher"][1] == found["torchrun"][1]
+
+
+def test_accelerates_own_test_script_passes_with_the_same_words(tmp_path: Path) -> None:
+    """What its main process says: the section of each test, and that training yields the same results everywhere."""
+    found = run_both(
+        tmp_path, "accelerate.test_utils.scripts.test_script", module=True, ACCELERATE_USE_CPU="true"
+    )  # fmt: skip
+    passed = {
+        kind: sorted(
+            set(re.findall(r"\*\*.+?\*\*|Training yielded .+? batch split|(?:BF16|FP16) training check", said))
+        )
+        for kind, (said, _) in found.items()
+    }
+    assert len(passed["torchrun"]) > 15
+    assert passed["launcher"] == passed["torchrun"]
