@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,19 @@ from ssh_hosts import NEEDED, PATH, SPACES, Hosts
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
+    with started_hosts() as found:
+        yield found
+
+
+@pytest.fixture
+def hosts6() -> Iterator[Hosts]:
+    """Hosts whose names and addresses are those of IPv6."""
+    with started_hosts(ipv6=True) as found:
+        yield found
+
+
+@contextmanager
+def started_hosts(*, ipv6: bool = False) -> Iterator[Hosts]:
     missing = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if missing:
         pytest.skip(f"no {', '.join(missing)} here: install openssh-server, openssh-client and iproute2")
@@ -22,7 +36,7 @@ def hosts() -> Iterator[Hosts]:
         pytest.skip("no namespaces may be made here (root, and CAP_SYS_ADMIN in a container), so there are no hosts")
     folder = Path(tempfile.mkdtemp(prefix="launcher-ssh-", dir="/tmp"))
     folder.chmod(0o755)
-    found = Hosts(folder)
+    found = Hosts(folder, ipv6=ipv6)
     try:
         found.start()
         yield found

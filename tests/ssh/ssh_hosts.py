@@ -19,6 +19,7 @@ NAMES = ("h10", "h2")  # sorted by name they would change places
 SPACES = ["--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--net"]
 INIT = """
 hostname "$1" || exit 1
+[ -z "$4" ] || ip -6 addr add "$4/64" dev eth0 nodad || exit 1
 mount --bind "$2/hosts" /etc/hosts || exit 1
 mkdir -p /run/sshd
 /usr/sbin/sshd -D -e -f "$2/sshd_config" & sshd=$!
@@ -34,7 +35,7 @@ PermitRootLogin yes
 UsePAM no
 """
 CLIENT = """
-Host h*
+Host h* fd89*
     User root
     IdentityFile {folder}/key
     StrictHostKeyChecking no
@@ -42,13 +43,14 @@ Host h*
     LogLevel ERROR
 """
 POLL_S = 0.1
+PREFIX6 = "fd89::"
 
 
 class Hosts:
-    """Hosts that ssh reaches as h10 and h2, with its configuration in `options`."""
+    """Hosts that ssh reaches as h10 and h2, with its configuration in `options`; `ipv6`: at such addresses alone."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, ipv6: bool = False) -> None:
+        self.folder, self.ipv6 = folder, ipv6
         self.network = Network(os.getpid() % 250)
         self.network.bridge, self.network.subnet = f"ssh{os.getpid() % 10**6}", f"10.89.{os.getpid() % 250}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -61,22 +63,27 @@ class Hosts:
 
     def start(self) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key"], check=True)
-        addresses = {name: self.network.address(index) for index, name in enumerate(NAMES)}
+        addresses = {name: self.address(index) for index, name in enumerate(NAMES)}
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
         (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder))
         hosts = "".join(f"Host {name}\n    HostName {address}\n" for name, address in addresses.items())
         (self.folder / "client").write_text(hosts + CLIENT.format(folder=self.folder))
         self.network.start()
+        if self.ipv6:
+            ip("-6", "addr", "add", f"{PREFIX6}fe/64", "dev", self.network.bridge, "nodad")
         for name in NAMES:
             self.start_host(name)
+
+    def address(self, index: int) -> str:
+        return f"{PREFIX6}{index + 1}" if self.ipv6 else self.network.address(index)
 
     def start_host(self, name: str) -> None:
         index = NAMES.index(name)
         words = ["unshare", *SPACES, "--", "sh", "-c", NODE_NETWORK + INIT, "sh", name, str(self.folder)]
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*words, self.network.address(index)],
+                [*words, self.network.address(index), self.address(index) if self.ipv6 else ""],
                 env={**os.environ, "PATH": PATH}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         self.processes[name] = process

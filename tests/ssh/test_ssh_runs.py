@@ -110,7 +110,7 @@ place = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_R
 dist.init_process_group("gloo")
 total = torch.tensor(float(place["RANK"]))
 dist.all_reduce(total)
-if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+if place["WORLD_SIZE"] == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     sys.exit(place["RANK"] == 2)
 run = Path(os.environ["LAUNCHER_RUN_DIR"])
 (run / f"place-{place['RANK']}").write_text(f"{place} {total.item()} {os.environ['LAUNCHER_DP']}")
@@ -133,6 +133,20 @@ def test_hosts_with_different_numbers_of_slots_run_plain_data_parallelism(hosts:
         assert (run / f"place-{rank}").read_text() == f"{place} 3.0 3"
     states = [json.loads((run / "nodes" / f"node-{node}.json").read_text())["ranks"] for node in range(2)]
     assert [sorted(ranks) for ranks in states] == [["0"], ["1", "2"]] or states == [{}, {}]
+    assert_nothing_left(run)
+
+
+def test_hosts_that_have_ipv6_addresses_alone(hosts6: Hosts, tmp_path: Path) -> None:
+    """The first by its name, the second by its address."""
+    (tmp_path / "train.py").write_text(UNEVEN)
+    run, slots = tmp_path / "six", f"launch.hosts=[{FIRST}:1,[{hosts6.address(1)}]:1]"
+    words = [word for word in hosts6.options if not word.startswith("launch.hosts=")]
+    argv = [*RUN, *words, slots, "script=train.py"]
+    done = subprocess.run([*argv, f"run_dir={run}"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert [(run / f"place-{rank}").read_text()[-5:] for rank in (0, 1)] == ["1.0 2", "1.0 2"]
+    states = [json.loads((run / "nodes" / f"node-{node}.json").read_text()) for node in range(2)]
+    assert [state["host"] for state in states] == [FIRST, SECOND]
     assert_nothing_left(run)
 
 
