@@ -55,9 +55,20 @@ def _answer(name: str, parsed: argparse.Namespace, *, rest: tuple[str, ...]) -> 
     if parsed.cfg or parsed.info:
         print(shown_config(name, parsed, overrides), end="")
         return 0
+    if entry.of_run and _is_elsewhere(parsed.overrides):
+        from launcher.commands.login import followed
+
+        return followed(name, (*parsed.overrides, *_flags_as_words(parsed)))
     with no_garbage_collection():
         run: Callable[[Invocation], int] = import_module(f"launcher.commands.{entry.module}").run
     return run(Invocation(overrides, parsed.multirun, rest))
+
+
+def _is_elsewhere(words: Sequence[str]) -> bool:
+    """Whether the command names a run that is on a login node."""
+    from launcher.commands.named import on_login_node
+
+    return on_login_node(words) is not None
 
 
 def _about(word: str) -> str:

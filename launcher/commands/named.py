@@ -27,6 +27,17 @@ def resolved(name: str) -> str:
     return str(newest_run(Path())) if name == LAST and not Path(name).exists() else name
 
 
+def on_login_node(words: Sequence[str]) -> RunFolder | None:
+    """Return the folder of the run that a user named, if the run is on a login node (launch.login)."""
+    if not words or OVERRIDE.match(words[0]):
+        return None
+    try:
+        folder = RunFolder(Path(resolved(words[0])))
+    except InputError:  # there is no last run, which the command itself says
+        return None
+    return folder if folder.login.is_file() else None
+
+
 def run_folder(name: str) -> RunFolder:
     """Return the folder of a run on this machine; raises InputError if there is none."""
     path = Path(name)

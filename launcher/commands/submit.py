@@ -40,6 +40,10 @@ def run(invocation: Invocation) -> int:
     if invocation.multirun:
         return run_sweep(invocation)
     settings = checked_settings(with_slurm(invocation.overrides))
+    if slurm_of(settings).login:
+        from launcher.commands.login import submit_there  # and with it ssh, which no other submission needs
+
+        return submit_there(invocation, settings, slurm_of(settings))
     path, owner = named_folder(settings), this_process(submitting=True)
     if path is not None and not settings.options.dry_run:
         may_claim(path, owner)
@@ -130,6 +134,8 @@ def run_sweep(invocation: Invocation) -> int:
     combinations = sweep(with_slurm(invocation.overrides))
     every = [checked_settings(words) for words in combinations]
     first = every[0]
+    if slurm_of(first).login:
+        raise InputError("launch.login submits one job at a time: leave -m out, or submit the sweep on the login node")
     if len({(repr(s.options.launch), repr(s.options.slurm), s.options.own_program) for s in every}) > 1:
         raise InputError(
             "the runs of one sweep share script=, module=, program= and launch.*: sweep over other keys, or submit "

@@ -5,12 +5,15 @@ What a run copies at its submission (snapshot.py), and what is sent to another m
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import subprocess
+import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from launcher import env
 from launcher.capture import capture
@@ -115,3 +118,25 @@ def _without_runs(root: Path, names: Iterable[str]) -> Iterable[str]:
         return known[folder]
 
     return (name for name in names if not in_run(name.rpartition("/")[0]))
+
+
+def stays(link: Path, root: Path) -> bool:
+    """Whether a link leads into the code by a relative path, so that it means the same in the copy."""
+    to = link.readlink()
+    return not to.is_absolute() and Path(os.path.normpath(link.parent / to)).is_relative_to(root)
+
+
+def pack(code: CodeFiles) -> bytes:
+    """The files as a compressed archive; links that lead out of the code become what they lead to."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name in code.files:
+            path = code.root / name
+            archive.add(path.resolve() if path.is_symlink() and not stays(path, code.root) else path, name)
+    return stream.getvalue()
+
+
+def unpack(stream: IO[bytes], folder: Path) -> None:
+    """The inverse of `pack`, from a stream; nothing is written outside of the folder."""
+    with tarfile.open(fileobj=stream, mode="r|gz") as archive:
+        archive.extractall(folder, filter="data")

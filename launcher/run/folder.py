@@ -11,6 +11,7 @@ spans/         what ranks did in some steps (spans.py)
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
 report.html      the page of `launcher report`                  data/          token files that the recipe made
 provenance.json  by what and from which code it was started (provenance.py), with code.diff
+login.json       on which login node the run is that was submitted from there (commands/login.py)
 code/            the copy of the code that it runs from, if any (snapshot.py)  code-files.txt  what was copied
 """
 
@@ -75,6 +76,11 @@ class RunFolder:
     def code(self) -> Path:
         """The copy of the code that the run works in; absent where it works in the original."""
         return self.path / "code"
+
+    @property
+    def login(self) -> Path:
+        """Where a run is that was submitted from a login node, by `launch.login`."""
+        return self.path / "login.json"
 
     @property
     def code_files(self) -> Path:

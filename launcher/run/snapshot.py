@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher.errors import InputError
 from launcher.files import write_text
-from launcher.run.code import CodeFiles
+from launcher.run.code import CodeFiles, stays
 from launcher.run.folder import RunFolder
 
 NOT_LINKED = ".git"  # what it says of the code changes with the original
@@ -66,15 +66,9 @@ def _copy_file(root: Path, name: str, copy: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     if source.is_symlink():
-        target.symlink_to(source.readlink() if _stays(source, root) else source.resolve())
+        target.symlink_to(source.readlink() if stays(source, root) else source.resolve())
     else:
         shutil.copy2(source, target)
-
-
-def _stays(link: Path, root: Path) -> bool:
-    """Whether a link leads into the code by a relative path, so that it means the same in the copy."""
-    to = link.readlink()
-    return not to.is_absolute() and Path(os.path.normpath(link.parent / to)).is_relative_to(root)
 
 
 def _link_others(original: Path, copy: Path, *, run: Path) -> None:

@@ -131,6 +131,20 @@ def _option(meaning: str, *, example: str | None = None, verbatim: bool = False)
 class SlurmSettings:
     """Settings of a Slurm site. Texts are passed to Slurm unchanged; None omits the option."""
 
+    login: str | None = key(
+        None, verbatim=True, example="me@login1",
+        meaning="login node to submit from, as ssh takes it: the code is sent there; null: this machine",
+    )  # fmt: skip
+    login_folder: str = key(
+        "launcher-jobs", verbatim=True, meaning="folder there that gets a folder for each job; relative to the home"
+    )
+    login_python: str | None = key(
+        None, verbatim=True, example="/venv/bin/python",
+        meaning="interpreter there that has the launcher; null: the path of the one that runs here",
+    )  # fmt: skip
+    login_ssh: str | None = key(
+        None, verbatim=True, example="-i ~/.ssh/lab -p 2222", meaning="words for the ssh that goes there"
+    )
     job_name: str | None = key(
         None, convert=_text, verbatim=True, meaning="name of the job; null: that of the run folder"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -68,9 +68,11 @@ def read_hello(line: bytes) -> Hello:
     return Hello(**data)
 
 
-def ssh_argv(host: Host, settings: SshSettings, *, python: str) -> tuple[str, ...]:
-    """The ssh command that keeps an agent on a host; the host's shell gets quoted words."""
-    remote = shlex.join([settings.host_python or python, "-P", "-m", KEEPER])
+def ssh_argv(
+    host: Host, settings: SshSettings, *, python: str, module: str = KEEPER, words: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The ssh command that runs a module of ours, by default the keeper of an agent; the shell gets quoted words."""
+    remote = shlex.join([settings.host_python or python, "-P", "-m", module, *words])
     return (*_client(host, settings), "-T", "--", host.destination, f"exec {remote}")
 
 

@@ -52,7 +52,8 @@ class Hosts:
     def __init__(self, folder: Path, *, ipv6: bool = False) -> None:
         self.folder, self.ipv6 = folder, ipv6
         self.network = Network(os.getpid() % 250)
-        self.network.bridge, self.network.subnet = f"ssh{os.getpid() % 10**6}", f"10.89.{os.getpid() % 250}"
+        family, subnet = ("six", "10.90") if ipv6 else ("ssh", "10.89")  # both may be there at a time
+        self.network.bridge, self.network.subnet = f"{family}{os.getpid() % 10**6}", f"{subnet}.{os.getpid() % 250}"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

@@ -1,0 +1,142 @@
+"""launch.login: a job that is submitted from a login node by a real ssh, and followed from here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import PATH, Slurm
+
+from launcher.run.folder import RunFolder
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+SSHD = """
+Port {port}
+ListenAddress 127.0.0.1
+HostKey {folder}/key
+AuthorizedKeysFile {folder}/key.pub
+PidFile none
+StrictModes no
+PermitRootLogin yes
+UsePAM no
+SetEnv "PATH={path}" SLURM_CONF={conf} OMP_NUM_THREADS=1
+"""
+SCRIPT = """
+import sys, time
+from pathlib import Path
+import helper
+print(helper.WORD, Path("data.txt").read_text(), sys.argv[1:], flush=True)
+Path("started").touch()
+while sys.argv[1] == "wait":
+    time.sleep(0.1)
+"""
+
+
+@pytest.fixture(scope="module")
+def login(cluster: Slurm) -> Iterator[list[str]]:
+    """An sshd on this machine that stands for the login node; the words of the launcher that lead there."""
+    missing = [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
+    folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
+    conf = cluster.environment["SLURM_CONF"]
+    (folder / "sshd_config").write_text(SSHD.format(port=port, folder=folder, path=PATH, conf=conf))
+    Path("/run/sshd").mkdir(exist_ok=True)
+    sshd = subprocess.Popen(
+        [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL
+    )
+    options = f"-p {port} -i {folder}/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    try:
+        deadline = time.monotonic() + 20
+        while subprocess.run(["ssh", *options.split(), "root@127.0.0.1", "true"]).returncode:
+            assert time.monotonic() < deadline and sshd.poll() is None
+            time.sleep(0.1)
+        yield ["launch.login=root@127.0.0.1", f"launch.login_ssh={options}", f"launch.login_folder={folder}/jobs"]
+    finally:
+        sshd.kill()
+        sshd.wait()
+        shutil.rmtree(folder)
+
+
+def launcher(at: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The launcher on a machine without Slurm."""
+    environment = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
+    command = [sys.executable, "-P", "-m", "launcher.cli", *words]
+    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, login: list[str], tmp_path: Path) -> None:
+    laptop = tmp_path / "lap top" / "work"
+    laptop.mkdir(parents=True)
+    for name, text in {"train.py": SCRIPT, "helper.py": "WORD = 'sent'\n", "data.txt": "data", "big.log": ""}.items():
+        (laptop / name).write_text(text)
+    (laptop / ".gitignore").write_text("*.log\nruns\n")
+    slurm.run("git", "init", "-q", str(laptop.parent))
+    job = ["submit", f"script={laptop}/train.py", "cluster=testcluster", "cluster.num_nodes=2", *login]
+    job += ["cluster.node.num_gpus=1", "launch.exclude=side[1-2]"]
+
+    dry = launcher(laptop, *job, "dry_run=true", "--", "x")
+    assert dry.returncode == 0 and "launcher submit script=train.py" in dry.stdout and not (laptop / "runs").exists()
+
+    done = launcher(laptop, *job, "run_dir=runs/mine", "--", "end", "a b")
+    assert done.returncode == 0, done.stderr
+    assert "code: 4 files, " in done.stderr and ", packed " in done.stderr
+    job_id, folder = done.stdout.strip(), RunFolder(laptop / "runs" / "mine")
+    there = Path(json.loads(folder.login.read_text())["folder"])
+    assert there.parent == Path(login[2].partition("=")[2]) and not (there / "code" / "work" / "big.log").exists()
+    slurm.wait(job_id, "COMPLETED")
+    status = launcher(laptop, "status", "last")
+    assert status.returncode == 0 and f"job {job_id}: COMPLETED" in status.stdout, status.stderr
+    assert "sent data ['end', 'a b']" in launcher(laptop, "logs", "runs/mine", "--rank", "1").stdout
+    assert launcher(laptop, "report", "last").stdout.strip() == "runs/mine/report.html"
+    assert "<html" in folder.report.read_text()
+    assert (
+        "only status, logs, cancel, report follow it" in launcher(laptop, "export", "last", "to=srun", "out=x").stderr
+    )
+
+    done = launcher(laptop, *job, "run_dir=runs/stopped", "--", "wait")
+    there = Path(json.loads(RunFolder(laptop / "runs" / "stopped").login.read_text())["folder"])
+    deadline = time.monotonic() + 120
+    while not (there / "code" / "work" / "started").exists():
+        assert time.monotonic() < deadline, slurm.logs()
+        time.sleep(0.2)
+    assert "is being cancelled" in launcher(laptop, "cancel", "runs/stopped").stdout
+    while "CANCELLED" not in (found := launcher(laptop, "status", "runs/stopped", "output=json").stdout):
+        assert time.monotonic() < deadline, found
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["script=train.py", "cluster.num_nodes=99"], "the job needs 99 nodes"),
+        (
+            ["script=train.py", "launch.login=root@127.0.0.1", "launch.login_ssh=-p 1"],
+            "ssh does not reach root@127.0.0.1",
+        ),
+        (["script=train.py", "launch.login_python=/no/python"], "/no/python"),
+        (["script=/etc/passwd"], "is in no git repository"),
+    ],
+    ids=["Slurm refuses", "no connection", "no interpreter", "no code"],
+)
+def test_what_cannot_be_submitted_there_leaves_nothing_here_or_there(
+    slurm: Slurm, login: list[str], tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "train.py").write_text("")
+    slurm.run("git", "init", "-q", str(tmp_path))
+    jobs = Path(login[2].partition("=")[2])
+    before = sorted(jobs.glob("*"))
+    done = launcher(tmp_path, "submit", "cluster=testcluster", *login, *words, "run_dir=run")
+    assert done.returncode in (1, 2, 127) and said in done.stderr, done
+    assert not (tmp_path / "run").exists() and sorted(jobs.glob("*")) == before
