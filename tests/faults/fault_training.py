@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "launch"))
 from nodes import Nodes
 
 from launcher.config.compose import load
+from launcher.env import usable_cores
 from launcher.files import read_lines
 from launcher.planner import Plan
 from launcher.planner.build import make_plan
@@ -46,9 +47,10 @@ def plan_of_two_nodes(data: Path, *overrides: str) -> Plan:
 
 
 def training(folder: Path, data: Path, *overrides: str, **launch: object) -> Nodes:
-    """A job of two agents in a new folder, not started yet."""
+    """A job of two agents in a new folder, not started yet. Its two nodes share the cores of this machine."""
     folder.mkdir()
     plan = plan_of_two_nodes(data, *overrides)
+    launch = {"omp_num_threads": max(1, usable_cores() // len(HOSTS)), **launch}
     return Nodes(folder, HOSTS, launch=launch, script=resource("recipes") / "gpt.py", plan=plan)
 
 

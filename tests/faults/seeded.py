@@ -123,13 +123,29 @@ def resumed_after(log: str) -> list[int]:
 def differences(found: list[tuple[int, float]], expected: list[tuple[int, float]], kinds: list[str]) -> str:
     """In words, how the lines of a run differ from those of one left alone; a full disk may cost lines, not a value."""
     steps, wanted = [step for step, _ in found], dict(expected)
-    missing = [step for step in wanted if step not in steps]
-    twice = sorted({step for step in steps if steps.count(step) > 1})
-    other = [step for step, loss in found if wanted.get(step) != loss]
-    if any("disk" in kind for kind in kinds):
-        missing = []
-    said = {"missing": missing, "twice": twice, "other": other}
-    return ", ".join(f"{what} {steps}" for what, steps in said.items() if steps)
+    missing = [] if any("disk" in kind for kind in kinds) else sorted({*wanted} - {*steps})
+    twice = sorted(step for step, count in Counter(steps).items() if count > 1)
+    other = [(step, loss) for step, loss in found if wanted.get(step) != loss]
+    said = [f"{what} {in_short(which)}" for what, which in (("missing", missing), ("twice", twice)) if which]
+    if other:
+        step, loss = other[0]
+        most = max(abs(loss - wanted.get(step, 0.0)) for step, loss in other)
+        said.append(
+            f"{len(other)} of {len(found)} losses differ, by up to {most:.1e}, the first at step {step}: "
+            f"{loss!r}, alone {wanted.get(step)!r}"
+        )
+    return "; ".join(said)
+
+
+def in_short(steps: list[int]) -> str:
+    """Numbers with runs of them as first-last."""
+    runs: list[list[int]] = []
+    for step in steps:
+        if runs and step == runs[-1][1] + 1:
+            runs[-1][1] = step
+        else:
+            runs.append([step, step])
+    return ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in runs)
 
 
 def steps_done(folder: RunFolder) -> int:
@@ -466,10 +482,15 @@ class Summary:
     left: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
 
+    def problems(self) -> list[str]:
+        """What did not hold, the shortest and most telling first."""
+        bad = [f"{fault}" for fault in self.faults if not fault.recovered or fault.lost_steps]
+        left = [f"left behind: {process}" for process in self.left]
+        return [*self.unequal, *bad, *left, *([] if self.faults else ["no fault was made"])]
+
     @property
     def passed(self) -> bool:
-        good = all(fault.recovered and not fault.lost_steps for fault in self.faults)
-        return good and not self.left and not self.unequal and bool(self.faults)
+        return not self.problems()
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -492,15 +513,34 @@ class Summary:
 def strike_long(folder: Path, data: Path, kinds: list[str], chance: random.Random, summary: Summary) -> None:
     """Long trainings, each with as many faults as it has time for; their losses must be those of one left alone."""
     steps = min(MOST_STEPS, STEPS_PER_FAULT * len(kinds))
-    alone = training(folder / "alone", data, f"train.steps={steps}")
-    for name in HOSTS:
-        alone.start(name)
-    alone.finish(timeout_s=900)
-    expected, left, number = losses(RunFolder(alone.run_dir)), list(kinds), 0
+    expected, left, number = losses_alone(folder / "alone", data, steps=steps), list(kinds), 0
     while left:
         job = LongJob(folder / f"struck-{number}", data, steps=steps, chance=chance)
         strike_one_long(job, left, expected, summary)
         number += 1
+
+
+def losses_alone(folder: Path, data: Path, *, steps: int) -> list[tuple[int, float]]:
+    """Of a training without faults; SystemExit unless it was one: complete, and its ranks were started once.
+
+    An agent that could not start, since another program took its port, is started again, like those of the struck ones.
+    """
+    alone = LongJob(folder, data, steps=steps, chance=random.Random(0))
+    try:
+        for name in HOSTS:
+            alone.start(name)
+        codes, found = alone.finish(), losses(alone.folder)
+    finally:
+        alone.marked.kill()
+        alone.job.kill_all()
+    starts = resumed_after(alone.job.log(0))
+    if set(codes.values()) != {0} or [step for step, _ in found] != list(range(1, steps + 1)) or starts != [0]:
+        said = "\n".join(f"== {name}\n{alone.job.reported(name)[-3000:]}" for name in HOSTS)
+        raise SystemExit(
+            f"the training left alone gives no losses to compare with: exit codes {codes}, {len(found)} of {steps} "
+            f"losses, rank 0 started after steps {starts}\n{said}"
+        )
+    return found
 
 
 def strike_one_long(job: LongJob, kinds: list[str], expected: list[tuple[int, float]], summary: Summary) -> None:
@@ -521,7 +561,7 @@ def strike_one_long(job: LongJob, kinds: list[str], expected: list[tuple[int, fl
         struck = every[: len(every) - len(kinds)]
         unequal = differences(losses(job.folder), expected, struck)
         if unequal or set(codes.values()) != {0}:
-            summary.unequal.append(f"{len(struck)} faults in a long training: {unequal}, exit codes {codes}")
+            summary.unequal.append(f"{unequal or 'losses equal'}, exit codes {codes}, after {struck}")
             print("\n".join(f"== {name}\n{job.job.reported(name)[-3000:]}" for name in HOSTS), file=sys.stderr)
         summary.left += job.marked.left()
     finally:
