@@ -41,11 +41,12 @@ def literals(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def test_each_name_in_the_run_folder_is_written_once() -> None:
-    words = {"checkpoints", "logs", "nodes", "wandb", "tensorboard", "jsonl"}  # of messages, commands and choices
+    folders = {"checkpoints", "code", "logs", "nodes", "spans"}
+    words = folders | {"wandb", "tensorboard", "jsonl"}  # of messages, commands and choices
     wanted = names() - words  # paths of them are found below
     assert {"plan.json", "metrics.jsonl", "result.json", "ledger.jsonl", "setup.sh", "sweep.json"} <= wanted
     pattern = re.compile(
-        rf"(?:^|/)(?:{'|'.join(map(re.escape, wanted))})$|(?:^|/){PREFIXES}(?:$|\*)|(?:checkpoints|logs|nodes)/"
+        rf"(?:^|/)(?:{'|'.join(map(re.escape, wanted))})$|(?:^|/){PREFIXES}(?:$|\*)|(?:^|/)(?:{'|'.join(folders)})/"
     )
     others = [p for room in ("launcher", "recipes") for p in (ROOT / room).rglob("*.py")]
     others = [p for p in others if not (p.parent.name == "run" and p.name in OWNERS)]
