@@ -51,4 +51,4 @@ def show_page(run: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: show_page(sys.argv[1]) if sys.argv[1:] else receive()))
+    sys.exit(guarded(lambda: show_page(sys.argv[1])) if sys.argv[1:] else guarded(receive, as_json=True))

@@ -55,6 +55,8 @@ class Elsewhere:
         """The ssh command that runs a module there."""
         try:
             host, options = parse_host(self.login), tuple(shlex.split(self.ssh))
+            if host.slots is not None:
+                raise ValueError("a port goes into launch.login_ssh='-p PORT'")
         except ValueError as error:
             raise InputError(f"launch.login={self.login} or launch.login_ssh: {error}") from error
         settings = SshSettings(ssh_options=options, host_python=self.python)
@@ -82,10 +84,12 @@ def submit_there(invocation: Invocation, settings: Settings, slurm: SlurmSetting
     if settings.options.dry_run:
         print(f"{shlex.join(argv)}\n# there: {shlex.join(['launcher', 'submit', *parcel.words, '--', *parcel.args])}")
         return 0
-    done = _ssh(argv, parcel.line() + packed, login=there.login)
+    done = _ssh(argv, parcel.line() + packed, there)
+    said = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
     if done.returncode:
+        print(*(said if settings.options.output == "json" else []), end="")
         return done.returncode
-    answer = json.loads(done.stdout.splitlines()[-1])
+    answer = json.loads(said[0])
     with claimed(path, owner, name=name) as folder:
         write_json(folder.login, to_plain(_at(there, answer["run_folder"])))
         write_provenance(folder, invocation.overrides, invocation.rest)
@@ -121,16 +125,19 @@ def _moved(word: str, root: Path, base: Path) -> str:
     return f"{key}={os.path.relpath(path, base)}"
 
 
-def _ssh(argv: Sequence[str], data: bytes, *, login: str) -> subprocess.CompletedProcess[bytes]:
-    """Run ssh with its messages on this terminal; raises LauncherError where it does not connect."""
+def _ssh(argv: Sequence[str], data: bytes, there: Elsewhere) -> subprocess.CompletedProcess[bytes]:
+    """Run ssh with its messages on this terminal; raises LauncherError where the launcher there does not answer."""
     try:
         done = subprocess.run(argv, input=data, stdout=subprocess.PIPE, env=env.environment())
     except OSError as error:
         raise InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client") from error
     if done.returncode == NO_CONNECTION:
-        raise LauncherError(f"ssh does not reach {login}, see above: nothing was submitted")
-    if done.returncode == 0 and not done.stdout.strip():
-        raise LauncherError(f"{login} said nothing of a job: does its shell print, or end, before the command?")
+        raise LauncherError(f"ssh does not reach {there.login}, see above: nothing was submitted")
+    if not done.stdout.strip():
+        raise LauncherError(
+            f"{there.python} on {there.login} did not answer as the launcher, see above: name an interpreter there "
+            "that has it by launch.login_python"
+        )
     return done
 
 

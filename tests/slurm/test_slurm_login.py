@@ -125,10 +125,11 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
             ["script=train.py", "launch.login=root@127.0.0.1", "launch.login_ssh=-p 1"],
             "ssh does not reach root@127.0.0.1",
         ),
-        (["script=train.py", "launch.login_python=/no/python"], "/no/python"),
+        (["script=train.py", "launch.login_python=/no/python"], "/no/python on root@127.0.0.1 did not answer"),
+        (["script=train.py", "launch.login=root@127.0.0.1:22"], "a port goes into launch.login_ssh"),
         (["script=/etc/passwd"], "is in no git repository"),
     ],
-    ids=["Slurm refuses", "no connection", "no interpreter", "no code"],
+    ids=["Slurm refuses", "no connection", "no interpreter", "a port", "no code"],
 )
 def test_what_cannot_be_submitted_there_leaves_nothing_here_or_there(
     slurm: Slurm, login: list[str], tmp_path: Path, words: list[str], said: str
@@ -137,6 +138,7 @@ def test_what_cannot_be_submitted_there_leaves_nothing_here_or_there(
     slurm.run("git", "init", "-q", str(tmp_path))
     jobs = Path(login[2].partition("=")[2])
     before = sorted(jobs.glob("*"))
-    done = launcher(tmp_path, "submit", "cluster=testcluster", *login, *words, "run_dir=run")
-    assert done.returncode in (1, 2, 127) and said in done.stderr, done
+    done = launcher(tmp_path, "submit", "cluster=testcluster", *login, *words, "run_dir=run", "output=json")
+    assert done.returncode in (1, 2) and said in done.stderr, done
+    assert json.loads(done.stdout)["error"]["exit_code"] == done.returncode
     assert not (tmp_path / "run").exists() and sorted(jobs.glob("*")) == before
