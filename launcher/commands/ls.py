@@ -14,6 +14,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.named import options, says_json
 from launcher.console import notify, say, show
 from launcher.errors import InputError
+from launcher.files import read_json
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder, in_utc
 from launcher.run.listing import runs_in
@@ -95,7 +96,14 @@ def _owner(path: Path) -> Owner | None:
 
 def _row(folder: RunFolder, owner: Owner, jobs: Mapping[str, tuple[str, Path]]) -> ListedRun:
     state = jobs[owner.job_id][0] if owner.job_id and owner.job_id in jobs else _state(folder, owner)
-    return ListedRun(str(folder.path), owner.since, state, str(owner), progress(folder))
+    return ListedRun(str(folder.path), owner.since, state, _where(folder, owner), progress(folder))
+
+
+def _where(folder: RunFolder, owner: Owner) -> str:
+    """The process or job, and the login node that knows it where that is another machine (launch.login)."""
+    if not folder.login.is_file():
+        return str(owner)
+    return f"{owner}, submitted from {read_json(folder.login, remedy='remove it').get('login')}"
 
 
 def _state(folder: RunFolder, owner: Owner) -> str:

@@ -40,6 +40,11 @@ def plan_for(settings: Settings, target: Target) -> Plan:
 
 def check(plan: Plan, target: Target) -> None:
     """Raise InputError where `target` cannot express a plan that is given."""
+    if each := plan.options.node_ranks:
+        raise InputError(
+            f"this plan gives its nodes {', '.join(map(str, each))} ranks, and exports say one number for all nodes: "
+            "plan it for equal nodes, or print torchrun's commands by launch=torchrun"
+        )
     if problems := list(target.cannot(plan.job, plan.layout)):
         raise InputError([f"this plan cannot be exported to={target.name}", *problems])
 

@@ -67,11 +67,7 @@ def submit_request(
 
     Raises InputError if plan and settings contradict each other.
     """
-    if plan.options.node_ranks:
-        raise InputError(
-            f"the plan gives its nodes {', '.join(map(str, plan.options.node_ranks))} ranks, and a batch job asks "
-            "every node for as many GPUs (--gpus-per-node): plan it for equal nodes, or start it by launch=ssh"
-        )
+    check_equal_nodes(plan)
     if settings.container.runtime != "bare" and set(":,") & set(str(where.run_folder)):
         raise InputError(f"a container cannot mount {where.run_folder}: choose a run_dir without ':' or ','")
     options = [
@@ -91,6 +87,15 @@ def submit_request(
     ]
     argv = ("sbatch", "--parsable", *options, str(where.script), str(where.run_folder), where.python)
     return SubmitRequest(argv, tuple(without), where.script)
+
+
+def check_equal_nodes(plan: Plan) -> None:
+    """Raise InputError for a plan that gives its nodes different numbers of ranks: Slurm gives each as many GPUs."""
+    if each := plan.options.node_ranks:
+        raise InputError(
+            f"the plan gives its nodes {', '.join(map(str, each))} ranks, and Slurm gives every node of a job as many "
+            "GPUs (--gpus-per-node): plan it for equal nodes, or start it by launch=ssh"
+        )
 
 
 def job_name(name: str) -> str:

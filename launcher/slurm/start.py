@@ -30,6 +30,7 @@ from launcher.slurm.jobstate import JobState
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.progress import starts
 from launcher.slurm.record import read_slurm_launch
+from launcher.slurm.request import check_equal_nodes
 from launcher.slurm.requeue import JobStart, Outcome
 from launcher.slurm.settings import NEVER, SlurmSettings
 from launcher.slurm.step import AGENT
@@ -111,6 +112,7 @@ def settings_here(settings: SlurmSettings, plan: Plan, allocation: Allocation) -
 
     Raises InputError if it has fewer nodes than the plan needs.
     """
+    check_equal_nodes(plan)
     given, needed = len(allocation.hosts), plan.placement.num_nodes
     if given < settings.fewest_nodes(needed):
         raise InputError(

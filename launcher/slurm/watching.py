@@ -88,7 +88,8 @@ class StepWatch:
     def _listen(self, now: float) -> bool:
         if now < self._listens_at:
             return False
-        return now > self._listens_at + START_S or len(self.folder.node_states()) >= len(self.hosts)
+        urgent = self.signals.stop > 1 or now > self._listens_at + START_S
+        return urgent or len(self.folder.node_states()) >= len(self.hosts)
 
     def _end_for_lost_nodes(self) -> None:
         if lost := self._lost_nodes(time.monotonic()):

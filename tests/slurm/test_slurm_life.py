@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,11 @@ from plans import plan
 
 from launcher.errors import InputError, JobFailed
 from launcher.run.folder import create_run_folder
+from launcher.run.node_state import NodeState
 from launcher.slurm import jobstate, life, submit
 from launcher.slurm.command import Answer, SlurmUnreachable, unreachable
 from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.watching import Signals, StepWatch
 
 FORGOTTEN = Answer(1, "", "slurm_load_jobs error: Invalid job id specified\n")  # squeue of Slurm 22.05
 
@@ -169,3 +174,24 @@ def test_more_nodes_than_exist_are_refused(
         return
     with pytest.raises(InputError, match=r"needs 4 nodes \(small has 2\)"):
         submit.check_size(plan(), settings)
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_a_signal_waits_for_agents_that_still_start_unless_it_comes_again(asked: int, tmp_path: Path) -> None:
+    """It would kill an agent by its default action."""
+    folder, said = create_run_folder(tmp_path), list[str]()
+    step = subprocess.Popen(["sleep", "60"])
+    watch = StepWatch(
+        step, Signals("USR1", stop=asked), folder, ("a", "b"), said.append, None, _listens_at=time.monotonic()
+    )
+    try:
+        for node in range(2):
+            watch._pass_signals_on()
+            assert bool(said) == (asked == 2)
+            NodeState(node, "ab"[node], 1, 0.0, "running", 1, 0, 3, "", "").write(folder)
+        watch._pass_signals_on()
+        assert said == ["SIGUSR1: asking the ranks to write a checkpoint and stop"]
+        assert step.wait(10) == -signal.SIGUSR1
+    finally:
+        step.kill()
+        step.wait()

@@ -99,6 +99,7 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
     slurm.wait(job_id, "COMPLETED")
     status = launcher(laptop, "status", "last")
     assert status.returncode == 0 and f"job {job_id}: COMPLETED" in status.stdout, status.stderr
+    assert f"job {job_id}, submitted from root@127.0.0.1" in launcher(laptop, "ls").stdout
     assert "sent data ['end', 'a b']" in launcher(laptop, "logs", "runs/mine", "--rank", "1").stdout
     assert launcher(laptop, "report", "last").stdout.strip() == "runs/mine/report.html"
     assert "<html" in folder.report.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -16,12 +17,16 @@ from plans import plan
 from launcher.agent.settings import LaunchSettings
 from launcher.config.compose import compose_config
 from launcher.errors import InputError
+from launcher.export.planning import check
+from launcher.export.targets import target
+from launcher.planner import Plan
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Program, RunOptions
 from launcher.schema import read
-from launcher.slurm.allocation import given_cpus
+from launcher.slurm.allocation import Allocation, given_cpus
 from launcher.slurm.request import SubmitRequest, Where, job_name, submit_request
 from launcher.slurm.settings import SlurmSettings, time_limit_s
+from launcher.slurm.start import settings_here
 from launcher.slurm.step import Step, rank_variables, step_argv
 from launcher.slurm.submit import dry_run_text, warnings
 
@@ -255,3 +260,26 @@ def test_a_sound_submission_gets_no_warning_and_a_script_that_nothing_would_brin
 def test_without_the_environment_only_the_wanted_secrets_are_exported_and_by_name() -> None:
     assert "--export=NONE" in request(export="none").argv
     assert "--export=HF_TOKEN,DB_PASS" in request(export="none", secrets=["HF_TOKEN", "DB_PASS"]).argv
+
+
+def test_a_plan_with_different_numbers_of_ranks_is_for_ssh_alone() -> None:
+    """Not for a batch job, an allocation or an export; plan.json keeps it."""
+    uneven = replace(plan(nodes=3, tp=1, pp=1, dp=7), options=RunOptions(node_ranks=(2, 4, 1)))
+    assert Plan.from_dict(json.loads(json.dumps(uneven.to_dict()))).placement.slot(6).node == 2
+    with pytest.raises(InputError, match=r"2, 4, 1 ranks, and Slurm gives every node .* launch=ssh"):
+        submit_request(uneven, SlurmSettings(), WHERE)
+    with pytest.raises(InputError, match="2, 4, 1 ranks, and Slurm gives every node"):
+        settings_here(SlurmSettings(), uneven, Allocation("17", ("a", "b", "c"), 0))
+    with pytest.raises(InputError, match="2, 4, 1 ranks, and exports say one number"):
+        check(uneven, target("srun"))
+    for broken in ((2, 4), (2, 5, 0), (9, -2)):
+        with pytest.raises(InputError, match="node_ranks is"):
+            Plan.from_dict(replace(uneven, options=RunOptions(node_ranks=broken)).to_dict())
+    with pytest.raises(InputError, match="for data parallelism alone"):
+        Plan.from_dict(replace(uneven, layout=replace(uneven.layout, tp=7, dp=1)).to_dict())
+
+
+@pytest.mark.parametrize("name", ["TERM", "SIGINT"])
+def test_the_signal_before_a_time_limit_is_none_by_which_slurm_ends_a_job(name: str) -> None:
+    with pytest.raises(InputError, match="by which Slurm ends a job: USR1 or USR2"):
+        SlurmSettings.from_config({"signal": name})
