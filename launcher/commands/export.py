@@ -11,9 +11,10 @@ from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, says_json
 from launcher.errors import InputError
+from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.folder import write_folder
 from launcher.export.planning import check, plan_for, with_overrides
-from launcher.export.target import Target
+from launcher.export.target import Export, Target
 from launcher.export.targets import names, target
 from launcher.files import user_path
 from launcher.planner.record import Plan
@@ -29,6 +30,7 @@ def run(invocation: Invocation) -> int:
     chosen = target(options["to"])
     plan = _plan(words, chosen)
     export = chosen.write(plan)
+    _check_ds_config(plan, export)
     for line in export.missing:
         print(f"to={chosen.name} cannot express {line}", file=sys.stderr)
     folder = user_path(options["out"]) if "out" in options else None
@@ -43,6 +45,16 @@ def run(invocation: Invocation) -> int:
     else:
         print(export.files[export.main], end="")
     return 0
+
+
+def _check_ds_config(plan: Plan, export: Export) -> None:
+    """Raise InputError if a DeepSpeed configuration of the user's is in no file of the export."""
+    file = plan.options.train.ds_config
+    if file is not None and DEEPSPEED_CONFIG not in export.files:
+        raise InputError(
+            f"train.ds_config={file} is in none of the files: DeepSpeed does not train in this export. "
+            "Leave it out, or take to=deepspeed, or to=accelerate, hf or lightning with stack=deepspeed"
+        )
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.export import facts
+from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.ranks import (
     ADDRESS,
     NODE,
@@ -25,10 +26,10 @@ from launcher.export.target import Export, Target
 from launcher.export.yaml_text import to_yaml
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.planner.deepspeed_config import full_config
 from launcher.planner.record import Plan
 
-CONFIG, DEEPSPEED_CONFIG = "accelerate.yaml", "ds_config.json"
+CONFIG = "accelerate.yaml"
 LAUNCH = (
     "accelerate", "launch",
     "--config_file", CONFIG,
@@ -71,7 +72,7 @@ def write(plan: Plan) -> Export:
     plugin = facts.with_deepspeed(job)
     files = {CONFIG: to_yaml(_config(plan))}
     if plugin:
-        config = deepspeed_config(plan, plan.options.train)
+        config = full_config(plan, plan.options.train)
         files[DEEPSPEED_CONFIG] = json.dumps(config, indent=2) + "\n"
     # `Accelerator` reads it where the script gives none; the plugin has it in its own JSON.
     steps = str(layout.num_micro_batches(job.training.global_batch))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.export import accelerate, facts
+from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.ranks import SCRIPT, START_FILE, node_script
 from launcher.export.target import Export, Target
 from launcher.planner.record import Plan
@@ -52,7 +53,7 @@ def arguments(plan: Plan) -> dict[str, Any]:
     if options.lr_schedule == "cosine":
         found["lr_scheduler_kwargs"] = {"min_lr": min(options.min_lr, options.lr)}
     if accelerate.kind(plan.job, layout) == "DEEPSPEED":
-        found["deepspeed"] = accelerate.DEEPSPEED_CONFIG
+        found["deepspeed"] = DEEPSPEED_CONFIG
     return found
 
 

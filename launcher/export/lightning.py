@@ -9,15 +9,16 @@ import json
 from collections.abc import Iterator
 
 from launcher.export import facts
+from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.rules import only, order_unknown
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
-from launcher.planner.deepspeed_config import deepspeed_config
+from launcher.planner.deepspeed_config import full_config
 from launcher.planner.record import Plan
 
-MODULE, DEEPSPEED_CONFIG = "plan_trainer", "ds_config.json"
+MODULE = "plan_trainer"
 PRECISIONS = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 SHARDING = {2: "SHARD_GRAD_OP", 3: "FULL_SHARD"}
 HYBRID = {2: "_HYBRID_SHARD_ZERO2", 3: "HYBRID_SHARD"}
@@ -52,7 +53,7 @@ def write(plan: Plan) -> Export:
     script = node_script(plan, [*torchrun(plan), SCRIPT])
     files = {f"{MODULE}.py": module(plan), START_FILE: script, **shared_files(plan)}
     if kind(plan.job, plan.layout) == "deepspeed":
-        config = deepspeed_config(plan, plan.options.train)
+        config = full_config(plan, plan.options.train)
         files[DEEPSPEED_CONFIG] = json.dumps(config, indent=2) + "\n"
     return Export(f"{MODULE}.py", files, tuple(_missing(plan)))
 

@@ -55,7 +55,7 @@ def _collectives(rows: Sequence[Row]) -> list[str]:
     every = table(columns, [_collective(row) for row in rows], numbers=(2, 5, 6, 7, 9))
     axes = dict.fromkeys(row["axis"] for row in rows)
     places = "".join(
-        f'<h3>Bus bandwidth over {escape(axis)}</h3><div id="curve-{escape(axis)}"></div>' for axis in axes
+        f'<h3>Bus bandwidth over {escape(axis)}, GB/s</h3><div id="curve-{escape(axis)}"></div>' for axis in axes
     )
     return [
         section("Bandwidth by size", places),

@@ -137,7 +137,7 @@ def _headline(plan: Plan, run: RunFacts | None) -> Iterator[Tile]:
     used, room = estimate["memory_bytes_per_gpu"], estimate["usable_memory_bytes"]
     tone = "bad" if used > room else "good" if used < TIGHT * room else ""
     yield Tile(
-        "memory a rank", f"{used / room:.0%} of the budget", f"{format_bytes(used)} of {format_bytes(room)}", tone
+        "memory a rank", f"{used / room:.0%}", f"of the budget: {format_bytes(used)} of {format_bytes(room)}", tone
     )
     if (price := estimate.get("cost_per_million_tokens")) is not None:
         yield Tile("cost", f"${price:.4f}", "a million tokens")
@@ -177,9 +177,11 @@ def _alternatives(plan: Plan, found: SearchResult | None) -> str:
                 True,
             )
         )
+    fastest = found.best.estimate.step_time_s
     rows = [
-        [c.layout.brief(), format_seconds(c.estimate.step_time_s), format_bytes(c.estimate.memory_bytes_per_gpu),
-         f"{c.estimate.memory_bytes_per_gpu / usable:.0%}", _share(c.estimate.mfu)]
+        [c.layout.brief(), format_seconds(c.estimate.step_time_s), f"{c.estimate.step_time_s / fastest - 1:+.1%}",
+         format_bytes(c.estimate.memory_bytes_per_gpu), f"{c.estimate.memory_bytes_per_gpu / usable:.0%}",
+         _share(c.estimate.mfu)]
         for c in found.candidates[:SHOWN]
     ]  # fmt: skip
     chosen = next((i for i, c in enumerate(found.candidates[:SHOWN]) if facts.is_chosen(plan, c)), None)
@@ -190,7 +192,7 @@ def _alternatives(plan: Plan, found: SearchResult | None) -> str:
         scatter(dots, x="s a step", y="GiB a GPU", label="step time against memory of the alternatives"),
         '<p id="alternative" class="out" aria-live="polite">Point at a dot, or tab to it.</p>',
             paragraph(_lead(plan, found)),
-        table(["layout", "step", "memory", "of budget", "MFU"], rows, numbers=(1, 2, 3, 4), chosen=chosen),
+        table(["layout", "step", "slower", "memory", "of budget", "MFU"], rows, numbers=(1, 2, 3, 4, 5), chosen=chosen),
         f"<h3>Rejected of {found.searched:,} layouts</h3>",
         table(["reason", "layouts"], rejected, numbers=(1,)),
     ])  # fmt: skip
@@ -215,7 +217,7 @@ def _reason(reason: str) -> str:
 
 def _placement(plan: Plan) -> str:
     placement = plan.placement
-    words = f"{plan.grid.size:,} ranks on {placement.num_nodes:,} nodes. "
+    words = f"{_some(plan.grid.size, 'rank')} on {_some(placement.num_nodes, 'node')}. "
     words += f"Axis order {plan.layout.axis_order}: the first varies fastest."
     role = f'role="application" aria-label="{plan.grid.size} ranks on their GPUs"'
     return (
@@ -229,7 +231,7 @@ def _placement(plan: Plan) -> str:
 
 def _pipeline(plan: Plan, drawn: Pipeline) -> str:
     layout = plan.layout
-    words = f"{layout.schedule}: {drawn.micro_batches:,} micro-batches a step over {layout.pp} stages"
+    words = f"{layout.schedule}: {_some(drawn.micro_batches, 'micro-batch')} a step over {_some(layout.pp, 'stage')}"
     words += f" of {layout.virtual_stages} virtual stages each" if layout.virtual_stages > 1 else ""
     words += f"; {drawn.left_out:,} micro-batches in the middle are not drawn" if drawn.left_out else ""
     legend = [("forward", 0), ("backward", 2), ("gradients and optimizer", 7)]
@@ -241,6 +243,12 @@ def _pipeline(plan: Plan, drawn: Pipeline) -> str:
         f'<div class="scroll" tabindex="0" id="pipeline" data-label="{escape(words)}"></div>'
         '<p id="box" class="out" aria-live="polite">Point at a box.</p>'
     )
+
+
+def _some(number: int, what: str) -> str:
+    """Format a number of things: 1 node, 8 nodes, 4 micro-batches."""
+    plural = "es" if what.endswith("ch") else "s"
+    return f"{number:,} {what}{'' if number == 1 else plural}"
 
 
 def _time_bars(plan: Plan) -> str:

@@ -128,21 +128,22 @@ def scatter(dots: Sequence[Dot], *, x: str, y: str, label: str) -> str:
     if len(dots) < 2:
         return ""
     (left, right), (low, high) = _range([dot.x for dot in dots]), _range([dot.y for dot in dots])
+    # The dots keep off the axes, where the labels are.
     marks = []
     for dot in sorted(dots, key=lambda dot: dot.chosen):
-        cx, cy = 60 + 620 * (dot.x - left) / (right - left), 215 - 190 * (dot.y - low) / (high - low)
+        cx, cy = 74 + 600 * (dot.x - left) / (right - left), 206 - 172 * (dot.y - low) / (high - low)
         colour, radius = ("var(--c1)", 8) if dot.chosen else ("var(--c0)", 5)
         marks.append(
             f'<circle class="dot" tabindex="0" cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}" fill="{colour}" '
             f'data-words="{escape(dot.words)}"><title>{escape(dot.words)}</title></circle>'
         )
     words = [
-        f'<text class="dim" x="60" y="240">{left:.3g}</text>',
-        f'<text class="dim" x="680" y="240" text-anchor="end">{right:.3g} {escape(x)}</text>',
-        f'<text class="dim" x="54" y="30" text-anchor="end">{high:.3g}</text>',
-        f'<text class="dim" x="54" y="218" text-anchor="end">{low:.3g}</text>',
+        f'<text class="dim" x="74" y="240" text-anchor="middle">{left:.3g}</text>',
+        f'<text class="dim" x="690" y="240" text-anchor="end">{right:.3g} {escape(x)}</text>',
+        f'<text class="dim" x="54" y="38" text-anchor="end">{high:.3g}</text>',
+        f'<text class="dim" x="54" y="210" text-anchor="end">{low:.3g}</text>',
         f'<text class="dim" x="60" y="12">{escape(y)}</text>',
-        '<path d="M60 22V220H680" fill="none" stroke="var(--line)"/>',
+        '<path d="M60 18V220H690" fill="none" stroke="var(--line)"/>',
     ]
     svg = f'<svg role="group" aria-label="{escape(label)}" viewBox="0 0 700 250" width="700" style="min-width:34rem">'
     return f'<div class="scroll">{svg}{"".join(words)}{"".join(marks)}</svg></div>'

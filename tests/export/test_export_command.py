@@ -151,3 +151,28 @@ def test_every_plan_is_said_or_refused_by_every_target() -> None:
             problems = list(chosen.cannot(plan.job, plan.layout))
             assert problems or json.dumps(chosen.write(plan).files)
             assert all("set " in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize("tool", ["deepspeed", "accelerate", "hf", "lightning"])
+def test_a_deepspeed_configuration_of_the_users_is_in_every_export_that_deepspeed_trains(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, words = tmp_path / "mine.json", [*DGX, "model=gpt3_1b3", "stack=deepspeed", "layout.pp=1", "layout.tp=1"]
+    file.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1234}, "csv_monitor": {"enabled": True}}))
+    assert main(["export", *words, f"train.ds_config={file}", f"to={tool}", "output=json"]) == 0
+    config = json.loads(json.loads(capsys.readouterr().out)["files"]["ds_config.json"])
+    assert config["zero_optimization"]["reduce_bucket_size"] == 1234 and config["csv_monitor"] == {"enabled": True}
+    file.write_text('{"train_micro_batch_size_per_gpu": 999}')
+    assert main(["export", *words, f"train.ds_config={file}", f"to={tool}"]) == 2
+    assert "train_micro_batch_size_per_gpu is 999 there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", ["accelerate", "megatron"])
+def test_a_deepspeed_configuration_is_refused_where_no_file_would_have_it(
+    tool: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    words = [*DGX, "model=gpt3_1b3", f"train.ds_config={tmp_path}/mine.json", f"to={tool}", f"out={tmp_path}/out"]
+    assert main(["export", *words]) == 2
+    assert "train.ds_config=" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

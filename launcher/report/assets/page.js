@@ -41,7 +41,7 @@
       legend.replaceChildren(...Array.from({ length: shown }, (_, i) => {
         const mark = el("i");
         mark.style.background = hue(i);
-        const more = p.degrees[axis] > 8 ? `, ${i + 8}${p.degrees[axis] > 16 ? ", …" : ""}` : "";
+        const more = i + 8 < p.degrees[axis] ? `, ${i + 8}${i + 16 < p.degrees[axis] ? ", …" : ""}` : "";
         return el("span", {}, mark, `${axis} ${i}${more}`);
       }));
     };
@@ -97,8 +97,9 @@
         if (w > 24 && row > 14 && mb >= 0) { c.fillStyle = css("--bg"); c.fillText(mb, x + 3, rank * row + 15); }
       });
       c.fillStyle = css("--dim");
-      for (let i = 0; i <= 4; i++) { const t = f.end * i / 4, word = `${(t * f.unit_s).toPrecision(3)} s`;
-        c.textAlign = i === 4 ? "right" : i ? "center" : "left"; c.fillText(word, left + t * sx, f.ranks * row + 18); }
+      const ticks = width < 500 ? 2 : 4;
+      for (let i = 0; i <= ticks; i++) { const t = f.end * i / ticks, word = `${(t * f.unit_s).toPrecision(3)} s`;
+        c.textAlign = i === ticks ? "right" : i ? "center" : "left"; c.fillText(word, left + t * sx, f.ranks * row + 18); }
       c.textAlign = "left";
     };
     canvas.addEventListener("pointermove", (e) => {
@@ -120,13 +121,16 @@
   (facts.curves || []).forEach((curve) => {
     const place = document.getElementById(curve.id);
     const size = () => ({ width: Math.max(280, place.clientWidth), height: 240 });
+    const bytes = (v) => { const i = Math.min(4, Math.floor(Math.log2(v) / 10)); return `${+(v / 2 ** (10 * i)).toPrecision(3)} ${["B", "KiB", "MiB", "GiB", "TiB"][i]}`; };
+    const words = (form) => ({ values: (_, found) => found.map((v) => v == null ? "" : form(v)) });
+    const short = (v) => Math.abs(v) >= 1e4 ? v.toLocaleString("en") : v && Math.abs(v) < 1e-3 ? v.toExponential().replace("+", "") : String(+v.toPrecision(4));
     const axis = () => ({ stroke: css("--fg"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line") }, font: "13px system-ui, DejaVu Sans, sans-serif", size: 64 });
     let plot;
     const draw = () => {
       if (plot) plot.destroy();
       plot = new uPlot({
-        ...size(), scales: { x: { time: false, ...(curve.logx ? { distr: 3, log: 2 } : {}) }, y: curve.log ? { distr: 3 } : {} }, axes: [{ ...axis(), size: 36, ...(curve.logx ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] }) }, axis()],
-        series: [{ label: curve.x }, ...curve.lines.map((line, i) => ({ label: line.name, stroke: css(`--c${i % 8}`), width: 2, dash: line.dash ? [6, 4] : undefined,
+        ...size(), scales: { x: { time: false, ...(curve.logx ? { distr: 3, log: 2 } : {}) }, y: curve.log ? { distr: 3 } : {} }, axes: [{ ...axis(), size: 36, ...(curve.logx ? { ...words(bytes), space: 70 } : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] }) }, { ...axis(), ...words(short) }],
+        padding: [12, 28, 0, 0], series: [{ label: curve.x, ...(curve.logx ? { value: (_, v) => v == null ? "–" : bytes(v) } : {}) }, ...curve.lines.map((line, i) => ({ label: line.name, stroke: css(`--c${i % 8}`), width: 2, dash: line.dash ? [6, 4] : undefined,
           spanGaps: false, points: { show: curve.xs.length < 40 }, value: (_, v) => v == null ? "–" : `${+v.toPrecision(5)} ${curve.unit}` }))],
       }, [curve.xs, ...curve.lines.map((line) => line.ys)], place);
     };

@@ -1,0 +1,54 @@
+"""The words that launcher/export/README.md names are those that the exports write."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from export_plans import PLANS, plan_of
+
+from launcher.config.compose import load
+from launcher.export.targets import names, target
+
+PAGE = (Path(__file__).resolve().parents[2] / "launcher" / "export" / "README.md").read_text()
+TOOLS = {
+    "Megatron-LM": "megatron",
+    "NeMo (Megatron Bridge)": "nemo",
+    "torchtitan": "torchtitan",
+    "DeepSpeed": "deepspeed",
+}
+
+
+def table() -> tuple[list[str], list[list[str]]]:
+    text = PAGE.partition("The words of a layout.")[2]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return rows[0], rows[1:]
+
+
+def written(name: str) -> str:
+    """All that a tool is given for every plan that it can say."""
+    chosen = target(name)
+    staged = plan_of("virtual stages", "layout.recompute=none", "layout.zero_stage=0")  # of torchtitan's kind
+    plans = [plan for plan in (*map(plan_of, PLANS), staged) if not list(chosen.cannot(plan.job, plan.layout))]
+    return "\n".join(text for plan in plans for text in chosen.write(plan).files.values())
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_word_of_the_table_is_written_for_some_plan(tool: str) -> None:
+    head, rows = table()
+    text = written(TOOLS[tool])
+    words = [word for row in rows for word in re.findall(r"`([^`]+)`", row[head.index(tool)])]
+    assert len(words) >= 5
+    assert [word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)] == []
+
+
+def test_every_key_of_the_table_is_one_of_ours() -> None:
+    keys = [re.findall(r"`([^`]+)`", row[0])[0].partition("=")[0] for row in table()[1]]
+    defaults = {"layout.tp": 1, "layout.shard_group": 2, "layout.recompute": "none", "layout.axis_order": "tp-cp-dp-pp"}
+    for key in keys:
+        load([f"{key}={defaults.get(key, 1)}"]) if key != "layout.sequence_parallel" else load([f"{key}=true"])
+
+
+def test_every_target_is_on_the_page() -> None:
+    assert [name for name in names() if f"`{name}`" not in PAGE] == []
