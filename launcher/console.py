@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TextIO, TypeVar
 
 from launcher import env
@@ -92,6 +93,31 @@ def counted(items: Sequence[T], what: str) -> Iterator[T]:
         yield item
     if shown:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what the block does while it takes longer than a second, and remove it at the end."""
+    if terminal_width(sys.stderr) is None:
+        yield
+        return
+    over = threading.Event()
+    watch = threading.Thread(target=_show_waiting, args=(what, over, sys.stderr), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
+
+
+def _show_waiting(what: str, over: threading.Event, stream: TextIO) -> None:
+    begin, shown = time.monotonic(), False
+    while not over.wait(PATIENCE_S):
+        shown = True
+        print(f"\r{what}: {time.monotonic() - begin:.0f} s", end="", file=stream, flush=True)
+    if shown:
+        print("\r\x1b[K", end="", file=stream, flush=True)
 
 
 def notify(message: str) -> None:

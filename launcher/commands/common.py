@@ -10,7 +10,7 @@ from launcher.commands.given_plan import read_given
 from launcher.commands.named import OVERRIDE
 from launcher.config.compose import load
 from launcher.config.settings import Settings
-from launcher.console import notify
+from launcher.console import notify, waiting
 from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
 from launcher.planner.build import make_plan
@@ -19,6 +19,7 @@ from launcher.planner.options import OwnRecipeOptions
 from launcher.planner.record import RunOptions
 from launcher.run.folder import plan_file
 
+SEARCHING = "searching layouts"
 MODEL = re.compile(r"^[+~]*model[=.@]")
 
 
@@ -42,7 +43,8 @@ def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str
     if ours and options.program is None and options.recipe.stack is None and not given:
         return measuring_plan(settings.job, settings.request, options)
     if options.program is None:
-        return make_plan(settings.job, settings.request, options, to_run=True)
+        with waiting(SEARCHING):
+            return make_plan(settings.job, settings.request, options, to_run=True)
     plan, warning = program_plan(settings.job, settings.options.layout, options, model_given=given)
     if warning:
         notify(warning)
@@ -57,4 +59,5 @@ def plan_of(words: Sequence[str]) -> Plan:
     settings = checked_settings(words)
     if settings.options.plan is not None:
         return read_given(settings.options.plan, settings, words)
-    return make_plan(settings.job, settings.request, settings.run_options)
+    with waiting(SEARCHING):
+        return make_plan(settings.job, settings.request, settings.run_options)

@@ -6,10 +6,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from launcher.commands.common import checked_settings, plan_of
+from launcher.commands.common import SEARCHING, checked_settings, plan_of
 from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, says_json
+from launcher.console import waiting
 from launcher.errors import InputError
 from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.folder import write_folder
@@ -84,7 +85,8 @@ def _plan(words: Sequence[str], chosen: Target) -> Plan:
         return plan
     settings = checked_settings(with_overrides(words, chosen))
     if settings.options.plan is None:
-        return plan_for(settings, chosen)
+        with waiting(SEARCHING):
+            return plan_for(settings, chosen)
     plan = read_given(settings.options.plan, settings, words)
     check(plan, chosen)
     return plan

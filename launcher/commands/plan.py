@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher.commands.claim import may_claim
-from launcher.commands.common import checked_settings
+from launcher.commands.common import SEARCHING, checked_settings
 from launcher.commands.given_plan import check_checkpoints, named_folder, read_given
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
-from launcher.console import counted, show
+from launcher.console import counted, show, waiting
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path
@@ -59,7 +59,8 @@ def _rank(settings: Settings) -> int:
     refuse = limits(settings.job, settings.run_options)
     top = settings.options.top
     listed = top if settings.options.output == "json" else top * NEAR_DUPLICATES
-    result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
+    with waiting(SEARCHING):
+        result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
     why = reasons(result, model)
     why[0] = (*why[0], *notes(settings.job, settings.run_options))
     seconds = time.perf_counter() - started

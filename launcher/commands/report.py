@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launcher.commands.common import plan_of
+from launcher.commands.common import SEARCHING, plan_of
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, named_run, options, run_folder, says_json
+from launcher.console import waiting
 from launcher.errors import InputError
 from launcher.files import write_text
 from launcher.planner import read_plan
@@ -24,7 +25,8 @@ def run(invocation: Invocation) -> int:
         path, text = _of_plan([word for word in words if not word.startswith("output=")])
     else:
         name, rest = named_run(words, command="report")
-        path, text = _of_run(run_folder(name), options(rest, allowed=["file", "trace", "output"]))
+        with waiting(SEARCHING):
+            path, text = _of_run(run_folder(name), options(rest, allowed=["file", "trace", "output"]))
     as_json = says_json(dict(word.split("=", 1) for word in words if word.startswith("output=")))
     write_text(path, text)
     print(json.dumps({"file": str(path), "bytes": len(text.encode())}) if as_json else path)
@@ -45,7 +47,8 @@ def _of_plan(words: Sequence[str]) -> tuple[Path, str]:
     plan = plan_of([word for word in words if word not in own])
     if "trace" in wanted:
         return _trace_file(wanted), trace(plan, [])
-    return Path(wanted.get("file", RunFolder(Path()).report)), page(plan)
+    with waiting(SEARCHING):
+        return Path(wanted.get("file", RunFolder(Path()).report)), page(plan)
 
 
 def _trace_file(wanted: Mapping[str, str]) -> Path:

@@ -66,6 +66,9 @@ A script's step times are those that it logs with `session`, or prints as
 step_time_s=0.5; {tp}, {pp}, {dp}, {cp}, {ep}, {virtual_stages}, {micro_batch},
 {zero_stage} and {recompute} in its arguments become the plan's numbers."""
 
+# Options that several commands have, with the same meaning.
+SHOW_FILE = {"dry_run=true": "print the file, write nothing"}
+
 COMMANDS = {
     "plan": CommandEntry(
         "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
@@ -103,7 +106,7 @@ COMMANDS = {
         options={
             "name=NAME": "what the cluster is called",
             "from=FILE,…": "read texts of other machines: nvidia-smi, NCCL, Slurm, InfiniBand, lspci",
-            "dry_run=true": "print the file, write nothing",
+            **SHOW_FILE,
             "force=true": "replace a file that is there",
             "collector=true": "print a shell script that collects the texts on a node",
         },
@@ -127,7 +130,7 @@ COMMANDS = {
         options={
             "name=NAME": "of the file that is written (default: the cluster's, and _measured)",
             "operation=all_reduce": "of a text of nccl-tests that does not name its collective",
-            "dry_run=true": "print the file, write nothing",
+            **SHOW_FILE,
             "force=true": "replace a file that another command or a person wrote",
         },
         groups=RUN_GROUPS, of_run=True,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import re
+import struct
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -120,3 +125,25 @@ def test_progress_is_shown_after_a_second_at_a_terminal(
     monkeypatch.setattr(console, "terminal_width", lambda stream: None)
     assert list(console.counted([1], "planning")) == [1]
     assert capsys.readouterr().err == ""
+
+
+def test_a_long_search_is_shown_on_a_terminal_and_removed_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.setattr(console, "PATIENCE_S", 0.001)
+    with os.fdopen(slave, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with console.waiting("searching layouts"):
+            shown = os.read(master, 100)  # waits until there is something
+        while not shown.endswith(b"\x1b[K"):
+            shown += os.read(master, 100)
+    os.close(master)
+    assert shown.startswith(b"\rsearching layouts: ")
+
+
+def test_a_search_shows_nothing_where_no_terminal_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PATIENCE_S", 0.0)
+    assert main(["plan", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64"]) == 0
+    assert "searching" not in capsys.readouterr().err
