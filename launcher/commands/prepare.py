@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.deepspeed_config import full_config
+from launcher.planner.options import OwnRecipeOptions
 from launcher.planner.record import RECIPE
 from launcher.preflight.extensions import lock_findings
 from launcher.run.folder import RunFolder
@@ -35,6 +38,7 @@ from launcher.run.owner import Owner
 from launcher.run.provenance import write_provenance
 
 TRACKER_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny"}
+RECIPES_TORCH = (2, 13)  # the oldest that has all that recipes call; scripts run with the extra `run`
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
         say("dry run: nothing was started")
         return None
     check_devices(run.plan)
+    if launch.settings.python is None:
+        check_torch(run.plan)
     warn_of_locks(run.plan)
     return write_run(run, launch, invocation, owner)
 
@@ -193,6 +199,20 @@ def check_tracker(plan: Plan) -> None:
             f"tracking={kind} needs the package {TRACKER_PACKAGES[kind]}, which is not installed: "
             f"pip install 'nvlink-launcher[{kind}]', or choose another tracking="
         )
+
+
+def check_torch(plan: Plan) -> None:
+    """Raise InputError if a recipe of ours is to run with a torch that is too old for it, or without any."""
+    if plan.kind != RECIPE or isinstance(plan.options.recipe, OwnRecipeOptions):
+        return
+    needed = f"the recipe {plan.options.recipe.name} needs torch {'.'.join(map(str, RECIPES_TORCH))} or later"
+    remedy = "pip install 'nvlink-launcher[train]'; a script of your own (script=) runs with torch 2.6 or later"
+    try:
+        found = version("torch")
+    except PackageNotFoundError as error:
+        raise InputError(f"{needed}, and none is installed: {remedy}") from error
+    if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < RECIPES_TORCH:
+        raise InputError(f"{needed}, and {found} is installed: {remedy}")
 
 
 def check_ds_config(plan: Plan) -> None:
