@@ -22,9 +22,8 @@ from launcher.commands.table import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", ".github/CONTRIBUTING.md"]
-PAGES += sorted(
-    str(path.relative_to(ROOT)) for folder in ("*", "launcher/*") for path in ROOT.glob(f"{folder}/README.md")
-)
+FOLDERS = ("configs", "launcher", "launcher/*", "recipes", "slurm", "tests")
+PAGES += sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in ROOT.glob(f"{folder}/README.md"))
 LANGUAGES = {"bash", "console", "python", "yaml", "json", "text"}
 FENCE = re.compile(r"(?:^<!-- (?P<note>.+?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = {"GPUs", "Slurm", "hosts", "network", "an outer shell"}
