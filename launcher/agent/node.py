@@ -28,6 +28,7 @@ from launcher.run.folder import RunFolder
 from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger, command_began
 from launcher.run.node_state import node_that_is_done
+from launcher.run.owner import cancelled_since_claim
 from launcher.text import whole_number
 
 if TYPE_CHECKING:
@@ -72,15 +73,17 @@ def run_node(
     """Start the ranks of plan node `node` here and supervise them until the job is over; return 0, or 1 if it failed.
 
     `node` is None for a spare, which gets a lost node's place. `rendezvous` says where the nodes of the plan meet; a
-    plan of one node needs none. An agent that comes back when the job of several nodes is complete ends at once.
-    `began`: when the command was typed, if not with this process; `planned_at`: when the plan was made, if not just
-    now. The calling process must have one thread only with launch.start=fork. Raises InputError and LauncherError
-    before any rank starts.
+    plan of one node needs none. An agent that comes back when the job of several nodes is complete or cancelled ends
+    at once. `began`: when the command was typed, if not with this process; `planned_at`: when the plan was made, if
+    not just now. The calling process must have one thread only with launch.start=fork. Raises InputError and
+    LauncherError before any rank starts.
     """
     rendezvous = _with_settings(rendezvous, launch) if rendezvous and rendezvous.num_nodes > 1 else None
     if rendezvous and (ended := node_that_is_done(folder)) is not None:
         notify(f"nothing is left to do here: the job is complete, says {folder.node_state(ended)}")
         return 0
+    if rendezvous and cancelled_since_claim(folder):
+        raise JobFailed(f"nothing is left to do here: `launcher cancel` has ended the job in {folder.path}")
     ledger = Ledger(folder.ledger, node=node, began=command_began() if began is None else began)
     program, args = program_of(plan)
     launch = checked_program(launch, plan.kind, program)

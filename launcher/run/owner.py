@@ -174,6 +174,15 @@ def was_cancelled(folder: RunFolder) -> bool:
     return present is not None and present.cancelled is not None
 
 
+def cancelled_since_claim(folder: RunFolder) -> bool:
+    """Return whether the present or last owner was asked to stop after it had claimed the folder: nothing is to start.
+
+    A job that starts again claims the folder again.
+    """
+    present = read_owner(folder)
+    return present is not None and (present.cancelled or 0.0) > present.since
+
+
 def _write(folder: RunFolder, owner: Owner) -> None:
     write_json(folder.owner, to_plain(owner))
 

@@ -13,8 +13,9 @@ import pytest
 from nodes import HERE, Nodes
 
 from launcher.planner import read_plan
-from launcher.run.folder import RunFolder
+from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.node_state import node_states
+from launcher.run.owner import cancelled_since_claim, claim, mark_cancelled, this_process
 
 pytestmark = pytest.mark.slow
 HANGS = HERE / "hang_script.py"
@@ -146,6 +147,18 @@ def test_a_stop_that_one_agent_is_asked_for_is_a_stop_of_all_and_a_late_agent_of
     job.start("node10")
     assert job.finish(timeout_s=60)["node10"] == 0
     assert "the job is complete, says" in job.reported("node10")
+
+
+def test_an_agent_that_comes_back_to_a_cancelled_job_ends_at_once(nodes: Callable[..., Nodes]) -> None:
+    job = nodes(hosts=HOSTS[:2])
+    folder = create_run_folder(job.run_dir)
+    claim(folder, this_process())
+    mark_cancelled(folder)
+    job.start("node10")
+    assert job.finish(timeout_s=60) == {"node10": 1}  # not after join_timeout_s
+    assert "`launcher cancel` has ended the job" in job.reported("node10")
+    claim(folder, this_process())  # a new start
+    assert not cancelled_since_claim(folder)
 
 
 def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
