@@ -229,7 +229,7 @@ def test_rates_between_nodes_are_reported_for_the_whole_node() -> None:
     from launcher.planner.record import Plan
 
     job = load(["cluster=dgx_a100_80g", "cluster.num_nodes=4", "cluster.nodes_per_leaf=2"]).job
-    plan = Plan(job, Layout(tp=8, pp=1, dp=4), {}, (), {})
+    plan = Plan(job, Layout(tp=8, pp=1, dp=4), {}, ())
 
     def line(link: str, operation: str, num_bytes: int, busbw: float, ranks: list[int]) -> dict[str, Any]:
         slowest = {"ranks": ranks}
