@@ -11,6 +11,7 @@ from launcher.planner import Plan
 from launcher.report.markup import Tile, details, document, paragraph, section, table, tiles
 from launcher.units import format_bytes, format_seconds
 
+EXPECTED = "all_reduce"  # the one operation with a curve of what the planner expects, so that curves can be told apart
 Row = Mapping[str, Any]
 
 
@@ -51,8 +52,20 @@ def _best(rows: Sequence[Row]) -> list[Tile]:
 
 
 def _collectives(rows: Sequence[Row]) -> list[str]:
-    columns = ["axis", "operation", "size", "groups", "link", "time", "algbw", "busbw GB/s", "slowest on", "wrong"]
-    every = table(columns, [_collective(row) for row in rows], numbers=(2, 5, 6, 7, 9))
+    columns = [
+        "axis",
+        "operation",
+        "size",
+        "groups",
+        "link",
+        "time",
+        "expected",
+        "algbw",
+        "busbw GB/s",
+        "slowest on",
+        "wrong",
+    ]
+    every = table(columns, [_collective(row) for row in rows], numbers=(2, 5, 6, 7, 8, 10))
     axes = dict.fromkeys(row["axis"] for row in rows)
     places = "".join(
         f'<h3>Bus bandwidth over {escape(axis)}, GB/s</h3><div id="curve-{escape(axis)}"></div>' for axis in axes
@@ -71,6 +84,7 @@ def _collective(row: Row) -> list[str]:
         f"{row['num_groups']} × {row['group_size']}",
         row["link"],
         format_seconds(row["time_s"]),
+        format_seconds(row["expected_s"]) if row.get("expected_s") else "unknown",
         f"{row['algbw_gbytes_per_s']:.3g}",
         f"{row['busbw_gbytes_per_s']:.3g}",
         ", ".join(row["slowest"]["hosts"]),
@@ -121,10 +135,25 @@ def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for row in rows:
             if row["axis"] == axis:
                 lines[row["operation"]][row["bytes"]] = row["busbw_gbytes_per_s"]
-        drawn = [{"name": name, "ys": [values.get(size) for size in sizes]} for name, values in lines.items()]
+        drawn: list[dict[str, Any]] = [
+            {"name": name, "ys": [values.get(size) for size in sizes]} for name, values in lines.items()
+        ]
+        expected = {row["bytes"]: _expected(row) for row in rows if row["axis"] == axis and _is_shown(row)}
+        if any(expected.values()):
+            drawn.append({"name": f"{EXPECTED}, expected", "ys": [expected.get(size) for size in sizes], "dash": True})
         place = {"id": f"curve-{axis}", "x": "bytes", "unit": "GB/s", "log": True, "logx": True}
         found.append({**place, "xs": sizes, "lines": drawn})
     return found
+
+
+def _is_shown(row: Row) -> bool:
+    return bool(row["operation"] == EXPECTED)
+
+
+def _expected(row: Row) -> float | None:
+    """Bus bandwidth, if the operation took the time that the planner expects."""
+    seconds = row.get("expected_s")
+    return row["busbw_gbytes_per_s"] * row["time_s"] / seconds if seconds else None
 
 
 def _keys(prefix: str, node: Mapping[str, Any]) -> list[list[str]]:

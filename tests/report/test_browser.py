@@ -147,5 +147,6 @@ def test_a_measurement_shows_bandwidths_and_no_pipeline(browser: Any, pages: dic
     tab, _ = opened(browser, pages["measured"])
     assert "GB/s" in tab.inner_text("header")
     assert tab.locator("#pipeline").count() == 0
+    assert "all_reduce, expected" in tab.inner_text("#curve-tp")
     assert tab.locator(".uplot").count() >= 2
     tab.context.close()
