@@ -24,7 +24,7 @@ from launcher.schema import from_plain, to_plain
 from launcher.stacks import Stack
 from launcher.text import printable
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 MOST_NAMED = 5  # problems of a damaged plan, listed in the message
 PROGRAM_KEYS = ("script", "module", "program")  # the key that is given determines what runs
 RECIPE = "recipe"
