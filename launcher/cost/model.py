@@ -6,7 +6,6 @@ the instance (`once`), so that a search over thousands of layouts stays fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from operator import attrgetter
 
@@ -43,8 +42,10 @@ from launcher.cost.parameters import RankParameters
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.ranks import PipelineRanks, pipeline_ranks
 from launcher.cost.stage import Cost, blended, layer_cost, part_cost, spent
+from launcher.cost.stage_times import BREAKDOWN, StageTimes, breakdown, stage_times
 from launcher.cost.traffic import (
     LayerMessages,
+    MessageRules,
     RankStage,
     embedding_messages,
     head_messages,
@@ -66,25 +67,6 @@ DRIVER_BYTES = 0.25 * 2**30
 # Of a host's memory, what its ranks may fill with what they offload: the rest is the system's, the data loaders' and
 # the processes' own. An assumption.
 HOST_SHARE = 0.85
-
-
-# The parts of a step.
-BREAKDOWN = ("compute", "tp_comm", "cp_comm", "ep_comm", "pp_comm", "dp_comm", "bubble", "optimizer", "tp_comm_hidden",
-             "dp_comm_hidden")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class StageTimes:
-    """One rank's seconds for one micro-batch, stage by stage of the pipeline, with the parts that are communication."""
-
-    forward_s: tuple[float, ...]
-    backward_s: tuple[float, ...]
-    weight_s: tuple[float, ...]
-    worst: int
-    layers: tuple[int, ...]
-    layer: Cost
-    ends: Cost  # work of the worst rank in addition to layers
-    pp_s: float
 
 
 class CostModel:
@@ -120,7 +102,7 @@ class CostModel:
         gradients = self.gradients(layout, **window)
         optimizer = self.optimizer_s(layout)
         total = pipeline.total_s + gradients.exposed_s + optimizer
-        time = self._breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
+        time = breakdown(stages, num_micro_batches, pipeline.bubble_s, gradients, optimizer)
         flops, peak = self._flops(layout), self.device.peak_flops
         return estimate_of(self.job, layout, total, time, self.memory(layout), flops=flops, peak=peak)
 
@@ -152,7 +134,7 @@ class CostModel:
             layout,
             stages=stages,
             price=self._prices.of(self._groups(layout)),
-            rules=rules_of(self.job, layout),
+            rules=self._rules(layout),
             update_s=self.optimizer_s(layout) - self.constants.host_step_s,
         )
 
@@ -212,7 +194,7 @@ class CostModel:
         self, shape: LayerShape, tp: Group, cp: Group, ep: Group, schedule: str, recompute: str, layout: Layout
     ) -> Cost:
         """The last argument is any layout that the others describe."""
-        rules = rules_of(self.job, layout)
+        rules = self._rules(layout)
         early = recompute == "full" and not rules.repeats_last
         return layer_cost(
             constants=self.constants,
@@ -223,6 +205,10 @@ class CostModel:
             hides_tp=self.job.stack.tp_overlap != "none",
             skipped_s=self._last_product_s(self._tokens(shape), shape.tp) if early else 0.0,
         )
+
+    @once(attrgetter("recompute", "schedule"))
+    def _rules(self, layout: Layout) -> MessageRules:
+        return rules_of(self.job, layout)
 
     def _tokens(self, shape: LayerShape) -> int:
         return shape.sequences * self.job.model.seq_len // shape.cp
@@ -271,31 +257,18 @@ class CostModel:
 
         head = head_part(self.device, self.constants, self.job, tokens=tokens, tp=tp)
         embedding = embedding_part(self.device, self.job.model, tokens=tokens)
-        first = embedding_messages(self.job, layout, rules_of(self.job, layout))
+        first = embedding_messages(self.job, layout, self._rules(layout))
         return cost(embedding, first), cost(head, head_messages(self.job, layout))
 
     def _stage_times(self, layout: Layout) -> StageTimes:
-        layer, layers = self.layer_cost(layout), self.rank_layers(layout)
-        embedding, head = self.end_costs(layout)
-        sends = self.send_s(layout)
-        host = self.constants.host_micro_batch_s
-        forward = [count * layer.forward_s + sends + host for count in layers]
-        per_layer = layer.backward_s + self._accumulation_s(layout)
-        backward = [count * per_layer + sends for count in layers]
-        weight = [count * layer.weight_s for count in layers]
-        forward[0] += embedding.forward_s
-        backward[0] += embedding.backward_s
-        forward[-1] += head.forward_s
-        backward[-1] += head.backward_s
-        weight[-1] += head.weight_s
-        busy = [f + b for f, b in zip(forward, backward, strict=True)]
-        worst = busy.index(max(busy))
-        ends = Cost(
-            (worst == 0) * embedding.forward_s + (worst == layout.pp - 1) * head.forward_s + host,
-            (worst == 0) * embedding.backward_s + (worst == layout.pp - 1) * head.backward_s,
-            tp_s=(worst == 0) * embedding.tp_s + (worst == layout.pp - 1) * head.tp_s,
+        return stage_times(
+            layer=self.layer_cost(layout),
+            layers=self.rank_layers(layout),
+            ends=self.end_costs(layout),
+            sends_s=self.send_s(layout),
+            accumulation_s=self._accumulation_s(layout),
+            host_s=self.constants.host_micro_batch_s,
         )
-        return StageTimes(tuple(forward), tuple(backward), tuple(weight), worst, layers, layer, ends, 2 * sends)
 
     def _accumulation_s(self, layout: Layout) -> float:
         """Seconds a layer's gradients of a micro-batch take to be added to those before, or to be copied."""
@@ -320,7 +293,7 @@ class CostModel:
 
     @once(lambda *asked: asked[:-1])
     def _one_send_s(self, pp: Group, tp: Group, shape: LayerShape, schedule: str, layout: Layout) -> float:
-        price, rules = self._prices.of(self._groups(layout)), rules_of(self.job, layout)
+        price, rules = self._prices.of(self._groups(layout)), self._rules(layout)
         turns = SENDS_IN_TURN if self.job.stack.sends_in_turn else 1
         send = price(send_message(self.job, layout, rules))
         return turns * send + sum(map(price, received_messages(self.job, layout, rules)))
@@ -348,7 +321,7 @@ class CostModel:
         )
     )
     def _gradient_seconds(self, layout: Layout) -> GradientSeconds:
-        price, rules = self._prices.of(self._groups(layout)), rules_of(self.job, layout)
+        price, rules = self._prices.of(self._groups(layout)), self._rules(layout)
         return gradient_seconds(price, self.job, layout, self._ranks(layout), rules)
 
     def optimizer_s(self, layout: Layout) -> float:
@@ -364,30 +337,6 @@ class CostModel:
             ranks_per_node=self.job.cluster.node.num_gpus,
         )
         return seconds + self.constants.host_step_s
-
-    def _breakdown(
-        self, stages: StageTimes, num_micro_batches: int, bubble_s: float, gradients: Exposed, optimizer: float
-    ) -> dict[str, float]:
-        """The parts of a step on the busiest rank; those that end in `_hidden` overlap with compute and are not in the
-        sum.
-        """
-        layer, m = stages.layer, num_micro_batches
-        count = stages.layers[stages.worst]
-        busy = stages.forward_s[stages.worst] + stages.backward_s[stages.worst]
-        tp = count * layer.tp_s + stages.ends.tp_s
-        cp, ep = count * layer.cp_s, count * layer.ep_s
-        return {
-            "compute": m * (busy - tp - cp - ep - stages.pp_s),
-            "tp_comm": m * tp,
-            "cp_comm": m * cp,
-            "ep_comm": m * ep,
-            "pp_comm": m * stages.pp_s,
-            "dp_comm": gradients.exposed_s,
-            "bubble": bubble_s,
-            "optimizer": optimizer,
-            "tp_comm_hidden": m * count * layer.tp_hidden_s,
-            "dp_comm_hidden": gradients.hidden_s,
-        }
 
     @once(
         attrgetter(

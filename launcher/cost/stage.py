@@ -5,7 +5,6 @@ collectives.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from launcher.cost.collectives import Price
@@ -14,8 +13,7 @@ from launcher.cost.layer import LayerParts, Part
 from launcher.cost.traffic import LayerMessages, Message
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """Seconds for one micro-batch, forward and backward (with recomputation), and what of them is communication.
 
     `weight_s` is the part of `backward_s` that weight gradients take. `hidden_s` are tensor-parallel seconds behind
@@ -115,8 +113,7 @@ def layer_cost(
 
 def blended(one: Cost, other: Cost, share: float) -> Cost:
     """The mean of two costs, `share` of it the first."""
-    pairs = ((getattr(one, each.name), getattr(other, each.name)) for each in fields(Cost))
-    return Cost(*(share * a + (1 - share) * b for a, b in pairs))
+    return Cost(*(share * a + (1 - share) * b for a, b in zip(one, other, strict=True)))
 
 
 def _async(back: Spent, hidden_s: float) -> Spent:

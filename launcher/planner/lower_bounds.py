@@ -136,11 +136,15 @@ class LowerBounds:
 
     def compute(self, degrees: Degrees, micro_batch: int) -> PassBound:
         """Return the time bound of compute alone, for any way to run a micro-batch: coarser, but faster to compute."""
-        shape = LayerShape(micro_batch, degrees.tp, degrees.cp, degrees.ep, sequence_parallel=False)
-        time, stages = bounds.compute_time(self.model, shape), self.stages(degrees)
+        time = self._compute_time(micro_batch, degrees.tp, degrees.cp, degrees.ep)
+        stages = self.stages(degrees)
         return PassBound(
             bounds.busiest_s(time, stages), time, stages, self._count(degrees, micro_batch), self.model.on_cpu
         )
+
+    @once()
+    def _compute_time(self, micro_batch: int, tp: int, cp: int, ep: int) -> bounds.PassTime:
+        return bounds.compute_time(self.model, LayerShape(micro_batch, tp, cp, ep, sequence_parallel=False))
 
     def _count(self, degrees: Degrees, micro_batch: int) -> int:
         return self.batch // (degrees.dp * micro_batch)

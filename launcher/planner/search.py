@@ -71,15 +71,16 @@ class _Unit(NamedTuple):
 
     Sorts by it, then by number.
 
-    The bound is coarse at first, of compute alone, and `sharp` when that is among the lowest.
+    The bound is coarse at first, of compute alone. When that is among the lowest, the unit gets its `pass_options`, and
+    the bound of the fastest of them.
     """
 
     bound_s: float
     number: int
     degrees: Degrees
-    pass_options: Sequence[PassOption]
+    micro_batch: int
     schedules: Sequence[Schedule]
-    sharp: bool
+    pass_options: Sequence[PassOption] = ()
 
 
 class _Leaf(NamedTuple):
@@ -130,13 +131,11 @@ class _Search:
                 self._judge(heappop(self.leaves))
             else:
                 unit = heappop(self.units)
-                if unit.sharp:
+                if unit.pass_options:
                     self._open(unit)
-                else:
-                    heappush(self.units, self._sharpened(unit))
-        self.rejected[SLOWER] += len(self.leaves) + sum(
-            len(unit.pass_options) * self._size(unit.degrees, unit.schedules) for unit in self.units
-        )
+                elif sharper := self._sharpened(unit):
+                    heappush(self.units, sharper)
+        self.rejected[SLOWER] += len(self.leaves) + sum(map(self._left, self.units))
         if not self.ranked:
             return None
         candidates = tuple(ranked.candidate for ranked in self.ranked)
@@ -154,6 +153,11 @@ class _Search:
         heads = [heap[0][0] for heap in (self.units, self.leaves) if heap]
         return min(heads, default=None)
 
+    def _left(self, unit: _Unit) -> int:
+        """Return the number of layouts of a unit that was not opened."""
+        ways = len(unit.pass_options) or len(self.space.pass_configs(unit.degrees, unit.micro_batch))
+        return ways * self._size(unit.degrees, unit.schedules)
+
     def _size(self, degrees: Degrees, schedules: Sequence[Schedule]) -> int:
         """Return the number of layouts with one way to run a micro-batch."""
         return len(schedules) * len(self.space.shardings(degrees)) * len(self.lower_bounds.orders(degrees))
@@ -170,28 +174,35 @@ class _Search:
                 self._reject([Problem(UNINTERLEAVED, "")])
 
     def _add_unit(self, degrees: Degrees, micro_batch: int, schedules: Sequence[Schedule]) -> None:
-        """Add one unit, without pass options that cannot fit with any schedule and ZeRO stage.
-
-        More virtual stages hold more activations and wait less: a unit's bound is that of its most virtual stages.
+        """Add one unit, with the bound of its most virtual stages: more of them wait less. None where parameters,
+        gradients and optimizer states alone do not fit.
         """
-        lower_bounds = self.lower_bounds
+        if min(self.lower_bounds.states(degrees)) > self.room_bytes:
+            ways = len(self.space.pass_configs(degrees, micro_batch))
+            self.rejected[UNFIT] += ways * self._size(degrees, schedules)
+            return
+        bound = self.lower_bounds.compute(degrees, micro_batch).step_time_s(schedules[-1])
+        self.units.append(_Unit(bound, len(self.units), degrees, micro_batch, schedules))
+
+    def _sharpened(self, unit: _Unit) -> _Unit | None:
+        """Return the unit with the pass options that may fit, and the bound of their least recomputation: more of it
+        takes longer. None where none fits with any schedule and ZeRO stage.
+
+        More virtual stages hold more activations: those of the fewest decide.
+        """
+        degrees, lower_bounds = unit.degrees, self.lower_bounds
         room = self.room_bytes - min(lower_bounds.states(degrees))
-        held = lower_bounds.held(degrees, micro_batch, schedules[0])
-        every, stages = lower_bounds.pass_options(degrees, micro_batch), lower_bounds.stages(degrees)
+        held = lower_bounds.held(degrees, unit.micro_batch, unit.schedules[0])
+        every, stages = lower_bounds.pass_options(degrees, unit.micro_batch), lower_bounds.stages(degrees)
         fitting = [option for option in every if activation_bytes(option.memory, stages, held) <= room]
         if len(fitting) < len(every):
-            self.rejected[UNFIT] += (len(every) - len(fitting)) * self._size(degrees, schedules)
+            self.rejected[UNFIT] += (len(every) - len(fitting)) * self._size(degrees, unit.schedules)
         if not fitting:
-            return
-        bound = lower_bounds.compute(degrees, micro_batch).step_time_s(schedules[-1])
-        self.units.append(_Unit(bound, len(self.units), degrees, fitting, schedules, sharp=False))
-
-    def _sharpened(self, unit: _Unit) -> _Unit:
-        """Return the unit with the bound of its least recomputation: more of it takes longer."""
-        least = {option.pass_config.sequence_parallel: option.pass_config for option in reversed(unit.pass_options)}
-        lower_bounds = (self.lower_bounds.pass_bound(unit.degrees, pass_config) for pass_config in least.values())
-        bound = min(bound.step_time_s(unit.schedules[-1]) for bound in lower_bounds)
-        return unit._replace(bound_s=max(bound, unit.bound_s), sharp=True)
+            return None
+        least = {option.pass_config.sequence_parallel: option.pass_config for option in reversed(fitting)}
+        bounds = (lower_bounds.pass_bound(degrees, pass_config) for pass_config in least.values())
+        bound = min(bound.step_time_s(unit.schedules[-1]) for bound in bounds)
+        return unit._replace(bound_s=max(bound, unit.bound_s), pass_options=fitting)
 
     def _reject(self, broken: list[Problem]) -> None:
         self.rejected[broken[0].rule] += 1
@@ -201,12 +212,18 @@ class _Search:
         """Queue the layouts of a unit that may fit and be among the best, each with its own bound."""
         place = 0
         for schedule in unit.schedules:
-            held = self.lower_bounds.held(unit.degrees, unit.pass_options[0].pass_config.micro_batch, schedule)
-            size = self._size(unit.degrees, [schedule])
-            for option in unit.pass_options:
+            held = self.lower_bounds.held(unit.degrees, unit.micro_batch, schedule)
+            size, slower = self._size(unit.degrees, [schedule]), set()
+            for option in unit.pass_options:  # by increasing recomputation, which takes longer
+                sequence_parallel = option.pass_config.sequence_parallel
+                if sequence_parallel in slower:
+                    self.rejected[SLOWER] += size
+                    place += size
+                    continue
                 bound = self.lower_bounds.pass_bound(unit.degrees, option.pass_config)
                 if bound.step_time_s(schedule) * ROUNDING > self._threshold:
                     self.rejected[SLOWER] += size
+                    slower.add(sequence_parallel)
                 else:
                     room = self.room_bytes - self.lower_bounds.activation_bytes(unit.degrees, option, held)
                     self._line_up(unit, option.pass_config, schedule, bound, room_bytes=room, place=place)
@@ -252,11 +269,11 @@ class _Search:
         if refused := self.space.refused(layout):
             self._refuse(leaf, layout, refused)
             return
-        estimate = self.model.estimate(layout)
-        memory_bytes = estimate.memory_bytes_per_gpu
-        if not estimate.fits or memory_bytes > self.room_bytes:
+        memory = self.model.memory(layout)
+        if not memory.fits or memory.total_bytes > self.room_bytes:
             self.rejected[UNFIT] += 1
             return
+        estimate, memory_bytes = self.model.estimate(layout), memory.total_bytes
         usable = self.model.usable_bytes
         worse = handicap(self.job, layout, memory_bytes=memory_bytes, usable_bytes=usable)
         candidate = Candidate(layout, estimate)
