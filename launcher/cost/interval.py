@@ -22,7 +22,7 @@ CALIBRATED_CPU, ERRORS = 0.12, 2.0
 WITH_CURVES = 0.85
 UNMEASURED = 0.12  # for each thing below that no run with a published time shows
 MEASURED_GPUS = ("a100_sxm", "h100_sxm")
-MEASURED_STACKS = ("megatron_lm", "megatron_deepspeed", "fsdp", "torchtitan", "internevo", "paddlenlp")
+MEASURED_STACKS = ("megatron_lm", "megatron_deepspeed", "fsdp", "torchtitan", "internevo", "paddlenlp", "scaling")
 LONGEST_SEQUENCE = 65536
 # Of the logarithm of usable over estimated memory: the margin at which as many runs ran as ran out of memory, the
 # spread, and the share of verdicts that no margin explains.

@@ -34,7 +34,7 @@ from launcher.stacks import Stack, stack_of
 CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g", "H100-80G-SXM": "dgx_h100"}
 # Software that trained, by source.
 STACKS = {
-    "megatron": "megatron_lm", "korthikanti": "megatron_lm", "nemo": "megatron_lm", "aleph": "megatron_lm",
+    "megatron": "megatron_lm", "korthikanti": "megatron_lm", "nemo": "megatron_lm", "aleph": "scaling",
     "bloom": "megatron_deepspeed", "vtrain": "megatron_deepspeed", "mtnlg": "megatron_deepspeed",
     "neox": "megatron_deepspeed", "llmfoundry": "fsdp", "fms": "fsdp", "torchtitan": "torchtitan",
     "internlm": "internevo", "flagperf_paddle": "paddlenlp",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.api import estimate
 from launcher.config.compose import load
+from launcher.model import Training
 from launcher.planner.build import limits, make_plan
 from launcher.planner.search import search
 from launcher.stacks import stack_of
@@ -66,3 +68,21 @@ def test_what_software_does_is_not_inferred_from_the_models_family_or_the_zero_s
     words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "stack=megatron_lm"]
     stacks = [load([*words, *more]).job.stack for more in ([], ["model.norm=rmsnorm"], ["layout.zero_stage=1"])]
     assert stacks[0] == stacks[1] == stacks[2]
+
+
+@pytest.mark.parametrize("year", [2021, 2023, 2025])
+def test_megatron_lm_sums_bf16_gradients_in_fp32_and_divides_its_logits(year: int) -> None:
+    """As its arguments and its loss do (megatron/training/arguments.py, core/tensor_parallel/cross_entropy.py)."""
+    stack = stack_of("megatron_lm", year=year)
+    assert [stack.reduces_in(Training(global_batch=8, dtype=dtype)) for dtype in ("bf16", "fp16")] == ["fp32", "fp16"]
+    assert stack.loss_parallel and not stack.wide_loss
+    assert stack.tensor_parallel_dtype(Training(global_batch=8, dtype="bf16"), sequence_parallel=False) == "bf16"
+
+
+def test_a_13b_model_on_whole_gpus_runs_where_gradients_are_bf16_and_not_where_they_are_fp32() -> None:
+    """It ran in Aleph Alpha's trainer (Hagemann et al. 2023): 13B parameters × 6 bytes are 78 GiB of 79 already."""
+    words = "cluster=dgx_a100_80g cluster.num_nodes=8 model=llama2_13b model.vocab=128000 train.global_batch=64"
+    layout = "layout.tp=1 layout.pp=1 layout.dp=64 layout.zero_stage=1 layout.micro_batch=1 layout.recompute=full"
+    asked = [*words.split(), *layout.split(), "train.attention=flash"]
+    fits = {name: estimate([*asked, f"stack={name}"]).fits for name in ("scaling", "megatron_lm")}
+    assert fits == {"scaling": True, "megatron_lm": False}

@@ -1,0 +1,51 @@
+"""What a profile of a training software is made of: changes by year, each with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """Habits since a year, with their source."""
+
+    since: int
+    source: str
+    habits: Mapping[str, Any]
+
+
+def since(year: int, source: str, **habits: Any) -> Change:
+    """Return a change of that year; 0: from the beginning."""
+    return Change(year, source, MappingProxyType(habits))
+
+
+EAGER = since(
+    0,
+    "PyTorch without torch.compile: each operator of RMSNorm, rotary positions and cross-entropy is a kernel",
+    compile=False,
+    fused_norm=False,
+    fused_rotary=False,
+    fused_loss=False,
+    joint_qkv=False,
+)
+FLASH = (
+    since(0, "FlashAttention 1 (Dao et al. 2022)", flash_version=1),
+    since(2023, "FlashAttention 2 is of July 2023 (Dao 2023)", flash_version=2),
+)
+NO_PIPELINE_HABITS = since(
+    0, "sends and receives pass at once (torch.distributed batch_isend_irecv)", sends_in_turn=False, pipeline_groups=0
+)
+
+# Pipelines of DeepSpeed's engine, whoever calls it.
+DEEPSPEED_ENGINE = since(
+    0,
+    "deepspeed 0.19: runtime/pipe/schedule.py, TrainSchedule (one after the other); runtime/pipe/topology.py, "
+    "PipelineParallelGrid (groups model, data, pipe, slice)",
+    sends_in_turn=True,
+    pipeline_groups=4,
+    schedules=("1f1b",),
+    shard_group_stages=(),
+)

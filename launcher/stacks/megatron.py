@@ -1,0 +1,152 @@
+"""Profiles of Megatron-LM and of trainers that have its tensor and pipeline parallelism.
+
+Years are those of commits in the repositories; a file that is named was read there.
+"""
+
+from __future__ import annotations
+
+from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, NO_PIPELINE_HABITS, since
+
+MEGATRON_LM = (
+    EAGER,
+    *FLASH,
+    since(
+        0,
+        "megatron/model/transformer.py: bias_dropout_add and attention dropout at any p; query_key_value",
+        calls_dropout=True,
+        joint_qkv=True,
+    ),
+    since(
+        0,
+        "megatron/core/tensor_parallel/cross_entropy.py, _VocabParallelCrossEntropy: on the divided logits in fp32, "
+        "with softmax and gradient in their place (GPTModel: parallel_output=True)",
+        loss_parallel=True,
+        wide_loss=False,
+    ),
+    since(0, "megatron/mpu/layers.py before async_tensor_model_parallel_allreduce", tp_overlap="none"),
+    since(
+        2022,
+        "async_tensor_model_parallel_allreduce (commit 16c90445 of late 2021; Korthikanti et al. 2022, section 4.2.2)",
+        tp_overlap="wgrad",
+    ),
+    since(0, "megatron/core/tensor_parallel/mappings.py, _reduce: sums what it is given", tp_reduce_dtype="train"),
+    since(
+        0,
+        "megatron/training/arguments.py: --bf16 sets accumulate_allreduce_grads_in_fp32 (commit b4bc51b1, 2021); only "
+        "--grad-reduce-in-bf16 of 2025 turns it off",
+        grad_reduce_dtype="fp32_from_bf16",
+    ),
+    since(0, "before gradient_accumulation_fusion", fused_accumulation=False),
+    since(2022, "gradient_accumulation_fusion (commit 83b1e42f, February 2022)", fused_accumulation=True),
+    since(0, "examples/sc21 of 2021: torch's DDP without a pipeline", overlap_grad_reduce=True, pipeline_overlap=False),
+    since(
+        2022, "its own DDP, the default (--DDP-impl local), waits (Megatron-LM issue 428)", overlap_grad_reduce=False
+    ),
+    since(2024, "--overlap-grad-reduce of September 2023", overlap_grad_reduce=True, pipeline_overlap=True),
+    NO_PIPELINE_HABITS,
+    since(0, "megatron/core/tensor_parallel/random.py repeats the whole layer", recompute_stops_early=False),
+    since(
+        0,
+        "--activations-checkpoint-method uniform",
+        recompute_modes=("none", "full"),
+        recompute_fractions=(),
+        schedules=("1f1b", "interleaved"),
+        shard_group_stages=(),
+    ),
+    since(
+        2022,
+        "--recompute-granularity, --recompute-method block with --recompute-num-layers (Korthikanti et al. 2022)",
+        recompute_modes=("none", "selective", "full"),
+        recompute_fractions=(0.25, 0.5, 0.75),
+    ),
+    since(2025, "--num-distributed-optimizer-instances (Megatron Core 0.11)", shard_group_stages=(1,)),
+)
+
+MEGATRON_DEEPSPEED = (
+    EAGER,
+    *FLASH,
+    since(
+        0,
+        "a fork of the Megatron-LM of 2021, with its loss (megatron/core/tensor_parallel/cross_entropy.py)",
+        calls_dropout=True,
+        joint_qkv=True,
+        loss_parallel=True,
+        wide_loss=False,
+        tp_overlap="none",
+        tp_reduce_dtype="train",
+        fused_accumulation=False,
+    ),
+    since(
+        2023,
+        "microsoft/Megatron-DeepSpeed, rebased on the Megatron-LM of 2023: async_tensor_model_parallel_allreduce, "
+        "gradient_accumulation_fusion",
+        tp_overlap="wgrad",
+        fused_accumulation=True,
+    ),
+    since(0, "deepspeed/runtime/bf16_optimizer.py sums bf16 gradients in fp32", grad_reduce_dtype="fp32_from_bf16"),
+    since(
+        0,
+        "deepspeed/runtime/zero/config.py: overlap_comm is only on for ZeRO 3; without ZeRO engine.py reduces at the "
+        "boundary (buffered_allreduce_fallback), with a pipeline at the end (pipe/engine.py, _exec_reduce_grads)",
+        overlap_grad_reduce=False,
+        pipeline_overlap=False,
+    ),
+    DEEPSPEED_ENGINE,
+    since(
+        0,
+        "deepspeed/runtime/activation_checkpointing repeats the whole layer",
+        recompute_stops_early=False,
+        recompute_modes=("none", "full"),
+        recompute_fractions=(),
+    ),
+)
+
+# Aleph Alpha's trainer, published in 2024: https://github.com/Aleph-Alpha/scaling (files of commit 737f855).
+SCALING = (
+    EAGER,
+    *FLASH,
+    since(
+        0,
+        "src/scaling/core/nn/attention/attention.py: query_key_value; dropout measured in Hagemann et al. 2023: with "
+        "separate attention kernels layouts run out of memory and time as if it ran (the 2024 default is p = 0)",
+        calls_dropout=True,
+        joint_qkv=True,
+    ),
+    since(
+        0,
+        "src/scaling/transformer/model/layers/lm_head.py: ColumnParallelLinear joins its output (parallel_output is "
+        "False); losses/cross_entropy.py: F.cross_entropy on it in fp32",
+        loss_parallel=False,
+        wide_loss=True,
+    ),
+    since(
+        0,
+        "src/scaling/core/nn/linear/utils.py, _all_reduce: in its dtype, waits; column_parallel_linear.py: no overlap",
+        tp_overlap="none",
+        tp_reduce_dtype="train",
+    ),
+    since(
+        0,
+        "src/scaling/core/optimizer/parameter_group.py: gradients are the parameters' own, in their dtype, and reduced "
+        "after the last micro-batch (optimizer.py, step)",
+        grad_reduce_dtype="train",
+        fused_accumulation=False,
+        overlap_grad_reduce=False,
+        pipeline_overlap=False,
+    ),
+    since(
+        0,
+        "src/scaling/core/nn/pipeline_schedule/train.py, after DeepSpeed's TrainSchedule: one transfer after the other",
+        sends_in_turn=True,
+        pipeline_groups=0,
+        schedules=("1f1b",),
+        shard_group_stages=(),
+    ),
+    since(
+        0,
+        "src/scaling/core/nn/parallel_module/activation_checkpointing.py repeats the whole layer",
+        recompute_stops_early=False,
+        recompute_modes=("none", "full"),
+        recompute_fractions=(),
+    ),
+)
