@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from launcher.files import user_path
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, write_plan
+from launcher.planner.batches import better_batches, unchosen_batch
 from launcher.planner.build import limits, notes
+from launcher.planner.deadline import fewest_gpus, within_deadline
 from launcher.planner.explain import reasons
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
@@ -43,10 +46,14 @@ def run(invocation: Invocation) -> int:
         return from_file.run(invocation.overrides)
     if invocation.multirun:
         what, cases = _swept_cases(sweep(invocation.overrides))
+        if cases[0][0].options.days is not None:
+            return _in_time([(case[0][0], settings) for settings, case in cases], what=what)
         return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
     settings = checked_settings(invocation.overrides)
     if settings.options.plan is not None:
         return _explain(read_given(settings.options.plan, settings, invocation.overrides), settings)
+    if settings.options.days is not None:
+        return _in_time([(settings.job.cluster.name, settings)], what="cluster")
     if settings.options.sizes is not None:
         return _compare(_sized_cases(settings, settings.options.sizes), settings, what="cluster")
     return _rank(settings)
@@ -62,7 +69,11 @@ def _rank(settings: Settings) -> int:
     with waiting(SEARCHING):
         result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
     why = reasons(result, model)
-    why[0] = (*why[0], *notes(settings.job, settings.run_options))
+    unset = "global_batch" not in (settings.given.get("train") or {})
+    batch = (
+        unchosen_batch(settings.job) if unset else better_batches(settings.job, settings.request, result.best, refuse)
+    )
+    why[0] = (*why[0], *batch, *notes(settings.job, settings.run_options))
     seconds = time.perf_counter() - started
     answer = why_not(result, question, model, refuse=refuse) if question is not None else None
     best = result.best
@@ -74,7 +85,7 @@ def _rank(settings: Settings) -> int:
         extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
         return 0
-    terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top)
+    terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top, sort=settings.options.sort)
     if tokens:
         show("", terminal.bill_text(compare.bill(result.best, tokens)))
     if answer:
@@ -116,6 +127,34 @@ def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:
     """Print the best plan of each case; return 3 if no case has one. `what`: the keys by which they differ."""
     refuse = limits(settings.job, settings.run_options)
     comparison = compare.compare(counted(cases, "planning"), tokens=settings.options.tokens, refuse=refuse, what=what)
+    return _show(comparison, settings)
+
+
+def _in_time(cases: Sequence[tuple[str, Settings]], *, what: str) -> int:
+    """Print the fewest GPUs of each cluster that train `tokens` in `days`; return 3 if no case has a plan."""
+    settings = cases[0][1]
+    tokens, days = settings.options.tokens, settings.options.days
+    if tokens is None or days is None:
+        raise InputError(f"days={days:g} is a deadline for a number of tokens: set tokens, as tokens=300e9")
+    if settings.options.sizes is not None:
+        raise InputError(f"days={days:g} finds the number of GPUs itself: leave out sizes")
+    rows = [
+        fewest_gpus(
+            label,
+            each.job,
+            partial(request_on, asked=each.options.layout),
+            tokens=tokens,
+            days=days,
+            refuse=limits(each.job, each.run_options),
+        )
+        for label, each in counted(cases, "planning")
+    ]
+    return _show(within_deadline(rows, tokens=tokens, days=days, what=what), settings)
+
+
+def _show(comparison: compare.Comparison, settings: Settings) -> int:
+    if settings.options.sort is not None:
+        comparison = compare.ordered(comparison, settings.options.sort)
     if settings.options.output == "json":
         print(json.dumps(compare.comparison_data(comparison)))
     else:

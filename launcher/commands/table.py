@@ -72,7 +72,7 @@ SHOW_FILE = {"dry_run=true": "print the file, write nothing"}
 COMMANDS = {
     "plan": CommandEntry(
         "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
-        takes=("top", "why_not", "sizes", "tokens", "save", "run_dir", "plan", *PROGRAM),
+        takes=("top", "sort", "why_not", "sizes", "tokens", "days", "save", "run_dir", "plan", *PROGRAM),
         options={"from=FILE": "estimate what another tool's file runs, next to the best plan for that tool"},
         groups=(*JOB_GROUPS, "recipe", "launch", "tracking"), sweeps=True,
         examples={

@@ -93,6 +93,15 @@ class Configuration:
     tokens: float | None = key(
         None, unit="tokens", above=0, example="300e9", meaning="training tokens, for GPU-hours and cost"
     )
+    days: float | None = key(
+        None, unit="days", above=0, example="14", meaning="with tokens: find the fewest GPUs that train them in time"
+    )
+    sort: str | None = key(
+        None,
+        choices=("time", "memory", "cost"),
+        meaning="order of plans and of compared clusters; memory: the plans that need less than every faster one; "
+        "null: plans by time, clusters as they were named",
+    )
     to: str | None = key(None, meaning="export format")
 
     @property

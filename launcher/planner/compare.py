@@ -79,7 +79,7 @@ def compare(
 
     `refuse`: what the software cannot run (`launcher.planner.search`).
     """
-    rows = _with_scaling([_row(label, job, request, tokens, refuse) for label, job, request in cases])
+    rows = _with_scaling([planned(label, job, request, tokens, refuse) for label, job, request in cases])
     return Comparison(tuple(rows), tokens, tuple(verdicts(rows)), what)
 
 
@@ -107,7 +107,8 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
     return replace(cluster, num_nodes=num_gpus // node.num_gpus)
 
 
-def _row(label: str, job: Job, request: LayoutRequest, tokens: float | None, refuse: Refuse | None) -> Row:
+def planned(label: str, job: Job, request: LayoutRequest, tokens: float | None, refuse: Refuse | None) -> Row:
+    """Plan one case; where there is no plan, its note says why."""
     cluster = job.cluster
     try:
         best = search(job, request, top=1, model=CostModel(job), refuse=refuse).best
@@ -162,6 +163,20 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         verdicts.append(f"cheapest: {priced[0].label}, ${_price(priced[0]):.4f} per million tokens")
         verdicts += _worth_an_a100(priced)
     return verdicts + _smaller(planned)
+
+
+def ordered(comparison: Comparison, by: str) -> Comparison:
+    """The comparison with its rows by `time` (most tokens a second first), `memory` or `cost`; without a plan last."""
+
+    def place(row: Row) -> tuple[bool, float]:
+        if row.best is None:
+            return True, 0.0
+        price = _price(row)
+        costs = float("inf") if price is None else price
+        values = {"time": -row.tokens_per_s, "memory": row.best.estimate.memory_bytes_per_gpu, "cost": costs}
+        return False, values[by]
+
+    return replace(comparison, rows=tuple(sorted(comparison.rows, key=place)))
 
 
 def _price(row: Row) -> float | None:

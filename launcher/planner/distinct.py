@@ -36,6 +36,28 @@ def distinct(candidates: Sequence[Candidate], *, top: int) -> list[Distinct]:
     return [Distinct(leader, _words(more)) for leader, more in zip(leaders[:top], also, strict=False)]
 
 
+def by(plans: Sequence[Candidate], order: str | None) -> list[Candidate]:
+    """Plans in another order than that of the search. `memory`: of the front of time and memory, on which no plan is
+    beaten in both, least memory first; `cost`: by USD a token, where the price is known.
+    """
+    if order == "memory":
+        return sorted(front(plans), key=lambda plan: plan.estimate.memory_bytes_per_gpu)
+    if order == "cost":
+        return sorted(plans, key=lambda plan: plan.estimate.cost_per_million_tokens or 0.0)
+    if order == "time":
+        return sorted(plans, key=lambda plan: plan.estimate.step_time_s)
+    return list(plans)
+
+
+def front(plans: Sequence[Candidate]) -> list[Candidate]:
+    """The plans that need less memory than every faster one, fastest first."""
+    found: list[Candidate] = []
+    for plan in sorted(plans, key=lambda each: (each.estimate.step_time_s, each.estimate.memory_bytes_per_gpu)):
+        if not found or plan.estimate.memory_bytes_per_gpu < found[-1].estimate.memory_bytes_per_gpu:
+            found.append(plan)
+    return found
+
+
 def _minor(leader: Candidate, candidate: Candidate) -> bool:
     """Whether one minor key alone tells them apart, and hardly any time."""
     gap = candidate.estimate.step_time_s / leader.estimate.step_time_s - 1

@@ -1,0 +1,98 @@
+"""The fewest GPUs of a cluster that train so many tokens in so many days."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from launcher.cluster import Cluster
+from launcher.cost.model import CostModel
+from launcher.errors import InputError
+from launcher.layout import LayoutRequest
+from launcher.layout.job import Job
+from launcher.planner.compare import SECONDS_PER_DAY, Comparison, Row, planned, resized
+from launcher.planner.space import Refuse
+
+MOST_GPUS = 16384
+FINER = (5, 6, 7)  # eighths of a size that is in time, where half of it is not
+GAIN = 0.98  # of the days at half the size: more is no gain worth another doubling
+
+
+def fewest_gpus(
+    label: str,
+    job: Job,
+    request_on: Callable[[Cluster], LayoutRequest],
+    *,
+    tokens: float,
+    days: float,
+    refuse: Refuse | None = None,
+) -> Row:
+    """The best plan on the smallest size of the cluster that is in time: by doubling, then by eighths.
+
+    Where none is, the fastest that was tried, with a note.
+    """
+
+    def at(size: int) -> Row | None:
+        try:
+            cluster = resized(job.cluster, size)
+        except InputError:  # no whole nodes, or no network between them
+            return None
+        row = planned(f"{label} × {size}", replace(job, cluster=cluster), request_on(cluster), tokens, refuse)
+        return row if row.best else None
+
+    fastest: Row | None = None
+    for size in _sizes(job, tokens=tokens, days=days):
+        row = at(size)
+        if row is None:
+            continue
+        if _in_time(row, days):
+            smaller = (at(size * eighth // 8) for eighth in FINER if size * eighth % 8 == 0)
+            return next((found for found in smaller if found and _in_time(found, days)), row)
+        if fastest and fastest.days and row.days and row.days > GAIN * fastest.days:
+            break
+        fastest = row
+    if fastest is None:
+        return Row(label, job.cluster, job.cluster.num_gpus, None, note=f"no size up to {MOST_GPUS:,} GPUs has a plan")
+    return replace(fastest, note=f"not in {days:g} days with any size that was tried: {fastest.days:,.1f} at best")
+
+
+def _in_time(row: Row, days: float) -> bool:
+    return row.days is not None and row.days <= days
+
+
+def _sizes(job: Job, *, tokens: float, days: float) -> Iterator[int]:
+    """Powers of two inside a node, then whole nodes by doubling; none that the peak rate alone excludes."""
+    node, training, model = job.cluster.node, job.training, job.model
+    peak = CostModel(job).device.peak_flops
+    flops = model.step_flops(sequences=training.global_batch) / (training.global_batch * model.seq_len) * tokens
+    least = flops / (peak * days * SECONDS_PER_DAY) if peak else 0.0
+    size = 1
+    while size < node.num_gpus:
+        if size >= least:
+            yield size
+        size *= 2
+    size = node.num_gpus
+    while size <= MOST_GPUS:
+        if size >= least:
+            yield size
+        size *= 2
+
+
+def within_deadline(rows: Sequence[Row], *, tokens: float, days: float, what: str) -> Comparison:
+    """The rows, and which of them is the smallest, the fastest and the cheapest in time."""
+    ready = [row for row in rows if row.best and _in_time(row, days)]
+    verdicts = []
+    if ready:
+        smallest = min(ready, key=lambda row: row.num_gpus)
+        verdicts.append(
+            f"smallest in {days:g} days: {smallest.label}, {smallest.num_gpus:,} GPUs, {smallest.days:,.1f} days"
+        )
+    priced = [row for row in ready if row.cost is not None]
+    if priced:
+        cheapest = min(priced, key=lambda row: row.cost or 0.0)
+        verdicts.append(f"cheapest in {days:g} days: {cheapest.label}, ${cheapest.cost:,.0f}")
+    if not ready:
+        verdicts.append(
+            f"none trains {tokens:,.0f} tokens in {days:g} days: more days, fewer tokens or another cluster"
+        )
+    return Comparison(tuple(rows), tokens, tuple(verdicts), what)
