@@ -1,12 +1,15 @@
 """How good is the first choice on this machine's CPU ranks? Every (tp, pp, dp, ZeRO stage) of a grid is really run.
 
     python tests/benchmarks/regret_here.py [--cluster cpu_measured] [--ranks 8 4] [--rounds 3] [--steps 4]
+    python tests/benchmarks/regret_here.py --keep grid.json --minutes 8    # as often as needed, then
+    python tests/benchmarks/regret_here.py --keep grid.json --rounds 0     # reports what was kept, planned again
 
 Plans gpt_tiny, and a model with four times as many parameters, on 8 and 4 ranks; runs all layouts of each grid in the
 same warm ranks, interleaved, `rounds` times, and prints for each grid the rank correlation of predicted and measured
 step times, how much slower the first choice is than the best measured, and the mean error. Run
 `launcher calibrate cluster=cpu` before, and nothing next to it: step times are wall times. On a machine that others
-use, core seconds over cores are the fairer figure: both are printed, with the load.
+use, core seconds over cores are the fairer figure: both are printed, with the load. `--keep` adds each round to a file,
+so that a long grid may be measured in portions.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from launcher import env
 from launcher.config.compose import load
@@ -67,22 +72,58 @@ def grid(words: Sequence[str], ranks: int) -> Iterator[tuple[str, Plan]]:
 
 def run_round(
     found: Sequence[Measured], words: Sequence[str], folder: Path, *, ranks: int, steps: int, turn: int
-) -> None:
-    """One round over the whole grid, begun elsewhere each time."""
+) -> float:
+    """One round over the whole grid, begun elsewhere each time; returns its seconds."""
     trials, run = folder / f"trials-{turn}", folder / f"run-{turn}"
     trials.mkdir()
-    shift = turn * len(found) // 3
+    shift = turn * len(found) // 3 % len(found)
     order = [*found[shift:], *found[:shift]]
     for i, one in enumerate(order):
         write_plan(one.plan, trials / f"{i:03d}.json")
     command = [sys.executable, "-m", "launcher.cli", "run", *words, f"cluster.node.num_gpus={ranks}", "recipe=tune"]
     command += [f"recipe.trials={trials}", f"recipe.steps={steps}", "recipe.patience=1000", f"run_dir={run}"]
+    began = time.monotonic()
     subprocess.run([*command, "tracking=none"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = json.loads((run / "result.json").read_text())["results"]
     cores = min(env.usable_cores(), ranks)
     for one, row in zip(order, rows, strict=True):
         one.walls.append(row["step_time_s"])
         one.cores.append(median(row["cpu_s"]) / cores)
+    return time.monotonic() - began
+
+
+@dataclass
+class Kept:
+    """The rounds of all grids in one file: grid → layout → seconds, and how long each round took."""
+
+    file: Path | None
+    grids: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, file: Path | None) -> Kept:
+        return cls(file, json.loads(file.read_text()) if file and file.exists() else {})
+
+    def rounds(self, name: str) -> int:
+        return len(self.grids.get(name, {}).get("rounds_s", ()))
+
+    def add(self, name: str, found: Sequence[Measured], seconds: float) -> None:
+        grid = self.grids.setdefault(name, {"rounds_s": [], "layouts": {}})
+        grid["rounds_s"].append(round(seconds, 1))
+        for one in found:
+            kept = grid["layouts"].setdefault(one.name, {"walls": [], "cores": []})
+            kept["walls"].append(one.walls[-1])
+            kept["cores"].append(one.cores[-1])
+        if self.file:
+            self.file.write_text(json.dumps(self.grids, indent=1))
+
+    def into(self, name: str, found: Sequence[Measured]) -> list[Measured]:
+        """The layouts of this grid that were measured, with what was."""
+        known = self.grids.get(name, {}).get("layouts", {})
+        return [
+            Measured(one.name, one.plan, known[one.name]["walls"], known[one.name]["cores"])
+            for one in found
+            if one.name in known
+        ]
 
 
 def ranked(values: Sequence[float]) -> list[int]:
@@ -126,16 +167,27 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no round after these")
     asked = parser.parse_args()
-    for model in asked.models:
-        for ranks in asked.ranks:
-            words = (f"cluster={asked.cluster}", *MODELS[model])
-            found = [Measured(name, plan, [], []) for name, plan in grid(words, ranks)]
+    kept, ends = Kept.of(asked.keep), time.monotonic() + 60 * asked.minutes
+    wanted = {f"{model} on {ranks} ranks": (model, ranks) for model in asked.models for ranks in asked.ranks}
+    grids = {}
+    for name, (model, ranks) in wanted.items():
+        words = (f"cluster={asked.cluster}", *MODELS[model])
+        grids[name] = words, [Measured(layout, plan, [], []) for layout, plan in grid(words, ranks)]
+    for turn in range(asked.rounds):
+        for name, (_, ranks) in wanted.items():
+            if kept.rounds(name) > turn or time.monotonic() > ends:
+                continue
+            words, found = grids[name]
             with tempfile.TemporaryDirectory(prefix="regret-") as folder:
-                for turn in range(asked.rounds):
-                    run_round(found, words, Path(folder), ranks=ranks, steps=asked.steps, turn=turn)
-            report(f"{model} on {ranks} ranks", found)
-            print("load of the last 1, 5 and 15 minutes:", " ".join(f"{load:.1f}" for load in os.getloadavg()))
+                seconds = run_round(found, words, Path(folder), ranks=ranks, steps=asked.steps, turn=turn)
+            kept.add(name, found, seconds)
+            print(f"{name}: round {turn + 1} in {seconds:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
+    for name, (_, found) in grids.items():
+        if measured := kept.into(name, found):
+            report(name, measured)
 
 
 if __name__ == "__main__":
