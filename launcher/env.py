@@ -17,6 +17,11 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def core_numbers() -> list[int]:
+    """Return the numbers of these cores."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def environment() -> dict[str, str]:
     """Return a copy of this process's environment, for child processes."""
     return dict(os.environ)

@@ -86,6 +86,7 @@ WITH = {
     "cluster.measured.engine.micro_batch_ms": ["cluster.measured.engine.layer_ms=1"],
     "cluster.measured.engine.step_ms": ["cluster.measured.engine.layer_ms=1"],
     "cluster.measured.engine.unit_ms": ["cluster.measured.engine.layer_ms=1", "layout.zero_stage=1"],
+    "cluster.measured.engine.call_ms": ["cluster.measured.engine.layer_ms=1", "layout.dp=8"],
     "cluster.measured.engine.error": ["cluster.measured.engine.layer_ms=1"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],

@@ -196,7 +196,7 @@ def _measured_lines(findings: Findings, command: str) -> Iterator[str]:
             yield f"  checkpoint_{key}_gbytes_per_s: {_flow(rates)}"
     if findings.engine.layer_s is not None:
         engine = findings.engine
-        given = {name: getattr(engine, f"{name}_s") for name in ("layer", "micro_batch", "step", "unit")}
+        given = {name: getattr(engine, f"{name}_s") for name in ("layer", "micro_batch", "step", "unit", "call")}
         yield "  engine: # core seconds of our engine, fitted to steps of several layouts"
         yield from (f"    {name}_ms: {1e3 * value:.4g}" for name, value in given.items() if value is not None)
         yield f"    error: {engine.error:.3g}"

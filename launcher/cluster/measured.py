@@ -89,7 +89,12 @@ class EngineSeconds:
         meaning="operators of a layer, forward and backward, of a micro-batch",
     )  # fmt: skip
     micro_batch_s: float | None = key(
-        None, name="micro_batch_ms", scale=1e-3, unit="ms", minimum=0, meaning="embedding, head, loss and schedule"
+        None,
+        name="micro_batch_ms",
+        scale=1e-3,
+        unit="ms",
+        minimum=0,
+        meaning="embedding, head, loss and schedule of a rank that has all of them",
     )
     step_s: float | None = key(
         None, name="step_ms", scale=1e-3, unit="ms", minimum=0, meaning="batch, gradient norm and optimizer"
@@ -98,6 +103,11 @@ class EngineSeconds:
         None, name="unit_ms", scale=1e-3, unit="ms", minimum=0,
         meaning="bookkeeping of one sharded unit (a layer, or what is around the layers) each time that it is gathered "
         "or reduced",
+    )  # fmt: skip
+    call_s: float | None = key(
+        None, name="call_ms", scale=1e-3, unit="ms", minimum=0,
+        meaning="a collective's call within a step, in addition to what it takes back to back: ranks come from their "
+        "work at different times, wait, and change places on a core",
     )  # fmt: skip
     error: float = key(
         0.0, unit="1", minimum=0, below=10, meaning="mean distance of measured steps from what these say, as a share"

@@ -16,6 +16,7 @@ from launcher.planner import write_plan
 from launcher.planner.build import make_plan
 
 MODEL = "gpt_tiny"  # that the engine's seconds are measured with
+DEEPER = 3  # times as many layers in one trial, which tells a layer's seconds from a micro-batch's
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def steps_for(cluster: Cluster, overrides: Sequence[str], folder: Path) -> Itera
     yield RecipeRun("storage", ("recipe.bytes=8388608",) if on_cpu else ())
     if ranks > 1:
         tp = 2 if ranks % 2 == 0 else 1
-        sizes = ("recipe.sizes=64:1M:16",) if on_cpu else ()
+        sizes = ("recipe.sizes=64:4M:16",) if on_cpu else ()  # to beyond the gradients of a small model
         yield RecipeRun("collectives", (f"layout.tp={tp}", "layout.pp=1", f"layout.dp={ranks // tp}", *sizes))
     if on_cpu and ranks > 1:
         write_trials(cluster, overrides, folder / "trials")
@@ -83,10 +84,12 @@ def write_trials(cluster: Cluster, overrides: Sequence[str], folder: Path) -> No
     """Plans in which each of the engine's seconds counts for much, as files."""
     folder.mkdir(parents=True)
     ranks = cluster.max_ranks
-    wanted = [(1, 1, 0, 1), (1, 1, 1, 1), (1, 1, 3, 1), (1, 1, 0, 2)]
-    wanted += [(2, 1, 0, 1), (2, 1, 1, 1), (1, 2, 0, 1), (1, 2, 1, 1)] if ranks % 2 == 0 else []
-    for number, (tp, pp, zero, micro_batch) in enumerate(wanted):
+    wanted = [(1, 1, 0, 1, 1), (1, 1, 1, 1, 1), (1, 1, 3, 1, 1), (1, 1, 0, 2, 1), (1, 1, 0, 1, DEEPER)]
+    wanted += [(2, 1, 0, 1, 1), (2, 1, 1, 1, 1), (1, 2, 0, 1, 1), (1, 2, 1, 1, 1)] if ranks % 2 == 0 else []
+    for number, (tp, pp, zero, micro_batch, deeper) in enumerate(wanted):
         words = [*overrides, f"model={MODEL}", "recipe=gpt", *_pinned(ranks, tp, pp, zero, micro_batch)]
+        layers = deeper * load(words).job.model.layers
+        words.append(f"model.layers={layers}")
         settings = load(words)
         write_plan(make_plan(settings.job, settings.request, settings.run_options), folder / f"{number:03d}.json")
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from launcher import env
 from launcher.commands.guard import error_document, guarded, wants_json
 from launcher.commands.invocation import Invocation
-from launcher.errors import InputError
 from launcher.faststart import warm
 from launcher.faststart.warm import WarmRun
 from launcher.run.folder import RunFolder
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
 def run(invocation: Invocation) -> int:
     """Run the job here; 0 done, 1 failed. Standard output is that of rank 0; a recipe's last line is JSON."""
     if invocation.multirun:
-        raise InputError("`launcher run` runs one job: give one value for each key, or sweep with `launcher submit -m`")
+        from launcher.commands.sweep_here import run_sweep
+
+        return run_sweep(invocation)
     if any(word.startswith("again=") for word in invocation.overrides):
         from launcher.commands.again import repeated
 

@@ -84,9 +84,11 @@ COMMANDS = {
     "run": CommandEntry(
         "run", "plan, then run here or on this allocation: a recipe, or your own script=train.py",
         "[overrides] [-- args]", RUN_NOTES,
-        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS,
+        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS, sweeps=True,
         examples={
             "launcher run train.steps=20": "train a small GPT on eight CPU ranks",
+            "launcher run -m cluster=a100_mig_3g train.lr=1e-4,3e-4,1e-3":
+                "a sweep on this machine: a slice, a GPU or cores of its own for each job, a table at the end",
             "launcher run script=train.py launch.nproc_per_node=2 -- --lr 3e-4":
                 "start your own script as torchrun would",
         },

@@ -1,8 +1,10 @@
-"""Step time on CPU ranks: the work of all of them over the cores that they share, against the critical path.
+"""Step time on CPU ranks: the work of all of them over the cores that they share, and what waiting leaves idle.
 
 A core that one rank leaves idle is another's: a bubble costs nothing while some rank has work, and overlap wins
-nothing. So ranks' core seconds are added up, collectives included: their curves hold core seconds on CPUs. Measured on
-two cores, eight ranks, a GPT of 0.9 M parameters: core seconds over cores order layouts as step times do.
+nothing. So ranks' core seconds are added up, collectives included: their curves hold core seconds on CPUs. Cores are
+idle while fewer ranks than cores have work. A scheduler that leaves no core idle while a rank has work takes at most
+work / cores + (1 - 1 / cores) · critical path (Graham 1969, "Bounds on multiprocessing timing anomalies"), and ranks
+that wait for each other in every layer come near that bound.
 """
 
 from __future__ import annotations
@@ -16,17 +18,23 @@ from launcher.cluster.measured import EngineSeconds
 from launcher.cost.collectives import Price
 from launcher.cost.layer import LayerParts, Part
 from launcher.cost.pipeline import pipeline_time
-from launcher.cost.traffic import Message, MessageRules, RankStage, rank_messages
+from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, RankStage, rank_messages
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
-# Core seconds of our torch engine on one core of a 2-core Xeon (AVX-512), torch 2.13: fitted to 26 layouts of
-# gpt_tiny. `launcher calibrate cluster=cpu` measures a machine's own.
-ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=3e-3, step_s=0.5e-3, unit_s=1.1e-3)
+# Core seconds of our torch engine on one core of a server (Xeon and EPYC with AVX-512), torch 2.13: from steps of
+# gpt_tiny under several layouts. A call's: an all-reduce after 3 ms of products takes 0.5 to 1.1 ms more than back to
+# back, in groups of 2, 4 and 8 of eight ranks on two cores; steps say 0.4 to 0.6 ms. `launcher calibrate cluster=cpu`
+# measures a machine's own.
+ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=4e-3, step_s=0.5e-3, unit_s=1.1e-3, call_s=0.6e-3)
+# Of a micro-batch's seconds: what every stage has (the schedule, autograd's start), and what the first and the last
+# one have, by operators of embedding, head and loss. Four stages use 1.3 ms more in each than one stage does.
+STAGE_SHARE, EMBEDDING_SHARE, HEAD_SHARE = 1 / 3, 1 / 6, 1 / 2
 FORWARD_SHARE = 1 / 3  # of a layer's operators: the backward pass issues twice as many
 SELECTIVE_SHARE = 0.15  # of them, those of the attention core, which selective recomputation repeats
 SHARDED_AXES = ("dp", "sdp", "edp")
 SCALAR_BYTES = 8.0
+SENDS = (SEND, SEND_BACK)  # one rank waits for another, and nobody for both
 Axes = Mapping[str, float]
 
 
@@ -56,6 +64,12 @@ def layer_s(parts: LayerParts, engine: EngineSeconds, layout: Layout) -> float:
         "op": parts.rest.forward_s - parts.products_s / 2 + FORWARD_SHARE * host,
     }
     return whole + layout.recompute_fraction * again.get(layout.recompute, 0.0)
+
+
+def around_layers_s(engine: EngineSeconds, layout: Layout, *, first: bool, last: bool) -> float:
+    """Core seconds of a rank's operators around its layers, of one micro-batch."""
+    share = STAGE_SHARE * layout.virtual_stages + EMBEDDING_SHARE * first + HEAD_SHARE * last
+    return share * (engine.micro_batch_s or 0.0)
 
 
 def _both(part: Part) -> float:
@@ -98,7 +112,11 @@ def core_time(
     for stage, compute in stages:
         messages = rank_messages(job, layout, stage, rules)
         moved = _messages_s(layout, stage, messages, price, engine)
-        once = update_s + (engine.step_s or 0.0) + sum(price(one) for one in scalar_messages(layout))
+        once = (
+            update_s
+            + (engine.step_s or 0.0)
+            + sum(price(one) + (engine.call_s or 0.0) for one in scalar_messages(layout))
+        )
         work["compute"] += each * count * compute
         work["optimizer"] += each * once
         for axis, seconds in moved.items():
@@ -106,7 +124,7 @@ def core_time(
         busiest.append((compute + sum(moved.values()) / count, once))
     share = {part: seconds / cores for part, seconds in work.items()}
     balanced, path = sum(share.values()), _path_s(layout, busiest, count)
-    total = max(balanced, path) if cores <= ranks else path
+    total = path if cores >= ranks else max(path, balanced + (1 - 1 / cores) * path)
     return CpuStepTime(total, share, total - balanced, cores)
 
 
@@ -115,14 +133,15 @@ def _messages_s(
 ) -> dict[str, float]:
     """Core seconds of a rank's messages in a step, by the axis of the breakdown."""
     found: dict[str, float] = defaultdict(float)
+    call = engine.call_s or 0.0
     for message in messages:
         axis = "dp" if message.axis in ("sdp", "rdp", "edp") else message.axis
         calls = sharded_calls(layout, stage, message)
         if calls:
             one = price(message._replace(num_bytes=message.num_bytes / calls)) + (engine.unit_s or 0.0)
-            found[f"{axis}_comm"] += message.times * calls * one
+            found[f"{axis}_comm"] += message.times * calls * (one + call)
         else:
-            found[f"{axis}_comm"] += message.times * price(message)
+            found[f"{axis}_comm"] += message.times * (price(message) + (message.collective not in SENDS) * call)
     return found
 
 

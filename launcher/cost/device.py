@@ -11,9 +11,13 @@ from launcher.errors import InputError
 from launcher.model import Training
 from launcher.units import DTYPE_BYTES
 
-# A CPU core without a measured rate: a core of a Xeon server with AVX-512 does 85 to 97 GFLOP/s in fp32 (recipe gemm).
-# A measured `gemm_tflops` in the GPU's file replaces it.
-CPU_CORE_FLOPS = 90e9
+# A CPU core without a measured rate: cores of Xeon and EPYC servers with AVX-512 do 85 to 97 GFLOP/s in fp32 on large
+# squares (recipe gemm), 64 to 93 on the products of a small GPT, forward and backward. A measured `gemm_tflops` in the
+# GPU's file replaces it.
+CPU_CORE_FLOPS = 80e9
+# Rate of torch's attention on a CPU core over that of products: 21 to 29 GFLOP/s of the causal half, forward and
+# backward, heads of 32 and 64, which the kernel model takes as narrow ones.
+CPU_ATTENTION_SHARE = 0.37
 
 
 COPY_FRACTION = 0.854  # of the nameplate, a large copy: 1328 of 1555 GB/s on A100 40 GB (FlagPerf)
@@ -83,8 +87,12 @@ def device_of(node: Node, training: Training, constants: Constants) -> Device:
         clock_margin=max(1.0, peak * constants.issue_fraction / rate) if peak else 1.0,
         gap_s=constants.kernel_gap_s if cuda else 0.0,  # of a CPU's operators, the engine's own seconds speak
         dtype_bytes=DTYPE_BYTES[training.dtype],
-        attention_flops=dict(gpu.attention_flops) if training.dtype != "fp32" else {},
+        attention_flops=_attention_rates(gpu, training) if cuda else {"flash": CPU_ATTENTION_SHARE * rate},
     )
+
+
+def _attention_rates(gpu: Gpu, training: Training) -> Mapping[str, float]:
+    return dict(gpu.attention_flops) if training.dtype != "fp32" else {}
 
 
 def _streaming_rate(gpu: Gpu, constants: Constants) -> float:

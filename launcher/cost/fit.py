@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from launcher.cluster.measured import EngineSeconds
+from launcher.cost.cores import ENGINE
 from launcher.cost.model import CostModel
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
-NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s")
+NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s")
 TINY = 1e-9
+PRIOR = 0.5  # how far a machine's seconds are from the usual ones, as a share
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,13 @@ class StepSample:
     core_s: float
 
 
-def fit_engine(samples: Sequence[StepSample]) -> EngineSeconds:
+def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> EngineSeconds:
     """The engine's seconds that explain the samples best, each by its share, none below zero.
 
-    A step's core seconds are linear in them: what each adds is what the model says with that one alone.
+    A step's core seconds are linear in them: what each adds is what the model says with that one alone. Few samples
+    with noise do not tell all of them apart; so each is drawn to its usual value, the more the noisier the samples are.
     """
-    zero = EngineSeconds(layer_s=TINY, micro_batch_s=0.0, step_s=0.0, unit_s=0.0)
+    zero = EngineSeconds(layer_s=TINY, micro_batch_s=0.0, step_s=0.0, unit_s=0.0, call_s=0.0)
     base = [core_seconds(sample, zero) for sample in samples]
     slopes = [
         [(core_seconds(sample, replace(zero, **{name: 1.0})) - base[i]) for name in NAMES]
@@ -37,13 +40,18 @@ def fit_engine(samples: Sequence[StepSample]) -> EngineSeconds:
     ]
     rows = [[slope / samples[i].core_s for slope in each] for i, each in enumerate(slopes)]
     wanted = [1 - base[i] / sample.core_s for i, sample in enumerate(samples)]
-    found = non_negative(rows, wanted)
-    misses = [abs(sum(a * x for a, x in zip(row, found, strict=True)) - b) for row, b in zip(rows, wanted, strict=True)]
-    layer, micro_batch, step, unit = found
-    error = sum(misses) / len(misses)
-    return EngineSeconds(
-        layer_s=max(layer, TINY), micro_batch_s=micro_batch, step_s=step, unit_s=unit, error=round(error, 4)
-    )
+    noise = _error(rows, wanted, non_negative(rows, wanted))
+    drawn = [[noise / PRIOR / getattr(usual, name) if i == k else 0.0 for i in range(len(NAMES))]
+             for k, name in enumerate(NAMES)]  # fmt: skip
+    found = non_negative([*rows, *drawn], [*wanted, *[noise / PRIOR] * len(NAMES)])
+    seconds = dict(zip(NAMES, found, strict=True)) | {"error": round(_error(rows, wanted, found), 4)}
+    return EngineSeconds(**seconds | {"layer_s": max(seconds["layer_s"], TINY)})
+
+
+def _error(rows: Sequence[Sequence[float]], wanted: Sequence[float], found: Sequence[float]) -> float:
+    """Mean distance of the samples from what the seconds say, as a share."""
+    said = [sum(a * x for a, x in zip(row, found, strict=True)) for row in rows]
+    return sum(abs(a - b) for a, b in zip(said, wanted, strict=True)) / len(wanted)
 
 
 def core_seconds(sample: StepSample, engine: EngineSeconds) -> float:

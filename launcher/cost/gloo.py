@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from launcher.cluster.measured import Curve
 
-# Core seconds of an all-reduce's call, a rank's, with eight ranks on two cores and all groups at once: 1 KiB takes 3.0,
-# 4.7 and 9.8 ms in groups of 2, 4 and 8, a rank's own share is a quarter (recipe collectives).
-CALL_S = {2: 0.66e-3, 4: 1.0e-3, 8: 2.3e-3}
-CALL_SHARE = {"all_reduce": 1.0, "all_gather": 0.55, "reduce_scatter": 1.1, "all_to_all": 0.27}  # the others', of it
-SEND_S = 0.15e-3  # to send and to receive one message, whatever the group
-BYTE_S = 1 / 0.8e9  # through loopback, and added up
+# Core seconds of a call of all-reduce, a rank's, back to back: medians with eight ranks on two EPYC cores, all groups
+# at once (recipe collectives). What a call costs more within a step is the engine's call_s (cores.py).
+CALL_S = {2: 0.2e-3, 4: 0.7e-3, 8: 2.0e-3}
+CALL_SHARE = {"all_reduce": 1.0, "all_gather": 0.65, "reduce_scatter": 1.15, "all_to_all": 0.25}  # the others', of it
+SEND_S = 0.1e-3  # to send and to receive one message, whatever the group
+BYTE_S = 1 / 2e9  # through loopback, and added up
 SIZES = (1024, 16384, 262144, 4194304)
 
 

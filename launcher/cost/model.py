@@ -12,7 +12,7 @@ from operator import attrgetter
 from launcher.cost.activations import LayerActivations, layer_activations
 from launcher.cost.collectives import Prices, local_share
 from launcher.cost.constants import DEFAULT, Constants
-from launcher.cost.cores import CpuStepTime, core_time, engine_of, layer_s
+from launcher.cost.cores import CpuStepTime, around_layers_s, core_time, engine_of, layer_s
 from launcher.cost.data_parallel import (
     Exposed,
     GradientSeconds,
@@ -125,9 +125,8 @@ class CostModel:
         stages = []
         for rank, layers in enumerate(self.rank_layers(layout)):
             first, last = rank == 0, rank == layout.pp - 1
-            own = (
-                layers * layer + first * ends[0] + last * ends[1] + layout.virtual_stages * (engine.micro_batch_s or 0)
-            )
+            own = layers * layer + first * ends[0] + last * ends[1]
+            own += around_layers_s(engine, layout, first=first, last=last)
             stages.append((RankStage(layers, first, last, layout.virtual_stages), own))
         return core_time(
             self.job,

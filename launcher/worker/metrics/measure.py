@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 from typing import TypeVar
 
 import torch
@@ -39,7 +40,9 @@ def seconds_per_call(call: Callable[[], object], *, device: torch.device, warmup
 
 @dataclass(frozen=True)
 class Timing:
-    """Of one call, over many in a row: mean, median and 99th percentile, and the CPU seconds of this process."""
+    """Of one call, over many in a row: mean, median and 99th percentile; `cpu_s`: median of this process's CPU seconds,
+    which calls that other processes disturb do not move (0 on a GPU).
+    """
 
     mean_s: float
     p50_s: float
@@ -54,16 +57,20 @@ def timed_calls(call: Callable[[], object], *, device: torch.device, iterations:
     On a GPU by events on the stream. Percentiles by nearest rank, as nccl-tests (src/util.cu, computeIterStats).
     """
     synchronize(device)
-    begin, used = time.perf_counter(), time.process_time()
+    on_cpu = device.type == "cpu"
+    begin, used = time.perf_counter(), [time.process_time()]
     marks = [_mark(device)]
     for _ in range(iterations):
         call()
         marks.append(_mark(device))
+        if on_cpu:
+            used.append(time.process_time())
     synchronize(device)
-    total, cpu = time.perf_counter() - begin, time.process_time() - used
+    total = time.perf_counter() - begin
+    cpu = median(used[i + 1] - used[i] for i in range(iterations)) if on_cpu else 0.0
     each = sorted(_between(marks[i], marks[i + 1]) for i in range(iterations))
     p99 = each[min(iterations - 1, ceil(iterations * 99 / 100) - 1)]
-    return Timing(total / iterations, each[iterations // 2], p99, cpu / iterations, iterations)
+    return Timing(total / iterations, each[iterations // 2], p99, cpu, iterations)
 
 
 Mark = float | torch.cuda.Event
