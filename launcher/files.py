@@ -17,6 +17,16 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111 (Path.expanduser raises where there is no home)
 
 
+def text_of(path: Path, *, most_bytes: int, give: str) -> str:
+    """Return the text of a file that a user named. Raises InputError, with what to give instead."""
+    try:
+        if path.stat().st_size > most_bytes:
+            raise InputError(f"{path} is larger than {most_bytes >> 20} MiB: {give}")
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}): {give}") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers never see half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

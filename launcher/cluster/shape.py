@@ -194,7 +194,9 @@ class Cluster:
     _: KW_ONLY
     node: Node = key(meaning="the nodes, all alike")
     fabric: str = key(
-        "none", choices=("infiniband", "efa", "roce", "ethernet", "none"), meaning="network between the nodes"
+        "none",
+        choices=("infiniband", "efa", "roce", "slingshot", "ethernet", "none"),
+        meaning="network between the nodes",
     )
     nodes_per_leaf: int = key(0, unit="nodes", minimum=0, meaning="nodes that share a leaf switch; 0: all of them")
     rails: int = key(

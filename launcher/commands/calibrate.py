@@ -24,7 +24,7 @@ from launcher.config.settings import Settings
 from launcher.console import notify
 from launcher.cost.fit import StepSample, fit_engine
 from launcher.errors import InputError
-from launcher.files import write_text
+from launcher.files import text_of, write_text
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.result import read_rates
@@ -103,12 +103,7 @@ def _of_text(path: Path, cluster: Cluster, *, operation: str | None) -> Findings
 
 
 def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} is larger than {MOST_BYTES >> 20} MiB, and no output of nccl-tests is")
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}): give a run folder or a text") from error
+    return text_of(path, most_bytes=MOST_BYTES, give="give a run folder, or what nccl-tests prints")
 
 
 def _of_recipe(document: Mapping[str, Any], cluster: Cluster) -> Findings:

@@ -165,12 +165,20 @@ class Fabric:
 
 
 # Latency of a small all-reduce: about 63 µs over 32 nodes of HDR InfiniBand (nccl#652), 161 µs over 2 nodes of EFA
-# (awsome-distributed-training). As base + hop · log2(nodes). RoCE is taken as InfiniBand, TCP as 50 µs a hop.
-BASE_LATENCY_S = {"infiniband": 30e-6, "roce": 30e-6, "efa": 110e-6, "ethernet": 100e-6, "none": 30e-6}
-HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "efa": 50e-6, "ethernet": 50e-6, "none": 7e-6}
+# (awsome-distributed-training). As base + hop · log2(nodes). RoCE is taken as InfiniBand, Slingshot as RoCE (its frames
+# are Ethernet's; nothing was measured), TCP as 50 µs a hop.
+BASE_LATENCY_S = {
+    "infiniband": 30e-6,
+    "roce": 30e-6,
+    "slingshot": 30e-6,
+    "efa": 110e-6,
+    "ethernet": 100e-6,
+    "none": 30e-6,
+}
+HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "slingshot": 8e-6, "efa": 50e-6, "ethernet": 50e-6, "none": 7e-6}
 # Line rate that NCCL reaches: 192 of 200 GB/s on DGX A100, 187 on Azure NDv4, 86–91 of 100 on 4-NIC boxes, 78 GB/s of
 # (inflated by the 2-node tree) 50 on p4de: EFA is taken at its sustained 0.6.
-LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
+LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "slingshot": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
 # One GPU sending to one on another node: 19.3 of 25 GB/s between DGX A100 (FlagPerf), of the line rate above, which all
 # eight reach together.
 SEND_FRACTION = 0.82

@@ -49,7 +49,7 @@ def read_limits(shared_memory: Path = SHARED_MEMORY) -> Limits:
 def limit_findings(cluster: Cluster, limits: Limits, *, ranks: int) -> list[Finding]:
     """Return all findings, for this number of ranks on this node."""
     found = [shared_memory_finding(limits, ranks=ranks), open_files_finding(cluster, limits, ranks=ranks)]
-    rdma = cluster.num_nodes > 1 and cluster.fabric in ("infiniband", "roce", "efa")
+    rdma = cluster.num_nodes > 1 and cluster.fabric in ("infiniband", "roce", "efa", "slingshot")
     return [*found, *([locked_memory_finding(limits)] if rdma else [])]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from html import escape
 
 from launcher.cluster import Cluster
@@ -64,6 +64,7 @@ def _node(cluster: Cluster, layout: Layout | None, y: int) -> Iterator[tuple[int
     yield y + 14, _text(MARGIN, y + 14, f"a node{cores}", kind="h")
     grid = RankGrid.of(layout) if layout else None
     y += 26
+    firsts, drawn = {domain[0] for domain in node.domains}, set[int]()
     for row in rows(cluster):
         linked = node.nvlink != "none" and any(len(domain) > 1 for domain in row)
         top = y + DOMAIN_H + 12 if linked else y
@@ -71,12 +72,13 @@ def _node(cluster: Cluster, layout: Layout | None, y: int) -> Iterator[tuple[int
         x = float(MARGIN)
         for domain in row:
             if linked:
-                yield from _domain(cluster, len(domain), x, y)
+                yield from _domain(cluster, len(domain), x, y, again=domain[0] not in firsts)
             for gpu in domain:
                 places[gpu] = x
                 x += GPU_W + GAP
             x += GAP if linked else 0
-        yield from _gpus(cluster, grid, places, top, linked=linked)
+        yield from _gpus(cluster, grid, places, top, linked=linked, drawn=drawn)
+        drawn |= {nic_of(cluster, gpu) for gpu in places} if node.num_nics else set()
         y = top + GPU_H + (NIC_H + 34 if node.num_nics else 16)
     yield y - 16, ""
 
@@ -93,22 +95,24 @@ def rows(cluster: Cluster) -> list[list[tuple[int, ...]]]:
     return found
 
 
-def _domain(cluster: Cluster, size: int, x: float, y: int) -> Iterator[tuple[int, str]]:
+def _domain(cluster: Cluster, size: int, x: float, y: int, *, again: bool) -> Iterator[tuple[int, str]]:
+    """The link of a domain over its GPUs; `again`: over those that the row above had no room for."""
     node = cluster.node
     titles = {"nvswitch": "NVSwitch", "direct": "NVLink, each GPU to each", "bridge": "NVLink bridge"}
     per_gpu = f", {node.gpu.nvlink_bytes_per_s / 1e9:g} GB/s a GPU" if node.gpu.nvlink_bytes_per_s else ""
     span = size * (GPU_W + GAP) - GAP
-    title = f"{titles[node.nvlink]}{per_gpu}"
+    title = f"the same {titles[node.nvlink]}" if again else f"{titles[node.nvlink]}{per_gpu}"
     short = title if len(title) * LETTER < span else titles[node.nvlink]
     yield y + DOMAIN_H, _box(x, y, span, DOMAIN_H, fill="#e3f1e4", edge=LINK_COLOURS["NVLink"])
     yield y + DOMAIN_H, _text(x + span / 2, y + 18, short, middle=True)
 
 
 def _gpus(
-    cluster: Cluster, grid: RankGrid | None, places: Mapping[int, float], y: int, *, linked: bool
+    cluster: Cluster, grid: RankGrid | None, places: Mapping[int, float], y: int, *, linked: bool, drawn: Set[int]
 ) -> Iterator[tuple[int, str]]:
+    """One row of them with their NICs; `drawn`: NICs that a row above has."""
     node = cluster.node
-    word = "rank" if node.gpu.kind == "cpu" else "GPU"
+    word = "rank" if node.gpu.kind == "cpu" else "slice " if node.is_mig else "GPU"
     nics: dict[int, list[float]] = {}
     for gpu, x in places.items():
         rank = node.gpu_order.index(gpu)
@@ -121,10 +125,10 @@ def _gpus(
         if node.num_nics:
             nics.setdefault(nic_of(cluster, gpu), []).append(x + GPU_W / 2)
     for nic, above in nics.items():
-        yield from _nic(cluster, nic, above, y + GPU_H)
+        yield from _nic(cluster, nic, above, y + GPU_H, again=nic in drawn)
 
 
-def _nic(cluster: Cluster, nic: int, above: Sequence[float], y: float) -> Iterator[tuple[int, str]]:
+def _nic(cluster: Cluster, nic: int, above: Sequence[float], y: float, *, again: bool) -> Iterator[tuple[int, str]]:
     """A NIC, or those that fall to the GPUs above it, under their middle."""
     node = cluster.node
     middle, top = sum(above) / len(above), y + 18
@@ -133,7 +137,8 @@ def _nic(cluster: Cluster, nic: int, above: Sequence[float], y: float) -> Iterat
     for x in above:
         yield int(top), _line(x, y, middle, top, LINK_COLOURS["NICs"], 1.5)
     yield int(top + NIC_H), _box(middle - 42, top, 84, NIC_H, fill="#e1ecf7", edge=LINK_COLOURS["NICs"])
-    yield int(top + NIC_H), _text(middle, top + 18, f"{name} {node.nic_gbps:g}G", middle=True)
+    label = f"{name} again" if again else f"{name} {node.nic_gbps:g}G"
+    yield int(top + NIC_H), _text(middle, top + 18, label, middle=True)
 
 
 def _place(grid: RankGrid | None, rank: int) -> str:

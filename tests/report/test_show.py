@@ -40,7 +40,7 @@ def test_every_cluster_is_drawn_in_80_columns_and_as_a_picture(
         assert float(words.attrib["y"]) < height
     node = load([f"cluster={cluster}"]).job.cluster.node
     names = [words.text or "" for words in root.iter(f"{SVG}text")]
-    assert sum(name.startswith(("GPU", "rank")) for name in names) == node.num_gpus
+    assert sum(name.startswith(("GPU", "rank", "slice")) for name in names) == node.num_gpus
 
 
 def test_numbers_are_those_of_the_planner_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +84,22 @@ def test_a_plan_is_drawn_on_its_cluster(
 def test_a_picture_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "out=cluster.png"]) == 2
     assert "FILE.svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gcp_a2_megagpu_16g", ("the same NVSwitch", "NIC0 100G", "NIC0 again")),
+        ("a100_mig_3g", ("slice 0", "slice 15")),
+        ("dgx_a100_80g", ("NIC7 200G", "NVSwitch, 300 GB/s a GPU")),
+    ],
+)
+def test_a_picture_draws_each_switch_and_nic_once(
+    name: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.svg"
+    shown(capsys, f"cluster={name}", f"out={file}")
+    texts = [element.text for element in ET.parse(file).iter("{http://www.w3.org/2000/svg}text")]
+
+    for word in words:
+        assert texts.count(word) == 1

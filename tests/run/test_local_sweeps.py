@@ -106,7 +106,7 @@ def test_what_a_job_needs_is_a_core_a_gpu_or_a_slice_for_each_rank() -> None:
     assert need("cluster=cpu", "cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2") == Need(CORES, 2)
     assert need("cluster=cpu") == Need(CORES, 4)  # eight ranks share them
     assert need("cluster=a100_mig_3g", "model=gpt3_125m") == Need(SLICE, 1)
-    whole = need("cluster=dgx_a100_80g", "model=gpt3_125m", "layout.tp=1", "layout.pp=1", "layout.dp=2", "layout.cp=1")
+    whole = need("cluster=dgx_a100_80g", "model=gpt3_125m", "cluster.node.num_gpus=2")
     assert whole == Need(GPUS, 2)
 
 

@@ -28,6 +28,7 @@ from launcher.cluster.readers_smi import read_list, read_mig_instances, read_mig
 from launcher.cluster.readers_smi_log import read_query_log
 from launcher.cluster.readers_topo import PCIE_NEAR_TO_FAR, read_topo
 from launcher.errors import InputError
+from launcher.files import text_of
 
 BEHIND_A_SWITCH = PCIE_NEAR_TO_FAR[:2]  # PIX, PXB: no host bridge between NIC and GPU
 MOST_FILES = 4096
@@ -133,12 +134,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _content(path: Path) -> str:
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{path} is larger than {LARGEST_FILE >> 20} MiB: give the text of one cluster")
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from error
+    return text_of(path, most_bytes=LARGEST_FILE, give="give the text of one cluster")
 
 
 def _repeated(texts: Sequence[str]) -> bool:

@@ -96,13 +96,20 @@ def all_reduce(team: AxisGroup, size: int, dtype: torch.dtype, device: torch.dev
     )
 
 
+def gathered(
+    team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool
+) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Elements of a rank's part, a buffer of all parts, and this rank's part, in that buffer or apart from it."""
+    count = max(1, size // dtype.itemsize // team.size)
+    whole = torch.empty(count * team.size, dtype=dtype, device=device)
+    own = whole[team.index * count : (team.index + 1) * count]
+    return count, whole, own if inside else torch.empty(count, dtype=dtype, device=device)
+
+
 def all_gather(
     team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False
 ) -> Collective:
-    count, n = max(1, size // dtype.itemsize // team.size), team.size
-    whole = torch.empty(count * n, dtype=dtype, device=device)
-    own = whole[team.index * count : (team.index + 1) * count]
-    part = own if inside else torch.empty(count, dtype=dtype, device=device)
+    (count, whole, part), n = gathered(team, size, dtype, device, inside=inside), team.size
     expected = torch.cat([values(count, r, dtype, device) for r in range(n)])
     return Collective(
         call=lambda: dist.all_gather_single(whole, part, group=team.group),
@@ -116,10 +123,7 @@ def all_gather(
 def reduce_scatter(
     team: AxisGroup, size: int, dtype: torch.dtype, device: torch.device, *, inside: bool = False
 ) -> Collective:
-    count, n = max(1, size // dtype.itemsize // team.size), team.size
-    whole = torch.empty(count * n, dtype=dtype, device=device)
-    own = whole[team.index * count : (team.index + 1) * count]
-    part = own if inside else torch.empty(count, dtype=dtype, device=device)
+    (count, whole, part), n = gathered(team, size, dtype, device, inside=inside), team.size
     return Collective(
         call=lambda: dist.reduce_scatter_single(part, whole, group=team.group),
         fill=lambda: (part.fill_(WIPED), whole.copy_(values(count * n, team.index, dtype, device))),

@@ -1,0 +1,60 @@
+"""How good is the pick of `launcher tune`, and how long does it take, against really running the whole grid?
+
+    python tests/benchmarks/regret_here.py --keep grid.json      # before: every layout, and how long that took
+    python tests/benchmarks/tune_here.py grid.json [--cluster cpu_measured] [--top 6] [--steps 4]
+
+On each grid that the file has, tune chooses among the same layouts; its pick is compared with the best measured one,
+and its seconds, planning included, with those of one round of the grid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from regret_here import FIXED, MODELS, Kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", type=Path)
+    parser.add_argument("--cluster", default="cpu_measured")
+    parser.add_argument("--top", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    asked = parser.parse_args()
+    kept = Kept.of(asked.grid)
+    for name, grid in kept.grids.items():
+        model, rest = name.rsplit(" on ", 1)
+        ranks = int(rest.split()[0])
+        freed = ("layout.tp=null", "layout.pp=null", "layout.dp=null")
+        words = [f"cluster={asked.cluster}", *MODELS[model], *FIXED, f"cluster.node.num_gpus={ranks}", *freed]
+        with tempfile.TemporaryDirectory(prefix="tune-") as folder:
+            began = time.monotonic()
+            command = [sys.executable, "-m", "launcher.cli", "tune", *words, f"top={asked.top}", f"steps={asked.steps}"]
+            done = subprocess.run(
+                [*command, f"run_dir={folder}/tune", "output=json"], check=True, capture_output=True, text=True
+            )
+            seconds = time.monotonic() - began
+        trials = [one for one in json.loads(done.stdout)["trials"] if one["step_time_s"] is not None]
+        pick = min(trials, key=lambda one: one["step_time_s"])
+        layout = pick["layout"]
+        picked = f"tp{layout['tp']} pp{layout['pp']} dp{layout['dp']} zero{layout['zero_stage']}"
+        walls = {place: min(found["walls"]) for place, found in grid["layouts"].items()}
+        best = min(walls, key=walls.__getitem__)
+        whole = median(grid["rounds_s"])
+        print(
+            f"{name}: tune picked {picked} ({pick['step_time_s'] * 1e3:.0f} ms; in the grid "
+            f"{walls[picked] * 1e3:.0f} ms, {walls[picked] / walls[best] - 1:.1%}"
+            f" slower than the best, {best}) in {seconds:.0f} s, "
+            f"{seconds / whole:.0%} of the {whole:.0f} s of a round"
+        )
+
+
+if __name__ == "__main__":
+    main()
