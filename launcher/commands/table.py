@@ -87,8 +87,8 @@ COMMANDS = {
         takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS, sweeps=True,
         examples={
             "launcher run train.steps=20": "train a small GPT on eight CPU ranks",
-            "launcher run -m cluster=a100_mig_3g train.lr=1e-4,3e-4,1e-3":
-                "a sweep on this machine: a slice, a GPU or cores of its own for each job, a table at the end",
+            "launcher run -m train.lr=1e-4,3e-4 train.steps=20":
+                "a sweep here: each job on cores, a GPU or a slice of its own",
             "launcher run script=train.py launch.nproc_per_node=2 -- --lr 3e-4":
                 "start your own script as torchrun would",
         },

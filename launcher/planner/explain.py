@@ -15,6 +15,7 @@ from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
 from launcher.planner.preference import NOISE
 from launcher.planner.result import Candidate, SearchResult
+from launcher.planner.slices import smallest_slice
 from launcher.planner.sources import measured_numbers
 from launcher.units import format_bytes, format_seconds
 
@@ -57,6 +58,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
         yield from close_calls(result)
     yield from alternatives(job, best, model, shown=[candidate.layout for candidate in result.candidates[:2]])
     yield from better_split(job, best, model)
+    yield from smallest_slice(job, best)
     yield from faster_elsewhere(result)
 
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CALLS = 50
+CALLS = 150
 LOOP = """
 import os, sys, time
 import torch, torch.distributed as dist
@@ -32,6 +32,7 @@ taken = torch.tensor((time.perf_counter() - begin) / int(sys.argv[2]))
 dist.all_reduce(taken)
 if dist.get_rank() == 0:
     print(float(taken) / dist.get_world_size())
+dist.destroy_process_group()
 """
 
 
@@ -55,7 +56,7 @@ def recipe(size: int) -> float:
     """The same by the recipe."""
     with tempfile.TemporaryDirectory(prefix="bare-") as folder:
         words = ["recipe=collectives", "cluster.node.num_gpus=2", "layout.tp=2", "layout.pp=1", "layout.dp=1"]
-        options = [f"recipe.sizes=[{size}]", "recipe.operations=[all_reduce]", f"recipe.iterations={CALLS}"]
+        options = [f"recipe.sizes={size}:{size}:2", "recipe.operations=[all_reduce]", f"recipe.iterations={CALLS}"]
         command = [sys.executable, "-m", "launcher.cli", "run", *words, *options, "tracking=none"]
         subprocess.run([*command, f"run_dir={folder}/run"], check=True, capture_output=True)
         row = json.loads((Path(folder) / "run" / "result.json").read_text())["results"][0]
