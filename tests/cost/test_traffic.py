@@ -117,11 +117,11 @@ def test_every_collective_has_a_price_and_a_number_of_passes() -> None:
 
 
 def test_sharded_weights_count_for_every_micro_batch() -> None:
-    """ZeRO-3 over 32 ranks, one micro-batch of 4 each: two gathers of the weights and a reduction of the gradients."""
+    """ZeRO-3 over 32 ranks, one micro-batch of 4 each: two gathers of the weights, and gradients reduced in fp32."""
     plan = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=4, zero_stage=3))
     parameters, padding = plan.job.model.params, 31 / 32
     per_rank = rank_bytes(stage_messages(plan)[0])["dp"]
-    assert per_rank == pytest.approx(padding * parameters * (2 * 2 + 2), rel=0.01)
+    assert per_rank == pytest.approx(padding * parameters * (2 * 2 + 4), rel=0.01)
     twice = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=2, zero_stage=3))
     assert rank_bytes(stage_messages(twice)[0])["dp"] == pytest.approx(2 * per_rank)
     assert node_traffic(twice).edges[0, 1] == pytest.approx(2 * node_traffic(plan).edges[0, 1])
@@ -130,7 +130,7 @@ def test_sharded_weights_count_for_every_micro_batch() -> None:
 def test_gradients_of_experts_are_summed_over_the_ranks_that_share_them() -> None:
     dense = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32)))[0])
     experts = rank_bytes(stage_messages(plan_of(Layout(tp=1, pp=1, dp=32, ep=4)))[0])
-    mlp = 24 * 4 * plan_of(Layout(tp=1, pp=1, dp=32)).job.model.mlp_params * 2  # 16 experts over 4 ranks, bf16
+    mlp = 24 * 4 * plan_of(Layout(tp=1, pp=1, dp=32)).job.model.mlp_params * 4  # 16 experts over 4 ranks, fp32
     assert set(dense) == {"dp"}
     assert set(experts) == {"dp", "edp", "ep"}
     assert experts["edp"] == pytest.approx(2 * 7 / 8 * mlp)
