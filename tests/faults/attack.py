@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=600)  # about as long as the attack, on two idle cores
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         found = attack(Path(name), seconds=given.seconds, seed=given.seed, steps=given.steps)

@@ -86,19 +86,19 @@ class Attacker:
         """The proofs, made with the run id and a guess at the secret."""
         secret = self._chance.choice([*GUESSES, self._chance.randbytes(32).hex()])
         with self.connect() as connection:
-            challenge = self._read(connection, NONCE_BYTES)
+            challenge = self._challenge(connection)
             connection.sendall(JobKey.of(self._run_id, secret).answer(challenge, os.urandom(NONCE_BYTES)))
             reply = self._read(connection, PROOF_BYTES)
             if reply not in (b"", REFUSAL):
-                self.let_in.append(f"a proof was accepted with the secret {secret!r}")
+                self.let_in.append(f"a proof with the secret {secret!r} was answered by {reply!r}")
             connection.sendall(self._chance.choice(OPERATIONS))
 
     def reflected_challenge(self) -> None:
         with self.connect() as connection:
-            challenge = self._read(connection, NONCE_BYTES)
+            challenge = self._challenge(connection)
             connection.sendall((challenge * 3)[:ANSWER_BYTES])
-            if self._read(connection, PROOF_BYTES) not in (b"", REFUSAL):
-                self.let_in.append("the challenge was accepted as its own proof")
+            if (reply := self._read(connection, PROOF_BYTES)) not in (b"", REFUSAL):
+                self.let_in.append(f"the challenge as its own proof was answered by {reply!r}")
 
     def idle_connections(self) -> None:
         """As many as this process may have."""
@@ -153,6 +153,13 @@ class Attacker:
                 self.let_in.append("the run id was revealed")
             if len(said) > NONCE_BYTES + PROOF_BYTES:
                 self.let_in.append(f"an answer of {len(said)} bytes: {said[:200]!r}")
+
+    def _challenge(self, connection: socket.socket) -> bytes:
+        """The coordinator's first bytes. One that came late would be taken for its answer to the proof."""
+        challenge = self._read(connection, NONCE_BYTES)
+        if len(challenge) < NONCE_BYTES:
+            raise TimeoutError("no challenge came in time")
+        return challenge
 
     def _read(self, connection: socket.socket, num_bytes: int) -> bytes:
         """Return what arrives until the end, up to a number of bytes; open connections end after a second."""

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_attackers_of_another_user_change_neither_losses_nor_end(tmp_path: Path) -> None:
-    found = attack(tmp_path, seconds=5.0, seed=1, steps=20)
+    found = attack(tmp_path, seconds=5.0, seed=1, steps=60)
     assert [attacker["let_in"] for attacker in found.attackers] == [[]] * len(found.attackers)
     assert sum(attacker["attacks"] for attacker in found.attackers) > 50
     assert found.harmless, json.dumps(asdict(found))[-4000:]
