@@ -59,7 +59,7 @@ def _plans(settings: Settings, *, top: int) -> list[Plan]:
         raise InputError(
             f"recipe={options.recipe.name} trains nothing that could be tuned: choose recipe=gpt, or script="
         )
-    plans = candidates(settings.job, settings.request, options, top=top)
+    plans = candidates(settings.job, settings.options.layout, options, top=top)  # no default layout: it is in question
     if max(plan.placement.num_nodes for plan in plans) > 1:
         raise InputError(
             f"{settings.job.cluster.name} has {settings.job.cluster.num_nodes} nodes, and plans are tried on this one: "

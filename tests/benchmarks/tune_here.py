@@ -32,24 +32,34 @@ def main() -> None:
     for name, grid in kept.grids.items():
         model, rest = name.rsplit(" on ", 1)
         ranks = int(rest.split()[0])
-        freed = ("layout.tp=null", "layout.pp=null", "layout.dp=null")
+        freed = (
+            "layout.tp=auto",
+            "layout.pp=auto",
+            "layout.dp=auto",
+            "layout.virtual_stages=1",
+            "cluster.default_layout={}",
+        )
         words = [f"cluster={asked.cluster}", *MODELS[model], *FIXED, f"cluster.node.num_gpus={ranks}", *freed]
         with tempfile.TemporaryDirectory(prefix="tune-") as folder:
             began = time.monotonic()
             command = [sys.executable, "-m", "launcher.cli", "tune", *words, f"top={asked.top}", f"steps={asked.steps}"]
             done = subprocess.run(
-                [*command, f"run_dir={folder}/tune", "output=json"], check=True, capture_output=True, text=True
+                [*command, "tracking=none", f"run_dir={folder}/tune", "output=json"],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             seconds = time.monotonic() - began
-        trials = [one for one in json.loads(done.stdout)["trials"] if one["step_time_s"] is not None]
-        pick = min(trials, key=lambda one: one["step_time_s"])
-        layout = pick["layout"]
-        picked = f"tp{layout['tp']} pp{layout['pp']} dp{layout['dp']} zero{layout['zero_stage']}"
+        trials = [one for one in json.loads(done.stdout)["trials"] if one["measured_step_time_s"] is not None]
+        pick = min(trials, key=lambda one: one["measured_step_time_s"])
+        words = pick["layout"].split()
+        zero = next((word for word in words if word.startswith("zero")), "zero0")
+        picked = " ".join([*words[:3], zero])
         walls = {place: min(found["walls"]) for place, found in grid["layouts"].items()}
         best = min(walls, key=walls.__getitem__)
         whole = median(grid["rounds_s"])
         print(
-            f"{name}: tune picked {picked} ({pick['step_time_s'] * 1e3:.0f} ms; in the grid "
+            f"{name}: tune picked {picked} ({pick['measured_step_time_s'] * 1e3:.0f} ms; in the grid "
             f"{walls[picked] * 1e3:.0f} ms, {walls[picked] / walls[best] - 1:.1%}"
             f" slower than the best, {best}) in {seconds:.0f} s, "
             f"{seconds / whole:.0%} of the {whole:.0f} s of a round"

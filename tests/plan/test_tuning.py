@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launcher.cli import main
 from launcher.commands.trials import step_times
 from launcher.config.compose import load
 from launcher.planner import Plan, read_plan
@@ -21,7 +22,7 @@ FOUR = ("cluster.node.num_gpus=4", "train.global_batch=8")
 
 def plans(*words: str, top: int = 6) -> list[Plan]:
     settings = load([*FOUR, *words])
-    return candidates(settings.job, settings.request, settings.run_options, top=top)
+    return candidates(settings.job, settings.options.layout, settings.run_options, top=top)
 
 
 def tuned(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,12 @@ def test_the_most_promising_plans_are_tried_the_best_first() -> None:
     assert len(found) == 6
     assert times == sorted(times)
     assert len({plan.layout for plan in found}) == len(found)
+
+
+def test_a_clusters_default_layout_does_not_limit_what_is_tuned(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "cluster=cpu", "model=gpt_tiny", "dry_run=true", "output=json"]) == 0
+    layouts = [trial["layout"] for trial in json.loads(capsys.readouterr().out)["trials"]]
+    assert len({tuple(layout.split()[:3]) for layout in layouts}) > 1, layouts
 
 
 def test_a_plan_that_was_stopped_or_failed_wins_nothing() -> None:
