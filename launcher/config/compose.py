@@ -90,10 +90,17 @@ def sources(overrides: Sequence[str]) -> Sources:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """Return a resolved configuration as YAML."""
+    """Return a configuration as YAML; raises InputError where a ${…} in it is not one."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    try:
+        return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+    except OmegaConfBaseException as error:
+        why = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the configuration has a ${{…}} that cannot be read ({why}): close it, or escape it as \\${{"
+        ) from error
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:

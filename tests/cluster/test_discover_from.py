@@ -334,3 +334,4 @@ def test_every_card_of_configs_gpu_is_known_by_name_and_pci_id() -> None:
     words = [word.lower() for known in CARDS.values() for word in known]
     assert len(words) == len(set(words))
     assert card_of("NVIDIA Quantum 9").entry is None
+    assert card_of("A30\x00\x1b[31m").name.isprintable()  # it is shown in messages

@@ -84,6 +84,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, capsys: pytest.Capture
         (["plan", "+hydra.job.name=x"], "no keys of its own"),
         (["submit", "hydra/launcher=submitit_slurm"], "no keys of its own"),
         (["status", "--cfg", "job", "runs/x"], "composes no configuration"),
+        (["plan", "--cfg", "job", 'model.name="a${b"'], "has a ${…} that cannot be read"),
+        (["plan", "--cfg", "job", "--resolve", 'model.name="a${b"'], "cannot be resolved"),
     ],
 )
 def test_what_hydra_has_and_we_have_not_is_said_in_a_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.resources import resource
+from launcher.text import printable
 
 # Entry → product names as nvidia-smi prints them (older drivers without "NVIDIA "), words of `lspci`, and PCI device
 # ids of vendor 10de: https://pci-ids.ucw.cz/read/PC/10de
@@ -50,7 +51,7 @@ def card_of(name: str = "", device_id: str = "") -> Card:
     words = (device_id.lower().removeprefix("10de:"), product.lower(), inside.lower())
     entry = next((_BY_WORD[word] for word in words if word in _BY_WORD), None)
     known = entry is not None and (resource("configs") / "gpu" / f"{entry}.yaml").exists()
-    return Card(product or device_id, entry if known else None)
+    return Card(printable(product or device_id), entry if known else None)
 
 
 def slice_entry(card: Card, profile: str) -> str | None:
