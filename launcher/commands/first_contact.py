@@ -32,6 +32,8 @@ TOP_LEVEL = (
     "why_not",
     "sizes",
     "tokens",
+    "days",
+    "sort",
     "to",
     "plan",
     "again",
