@@ -3,10 +3,10 @@
     python tests/benchmarks/launch_table.py [--ranks 2 8] [--repeats 5] [--mib 64] [--only start restart checkpoint]
 
 Start: from the command to the first all-reduce of all ranks, cold and through `launcher warm`, against torchrun, and
-deepspeed and accelerate launch where they are installed. Restart: from kill -9 of a rank to the next finished step,
-against torchrun. Save and restore: against plain torch.distributed.checkpoint. All ways take turns; the figures are
-medians, and each is also given over the first way's. CPU ranks over gloo, of deepspeed too. The last line on stdout is
-JSON.
+deepspeed, accelerate launch and mpirun where they are installed. Restart: from kill -9 of a rank to the next finished
+step, against torchrun. Save and restore: against plain torch.distributed.checkpoint. All ways take turns; the figures
+are medians, and each is also given over the first way's. CPU ranks over gloo, of deepspeed too. The last line on stdout
+is JSON.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 from statistics import median
 
 import restart_time
 from start_latency import SCRIPT, commands, measure
+
+from launcher.rendezvous.config import free_port
 
 HERE = Path(__file__).resolve().parent
 
@@ -40,7 +43,18 @@ def start_commands(ranks: int, folder: Path) -> dict[str, list[str]]:
         ],
     }  # fmt: skip
     there = {name: [*words, str(SCRIPT), f"dir={folder}"] for name, words in others.items() if find_spec(name)}
+    if which("mpirun"):
+        there["mpirun"] = [*mpirun(ranks), sys.executable, str(SCRIPT), f"dir={folder}"]
     return {"torchrun": ours["torchrun"], **there, "launcher": ours["ours"], "launcher, warm": ours["warm"]}
+
+
+def mpirun(ranks: int) -> list[str]:
+    """Open MPI's launcher, with its variables under the names that torch reads."""
+    names = {"RANK": "RANK", "LOCAL_RANK": "LOCAL_RANK", "WORLD_SIZE": "SIZE"}
+    variables = " ".join(f"{name}=$OMPI_COMM_WORLD_{theirs}" for name, theirs in names.items())
+    where = f"MASTER_ADDR=127.0.0.1 MASTER_PORT={free_port('127.0.0.1')}"
+    words = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks)]
+    return [*words, "sh", "-c", f'env {variables} {where} "$@"', "sh"]
 
 
 def starts(ranks: int, repeats: int) -> dict[str, float]:
