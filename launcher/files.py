@@ -41,6 +41,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def written_as(path: Path, key: str) -> Iterator[None]:
+    """Make the folder of a file that the user named by `key`, for the block to write; InputError if that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}): choose another with {key}") from error
+
+
+@contextmanager
 def kept(*paths: Path) -> Iterator[None]:
     """If the block fails, restore these small files; an interrupt does not restore them."""
     before = {path: path.read_bytes() if path.is_file() else None for path in paths}

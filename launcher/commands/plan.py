@@ -20,7 +20,7 @@ from launcher.config.settings import Settings, request_on
 from launcher.console import counted, show, waiting
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
-from launcher.files import user_path
+from launcher.files import user_path, written_as
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, write_plan
@@ -116,11 +116,8 @@ def _keep(plan: Plan, settings: Settings) -> None:
 
 
 def _write(plan: Plan, file: Path, key: str) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with written_as(file, key):
         write_plan(plan, file)
-    except OSError as error:
-        raise InputError(f"cannot write {file} ({error.strerror}): choose another with {key}") from error
 
 
 def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:

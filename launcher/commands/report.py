@@ -11,7 +11,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, named_run, options, run_folder, says_json
 from launcher.console import waiting
 from launcher.errors import InputError
-from launcher.files import write_text
+from launcher.files import write_text, written_as
 from launcher.planner import read_plan
 from launcher.report.html import page, run_page
 from launcher.report.trace import trace
@@ -28,7 +28,8 @@ def run(invocation: Invocation) -> int:
         with waiting(SEARCHING):
             path, text = _of_run(run_folder(name), options(rest, allowed=["file", "trace", "output"]))
     as_json = says_json(dict(word.split("=", 1) for word in words if word.startswith("output=")))
-    write_text(path, text)
+    with written_as(path, "file=FILE or trace=FILE"):
+        write_text(path, text)
     print(json.dumps({"file": str(path), "bytes": len(text.encode())}) if as_json else path)
     return 0
 

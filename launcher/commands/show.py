@@ -11,7 +11,7 @@ from launcher.commands.common import checked_settings
 from launcher.commands.invocation import Invocation
 from launcher.config.files import found_files
 from launcher.errors import InputError
-from launcher.files import user_path, write_text
+from launcher.files import user_path, write_text, written_as
 from launcher.planner import Plan, read_plan
 from launcher.report.cluster_links import KeySources, LinkFacts, axis_facts, link_facts
 from launcher.report.cluster_svg import cluster_svg
@@ -35,7 +35,8 @@ def run(invocation: Invocation) -> int:
     facts = link_facts(cluster, sources_of(plan, words))
     layout = plan.layout if plan else None
     if out is not None:
-        write_text(user_path(out), cluster_svg(cluster, facts, layout, axes))
+        with written_as(user_path(out), f"out=FILE{SUFFIX}"):
+            write_text(user_path(out), cluster_svg(cluster, facts, layout, axes))
         print(json.dumps({"file": out}) if settings.options.output == "json" else out)
     elif settings.options.output == "json":
         print(json.dumps({"cluster": cluster.name, "links": _data(facts), "axes": [asdict(axis) for axis in axes]}))

@@ -12,6 +12,7 @@ from report.trace_format import assert_named_and_nested, events_of
 
 from launcher import InputError
 from launcher import plan as make_plan
+from launcher.cli import main
 from launcher.report.facts import pipeline
 from launcher.report.trace import trace
 from launcher.run.folder import RunFolder
@@ -96,3 +97,24 @@ def test_a_program_without_a_model_has_no_schedule() -> None:
     plan = make_plan(["model=gpt3_1b3", "cluster=dgx_a100_80g", "layout.pp=2", "layout.tp=4"])
     with pytest.raises(InputError, match="nothing is known of the schedule"):
         trace(replace(plan, estimate={}), [])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "cluster=dgx_a100_80g", "model=gpt3_1b3", "trace={}/t.json"],
+        ["report", "cluster=dgx_a100_80g", "model=gpt3_1b3", "file={}/t.html"],
+        ["show", "cluster=dgx_a100_80g", "out={}/t.svg"],
+        ["plan", "cluster=dgx_a100_80g", "model=gpt3_1b3", "save={}/t.json"],
+    ],
+    ids=["trace", "page", "picture", "plan"],
+)
+def test_a_file_that_cannot_be_written_is_named_and_one_in_a_new_folder_is_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main([word.format(tmp_path / "file") for word in words]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot write" in said and "choose another with" in said
+    assert main([word.format(tmp_path / "new" / "folder") for word in words]) == 0
+    assert len(list((tmp_path / "new" / "folder").iterdir())) == 1
