@@ -113,9 +113,7 @@ class Prices:
         """Seconds of a message of these groups."""
 
         def price(message: Message) -> float:
-            group = groups.of(message.axis)
-            if message.ranks < group.ranks:  # a tied table's two ranks
-                group = ends_of(group)
+            group = _group_of(groups, message)
             key = (group, message.collective, message.num_bytes)
             seconds = self._kept.get(key)
             if seconds is None:
@@ -123,6 +121,16 @@ class Prices:
             return seconds
 
         return price
+
+    def local_of(self, groups: AxisGroups) -> Price:
+        """Seconds in which the bytes of a message of these groups would pass inside a node."""
+        price = self.of(groups)
+        return lambda message: local_s(self._fabric, groups, message, price(message))
+
+
+def _group_of(groups: AxisGroups, message: Message) -> Group:
+    group = groups.of(message.axis)
+    return ends_of(group) if message.ranks < group.ranks else group  # a tied table's two ranks
 
 
 def message_s(fabric: Fabric, group: Group, message: Message) -> float:
@@ -161,11 +169,26 @@ def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:
     return min(local, across) if group.per_node > 1 else across
 
 
-def local_share(fabric: Fabric, group: Group) -> float:
-    """Of a collective's seconds, those in which its bytes would pass inside the node: all of them on one node.
+def local_s(fabric: Fabric, groups: AxisGroups, message: Message, seconds: float) -> float:
+    """Seconds in which the bytes of a message that takes `seconds` would pass inside a node: all of them on one node.
 
-    Between nodes a rank sends and receives as many bytes through its own memory, in more time.
+    Between nodes a rank sends and receives as many bytes through its own memory in more time, and latency moves none.
     """
+    group = _group_of(groups, message)
+    if message.axis in (
+        "sdp",
+        "rdp",
+    ):  # as a share of all replicas' traffic: so the slowdown of shard groups was fitted
+        waited = latency_s(fabric, group) if group.nodes > 1 else 0.0
+        return max(0.0, seconds - waited) * _local_share(fabric, groups.replicas)
+    if group.nodes == 1:
+        return seconds
+    passes = 2 if message.collective == "all_reduce" else 1
+    volume = passes * (group.ranks - 1) / group.ranks * message.num_bytes
+    return min(seconds, volume / local_bytes_per_s(fabric, group))
+
+
+def _local_share(fabric: Fabric, group: Group) -> float:
     return min(1.0, ring_bytes_per_s(fabric, group) / local_bytes_per_s(fabric, group))
 
 

@@ -64,7 +64,7 @@ class Constants:
     group_contention: float = 1.706
     # Seconds that compute loses for each second of NCCL behind it inside a node: NCCL's blocks hold SMs and its copies
     # pass through HBM, and both run longer; ZeRO-3 runs on one node lose most of what overlap wins. Between nodes as
-    # many bytes pass in more time (`local_share`): that makes 11 to 13 % with 50 GB/s a node, where Galvatron measured
+    # many bytes pass in more time (`local_s`): that makes 11 to 13 % with 50 GB/s a node, where Galvatron measured
     # 12.6 % (overlap coefficient 1.1256). fitted
     overlap_slowdown: float = 0.7486
     # The part of a tensor-parallel collective next to the weight gradient's GEMM that lengthens the pass: the backward

@@ -43,16 +43,13 @@ def passed_share(job: Job, layout: Layout) -> float:
     return 0.0 if job.stack.fused_accumulation else (count - 1) / count
 
 
-def overlapped(communication_s: float, window_s: float, slowdown: float) -> Exposed:
-    """Overlap communication with a window of compute: the rest is exposed, and compute slows down during overlap."""
-    hidden = min(communication_s, window_s)
-    return Exposed(communication_s - hidden + slowdown * hidden, hidden)
-
-
 class Repeated(NamedTuple):
-    """Seconds of communication that overlaps with each of `windows` micro-batches."""
+    """Seconds of communication that overlaps with each of `windows` micro-batches; `local_s`: those in which its bytes
+    would pass inside a node, which slow compute down.
+    """
 
     seconds: float
+    local_s: float
     windows: float
 
 
@@ -64,22 +61,32 @@ class GradientSeconds(NamedTuple):
     after_s: float
 
 
+def overlapped(communication: Repeated, window_s: float, slowdown: float) -> Exposed:
+    """Overlap communication with windows of compute: the rest is exposed, and the bytes that pass slow compute down."""
+    seconds, local_s, windows = communication
+    hidden = min(seconds, window_s)
+    slowed = slowdown * local_s * hidden / seconds if seconds else 0.0
+    return Exposed(windows * (seconds - hidden + slowed), windows * hidden)
+
+
 def gradient_seconds(
-    price: Price, job: Job, layout: Layout, ranks: PipelineRanks, rules: MessageRules
+    price: Price, local: Price, job: Job, layout: Layout, ranks: PipelineRanks, rules: MessageRules
 ) -> GradientSeconds:
     """Seconds of a step's gradients and sharded weights on the rank with most parameters, and of what ranks of other
-    axes sum after the step: a tied table's gradients and those of norms.
+    axes sum after the step: a tied table's gradients and those of norms. `local`: if they stayed inside a node.
     """
     messages = gradient_messages(job, layout, ranks.heaviest, rules)
     shared = (*tied_table_messages(job, layout, rules), *replicated_messages(job, layout, ranks.heaviest_stage))
     after = sum(message.times * price(message) for message in (*messages.after, *shared))
-    return GradientSeconds(_repeated(price, messages.forward), _repeated(price, messages.backward), after)
+    forward, backward = (_repeated(price, local, each) for each in (messages.forward, messages.backward))
+    return GradientSeconds(forward, backward, after)
 
 
-def _repeated(price: Price, messages: tuple[Message, ...]) -> Repeated:
+def _repeated(price: Price, local: Price, messages: tuple[Message, ...]) -> Repeated:
     """Return messages that overlap with as many micro-batches as the most frequent of them."""
     windows = max((message.times for message in messages), default=1.0)
-    return Repeated(sum(message.times * price(message) for message in messages) / windows, windows)
+    seconds, local_s = (sum(m.times * of(m) for m in messages) / windows for of in (price, local))
+    return Repeated(seconds, local_s, windows)
 
 
 def gradient_time(communication: GradientSeconds, *, forward_s: float, backward_s: float, slowdown: float) -> Exposed:
@@ -88,8 +95,7 @@ def gradient_time(communication: GradientSeconds, *, forward_s: float, backward_
     Traffic once per step overlaps with one micro-batch (Li et al. 2020, DDP), traffic per micro-batch with each;
     traffic after the step is exposed.
     """
-    ahead = overlapped(communication.forward.seconds, forward_s, slowdown)
-    back = overlapped(communication.backward.seconds, backward_s, slowdown)
-    aheads, backs = communication.forward.windows, communication.backward.windows
-    exposed = aheads * ahead.exposed_s + backs * back.exposed_s + communication.after_s
-    return Exposed(exposed, aheads * ahead.hidden_s + backs * back.hidden_s)
+    ahead = overlapped(communication.forward, forward_s, slowdown)
+    back = overlapped(communication.backward, backward_s, slowdown)
+    exposed = ahead.exposed_s + back.exposed_s + communication.after_s
+    return Exposed(exposed, ahead.hidden_s + back.hidden_s)

@@ -10,7 +10,7 @@ from math import inf
 from operator import attrgetter
 
 from launcher.cost.activations import LayerActivations, layer_activations
-from launcher.cost.collectives import Prices, local_share
+from launcher.cost.collectives import Prices
 from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.cores import CpuStepTime, around_layers_s, core_time, engine_of, layer_s
 from launcher.cost.data_parallel import (
@@ -310,7 +310,7 @@ class CostModel:
             self._gradient_seconds(layout),
             forward_s=forward_s,
             backward_s=backward_s if overlap else 0.0,
-            slowdown=self.constants.overlap_slowdown * local_share(self.fabric, self._groups(layout).replicas),
+            slowdown=self.constants.overlap_slowdown,
         )
 
     @once(
@@ -320,8 +320,9 @@ class CostModel:
         )
     )
     def _gradient_seconds(self, layout: Layout) -> GradientSeconds:
-        price, rules = self._prices.of(self._groups(layout)), self._rules(layout)
-        return gradient_seconds(price, self.job, layout, self._ranks(layout), rules)
+        groups, rules = self._groups(layout), self._rules(layout)
+        price, local = self._prices.of(groups), self._prices.local_of(groups)
+        return gradient_seconds(price, local, self.job, layout, self._ranks(layout), rules)
 
     def optimizer_s(self, layout: Layout) -> float:
         """Seconds of the optimizer's step on the rank with most to update."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from shapes import cluster, job, model
 
@@ -50,6 +50,8 @@ def test_the_times_sum_to_the_step(layout: Layout) -> None:
 
 
 @given(LAYOUTS, st.sampled_from(["nvlink_bytes_per_s", "hbm_bytes_per_s", "pcie_bytes_per_s"]), st.floats(1.01, 4))
+@example(Layout(tp=1, pp=1, dp=16, micro_batch=2), "pcie_bytes_per_s", 3.4)  # a tree over two nodes, bound inside them
+@example(Layout(tp=4, pp=1, dp=4, zero_stage=3), "pcie_bytes_per_s", 4.0)  # most of what is hidden is latency
 @settings(max_examples=60, deadline=None)
 def test_a_faster_link_or_memory_never_slows_a_step(layout: Layout, rate: str, factor: float) -> None:
     slow = on_enough(layout)
@@ -59,9 +61,7 @@ def test_a_faster_link_or_memory_never_slows_a_step(layout: Layout, rate: str, f
     )
     fast = replace(slow, cluster=replace(slow.cluster, node=better))
     before, after = (CostModel(each).estimate(layout).step_time_s for each in (slow, fast))
-    # NCCL behind compute slows it by the bytes. The model takes a share of the hidden time instead, latencies included,
-    # and that share grows with the link: by 0.07 % of the step at four times the speed of dp4 ZeRO-3 on two nodes.
-    assert after <= before * (1 + 1e-3)
+    assert after <= before * (1 + 1e-9)
 
 
 def test_one_model_gives_the_same_answer_for_a_layout_whatever_it_was_asked_before() -> None:
