@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,7 +48,14 @@ def test_the_architecture_page_names_every_room() -> None:
 def test_every_test_that_the_comparison_names_is_there() -> None:
     text = (ROOT / "launcher" / "README.md").read_text()
     rows = [line for line in text.partition("## Compared")[2].partition("\n## ")[0].splitlines() if line[:2] == "| "]
-    named = [re.findall(r"`(tests/[\w/.]*)`", row) for row in rows[1:]]
-    assert len(named) > 15
-    assert all(named), "a row without its test"
-    assert [name for names in named for name in names if not (ROOT / name).exists()] == []
+    named = [re.findall(r"`(tests/[\w/.]*)::(\w+)`", row) for row in rows[1:]]
+    assert len(named) > 20
+    assert [row for row, names in zip(rows[1:], named, strict=True) if not names] == []
+    assert [f"{file}::{test}" for names in named for file, test in names if test not in _functions_of(file)] == []
+
+
+def _functions_of(file: str) -> set[str]:
+    """The names of a file's test functions."""
+    path = ROOT / file
+    tree = ast.parse(path.read_text()) if path.is_file() else ast.Module([], [])
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}

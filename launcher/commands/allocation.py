@@ -34,6 +34,7 @@ def order(invocation: Invocation, owner: Owner) -> Order | None:
         may_claim(path, owner)
     job = batch_job(settings, words, invocation.rest)
     settings_here(job.slurm, job.plan, allocation)
+    job.check_used(invocation.overrides, in_allocation=True)
     check_inputs(job.plan)
     say_plan(job.plan)
     notify(f"it runs on the nodes of job {allocation.job_id}; launch=local runs it on this machine")

@@ -64,10 +64,13 @@ def _jobs() -> Mapping[str, tuple[str, Path]]:
     """This user's jobs that Slurm knows: id → state and folder; none where there is no Slurm."""
     if not shutil.which("squeue"):
         return {}
+    from launcher.slurm.command import NoSlurm
     from launcher.slurm.life import jobs_of_user  # and with it the planner
 
     try:
         return jobs_of_user()
+    except NoSlurm:
+        return {}
     except InputError as error:
         notify(f"Slurm's jobs are not known: {error}")
         return {}

@@ -13,6 +13,7 @@ from launcher.commands.claim import may_claim
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import launch_settings, plan_run, say_plan, say_variables, write_run
+from launcher.commands.unused_keys import PlannedStart, check_used
 from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.console import notify, say
@@ -50,6 +51,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     run = plan_run(settings, words, invocation.rest)
     launch = Launch(settings=launch_settings(settings, words, path), work_dir=Path.cwd(), ssh=to_plain(ssh))
     run = replace(run, plan=_on_hosts(run.plan, hosts, launch.settings))
+    check_used(PlannedStart(plan=run.plan, launch=launch.settings), invocation.overrides)
     say_plan(run.plan)
     if line := left_behind(ssh):
         notify(line)

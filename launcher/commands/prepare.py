@@ -21,6 +21,7 @@ from launcher.commands.common import checked_settings, plan_to_run
 from launcher.commands.given_plan import check_checkpoints, given_keys, merged, named_folder, read_given
 from launcher.commands.invocation import Invocation
 from launcher.commands.programs import found_program, short_name
+from launcher.commands.unused_keys import PlannedStart, check_used
 from launcher.config.compose import as_yaml
 from launcher.config.settings import Settings
 from launcher.console import notify, say
@@ -136,6 +137,12 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
             f"this plan needs {run.plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
             "use `launcher submit`, or set cluster.num_nodes=1"
         )
+    if launch.settings.place == "slurm" and not env.get("SLURM_JOB_ID"):
+        raise InputError(
+            "launch=slurm runs in an allocation, and this shell has none: use `launcher submit` or `salloc … launcher "
+            "run`, or leave launch=slurm out to run on this machine"
+        )
+    check_used(PlannedStart(plan=run.plan, launch=launch.settings), invocation.overrides)
     check_inputs(run.plan)
     if launch.settings.python is None:
         check_tracker(run.plan)

@@ -16,6 +16,7 @@ from launcher.commands.common import checked_settings
 from launcher.commands.given_plan import given_keys, merged, named_folder
 from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import PlannedRun, launch_settings, plan_run, say_plan, say_variables
+from launcher.commands.unused_keys import PlannedStart, check_used
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings
 from launcher.console import notify, say
@@ -26,7 +27,7 @@ from launcher.run.owner import Owner, hand_to_job, read_owner, this_process, wit
 from launcher.run.provenance import write_provenance
 from launcher.slurm import submit
 from launcher.slurm.record import SlurmLaunch, read_slurm_launch, slurm_launch
-from launcher.slurm.request import SubmitRequest
+from launcher.slurm.request import SubmitRequest, gpus_per_node
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, write_sweep
 
@@ -48,6 +49,7 @@ def run(invocation: Invocation) -> int:
     if path is not None and not settings.options.dry_run:
         may_claim(path, owner)
     job = batch_job(settings, invocation.overrides, invocation.rest)
+    job.check_used(invocation.overrides)
     say_plan(job.plan)
     for line in (*submit.warnings(job.plan, job.slurm, job.launch.settings), *submit.left_behind(job.slurm)):
         notify(line)
@@ -87,6 +89,18 @@ class BatchJob:
     @property
     def plan(self) -> Plan:
         return self.run.plan
+
+    def check_used(self, overrides: Sequence[str], *, in_allocation: bool = False, sweep: bool = False) -> None:
+        """See `unused_keys.check_used`."""
+        start = PlannedStart(
+            plan=self.plan,
+            launch=self.launch.settings,
+            slurm=self.slurm,
+            num_gpus=gpus_per_node(self.plan, self.slurm),
+            in_allocation=in_allocation,
+            sweep=sweep,
+        )
+        check_used(start, overrides)
 
     def write(self, folder: RunFolder) -> SubmitRequest:
         """Write what the job reads; return the command that submits it."""
@@ -145,6 +159,7 @@ def run_sweep(invocation: Invocation) -> int:
         raise InputError("plan= is one job, but a sweep plans several: leave plan= out, or submit without -m")
     without_folder = [[word for word in words if not word.startswith("run_dir=")] for words in combinations]
     jobs = [batch_job(load(words), words, invocation.rest) for words in without_folder]
+    jobs[0].check_used(combinations[0], sweep=True)
     same = set[str](combinations[0]).intersection(*combinations)
     members = [
         SweepMember(tuple(word for word in words if word not in same), job.plan)

@@ -30,6 +30,10 @@ class SlurmUnreachable(InputError):
     """Slurm does not answer: the request was neither refused nor unknown, it could not be sent."""
 
 
+class NoSlurm(SlurmUnreachable):
+    """This machine belongs to no cluster, as far as it and its user know: there is nobody to ask."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """The output and exit code of a command."""
@@ -57,9 +61,7 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
         variables = query_environment() if environment is None else environment
         done = capture(argv, environment=variables, timeout_s=TIMEOUT_S)
     except FileNotFoundError as error:
-        raise SlurmUnreachable(
-            f"there is no {argv[0]} on this machine: run this on a login node of the cluster"
-        ) from error
+        raise NoSlurm(f"there is no {argv[0]} on this machine: run this on a login node of the cluster") from error
     except OSError as error:
         raise SlurmUnreachable(f"{argv[0]} cannot be run ({error.strerror})") from error
     except subprocess.TimeoutExpired as error:
@@ -68,7 +70,8 @@ def ask(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) ->
         ) from error
     answer = Answer(done.code, done.out, done.err)
     if answer.code and (why := unreachable(answer.said)):
-        raise SlurmUnreachable(f"{argv[0]}: {why}")
+        nobody = NO_CONFIGURATION.search(answer.said) and "SLURM_CONF" not in variables
+        raise (NoSlurm if nobody else SlurmUnreachable)(f"{argv[0]}: {why}")
     return answer
 
 

@@ -36,16 +36,16 @@ from launcher.slurm.settings import NEVER, SlurmSettings
 from launcher.slurm.step import AGENT
 from launcher.slurm.watching import Signals
 
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-
+@dataclass
 class ShellSignals(Signals):
-    """Ctrl-C, TERM and a closed terminal ask the agents to stop; before there are any, they end the run at once."""
+    """Signals (launch.stop_signals) that ask the agents to stop; before there are any, they end the run at once."""
+
+    numbers: Sequence[signal.Signals] = ()
 
     def listen(self) -> None:
-        for number in STOP:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, self._on_stop)
+        for number in self.numbers:
+            signal.signal(number, self._on_stop)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         if not self.in_step:
@@ -102,7 +102,7 @@ def run_in_allocation(run_folder: RunFolder, owner: Owner) -> int:
     plan = planned(folder)
     launch, slurm = read_slurm_launch(folder)
     settings = settings_here(slurm.settings, plan, allocation)
-    signals = ShellSignals(settings.signal)
+    signals = ShellSignals(settings.signal, numbers=launch.settings.handled_signals())
     signals.listen()
     return ShellDriver(folder, settings, allocation, launch, slurm.clusters, owner).run(plan, signals)
 

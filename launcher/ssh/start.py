@@ -62,7 +62,7 @@ def run_over_ssh(run_folder: RunFolder) -> int:
     ]
     restarts = launch.settings.max_restarts
     watch = HostsWatch(connections, restarts, launch.settings.rejoin_timeout_s, notify)
-    watch.listen()
+    watch.listen(launch.settings.handled_signals())
     return watch.wait()
 
 

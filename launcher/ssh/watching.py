@@ -22,7 +22,6 @@ from launcher.ssh.keeper import LOST
 from launcher.ssh.request import Hello
 
 NO_CONNECTION = 255  # the exit code of ssh where it is not the command's: ssh(1)
-STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POLL_S, ALIVE_EVERY_S, DIAL_EVERY_S = 0.1, 2.0, 2.0
 BACK_S = 30.0  # a connection that has held for so long is back
 SETTLE_S = 30.0  # after one agent has ended, the others do so within so long
@@ -100,11 +99,10 @@ class HostsWatch:
     _ending_at: float | None = None
     _result: int | None = None
 
-    def listen(self) -> None:
-        """Take over the signals that ask for a stop, but for a HUP that this process was started to ignore."""
-        for number in STOP:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+    def listen(self, numbers: Sequence[signal.Signals]) -> None:
+        """Take over the signals that ask for a stop."""
+        for number in numbers:
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         self.signals.append(number)

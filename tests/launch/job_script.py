@@ -17,7 +17,11 @@ if "child" in options:
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     print(f"child {child.pid}", flush=True)
 if "plain" in options:
-    print(json.dumps({"rank": rank, "name": __name__, "argv": sys.argv, "threads": os.environ["OMP_NUM_THREADS"]}))
+    found = {"rank": rank, "name": __name__, "argv": sys.argv, "threads": os.environ["OMP_NUM_THREADS"]}
+    began = time.process_time()
+    import torch
+
+    print(json.dumps({**found, "import_cpu_s": time.process_time() - began}))
     sys.exit(0)
 
 import torch  # noqa: E402

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from plans import plan
 
+from launcher.cli import main
 from launcher.errors import InputError, JobFailed
 from launcher.run.folder import create_run_folder
 from launcher.run.node_state import NodeState
@@ -101,6 +103,40 @@ def test_what_slurm_says_at_length_is_one_short_line() -> None:
     usage = Answer(1, "", "sbatch: error: " + "a usage " * 100 + "\nsbatch: error: Invalid numeric value").reason
     assert usage == "Invalid numeric value"
     assert len(Answer(1, "", "x" * 9999).reason) == 240
+
+
+UNREACHABLE = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"
+
+
+@pytest.mark.parametrize(
+    ("words", "conf", "said"),
+    [
+        (NO_CLUSTER, None, ""),
+        (NO_CLUSTER, "/etc/mine.conf", "Slurm's jobs are not known: squeue: this machine knows no cluster"),
+        (UNREACHABLE, None, "Slurm's jobs are not known: squeue: slurmctld does not answer"),
+    ],
+    ids=["installed alone", "a wrong SLURM_CONF", "no answer"],
+)
+def test_ls_is_silent_where_no_cluster_is_configured_and_says_where_one_does_not_answer(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    conf: str | None,
+    said: str,
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\ncat >&2 <<'end'\n{words.strip()}\nend\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_CONF", raising=False)
+    if conf:
+        monkeypatch.setenv("SLURM_CONF", conf)
+    assert main(["ls"]) == 0
+    err = capsys.readouterr().err
+    assert said in err if said else err == ""
 
 
 @pytest.mark.parametrize("words", SILENCES)
