@@ -101,6 +101,14 @@ def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
     return {fd for fd, _ in poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)}
 
 
+def writable(fds: Iterable[int], *, timeout_s: float) -> None:
+    """Wait until one of the descriptors takes more, or is closed, at most `timeout_s`."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLOUT)
+    poll.poll(max(0.0, timeout_s) * 1000)
+
+
 def allow_open_files() -> None:
     """Raise this process's limit of open files to the hard limit: each node costs a coordinator two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -26,13 +26,14 @@ _REMEDY = "start the run again"
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """The settings of a start, and the folder that ranks work in. `slurm`, `ssh`: as the record.py of that room has
-    it; None for a run that is started otherwise.
+    it; None for a run that is started otherwise. `code_root`: where the code was that launch.snapshot has copied.
     """
 
     settings: LaunchSettings
     work_dir: Path
     slurm: Mapping[str, Any] | None = None
     ssh: Mapping[str, Any] | None = None
+    code_root: Path | None = None
 
 
 def planned(folder: RunFolder) -> Plan:

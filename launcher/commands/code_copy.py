@@ -90,5 +90,6 @@ def _moved_launch(launch: Launch, snapshot: Snapshot) -> Launch:
     return replace(
         launch,
         work_dir=snapshot.of(launch.work_dir.resolve()),
+        code_root=snapshot.root,
         settings=replace(launch.settings, environment=environment),
     )

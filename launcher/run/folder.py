@@ -13,6 +13,7 @@ report.html      the page of `launcher report`                  data/          t
 provenance.json  by what and from which code it was started (provenance.py), with code.diff
 login.json       on which login node the run is that was submitted from there (commands/login.py)
 code/            the copy of the code that it runs from, if any (snapshot.py)  code-files.txt  what was copied
+code-start.txt   which start over ssh has put it there (ssh/keeper.py)
 """
 
 from __future__ import annotations
@@ -85,6 +86,11 @@ class RunFolder:
     @property
     def code_files(self) -> Path:
         return self.path / "code-files.txt"
+
+    @property
+    def code_start(self) -> Path:
+        """Which start over ssh has put its code here; hosts see by it whether they share this folder."""
+        return self.path / "code-start.txt"
 
     @property
     def launch(self) -> Path:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from launcher.errors import InputError
 from launcher.files import write_text
-from launcher.run.code import CodeFiles, stays
+from launcher.run.code import CodeFiles, stays, unpack
 from launcher.run.folder import RunFolder
 
 NOT_LINKED = ".git"  # what it says of the code changes with the original
@@ -54,6 +56,33 @@ def take_snapshot(code: CodeFiles, folder: RunFolder) -> Snapshot:
     return Snapshot(code.root, copy)
 
 
+def copied_code(folder: RunFolder) -> CodeFiles:
+    """The code that a run folder has a copy of."""
+    names = folder.code_files.read_text(encoding="utf-8").split("\0")
+    sizes = [(folder.code / name).lstat().st_size for name in filter(None, names)]
+    return CodeFiles(root=folder.code, files=tuple(filter(None, names)), num_bytes=sum(sizes))
+
+
+def place_snapshot(packed: IO[bytes], folder: RunFolder, *, original: Path, incoming: str) -> None:
+    """Put a copy that was packed on another machine into a run folder here, linked to what else is at `original`.
+
+    Hosts that share the folder may do so at once, each by way of a folder `incoming`: a file is whole or not there.
+    Raises OSError, tarfile.TarError.
+    """
+    copy, arrived = Path(os.path.abspath(folder.code)), folder.path / incoming  # noqa: PTH100
+    shutil.rmtree(arrived, ignore_errors=True)
+    unpack(packed, arrived)
+    names = [str(path.relative_to(arrived)) for path in arrived.rglob("*") if path.is_symlink() or not path.is_dir()]
+    _forget(copy, folder.code_files, names)
+    for name in names:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (arrived / name).replace(copy / name)
+    shutil.rmtree(arrived)
+    if original.is_dir():
+        _link_others(original, copy, run=copy.parent)
+    write_text(folder.code_files, "".join(f"{name}\0" for name in names))
+
+
 def _forget(copy: Path, noted: Path, names: Sequence[str]) -> None:
     """Delete the files of an earlier copy that the code no longer has."""
     before = set(noted.read_text(encoding="utf-8").split("\0")) if noted.is_file() else set[str]()
@@ -83,4 +112,5 @@ def _link_others(original: Path, copy: Path, *, run: Path) -> None:
         if is_folder and target.is_dir() and not target.is_symlink():
             _link_others(path, target, run=run)
         elif not os.path.lexists(target):
-            target.symlink_to(path)
+            with suppress(FileExistsError):  # another host, which shares the folder
+                target.symlink_to(path)

@@ -38,7 +38,10 @@ OF_THIS_HOST = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """The first message to a host. `files`: name in the run folder → content, where the folder is not shared."""
+    """The first message to a host. `files`: name in the run folder → content, where the folder is not shared.
+
+    `code_root`: where the code was that the run has a copy of; `code_bytes`: length of the packed copy that follows.
+    """
 
     node: int
     name: str
@@ -50,6 +53,8 @@ class Hello:
     variables: Mapping[str, str] = field(repr=False)
     files: Mapping[str, str] = field(repr=False)
     secret: str = field(repr=False)
+    code_root: str | None = None
+    code_bytes: int = 0
     version: str = __version__
     silent_s: float = SILENT_S
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 import uuid
+from dataclasses import dataclass
 
 from launcher import env
 from launcher.agent.launch import Launch
 from launcher.capture import capture
 from launcher.console import notify
 from launcher.errors import InputError
+from launcher.files import write_text
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import new_secret
 from launcher.rendezvous.config import derived_port, endpoint, split_endpoint
+from launcher.run.code import pack
 from launcher.run.folder import RunFolder, create_run_folder
+from launcher.run.snapshot import copied_code
 from launcher.secret import secrets_in
 from launcher.ssh.hosts import Host
 from launcher.ssh.record import read_ssh_launch
@@ -21,6 +25,7 @@ from launcher.ssh.request import Hello, address_argv, host_name, job_variables, 
 from launcher.ssh.settings import SshSettings
 from launcher.ssh.watching import Connection, HostsWatch
 from launcher.text import in_brief
+from launcher.units import format_bytes
 
 ASK_S = 10.0
 
@@ -41,6 +46,9 @@ def run_over_ssh(run_folder: RunFolder) -> int:
         for path in (folder.plan, folder.plan_of_start, folder.launch)
         if path.is_file()
     }
+    code = _Packed(folder)
+    if launch.code_root is not None:
+        write_text(folder.code_start, run_id)
     connections = [
         Connection(
             ssh_argv(host, settings, python=sys.executable),
@@ -55,15 +63,33 @@ def run_over_ssh(run_folder: RunFolder) -> int:
                 variables=variables,
                 files=files,
                 secret=secret,
+                code_root=str(launch.code_root) if launch.code_root else None,
             ),
             env.environment(),
+            code,
         )
         for node, host in enumerate(hosts)
     ]
-    restarts = launch.settings.max_restarts
-    watch = HostsWatch(connections, restarts, launch.settings.rejoin_timeout_s, notify)
+    refusal = InputError.exit_code if launch.settings.exit_code == "job" else None
+    restarts, redial_s = launch.settings.max_restarts, launch.settings.rejoin_timeout_s
+    watch = HostsWatch(connections, restarts, redial_s, notify, refusal=refusal)
     watch.listen(launch.settings.handled_signals())
     return watch.wait()
+
+
+@dataclass
+class _Packed:
+    """The copy of a run's code, packed when a host first needs it, which it does where it has its own run folder."""
+
+    folder: RunFolder
+    _bytes: bytes | None = None
+
+    def __call__(self) -> bytes:
+        if self._bytes is None:
+            code = copied_code(self.folder)
+            self._bytes = pack(code)
+            notify(f"code: {len(code.files)} files, packed {format_bytes(len(self._bytes))}, to hosts that need it")
+        return self._bytes
 
 
 def coordinator_of(first: Host, settings: SshSettings, launch: Launch, *, run_id: str) -> str:

@@ -13,16 +13,17 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
 
 from launcher import process
-from launcher.ssh.keeper import LOST
+from launcher.ssh.keeper import LOST, NEEDS_CODE
 from launcher.ssh.request import Hello
 
 NO_CONNECTION = 255  # the exit code of ssh where it is not the command's: ssh(1)
 POLL_S, ALIVE_EVERY_S, DIAL_EVERY_S = 0.1, 2.0, 2.0
+MOST_AT_ONCE = 1 << 18
 BACK_S = 30.0  # a connection that has held for so long is back
 SETTLE_S = 30.0  # after one agent has ended, the others do so within so long
 END_S = 10.0  # for a host to end its agent, before its connection is cut
@@ -30,13 +31,15 @@ END_S = 10.0  # for a host to end its agent, before its connection is cut
 
 @dataclass
 class Connection:
-    """One host's agent behind ssh. `outbox`: what ssh has not taken yet."""
+    """One host's agent behind ssh. `outbox`: what ssh has not taken yet; `packed`: the code that a host may need."""
 
     argv: tuple[str, ...]
     hello: Hello
     variables: Mapping[str, str]
+    packed: Callable[[], bytes] = bytes
     process: subprocess.Popen[bytes] | None = None
-    outbox: bytes = b""
+    outbox: bytearray = field(default_factory=bytearray)
+    needs_code: bool = False
     lost_at: float | None = None
     dialled_at: float = 0.0
 
@@ -57,22 +60,29 @@ class Connection:
         )
         if self.process.stdin:
             os.set_blocking(self.process.stdin.fileno(), False)
-        self.outbox, self.dialled_at = self.hello.line(), time.monotonic()
+        code = self.packed() if self.needs_code else b""
+        self.outbox = bytearray(replace(self.hello, code_bytes=len(code)).line() + code)
+        self.dialled_at = time.monotonic()
 
     def say(self, order: str) -> None:
         """Have a line sent, as soon as ssh takes it."""
         self.outbox += order.encode() + b"\n"
 
+    @property
+    def stdin(self) -> int | None:
+        """The descriptor that takes the outbox, if there is anything in it."""
+        return self.process.stdin.fileno() if self.outbox and self.process and self.process.stdin else None
+
     def flush(self) -> None:
         """Hand ssh as much as it takes now."""
-        if not (self.outbox and self.process and self.process.stdin):
+        if (stdin := self.stdin) is None:
             return
         try:
-            self.outbox = self.outbox[os.write(self.process.stdin.fileno(), self.outbox) :]
+            del self.outbox[: os.write(stdin, self.outbox[:MOST_AT_ONCE])]
         except BlockingIOError:
             return
         except OSError:  # ssh has ended, which its exit code says
-            self.outbox = b""
+            self.outbox.clear()
 
     def close(self) -> None:
         """End ssh, and with it what it keeps on the host."""
@@ -87,12 +97,16 @@ class Connection:
 
 @dataclass
 class HostsWatch:
-    """The connections of one run, until all have ended. `restarts`: how many lost hosts may still be dialled again."""
+    """The connections of one run, until all have ended. `restarts`: how many lost hosts may still be dialled again.
+
+    `refusal`: the exit code of an agent that could not start, which the others would wait for; None: unknown.
+    """
 
     connections: Sequence[Connection]
     restarts: int
     redial_s: float  # for so long a lost host is tried again
     notify: Callable[[str], None]
+    refusal: int | None = None
     signals: list[int] = field(default_factory=list)
     _passed_on: int = 0
     _alive_at: float = 0.0
@@ -119,11 +133,19 @@ class HostsWatch:
                     connection.flush()
                     self._look_at(connection)
                 self._end_if_due()
-                time.sleep(POLL_S)
+                self._pause()
         finally:
             for connection in self.connections:
                 connection.close()
         return 1 if self._result is None else self._result
+
+    def _pause(self) -> None:
+        """Wait a while, or until ssh takes more of what is to be sent."""
+        outboxes = [stdin for c in self.connections if (stdin := c.stdin) is not None]
+        if outboxes:
+            process.writable(outboxes, timeout_s=POLL_S)
+        else:
+            time.sleep(POLL_S)
 
     def _goes_on(self) -> bool:
         """Whether a host's end is still to come or to be looked at, or a lost host to be dialled."""
@@ -156,6 +178,9 @@ class HostsWatch:
                 connection.lost_at = None
         elif code == NO_CONNECTION and connection.lost_at is not None:
             connection.process = None
+        elif code == NEEDS_CODE and not connection.needs_code and self._result is None and not self.signals:
+            connection.needs_code = True
+            connection.dial()
         else:
             connection.process = connection.lost_at = None
             if code in (NO_CONNECTION, LOST) or code < 0:
@@ -165,7 +190,8 @@ class HostsWatch:
 
     def _finish(self, code: int) -> None:
         self._result = max(self._result or 0, code)
-        self._ending_at = self._ending_at or time.monotonic() + SETTLE_S
+        settle_s = 0.0 if code == self.refusal else SETTLE_S
+        self._ending_at = self._ending_at or time.monotonic() + settle_s
 
     def _lose(self, connection: Connection, code: int) -> None:
         name = connection.hello.name

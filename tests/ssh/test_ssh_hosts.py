@@ -11,6 +11,7 @@ import pytest
 from launcher.cli import main
 from launcher.errors import InputError
 from launcher.ssh.hosts import Host, parse_host, read_hostfile, slots_of
+from launcher.ssh.keeper import LOST, NEEDS_CODE, reported
 from launcher.ssh.request import Hello, host_name, job_variables, read_hello, ssh_argv
 from launcher.ssh.settings import SshSettings
 
@@ -118,3 +119,11 @@ def test_what_needs_equal_hosts_is_refused_with_the_reason(
     assert "the hosts have 2, 3 slots" in err
     assert re.search(UNEVEN[words], err)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("code", "said"), [(0, 0), (3, 3), (75, 75), (LOST, 1), (NEEDS_CODE, 1), (255, 1)])
+def test_exit_codes_of_ranks_are_not_taken_for_those_of_the_connection(
+    code: int, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reported(code, "n1") == said
+    assert ("n1" in capsys.readouterr().err) == (code != said)

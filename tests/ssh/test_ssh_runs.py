@@ -102,6 +102,47 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert_nothing_left(run)
 
 
+COPIED = """
+import os
+from pathlib import Path
+import helper
+print(helper.WORD, Path("data/x").read_text().strip(), Path.cwd() == Path(__file__).parent, flush=True)
+"""
+
+
+def test_a_copy_of_the_code_goes_to_a_host_that_does_not_share_the_run_folder(hosts: Hosts, tmp_path: Path) -> None:
+    """The first host shares it, and is sent nothing; the second has an empty folder with data of its own there."""
+    work, run = tmp_path / "my work", tmp_path / "run"
+    (work / "data").mkdir(parents=True)
+    for name, text in {
+        "train.py": COPIED,
+        "helper.py": "WORD = 'sent'",
+        "data/x": "near",
+        ".gitignore": "data",
+    }.items():
+        (work / name).write_text(text)
+    subprocess.run(["git", "init", "-q", work], check=True)
+    (work / "noise.bin").write_bytes(os.urandom(3 << 20))  # more than a pipe takes at once
+    assert hosts.ssh(SECOND, f"mount -t tmpfs none {tmp_path}").returncode == 0
+    assert hosts.ssh(SECOND, f"mkdir -p '{work}/data' && echo far > '{work}/data/x'").returncode == 0
+    try:
+        argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", "script=train.py", f"run_dir={run}"]
+        without = subprocess.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
+        assert without.returncode == 2, without.stderr
+        assert "there is no script" in without.stderr
+        argv += ["launch.snapshot=true"]
+        done = subprocess.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "sent near True\n"
+        assert hosts.ssh(SECOND, f"tail -n 1 {run}/logs/rank-1.log").stdout == "sent far True\n"
+        assert "code: 4 files, packed 3.0 MiB, to hosts that need it" in done.stderr
+        assert hosts.ssh(SECOND, f"ls -A {run}").stdout.split().count("code-for-node-1") == 0
+        assert not list(run.glob("code-for-node-*"))
+    finally:
+        hosts.ssh(SECOND, f"umount {tmp_path}")
+    assert_nothing_left(run)
+
+
 UNEVEN = """
 import os, sys
 from pathlib import Path
