@@ -74,6 +74,10 @@ VALUES = {
 }
 # Keys that count together with another one.
 WITH = {
+    "stack.joint_gate": ["stack=megatron_lm", "model=llama3_8b", "layout.tp=8", "layout.pp=1"],
+    "stack.gathers_again": [
+        *("stack=megatron_lm", "layout.tp=8", "layout.pp=1", "layout.sequence_parallel=true"),
+    ],
     "cluster.rails": [
         *("cluster.oversubscription=4", "cluster.nodes_per_leaf=8", "model=mixtral_8x7b", "model.layers=4"),
         *("layout.tp=2", "layout.ep=8"),

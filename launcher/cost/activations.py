@@ -34,7 +34,8 @@ def layer_activations(
     core = _core(job, shape, tokens)
     inputs = tokens if gathered else sharded
     whole = _rest(job, shape, tokens, sharded, inputs) + core
-    gradients = 2.0 * e * tokens * max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.hidden) / shape.tp
+    widest = max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.hidden)
+    gradients = max(2.0 * e * tokens * widest / shape.tp, _score_gradients(job, shape, tokens))
     kept = {
         "none": whole,
         "selective": whole - core,
@@ -70,6 +71,15 @@ def _core(job: Job, shape: LayerShape, tokens: int) -> float:
     e = training.dtype_bytes
     softmax = e + (4 if training.attention == "math" and e < 4 else 0)
     return scores * (softmax + (e + 1 if job.stack.runs_dropout(training) else 0))
+
+
+def _score_gradients(job: Job, shape: LayerShape, tokens: int) -> float:
+    """Gradients of the scores before and after softmax, which are alive together: in fp32 with separate operators."""
+    model, training = job.model, job.training
+    if training.attention in ("flash", "flash1"):
+        return 0.0
+    each = 4 if training.attention == "math" else training.dtype_bytes
+    return 2.0 * each * tokens * model.seq_len * -(-model.heads // shape.tp)
 
 
 def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: float) -> float:

@@ -73,6 +73,18 @@ def softmax(e: int, *, kernel: str, dropout: bool, math_bytes: float) -> Traffic
     return Traffic(1.5 * e + drop[0], 1 + drop[1], 2 * e + drop[0], 1 + drop[1])
 
 
+def fused_loss(e: int) -> Traffic:
+    """Cross-entropy in one kernel, per logit: read for the maximum and for the sum; back: read, and its gradient
+    written (apex's and flash-attention's xentropy kernels).
+    """
+    return Traffic(2 * e, 1, 2 * e, 1)
+
+
+def joined_logits(e: int, tp: int) -> Traffic:
+    """Gathered logits copied next to each other, per logit of the whole vocabulary; back: this rank's share is cut."""
+    return Traffic(2 * e, 1, 2 * e / tp, 1)
+
+
 def accumulation(e: int, gradient_bytes: int) -> Traffic:
     """Per parameter: a micro-batch's gradient is read and added to the running sum."""
     return Traffic(0.0, 0, e + 2.0 * gradient_bytes, 4)

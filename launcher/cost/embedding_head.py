@@ -18,9 +18,18 @@ def embedding_part(device: Device, model: Model, *, tokens: int) -> Part:
 
 
 def head_part(device: Device, constants: Constants, job: Job, *, tokens: int, tp: int) -> Part:
-    """Final norm, output projection over this rank's share of the vocabulary, cross-entropy in separate operators."""
-    model = job.model
-    vocab = padded_vocab(model, tp) // tp
+    """Final norm, output projection over this rank's share of the vocabulary, and cross-entropy over that share or over
+    gathered logits.
+    """
+    model, stack = job.model, job.stack
+    whole = padded_vocab(model, tp)
     loss = elementwise.Traffic(constants.loss_forward_bytes, 10, constants.loss_backward_bytes, 4)
-    part = linear(device, tokens, model.hidden, vocab) + streamed(device, loss, float(tokens * vocab))
+    if stack.fused_loss:
+        loss = elementwise.fused_loss(device.dtype_bytes)
+    part = linear(device, tokens, model.hidden, whole // tp)
+    if stack.loss_parallel or tp == 1:
+        part += streamed(device, loss, float(tokens * whole // tp))
+    else:
+        joined = elementwise.joined_logits(device.dtype_bytes, tp)
+        part += streamed(device, loss, float(tokens * whole)) + streamed(device, joined, float(tokens * whole))
     return part + streamed(device, elementwise.norm(device.dtype_bytes, fused=True), float(tokens * model.hidden))

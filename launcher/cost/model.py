@@ -173,7 +173,7 @@ class CostModel:
 
     @once(attrgetter("tp", "pp", "ep", "virtual_stages", "layer_split"))
     def _ranks(self, layout: Layout) -> PipelineRanks:
-        return pipeline_ranks(self.job.model, layout)
+        return pipeline_ranks(self.job, layout)
 
     def layer_cost(self, layout: Layout) -> Cost:
         """One layer and one micro-batch; the mean layer where only some are recomputed."""
@@ -345,7 +345,8 @@ class CostModel:
     )
     def activations(self, layout: Layout) -> LayerActivations:
         """Of one layer and one micro-batch."""
-        gathered = layout.schedule == "zb_h1"  # the engine cannot gather again in a backward pass that is split
+        # Our engine cannot gather again in a backward pass that is split.
+        gathered = layout.schedule == "zb_h1" or not self.job.stack.gathers_again
         fraction = layout.recompute_fraction
         return layer_activations(self.job, _shape(layout), layout.recompute, fraction=fraction, gathered=gathered)
 

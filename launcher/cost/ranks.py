@@ -7,8 +7,8 @@ from typing import NamedTuple
 from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters
 from launcher.cost.traffic import RankStage
 from launcher.layout import Layout
-from launcher.layout.split import balanced_split
-from launcher.model import Model
+from launcher.layout.job import Job
+from launcher.layout.split import default_split
 
 
 class PipelineRanks(NamedTuple):
@@ -26,10 +26,10 @@ class PipelineRanks(NamedTuple):
     fullest: tuple[int, ...]
 
 
-def pipeline_ranks(model: Model, layout: Layout) -> PipelineRanks:
+def pipeline_ranks(job: Job, layout: Layout) -> PipelineRanks:
     """The ranks of a layout's pipeline; layers count over all virtual stages of a rank."""
-    pp, tp = layout.pp, layout.tp
-    split = layout.layer_split or balanced_split(model, num_stages=pp * layout.virtual_stages)
+    model, pp, tp = job.model, layout.pp, layout.tp
+    split = layout.layer_split or default_split(job, num_stages=pp * layout.virtual_stages)
     layers = split if layout.virtual_stages == 1 else tuple(sum(split[rank::pp]) for rank in range(pp))
     one = layer_parameters(model, tp=tp, ep=layout.ep)
     kinds = {count: RankParameters(count * one.dense, count * one.experts) for count in set(layers)}

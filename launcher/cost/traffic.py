@@ -77,6 +77,7 @@ class MessageRules(NamedTuple):
     gathers_ends_again: bool = True  # ZeRO-3 gathers embedding and head for backward too
     keeps_gathered: bool = False  # ZeRO-3 in a pipeline gathers once a step
     shards_tied_table: bool = False  # ZeRO shards a tied table before its two ranks sum its gradients
+    joint_gate: bool = True  # gate and up projections share the collectives of their input
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,14 @@ class RankStage:
 
 def rules_of(job: Job, layout: Layout) -> MessageRules:
     """The rules by which estimates are made: those of our engine where it trains, else Megatron-LM's with the stack's
-    own recomputation.
+    own recomputation and gathers.
     """
-    if job.stack.name == "launcher" and job.training.engine == "torch":
-        return engine_rules(job, layout)._replace(repeats_last=not job.stack.recompute_stops_early)
-    return MessageRules(repeats_last=not job.stack.recompute_stops_early)
+    stack = job.stack
+    if stack.name == "launcher" and job.training.engine == "torch":
+        return engine_rules(job, layout)._replace(repeats_last=not stack.recompute_stops_early)
+    return MessageRules(
+        gathers_again=stack.gathers_again, repeats_last=not stack.recompute_stops_early, joint_gate=stack.joint_gate
+    )
 
 
 def engine_rules(job: Job, layout: Layout) -> MessageRules:
@@ -130,18 +134,21 @@ def _tensor_parallel(job: Job, layout: Layout, rules: MessageRules) -> LayerMess
     each, and where a rank keeps only its part of the sequence, backward gathers both projections' inputs again
     (Korthikanti et al. 2022, section 4.2.2).
 
-    Recomputation that stops once it has what the backward pass needs leaves out the last collective.
+    Recomputation that stops once it has what the backward pass needs leaves out the last collective. Where gate and up
+    projections are on their own, each sums the gradient of its input, and gathers its input alone if it gathers again.
     """
     if layout.tp < 2:
         return LayerMessages((), ())
+    more = 0 if rules.joint_gate or not job.model.gated_mlp else 1
+    last = 2 if rules.repeats_last else 1
     if not layout.sequence_parallel:
-        both = (_hidden(job, layout, "all_reduce", 2),)
-        return LayerMessages(both, both, both if rules.repeats_last else (both[0].repeated(0.5),))
-    gather, scatter = _hidden(job, layout, "all_gather", 2), _hidden(job, layout, "reduce_scatter", 2)
-    backward = (scatter, gather.repeated(2) if rules.gathers_again else gather)
-    return LayerMessages(
-        (gather, scatter), backward, (gather, scatter if rules.repeats_last else scatter.repeated(0.5))
-    )
+        reduce = _hidden(job, layout, "all_reduce")
+        return LayerMessages((reduce.repeated(2),), (reduce.repeated(2 + more),), (reduce.repeated(last),))
+    gather, scatter = _hidden(job, layout, "all_gather"), _hidden(job, layout, "reduce_scatter")
+    inputs = 2 + (more if rules.gathers_again else 0)
+    backward = (scatter.repeated(inputs), gather.repeated(2 + inputs if rules.gathers_again else 2))
+    forward = (gather.repeated(inputs), scatter.repeated(2))
+    return LayerMessages(forward, backward, (gather.repeated(inputs), scatter.repeated(last)))
 
 
 def _hidden(job: Job, layout: Layout, collective: str, times: float = 1.0) -> Message:
@@ -194,11 +201,14 @@ def embedding_messages(job: Job, layout: Layout, rules: MessageRules) -> LayerMe
 
 def head_messages(job: Job, layout: Layout) -> LayerMessages:
     """Of the head and one micro-batch, and of the loss over a divided vocabulary: each token's maximum, sum and
-    target's logit, in fp32.
+    target's logit, in fp32; else all logits are gathered.
     """
     if layout.tp < 2:
         return LayerMessages((), ())
     loss = Message("tp", "all_reduce", 4.0 * _tokens(job, layout), layout.tp, "fp32", 3)
+    if not job.stack.loss_parallel:
+        logits = float(_tokens(job, layout)) * padded_vocab(job.model, layout.tp) * job.training.dtype_bytes
+        loss = Message("tp", "all_gather", logits, layout.tp, job.training.dtype)
     if not layout.sequence_parallel:
         return LayerMessages((loss,), (_hidden(job, layout, "all_reduce"),))
     return LayerMessages((_hidden(job, layout, "all_gather"), loss), (_hidden(job, layout, "reduce_scatter"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.layout.job import Job
 from launcher.model import Model
 
 SHORT_ENDS = 2  # the first and the last
@@ -15,6 +16,27 @@ def interleaves(layers: int, *, num_stages: int) -> bool:
     """
     short = -layers % num_stages
     return short == 0 or (short <= SHORT_ENDS and layers > num_stages)
+
+
+def default_split(job: Job, *, num_stages: int) -> tuple[int, ...]:
+    """Return the layers of each stage where nothing else is said: as the training software shares them out."""
+    ends = job.stack.pipeline_ends
+    if num_stages > 1 and any(ends):
+        return uniform_split(job.model.layers, num_stages=num_stages, ends=ends)
+    return balanced_split(job.model, num_stages=num_stages)
+
+
+def uniform_split(layers: int, *, num_stages: int, ends: tuple[int, int]) -> tuple[int, ...]:
+    """Return layers of each stage where the embedding and the head count as `ends` layers, and the first stages get
+    what is left over; at least one each.
+    """
+    base, extra = divmod(layers + sum(ends), num_stages)
+    counts = [base + (stage < extra) for stage in range(num_stages)]
+    counts[0], counts[-1] = counts[0] - ends[0], counts[-1] - ends[1]
+    while min(counts) < 1:
+        counts[counts.index(max(counts))] -= 1
+        counts[counts.index(min(counts))] += 1
+    return tuple(counts)
 
 
 def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
 from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisors, tensor_parallel_choices
 from launcher.layout.resolve import default_schedule, resolved_shard_group
-from launcher.layout.split import balanced_split, interleaves
+from launcher.layout.split import default_split, interleaves
 
 ZERO_STAGES, PIPELINE_ZERO_STAGES = (0, 1, 2, 3), (0, 1, 3)
 ZERO_BUBBLE = "zb_h1"
@@ -276,10 +276,13 @@ class Space:
 
     @once()
     def layer_split(self, stages: int) -> tuple[int, ...]:
-        """Return the layers of each stage: as given, or balanced; empty if there are more stages than layers."""
+        """Return the layers of each stage: as given, or as the software shares them out.
+
+        Empty if there are more stages than layers.
+        """
         if self.request.layer_split is not None:
             return self.request.layer_split
-        return balanced_split(self.job.model, num_stages=stages) if stages <= self.job.model.layers else ()
+        return default_split(self.job, num_stages=stages) if stages <= self.job.model.layers else ()
 
 
 def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:

@@ -102,7 +102,7 @@ def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple
     rules, last = rules or rules_of(job, layout), layout.pp - 1
     stages = [
         RankStage(layers, first=rank == 0, last=rank == last, chunks=layout.virtual_stages)
-        for rank, layers in enumerate(pipeline_ranks(job.model, layout).layers)
+        for rank, layers in enumerate(pipeline_ranks(job, layout).layers)
     ]
     kinds = {stage: rank_messages(job, layout, stage, rules) for stage in set(stages)}
     return tuple(kinds[stage] for stage in stages)

@@ -35,17 +35,29 @@ FLASH = (
     since(0, "FlashAttention 1 (Dao et al. 2022)", flash_version=1),
     since(2023, "FlashAttention 2 is of July 2023 (Dao 2023)", flash_version=2),
 )
+JOINT_GATE = since(
+    0,
+    "one product for gate and up projections, or one sum of both gradients of their input; "
+    "megatron/core/tensor_parallel/layers.py, LinearWithGradAccumulationAndAsyncCommunication, gathers again",
+    joint_gate=True,
+    gathers_again=True,
+)
 NO_PIPELINE_HABITS = since(
-    0, "sends and receives pass at once (torch.distributed batch_isend_irecv)", sends_in_turn=False, pipeline_groups=0
+    0,
+    "sends and receives pass at once (torch.distributed batch_isend_irecv); layers are shared out by themselves",
+    sends_in_turn=False,
+    pipeline_groups=0,
+    pipeline_ends=(0, 0),
 )
 
 # Pipelines of DeepSpeed's engine, whoever calls it.
 DEEPSPEED_ENGINE = since(
     0,
     "deepspeed 0.19: runtime/pipe/schedule.py, TrainSchedule (one after the other); runtime/pipe/topology.py, "
-    "PipelineParallelGrid (groups model, data, pipe, slice)",
+    "PipelineParallelGrid (groups model, data, pipe, slice); partition_method type:transformer",
     sends_in_turn=True,
     pipeline_groups=4,
+    pipeline_ends=(0, 0),
     schedules=("1f1b",),
     shard_group_stages=(),
 )

@@ -33,6 +33,10 @@ class StackKeys:
     calls_dropout: bool | None = _habit("dropout kernels run at any probability where scores are kept in memory")
     loss_parallel: bool | None = _habit("the loss works on the vocabulary as tp divides it")
     wide_loss: bool | None = _habit("the loss keeps fp32 copies of the logits")
+    joint_gate: bool | None = _habit("gate and up projections share their tensor-parallel collectives")
+    gathers_again: bool | None = _habit(
+        "with sequence parallelism the backward pass gathers the projections' inputs again; false: they stay gathered"
+    )
     tp_overlap: str | None = _habit(
         "tensor-parallel collectives that overlap with products: none, wgrad (backward, with weight gradients) or "
         "async (all of them, in pieces)",

@@ -5,10 +5,11 @@ Years are those of commits in the repositories; a file that is named was read th
 
 from __future__ import annotations
 
-from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, NO_PIPELINE_HABITS, since
+from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, JOINT_GATE, NO_PIPELINE_HABITS, since
 
 MEGATRON_LM = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,
@@ -64,6 +65,7 @@ MEGATRON_LM = (
 
 MEGATRON_DEEPSPEED = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,
@@ -121,6 +123,13 @@ SCALING = (
     ),
     since(
         0,
+        "src/scaling/core/nn/mlp.py, ParallelSwiGLUMLP: two ColumnParallelLinear, each sums its input's gradient; with "
+        "sequence parallelism norm/rms_norm.py gathers once and keeps what it gathered",
+        joint_gate=False,
+        gathers_again=False,
+    ),
+    since(
+        0,
         "src/scaling/core/nn/linear/utils.py, _all_reduce: in its dtype, waits; column_parallel_linear.py: no overlap",
         tp_overlap="none",
         tp_reduce_dtype="train",
@@ -136,9 +145,11 @@ SCALING = (
     ),
     since(
         0,
-        "src/scaling/core/nn/pipeline_schedule/train.py, after DeepSpeed's TrainSchedule: one transfer after the other",
+        "src/scaling/core/nn/pipeline_schedule/train.py, after DeepSpeed's TrainSchedule: one transfer after another; "
+        "pipeline_partitioning.py, pipe_partition_uniform: embedding, final norm and head count as layers",
         sends_in_turn=True,
         pipeline_groups=0,
+        pipeline_ends=(1, 2),
         schedules=("1f1b",),
         shard_group_stages=(),
     ),

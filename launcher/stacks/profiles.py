@@ -12,7 +12,7 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, NO_PIPELINE_HABITS, Change, since
+from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, JOINT_GATE, NO_PIPELINE_HABITS, Change, since
 from launcher.stacks.megatron import MEGATRON_DEEPSPEED, MEGATRON_LM, SCALING
 from launcher.stacks.stack import Stack
 
@@ -37,6 +37,8 @@ LAUNCHER = (
         "launcher/worker/model/loss.py and tensor_layers.py",
         loss_parallel=True,
         wide_loss=False,
+        joint_gate=True,
+        gathers_again=True,
         tp_overlap="none",
         tp_reduce_dtype="train",
     ),
@@ -66,6 +68,7 @@ LAUNCHER = (
 
 DEEPSPEED = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,
@@ -97,6 +100,7 @@ DEEPSPEED = (
 
 FSDP = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,
@@ -146,6 +150,12 @@ TORCHTITAN = (
         loss_parallel=True,
         wide_loss=True,
     ),
+    since(
+        0,
+        "torchtitan/models/llama3/infra/parallelize.py: PrepareModuleInput gathers once for all projections, and "
+        "autograd keeps what it gathered",
+        gathers_again=False,
+    ),
     since(0, "torchtitan: mixed_precision_reduce=float32", grad_reduce_dtype="fp32"),
     since(0, "torch.utils.checkpoint without reentry stops early (PyTorch 2.1)", recompute_stops_early=True),
     since(
@@ -165,6 +175,7 @@ TORCHTITAN = (
 
 INTERNEVO = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,
@@ -181,6 +192,12 @@ INTERNEVO = (
         wide_loss=False,
         tp_overlap="wgrad",
         tp_reduce_dtype="train",
+    ),
+    since(
+        0,
+        "internlm/model/linear.py, FeedForward: w1 and w2 are products of their own; model/utils.py, FusedDenseFunc: "
+        "each gathers its input, gathers it again for its weight's gradient, and reduces its input's gradient",
+        joint_gate=False,
     ),
     since(
         0,
@@ -208,6 +225,7 @@ INTERNEVO = (
 
 PADDLENLP = (
     EAGER,
+    JOINT_GATE,
     *FLASH,
     since(
         0,

@@ -22,7 +22,9 @@ class Stack:
     scores are kept in memory.
 
     Tensor parallelism. `loss_parallel`: the loss works on the vocabulary as tp divides it. `wide_loss`: on fp32 copies
-    of the logits that autograd keeps. `tp_overlap`: no collectives overlap with products (none), those of
+    of the logits that autograd keeps. `joint_gate`: gate and up projections share a collective for their input and one
+    for its gradient. `gathers_again`: with sequence parallelism the backward pass gathers the projections' inputs
+    again; else they stay gathered. `tp_overlap`: no collectives overlap with products (none), those of
     the backward pass with weight gradients (wgrad), or all of them in pieces (async). `tp_reduce_dtype`: of sums
     without sequence parallelism.
 
@@ -31,7 +33,8 @@ class Stack:
     whether with a pipeline too.
 
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
-    those of the axes.
+    those of the axes. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
+    layers out evenly.
 
     `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
 
@@ -53,6 +56,8 @@ class Stack:
     calls_dropout: bool
     loss_parallel: bool
     wide_loss: bool
+    joint_gate: bool
+    gathers_again: bool
     tp_overlap: str
     tp_reduce_dtype: str
     grad_reduce_dtype: str
@@ -61,6 +66,7 @@ class Stack:
     pipeline_overlap: bool
     sends_in_turn: bool
     pipeline_groups: int
+    pipeline_ends: tuple[int, int]
     recompute_stops_early: bool
     recompute_modes: tuple[str, ...]
     recompute_fractions: tuple[float, ...]

@@ -271,7 +271,7 @@ PRIORS = {
     "host_backward_s": (0.0011, 0.3),
     "host_checkpoint_s": (0.0004, 0.5),
     "host_micro_batch_s": (0.001, 0.7),
-    "flash2_fraction": (0.58, 0.15),
+    "flash2_fraction": (0.58, 0.1),
     "flash1_fraction": (0.3, 0.1),
     "collective_slowdown": (1.1, 0.07),
     "late_rank_s": (2e-5, 1.0),

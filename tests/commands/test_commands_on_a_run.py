@@ -185,7 +185,8 @@ def test_an_example_of_help_works_on_a_run(
     line: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)
-    assert main(shlex.split(line)[1:]) == 0
+    answers = (0, 1) if line.startswith("launcher compare") else (0,)  # 1: worse, as a run on a busy machine may be
+    assert main(shlex.split(line)[1:]) in answers
     assert capsys.readouterr().out
 
 

@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from published import table
 from shapes import cluster, job, model
+from truth.live_bytes import LiveBytes
 
 from launcher.cluster import Cluster
 from launcher.cost import CostModel
@@ -114,6 +116,30 @@ def test_parts_sum_to_the_total_and_the_worst_stage_is_reported() -> None:
     assert sum(estimate.memory.values()) == pytest.approx(estimate.memory_bytes_per_gpu)
     assert estimate.worst_stage == 0  # the first holds most micro-batches, and here the logits weigh less
     assert estimate.fits == (estimate.memory_bytes_per_gpu <= estimate.usable_memory_bytes)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_gradients_of_scores_are_counted_as_they_live(dtype: str) -> None:
+    """As PyTorch holds them: behind a softmax in fp32 two gradients of the scores are alive, next to what it saved."""
+    heads, seq_len = 4, 512
+    scores = heads * seq_len**2
+    kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    query, key, value = (torch.randn(1, heads, seq_len, 8, dtype=kind, requires_grad=True) for _ in range(3))
+    probabilities = torch.softmax((query @ key.transpose(-1, -2)).float(), dim=-1)
+    out = probabilities.to(kind) @ value
+    gradient = torch.ones_like(out)
+    with LiveBytes() as live:
+        out.backward(gradient)
+    alive = live.peak_bytes - probabilities.numel() * 4
+    assert alive == pytest.approx(8 * scores, rel=0.05)
+    of = replace(model(hidden=256, layers=1, heads=heads), seq_len=seq_len, ffn_hidden=256)
+    found = [
+        layer_activations(
+            trained(of, Training(global_batch=8, dtype=dtype, attention=kernel)), LayerShape(1, 1, 1, 1, False), "none"
+        ).working
+        for kernel in ("math", "flash")
+    ]
+    assert found[0] == 8 * scores > found[1]
 
 
 def test_the_embeddings_gradient_is_counted_with_its_sum() -> None:

@@ -11,7 +11,16 @@ from shapes import cluster, job, model
 from launcher.cost import CostModel, collectives
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Fabric, Group
-from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, rank_bytes
+from launcher.cost.traffic import (
+    SEND,
+    SEND_BACK,
+    Message,
+    MessageRules,
+    head_messages,
+    layer_messages,
+    rank_bytes,
+    rules_of,
+)
 from launcher.layout import Layout
 from launcher.planner import Plan
 from launcher.slurm.node_grid import groups
@@ -57,7 +66,7 @@ def name(layout: Layout) -> str:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name)
-@pytest.mark.parametrize("rules", [None, MessageRules(False, False, False, False, True, False, True, True)])
+@pytest.mark.parametrize("rules", [None, MessageRules(False, False, False, False, True, False, True, True, False)])
 def test_the_edges_that_placement_weighs_sum_to_the_bytes_that_ranks_send(
     layout: Layout, rules: MessageRules | None
 ) -> None:
@@ -125,6 +134,44 @@ def test_sharded_weights_count_for_every_micro_batch() -> None:
     twice = plan_of(Layout(tp=1, pp=1, dp=32, micro_batch=2, zero_stage=3))
     assert rank_bytes(stage_messages(twice)[0])["dp"] == pytest.approx(2 * per_rank)
     assert node_traffic(twice).edges[0, 1] == pytest.approx(2 * node_traffic(plan).edges[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("stack", "sequence_parallel", "forward", "backward"),
+    [
+        # all-reduces; with sequence parallelism all-gathers and reduce-scatters
+        ("megatron_lm", False, (2,), (2,)),
+        ("scaling", False, (2,), (3,)),  # gate and up projection each sum the gradient of their input
+        ("megatron_lm", True, (2, 2), (4, 2)),
+        ("scaling", True, (2, 2), (2, 2)),  # one gather for both, which is kept
+        ("internevo", True, (3, 2), (5, 3)),  # each gathers, and gathers again
+        ("torchtitan", True, (2, 2), (2, 2)),
+    ],
+)
+def test_gate_and_up_projections_share_their_collectives_or_do_not(
+    stack: str, sequence_parallel: bool, forward: tuple[int, ...], backward: tuple[int, ...]
+) -> None:
+    asked = job(of=replace(model(), gated_mlp=True), stack=stack)
+    layout = Layout(tp=4, pp=1, dp=2, sequence_parallel=sequence_parallel)
+    found = layer_messages(asked, layout, rules_of(asked, layout))
+    order = ["all_reduce", "all_gather", "reduce_scatter"]
+
+    def times(messages: tuple[Message, ...]) -> tuple[float, ...]:
+        return tuple(m.times for m in sorted(messages, key=lambda m: order.index(m.collective)))
+
+    assert (times(found.forward), times(found.backward)) == (forward, backward)
+    plain = replace(asked, model=model())
+    assert times(layer_messages(plain, layout, rules_of(plain, layout)).forward) == (2,) * len(forward)
+
+
+def test_logits_that_are_not_divided_are_gathered() -> None:
+    asked, layout = job(stack="scaling"), Layout(tp=4, pp=1, dp=2)
+    (gathered,) = head_messages(asked, layout).forward
+    assert (gathered.collective, gathered.num_bytes) == ("all_gather", 2048 * 51200 * 2)
+    divided = head_messages(job(stack="megatron_lm"), layout).forward
+    assert [m.num_bytes for m in divided] == [4 * 2048]
+    heads = {name: CostModel(job(stack=name)).end_costs(layout)[1].total_s for name in ("scaling", "megatron_lm")}
+    assert heads["scaling"] > 1.5 * heads["megatron_lm"]  # and the loss works on all of them on every rank
 
 
 def test_gradients_of_experts_are_summed_over_the_ranks_that_share_them() -> None:

@@ -7,9 +7,9 @@ from itertools import product
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import model
+from shapes import job, model
 
-from launcher.layout.split import balanced_split, split_by_cost
+from launcher.layout.split import balanced_split, default_split, split_by_cost, uniform_split
 
 
 @given(st.integers(1, 130), st.data())
@@ -45,6 +45,31 @@ def test_where_layers_do_not_divide_the_ends_are_never_the_fullest_while_a_middl
 )
 def test_known_splits(layers: int, stages: int, expected: tuple[int, ...]) -> None:
     assert balanced_split(model(layers=layers), num_stages=stages) == expected
+
+
+@given(st.integers(1, 130), st.data())
+def test_a_uniform_split_has_a_layer_for_every_stage_and_loses_none(layers: int, data: st.DataObject) -> None:
+    stages = data.draw(st.integers(2, max(2, layers)))
+    if layers >= stages:
+        split = uniform_split(layers, num_stages=stages, ends=(1, 2))
+        assert (len(split), sum(split)) == (stages, layers) and min(split) >= 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "expected"),
+    [
+        # numpy's partition of scaling's pipe_partition_uniform over 40 + 3 and 60 + 3 layers, less the three
+        (40, 2, (21, 19)),
+        (40, 4, (10, 11, 11, 8)),
+        (60, 4, (15, 16, 16, 13)),
+    ],
+)
+def test_software_that_counts_the_ends_as_layers_gives_them_fewer(
+    layers: int, stages: int, expected: tuple[int, ...]
+) -> None:
+    of = model(layers=layers)
+    assert default_split(job(of=of, stack="scaling"), num_stages=stages) == expected
+    assert default_split(job(of=of), num_stages=stages) == balanced_split(of, num_stages=stages)
 
 
 def fullest(split: tuple[int, ...], first_extra: float, last_extra: float) -> float:

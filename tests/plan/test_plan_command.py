@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 
 from launcher.cli import main
+from launcher.planner.preference import NOISE
 
 LARGE = ["cluster=dgx_a100_80g", "cluster.num_nodes=128", "model=gpt3_175b", "train.global_batch=1536"]
 
@@ -30,7 +32,7 @@ def test_a_large_model_is_planned_with_tp_inside_the_domain(capsys: pytest.Captu
     assert document["searched"] > 100_000
     assert "tensor-parallel groups" in "".join(document["plans"][0]["why"])
     seconds = [plan["step_time_s"] for plan in document["plans"]]
-    assert seconds == sorted(seconds)
+    assert all(later > before * (1 - NOISE) for before, later in pairwise(seconds))
 
 
 def test_the_table_is_ranked_and_gives_reasons(capsys: pytest.CaptureFixture[str]) -> None:
