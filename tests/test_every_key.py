@@ -55,6 +55,9 @@ CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us
 # Values for keys if their metadata gives no second legal one.
 VALUES = {
     "cluster.node.domains": ["[[0,1,2,3],[4,5,6,7]]"],
+    "cluster.node.nic_of_gpu": ["[0,1,4,5,2,3,6,7]"],
+    "cluster.node.numa_of_gpu": ["[3,3,1,1,7,7,5,5]"],
+    "cluster.leaf_sizes": ["[1,3]"],
     "cluster.node.gpu.mig_profile": ["3g.40gb", "1g.10gb"],
     "cluster.default_layout": ["{tp: 4, pp: 1, dp: 2}"],
     "layout.axis_order": ["pp-tp-cp-dp"],
@@ -82,6 +85,14 @@ WITH = {
         *("cluster.oversubscription=4", "cluster.nodes_per_leaf=8", "model=mixtral_8x7b", "model.layers=4"),
         *("layout.tp=2", "layout.ep=8"),
     ],
+    "cluster.pxn": [
+        *("cluster.oversubscription=4", "cluster.nodes_per_leaf=8", "model=mixtral_8x7b", "model.layers=4"),
+        *("layout.tp=2", "layout.ep=8"),
+    ],
+    "cluster.node.nic_of_gpu": ["cluster.rails=8", "cluster.nodes_per_leaf=8", "layout.tp=2", "layout.pp=4"],
+    "cluster.leaf_sizes": ["cluster.oversubscription=4"],
+    "cluster.nodes_per_pod": ["cluster.core_oversubscription=4"],
+    "cluster.core_oversubscription": ["cluster.nodes_per_pod=2"],
     "cluster.node.host_memory_gib": ["train.offload_optimizer=true", "model=gpt3_13b"],
     "cluster.measured.date": [f"cluster.measured.collectives={CURVE}"],
     "cluster.measured.hosts": [f"cluster.measured.collectives={CURVE}"],

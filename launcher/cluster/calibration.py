@@ -110,6 +110,8 @@ def nccl_tests_curve(test: NcclTest, cluster: Cluster, *, operation: str | None,
     inside = "nvlink" if node.nvlink != "none" and per_node <= node.domain_size else "pcie"
     nodes = -(-ranks // per_node)
     leaf = "leaf" if nodes <= (cluster.nodes_per_leaf or nodes) else "spine"
+    if cluster.nvlink_nodes > 1 and ranks <= cluster.domain_size:
+        return curve_of(test.points, operation=operation, link="nvlink", ranks=ranks, per_node=ranks)
     link = inside if nodes == 1 else leaf
     return curve_of(test.points, operation=operation, link=link, ranks=ranks, per_node=per_node)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from launcher import env
@@ -105,6 +107,15 @@ class Node:
         "none", choices=("nvswitch", "direct", "bridge", "none"), meaning="how the GPUs of a domain are linked"
     )
     num_nics: int = key(0, unit="NICs", minimum=0, meaning="NICs that carry traffic between GPUs")
+    nic_of_gpu: tuple[int, ...] | None = key(
+        None, unit="index", minimum=0, example="[0,0,1,1]",
+        meaning="the NIC that each GPU is nearest to (nvidia-smi topo -m); it decides the GPU's rail. null: "
+        "neighbouring GPUs share NICs, in order",
+    )  # fmt: skip
+    numa_of_gpu: tuple[int, ...] | None = key(
+        None, unit="index", minimum=0, example="[0,0,1,1]",
+        meaning="the NUMA node of each GPU, as `launcher check` must find it and `show` draws it. null: unknown",
+    )  # fmt: skip
     nic_gbps: float = key(0.0, unit="Gb/s", minimum=0, meaning="line rate of one NIC, per direction")
     cores: int = key(
         0, unit="cores", minimum=0, derived=True, meaning="CPU cores; 0: unknown; auto: counted on this machine"
@@ -139,6 +150,13 @@ class Node:
         size = given["num_gpus"] if size == AUTO else size
         given["domains"] = _domains(given["domains"], num_gpus=given["num_gpus"], size=size)
         given["cores"] = env.usable_cores() if given["cores"] == AUTO else given["cores"]
+        for name in ("nic_of_gpu", "numa_of_gpu"):
+            given[name] = _of_each_gpu(name, given[name], given["num_gpus"])
+        if given["nic_of_gpu"] and max(given["nic_of_gpu"]) >= given["num_nics"]:
+            raise InputError(
+                f"cluster.node.nic_of_gpu={list(given['nic_of_gpu'])} names NIC {max(given['nic_of_gpu'])}, and a node "
+                f"has {given['num_nics']} (0 to {given['num_nics'] - 1}): change it, or set it to null"
+            )
         return cls(**given)
 
     @property
@@ -155,10 +173,24 @@ class Node:
         """Line rate of one NIC, per direction."""
         return gbps_to_bytes_per_s(self.nic_gbps)
 
+    def nearest_nic(self, gpu: int) -> int:
+        """The NIC that carries a GPU's traffic."""
+        return self.nic_of_gpu[gpu] if self.nic_of_gpu else gpu * self.num_nics // self.num_gpus
+
     @cached_property
     def gpu_order(self) -> tuple[int, ...]:
         """Local GPU indices, domain by domain: the order in which ranks fill a node."""
         return tuple(gpu for domain in self.domains for gpu in domain)
+
+
+def _of_each_gpu(name: str, given: tuple[int, ...] | None, num_gpus: int) -> tuple[int, ...] | None:
+    """One number for each GPU; those of GPUs that the node lacks fall away."""
+    if given is not None and len(given) < num_gpus:
+        raise InputError(
+            f"cluster.node.{name} says it of {len(given)} GPUs, and a node has {num_gpus}: name one for each, or set "
+            "it to null"
+        )
+    return given[:num_gpus] if given else None
 
 
 def _domains(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:
@@ -186,7 +218,9 @@ class Cluster:
 
     `nodes_per_leaf` nodes share a leaf switch; traffic between leaves crosses the spine, which carries
     1/`oversubscription` of what the leaves could ask for. With `rails` such a set of nodes has one leaf switch for each
-    rail, and what changes rails crosses the spine.
+    rail, and what changes rails crosses the spine. Of three tiers, or a dragonfly, `nodes_per_pod` nodes share a spine
+    (or are one group), and traffic between pods crosses the core, which carries 1/`core_oversubscription`. The GPUs of
+    `nvlink_nodes` nodes are one NVSwitch domain.
     """
 
     name: str = key(meaning="name of the cluster, as its file's")
@@ -198,13 +232,32 @@ class Cluster:
         choices=("infiniband", "efa", "roce", "slingshot", "ethernet", "none"),
         meaning="network between the nodes",
     )
+    nvlink_nodes: int = key(
+        1, unit="nodes", minimum=1, meaning="nodes that one NVSwitch domain joins, as 18 of a GB200 NVL72"
+    )
     nodes_per_leaf: int = key(0, unit="nodes", minimum=0, meaning="nodes that share a leaf switch; 0: all of them")
+    leaf_sizes: tuple[int, ...] | None = key(
+        None, unit="nodes", minimum=1, example="[18,18,10]",
+        meaning="nodes of each leaf, in the job's order, where leaves are unequal; null: nodes_per_leaf each",
+    )  # fmt: skip
     rails: int = key(
         1, unit="planes", minimum=1, derived=True,
         meaning="leaf switches that a node is on, one for each of its rails; auto: one for each NIC (rail-optimised)",
     )  # fmt: skip
     oversubscription: float = key(
         1.0, unit="1", minimum=1, meaning="of the spine: what leaves may ask for over what it carries"
+    )
+    nodes_per_pod: int = key(
+        0, unit="nodes", minimum=0,
+        meaning="nodes that share a spine, below a third tier, or one group of a dragonfly; 0: all of them",
+    )  # fmt: skip
+    core_oversubscription: float = key(
+        1.0, unit="1", minimum=1, meaning="between pods: what nodes may ask for over what the third tier carries"
+    )
+    pxn: bool = key(
+        True,
+        meaning="whether NCCL takes all-to-all traffic for another rail over NVLink to a GPU of that rail first (PXN, "
+        "NCCL 2.12 and later), and not through the spine",
     )
     scheduler: str = key("local", choices=("local", "slurm"), meaning="what starts jobs there")
     price_per_node_hour: float | None = key(
@@ -227,6 +280,7 @@ class Cluster:
                 "rail takes as many of them; choose a divisor, auto for one rail to each NIC, or 1 where a node is on "
                 "one leaf switch"
             )
+        cluster._check_tiers()
         if cluster.num_nodes > 1 and not (cluster.node.num_nics and cluster.node.nic_gbps):
             raise InputError(
                 f"cluster.num_nodes={cluster.num_nodes} needs a network between the nodes, and {cluster.name} has "
@@ -234,9 +288,56 @@ class Cluster:
             )
         return cluster
 
+    def _check_tiers(self) -> None:
+        """Raise InputError where tiers do not contain each other."""
+        node, pod = self.node, self.nodes_per_pod
+        if self.nvlink_nodes > 1 and (node.nvlink != "nvswitch" or len(node.domains) > 1):
+            raise InputError(
+                f"cluster.nvlink_nodes={self.nvlink_nodes} joins nodes that are one NVSwitch domain each: set "
+                "cluster.node.nvlink=nvswitch and cluster.node.domain_size=auto, or nvlink_nodes=1"
+            )
+        if self.leaf_sizes and sum(self.leaf_sizes) < self.num_nodes:
+            raise InputError(
+                f"cluster.leaf_sizes={list(self.leaf_sizes)} holds {sum(self.leaf_sizes)} nodes, and there are "
+                f"{self.num_nodes}: name every leaf, or set it to null"
+            )
+        split = [f"leaves of {end} nodes" for end in self.leaf_ends[:1] if pod and not self.leaf_sizes and pod % end]
+        split += ["leaves of unequal sizes"] if pod and self.leaf_sizes and pod not in self.leaf_ends else []
+        split += [f"NVSwitch domains of {self.nvlink_nodes} nodes"] if pod % self.nvlink_nodes else []
+        if split:
+            raise InputError(
+                f"cluster.nodes_per_pod={pod} splits {' and '.join(split)}: a pod has whole ones; choose a multiple, "
+                "or 0 for one pod"
+            )
+
+    @cached_property
+    def leaf_ends(self) -> tuple[int, ...]:
+        """Nodes before which leaves end; of equal leaves the first, for the others are its multiples."""
+        if self.leaf_sizes:
+            return tuple(accumulate(self.leaf_sizes))
+        return (self.nodes_per_leaf,) if self.nodes_per_leaf else ()
+
+    def leaf(self, node: int) -> int:
+        """The leaf switch of a node; nodes fill leaves in order."""
+        if self.leaf_sizes:
+            return bisect_right(self.leaf_ends, node)
+        return node // self.nodes_per_leaf if self.nodes_per_leaf else 0
+
+    def pod(self, node: int) -> int:
+        """The pod of a node."""
+        return node // self.nodes_per_pod if self.nodes_per_pod else 0
+
     def rail(self, local_rank: int) -> int:
-        """The rail of a rank of a node: neighbouring GPUs share NICs, and NICs rails."""
-        return self.node.gpu_order[local_rank] * self.rails // self.node.num_gpus
+        """The rail of a rank of a node: that of its NIC."""
+        node, gpu = self.node, self.node.gpu_order[local_rank]
+        if node.nic_of_gpu:
+            return node.nic_of_gpu[gpu] * self.rails // node.num_nics
+        return gpu * self.rails // node.num_gpus
+
+    @property
+    def domain_size(self) -> int:
+        """GPUs of the smallest NVSwitch domain, on however many nodes it is."""
+        return self.node.domain_size * self.nvlink_nodes
 
     @property
     def num_gpus(self) -> int:

@@ -69,8 +69,8 @@ def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
     if group.nodes == 1:
         return seconds
-    # Ranks of other rails are reached through the spine, those of a rank's own through its leaf.
-    other_rails = (group.rails - 1) / group.rails
+    # Ranks of other rails are reached through the spine, those of a rank's own through its leaf; with PXN all are.
+    other_rails = 0.0 if fabric.pxn else (group.rails - 1) / group.rails
     elsewhere = group._replace(spine=True)
     kept, crossing = away * (1 - other_rails), away * other_rails
     return seconds + kept / nic_bytes_per_s(fabric, group, 1) + crossing / nic_bytes_per_s(fabric, elsewhere, 1)
@@ -203,9 +203,10 @@ def local_bytes_per_s(fabric: Fabric, group: Group) -> float:
 
 
 def nic_bytes_per_s(fabric: Fabric, group: Group, ranks: int) -> float:
-    """Return the share of a node's NICs for `ranks` of its GPUs, through the spine if the group crosses it."""
+    """Return the share of a node's NICs for `ranks` of its GPUs, through spine and core if the group crosses them."""
     rate = fabric.node_bytes_per_s * ranks / fabric.gpus_per_node
-    return rate / fabric.oversubscription if group.spine else rate
+    taper = max(fabric.oversubscription if group.spine else 1.0, fabric.core_oversubscription if group.core else 1.0)
+    return rate / taper
 
 
 def nic_reach(fabric: Fabric, group: Group) -> float:
@@ -225,7 +226,7 @@ def _nvlink_all_reduce_s(fabric: Fabric, ranks: int, num_bytes: float) -> float:
     """
     size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_rate(ranks)
     alone = _table_s(ranks, size)
-    if ranks >= fabric.gpus_per_node:
+    if ranks >= fabric.gpus_together:
         return alone
     start = _table_s(ranks, min(size, SIZES[0]))
     return start + fabric.group_contention * (alone - start)

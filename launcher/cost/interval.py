@@ -50,7 +50,7 @@ def unmeasured(job: Job, layout: Layout) -> list[str]:
         "context parallelism": layout.cp > 1,
         "expert parallelism": bool(job.model.num_experts),
         f"sequences of {job.model.seq_len}": job.model.seq_len > LONGEST_SEQUENCE,
-        "tensor parallelism between nodes": layout.tp > job.cluster.node.domain_size,
+        "tensor parallelism between nodes": layout.tp > job.cluster.domain_size,
     }
     return [what for what, missing in found.items() if missing]
 

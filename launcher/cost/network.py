@@ -11,7 +11,7 @@ from launcher.cluster.measured import Curve
 from launcher.cost.constants import Constants
 from launcher.cost.gloo import gloo_curves
 from launcher.layout import Layout
-from launcher.layout.placement import rails_of_groups
+from launcher.layout.placement import rails_of_groups, splits
 
 
 class Group(NamedTuple):
@@ -19,8 +19,8 @@ class Group(NamedTuple):
 
     The worst group of an axis where groups differ. `spine`: its rings cross from leaf to leaf, for its nodes are on
     several, or have no rail in common. `rails`: of a rail-optimised fabric, those that its ranks of a node are on;
-    between them all other traffic of its nodes crosses the spine (unless NCCL's PXN takes it over NVLink first, which
-    is not modelled).
+    between them all other traffic of its nodes crosses the spine, but for what PXN takes over NVLink first. `core`: its
+    rings cross from pod to pod, through a third tier. Nodes that NVLink joins count as one.
     """
 
     ranks: int
@@ -29,6 +29,7 @@ class Group(NamedTuple):
     nodes: int
     spine: bool = False
     rails: int = 1
+    core: bool = False
 
     @property
     def inside_domain(self) -> bool:
@@ -96,18 +97,19 @@ def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
     if ranks == 1:
         return ALONE
     node = cluster.node
-    size = min(node.num_gpus, world)
+    size = min(node.num_gpus * cluster.nvlink_nodes, world)
     nodes = _blocks(ranks, stride, size, world)
     per_node = -(-ranks // nodes)
-    domains = nodes if node.domain_size >= size else _blocks(ranks, stride, node.domain_size, world)
+    domains = nodes if cluster.domain_size >= size else _blocks(ranks, stride, cluster.domain_size, world)
     domains = domains if node.nvlink != "none" else ranks
     per_domain = min(per_node, -(-ranks // domains))
-    leaf = cluster.nodes_per_leaf * node.num_gpus
     if nodes == 1:
         return Group(ranks, per_domain, per_node, nodes)
     shared, rails = rails_of_groups(cluster, ranks=ranks, stride=stride, world=world)
-    spine = not shared or (leaf > 0 and _blocks(ranks, stride, leaf, world) > 1)
-    return Group(ranks, per_domain, per_node, nodes, spine, rails)
+    core = splits(cluster.nodes_per_pod * node.num_gpus, ranks=ranks, stride=stride, world=world)
+    ends = (end * node.num_gpus for end in cluster.leaf_ends)
+    spine = core or not shared or any(splits(end, ranks=ranks, stride=stride, world=world) for end in ends)
+    return Group(ranks, per_domain, per_node, nodes, spine, rails, core)
 
 
 def joined(one: Group, other: Group) -> Group:
@@ -115,13 +117,14 @@ def joined(one: Group, other: Group) -> Group:
     ranks, nodes = one.ranks * other.ranks, one.nodes * other.nodes
     per_node = -(-ranks // nodes)
     per_domain, spine = min(per_node, one.per_domain * other.per_domain), one.spine or other.spine
-    return Group(ranks, per_domain, per_node, nodes, spine, min(per_node, one.rails * other.rails))
+    rails = min(per_node, one.rails * other.rails)
+    return Group(ranks, per_domain, per_node, nodes, spine, rails, one.core or other.core)
 
 
 def ends_of(group: Group) -> Group:
     """The pair of a group's first and last rank."""
     per_domain, per_node, nodes = (min(2, size) for size in (group.per_domain, group.per_node, group.nodes))
-    return Group(2, per_domain, per_node, nodes, group.spine, group.rails)
+    return Group(2, per_domain, per_node, nodes, group.spine, group.rails, group.core)
 
 
 def _blocks(ranks: int, stride: int, size: int, world: int) -> int:
@@ -144,7 +147,9 @@ class Fabric:
     pcie_bytes_per_s: float
     node_bytes_per_s: float  # all NICs of a node
     gpus_per_node: int
+    gpus_together: int  # of the nodes that NVLink joins, which count as one
     oversubscription: float
+    core_oversubscription: float
     base_latency_s: float
     hop_latency_s: float
     local_latency_s: float
@@ -154,6 +159,7 @@ class Fabric:
     direct_peers: int = 0  # GPUs that each is joined to by links of its own, without a switch
     curves: tuple[Curve, ...] = ()  # measured
     job_fraction: float = 1.0  # of measured rates between nodes, what training reaches
+    pxn: bool = False  # all-to-all stays on its rail between nodes
 
     def nvlink_rate(self, ranks: int) -> float:
         """Bytes/s of a GPU's NVLinks that a ring over `ranks` of its domain uses: with links of their own to each peer,
@@ -205,7 +211,10 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S,
         node_bytes_per_s=across * constants.inter_node_fraction,
         gpus_per_node=node.num_gpus,
+        gpus_together=node.num_gpus * cluster.nvlink_nodes,
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
+        core_oversubscription=cluster.core_oversubscription,
+        pxn=cluster.pxn and node.nvlink == "nvswitch",
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
         gather_share=constants.gather_share,

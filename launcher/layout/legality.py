@@ -48,7 +48,8 @@ def tensor_parallel_choices(job: Job, *, across_domains: bool) -> list[int]:
     ]
     if across_domains:
         return shaped
-    return [tp for tp in shaped if all(len(domain) % tp == 0 for domain in job.cluster.node.domains)]
+    joined = job.cluster.nvlink_nodes
+    return [tp for tp in shaped if all(joined * len(domain) % tp == 0 for domain in job.cluster.node.domains)]
 
 
 def _listed(numbers: Iterable[int]) -> str:
@@ -121,21 +122,21 @@ def _tensor(job: Job, layout: Layout) -> Iterator[Problem]:
 
 
 def _tensor_domain(job: Job, layout: Layout) -> Iterator[Problem]:
-    node, tp, rule = job.cluster.node, layout.tp, "tp crosses NVSwitch domains"
-    if tp > node.domain_size:
-        links = "NVLink reaches no further" if node.domain_size > 1 else "its GPUs have no NVLink between them"
+    size, tp, rule = job.cluster.domain_size, layout.tp, "tp crosses NVSwitch domains"
+    if tp > size:
+        links = "NVLink reaches no further" if size > 1 else "its GPUs have no NVLink between them"
         allowed = _listed(tensor_parallel_choices(job, across_domains=False))
         yield Problem(
             rule,
-            f"layout.tp={tp} does not fit in one NVSwitch domain ({node.domain_size} GPUs on {job.cluster.name}; {links}): "
+            f"layout.tp={tp} does not fit in one NVSwitch domain ({size} GPUs on {job.cluster.name}; {links}): "
             f"choose one of {allowed}, or set layout.tp_across_domains=true",
         )
     elif not _tensor_groups_inside(job, layout):
         yield Problem(
             rule,
             f"layout.axis_order={layout.axis_order} spreads groups of layout.tp={tp} over several NVSwitch domains "
-            f"({node.domain_size} GPUs each on {job.cluster.name}): put tp first, choose a tp that divides "
-            f"{node.domain_size}, or set layout.tp_across_domains=true",
+            f"({size} GPUs each on {job.cluster.name}): put tp first, choose a tp that divides "
+            f"{size}, or set layout.tp_across_domains=true",
         )
 
 

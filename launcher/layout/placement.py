@@ -22,6 +22,7 @@ class Link(IntEnum):
     PCIE = 2
     LEAF = 3  # through NICs and leaf switches; the traffic of a rail uses one leaf
     SPINE = 4  # through NICs, leaves and the spine
+    CORE = 5  # through NICs, leaves, spine and the third tier, or between the groups of a dragonfly
 
 
 @dataclass(frozen=True)
@@ -79,28 +80,30 @@ class Placement:
         return before + self.cluster.node.gpu_order.index(gpu)
 
     def domain(self, rank: int) -> tuple[int, int]:
-        """Return (node, index of the NVSwitch domain in the node) of a rank."""
+        """Return the NVSwitch domain of a rank: (the nodes that it joins, counted in such sets; index in the node)."""
         node, local_rank = self._node(rank)
-        return node, bisect_right(self._domain_ends, local_rank)
+        return node // self.cluster.nvlink_nodes, bisect_right(self._domain_ends, local_rank)
 
     @cached_property
     def _domain_ends(self) -> tuple[int, ...]:
         """Local rank after the last one of each domain: ranks fill a node domain by domain."""
         return tuple(accumulate(len(domain) for domain in self.cluster.node.domains))
 
-    def leaf(self, node: int) -> int:
-        """Return the leaf switch of a node; nodes fill leaves in order."""
-        per_leaf = self.cluster.nodes_per_leaf
-        return node // per_leaf if per_leaf else 0
-
     def link(self, a: int, b: int) -> Link:
         """Return the link between two ranks."""
         if a == b:
             return Link.SAME_GPU
-        (node_a, domain_a), (node_b, domain_b) = self.domain(a), self.domain(b)
-        if node_a == node_b:
-            return Link.NVLINK if domain_a == domain_b and self.cluster.node.nvlink != "none" else Link.PCIE
-        return Link.LEAF if self.leaf(node_a) == self.leaf(node_b) and self.rail(a) == self.rail(b) else Link.SPINE
+        if self.domain(a) == self.domain(b) and self.cluster.node.nvlink != "none":
+            return Link.NVLINK
+        nodes = {self._node(a)[0], self._node(b)[0]}
+        return Link.PCIE if len(nodes) == 1 else self._tier(nodes, same_rail=self.rail(a) == self.rail(b))
+
+    def _tier(self, nodes: Iterable[int], *, same_rail: bool) -> Link:
+        """Return the highest switches between nodes, if traffic stays on its rail or not."""
+        if len({self.cluster.pod(node) for node in nodes}) > 1:
+            return Link.CORE
+        one_leaf = len({self.cluster.leaf(node) for node in nodes}) == 1
+        return Link.LEAF if one_leaf and same_rail else Link.SPINE
 
     def rail(self, rank: int) -> int:
         """Return the rail of a rank's NIC."""
@@ -108,19 +111,13 @@ class Placement:
 
     def slowest_link(self, ranks: Iterable[int]) -> Link:
         """Return the slowest link of rings over `ranks`: they use a rail on which all of their nodes have ranks."""
-        nodes = set()
-        domains = set()
         members = list(ranks)
         if len(members) < 2:
             return Link.SAME_GPU
-        for rank in members:
-            domain = self.domain(rank)
-            nodes.add(domain[0])
-            domains.add(domain)
-        if len(nodes) == 1:
-            return self.link(members[0], members[1]) if len(domains) == 1 else Link.PCIE
-        one_leaf = len({self.leaf(node) for node in nodes}) == 1
-        return Link.LEAF if one_leaf and common_rails(self.cluster, members)[0] else Link.SPINE
+        nodes = {self._node(rank)[0] for rank in members}
+        if len({self.domain(rank) for rank in members}) == 1:
+            return self.link(members[0], members[1])
+        return Link.PCIE if len(nodes) == 1 else self._tier(nodes, same_rail=common_rails(self.cluster, members)[0])
 
     def axis_link(self, axis: str) -> Link:
         """Return the slowest link that any group of `axis` crosses; `ep` is the inner part of `dp`."""
@@ -131,8 +128,9 @@ class Placement:
         per_node = self.cluster.node.num_gpus
         if not self._parts(axis, per_node):
             return Link.PCIE
-        per_leaf = per_node * self.cluster.nodes_per_leaf
-        if per_leaf and self._parts(axis, per_leaf):
+        if self._parts(axis, per_node * self.cluster.nodes_per_pod):
+            return Link.CORE
+        if any(self._parts(axis, per_node * end) for end in self.cluster.leaf_ends):
             return Link.SPINE
         shared, _ = rails_of_groups(
             self.cluster, ranks=self.grid.degree(axis), stride=self.grid.strides[axis], world=self.grid.size
@@ -141,16 +139,23 @@ class Placement:
 
     def stays_in_domain(self, axis: str) -> bool:
         """Return whether every group of `axis` is inside one NVSwitch domain."""
-        return not any(self._parts(axis, end) for end in self._domain_ends)
+        joined = self.cluster.nvlink_nodes
+        ends = self._domain_ends if joined == 1 else (joined * self.cluster.node.num_gpus,)
+        return not any(self._parts(axis, end) for end in ends)
 
     def _parts(self, axis: str, boundary: int) -> bool:
-        """Return whether a boundary before rank `boundary` (and its multiples) splits some group.
-
-        Groups of an axis with stride s and degree d tile the ranks in blocks of s × d, so a boundary splits
-        some group exactly if it is not a multiple of s × d: no group needs to be enumerated.
-        """
+        """Return whether a boundary splits some group of an axis; see `splits`."""
         degree = self.grid.degree(axis)
-        return degree > 1 and boundary < self.grid.size and boundary % (self.grid.strides[axis] * degree) != 0
+        return splits(boundary, ranks=degree, stride=self.grid.strides[axis], world=self.grid.size)
+
+
+def splits(boundary: int, *, ranks: int, stride: int, world: int) -> bool:
+    """Return whether a boundary before rank `boundary` (and its multiples) splits some group; 0: there is none.
+
+    Groups of `ranks` ranks `stride` apart tile the world in blocks of `ranks` × `stride`, so a boundary splits some
+    group exactly if it is not a multiple of that: no group needs to be enumerated.
+    """
+    return ranks > 1 and 0 < boundary < world and boundary % (ranks * stride) != 0
 
 
 def rails_of_groups(cluster: Cluster, *, ranks: int, stride: int, world: int) -> tuple[bool, int]:

@@ -93,7 +93,12 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
         domains = tuple(part for d in node.domains if (part := tuple(gpu for gpu in d if gpu in kept)))
         renumbered = {gpu: i for i, gpu in enumerate(sorted(kept))}
         domains = tuple(tuple(renumbered[gpu] for gpu in domain) for domain in domains)
-        return replace(cluster, num_nodes=1, node=replace(node, num_gpus=num_gpus, domains=domains))
+        nics, numa = (
+            tuple(given[gpu] for gpu in sorted(kept)) if given else None
+            for given in (node.nic_of_gpu, node.numa_of_gpu)
+        )
+        some = replace(node, num_gpus=num_gpus, domains=domains, nic_of_gpu=nics, numa_of_gpu=numa)
+        return replace(cluster, num_nodes=1, node=some)
     if num_gpus % node.num_gpus:
         raise InputError(
             f"sizes={num_gpus} is not a whole number of {cluster.name} nodes ({node.num_gpus} GPUs each): "

@@ -24,12 +24,13 @@ def plan_fabric(plan: Plan) -> Fabric:
 def group_of_ranks(plan: Plan, ranks: Sequence[int]) -> Group:
     """The shape of a group on the plan's cluster."""
     placement = plan.placement
-    nodes = Counter(placement.slot(rank).node for rank in ranks)
+    nodes = Counter(placement.domain(rank)[0] for rank in ranks)  # those that NVLink joins count as one
     domains = Counter(placement.domain(rank) for rank in ranks)
     per_domain = max(domains.values()) if plan.job.cluster.node.nvlink != "none" else 1
-    spine = placement.slowest_link(ranks) is Link.SPINE
+    link = placement.slowest_link(ranks)
     rails = common_rails(plan.job.cluster, ranks)[1]
-    return Group(len(ranks), per_domain, max(nodes.values()), len(nodes), spine, rails)
+    tiers = {"spine": link >= Link.SPINE, "core": link is Link.CORE}
+    return Group(len(ranks), per_domain, max(nodes.values()), len(nodes), rails=rails, **tiers)
 
 
 def expected_s(plan: Plan, fabric: Fabric, operation: str, ranks: Sequence[int], num_bytes: float) -> float:

@@ -26,6 +26,7 @@ LINK_NAMES = {
     Link.PCIE: "PCIe inside one node, no NVLink between its members",
     Link.LEAF: "the network, under one leaf switch",
     Link.SPINE: "the network, across leaf switches through the spine",
+    Link.CORE: "the network, from pod to pod through the core",
 }
 COMPARED_KEYS = (
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),

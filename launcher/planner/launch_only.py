@@ -40,7 +40,7 @@ def measuring_plan(job: Job, request: LayoutRequest, options: RunOptions) -> Pla
     Where nothing is pinned, tensor parallelism is the ranks of an NVLink domain, so that its groups are measured too.
     """
     free = all(getattr(request, axis) is None for axis in ("tp", "pp", "dp", "cp"))
-    ranks, domain = job.cluster.max_ranks, job.cluster.node.domain_size
+    ranks, domain = job.cluster.max_ranks, job.cluster.domain_size
     if free and domain < ranks and ranks % domain == 0:
         request = replace(request, tp=domain)
     return _without_model(job, request, options, why=f"the recipe {options.recipe.name} trains no model")

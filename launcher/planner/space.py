@@ -75,7 +75,8 @@ class Space:
     def __init__(self, job: Job, request: LayoutRequest, refuse: Refuse | None = None) -> None:
         self.job, self.request, self.refuse = job, request, refuse
         cluster = job.cluster
-        self._spine_is_slower = cluster.oversubscription > 1 or "spine" in cluster.node.busbw_bytes_per_s
+        tapered = max(cluster.oversubscription, cluster.core_oversubscription) > 1
+        self._spine_is_slower = tapered or "spine" in cluster.node.busbw_bytes_per_s
 
     def broken(self, layout: Layout) -> list[Problem]:
         """Return every rule that a layout breaks."""
@@ -249,7 +250,7 @@ class Space:
         rest = max(1, self.job.cluster.max_ranks // (stride * ranks))
         layout = Layout(tp=stride, pp=1, dp=ranks, cp=rest, axis_order="tp-dp-cp-pp")
         found = group_of(self.job.cluster, layout, "dp")
-        return found if self._spine_is_slower else found._replace(spine=False, rails=1)
+        return found if self._spine_is_slower else found._replace(spine=False, rails=1, core=False)
 
     def layout(
         self, degrees: Degrees, pass_config: PassConfig, schedule: Schedule, *, sharding: Sharding, axis_order: str

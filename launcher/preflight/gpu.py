@@ -50,6 +50,7 @@ def gpu_findings(
     if not node.is_mig and node.num_gpus > 1:
         checks += [
             lambda: domain_findings(node, run(("nvidia-smi", "topo", "-m"))),
+            lambda: numa_findings(node, run(("nvidia-smi", "topo", "-m"))),
             lambda: nvlink_findings(node, run(("nvidia-smi", "nvlink", "-s"))),
         ]
     findings: list[Finding] = []
@@ -146,6 +147,26 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
         )
         return [Finding(Level.PROBLEM, "nvlink domains", message)]
     return [Finding(Level.OK, "nvlink domains", f"{_described(found)}, as the cluster file says")]
+
+
+def numa_findings(node: Node, output: Output) -> list[Finding]:
+    """Check that the NUMA nodes of `topo -m` are those of the cluster file, where both say them of all GPUs."""
+    if node.numa_of_gpu is None or output.text is None:
+        return []
+    here = [whole_number(numa) for numa in read_topo(output.text).numa]
+    if len(here) < node.num_gpus or None in here:
+        return [Finding(Level.UNKNOWN, "numa", "nvidia-smi does not say the NUMA node of every GPU here")]
+    odd = [
+        f"GPU{gpu} is on {found}, not {given}"
+        for gpu, (found, given) in enumerate(zip(here, node.numa_of_gpu, strict=False))
+        if found != given
+    ]
+    if odd:
+        message = (
+            f"NUMA nodes are not those of the cluster file ({', '.join(odd[:4])}): correct cluster.node.numa_of_gpu"
+        )
+        return [Finding(Level.WARNING, "numa", message)]
+    return [Finding(Level.OK, "numa", "the NUMA nodes of the GPUs are those of the cluster file")]
 
 
 def nvlink_findings(node: Node, output: Output) -> list[Finding]:

@@ -140,6 +140,7 @@ LINK_WORDS = {
     Link.PCIE: "PCIe",
     Link.LEAF: "NICs and a leaf",
     Link.SPINE: "NICs, leaves and spine",
+    Link.CORE: "NICs, leaves, spine and core",
 }
 
 

@@ -89,13 +89,15 @@ def test_an_oversubscribed_spine_slows_only_groups_that_cross_it() -> None:
 
 def test_on_rails_only_what_changes_rails_crosses_an_oversubscribed_spine() -> None:
     """Two nodes of eight GPUs, a leaf switch to each rail."""
-    fabric, size = replace(DGX, oversubscription=4.0), 256 * MIB
+    fabric, size = replace(DGX, oversubscription=4.0, pxn=False), 256 * MIB
     plain, railed = (groups_of(cluster(nodes=2, rails=rails), Layout(tp=1, pp=1, dp=16, ep=16)) for rails in (1, 8))
     assert plain.ep == Group(16, 8, 8, 2) and railed.ep == Group(16, 8, 8, 2, rails=8)
     assert all_reduce_s(fabric, railed.dp, size) == all_reduce_s(fabric, plain.dp, size)  # a ring for each rail
     across = all_to_all_s(fabric, railed.ep, size) - all_to_all_s(fabric, plain.ep, size)
     half = size / 2  # of a rank's buffer goes to the other node, seven eighths of it to other rails
     assert across == pytest.approx(7 / 8 * half * (4 - 1) / (fabric.node_bytes_per_s / 8))
+    with_pxn = replace(fabric, pxn=True)  # over NVLink to a GPU of the rail first
+    assert all_to_all_s(with_pxn, railed.ep, size) == all_to_all_s(fabric, plain.ep, size)
     sent = [groups_of(cluster(nodes=2, rails=rails), Layout(tp=4, pp=4, dp=1)).pp for rails in (1, 8)]
     slow, fast = send_s(fabric, sent[1], size), send_s(fabric, sent[0], size)
     assert slow - fabric.base_latency_s == pytest.approx(4 * (fast - fabric.base_latency_s))  # GPU 4 to 0, 5 to 1, …

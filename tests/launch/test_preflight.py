@@ -36,10 +36,11 @@ from tests.cluster import texts
 LISTED = "".join(f"GPU {i}: NVIDIA A100-SXM4-80GB (UUID: GPU-{i})\n" for i in range(8))
 TWELVE_LINKS = "".join(f"\t Link {link}: 25 GB/s\n" for link in range(12))
 LINKS = "".join(f"GPU {i}: NVIDIA A100-SXM4-80GB (UUID: GPU-{i})\n{TWELVE_LINKS}" for i in range(8))
+NUMA = [f"0-23\t{numa}\tN/A" for numa in (3, 3, 1, 1, 7, 7, 5, 5)]
 HEALTHY = {
     ("nvidia-smi", "-L"): LISTED,
     QUERY_COMMAND: texts.query(8),
-    ("nvidia-smi", "topo", "-m"): texts.topo(texts.uniform(8, "NV12")),
+    ("nvidia-smi", "topo", "-m"): texts.topo(texts.uniform(8, "NV12"), tails=NUMA),
     ("nvidia-smi", "nvlink", "-s"): LINKS,
 }
 NICS = tuple(Nic(f"mlx5_{i}", "infiniband", 200.0, active=True) for i in range(8))
@@ -76,6 +77,7 @@ def test_a_healthy_node_passes_every_gpu_check() -> None:
         "driver",
         "nvlink domains",
         "nvlink state",
+        "numa",
     }
     assert worst(findings) is Level.OK
 
@@ -317,3 +319,12 @@ def test_the_inherited_environment_is_what_is_checked(monkeypatch: pytest.Monkey
     ours = load(["cluster=cpu", "cluster.node.num_gpus=1"]).job.cluster
 
     assert any("no-such-interface" in message for message in problems(preflight(ours, run_folder=tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("numa", "level", "said"),
+    [("[3,3,1,1,7,7,5,5]", Level.OK, "are those of"), ("[0,0,0,0,1,1,1,1]", Level.WARNING, "GPU0 is on 3, not 0")],
+)
+def test_numa_nodes_are_held_against_the_cluster_file(numa: str, level: Level, said: str) -> None:
+    [finding] = [each for each in gpu({}, f"cluster.node.numa_of_gpu={numa}") if each.check == "numa"]
+    assert finding.level is level and said in finding.message

@@ -63,7 +63,7 @@ def test_rings_stay_on_a_rail_that_all_nodes_of_the_group_share(placement: Place
     per_node, rails = placement.cluster.node.num_gpus, placement.cluster.rails
     for group in placement.grid.groups(axis):
         nodes = {rank // per_node for rank in group}
-        if len({placement.leaf(node) for node in nodes}) > 1 or len(nodes) < 2:
+        if len({placement.cluster.leaf(node) for node in nodes}) > 1 or len(nodes) < 2:
             continue
         on = [
             {placement.slot(rank).gpu * rails // per_node for rank in group if rank // per_node == node}

@@ -28,9 +28,10 @@ CARDS: dict[str, tuple[str, ...]] = {
     "h100_pcie": ("H100 PCIe", "2331"),
     "h100_nvl": ("H100 NVL", "H100L 94GB", "2321"),
     "h800_sxm": ("H800", "H800 SXM5", "2324"),
-    "h200": ("H200", "H200 SXM 141GB", "2335"),
+    "h200_sxm": ("H200", "H200 SXM 141GB", "2335"),
     "gh200": ("GH200 480GB", "GH200 120GB", "GH200 120GB / 480GB", "2342"),
-    "b200": ("B200", "2901"),
+    "b200_sxm": ("B200", "2901"),
+    "gb200": ("GB200", "2941"),
 }
 SLICES = {("a100_sxm_80g", "1g.10gb"): "a100_mig_1g", ("a100_sxm_80g", "3g.40gb"): "a100_mig_3g"}
 _BY_WORD = {word.lower(): entry for entry, words in CARDS.items() for word in words}
