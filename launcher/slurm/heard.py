@@ -12,6 +12,7 @@ from typing import Any
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.errors import InputError
 from launcher.preflight.findings import Finding, Level
+from launcher.slurm.unstarted import unstarted
 from launcher.text import printable
 
 MARK = "launcher-preflight "
@@ -19,7 +20,7 @@ LONGEST_SAID = 240
 LABEL = re.compile(r" *(\d+): (.*)", re.DOTALL)  # srun --label
 # srun: error: node[2-3]: tasks 1-2: Exited with exit code 2
 EXITED = re.compile(r"srun: error: (\S+): tasks? ([\d,\[\]-]+): ")
-FOLDER = "shared folder"
+FOLDER, ANSWER = "shared folder", "answer"
 NO_FOLDER = re.compile(r"couldn't chdir")
 NOT_THERE = re.compile(
     r"couldn't chdir|execve\(\)|No such file or directory|can't open file|No module named|ModuleNotFoundError"
@@ -72,11 +73,14 @@ def judge(heard: Heard, hosts: Sequence[str]) -> list[Finding]:
     left = [host for host in silent if host not in blind]
     all_said = " ".join(line.text.strip() for line in heard.err if line.text.strip()) or f"exit code {heard.code}"
     said = printable(all_said, longest=LONGEST_SAID)
-    if left and (len(left) == len(hosts) > 1 or NO_STEP.search(all_said)):
+    failed = unstarted(line.text for line in heard.err if not LABEL.fullmatch(line.text))
+    if failed and set(failed) < set(hosts):  # srun has then ended the others
+        found += [Finding(Level.PROBLEM, ANSWER, f"none to srun ({why})", host) for host, why in failed.items()]
+    elif left and (len(left) == len(hosts) > 1 or NO_STEP.search(all_said)):
         why = f"the step cannot start ({said}): change what the job asks for, this is not a fault of the nodes"
         found.append(Finding(Level.PROBLEM, "srun", why))
     else:
-        found += [Finding(Level.PROBLEM, "answer", f"none to srun ({said})", host) for host in left]
+        found += [Finding(Level.PROBLEM, ANSWER, f"none to srun ({said})", host) for host in left]
     return [*_in_common(found, hosts), *_clock_findings(reports)]
 
 

@@ -7,11 +7,13 @@ It runs once per start of the job, on the first node, and does not import torch:
     3. assign hosts to nodes of the plan, print the assignment, write it into plan-start.json
     4. check every node, measure their bandwidth; exclude bad nodes if there are enough others
     5. start one agent per node with srun, forward Slurm's signal to them, wait; spares replace lost nodes
-    6. requeue if the time limit, preemption or a lost node ended the run, never after an application error
+    6. requeue if the time limit, preemption or a lost node ended the run, or a node could not start it (without that
+       node), never after an application error
 """
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +40,8 @@ from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
 from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
-from launcher.slurm.jobstate import JobState, job_state, requeue
+from launcher.slurm.heard import ANSWER
+from launcher.slurm.jobstate import JobState, exclude, job_state, requeue
 from launcher.slurm.life import has_ended
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
@@ -53,6 +56,14 @@ from launcher.slurm.traffic import node_traffic
 from launcher.slurm.watching import Signals, StepWatch, end
 
 TERMINATED = 143  # a shell's exit code of a process ended by TERM
+
+
+class NodesCannotStart(JobFailed):
+    """Slurm could start nothing on some nodes of the allocation; `hosts`: host → reason."""
+
+    def __init__(self, message: str, hosts: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.hosts = hosts
 
 
 @dataclass(frozen=True)
@@ -71,31 +82,35 @@ class Driver:
         history = self._begin()
         hosts = self.allocation.hosts
         lost: tuple[str, ...] = ()
+        failed: Mapping[str, str] = {}
         try:
             for attempt in count():
                 steps = self._steps(attempt)
                 plan, hosts = self._ready(planned, hosts, steps)
                 with self._guarded(plan, hosts):
-                    code = self._run_step(plan, steps, signals)
+                    code, failed = self._run_step(plan, steps, signals)
                 lost = lost_nodes(plan.hosts) if code and not signals.terminate else ()
-                if not self._replaces(lost, plan, hosts, signals):
+                out = (*lost, *failed)
+                if not self._replaces(out, plan, hosts, signals):
                     break
-                hosts = tuple(host for host in hosts if host not in lost)
+                hosts = tuple(host for host in hosts if host not in out)
         except LauncherError as error:
             state = job_state(self.allocation.job_id)
-            if not (state.ending or state.preempted or signals.terminate):
+            failed = error.hosts if isinstance(error, NodesCannotStart) else {}
+            if not (state.ending or state.preempted or signals.terminate or failed):
                 self._note(ledger.END, code=error.exit_code, why=str(error))
                 release(self.folder, self.owner, ended="failed")
                 raise
             notify(f"while starting: {error}")
-            outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted)
+            outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted, unstarted=failed)
             return self._end(outcome, state, history, signals)
         state = job_state(self.allocation.job_id) if code else JobState()
         states = states_in_words(self.folder, num_nodes=plan.placement.num_nodes)
         if code == 0 and set(states) != {"done"} and signals.terminate:  # srun may end with 0 when it was ended
             code = TERMINATED
         stopped = was_stopped(self.folder, num_nodes=plan.placement.num_nodes)
-        outcome = Outcome(code, signals.stop > 0, stopped, tuple(lost), preempted=state.preempted)
+        outcome = Outcome(code, signals.stop > 0, stopped, tuple(lost), preempted=state.preempted, unstarted=failed)
+        outcome = replace(outcome, everywhere=1 < len(plan.hosts) == len(failed))
         return self._end(outcome, state, history, signals)
 
     def _begin(self) -> list[JobStart]:
@@ -125,12 +140,14 @@ class Driver:
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
         """Return the plan on good nodes, and the remaining hosts: bad ones are excluded if there are enough others."""
         plan, chosen = self._place(planned, hosts)
-        bad = self._bad_nodes(plan, chosen, steps)
+        findings = self._bad_nodes(plan, chosen, steps)
+        bad = hosts_to_exclude(findings)
         if not bad:
             return plan, hosts
         left = tuple(host for host in hosts if host not in bad)
         if len(left) < self.settings.fewest_nodes(planned.placement.num_nodes):
-            raise JobFailed(_excluded(bad))
+            silent = {f.host: f.message for f in findings if f.host in bad and f.check == ANSWER}
+            raise NodesCannotStart(_excluded(bad), silent) if set(silent) == set(bad) else JobFailed(_excluded(bad))
         notify(f"going on without {', '.join(bad)}: {len(left)} nodes are left")
         return self._place(planned, left)[0], left
 
@@ -149,18 +166,18 @@ class Driver:
         self._note(ledger.PLACED, hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
         return placed, assignment.hosts
 
-    def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> tuple[str, ...]:
-        """Return nodes to exclude: by their checks, then by their speed."""
-        bad: tuple[str, ...] = ()
+    def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> list[Finding]:
+        """Return findings with the nodes to exclude: by their checks, then by their speed."""
+        found: list[Finding] = []
         if self.settings.preflight:
-            bad = self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
+            found = self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
         # Spares were measured at the start, and a node that is bad already would spoil the measurement.
-        if not bad and not steps.attempt and nodecheck.wants_bandwidth(plan, self.settings):
-            bad = self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
-        return bad
+        if not hosts_to_exclude(found) and not steps.attempt and nodecheck.wants_bandwidth(plan, self.settings):
+            found = self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
+        return found
 
-    def _judge(self, event: str, check: Callable[[], list[Finding]]) -> tuple[str, ...]:
-        """Return the bad nodes by a check; time it, print its problems, and record it."""
+    def _judge(self, event: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+        """Return what a check found; time it, print its problems, and record it."""
         began = time.monotonic()
         findings = check()
         seconds, bad = time.monotonic() - began, hosts_to_exclude(findings)
@@ -170,7 +187,7 @@ class Driver:
         self._note(event, bad=bad, seconds=seconds)
         if of_all := [f"{f.check}: {f.message}" for f in findings if f.level is Level.PROBLEM and not f.host]:
             raise JobFailed("; ".join(of_all))
-        return bad
+        return findings
 
     @contextmanager
     def _guarded(self, plan: Plan, hosts: Sequence[str]) -> Iterator[None]:
@@ -188,18 +205,20 @@ class Driver:
         finally:
             end(process)
 
-    def _run_step(self, plan: Plan, steps: Steps, signals: Signals) -> int:
-        """Start the agents and wait for them; return srun's exit code."""
+    def _run_step(self, plan: Plan, steps: Steps, signals: Signals) -> tuple[int, Mapping[str, str]]:
+        """Start the agents and wait for them; return srun's exit code, and the hosts that could not start theirs."""
         argv = steps.argv(plan, AGENT, plan.hosts)
         forget_node_states(self.folder)
         self._note(ledger.STEP, argv=argv)
         signals.in_step = True
         process = self._start_step(argv, steps.variables(plan))
         spared_job = self.allocation.job_id if self.settings.spares else None
-        return StepWatch(process, signals, self.folder, plan.hosts, notify, spared_job).wait()
+        watch = StepWatch(process, signals, self.folder, plan.hosts, notify, spared_job)
+        code = watch.wait()
+        return code, watch.errors.unstarted() if code else {}
 
     def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(argv, env=variables)
+        return subprocess.Popen(argv, env=variables, stderr=subprocess.PIPE)
 
     def _replaces(self, lost: Sequence[str], plan: Plan, hosts: Sequence[str], signals: Signals) -> bool:
         """Return whether spares replace the lost nodes at once, without a requeue."""
@@ -207,7 +226,7 @@ class Driver:
         if not lost or signals.stop or not self.settings.spares or len(left) < plan.placement.num_nodes:
             return False
         spares = [host for host in left if host not in plan.hosts]
-        notify(f"{', '.join(lost)} no longer answered: going on at once with {len(left)} nodes that are left")
+        notify(f"{', '.join(lost)} cannot go on: going on at once with the {len(left)} nodes that are left")
         self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=self._newest_checkpoint())
         return True
 
@@ -229,7 +248,9 @@ class Driver:
         sent_back = outcome.preempted and decision.requeue
         self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
         if decision.requeue:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the requeue sends to all processes of this script
             requeue(self.allocation.job_id, notify=notify)
+            exclude(self.allocation.job_id, decision.without, notify=notify)
         else:
             release(self.folder, self.owner, ended="failed" if decision.code else "done")
         return decision.code

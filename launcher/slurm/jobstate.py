@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import JobFailed
+from launcher.cluster.hostlist import compress_hostlist, expand_hostlist
+from launcher.errors import InputError, JobFailed
 from launcher.slurm.command import SlurmUnreachable, ask
+from launcher.text import whole_number
 
 RETRY_EVERY_S = 10.0
 RETRY_FOR_S = 120.0  # time for slurmctld to restart
@@ -52,3 +54,43 @@ def requeue(job_id: str, *, notify: Callable[[str], None]) -> None:
             time.sleep(RETRY_EVERY_S)
     if answer.code:
         raise JobFailed(f"scontrol requeue {job_id} failed: {answer.reason}")
+
+
+def exclude(job_id: str, hosts: Sequence[str], *, notify: Callable[[str], None]) -> None:
+    """Keep a job that waits again off these hosts, in addition to those that it excludes already.
+
+    It keeps them where it asks for them by name, where its partition has no others, and where Slurm refuses.
+    """
+    if not hosts:
+        return
+    try:
+        record = ask(("scontrol", "show", "job", "-o", job_id)).out
+        excluded = sorted({*_hosts(record, "ExcNodeList"), *hosts})
+        problem = _why_not(record, hosts, excluded)
+        update = ("scontrol", "update", f"jobid={job_id}", f"excnodelist={compress_hostlist(excluded)}")
+        if problem is None and (answer := ask(update)).code:
+            problem = answer.reason
+    except InputError as error:
+        problem = str(error)
+    named = ", ".join(hosts)
+    if problem:
+        notify(f"the job may get {named} again: {problem}")
+    else:
+        notify(f"the job waits for nodes other than {named}; `scontrol update jobid={job_id} excnodelist=` allows all")
+
+
+def _hosts(record: str, field: str) -> tuple[str, ...]:
+    """Return the hosts in a field of scontrol's record of a job."""
+    match = re.search(rf"\b{field}=(\S+)", record)
+    return expand_hostlist(match[1]) if match and match[1] != "(null)" else ()
+
+
+def _why_not(record: str, hosts: Sequence[str], excluded: Sequence[str]) -> str | None:
+    """Return why a job cannot go on without these hosts."""
+    if asked := set(hosts) & set(_hosts(record, "ReqNodeList")):
+        return f"it asks for {', '.join(sorted(asked))} by name"
+    partition, needed = (re.search(rf"\b{name}=(\w+)", record) for name in ("Partition", "NumNodes"))
+    all_nodes = ask(("sinfo", "-h", "-N", "-o", "%n", *(("-p", partition[1]) if partition else ()))).out.split()
+    if needed and len(set(all_nodes) - set(excluded)) < (whole_number(needed[1]) or 0):
+        return "its partition has not enough others"
+    return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from launcher.slurm.unstarted import in_words
 
 # Starts from the same checkpoint after which a job counts as a crash loop. A node failure is requeued by Slurm itself
 # and may happen twice before the first checkpoint; a third time is no accident.
@@ -30,7 +32,8 @@ class Outcome:
 
     `signalled`: Slurm's signal reached the batch script. `stopped`: the agents were asked to stop, and did: by that
     signal, or by the TERM that preemption sends only to the tasks. `lost_nodes`: hosts that no longer answer.
-    `preempted`: by Slurm's record, independent of the agents.
+    `preempted`: by Slurm's record, independent of the agents. `unstarted`: hosts that could not start their agent, with
+    the reason; `everywhere`: these are all.
     """
 
     code: int
@@ -39,15 +42,18 @@ class Outcome:
     lost_nodes: tuple[str, ...] = ()
     checkpoint_step: int | None = None
     preempted: bool = False
+    unstarted: Mapping[str, str] = field(default_factory=dict)
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the driver does: requeue or not, the exit code of the job, and why."""
+    """What the driver does: requeue or not, the exit code of the job, and why; `without`: nodes to exclude."""
 
     requeue: bool
     code: int
     why: str
+    without: tuple[str, ...] = ()
 
 
 def start_problem(starts: Sequence[JobStart], *, max_requeues: int, always: bool = False) -> str | None:
@@ -89,23 +95,27 @@ def decide(
 ) -> Decision:
     """Decide what follows the agents' end, in the last of `starts`.
 
-    An application error is never requeued. Preemption and the loss of a node are; a stop before the time limit is if a
-    newer checkpoint was written since this start. The number of starts limits all except preemption.
+    An application error is never requeued. Preemption and the loss of a node are, and what some nodes could not start,
+    without these; a stop before the time limit is if a newer checkpoint was written since this start. The number of
+    starts limits all except preemption.
     """
     if outcome.code == 0:
         return Decision(False, 0, "the run is complete")
     cause = _cause(outcome)
     if cause is None:
         return Decision(False, outcome.code, "the job failed by itself: not requeued")
+    if outcome.everywhere and not outcome.preempted:
+        return Decision(False, outcome.code, f"{cause}, as none could: not requeued, for no node is at fault")
     if not requeue:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.requeue=false")
     if outcome.preempted:
         return Decision(True, outcome.code, f"{cause}; requeued")
     if requeues(starts) >= max_requeues:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up")
-    if not (always or outcome.lost_nodes) and outcome.checkpoint_step == starts[-1].checkpoint_step:
+    nodes = (*outcome.lost_nodes, *outcome.unstarted)
+    if not (always or nodes) and outcome.checkpoint_step == starts[-1].checkpoint_step:
         return Decision(False, outcome.code, f"{cause}; not requeued: no new checkpoint since this start")
-    return Decision(True, outcome.code, f"{cause}; requeued")
+    return Decision(True, outcome.code, f"{cause}; requeued", without=tuple(sorted(outcome.unstarted)))
 
 
 def _cause(outcome: Outcome) -> str | None:
@@ -114,6 +124,8 @@ def _cause(outcome: Outcome) -> str | None:
         return "preempted by Slurm"
     if outcome.lost_nodes:
         return f"{', '.join(outcome.lost_nodes)} no longer answered"
+    if outcome.unstarted:
+        return in_words(outcome.unstarted)
     if outcome.signalled:
         return "stopped by Slurm's signal (time limit, preemption or scancel --signal)"
     if outcome.stopped:

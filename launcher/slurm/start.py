@@ -34,6 +34,7 @@ from launcher.slurm.request import check_equal_nodes
 from launcher.slurm.requeue import JobStart, Outcome
 from launcher.slurm.settings import NEVER, SlurmSettings
 from launcher.slurm.step import AGENT
+from launcher.slurm.unstarted import in_words
 from launcher.slurm.watching import Signals
 
 
@@ -72,7 +73,7 @@ class ShellDriver(Driver):
     def _start_step(self, argv: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start srun in its own session, so that the terminal's Ctrl-C reaches only this process. It ends with it."""
         follow = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)
-        return subprocess.Popen(argv, env=variables, start_new_session=True, preexec_fn=follow)
+        return subprocess.Popen(argv, env=variables, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=follow)
 
     def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
         why = _why(outcome, state, stopped=signals.stop > 0)
@@ -87,6 +88,8 @@ def _why(outcome: Outcome, state: JobState, *, stopped: bool) -> str:
         return "the run is complete"
     if outcome.lost_nodes:  # with which Slurm ends the allocation, too
         return f"{', '.join(outcome.lost_nodes)} no longer answered"
+    if outcome.unstarted:
+        return in_words(outcome.unstarted)
     if state.ending:
         return "the allocation ended"
     return "stopped from its terminal, or by `launcher cancel`" if stopped else "the job failed by itself"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Thread
 from types import FrameType
 
+from launcher.agent.sink import OutputSink, TerminalTarget
 from launcher.run.folder import RunFolder
 from launcher.run.node_state import states_in_words
 from launcher.slurm.allocation import lost_nodes, removed_nodes
+from launcher.slurm.unstarted import in_words, unstarted
 
 SRUN_LISTENS_S = 3.0  # a signal before srun has set up its handlers would kill it
 START_S = 60.0  # agents that have not started their ranks within this time are signalled nevertheless
@@ -21,6 +25,10 @@ SETTLE_S = 5.0  # after one agent has failed, the others end within this time
 ENDED = {"failed", "stopped"}  # Slurm stops the agents that are left in an allocation that has lost a node
 ASK_EVERY_S = 15.0  # interval of requests to slurmctld
 STOP_S = 10.0  # time for srun to end its tasks
+STANDARD_ERROR = 2
+READ_BYTES = 65_536
+MOST_HEARD_BYTES = 65_536  # what could not start is among the first things that a step says
+READ_ON_S = 5.0  # a grandchild of srun may keep its output open
 
 
 @dataclass
@@ -49,6 +57,33 @@ class Signals:
         self.terminate += 1
 
 
+class StepErrors:
+    """Passes the standard error of a step on to ours, and keeps its beginning. What cannot be written stops nothing."""
+
+    def __init__(self, step: subprocess.Popen[bytes]) -> None:
+        self._stream, self._heard = step.stderr, bytearray()
+        self._sink, self._target = OutputSink(on_fault=lambda *_: None), TerminalTarget(STANDARD_ERROR)
+        self._thread = Thread(target=self._run, name="errors of the step", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        if self._stream is None:
+            return
+        with self._stream:
+            while data := os.read(self._stream.fileno(), READ_BYTES):
+                self._heard += data[: max(0, MOST_HEARD_BYTES - len(self._heard))]
+                self._sink.put(self._target, data)
+
+    def unstarted(self) -> dict[str, str]:
+        """Map the hosts that could not start their task to the reason."""
+        return unstarted(bytes(self._heard).decode(errors="replace").splitlines())
+
+    def close(self) -> None:
+        """Pass on what is left, once the step has ended."""
+        self._thread.join(READ_ON_S)
+        self._sink.close()
+
+
 @dataclass
 class StepWatch:
     """One step of agents, watched until srun ends.
@@ -64,19 +99,26 @@ class StepWatch:
     hosts: Sequence[str]
     notify: Callable[[str], None]
     spared_job: str | None  # the job's id if it has spares
+    errors: StepErrors = field(init=False)
     _passed_on: int = 0
     _failed_at: float | None = None
     _asked_at: float = field(default_factory=time.monotonic)
     _listens_at: float = field(default_factory=lambda: time.monotonic() + SRUN_LISTENS_S)
 
+    def __post_init__(self) -> None:
+        self.errors = StepErrors(self.process)
+
     def wait(self) -> int:
         """Wait for srun and return its exit code."""
-        while True:
-            try:
-                return self.process.wait(POLL_S)
-            except subprocess.TimeoutExpired:
-                self._pass_signals_on()
-                self._end_for_lost_nodes()
+        try:
+            while True:
+                try:
+                    return self.process.wait(POLL_S)
+                except subprocess.TimeoutExpired:
+                    self._pass_signals_on()
+                    self._end_for_lost_nodes()
+        finally:
+            self.errors.close()
 
     def _pass_signals_on(self) -> None:
         """Pass a stop signal on when every agent handles it: it would kill one that still starts."""
@@ -94,6 +136,9 @@ class StepWatch:
     def _end_for_lost_nodes(self) -> None:
         if lost := self._lost_nodes(time.monotonic()):
             self.notify(f"ending the step, since {', '.join(lost)} can no longer end it")
+            end(self.process)
+        elif failed := self.errors.unstarted():
+            self.notify(f"ending the step: {in_words(failed)}")
             end(self.process)
 
     def _lost_nodes(self, now: float) -> Sequence[str]:

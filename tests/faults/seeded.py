@@ -190,8 +190,16 @@ class LongJob:
             time.sleep(0.05)
         return True
 
-    def ranks(self, name: str) -> list[int]:
-        return self.job.ranks_of(name)
+    def signal_rank(self, number: int, name: str = "") -> None:
+        """Signal a rank, of a node drawn by chance; wait for one where the last fault has just ended them all."""
+        name = name or self.chance.choice(HOSTS)
+        self.wait_for(lambda: self._signalled(number, name), timeout_s=60)
+
+    def _signalled(self, number: int, name: str) -> bool:
+        with suppress(IndexError, ProcessLookupError):
+            os.kill(self.chance.choice(self.job.ranks_of(name)), number)
+            return True
+        return False
 
     def strike(self, kind: str) -> Fault:
         """One fault, and the wait for two steps behind it."""
@@ -218,15 +226,15 @@ class LongJob:
 
 
 def kill_rank(job: LongJob) -> None:
-    os.kill(job.chance.choice(job.ranks(job.chance.choice(HOSTS))), signal.SIGKILL)
+    job.signal_rank(signal.SIGKILL)
 
 
 def terminate_rank(job: LongJob) -> None:
-    os.kill(job.chance.choice(job.ranks(job.chance.choice(HOSTS))), signal.SIGTERM)
+    job.signal_rank(signal.SIGTERM)
 
 
 def stop_rank(job: LongJob) -> None:
-    os.kill(job.chance.choice(job.ranks(job.chance.choice(HOSTS))), signal.SIGSTOP)
+    job.signal_rank(signal.SIGSTOP)
 
 
 def kill_agent(job: LongJob, name: str = HOSTS[1]) -> None:
@@ -248,8 +256,7 @@ def kill_during_restart(job: LongJob) -> None:
     """A second fault while the job comes back from the first."""
     kill_rank(job)
     time.sleep(job.chance.uniform(0.1, 1.5))
-    with suppress(IndexError, ProcessLookupError):
-        kill_rank(job)
+    kill_rank(job)
 
 
 def kill_agent_during_restart(job: LongJob) -> None:
@@ -271,7 +278,7 @@ def stop_server_and_kill_rank(job: LongJob) -> None:
     """Ranks have to be started while the server is stopped."""
     name = job.chance.choice(HOSTS)
     os.kill(process.descendants(job.job.agents[name].pid)[0], signal.SIGSTOP)
-    os.kill(job.ranks(name)[0], signal.SIGKILL)
+    job.signal_rank(signal.SIGKILL, name)
 
 
 def pause_agent(job: LongJob) -> None:

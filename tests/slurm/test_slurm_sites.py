@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for
 
+from launcher.cluster.hostlist import expand_hostlist
 from launcher.run.folder import RunFolder
 from launcher.slurm.life import UNREACHABLE
 
@@ -141,6 +144,30 @@ def test_a_folder_that_nodes_do_not_see_is_said_to_be_just_that(slurm: Slurm) ->
     log = (hidden / "logs" / f"slurm-{job_id}.out").read_text()
     assert "not shared: only node1 sees it" in log
     assert "--exclude" not in log
+
+
+def test_a_node_that_cannot_start_the_agent_is_excluded_and_the_job_goes_on_without_it(
+    slurm: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three nodes Slurm gives the two of one leaf first; on one of them Python is missing, as with a lost mount."""
+    run, own = slurm.runs / "unstarted", slurm.runs / "venv"
+    venv.create(own, symlinks=True)
+    [packages] = own.glob("lib/*/site-packages")
+    (packages / "ours.pth").write_text("\n".join(filter(None, sys.path)))
+    monkeypatch.setattr(sys, "executable", str(own / "bin" / "python"))
+    hide(slurm, "node9", own)
+    words = ["launch.preflight=false", f"launch.exclude={SIDE},{NEWER},node10"]
+    job_id = slurm.submit_steps(run, *words, nodes=2, args=["3"])
+    slurm.wait(job_id, "COMPLETED")
+    show(slurm, "node9", own)
+    first, second = events(run, "slurm_placed")
+    assert sorted(first["hosts"]) == ["node1", "node9"]
+    assert sorted(second["hosts"]) == ["node1", "node2"]
+    why = str(events(run, "slurm_end")[0]["why"])
+    assert why.startswith("node9 could not start the step (execve(): ")
+    assert why.endswith("; requeued")
+    [excluded] = re.findall(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job_id).stdout)
+    assert {"node9", "node10", *SIDE.split(",")} <= {*expand_hostlist(excluded)}
 
 
 def test_a_cancelled_member_of_a_sweep_is_said_to_be_cancelled(slurm: Slurm) -> None:
