@@ -58,7 +58,7 @@ def test_a_uniform_split_has_a_layer_for_every_stage_and_loses_none(layers: int,
 @pytest.mark.parametrize(
     ("layers", "stages", "expected"),
     [
-        # numpy's partition of scaling's pipe_partition_uniform over 40 + 3 and 60 + 3 layers, less the three
+        # numpy's partition of scaling's pipe_partition_uniform over 40 + 3 and 60 + 3 items, less the three
         (40, 2, (21, 19)),
         (40, 4, (10, 11, 11, 8)),
         (60, 4, (15, 16, 16, 13)),
