@@ -119,7 +119,7 @@ SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
                       folder=TEXT_OR_NULL),
     "report": _object(file=TEXT, bytes=WHOLE),
     "sync": _object("code: of wandb's upload, 0 for a dry run", run=TEXT, argv=_list(TEXT), left_out=_list(TEXT),
-                    dry_run=FLAG, code=WHOLE),
+                    writes=_list(TEXT), dry_run=FLAG, code=WHOLE),
     "new": _object(files=_list(TEXT)),
     "calibrate": _object("the cluster file; file is null for a dry run", name=TEXT, file=TEXT_OR_NULL, text=TEXT),
     "tune": _object("in the order they were tried; seconds: of all trials", trials=_list(_TRIAL), seconds=NUMBER),

@@ -1,4 +1,7 @@
-"""`launcher sync RUN`: upload a run that wandb kept offline, as one run however often it was restarted."""
+"""`launcher sync RUN`: upload a run that wandb kept offline, as one run however often it was restarted.
+
+A run that ended before wandb was started in it gets its offline run here, from metrics.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from launcher import env
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import named_run, options, run_folder, says_json
 from launcher.console import notify, say
 from launcher.errors import InputError
-from launcher.run.wandb_folders import offline_runs, wandb_root
+from launcher.run.folder import RunFolder
+from launcher.run.status import status
+from launcher.run.wandb_folders import OFFLINE, is_unwritten, noted_variables, offline_runs, wandb_id, wandb_root
+
+WRITER = "launcher.worker.metrics.wandb_process"
+ENDED = b"end\n"  # as a rank says it to the writer
 
 
 def run(invocation: Invocation) -> int:
@@ -23,17 +32,38 @@ def run(invocation: Invocation) -> int:
     as_json, dry_run = says_json(wanted), wanted.get("dry_run", "false")
     if dry_run not in ("true", "false"):
         raise InputError(f"dry_run={dry_run} must be true or false")
-    newest, *older = _found(run_folder(name).path)
-    argv = [sys.executable, "-m", "wandb", "sync", str(newest)]
-    for path in older:
-        say(f"left out: {path}, whose steps are all in {newest.name}")
-    code = 0 if dry_run == "true" else _upload(argv)
+    folder = run_folder(name)
+    with env.overridden({**noted_variables(folder), **({"WANDB_MODE": "offline"} if is_unwritten(folder) else {})}):
+        writes = _write(folder, dry_run=dry_run == "true") if is_unwritten(folder) else []
+        newest, *older = _to_come(folder) if writes and dry_run == "true" else _found(folder.path)
+        argv = [sys.executable, "-m", "wandb", "sync", str(newest)]
+        for path in older:
+            say(f"left out: {path}, whose steps are all in {newest.name}")
+        code = 0 if dry_run == "true" else _upload(argv)
     if as_json:
-        document = {"run": name, "argv": argv, "left_out": [str(path) for path in older]}
+        document = {"run": name, "argv": argv, "left_out": [str(path) for path in older], "writes": writes}
         print(json.dumps({**document, "dry_run": dry_run == "true", "code": code}))
     elif dry_run == "true":
-        print(shlex.join(argv))
+        print(*(shlex.join(command) for command in (writes, argv) if command), sep="\n")
     return code
+
+
+def _write(folder: RunFolder, *, dry_run: bool) -> list[str]:
+    """Make an offline run of all steps, unless this is a dry run; returns the command. Raises InputError."""
+    if not status(folder).has_ended:
+        raise InputError(f"{folder.path} has no complete offline run yet, and goes on: sync it when it has ended")
+    argv = [sys.executable, "-P", "-m", WRITER, str(folder.path)]
+    if not dry_run:
+        _check_installed()
+        done = subprocess.run(argv, input=ENDED, stdout=subprocess.DEVNULL, check=False, env=env.environment())
+        if done.returncode:
+            raise InputError(f"wandb cannot write its run of {folder.metrics}, see above")
+    return argv
+
+
+def _to_come(folder: RunFolder) -> list[Path]:
+    """What `_write` would make, and what there is already."""
+    return [wandb_root(folder.path) / f"{OFFLINE}TIME-{wandb_id(folder.path)}", *offline_runs(folder.path)]
 
 
 def _found(run_dir: Path) -> list[Path]:
@@ -45,9 +75,13 @@ def _found(run_dir: Path) -> list[Path]:
     return found
 
 
-def _upload(argv: list[str]) -> int:
+def _check_installed() -> None:
     if find_spec("wandb") is None:
         raise InputError("wandb is not installed here: pip install 'nvlink-launcher[wandb]', or sync where it is")
+
+
+def _upload(argv: list[str]) -> int:
+    _check_installed()
     done = subprocess.run(argv, check=False, stdout=sys.stderr.fileno())
     if done.returncode:
         notify("wandb did not take the run; what it said is above. `wandb login` makes a login")

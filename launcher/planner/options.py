@@ -91,7 +91,8 @@ class TrackingOptions:
     )  # fmt: skip
     mode: str = key(
         AUTO, choices=(AUTO, "online", "offline", "disabled"),
-        meaning="wandb's mode; auto: online where the user is logged in, else offline",
+        meaning="wandb's mode; auto: online where the user is logged in, else offline (a run of less than 10 s becomes "
+        "wandb's by `launcher sync`)",
     )  # fmt: skip
     project: str = key("nvlink-launcher", meaning="wandb's project")
     entity: str | None = key(None, meaning="wandb's entity; null: the user's own")

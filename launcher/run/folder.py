@@ -9,6 +9,7 @@ result.json      the recipe's result (result.py)                checkpoints/   (
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
 spans/         what ranks did in some steps (spans.py)
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files
+wandb-offline.json   that wandb's run is offline, and wandb's variables (wandb_folders.py)
 report.html      the page of `launcher report`                  data/          token files that the recipe made
 provenance.json  by what and from which code it was started (provenance.py), with code.diff
 login.json       on which login node the run is that was submitted from there (commands/login.py)
@@ -160,6 +161,11 @@ class RunFolder:
     @property
     def wandb(self) -> Path:
         return self.path / "wandb"
+
+    @property
+    def wandb_offline(self) -> Path:
+        """That metrics are to become an offline run of wandb, with wandb's variables."""
+        return self.path / "wandb-offline.json"
 
     @property
     def tensorboard(self) -> Path:

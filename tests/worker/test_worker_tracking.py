@@ -15,13 +15,18 @@ from pathlib import Path
 import pytest
 from ranks import make_plan
 
+from launcher.cli import main
+from launcher.commands import sync
+from launcher.commands.invocation import Invocation
 from launcher.config.compose import load
+from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
 from launcher.planner.record import RunOptions, write_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, describe_split, read_new_steps, summarise_steps
-from launcher.run.wandb_folders import offline_runs, wandb_id
+from launcher.run.owner import claim, release, this_process
+from launcher.run.wandb_folders import is_unwritten, offline_runs, wandb_id
 from launcher.worker.metrics.report import throughput, train_result
 from launcher.worker.metrics.tracking import Terminal, Tracker, make_tracker
 from launcher.worker.metrics.wandb_process import WandbProcess, arguments_of
@@ -127,31 +132,52 @@ def wandb_history(run_dir: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-def test_wandb_follows_a_run_in_a_process_of_its_own_and_has_every_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_wandb_follows_a_run_in_a_process_of_its_own_or_gets_a_short_one_by_sync(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Through a resume, too: the second start's run has the steps of the first."""
-    folder = RunFolder(tmp_path)
+    """Through a resume, too: the second start, a short one, has the steps of the first."""
+    monkeypatch.setenv("WANDB_PROJECT", "of the run")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    folder, owner = RunFolder(tmp_path), this_process()
     options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
     plan = make_plan(Layout(tp=1, pp=1, dp=1), options=options)
     write_plan(plan, folder.plan)
+    claim(folder, owner)
     for start, last in ((1, 4), (3, 5)):  # the second begins after the checkpoint of step 2
-        for old in (tmp_path / "wandb").glob("offline-run-*"):
-            shutil.rmtree(old)
         tracker = make_tracker(plan, run_dir=tmp_path, main=True)
+        if start == 1:
+            tracker._sinks[-1] = WandbProcess(tmp_path, timeout_s=240, offline=True, offline_after_s=0)
         for step in range(start, last + 1):
             began = time.process_time()
             tracker.log(step, {"loss": 1.0 / step, "lr": float(start)})
             assert time.process_time() - began < 0.2  # an import of wandb takes 0.9 s
         assert "wandb" not in sys.modules or start > 1
         tracker.close()
-        assert f"to upload it: launcher sync {tmp_path}" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert f"launcher sync {tmp_path}" in said
+        assert ("wandb has no run yet, for this one was short" in said) == (start > 1)
         assert [path.name.rpartition("-")[2] for path in offline_runs(tmp_path)] == [wandb_id(tmp_path)]
+    with pytest.raises(InputError, match="goes on: sync it when it has ended"):
+        sync.run(Invocation((str(tmp_path),), ()))
+    release(folder, owner, ended="done")
+    monkeypatch.delenv("WANDB_PROJECT")
+    assert main(["sync", str(tmp_path), "dry_run=true"]) == 0
+    assert capsys.readouterr().out.split()[3:5] == [sync.WRITER, str(tmp_path)]
+    [old] = offline_runs(tmp_path)
+    uploads: list[list[str]] = []
+    monkeypatch.setattr(sync, "_upload", lambda argv: uploads.append(argv) or 0)
+    assert main(["sync", str(tmp_path)]) == 0
+    newest, older = offline_runs(tmp_path)
+    assert (uploads, older) == ([[sys.executable, "-m", "wandb", "sync", str(newest)]], old)
+    assert not is_unwritten(folder)
+    shutil.rmtree(old)
     history = wandb_history(tmp_path)
     assert [(row["_step"], row["loss"], row["lr"]) for row in history] == [
         *((1, 1.0, 1.0), (2, 0.5, 1.0)),
         *((step, 1.0 / step, 3.0) for step in (3, 4, 5)),
     ]
+    assert b"of the run" in next(newest.glob("run-*.wandb")).read_bytes()
+    assert "k" * 40 not in folder.wandb_offline.read_text()
 
 
 @pytest.mark.slow
@@ -174,8 +200,7 @@ def test_wandb_ends_with_a_rank_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_that_fails_costs_a_message_and_not_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
-    tracker = make_tracker(make_plan(Layout(tp=1, pp=1, dp=1), options=options), run_dir=tmp_path, main=True)
+    tracker = Tracker([WandbProcess(tmp_path, timeout_s=240, offline=False)])
     tracker.log(1, {"loss": 1.0})  # there is no plan in the folder
     tracker.close()
     said = capsys.readouterr().err

@@ -97,7 +97,8 @@ def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     if tracking.kind in TRACKERS:
         sinks.append(TRACKERS[tracking.kind](plan, run_dir, tracking))
     elif _wants_wandb(tracking):
-        sinks.append(WandbProcess(run_dir, timeout_s=tracking.init_timeout_s + FINISH_TIMEOUT_S))
+        timeout_s, offline = tracking.init_timeout_s + FINISH_TIMEOUT_S, mode_of(tracking) == "offline"
+        sinks.append(WandbProcess(run_dir, timeout_s=timeout_s, offline=offline))
     return Tracker(sinks)
 
 

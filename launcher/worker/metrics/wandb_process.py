@@ -1,8 +1,11 @@
 """wandb in a separate process that follows metrics.jsonl, so that no step waits for wandb.
 
 `WandbProcess` is rank 0's side. The process, `python -m launcher.worker.metrics.wandb_process RUN_DIR`, imports wandb
-while the first steps run, at a lower priority, and hands it every line of the file, those of earlier starts too: an
-offline run is whole after a resume (wandb cannot add to one). It ends when rank 0 says so, or is gone.
+while steps run, at a lower priority, and hands it every line of the file, those of earlier starts too: an offline run
+is whole after a resume (wandb cannot add to one). It ends when rank 0 says so, or is gone.
+
+Online it starts with the first step. Offline it starts OFFLINE_AFTER_S later, and a run that ends before is kept in
+metrics.jsonl: wandb costs a second of CPU and half a second at the end. `launcher sync` starts it for such a run.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,27 +29,38 @@ from launcher.planner.options import TrackingOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, read_new_steps
-from launcher.run.wandb_folders import wandb_id
+from launcher.run.wandb_folders import note_offline, wandb_id
 from launcher.worker.metrics.wandb_login import asked_mode, login
 
 POLL_S = 1.0
+OFFLINE_AFTER_S = 10.0
+MODULE = "launcher.worker.metrics.wandb_process"
 FINISH_TIMEOUT_S = 60.0  # in addition to tracking.init_timeout_s
 LOW_PRIORITY = 10
 END = b"end\n"
 
 
 class WandbProcess:
-    """A sink of the tracker: nothing is sent to the process but that the run has ended."""
+    """A sink of the tracker: nothing is sent to the process but that the run has ended. `offline`: wandb's mode."""
 
-    def __init__(self, run_dir: Path, *, timeout_s: float) -> None:
-        self._run_dir, self._timeout_s = run_dir, timeout_s
+    def __init__(
+        self, run_dir: Path, *, timeout_s: float, offline: bool, offline_after_s: float = OFFLINE_AFTER_S
+    ) -> None:
+        self._run_dir, self._timeout_s, self._offline = run_dir, timeout_s, offline
+        self._wait_s = offline_after_s if offline else 0.0
+        self._first_step_at: float | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints = TemporaryFile()  # noqa: SIM115 (not a pipe, which would be full one day)
 
     def log(self, metrics: StepMetrics) -> None:
-        """The step is in metrics.jsonl already; the first one starts the process."""
-        if self._process is None:
-            command = [sys.executable, "-P", "-m", "launcher.worker.metrics.wandb_process", str(self._run_dir)]
+        """The step is in metrics.jsonl already; the process starts with a step, if it does not run yet and is due."""
+        now = time.monotonic()
+        if self._first_step_at is None:
+            self._first_step_at = now
+            if self._offline:
+                note_offline(RunFolder(self._run_dir))
+        if self._process is None and now >= self._first_step_at + self._wait_s:
+            command = [sys.executable, "-P", "-m", MODULE, str(self._run_dir)]
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints
             )
@@ -53,6 +68,12 @@ class WandbProcess:
     def close(self) -> None:
         """Let it take the last steps; says what went wrong."""
         if self._process is None:
+            if self._first_step_at is not None:
+                notify(
+                    "wandb has no run yet, for this one was short: `launcher sync "
+                    f"{shlex.quote(str(self._run_dir))}` makes it from metrics.jsonl and uploads it"
+                )
+            self._complaints.close()
             return
         why = ""
         try:
