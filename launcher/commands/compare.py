@@ -12,12 +12,8 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.named import options, resolved, says_json
 from launcher.console import show, terminal_width
 from launcher.errors import InputError
-from launcher.planner import read_plan
-from launcher.report.comparison import MeasuredChange, Side, changes, differences
+from launcher.report.comparison import MeasuredChange, Side, changes, check_comparable, differences
 from launcher.report.table import LEFT, draw
-from launcher.run.folder import RunFolder, plan_file
-from launcher.run.metrics import read_steps
-from launcher.run.result import read_rates
 
 USAGE = "`launcher compare A B [fail_over=5%]` takes two run folders or plan files"
 
@@ -27,10 +23,9 @@ def run(invocation: Invocation) -> int:
     named, words = _named(invocation.overrides)
     wanted = options(words, allowed=["fail_over", "output"])
     threshold = _threshold(wanted.get("fail_over"))
-    a, b = (_side(Path(resolved(name))) for name in named)
-    if bool(a.rows) != bool(b.rows):
-        raise InputError(f"{a.name} and {b.name} cannot be compared: one is a measurement, the other is not")
-    found, settings = changes(a, b), differences(a.plan, b.plan)
+    a, b = (Side.read(Path(resolved(name))) for name in named)
+    check_comparable(a, b)
+    found, settings = changes(a, b), [str(setting) for setting in differences(a, b)]
     failed = [change for change in found if threshold is not None and change.exceeds(threshold)]
     if says_json(wanted):
         shown = [change.to_dict() for change in found]
@@ -58,13 +53,6 @@ def _named(words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     if len(named) != 2:
         raise InputError(f"{USAGE} (found {len(named)})")
     return named, [word for word in words if "=" in word]
-
-
-def _side(path: Path) -> Side:
-    folder = RunFolder(path)
-    rates = read_rates(folder.result) if path.is_dir() else None
-    steps = read_steps(folder.metrics) if path.is_dir() else ()
-    return Side(str(path), read_plan(plan_file(path)), steps, (rates or {}).get("results", ()))
 
 
 def _threshold(text: str | None) -> float | None:

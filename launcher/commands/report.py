@@ -1,4 +1,4 @@
-"""`launcher report`: write one HTML page about a run, into its folder, or about a plan; or its schedule as a trace."""
+"""`launcher report`: one HTML page about a run, into its folder, a plan, or two of them; or a schedule as a trace."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 from launcher.commands.common import SEARCHING, plan_of
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import OVERRIDE, named_run, options, run_folder, says_json
+from launcher.commands.named import OVERRIDE, named_run, options, resolved, run_folder, says_json
 from launcher.console import waiting
 from launcher.errors import InputError
 from launcher.files import write_text, written_as
 from launcher.planner import read_plan
+from launcher.report.comparison import Side, check_comparable
 from launcher.report.html import page, run_page
+from launcher.report.pair import pair_page
 from launcher.report.trace import trace
 from launcher.run.folder import RunFolder
 from launcher.run.spans import read_spans
@@ -23,6 +25,8 @@ def run(invocation: Invocation) -> int:
     words = invocation.overrides
     if words and OVERRIDE.match(words[0]):
         path, text = _of_plan([word for word in words if not word.startswith("output=")])
+    elif len(words) > 1 and "=" not in words[1]:
+        path, text = _of_two(words[:2], options(words[2:], allowed=["file", "output"]))
     else:
         name, rest = named_run(words, command="report")
         with waiting(SEARCHING):
@@ -32,6 +36,13 @@ def run(invocation: Invocation) -> int:
         write_text(path, text)
     print(json.dumps({"file": str(path), "bytes": len(text.encode())}) if as_json else path)
     return 0
+
+
+def _of_two(names: Sequence[str], wanted: Mapping[str, str]) -> tuple[Path, str]:
+    """Return the page of two runs or plan files next to each other, and the file for it (default: in this folder)."""
+    a, b = (Side.read(Path(resolved(name))) for name in names)
+    check_comparable(a, b)
+    return Path(wanted.get("file", f"report-{Path(a.name).stem}-{Path(b.name).stem}.html")), pair_page(a, b)
 
 
 def _of_run(folder: RunFolder, wanted: Mapping[str, str]) -> tuple[Path, str]:

@@ -216,7 +216,7 @@ COMMANDS = {
         },
     ),
     "report": CommandEntry(
-        "report", "one HTML page about a run or a plan", "RUN|plan=FILE|overrides",
+        "report", "one HTML page about a run or a plan, or about two", "RUN|RUN RUN|plan=FILE|overrides",
         takes=("plan",), groups=RUN_GROUPS, of_run=True,
         options={
             "file=FILE": "where the page goes",
@@ -225,6 +225,7 @@ COMMANDS = {
         examples={
             "launcher report cluster=dgx_a100_80g model=llama2_7b": "the best plan and its alternatives: report.html",
             "launcher report runs/mine": "a run: what was predicted, what was measured",
+            "launcher report runs/mine runs/other": "two runs, or a run and a plan file, next to each other",
             "launcher report runs/mine trace=steps.json": "its schedule, predicted and as the ranks recorded it",
         },
     ),

@@ -165,10 +165,28 @@ def alternatives(job: Job, best: Candidate, model: CostModel, *, shown: Sequence
             continue
         other = model.estimate(layout)
         if not other.fits:
-            missing = other.memory_bytes_per_gpu - other.usable_memory_bytes
-            yield f"{key} would not fit: stage {other.worst_stage} lacks {format_bytes(missing)}"
+            yield f"{key} {lacking(other)}"
         elif other.step_time_s > best.estimate.step_time_s * 1.0005:
             yield f"{key} would be {slower(best.estimate, other)}"
+
+
+def misfits(job: Job, fitting: Sequence[Candidate], model: CostModel) -> Iterator[Candidate]:
+    """Yield the layouts that are one change away from one that fits, and do not fit themselves; each once."""
+    seen = {candidate.layout for candidate in fitting}
+    for candidate in fitting:
+        for _, change in _changes(candidate.layout):
+            layout = replace(candidate.layout, **change)
+            if layout in seen or problems(job, layout):
+                continue
+            seen.add(layout)
+            if not (estimate := model.estimate(layout)).fits:
+                yield Candidate(layout, estimate)
+
+
+def lacking(estimate: Estimate) -> str:
+    """Say where a layout that does not fit lacks memory, and how much."""
+    missing = estimate.memory_bytes_per_gpu - estimate.usable_memory_bytes
+    return f"would not fit: stage {estimate.worst_stage} lacks {format_bytes(missing)}"
 
 
 def better_split(job: Job, best: Candidate, model: CostModel) -> Iterator[str]:

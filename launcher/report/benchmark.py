@@ -25,8 +25,26 @@ def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
     shown = _collectives(rows) if collective else _products(rows) if "tflops" in rows[0] else _rates(rows)
     head = f"<header><h1>{escape(title)}</h1>{paragraph(_about(name, result), dim=True)}{tiles(_best(rows))}</header>"
     keys = table(["key", "value"], list(_keys("cluster", result.get("cluster") or {})))
-    body = [head, "<main>", *shown, section("Keys for the cluster file", keys), "</main>"]
+    body = [
+        head,
+        "<main>",
+        section("Who is slow", paragraph(_verdict(result)), _slow(result)) if collective else "",
+        *shown,
+        section("Keys for the cluster file", keys),
+        "</main>",
+    ]
     return document(title, body, {"curves": _curves(rows) if collective else []})
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    text = str((result.get("verdict") or {}).get("text", "not judged"))
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _slow(result: Mapping[str, Any]) -> str:
+    """Name each slow group; nothing where none is."""
+    groups = (result.get("verdict") or {}).get("slow_groups") or []
+    return table(["axis", "slow group of ranks"], [[g["axis"], ", ".join(map(str, g["ranks"]))] for g in groups])
 
 
 def _about(name: str, result: Mapping[str, Any]) -> str:
@@ -41,7 +59,7 @@ def _best(rows: Sequence[Row]) -> list[Tile]:
     for axis in dict.fromkeys(row["axis"] for row in rows if "axis" in row):
         best = max((row for row in rows if row["axis"] == axis), key=lambda row: row["busbw_gbytes_per_s"])
         note = f"busbw of {best['operation']}, {format_bytes(best['bytes'])}, {best['link']}"
-        found.append(Tile(axis, f"{best['busbw_gbytes_per_s']:.3g} GB/s", note))
+        found.append(Tile(f"best over {axis}", f"{best['busbw_gbytes_per_s']:.3g} GB/s", note))
     for dtype in dict.fromkeys(row["dtype"] for row in rows if "tflops" in row):
         best = max((row for row in rows if row.get("dtype") == dtype), key=lambda row: row["tflops"])
         found.append(Tile(f"largest product rate, {dtype}", f"{best['tflops']:.3g} TFLOP/s", best["name"]))
@@ -49,6 +67,25 @@ def _best(rows: Sequence[Row]) -> list[Tile]:
     return (
         [*found, Tile("wrong elements", f"{wrong:,}", "", "bad" if wrong else "good")] if "wrong" in rows[0] else found
     )
+
+
+def _against_expectation(rows: Sequence[Row]) -> str:
+    """Compare the largest message of each operation over each axis with the time that the planner expects."""
+    largest: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = (row["axis"], row["operation"])
+        if row.get("expected_s") and row["bytes"] > largest.get(key, {"bytes": 0})["bytes"]:
+            largest[key] = row
+    columns = ["axis", "operation", "size", "busbw GB/s", "expected", "of expected"]
+    cells = [
+        [axis, operation, format_bytes(row["bytes"]), f"{row['busbw_gbytes_per_s']:.3g}", f"{_expected(row):.3g}",
+         f"{row['expected_s'] / row['time_s']:.0%}"]
+        for (axis, operation), row in largest.items()
+    ]  # fmt: skip
+    if not cells:
+        return ""
+    note = paragraph("The largest message of each, against what plans for this cluster expect of it.", dim=True)
+    return f"<h3>Against expectation</h3>{note}{table(columns, cells, numbers=(2, 3, 4, 5))}"
 
 
 def _collectives(rows: Sequence[Row]) -> list[str]:
@@ -71,7 +108,7 @@ def _collectives(rows: Sequence[Row]) -> list[str]:
         f'<h3>Bus bandwidth over {escape(axis)}, GB/s</h3><div id="curve-{escape(axis)}"></div>' for axis in axes
     )
     return [
-        section("Bandwidth by size", places),
+        section("Bandwidth by size", places, _against_expectation(rows)),
         section("Measurements", details(f"All {len(rows)} measurements as a table", every)),
     ]
 

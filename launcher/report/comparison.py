@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from math import sqrt
+from operator import attrgetter
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-from launcher.planner import Plan
+from launcher.errors import InputError
+from launcher.planner import Plan, read_plan
+from launcher.report.facts import RunFacts
+from launcher.run.folder import RunFolder, plan_file
 from launcher.run.metrics import WARMUP_STEPS, StepMetrics
+from launcher.run.result import read_rates
 from launcher.units import format_bytes, format_seconds
 
 NORMAL_95 = 1.96
@@ -17,6 +23,12 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN = 1.2533  # standard error of a median over that of a mean, for a normal distribution
 FEW = 3  # steps: with fewer, the noise is unknown
 SAME = 0.0005  # as a share
+FAR = 9.0  # as a share: more than this is said as a factor
+
+
+def factor(value: float) -> str:
+    """Format a large factor: 80.7, 4,556."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,29 @@ class Side:
     plan: Plan
     steps: Sequence[StepMetrics] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+    run: RunFacts | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Side:
+        """Read a run folder or a plan file; raises InputError where there is neither."""
+        plan = read_plan(plan_file(path))
+        if not path.is_dir():
+            return cls(str(path), plan)
+        folder = RunFolder(path)
+        run = RunFacts.read(folder)
+        return cls(str(path), plan, run.steps, (read_rates(folder.result) or {}).get("results", ()), run)
+
+
+@dataclass(frozen=True)
+class ChangedSetting:
+    """A setting with another value in B than in A."""
+
+    key: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.a} → {self.b}"
 
 
 @dataclass(frozen=True)
@@ -52,6 +87,8 @@ class MeasuredChange:
             return "the same"
         if self.noise is not None and abs(self.worse) <= self.noise:
             return f"within noise (± {self.noise:.1%})"
+        if self.worse > FAR:
+            return f"worse: {factor(1 + self.worse)} × A"
         spread = f" ± {self.noise:.1%}" if self.noise is not None else ""
         return f"{'worse' if self.worse > 0 else 'better'} by {abs(self.worse):.1%}{spread}"
 
@@ -63,6 +100,12 @@ class MeasuredChange:
         return {"name": self.name, "a": self.a, "b": self.b, "worse": self.worse, "noise": self.noise}
 
 
+def check_comparable(a: Side, b: Side) -> None:
+    """Raise InputError where one side is a measurement and the other is not."""
+    if bool(a.rows) != bool(b.rows):
+        raise InputError(f"{a.name} and {b.name} cannot be compared: one is a measurement, the other is not")
+
+
 def changes(a: Side, b: Side) -> list[MeasuredChange]:
     """Return the changes of what was measured on both sides; for plans, of what is estimated."""
     if a.rows and b.rows:
@@ -72,23 +115,46 @@ def changes(a: Side, b: Side) -> list[MeasuredChange]:
     return list(_estimates(a.plan, b.plan))
 
 
-def differences(a: Plan, b: Plan) -> list[str]:
-    """Return every differing setting of job and layout, as `model.layers: 24 → 32`."""
-    pairs = {"cluster": "cluster", "model": "model", "train": "training"}
-    found = [
-        line for key, name in pairs.items() for line in _differing(key, getattr(a.job, name), getattr(b.job, name))
-    ]
-    return [*found, *_differing("layout", a.layout, b.layout)]
+# Where the settings of a group are in a plan; two parts with the same key share its group.
+GROUPS = (
+    *(("cluster", "job.cluster"), ("model", "job.model"), ("stack", "job.stack"), ("train", "job.training")),
+    *(("layout", "layout"), ("train", "options.train"), ("recipe", "options.recipe")),
+    *(("tracking", "options.tracking"), ("program", "options.program"), ("tokens", "options.tokens")),
+)
 
 
-def _differing(prefix: str, a: object, b: object) -> Iterator[str]:
+def differences(a: Side, b: Side) -> list[ChangedSetting]:
+    """Return the settings that differ, and, of two runs, the code and the packages that they began with."""
+    found = [s for key, part in GROUPS for s in _differing(key, *(attrgetter(part)(side.plan) for side in (a, b)))]
+    return [*found, *_origins(a, b)]
+
+
+def _differing(prefix: str, a: object, b: object) -> Iterator[ChangedSetting]:
     if a == b:
         return
     if is_dataclass(a) and type(a) is type(b):
         for f in fields(a):
             yield from _differing(f"{prefix}.{f.name}", getattr(a, f.name), getattr(b, f.name))
     else:
-        yield f"{prefix}: {a} → {b}"
+        yield ChangedSetting(prefix, _plain(a), _plain(b))
+
+
+def _plain(value: object) -> str:
+    """Format a value as a user types it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(map(_plain, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _origins(a: Side, b: Side) -> Iterator[ChangedSetting]:
+    before, after = (side.run.origin if side.run else None for side in (a, b))
+    if before is None or after is None:
+        return
+    if before.commit != after.commit:
+        yield ChangedSetting("commit", before.commit or "unknown", after.commit or "unknown")
+    for name, version in before.packages.items():
+        if (other := after.packages.get(name)) != version:
+            yield ChangedSetting(f"package {name}", version, other or "none")
 
 
 def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[MeasuredChange]:

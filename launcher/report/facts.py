@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,9 @@ from launcher.report.timeline import Box, timeline
 from launcher.run.folder import RunFolder
 from launcher.run.ledger import PhaseTime, read_phases, summarise
 from launcher.run.metrics import Measured, StepMetrics, read_steps, summarise_steps
+from launcher.run.node_state import node_states
+from launcher.run.owner import read_owner
+from launcher.run.provenance import Provenance, read_provenance
 
 ALTERNATIVES = 40
 MAX_BOXES = 12_000  # of a pipeline: if there are more, omit micro-batches in the middle of the step
@@ -33,6 +37,22 @@ class RunFacts:
     phases: Sequence[PhaseTime] = ()
     starts: int = 0
     goodput: float | None = None
+    origin: Provenance | None = None
+    hosts: Sequence[str] = ()
+    submitted: bool = False
+
+    @property
+    def began(self) -> bool:
+        """Whether anything of the run happened: a folder of `launcher plan run_dir=` has a plan alone."""
+        return bool(self.steps or self.phases or self.origin)
+
+    @property
+    def command(self) -> str:
+        """The command that started the run, as a shell takes it."""
+        if self.origin is None:
+            return ""
+        words = ["launcher", "submit" if self.submitted else "run", *self.origin.words]
+        return shlex.join([*words, *(["--", *self.origin.args] if self.origin.args else [])])
 
     @classmethod
     def read(cls, folder: RunFolder) -> RunFacts:
@@ -45,6 +65,9 @@ class RunFacts:
             phases=summarise(phases),
             starts=max((line.start for line in phases), default=0),
             goodput=_goodput(steps, [line.at for line in phases]),
+            origin=read_provenance(folder) if folder.provenance.is_file() else None,
+            hosts=list(dict.fromkeys(state.host for state in node_states(folder))),
+            submitted=bool((owner := read_owner(folder)) and owner.job_id is not None),
         )
 
 

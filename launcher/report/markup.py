@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 ASSETS = files("launcher.report") / "assets"
+LONG = 14  # characters of a row's name: longer ones keep some width on a narrow screen
 
 
 def asset(name: str) -> str:
@@ -79,7 +80,9 @@ def table(
         f"<tr{' class=chosen' if n == chosen else ''}>{''.join(cell('td', i, word) for i, word in enumerate(row))}</tr>"
         for n, row in enumerate(rows)
     )
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    long = any(len(row[0]) > LONG for row in rows)
+    start = f'<div class="scroll{" named" if long else ""}" tabindex="0">'
+    return f"{start}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def bars(values: Mapping[str, tuple[float, str]]) -> str:
@@ -87,6 +90,17 @@ def bars(values: Mapping[str, tuple[float, str]]) -> str:
     top = max((length for length, _ in values.values()), default=0.0) or 1.0
     rows = [_bar(name, _fill(100 * length / top, "var(--c0)"), words) for name, (length, words) in values.items()]
     return f'<div class="bars">{"".join(rows)}</div>' if rows else ""
+
+
+def facing(rows: Mapping[str, Sequence[tuple[str, float, str]]]) -> str:
+    """Return bars of several sides below each other: name → (side, length, words) of each, sides in their colours."""
+    top = max((length for sides in rows.values() for _, length, _ in sides), default=0.0) or 1.0
+    lines = [
+        _bar(name if i == 0 else "", _fill(100 * length / top, f"var(--c{i})"), f"{side} {words}")
+        for name, sides in rows.items()
+        for i, (side, length, words) in enumerate(sides)
+    ]
+    return f'<div class="bars">{"".join(lines)}</div>'
 
 
 def stacked(rows: Mapping[str, Mapping[str, float]], *, limit: float, words: Mapping[str, str]) -> str:
@@ -115,43 +129,62 @@ def _fill(percent: float, colour: str) -> str:
 
 @dataclass(frozen=True)
 class Dot:
-    """One point of a scatter plot, with its text."""
+    """One point of a scatter plot, with its text. `kind`: a class of its style; the first kinds are drawn first."""
 
     x: float
     y: float
     words: str
-    chosen: bool = False
+    kind: str = "fits"
 
 
-def scatter(dots: Sequence[Dot], *, x: str, y: str, label: str) -> str:
-    """Return dots between the smallest and largest value of each axis; each can be focused."""
+DOTS = ("misfit", "fits", "chosen")
+
+
+def scatter(dots: Sequence[Dot], *, x: Axis, y: Axis, label: str, limit: float | None = None) -> str:
+    """Return dots, each of which can be focused. `limit`: a line across, if it is in the range of `y`."""
     if len(dots) < 2:
         return ""
-    (left, right), (low, high) = _range([dot.x for dot in dots]), _range([dot.y for dot in dots])
-    # The dots keep off the axes, where the labels are.
-    marks = []
-    for dot in sorted(dots, key=lambda dot: dot.chosen):
-        cx, cy = 74 + 600 * (dot.x - left) / (right - left), 206 - 172 * (dot.y - low) / (high - low)
-        colour, radius = ("var(--c1)", 8) if dot.chosen else ("var(--c0)", 5)
-        marks.append(
-            f'<circle class="dot" tabindex="0" cx="{cx:.1f}" cy="{cy:.1f}" r="{radius}" fill="{colour}" '
-            f'data-words="{escape(dot.words)}"><title>{escape(dot.words)}</title></circle>'
-        )
-    words = [
-        f'<text class="dim" x="74" y="240" text-anchor="middle">{left:.3g}</text>',
-        f'<text class="dim" x="690" y="240" text-anchor="end">{right:.3g} {escape(x)}</text>',
-        f'<text class="dim" x="54" y="38" text-anchor="end">{high:.3g}</text>',
-        f'<text class="dim" x="54" y="210" text-anchor="end">{low:.3g}</text>',
-        f'<text class="dim" x="60" y="12">{escape(y)}</text>',
-        '<path d="M60 18V220H690" fill="none" stroke="var(--line)"/>',
+    left, right = _range([dot.x for dot in dots])
+    low, high = _range([dot.y for dot in dots])
+
+    def across(value: float) -> float:
+        return 100 * (value - left) / (right - left)
+
+    def up(value: float) -> float:
+        return 100 * (value - low) / (high - low)
+
+    marks = [
+        f'<button type="button" class="dot {dot.kind}" style="left:{across(dot.x):.2f}%;bottom:{up(dot.y):.2f}%" '
+        f'aria-label="{escape(dot.words)}" data-words="{escape(dot.words)}"></button>'
+        for dot in sorted(dots, key=lambda dot: DOTS.index(dot.kind))
     ]
-    svg = f'<svg role="group" aria-label="{escape(label)}" viewBox="0 0 700 250" width="700" style="min-width:34rem">'
-    return f'<div class="scroll">{svg}{"".join(words)}{"".join(marks)}</svg></div>'
+    grid = [
+        f'<i class="level" style="bottom:{25 * i}%"></i>'
+        f'<span class="tick" style="bottom:{25 * i}%">{escape(y.words(low + (high - low) * i / 4))}</span>'
+        for i in range(5)
+    ]
+    if limit is not None and low <= limit <= high:
+        grid.append(f'<i class="level limit" style="bottom:{up(limit):.2f}%"></i>')
+    ends = f"<span>{escape(x.words(left))}</span><span>{escape(x.name)}</span><span>{escape(x.words(right))}</span>"
+    return (
+        f'<figure class="plot"><figcaption>{escape(y.name)}</figcaption><div class="area" role="group" '
+        f'aria-label="{escape(label)}">{"".join(grid)}{"".join(marks)}</div><div class="ends">{ends}</div></figure>'
+    )
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A plot's axis: its name, and the words for a value."""
+
+    name: str
+    words: Callable[[float], str]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis: a little more than the values, so that the dots keep off its ends."""
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5 * abs(low or 1.0), high + 0.5 * abs(high or 1.0))
+    spare = 0.06 * (high - low) or 0.5 * abs(low or 1.0)
+    return low - spare, high + spare
 
 
 def details(summary: str, body: str) -> str:

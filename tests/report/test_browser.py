@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCHEMES = ("light", "dark")
+MAX_BYTES = 500_000
 LEAST_CONTRAST = 4.5
 CONTRAST = """() => {
   const rgb = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -49,13 +51,17 @@ def launcher(*words: str, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages of a real training run, a real measurement, and a plan for 3,072 GPUs."""
+    """Pages of real runs: two trainings and both together, a measurement; and a plan for 3,072 GPUs."""
     folder = tmp_path_factory.mktemp("pages")
     launcher("run", "train.steps=5", "run_dir=train", cwd=folder)
+    other = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2", "train.lr=1e-3"]
+    launcher("run", "train.steps=5", "run_dir=other", *other, cwd=folder)
     launcher("run", "recipe=collectives", "recipe.sizes=1K:64K:8", "run_dir=measured", cwd=folder)
     large = ["cluster=dgx_a100_80g", "cluster.num_nodes=384", "model=gpt3_175b", "train.global_batch=1536"]
     launcher("plan", *large, "run_dir=large", cwd=folder)
-    return {name: folder / launcher("report", name, cwd=folder) for name in ("train", "measured", "large")}
+    named = {name: [name] for name in ("train", "measured", "large")}
+    pairs = {"pair": ["train", "other"], "run and plan": ["train", "large/plan.json"]}
+    return {name: folder / launcher("report", *words, cwd=folder) for name, words in (named | pairs).items()}
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,7 @@ def opened(browser: Any, path: Path, *, width: int = 1400, scheme: str = "light"
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [360, 2000])
-@pytest.mark.parametrize("name", ["train", "measured", "large"])
+@pytest.mark.parametrize("name", ["train", "measured", "large", "pair"])
 def test_a_page_renders_in_silence_without_overflow_and_can_be_read(
     browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str
 ) -> None:
@@ -125,6 +131,72 @@ def test_the_pipeline_zooms_and_names_what_is_under_the_pointer(browser: Any, pa
     tab.context.close()
 
 
+def test_two_runs_are_next_to_each_other(browser: Any, pages: dict[str, Path]) -> None:
+    tab, _ = opened(browser, pages["pair"])
+    settings, figures = (tab.locator("table").nth(i).inner_text() for i in (0, 1))
+    assert [line for line in settings.splitlines() if line.startswith(("layout.tp", "train.lr"))] == [
+        "layout.tp\t2\t1", "train.lr\t0.002\t0.001"
+    ]  # fmt: skip
+    for name in ("train", "other"):
+        measured_s = json.loads((pages["train"].parent.parent / name / "result.json").read_text())[
+            "measured_step_time_s"
+        ]
+        assert f"{1000 * measured_s:.1f} ms" in figures.split("step, measured")[1].splitlines()[0]
+    assert [tab.locator(f"#{curve} .u-series").count() for curve in ("curve-loss", "curve-step-time")] == [3, 5]
+    widths = [tab.evaluate(f"document.querySelector('#pipeline{tag} canvas').clientWidth") for tag in ("-a", "-b")]
+    assert widths[0] == widths[1]
+    tab.focus("#cluster-b")
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("#rank-b").startswith("Rank 1:")
+    assert tab.inner_text("#rank-a").startswith("Point at")
+    tab.click("#zoom-b")
+    zoomed = [tab.evaluate(f"document.querySelector('#pipeline{tag} canvas').clientWidth") for tag in ("-a", "-b")]
+    assert zoomed == [widths[0], 2 * widths[1]]
+    tab.context.close()
+
+
+def test_a_run_is_next_to_a_plan(browser: Any, pages: dict[str, Path]) -> None:
+    tab, messages = opened(browser, pages["run and plan"], width=360)
+    assert messages == []
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert tab.locator("#curve-loss .u-series").count() == 2  # the steps, and the run's own loss
+    tab.locator("summary", has_text="settings differ").press("Enter")
+    assert "model.layers" in tab.inner_text("main")
+    assert pages["run and plan"].stat().st_size < MAX_BYTES
+    tab.context.close()
+
+
+def test_the_keyboard_reaches_a_node_that_is_out_of_sight(browser: Any, pages: dict[str, Path]) -> None:
+    tab, _ = opened(browser, pages["large"], width=400)
+    tab.focus("#cluster")
+    for _ in range(90):
+        tab.keyboard.press("ArrowDown")
+    seen = """() => {
+      const [gpu, map] = [".gpu.on", "#cluster"].map((name) => document.querySelector(name).getBoundingClientRect());
+      return gpu.top >= map.top && gpu.bottom <= map.bottom; }"""
+    assert tab.inner_text("#rank").startswith("Rank 720:")
+    assert tab.evaluate(seen)
+    tab.context.close()
+
+
+def test_what_does_not_fit_is_grey_with_its_reason(browser: Any, pages: dict[str, Path]) -> None:
+    tab, _ = opened(browser, pages["large"])
+    misfit = tab.locator(".dot.misfit").first
+    misfit.hover()
+    assert "would not fit: stage" in tab.inner_text("#alternative")
+    assert tab.locator(".dot.chosen").count() == 1
+    tab.context.close()
+
+
+def test_a_run_says_what_it_ran_with(browser: Any, pages: dict[str, Path]) -> None:
+    tab, _ = opened(browser, pages["train"])
+    text = tab.inner_text("main")
+    assert "launcher run train.steps=5 run_dir=train" in text
+    assert f"torch {metadata.version('torch')}" in text
+    assert "launcher run again=train" in text
+    tab.context.close()
+
+
 def test_an_alternative_is_explained_when_it_is_focused(browser: Any, pages: dict[str, Path]) -> None:
     tab, _ = opened(browser, pages["large"])
     dot = tab.locator(".dot").first
@@ -147,6 +219,10 @@ def test_a_measurement_shows_bandwidths_and_no_pipeline(browser: Any, pages: dic
     tab, _ = opened(browser, pages["measured"])
     assert "GB/s" in tab.inner_text("header")
     assert tab.locator("#pipeline").count() == 0
+    assert "No group is slow" in tab.inner_text("main") or tab.locator("th:text-is('slow group of ranks')").count() == 1
+    rates = tab.locator("table", has_text="of expected").locator("tbody tr")
+    assert rates.count() >= 10
+    assert [text for text in rates.all_inner_texts() if not text.endswith("%")] == []
     assert "all_reduce, expected" in tab.inner_text("#curve-tp")
     assert tab.locator(".uplot").count() >= 2
     tab.context.close()

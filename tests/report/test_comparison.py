@@ -40,10 +40,12 @@ def test_two_steps_say_nothing_about_noise() -> None:
 
 
 def test_settings_that_differ_are_named_by_their_keys() -> None:
-    other = make_plan([*JOB, "model.layers=12", "layout.tp=2"])
-    found = differences(make_plan([*JOB, "layout.tp=1"]), other)
+    other = make_plan([*JOB, "model.layers=12", "layout.tp=2", "train.lr=0.1", "stack.year=2021"])
+    found = [str(setting) for setting in differences(*(Side("", p) for p in (make_plan([*JOB, "layout.tp=1"]), other)))]
     assert "model.layers: 24 → 12" in found
     assert "layout.tp: 1 → 2" in found
+    assert [line for line in found if line.startswith("train.")] == ["train.lr: 0.002 → 0.1"]
+    assert [line.partition(":")[0] for line in found if line.startswith("stack")] != []
 
 
 def test_rates_are_compared_measurement_by_measurement() -> None:

@@ -11,9 +11,8 @@
   };
 
   // The cluster. A rank's coordinate follows from its number: the strides of the axes.
-  const map = document.getElementById("cluster");
-  if (map && facts.placement) {
-    const p = facts.placement;
+  const drawCluster = (tag, p) => {
+    const map = document.getElementById(`cluster${tag}`);
     const axes = Object.keys(p.degrees);
     const at = (rank) => Object.fromEntries(axes.map((a) => [a, Math.floor(rank / p.strides[a]) % p.degrees[a]]));
     const cells = [];
@@ -22,6 +21,7 @@
       const node = el("div", { className: "node" }, el("span", { textContent: p.hosts[n] || `node ${n}`, title: p.hosts[n] || "" }));
       p.domains.forEach((domain) => {
         const box = el("div", { className: "domain" });
+        box.style.setProperty("--n", Math.min(8, domain.length));
         domain.forEach((gpu) => {
           const rank = n * p.per_node + p.order.indexOf(gpu);
           const cell = el("div", { className: "gpu" });
@@ -33,8 +33,9 @@
       map.append(node);
     }
     if (p.size > 256) map.classList.add("small");
-    const out = document.getElementById("rank");
-    const legend = document.getElementById("legend");
+    const out = document.getElementById(`rank${tag}`);
+    if (map.scrollHeight > map.clientHeight + 2) out.textContent += ` All ${p.nodes} nodes are below: scroll inside the box.`;
+    const legend = document.getElementById(`legend${tag}`);
     const paint = () => {
       cells.forEach((cell, rank) => { cell.style.background = hue(at(rank)[axis]); });
       const shown = Math.min(p.degrees[axis], 8);
@@ -48,12 +49,15 @@
     let current = -1;
     const select = (rank) => {
       if (rank < 0 || rank >= p.size) return;
-      if (current >= 0) document.querySelectorAll(".gpu.on,.gpu.peer").forEach((c) => c.classList.remove("on", "peer"));
+      if (current >= 0) map.querySelectorAll(".gpu.on,.gpu.peer").forEach((c) => c.classList.remove("on", "peer"));
       current = rank;
       const here = at(rank);
       const base = rank - here[axis] * p.strides[axis];
       for (let i = 0; i < p.degrees[axis]; i++) cells[base + i * p.strides[axis]].classList.add("peer");
       cells[rank].classList.add("on");
+      const around = cells[rank].closest(".node");
+      if (map.scrollHeight > map.clientHeight && document.activeElement === map) map.scrollTop += around.getBoundingClientRect().bottom > map.getBoundingClientRect().bottom
+        ? around.getBoundingClientRect().bottom - map.getBoundingClientRect().bottom + 8 : Math.min(0, around.getBoundingClientRect().top - map.getBoundingClientRect().top - 8);
       const place = axes.filter((a) => p.degrees[a] > 1).map((a) => `${a} ${here[a]} of ${p.degrees[a]}`).join(", ") || "alone";
       const n = Math.floor(rank / p.per_node);
       out.textContent = `Rank ${rank}: ${p.hosts[n] || `node ${n}`}, GPU ${p.order[rank % p.per_node]}; ${place}. ` +
@@ -66,26 +70,27 @@
       if (step) { e.preventDefault(); select(Math.max(0, Math.min(p.size - 1, current + step))); }
     });
     map.addEventListener("focus", () => { if (current < 0) select(0); });
-    const chooser = document.getElementById("axis");
+    const chooser = document.getElementById(`axis${tag}`);
     chooser.append(...axes.filter((a) => p.degrees[a] > 1 || a === axis).map((a) => el("option", { value: a, textContent: a })));
     chooser.value = axis;
     chooser.addEventListener("change", () => { axis = chooser.value; paint(); select(Math.max(0, current)); });
     paint();
-  }
+  };
+  Object.entries(facts.placements || {}).forEach(([tag, placement]) => drawCluster(tag, placement));
 
   // The pipeline of one step, to scale: boxes of [rank, kind, stage, micro-batch, start, end].
-  const pipe = document.getElementById("pipeline");
-  if (pipe && facts.pipeline) {
-    const f = facts.pipeline, row = f.ranks > 24 ? 12 : 22, left = 70, colour = { F: "--c0", B: "--c2", W: "--c5", O: "--c7" };
+  const drawPipeline = (tag, f) => {
+    const pipe = document.getElementById(`pipeline${tag}`), whole = f.whole || f.end;
+    const row = f.ranks > 24 ? 12 : 22, left = 70, colour = { F: "--c0", B: "--c2", W: "--c5", O: "--c7" };
     const canvas = el("canvas", { role: "img" });
     canvas.setAttribute("aria-label", pipe.dataset.label);
-    const out = document.getElementById("box");
+    const out = document.getElementById(`box${tag}`);
     let zoom = 1;
     const draw = () => {
       const width = Math.max(320, pipe.clientWidth) * zoom, height = f.ranks * row + 30, dpr = window.devicePixelRatio || 1;
       canvas.width = Math.min(width * dpr, 16000); canvas.height = height * dpr;
       canvas.style.width = `${width}px`; canvas.style.height = `${height}px`;
-      const c = canvas.getContext("2d"), sx = (width - left - 12) / f.end;
+      const c = canvas.getContext("2d"), sx = (width - left - 12) / whole;
       c.scale(canvas.width / width, dpr);
       c.font = "13px system-ui, DejaVu Sans, sans-serif"; c.fillStyle = css("--fg");
       const every = Math.ceil(18 / row);
@@ -98,24 +103,25 @@
       });
       c.fillStyle = css("--dim");
       const ticks = width < 500 ? 2 : 4;
-      for (let i = 0; i <= ticks; i++) { const t = f.end * i / ticks, word = `${(t * f.unit_s).toPrecision(3)} s`;
+      for (let i = 0; i <= ticks; i++) { const t = whole * i / ticks, word = `${(t * f.unit_s).toPrecision(3)} s`;
         c.textAlign = i === ticks ? "right" : i ? "center" : "left"; c.fillText(word, left + t * sx, f.ranks * row + 18); }
       c.textAlign = "left";
     };
     canvas.addEventListener("pointermove", (e) => {
-      const width = canvas.clientWidth, t = (e.offsetX - left) / (width - left - 12) * f.end, rank = Math.floor(e.offsetY / row);
+      const width = canvas.clientWidth, t = (e.offsetX - left) / (width - left - 12) * whole, rank = Math.floor(e.offsetY / row);
       const hit = f.boxes.find((b) => b[0] === rank && b[4] <= t && t < b[5]);
       const name = { F: "forward", B: "backward", W: "weight gradients", O: "gradients and optimizer" };
       out.textContent = hit ? `Stage ${rank}: ${name[hit[1]]}${hit[3] >= 0 ? ` of micro-batch ${hit[3]}` : ""}` +
         `${hit[2] >= 0 ? `, model stage ${hit[2]}` : ""}, ${(hit[4] * f.unit_s).toPrecision(4)} to ${(hit[5] * f.unit_s).toPrecision(4)} s`
         : t >= 0 && t <= f.end ? `Stage ${rank} waits (bubble).` : "";
     });
-    document.getElementById("zoom").addEventListener("click", () => { zoom = zoom >= 8 ? 1 : zoom * 2; draw(); });
+    document.getElementById(`zoom${tag}`).addEventListener("click", () => { zoom = zoom >= 8 ? 1 : zoom * 2; draw(); });
     pipe.append(canvas);
     draw();
     window.addEventListener("resize", draw);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  }
+  };
+  Object.entries(facts.pipelines || {}).forEach(([tag, pipeline]) => drawPipeline(tag, pipeline));
 
   // Curves over steps.
   (facts.curves || []).forEach((curve) => {
@@ -130,7 +136,7 @@
       if (plot) plot.destroy();
       plot = new uPlot({
         ...size(), scales: { x: { time: false, ...(curve.logx ? { distr: 3, log: 2 } : {}) }, y: curve.log ? { distr: 3 } : {} }, axes: [{ ...axis(), size: 36, ...(curve.logx ? { ...words(bytes), space: 70 } : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] }) }, { ...axis(), ...words(short) }],
-        padding: [12, 28, 0, 0], series: [{ label: curve.x, ...(curve.logx ? { value: (_, v) => v == null ? "–" : bytes(v) } : {}) }, ...curve.lines.map((line, i) => ({ label: line.name, stroke: css(`--c${i % 8}`), width: 2, dash: line.dash ? [6, 4] : undefined,
+        padding: [12, 28, 0, 0], series: [{ label: curve.x, ...(curve.logx ? { value: (_, v) => v == null ? "–" : bytes(v) } : {}) }, ...curve.lines.map((line, i) => ({ label: line.name, stroke: css(`--c${(line.hue ?? i) % 8}`), width: 2, dash: line.dash ? [6, 4] : undefined,
           spanGaps: false, points: { show: curve.xs.length < 40 }, value: (_, v) => v == null ? "–" : `${+v.toPrecision(5)} ${curve.unit}` }))],
       }, [curve.xs, ...curve.lines.map((line) => line.ys)], place);
     };
