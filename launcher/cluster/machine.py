@@ -158,7 +158,7 @@ def _memory_bytes(files: SystemFiles) -> int:
 def _nics(files: SystemFiles) -> tuple[Nic, ...]:
     """RDMA ports: https://docs.kernel.org/ABI/stable/sysfs-class-infiniband"""
     found = []
-    for name in sorted(files.names(_RDMA), key=_natural):
+    for name in sorted(files.names(_RDMA), key=natural):
         for port in sorted(files.names(f"{_RDMA}/{name}/ports")):
             found.append(_nic(files, name, f"{_RDMA}/{name}/ports/{port}"))
     return tuple(found)
@@ -186,11 +186,11 @@ def _ethernet(files: SystemFiles) -> tuple[Nic, ...]:
             files.text(f"{_NET}/{name}/operstate") == "up",
             files.link(f"{_NET}/{name}/device"),
         )
-        for name in sorted(names, key=_natural)
+        for name in sorted(names, key=natural)
     )
 
 
-def _natural(name: str) -> tuple[object, ...]:
+def natural(name: str) -> tuple[object, ...]:
     """mlx5_2 before mlx5_10."""
     parts = re.split(r"([0-9]{1,18})", name)  # texts and numbers by turns
     return tuple(int(part) if index % 2 else part for index, part in enumerate(parts))

@@ -20,7 +20,7 @@ LANE_GBPS = {"SDR": 2.5, "DDR": 5, "QDR": 10, "FDR10": 10, "FDR": 14, "EDR": 25,
 _SWITCH = re.compile(r'Switch\s+[0-9]{1,4}\s+"S-([0-9a-f]{1,32})"\s*#\s*"([^"\n]{0,200})"')
 _PORT = re.compile(
     r'\[[0-9]{1,4}\](?:\[ext [0-9]{1,4}\])?\s+"([HS])-([0-9a-f]{1,32})"\[[0-9]{1,4}\](?:\(([0-9a-f]{1,32})\))?'
-    r'\s*#\s*"([^"\n]{0,200})".{0,40}?\b([0-9]{1,2})x([A-Z]{3}[0-9]{0,2})'
+    r'\s*#\s*"([^"\n]{0,200})"(?:.{0,40}?\b([0-9]{1,2})x([A-Z]{3}[0-9]{0,2}))?'  # older versions print no rate
 )
 _NAMED = re.compile(r"([\w.-]+) ([\w-]+)")
 _UNNAMED = re.compile(r"Mellanox|ConnectX|MT[0-9]{4,}|localhost|ubuntu", re.IGNORECASE)
@@ -79,7 +79,9 @@ class IbFabric:
         down: Counter[str] = Counter()
         for port in self.ports:
             down[port.switch] += round(port.gbps)
-        ratios = [total / self.uplink_gbps[leaf] for leaf, total in down.items() if self.uplink_gbps.get(leaf)]
+        ratios = [
+            total / self.uplink_gbps[leaf] for leaf, total in down.items() if total and self.uplink_gbps.get(leaf)
+        ]
         return sorted(ratios)[len(ratios) // 2] if ratios else None
 
 
@@ -96,7 +98,7 @@ def read_ibnetdiscover(text: str) -> IbFabric:
         elif line.startswith("Ca"):
             switch = None
         elif switch and (match := _PORT.match(line)):
-            gbps = int(match[5]) * LANE_GBPS.get(match[6], 0.0)
+            gbps = int(match[5] or 0) * LANE_GBPS.get(match[6] or "", 0.0)
             if match[1] == "S":
                 uplinks[switch] += round(gbps)
             elif "Aggregation Node" not in match[4]:

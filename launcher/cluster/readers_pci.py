@@ -64,5 +64,6 @@ def _card(match: re.Match[str]) -> PciCard | None:
     is_gpu = kind in _GPU_KINDS and "NVIDIA" in text
     if not is_gpu and kind not in _NIC_KINDS:
         return None
-    name = re.sub(r"\s*\(rev [0-9a-f]{2}\).*", "", _ID.sub("", text))
-    return PciCard(match[1], is_gpu, printable(name.strip()), ids[-1] if ids else "")
+    name = re.sub(r"\s*\(rev [0-9a-f]{2}\).*", "", _ID.sub("", text)).strip()
+    unnamed = re.fullmatch(r"NVIDIA Corporation Device ([0-9a-f]{4})", name)  # of a card that is newer than pci.ids
+    return PciCard(match[1], is_gpu, printable(name), ids[-1] if ids else f"10de:{unnamed[1]}" if unnamed else "")

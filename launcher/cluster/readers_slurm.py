@@ -6,8 +6,8 @@ Formats: https://slurm.schedmd.com/topology.conf.html, https://slurm.schedmd.com
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,8 @@ from launcher.errors import InputError
 from launcher.text import bounded, printable, whole_number
 
 _FIELD = re.compile(r"(\w{1,80})=(\S*)")
+# A GRES type that is a MIG profile, as Slurm's NVML plugin names it (a100_1g.10gb) or alone.
+_SLICE = re.compile(r"(?:[\w-]{1,60}_)?([0-9]{1,2}g\.[0-9]{1,4}gb(?:[+-][a-z.]{1,12})?)")
 MOST_CHARACTERS = 64 * 2**20  # a node record has about 1000
 MOST_NAMES = 4 * MAX_HOSTS  # in all records together
 
@@ -39,6 +41,16 @@ class SlurmTopology:
         return found[0] if len(found) == 1 else None
 
     @cached_property
+    def pods(self) -> dict[str, int]:
+        """Switch over leaves → the nodes below it, where a third tier joins such switches; else empty."""
+        found: dict[str, int] = {}
+        for leaf, nodes in self.leaves.items():
+            above = self.parents.get(leaf)
+            if above is not None and above in self.parents:
+                found[above] = found.get(above, 0) + len(nodes)
+        return found
+
+    @cached_property
     def _places(self) -> dict[str, list[str]]:
         """Node → every leaf that names it."""
         found: dict[str, list[str]] = {}
@@ -55,12 +67,21 @@ class SlurmTopology:
 
 @dataclass(frozen=True)
 class GresGpus:
-    """GPUs of some nodes as gres.conf lists them; `nodes` is empty where the line holds for every node."""
+    """GPUs of some nodes as gres.conf lists them, or their MIG slices; `nodes` is empty where the line holds for every
+    node. `links`: NVLinks between each two, where the lines say them of all.
+    """
 
     nodes: tuple[str, ...]
     type: str | None
     count: int
     cpus: tuple[str, ...] = ()  # near each, where the lines say it
+    links: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def profile(self) -> str | None:
+        """The MIG profile, where these are slices."""
+        match = _SLICE.fullmatch(self.type or "")
+        return match[1] if match else None
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,7 @@ class SlurmNodes:
     num_gpus: int
     gpu_type: str | None
     state: str
+    slices: Mapping[str, int] = field(default_factory=dict)  # MIG profile → how many
 
 
 def read_slurm_topology(text: str) -> SlurmTopology:
@@ -127,16 +149,30 @@ def read_gres(text: str) -> tuple[GresGpus, ...]:
     if not records:
         raise InputError("this is no gres.conf with GPUs: no line says Name=gpu")
     found: dict[tuple[str, str | None], list[str]] = {}
+    links: dict[tuple[str, str | None], list[tuple[int, ...]]] = {}
     for record in records:
         count = whole_number(record.get("count"))
         files = expand_hostlist(record.get("file", "")) if "[" in record.get("file", "") else (record.get("file", ""),)
         cpus = record.get("cpus") or record.get("cores") or ""
         kind = printable(record["type"]) if record.get("type") else None
-        found.setdefault((record.get("nodename", ""), kind), []).extend([cpus] * min(count or len(files), MAX_HOSTS))
+        which = record.get("nodename", ""), kind
+        found.setdefault(which, []).extend([cpus] * min(count or len(files), MAX_HOSTS))
+        links.setdefault(which, []).append(tuple(map(int, re.findall(r"-?[0-9]{1,3}", record.get("links", "")))))
     return tuple(
-        GresGpus(expand_hostlist(nodes), kind, len(cpus), tuple(map(printable, cpus)) if any(cpus) else ())
+        GresGpus(
+            expand_hostlist(nodes),
+            kind,
+            len(cpus),
+            tuple(map(printable, cpus)) if any(cpus) else (),
+            tuple(links[nodes, kind]) if _is_square(links[nodes, kind], len(cpus)) else (),
+        )
         for (nodes, kind), cpus in found.items()
     )
+
+
+def _is_square(links: Sequence[Sequence[int]], count: int) -> bool:
+    """Whether each GPU has a line of its own, which says its links to all, -1 at itself."""
+    return len(links) == count > 1 and all(len(row) == count and row[i] == -1 for i, row in enumerate(links))
 
 
 def _expanded(expressions: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
@@ -167,6 +203,7 @@ def _nodes(record: Mapping[str, str], names: tuple[str, ...]) -> SlurmNodes:
         return values[0] if values else 0
 
     num_gpus, gpu_type = read_gpu_gres(record.get("gres", ""))
+    slices = read_mig_gres(record.get("gres", ""))
     return SlurmNodes(
         names=names,
         cpus=number("cputot", "cpus"),
@@ -174,23 +211,38 @@ def _nodes(record: Mapping[str, str], names: tuple[str, ...]) -> SlurmNodes:
         cores_per_socket=number("corespersocket"),
         threads_per_core=number("threadspercore"),
         memory_mib=number("realmemory"),
-        num_gpus=num_gpus,
-        gpu_type=gpu_type,
+        num_gpus=num_gpus - sum(slices.values()),
+        gpu_type=None if gpu_type is not None and _SLICE.fullmatch(gpu_type) else gpu_type,
         state=printable(record.get("state", "unknown").lower()),
+        slices=slices,
     )
 
 
 def read_gpu_gres(gres: str) -> tuple[int, str | None]:
-    """(GPUs, type) of a Gres value: `gpu:a100:8(S:0-1)` → (8, a100), `gpu:8` → (8, None), `` → (0, None)."""
-    total, kind = 0, None
+    """(GPUs, type) of a Gres value: `gpu:a100:8(S:0-1)` → (8, a100), `gpu:8` → (8, None), `` → (0, None). MIG slices
+    count, as Slurm hands them out.
+    """
+    found = list(_gres(gres))
+    return sum(count for _, count in found), next((kind for kind, _ in reversed(found) if kind), None)
+
+
+def read_mig_gres(gres: str) -> dict[str, int]:
+    """MIG profile → slices, of a Gres value: `gpu:1g.10gb:14,gpu:a100:6` → {1g.10gb: 14}."""
+    found: dict[str, int] = {}
+    for kind, count in _gres(gres):
+        if kind is not None and (match := _SLICE.fullmatch(kind)):
+            found[match[1]] = found.get(match[1], 0) + count
+    return found
+
+
+def _gres(gres: str) -> Iterator[tuple[str | None, int]]:
+    """(type, count) of each item of a Gres value that is of GPUs."""
     for item in re.sub(r"\([^()]*\)", "", bounded(gres, "a GRES value", most=10_000)).split(","):
         fields = item.split(":")
-        if fields[0] != "gpu":
-            continue
-        count = whole_number(fields[-1])
-        total += 1 if count is None else count
-        kind = printable(fields[1]) if len(fields) > 1 and whole_number(fields[1]) is None else kind
-    return total, kind
+        if fields[0] == "gpu":
+            count = whole_number(fields[-1])
+            named = len(fields) > 1 and whole_number(fields[1]) is None
+            yield printable(fields[1]) if named else None, 1 if count is None else count
 
 
 def _fields(line: str) -> dict[str, str]:

@@ -84,8 +84,8 @@ def read_topo(text: str) -> Topology:
 def _matrix(lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[str]], list[str]]:
     """The devices of the heading, the cells of their rows, and those that were glued together.
 
-    Of several lines that begin with a GPU and name no link, the heading is the one with most rows below it: a prompt or
-    a remark may come first.
+    Of several lines that begin with a GPU and name no link, the heading is the one with most links below it: a prompt,
+    a remark or another matrix (`topo -p2p`) may come first.
     """
     best: tuple[int, tuple[str, ...], dict[str, list[str]], list[str]] = (0, (), {}, [])
     for index in [index for index, line in enumerate(lines) if _heading(line)][:MOST_HEADINGS]:
@@ -93,7 +93,7 @@ def _matrix(lines: Sequence[str]) -> tuple[tuple[str, ...], dict[str, list[str]]
         if len(devices) > MOST_DEVICES or len(set(devices)) < len(devices):
             continue
         rows, glued = _rows(devices, lines[index + 1 :])
-        score = sum(len(cells) >= len(devices) for cells in rows.values())
+        score = sum(bool(_LINK.fullmatch(cell)) for cells in rows.values() for cell in cells[: len(devices)])
         if score > best[0] or (not best[1] and rows):
             best = score, devices, rows, glued
     if not best[1]:

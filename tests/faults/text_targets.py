@@ -22,6 +22,7 @@ from launcher.cluster.readers_ib import read_ibnetdiscover
 from launcher.cluster.readers_mig import read_mig_parted, read_mig_placements
 from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.cluster.readers_pci import read_lspci
+from launcher.cluster.readers_ports import read_ibstat, read_nccl_log
 from launcher.cluster.readers_slurm import read_gpu_gres, read_gres, read_slurm_nodes, read_slurm_topology
 from launcher.cluster.readers_smi import (
     QUERY_COMMAND,
@@ -32,6 +33,7 @@ from launcher.cluster.readers_smi import (
     uniform_profile,
 )
 from launcher.cluster.readers_smi_log import read_query_log
+from launcher.cluster.readers_smi_table import read_smi_table
 from launcher.cluster.readers_topo import nvlink_domains, nvlink_kind, read_topo
 from launcher.layout import Layout
 from launcher.lint import lint
@@ -60,6 +62,7 @@ from launcher.slurm.request import Where, submit_request
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, results, table, write_sweep
 from tests.cluster import texts
+from tests.cluster.test_pasted_texts import IBSTAT, NCCL_LOG, TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST, TOPO, LINKS = ("nvidia-smi", "-L"), ("nvidia-smi", "topo", "-m"), ("nvidia-smi", "nvlink", "-s")
@@ -220,6 +223,13 @@ def _slurm_targets(more: dict[str, list[str]]) -> list[Target]:
         Target("node records", nodes, lambda text, _: read_slurm_nodes(text)),
         Target("topology.yaml", [texts.SLURM_YAML], _slurm_topology),
         Target("gres.conf", [texts.GRES_CONF, *more.get("slurm_gres", [])], lambda text, _: _gres_conf(text)),
+        Target(
+            "ibstat",
+            [IBSTAT.format(i=0, state="Active", rate=200, layer="Ethernet")],
+            lambda text, _: read_ibstat(text),
+        ),
+        Target("NCCL's log", [NCCL_LOG], lambda text, _: read_nccl_log(text)),
+        Target("nvidia-smi", [TABLE.format(mig=" 0", memory=81920, state="Disabled")], lambda t, _: read_smi_table(t)),
         Target("gres", ["gpu:a100:8(S:0-1),shard:4", "gpu:8"], lambda text, _: read_gpu_gres(text)),
         Target("hostlist", ["dgx[01-03,07],login1", "a[1-2]b[3-4]", "n1"], _hostlist),
         Target("squeue", [queue], lambda text, _: _life(queue=text)),

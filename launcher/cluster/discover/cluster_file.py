@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from launcher.cluster.discover.fabric import FabricView
-from launcher.cluster.discover.gpus import Card, slice_entry
+from launcher.cluster.discover.gpus import CARDS, Card, slice_entry
 from launcher.cluster.discover.node import Fact, NodeView
 from launcher.cluster.nvlink import NvlinkShape
 from launcher.cluster.readers_topo import UNKNOWN
@@ -84,20 +84,29 @@ def cpu_file(name: str, node: NodeView, fabric: FabricView, notes: Sequence[str]
 def gpu_file(name: str, node: NodeView, fabric: FabricView, *, here: bool, num_nodes: int = 1) -> ClusterFile:
     """A cluster of GPUs, whole or cut. `here`: this process is on the node; `num_nodes`: that were seen."""
     node = node if node.nics and node.nics.value.fabric else replace(node, nics=fabric.nics or node.nics)
+    node = node if node.shape else replace(node, shape=fabric.shape)
     notes = [*node.notes, *node.problems, *fabric.notes]
     card = node.card.value if node.card else Card(fabric.gpu_type or "", None)
     if mixed := [problem for problem in node.problems if " GPUs are " in problem]:
         raise InputError(f"this node mixes GPUs ({'; '.join(mixed)}): one file describes one kind")
     count = node.num_gpus or fabric.num_gpus
+    is_cut = node.slices is not None
     if node.slices:
         gpu, lines, cut_notes = _cut(card, node, node.slices)
+    elif fabric.slices and _heavier(fabric.slices.value, count.value if count else 0):
+        gpu, lines, cut_notes = _cut_by_slurm(card, fabric.slices, count)
+        is_cut = True
     else:
         gpu, cut_notes = card.entry, []
         lines = (Line("num_gpus", str(count.value), count.source) if count else Line("num_gpus", MISSING),)
         lines += _link_lines(count.value if count else 0, node.shape)
-    if gpu is None and not node.slices and card.name:
-        notes.append(f"no entry of configs/gpu describes {card.name}: write one, and name it in the first lines")
-    elif gpu is None and not node.slices:
+        lines += _affinity_lines(node, count.value if count else 0)
+        cut_notes += (
+            [f"there are also {_shown(fabric.slices.value)}, which need a file of their own"] if fabric.slices else []
+        )
+    if gpu is None and not is_cut and card.name:
+        notes.append(_unknown_card(card.name))
+    elif gpu is None and not is_cut:
         notes.append("no source says what the GPUs are: name an entry of configs/gpu in the first lines")
     if any(line.value == MISSING and line.key in ("domains", "nvlink") for line in lines):
         notes.append(f"NVLink is not plain here, or not known: fill in {MISSING} yourself")
@@ -109,6 +118,56 @@ def gpu_file(name: str, node: NodeView, fabric: FabricView, *, here: bool, num_n
         (*lines, *_nic_lines(node), *_host_lines(node, fabric)),
         notes=(*notes, *cut_notes, *_seen_by_slurm(seen, fabric, here=here)),
     )
+
+
+def _unknown_card(name: str) -> str:
+    """Slurm's types are short: several entries may be meant."""
+    likely = sorted(entry for entry in CARDS if entry.startswith(f"{name.lower()}_"))
+    if likely:
+        return f"the GPUs are called {name}: name one of {', '.join(likely)} in the first lines"
+    return f"no entry of configs/gpu describes {name}: write one, and name it in the first lines"
+
+
+def _affinity_lines(node: NodeView, count: int) -> tuple[Line, ...]:
+    """The NIC of each GPU, where it is not that of the order, and its NUMA node, where there are several."""
+    lines = []
+    nics = len(node.nics.value.names) if node.nics else 0
+    if node.nic_of_gpu and len(node.nic_of_gpu.value) == count:
+        found = list(node.nic_of_gpu.value)
+        if found != [gpu * nics // count for gpu in range(count)]:
+            lines.append(Line("nic_of_gpu", json.dumps(found), node.nic_of_gpu.source))
+    if node.numa and len(node.numa.value) == count and len(set(node.numa.value)) > 1:
+        lines.append(Line("numa_of_gpu", json.dumps(list(node.numa.value)), node.numa.source))
+    return tuple(lines)
+
+
+def _heavier(slices: Mapping[str, int], whole: int) -> bool:
+    """Whether slices are more of a node than its whole GPUs."""
+    return sum(_sevenths(profile) * count for profile, count in slices.items()) > 7 * whole
+
+
+def _shown(slices: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {profile}" for profile, count in slices.items())
+
+
+def _cut_by_slurm(
+    card: Card, slices: Fact[Mapping[str, int]], whole: Fact[int] | None
+) -> tuple[str | None, tuple[Line, ...], list[str]]:
+    """Entry, lines and notes of a node whose slices Slurm counts: how many a GPU has it does not say."""
+    kind = max(slices.value, key=lambda profile: (_sevenths(profile) * slices.value[profile], profile))
+    entry = slice_entry(card, kind)
+    notes = [] if entry else [f"no entry of configs/gpu is named for a {kind} slice here: name one in the first lines"]
+    others = {profile: count for profile, count in slices.value.items() if profile != kind}
+    others |= {"whole GPUs": whole.value} if whole and whole.value else {}
+    if others:
+        notes.append(f"there are also {_shown(others)}, which need files of their own")
+    lines = (
+        Line("num_gpus", str(slices.value[kind]), f"slices of {kind}, {slices.source}"),
+        Line("domain_size", "1", "slices have no peer-to-peer"),
+        Line("nvlink", "none"),
+        Line("slices_per_gpu", MISSING),
+    )
+    return entry, lines, notes
 
 
 def _seen_by_slurm(seen: int, fabric: FabricView, *, here: bool) -> list[str]:
@@ -134,10 +193,16 @@ def _cluster_lines(node: NodeView, fabric: FabricView, num_nodes: int = 1) -> tu
     lines.append(Line("scheduler", "slurm" if fabric.names else "local"))
     found = {
         "nodes_per_leaf": fabric.nodes_per_leaf, "rails": _rails(node, fabric),
-        "oversubscription": fabric.oversubscription,
+        "oversubscription": fabric.oversubscription, "nodes_per_pod": _whole_pods(fabric),
     }  # fmt: skip
     lines += [Line(key, f"{fact.value:g}", fact.source) for key, fact in found.items() if fact is not None]
     return tuple(lines)
+
+
+def _whole_pods(fabric: FabricView) -> Fact[int] | None:
+    """Pods, where they hold whole leaves."""
+    leaf, pod = fabric.nodes_per_leaf, fabric.nodes_per_pod
+    return pod if pod and leaf and pod.value % leaf.value == 0 else None
 
 
 def _rails(node: NodeView, fabric: FabricView) -> Fact[int] | None:

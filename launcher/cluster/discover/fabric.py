@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from launcher.cluster.discover.node import Fact, Nics
 from launcher.cluster.discover.sources import Evidence
 from launcher.cluster.hostlist import compress_hostlist
-from launcher.cluster.readers_slurm import SlurmNodes
+from launcher.cluster.nvlink import NvlinkShape, nvlink_shape
+from launcher.cluster.readers_slurm import GresGpus, SlurmNodes
 
 MEMORY_TOLERANCE = 0.1  # nodes of one kind report their memory with small differences
 _GUID = re.compile(r"(?:0x)?[0-9a-f]{12,16}", re.IGNORECASE)
@@ -31,6 +32,9 @@ class FabricView:
     nics: Fact[Nics] | None = None
     cores: Fact[int] | None = None
     memory_mib: Fact[int] | None = None
+    shape: Fact[NvlinkShape] | None = None
+    slices: Fact[Mapping[str, int]] | None = None
+    nodes_per_pod: Fact[int] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -42,19 +46,23 @@ def fabric_view(evidence: Evidence, host: str) -> FabricView:
     if away := sorted({record.state for record in group if re.match(r"down|drain|fail", record.state)}):
         notes.append(f"some of the {len(names)} nodes are {', '.join(away)}; they are counted")
     source = evidence.sources.get("slurm nodes", "")
-    gpus = _gpus(evidence, group, notes)
+    gres = _main_gres(evidence, notes)
+    gpus = _gpus(evidence, group, gres, notes)
     leaves, leaf_source = _leaves(evidence, names, notes)
     return FabricView(
         names=names,
-        num_nodes=_count(evidence, names, leaves, leaf_source),
+        num_nodes=_count(evidence, names, leaves, leaf_source) or _listed_nodes(evidence, gres),
         num_gpus=gpus,
-        gpu_type=next((record.gpu_type for record in group if record.gpu_type), None),
+        gpu_type=next((record.gpu_type for record in group if record.gpu_type), gres.type if gres else None),
         nodes_per_leaf=_nodes_per_leaf(leaves, leaf_source, notes),
         rails=_rails(evidence),
         oversubscription=_oversubscription(evidence),
         nics=_nics(evidence),
         cores=_least([_cores(record) for record in group], source),
         memory_mib=_least([record.memory_mib for record in group], source),
+        shape=Fact(nvlink_shape(_plain(gres.links)), evidence.sources["gres"]) if gres and gres.links else None,
+        slices=_slices(evidence, group),
+        nodes_per_pod=_nodes_per_pod(evidence, notes),
         notes=tuple(notes),
     )
 
@@ -66,13 +74,17 @@ def _alike(records: Sequence[SlurmNodes], host: str) -> list[SlurmNodes]:
     """
 
     def kind(record: SlurmNodes) -> tuple[object, ...]:
-        return record.num_gpus, record.gpu_type, record.cpus
+        return record.num_gpus, record.gpu_type, record.cpus, tuple(sorted(record.slices.items()))
 
     sizes = Counter[tuple[object, ...]]()
     for record in records:
         sizes[kind(record)] += len(record.names)
     here = [record for record in records if host in record.names]
-    chosen = here[0] if here else max(records, key=lambda record: (record.num_gpus > 0, sizes[kind(record)]))
+    chosen = (
+        here[0]
+        if here
+        else max(records, key=lambda record: (bool(record.num_gpus or record.slices), sizes[kind(record)]))
+    )
     memory = chosen.memory_mib
     return [
         record
@@ -81,10 +93,57 @@ def _alike(records: Sequence[SlurmNodes], host: str) -> list[SlurmNodes]:
     ]
 
 
-def _gpus(evidence: Evidence, group: Sequence[SlurmNodes], notes: list[str]) -> Fact[int] | None:
+def _main_gres(evidence: Evidence, notes: list[str]) -> GresGpus | None:
+    """The whole GPUs of gres.conf that most nodes have; the others are noted."""
+    whole = [gres for gres in evidence.gres if gres.profile is None]
+    if not whole:
+        return None
+    chosen = max(whole, key=lambda gres: (len(gres.nodes), gres.count))
+    for other in whole:
+        if other is not chosen and other.nodes != chosen.nodes:
+            notes.append(
+                f"{evidence.sources['gres']} lists other GPUs too: {_shown(other)}; {_shown(chosen)} are taken"
+            )
+    return chosen
+
+
+def _shown(gres: GresGpus) -> str:
+    where = f" on {_few(gres.nodes)}" if gres.nodes else ""
+    return f"{gres.count} × {gres.type or 'gpu'}{where}"
+
+
+def _listed_nodes(evidence: Evidence, gres: GresGpus | None) -> Fact[int] | None:
+    return Fact(len(gres.nodes), evidence.sources["gres"]) if gres and gres.nodes else None
+
+
+def _plain(links: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Counts of NVLinks without the mark of a GPU itself."""
+    return [[max(0, count) for count in row] for row in links]
+
+
+def _slices(evidence: Evidence, group: Sequence[SlurmNodes]) -> Fact[Mapping[str, int]] | None:
+    """The MIG slices of a node, by profile."""
+    if found := next((record.slices for record in group if record.slices), None):
+        return Fact(found, evidence.sources["slurm nodes"])
+    cut = {gres.profile: gres.count for gres in evidence.gres if gres.profile}
+    return Fact(cut, evidence.sources["gres"]) if cut else None
+
+
+def _nodes_per_pod(evidence: Evidence, notes: list[str]) -> Fact[int] | None:
+    """Nodes below a switch of the second tier, where there is a third and all have as many."""
+    sizes = set(evidence.slurm_topology.pods.values()) if evidence.slurm_topology else set()
+    if len(sizes) != 1:
+        return None
+    notes.append(
+        "a third tier of switches joins pods: how far it is tapered is unknown (cluster.core_oversubscription)"
+    )
+    return Fact(sizes.pop(), evidence.sources["slurm topology"])
+
+
+def _gpus(evidence: Evidence, group: Sequence[SlurmNodes], gres: GresGpus | None, notes: list[str]) -> Fact[int] | None:
     """GPUs of a node as Slurm counts them; gres.conf counts where the node records do not."""
     records = [Fact(record.num_gpus, evidence.sources["slurm nodes"]) for record in group[:1] if record.num_gpus]
-    listed = [Fact(gres.count, evidence.sources["gres"]) for gres in evidence.gres]
+    listed = [Fact(gres.count, evidence.sources["gres"])] if gres else []
     if records and listed and records[0].value not in {fact.value for fact in listed}:
         notes.append(
             f"sources disagree: {records[0].source} shows {records[0].value} GPUs a node, "
@@ -163,7 +222,10 @@ def _nodes_per_leaf(leaves: Mapping[str, Sequence[str]], source: str, notes: lis
     usual = max(held, key=lambda size: (held[size], -size))
     if len(held) > 1:
         shown = ", ".join(map(str, sorted(sizes, reverse=True)[:SHOWN_LEAVES])) + (", …" if len(sizes) > 12 else "")
-        notes.append(f"leaves hold unequal numbers of nodes ({shown}): {usual} is taken, where most of the nodes are")
+        notes.append(
+            f"leaves hold unequal numbers of nodes ({shown}): {usual} is taken, where most of the nodes are; "
+            "cluster.leaf_sizes can name each"
+        )
     return Fact(usual, source)
 
 

@@ -45,12 +45,18 @@ class Card:
     entry: str | None
 
 
-def card_of(name: str = "", device_id: str = "") -> Card:
-    """The card of a product name (`NVIDIA A100-SXM4-80GB`, `GA100 [A100 SXM4 80GB]`) or of a PCI id (`10de:20b2`)."""
+def card_of(name: str = "", device_id: str = "", memory_mib: int = 0) -> Card:
+    """The card of a product name (`NVIDIA A100-SXM4-80GB`, `GA100 [A100 SXM4 80GB]`) or of a PCI id (`10de:20b2`). Of a
+    name that a table cut (`NVIDIA A100-SXM...`), that with this memory.
+    """
     product = name.removeprefix("NVIDIA Corporation ").removeprefix("NVIDIA ").strip()
     inside = product[product.find("[") + 1 : product.find("]")] if "[" in product and "]" in product else product
     words = (device_id.lower().removeprefix("10de:"), product.lower(), inside.lower())
     entry = next((_BY_WORD[word] for word in words if word in _BY_WORD), None)
+    if entry is None and product.endswith("...") and memory_mib:
+        start, size = product.lower().removesuffix("..."), f"{round(memory_mib / 1024)}gb"
+        fits = {found for word, found in _BY_WORD.items() if word.startswith(start) and size in word}
+        entry = fits.pop() if len(fits) == 1 else None
     known = entry is not None and (resource("configs") / "gpu" / f"{entry}.yaml").exists()
     return Card(printable(product or device_id), entry if known else None)
 

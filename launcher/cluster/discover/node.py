@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from launcher.cluster.discover.gpus import Card
 from launcher.cluster.discover.sources import Seen, SeenGpu
-from launcher.cluster.machine import Machine, Nic
+from launcher.cluster.machine import Machine, Nic, natural
 from launcher.cluster.nvlink import NvlinkShape, nvlink_shape
 from launcher.units import GIB
 
@@ -48,6 +48,8 @@ class NodeView:
     shape: Fact[NvlinkShape] | None = None
     nics: Fact[Nics] | None = None
     machine: Fact[Machine] | None = None
+    numa: Fact[tuple[int, ...]] | None = None
+    nic_of_gpu: Fact[tuple[int, ...]] | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -77,6 +79,8 @@ def _view(name: str, sources: Sequence[Seen]) -> NodeView:
         shape,
         nics,
         machine,
+        next((Fact(each.numa, each.source) for each in sources if each.numa), None),
+        _nic_of_gpu(sources, nics),
         (*_disagreements("GPUs", counts), *mixed, *(shape.value.defects if shape else ()), *broken),
         (*(note for each in sources for note in each.notes), *nic_notes),
     )
@@ -102,9 +106,15 @@ def _cards(sources: Sequence[Seen]) -> tuple[Fact[Card] | None, list[str]]:
     if not named:
         return None, []
     first, cards = named[0]
-    card = max(cards, key=cards.count)
-    others = [other for other in dict.fromkeys(cards) if other != card]
-    problems = [f"{cards.count(other)} of {len(cards)} GPUs are {other.name}, not {card.name}" for other in others]
+    kinds = Counter(card.entry or card.name for card in cards)  # one SKU may have several names (a number, a name)
+    kind = max(kinds, key=lambda each: kinds[each])
+    by_kind = {each.entry or each.name: each for each in cards}
+    card = by_kind[kind]
+    problems = [
+        f"{times} of {len(cards)} GPUs are {by_kind[other].name}, not {card.name}"
+        for other, times in kinds.items()
+        if other != kind
+    ]
     for each, found in named[1:]:
         other = max(found, key=found.count)
         if other.entry and card.entry and other.entry != card.entry:
@@ -132,10 +142,13 @@ def _nics(sources: Sequence[Seen], machine: Fact[Machine] | None) -> tuple[Fact[
     """The adapters for traffic between nodes: of those that are up, those behind one PCIe switch with a GPU where any
     is, and of these the kind with most bandwidth together; without any RDMA the Ethernet interfaces.
     """
-    if machine is None:
+    known = machine.value.nics if machine else ()
+    other = next((each for each in sources if each.ports), None) if not known else None
+    if machine is None and other is None:
         return _listed_nics(sources)
-    up = [nic for nic in machine.value.nics if nic.active]
-    down = [nic.name for nic in machine.value.nics if not nic.active]
+    ports, source = (other.ports, other.source) if other else (known, machine.source if machine else "")
+    up = [nic for nic in ports if nic.active]
+    down = [nic.name for nic in ports if not nic.active]
     notes = [f"{', '.join(down)} are down: not counted"] if down else []
     near = frozenset[str]().union(*(each.near for each in sources if each.near))
     nearby = [nic for nic in up if nic.name in near or nic.busid in near]
@@ -143,7 +156,7 @@ def _nics(sources: Sequence[Seen], machine: Fact[Machine] | None) -> tuple[Fact[
         notes.append(f"{', '.join(far)} share no PCIe switch with a GPU: taken as storage or service adapters")
     kept, left = _one_kind(nearby or up)
     notes += [f"{_shown(nics)}: left out, since {_shown(kept)} carry more" for nics in left]
-    if not kept:
+    if not kept and machine:
         kept, left = _one_kind([nic for nic in machine.value.ethernet if nic.active and nic.gbps])
         names = ", ".join(nic.name for nic in kept)
         unknown = "no Ethernet interface says its speed: set cluster.node.num_nics and nic_gbps for several nodes"
@@ -151,7 +164,7 @@ def _nics(sources: Sequence[Seen], machine: Fact[Machine] | None) -> tuple[Fact[
     if not kept:
         return None, notes
     nics = Nics(tuple(nic.name for nic in kept), kept[0].gbps, kept[0].fabric)
-    return Fact(nics, machine.source), notes
+    return Fact(nics, source or (machine.source if machine else "")), notes
 
 
 def _one_kind(nics: Sequence[Nic]) -> tuple[list[Nic], list[list[Nic]]]:
@@ -171,12 +184,43 @@ def _shown(nics: Sequence[Nic]) -> str:
 
 
 def _listed_nics(sources: Sequence[Seen]) -> tuple[Fact[Nics] | None, list[str]]:
-    """Where /sys was not seen: the adapters by name, of unknown fabric, with their rate where all have the same."""
+    """Where /sys was not seen: the adapters by name, of unknown fabric, with their rate where all have the same.
+
+    Bonded ports are for storage and services, where there are others.
+    """
     for each in sources:
-        if names := tuple(sorted(each.near or each.listed)):
+        found = sorted(each.near or each.listed, key=natural)
+        bonds = [name for name in found if "bond" in name]
+        names = tuple(name for name in found if name not in bonds) or tuple(found)
+        if names:
+            notes = (
+                [f"{', '.join(bonds)}: left out, as a bond for storage or services"] if len(names) < len(found) else []
+            )
+            if each.num_gpus and len(names) > 2 * each.num_gpus:
+                notes.append(
+                    f"{len(names)} NICs are near {each.num_gpus} GPUs: several may be functions of one adapter "
+                    "(SR-IOV); `ibstat` says which are up"
+                )
             rates = {each.listed.get(name, 0.0) for name in names}
-            return Fact(Nics(names, rates.pop() if len(rates) == 1 else 0.0, ""), each.source), []
+            return Fact(Nics(names, rates.pop() if len(rates) == 1 else 0.0, ""), each.source), notes
     return None, []
+
+
+def _nic_of_gpu(sources: Sequence[Seen], nics: Fact[Nics] | None) -> Fact[tuple[int, ...]] | None:
+    """The NIC of each GPU, of those that count: GPUs with the same nearest NICs take them by turns. None where some GPU
+    is near none.
+    """
+    names = {name: index for index, name in enumerate(nics.value.names)} if nics else {}
+    for each in sources:
+        near = [tuple(names[name] for name in found if name in names) for found in each.nearest]
+        if names and near and all(near) and len(names) <= 2 * len(near):
+            turns: Counter[tuple[int, ...]] = Counter()
+            found = []
+            for choice in near:
+                found.append(choice[turns[choice] % len(choice)])
+                turns[choice] += 1
+            return Fact(tuple(found), each.source)
+    return None
 
 
 def usual_node(views: Sequence[NodeView]) -> tuple[NodeView, list[str]]:

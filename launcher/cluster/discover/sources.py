@@ -10,12 +10,13 @@ from types import MappingProxyType
 
 from launcher.cluster.discover.gpus import Card, card_of
 from launcher.cluster.hostlist import expand_hostlist
-from launcher.cluster.machine import Machine, read_collected
+from launcher.cluster.machine import Machine, Nic, read_collected
 from launcher.cluster.nvlink import Counts, counts_of, counts_of_file
 from launcher.cluster.readers_ib import IbFabric, read_ibnetdiscover
 from launcher.cluster.readers_mig import read_mig_parted, read_mig_placements
 from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.cluster.readers_pci import read_lspci
+from launcher.cluster.readers_ports import read_ibstat, read_nccl_log
 from launcher.cluster.readers_slurm import (
     GresGpus,
     SlurmNodes,
@@ -26,13 +27,16 @@ from launcher.cluster.readers_slurm import (
 )
 from launcher.cluster.readers_smi import read_list, read_mig_instances, read_mig_profiles
 from launcher.cluster.readers_smi_log import read_query_log
+from launcher.cluster.readers_smi_table import read_smi_table
 from launcher.cluster.readers_topo import PCIE_NEAR_TO_FAR, read_topo
 from launcher.errors import InputError
 from launcher.files import text_of
+from launcher.text import whole_number
 
 BEHIND_A_SWITCH = PCIE_NEAR_TO_FAR[:2]  # PIX, PXB: no host bridge between NIC and GPU
 MOST_FILES = 4096
 LARGEST_FILE = 256 * 2**20
+MOST_MARGINS = 8
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Seen:
     """The facts of one text about one node; None: not in the text.
 
     `nvlinks`: links between two GPUs. `near`: NICs (kernel's names or bus ids) behind one PCIe switch with a GPU, of
-    those that the text lists, `listed`.
+    those that the text lists, `listed`; `nearest`: those nearest to each GPU. `numa`: of each GPU. `ports`: RDMA ports.
     """
 
     node: str
@@ -68,6 +72,9 @@ class Seen:
     nvlinks: Counts | None = None
     near: frozenset[str] | None = None
     listed: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    nearest: tuple[tuple[str, ...], ...] = ()
+    numa: tuple[int, ...] | None = None
+    ports: tuple[Nic, ...] = ()
     machine: Machine | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -89,10 +96,11 @@ class Evidence:
 def read_texts(texts: Sequence[Text]) -> Evidence:
     """Everything that the texts say; raises InputError for a text in no known format, or a broken one."""
     evidence = Evidence()
-    for text in texts:
+    for given in texts:
+        text = replace(given, text=_unquoted(given.text))
         kinds = [kind for kind in KINDS if kind.found_in(text.text)]
         if not kinds:
-            known = ", ".join(kind.name for kind in KINDS)
+            known = ", ".join(dict.fromkeys(kind.name for kind in KINDS))
             raise InputError(f"{text.source} is in no format that is known here: {known}")
         for kind in kinds:
             try:
@@ -102,6 +110,18 @@ def read_texts(texts: Sequence[Text]) -> Evidence:
             except InputError as error:
                 raise InputError(f"{text.source}: {error}") from error
     return evidence
+
+
+def _unquoted(text: str) -> str:
+    """A paste without the margin that a mail (`> `) or a document (spaces) gave it, where only so a format is known."""
+    if any(kind.found_in(text) for kind in KINDS):
+        return text
+    margins = dict.fromkeys(re.findall(r"^(?:[ \t]{0,8}>[ \t]{0,16}|[ \t]{1,16})", text, flags=re.MULTILINE))
+    for margin in sorted(margins, key=len)[:MOST_MARGINS]:
+        plain = re.sub(rf"^{re.escape(margin)}", "", text, flags=re.MULTILINE)
+        if any(kind.found_in(plain) for kind in KINDS):
+            return plain
+    return text
 
 
 def texts_of_files(names: Sequence[str]) -> list[Text]:
@@ -174,15 +194,18 @@ def _hosts(heading: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A format: how to recognise it, and how to read it. `of_node`: it describes one node."""
+    """A format: how to recognise it (`without`: of a text that lacks this), and how to read it. `of_node`: it describes
+    one node.
+    """
 
     name: str
     mark: re.Pattern[str]
     read: Callable[[Evidence, Text], None]
     of_node: bool = True
+    without: str = ""
 
     def found_in(self, text: str) -> bool:
-        return self.mark.search(text) is not None
+        return self.mark.search(text) is not None and not (self.without and self.without in text)
 
 
 def _listed(evidence: Evidence, text: Text) -> None:
@@ -217,9 +240,17 @@ def _matrix(evidence: Evidence, text: Text) -> None:
             nvlinks=counts_of(topology),
             near=frozenset(near),
             listed=dict.fromkeys(names.values(), 0.0),
+            nearest=tuple(tuple(names[nic] for nic in topology.near_nics(gpu)) for gpu in range(len(topology.gpus))),
+            numa=_numbers(topology.numa),
             notes=topology.notes,
         )
     )
+
+
+def _numbers(words: Sequence[str]) -> tuple[int, ...] | None:
+    """NUMA nodes, where all are known."""
+    found = [whole_number(word) for word in words]
+    return tuple(each for each in found if each is not None) if found and None not in found else None
 
 
 def _nccl(evidence: Evidence, text: Text) -> None:
@@ -236,6 +267,8 @@ def _nccl(evidence: Evidence, text: Text) -> None:
             counts_of_file(topology),
             frozenset(near),
             {nic.busid: nic.gbps for nic in topology.nics},
+            tuple(tuple(nic.busid for nic in topology.near_nics(gpu)) for gpu in topology.gpus),
+            _numbers([str(gpu.numa) for gpu in topology.gpus]),
             notes=topology.notes,
         )
     )
@@ -255,6 +288,22 @@ def _cards(evidence: Evidence, text: Text) -> None:
 def _collected(evidence: Evidence, text: Text) -> None:
     machine = read_collected(text.text)
     evidence.seen.append(Seen(text.node or machine.host, text.source, machine=machine))
+
+
+def _table(evidence: Evidence, text: Text) -> None:
+    gpus = read_smi_table(text.text)
+    seen = tuple(SeenGpu(card_of(gpu.name, memory_mib=gpu.memory_mib), busid=gpu.busid) for gpu in gpus)
+    cut = sum(gpu.mig_enabled is True for gpu in gpus)
+    notes = (f"MIG is on for {cut} of {len(gpus)} GPUs: `nvidia-smi -L` says how they are cut",) if cut else ()
+    evidence.seen.append(Seen(text.node, text.source, seen, len(seen), notes=notes))
+
+
+def _ports(evidence: Evidence, text: Text) -> None:
+    evidence.seen.append(Seen(text.node, text.source, ports=read_ibstat(text.text)))
+
+
+def _logged_ports(evidence: Evidence, text: Text) -> None:
+    evidence.seen.append(Seen(text.node, text.source, ports=read_nccl_log(text.text)))
 
 
 def _mig_text(evidence: Evidence, text: Text) -> None:
@@ -297,6 +346,10 @@ def _gres(evidence: Evidence, text: Text) -> None:
     evidence.sources["gres"] = text.source
 
 
+def _auto_gres(evidence: Evidence, text: Text) -> None:
+    evidence.notes.append(f"{text.source} leaves the GPUs to AutoDetect: `scontrol show node -o` says what was found")
+
+
 def _infiniband(evidence: Evidence, text: Text) -> None:
     evidence.infiniband = read_ibnetdiscover(text.text)
     evidence.sources["infiniband"] = text.source
@@ -309,11 +362,14 @@ def _mark(pattern: str) -> re.Pattern[str]:
 KINDS = (
     Kind("nvidia-smi -L", _mark(r"^GPU [0-9]{1,4}: .{1,200}\(UUID: GPU-"), _listed),
     Kind("nvidia-smi -q", _mark(r"^[ \t]*Product Name[ \t]*: "), _logged),
+    Kind("nvidia-smi", _mark(r"^\|[ \t]*NVIDIA-SMI [0-9]"), _table),
     Kind("nvidia-smi topo -m", _mark(r"^GPU[0-9]{1,3}[ \t]+(X|NV[0-9]|PIX|PXB|PHB|NODE|SYS)"), _matrix),
     Kind("nvidia-smi mig", _mark(r"^\| GPU instance|^GPU[ \t]+[0-9]{1,4} Profile ID"), _mig_text),
     Kind("mig-parted", _mark(r"^mig-configs:"), _mig_parted, of_node=False),
     Kind("NCCL topology", _mark(r"<system[ >]|<graphs[ >]"), _nccl),
     Kind("lspci", _mark(r"^([0-9a-f]{4}:)?[0-9a-f]{2}:[0-9a-f]{2}\.[0-7] [A-Z0-9][^:\n]{1,60}: "), _cards),
+    Kind("ibstat", _mark(r"^CA '[\w.-]{1,60}'"), _ports),
+    Kind("the log of NCCL", _mark(r"NCCL INFO NET/IB : Using \["), _logged_ports),
     Kind("the collector's output", _mark(r"^/(sys/class|proc/meminfo|sys/devices)[\w./@:+-]*:"), _collected),
     Kind("scontrol show node, slurm.conf", _mark(r"^[ \t]*NodeName=(?!.*\bName=gpu)"), _slurm_nodes, of_node=False),
     Kind(
@@ -328,5 +384,6 @@ KINDS = (
         _gres,
         of_node=False,
     ),
+    Kind("gres.conf", _mark(r"^[ \t]*AutoDetect=\w"), _auto_gres, of_node=False, without="Name=gpu"),
     Kind("ibnetdiscover", _mark(r"^switchguid=|^Switch[ \t]+[0-9]+ \"S-"), _infiniband, of_node=False),
 )
