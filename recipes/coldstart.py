@@ -1,7 +1,8 @@
 """Time from the command to the first all-reduce, by phase, over all ranks.
 
-Started by `launcher run recipe=coldstart` in every rank; the last line on stdout is one JSON document. Process starts
-are read from /proc, to its clock tick of 10 ms. Has run on CPU ranks only.
+Started by `launcher run recipe=coldstart` in every rank; the last line on stdout is one JSON document, with the totals
+of the last runs next to this one. It fails past launch.cold_start_budget_s. Process starts are read from /proc, to its
+clock tick of 10 ms. Has run on CPU ranks only.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ BEGUN_S = time.clock_gettime(time.CLOCK_BOOTTIME)  # this file's first line, bef
 
 import os  # noqa: E402
 from pathlib import Path  # noqa: E402
+from statistics import median  # noqa: E402
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
+from launcher.errors import InputError, JobFailed  # noqa: E402
+from launcher.files import read_json  # noqa: E402
+from launcher.run.folder import RunFolder  # noqa: E402
 from launcher.run.result import write_result  # noqa: E402
 from launcher.units import format_seconds  # noqa: E402
 from launcher.worker import session  # noqa: E402
 from launcher.worker.metrics.measure import from_all_ranks, synchronize  # noqa: E402
 
+MOST_RUNS = 5
 PHASES = (
     ("start", "from the command to this rank's process: plan, run folder, imports, fork"),
     ("enter", "from the process to the recipe's first line"),
@@ -58,9 +65,49 @@ def main() -> None:
             "world_size": run.world_size,
             "phases_s": {name: seconds for (name, _), seconds in zip(PHASES, slowest, strict=True)},
             "total_s": total_s,
+            "last_total_s": last_totals(run.folder, run.world_size),
+            "budget_s": budget_of(run.folder),
         }
+        run.say(against(document))
         if run.is_main:
             write_result(document, run.folder.result, short=document)
+        if document["budget_s"] is not None and total_s > document["budget_s"]:
+            raise JobFailed(
+                f"the cold start took {format_seconds(total_s)}, and launch.cold_start_budget_s is "
+                f"{format_seconds(document['budget_s'])}: look at its longest phase, or allow more"
+            )
+
+
+def last_totals(folder: RunFolder, world_size: int) -> list[float]:
+    """Return the totals of the last cold starts of as many ranks, of the runs next to this one, newest first."""
+    found = []
+    for file in folder.path.parent.glob(f"*/{folder.result.relative_to(folder.path)}"):
+        try:
+            data = read_json(file, remedy="")
+            if (data["recipe"], data["world_size"]) == ("coldstart", world_size) and file != folder.result:
+                found.append((file.stat().st_mtime, float(data["total_s"])))
+        except (InputError, OSError, KeyError, TypeError, ValueError):
+            continue  # of another recipe, or being written
+    return [total_s for _, total_s in sorted(found, reverse=True)[:MOST_RUNS]]
+
+
+def budget_of(folder: RunFolder) -> float | None:
+    """Return launch.cold_start_budget_s; a run without launch.json has none."""
+    if not folder.launch.is_file():
+        return None
+    budget = read_json(folder.launch, remedy="start the run again")["settings"].get("cold_start_budget_s")
+    return None if budget is None else float(budget)
+
+
+def against(document: dict[str, Any]) -> str:
+    """Say how this start compares with the last ones, and with the budget."""
+    last, total_s, budget_s = document["last_total_s"], document["total_s"], document["budget_s"]
+    said = "no earlier cold start of as many ranks is next to this run"
+    if last:
+        change = total_s / median(last) - 1
+        said = f"{abs(change):.0%} {'more' if change > 0 else 'less'} than the median of the last {len(last)} runs "
+        said += f"({format_seconds(min(last))} to {format_seconds(max(last))})"
+    return said + (f"; the budget is {format_seconds(budget_s)}" if budget_s is not None else "")
 
 
 def all_reduced(tensor: torch.Tensor) -> float:

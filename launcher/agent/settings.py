@@ -146,6 +146,10 @@ class LaunchSettings:
         1.5, unit="1", minimum=1, meaning="report a rank with steps longer than the median by this factor"
     )
     straggler_steps: int = key(20, unit="steps", minimum=1, meaning="slow steps in a row before a rank is reported")
+    cold_start_budget_s: float | None = key(
+        None, unit="s", above=0,
+        meaning="the recipe coldstart fails where the time to the first all-reduce is longer; null: it only reports it",
+    )  # fmt: skip
     join_timeout_s: float = key(600.0, unit="s", minimum=0.1, meaning="how long nodes wait for each other at the start")
     rejoin_timeout_s: float = key(
         120.0, unit="s", minimum=0.1, meaning="how long to wait for a lost node, or the coordinator, to come back"

@@ -170,14 +170,26 @@ def test_memory_and_storage_are_measured_for_the_cluster_file(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_cold_start_phases_add_up_to_about_the_total(tmp_path: Path) -> None:
-    document = run(tmp_path, "recipe=coldstart", "layout.tp=1", "layout.pp=1", "layout.dp=2", "cluster.node.num_gpus=2")
+def test_cold_start_phases_add_up_to_about_the_total_and_are_held_against_runs_and_a_budget(tmp_path: Path) -> None:
+    two = ("recipe=coldstart", "layout.tp=1", "layout.pp=1", "layout.dp=2", "cluster.node.num_gpus=2")
+    document = run(tmp_path, *two)
 
     phases = document["phases_s"]
     assert all(seconds >= 0 for seconds in phases.values())
     assert phases["start"] > 0.1  # importing torch alone takes longer
     longest = sum(seconds for name, seconds in phases.items() if name != "second_all_reduce")
     assert 0 < document["total_s"] <= longest + 0.05  # each phase is the slowest rank's; the clock ticks every 10 ms
+    assert (document["last_total_s"], document["budget_s"]) == ([], None)
+
+    words = ["run", "tracking=none", f"run_dir={tmp_path / 'again'}", "launch.cold_start_budget_s=0.05", *two]
+    again = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert again.returncode == 1
+    assert "launch.cold_start_budget_s is 50.0 ms" in again.stderr
+    assert "than the median of the last 1 runs" in again.stderr
+    written = json.loads(RunFolder(tmp_path / "again").result.read_text())
+    assert (written["last_total_s"], written["budget_s"]) == ([document["total_s"]], 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from launcher import plan as make_plan
+from launcher import save_plan
+from launcher.cli import main
 from launcher.report.comparison import Side, changes, differences
+from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics
+from launcher.run.result import write_result
 
 JOB = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64"]
 
@@ -58,3 +64,47 @@ def test_rates_are_compared_measurement_by_measurement() -> None:
     assert [change.name for change in found] == ["all_reduce over tp, GB/s (10 sizes)"]
     assert found[0].worse == pytest.approx(0.1)
     assert found[0].exceeds(0.05)
+
+
+def measured_run(folder: Path, factor: float, *, spread: float = 0.0) -> Path:
+    """A run folder as a measuring recipe leaves it."""
+    random = Random(1)
+    run = RunFolder(folder)
+    folder.mkdir()
+    save_plan(make_plan(JOB), run.plan)
+    rows = [
+        {"operation": "all_reduce", "axis": "tp", "bytes": 2**power, "group_size": 2,
+         "busbw_gbytes_per_s": factor * (1 + spread * random.uniform(-1, 1)) * 2**power / 1e6}
+        for power in range(10, 26)
+    ]  # fmt: skip
+    write_result({"recipe": "collectives", "results": rows}, run.result, short={})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("factor", "spread", "words", "code"),
+    [(0.9, 0.0, ["fail_over=5%"], 1), (0.9, 0.0, [], 0), (0.97, 0.0, ["fail_over=5%"], 0),
+     (1.2, 0.0, ["fail_over=5%"], 0), (0.9, 0.8, ["fail_over=5%"], 0)],
+)  # fmt: skip
+def test_the_command_fails_where_a_measurement_got_worse_past_the_threshold_and_the_noise(
+    factor: float, spread: float, words: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = [str(measured_run(tmp_path / "a", 1.0)), str(measured_run(tmp_path / "b", factor, spread=spread))]
+    capsys.readouterr()
+    assert main(["compare", *sides, *words, "output=json"]) == code
+    assert json.loads(capsys.readouterr().out)["failed"] == code
+
+
+def test_the_command_fails_where_a_plan_is_slower_past_the_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, tp in (("fast", 1), ("slow", 8)):
+        save_plan(make_plan([*JOB, f"layout.tp={tp}", "layout.pp=1"]), tmp_path / f"{name}.json")
+    fast, slow = (str(tmp_path / f"{name}.json") for name in ("fast", "slow"))
+    assert main(["compare", fast, slow, "fail_over=5%"]) == 1
+    assert "worse than fail_over allows: estimated step time" in capsys.readouterr().out
+    assert main(["compare", slow, fast, "fail_over=5%"]) == 0
+    assert main(["compare", fast, slow, "fail_over=900%"]) == 0
+    capsys.readouterr()
+    assert main(["compare", fast, slow, "fail_over=much"]) == 2
+    assert "fail_over=much is not a fraction" in capsys.readouterr().err
