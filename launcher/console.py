@@ -33,6 +33,14 @@ def open_streams() -> None:
     sys.stdout, sys.stderr = (_writable(stream, fd) for stream, fd in ((sys.stdout, 1), (sys.stderr, 2)))
 
 
+def flush_streams() -> None:
+    """Flush standard output and error; what a reader that has gone did not take is lost, and the job goes on."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):  # ValueError: it was closed
+                stream.flush()
+
+
 def _writable(stream: TextIO | None, fd: int) -> TextIO:
     """Return the stream, replacing characters that its encoding lacks; Python leaves None for a closed descriptor."""
     if stream is None:

@@ -26,6 +26,7 @@ from launcher.agent import rank
 from launcher.agent.fresh_process import freshen
 from launcher.agent.main_module import command_line
 from launcher.agent.torch_variables import hide_torch
+from launcher.console import flush_streams
 from launcher.errors import InputError, LauncherError
 from launcher.garbage import no_garbage_collection
 
@@ -108,8 +109,7 @@ class ForkServer:
         """Fork the server from this process, which must be single-threaded."""
         ours, theirs = socket.socketpair()
         gc.freeze()  # exclude existing objects from collection, so that their pages stay shared with the ranks
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         process.adopt_orphans()
         others = frozenset(process.descendants(os.getpid()))
         pid = os.fork()

@@ -20,7 +20,7 @@ from typing import IO, NoReturn
 from launcher import process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
-from launcher.console import notify
+from launcher.console import flush_streams, notify
 from launcher.errors import LauncherError
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner, release, was_cancelled
@@ -60,8 +60,7 @@ def plan_in_child(plan: Callable[[HandOver], int], owner: Owner) -> Order:
     and this process ends with that code. Raises InputError if torch cannot be imported.
     """
     read_fd, write_fd = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     here = os.getpid()
     child = os.fork()
     if child == 0:
@@ -82,8 +81,7 @@ def _plan_and_exit(plan: Callable[[HandOver], int], fd: int, *, parent: int) -> 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         with os.fdopen(fd, "w") as pipe:
             code = plan(lambda order: _hand_over(order, pipe))
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
     finally:
         os._exit(code)
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import env, process
-from launcher.console import notify
+from launcher.console import flush_streams, notify
 from launcher.errors import LauncherError
 from launcher.faststart.inherited import Inherited
 from launcher.run.ledger import command_began
@@ -151,8 +151,7 @@ def run_warm(run: WarmRun) -> int | None:
     with connection:
         plain = {"environment": dict(run.environment), "inherited": run.inherited.to_dict()}
         message = json.dumps(run.__dict__ | plain).encode()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         connection.settimeout(ANSWER_TIMEOUT_S)
         answers = connection.makefile("r", encoding="utf-8")
         try:

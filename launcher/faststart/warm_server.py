@@ -18,7 +18,7 @@ from launcher import env, process
 from launcher.agent import fork_server
 from launcher.agent.node import PRELOADED
 from launcher.agent.torch_variables import OPENBLAS_THREADS, THREADS, is_read_at_import
-from launcher.console import notify
+from launcher.console import flush_streams, notify
 from launcher.faststart.inherited import Inherited
 from launcher.faststart.warm import GO_COLD, WarmRun, peer, socket_path
 
@@ -159,7 +159,7 @@ def _become_agent(run: WarmRun, fds: Sequence[int], server: int, work: Work) -> 
     except BaseException as error:
         notify(f"the warm start failed: {error!r}")
     finally:
-        sys.stdout.flush()
+        flush_streams()
         os._exit(code)
 
 

@@ -16,6 +16,7 @@ from shapes import cluster, job
 
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
+from launcher.fast_exit import end_process
 from launcher.layout import Layout
 from launcher.local.start import run_local
 from launcher.planner import Plan, write_plan
@@ -44,4 +45,4 @@ def main(run_dir: str, script: str, ranks: str, launch: str, *args: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    end_process(main(*sys.argv[1:]))

@@ -30,10 +30,13 @@ import torch.distributed as dist  # noqa: E402
 dist.init_process_group("gloo")
 total = torch.ones(1)
 dist.all_reduce(total)
-if options.get("early") == str(rank):
-    dist.destroy_process_group()
-    sys.exit(0)
 if "early" in options:
-    time.sleep(1)
+    early = torch.tensor([os.getpid() if options["early"] == str(rank) else 0])
+    dist.all_reduce(early)
+    if int(early) == os.getpid():
+        dist.destroy_process_group()
+        sys.exit(0)
+    while Path(f"/proc/{int(early)}").exists():  # until its end was seen
+        time.sleep(0.02)
     dist.all_reduce(total)
 dist.destroy_process_group()

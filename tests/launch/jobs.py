@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import preloaded
+
 from launcher import process
 
 HERE = Path(__file__).parent
@@ -34,7 +36,7 @@ class Job:
             command = ["-m", "launcher.cli", "run", f"script={script}", f"run_dir={folder}", *shape, *options, "--"]
         else:
             command = [str(HERE / "driver.py"), str(folder), str(script), str(ranks), json.dumps(launch)]
-        self.process = subprocess.Popen(
+        self.process = preloaded.Popen(
             [sys.executable, *command, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 

@@ -20,6 +20,7 @@ from launcher import env
 from launcher.agent.node import run_node
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import LauncherError
+from launcher.fast_exit import end_process
 from launcher.layout import Layout
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.record import Program, RunOptions
@@ -74,4 +75,4 @@ def main(run_dir: str, script: str, options: str, *args: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    end_process(main(*sys.argv[1:]))

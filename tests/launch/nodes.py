@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import preloaded
+
 from launcher import process
 from launcher.planner import Plan, write_plan
 from launcher.rendezvous.authentication import SECRET, new_secret
@@ -60,7 +62,7 @@ class Nodes:
         }  # fmt: skip
         command = [sys.executable, HERE / "node_driver.py", self.run_dir, self.script, json.dumps(options)]
         with (self.folder / f"agent-{name}.log").open("a") as log:
-            self.agents[name] = subprocess.Popen(
+            self.agents[name] = preloaded.Popen(
                 [*map(str, command), f"dir={self.folder}", *self.args], stdout=log, stderr=log, text=True,
                 env={**os.environ, SECRET: self.secret},
             )  # fmt: skip

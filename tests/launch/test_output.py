@@ -286,7 +286,7 @@ def test_a_closed_terminal_costs_the_view_and_not_the_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_reader_that_does_not_read_holds_up_nothing(start: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_reader_that_does_not_read_or_has_gone_holds_up_nothing(start: Callable[..., Job], tmp_path: Path) -> None:
     job = start("mb=12", ranks=2, script=NOISE)
     job.process.stderr.close()  # type: ignore[union-attr]
     assert job.process.wait(timeout=240) == 0  # nobody has read its standard output yet

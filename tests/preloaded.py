@@ -1,0 +1,242 @@
+"""Python programs for tests, forked from an interpreter that has imported torch: 1.5 s of CPU less for each of them.
+
+`Popen` and `run` take what subprocess's take, where the command is [sys.executable, …]. The process is a whole one with
+an id, streams, a folder, an environment and an exit code of its own, and the launcher's ranks below it. Where torch's
+import or the start of an interpreter is the subject, tests use subprocess.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MODULES = ("numpy", "launcher.commands.run", "launcher.commands.prepare", "launcher.local.start", "launcher.cli",
+           "launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered",
+           "torch.distributed.run")  # fmt: skip
+OF_START = ("PYTHON", "LD_")  # variables that an interpreter reads as it starts
+ROOM = "." * 400  # for the command lines that ranks show to `ps`
+
+
+class Popen(subprocess.Popen[Any]):
+    """A program in a fork of the preloaded interpreter, which alone can wait for it and passes its exit code on.
+
+    With other variables of the interpreter's own, or with something to call before it, it is a new interpreter.
+    """
+
+    _status: int | None = None  # where the exit code comes from
+
+    def _execute_child(self, args: list[str], executable: str, preexec_fn: Any, *rest: Any) -> None:  # type: ignore[override]
+        (cwd, env), pipes = rest[2:4], rest[7:13]
+        environment = dict(os.environ if env is None else env)
+        if preexec_fn or not (interpreter := _interpreter()).is_like(environment):
+            super()._execute_child(args, executable, preexec_fn, *rest)  # type: ignore[misc]
+            return
+        to_child, _, _, from_child, _, errors = pipes
+        self.pid, self._status = interpreter.start(
+            {
+                "args": [os.fspath(word) for word in args],
+                "cwd": str(cwd or Path.cwd()),
+                "env": environment,
+                "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
+            },
+            [fd if fd != -1 else own for fd, own in zip((to_child, from_child, errors), range(3), strict=True)],
+        )
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def poll(self) -> int | None:
+        return self._internal_poll()
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._status is None:
+            return super().wait(timeout)
+        if not select.select([self._status], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+        return self._internal_poll() or 0
+
+    def _internal_poll(self, *words: Any, **more: Any) -> int | None:
+        if self._status is None:
+            return super()._internal_poll(*words, **more)  # type: ignore[misc,no-any-return]
+        if select.select([self._status], [], [], 0)[0]:
+            answer = os.read(self._status, 4)
+            os.close(self._status)
+            self._status, self.returncode = None, struct.unpack("=i", answer)[0] if answer else -signal.SIGKILL
+        return self.returncode
+
+
+def run(
+    command: list[str], *, timeout: float, check: bool = False, input: str | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, always with a limit."""
+    if options.pop("capture_output", False):
+        options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options |= {} if input is None else {"stdin": subprocess.PIPE}
+    with Popen(command, **options) as process:
+        try:
+            out, err = process.communicate(input, timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
+    done = subprocess.CompletedProcess(command, process.returncode, out, err)
+    if check:
+        done.check_returncode()
+    return done
+
+
+class _Interpreter:
+    """This process's side of the preloaded interpreter, which ends with this process."""
+
+    def __init__(self) -> None:
+        self._ours, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-P", __file__, str(theirs.fileno()), ROOM]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._started_with = _of_start(os.environ)
+        self._lock = threading.Lock()
+
+    def is_like(self, environment: Mapping[str, str]) -> bool:
+        """Whether an interpreter that starts with these variables would be as this one."""
+        return _of_start(environment) == self._started_with
+
+    def start(self, order: dict[str, Any], streams: list[int]) -> tuple[int, int]:
+        """The process id, and the descriptor from which its exit code can be read."""
+        ended, tell_end = os.pipe()
+        message = json.dumps(order).encode()
+        with self._lock:
+            socket.send_fds(self._ours, [struct.pack("=I", len(message))], [*streams, tell_end])
+            self._ours.sendall(message)
+            os.close(tell_end)
+            pid = self._ours.recv(4)
+        if not pid:
+            raise RuntimeError("the preloaded interpreter has ended")
+        return struct.unpack("=I", pid)[0], ended
+
+
+def _of_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(OF_START)}
+
+
+@cache
+def _interpreter() -> _Interpreter:
+    return _Interpreter()
+
+
+def serve(connection: socket.socket) -> None:
+    """Import, then fork for each order until the other side ends."""
+    from launcher.agent.fork_server import SINGLE_THREADED, check_forkable, preload
+    from launcher.agent.node import PRELOADED
+
+    before = dict(os.environ)
+    preload((*PRELOADED, *MODULES))
+    check_forkable()
+    os.environ.clear()
+    os.environ.update({name: value for name, value in before.items() if name not in SINGLE_THREADED})
+    gc.freeze()
+    wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    running: dict[int, int] = {}
+    while True:
+        ready, _, _ = select.select([connection, wake], [], [])
+        with suppress(BlockingIOError):
+            os.read(wake, 4096)
+        for pid in list(running):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                tell_end = running.pop(pid)
+                with suppress(BrokenPipeError):
+                    os.write(tell_end, struct.pack("=i", os.waitstatus_to_exitcode(status)))
+                os.close(tell_end)
+        if connection in ready:
+            head, fds, _, _ = socket.recv_fds(connection, 4, 4)
+            if not head:
+                return
+            size, data = struct.unpack("=I", head)[0], b""
+            while len(data) < size:
+                data += connection.recv(size - len(data))
+            if (pid := os.fork()) == 0:
+                _become(json.loads(data), fds)
+            running[pid] = fds.pop()
+            for fd in fds:
+                os.close(fd)
+            connection.sendall(struct.pack("=I", pid))
+
+
+def _become(order: dict[str, Any], fds: list[int]) -> None:
+    """In the forked child: run the program and end as an interpreter does."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, *order["ignored"]):
+        signal.signal(number, signal.SIG_IGN if number in order["ignored"] else signal.SIG_DFL)
+    if signal.SIGINT not in order["ignored"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for target, fd in enumerate(fds[:3]):
+        os.dup2(fd, target)
+    os.closerange(3, 4096)
+    os.chdir(order["cwd"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    time.tzset()
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    code = 1
+    try:
+        _run(order["args"][1:])
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if end.code is not None and not isinstance(end.code, int):
+            print(end.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                code = code or 120  # as CPython's
+        os._exit(code)
+
+
+def _run(words: list[str]) -> None:
+    """Run SCRIPT ARGS, -m MODULE ARGS or -c CODE ARGS as `python [-P]` does."""
+    safe = words[0] == "-P"
+    words = words[1:] if safe else words
+    first, *rest = words
+    if first in ("-m", "-c"):
+        sys.path[:0] = [] if safe else [os.getcwd() if first == "-m" else ""]  # noqa: PTH109
+        sys.argv = [first, *rest[1:]]
+        if first == "-m":
+            sys.modules.pop(rest[0], None)
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+        return
+    sys.path[:0] = [] if safe else [str(Path(first).resolve().parent)]
+    sys.argv = [first, *rest]
+    runpy.run_path(first, run_name="__main__")
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
