@@ -1,173 +1,31 @@
-"""How far the cost model is off on published runs, whole and with each stack left out of the fit.
+"""How far the estimates are off on published runs, by training software, also with that software left out of the fit.
 
-    python tests/benchmarks/generalize.py --rows RUNS.csv [RUNS.csv ...] [--years] [--fit | --leave-out] [--worst N]
+    python tests/benchmarks/generalize.py [--names] [--fit | --leave-out] [--worst N] [--rows RUNS.csv ...]
 
-A row of the file is one published run or out-of-memory verdict (columns: hidden, layers, tp, pp, …, iter_time_s,
-value).
-`--fit` refits the constants that launcher/cost/constants.py marks as fitted and reports with them; `--leave-out` refits
-them without each stack in turn, from their microbenchmark values alone, and predicts it. Fitting needs numpy.
+The rows are those of tests/data/published_runs.csv: one run or out-of-memory verdict each. `--names` estimates with
+the name of the software alone. `--fit` refits the constants that launcher/cost/constants.py marks as fitted and reports
+with them; `--leave-out` also refits them without each software in turn, from their microbenchmark values alone, and
+predicts it (half a minute). Fitting needs numpy.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import re
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.cluster import Cluster
-from launcher.config.compose import load
 from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT, Constants
-from launcher.layout import Layout
-from launcher.layout.job import Job
-from launcher.model import Model, Training
-from launcher.schema import read
-from launcher.stacks import Stack, stack_of
 
-CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g", "H100-80G-SXM": "dgx_h100"}
-# Software that trained, by source.
-STACKS = {
-    "megatron": "megatron_lm", "korthikanti": "megatron_lm", "nemo": "megatron_lm", "aleph": "scaling",
-    "bloom": "megatron_deepspeed", "vtrain": "megatron_deepspeed", "mtnlg": "megatron_deepspeed",
-    "neox": "megatron_deepspeed", "llmfoundry": "fsdp", "fms": "fsdp", "torchtitan": "torchtitan",
-    "internlm": "internevo", "flagperf_paddle": "paddlenlp",
-}  # fmt: skip
-# Year of the software of a run, by source: what a user knows of his own stack.
-YEARS = {
-    "megatron_ptdp": 2021, "mtnlg": 2021, "megatron_readme": 2021, "neox": 2021, "korthikanti": 2022, "bloom": 2022,
-    "glm130b": 2022, "nemo": 2022, "pythia": 2022, "fms": 2024, "torchtitan": 2024, "paddle": 2024,
-    "megatron_golden": 2024, "llmfoundry_80_v2": 2024, "llmfoundry_40_v2": 2024, "llmfoundry_h100": 2024,
-}  # fmt: skip
+sys.path.insert(0, str(Path(__file__).parents[1] / "cost"))
 
-
-@dataclass(frozen=True)
-class Run:
-    """One published run: what was trained, how, and what came of it."""
-
-    name: str
-    group: str
-    job: Job
-    layout: Layout
-    measured_s: float | None
-    out_of_memory: bool
-    judge_memory: bool
-    sweep: tuple[str, ...]
-    debugging: bool  # the source ran it in a mode for debugging: every launch blocking, or deterministic kernels only
-
-
-def read_runs(files: list[Path], *, years: bool) -> list[Run]:
-    """Runs with a whole layout and a time or a verdict."""
-    bases = {name: load([f"cluster={cluster}", "layout.tp=1"]).job.cluster for name, cluster in CLUSTERS.items()}
-    rows = [row for file in files for row in csv.DictReader(file.open())]
-    runs = (run_of(row, bases, years=years) for row in rows)
-    jobs: dict[str, Job] = {}
-    return [replace(run, job=jobs.setdefault(repr(run.job), run.job)) for run in runs if run is not None]
-
-
-def run_of(row: dict[str, str], bases: dict[str, Cluster], *, years: bool) -> Run | None:
-    needed = ["hidden", "layers", "heads", "vocab", "seq_len", "gpus", "tp", "pp", "dp", "global_batch", "micro_batch"]
-    out_of_memory = row["value"] == "OOM"
-    if any(not row[key] for key in needed) or row["gpu"] not in bases or not (row["iter_time_s"] or out_of_memory):
-        return None
-    cluster = cluster_of(row, bases[row["gpu"]])
-    model = read(Model, model_data(row), "model")
-    training = read(Training, training_data(row), "train")
-    return Run(
-        name=row["id"],
-        group=row["group"],
-        job=Job(cluster, model, training, stack_of_row(row, years=years)),
-        layout=layout_of(row),
-        measured_s=float(row["iter_time_s"]) if row["iter_time_s"] else None,
-        out_of_memory=out_of_memory,
-        judge_memory=not row["mem_note"].startswith("ignore"),
-        debugging="CUDA_LAUNCH_BLOCKING" in row["notes"] or "deterministic mode" in row["notes"],
-        sweep=tuple(row[k] for k in ("group", "hidden", "layers", "seq_len", "vocab", "gpus", "global_batch", "gpu")),
-    )
-
-
-def cluster_of(row: dict[str, str], base: Cluster) -> Cluster:
-    gpus, per_node = int(row["gpus"]), int(row["gpus_per_node"] or 8)
-    node = base.node
-    if gpus < per_node:
-        node = replace(node, num_gpus=gpus, domains=(tuple(range(gpus)),))
-    link = nics(row["inter_node"])
-    if link and gpus > per_node:
-        node = replace(node, num_nics=link[0], nic_gbps=float(link[1]))
-    return replace(base, num_nodes=max(1, gpus // per_node), node=node)
-
-
-def nics(text: str) -> tuple[int, int] | None:
-    """(count, Gb/s each) of a node, or None where the source does not say."""
-    if found := re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", text) or re.search(r"\((\d+)\s*x\s*(\d+)", text):
-        return int(found[1]), int(found[2])
-    if "4x IB per node" in text:
-        return 4, 200
-    return (4, 100) if "400 Gbps per node" in text else None
-
-
-def model_data(row: dict[str, str]) -> dict[str, object]:
-    hidden, ffn = int(row["hidden"]), int(row["ffn_hidden"] or 0)
-    return {
-        "name": row["model_name"], "hidden": hidden, "layers": int(row["layers"]), "heads": int(row["heads"]),
-        "kv_heads": int(row["kv_heads"] or row["heads"]), "ffn_hidden": ffn or 4 * hidden,
-        "gated_mlp": bool(ffn) and ffn < 4 * hidden, "vocab": int(row["vocab"]), "seq_len": int(row["seq_len"]),
-        "tied_embeddings": "auto",
-    }  # fmt: skip
-
-
-def training_data(row: dict[str, str]) -> dict[str, object]:
-    return {"global_batch": int(row["global_batch"]), "dtype": row["dtype"] or "fp16", "attention": attention(row)}
-
-
-def stack_of_row(row: dict[str, str], *, years: bool) -> Stack:
-    """The software by name; with `years` also what a source says of its year and its kernels."""
-    notes, known = row["notes"], {}
-    if re.search(r"(?<!no )torch\.compile", notes) or "+compile" in row["id"]:
-        known["compile"] = True
-    if not years:
-        return stack_of(named(STACKS, row["group"], "megatron_lm"), **known)
-    if "kernel=" in notes:
-        known["fused_norm"] = "RMS kernel" in notes
-    year = named(YEARS, row["group"], 2023)
-    return stack_of(named(STACKS, row["group"], "megatron_lm"), year=year, **known)
-
-
-def named(table: dict[str, Any], group: str, default: Any) -> Any:
-    """What a table says of a source, by the longest beginning of its name."""
-    return table[max(found, key=len)] if (found := [p for p in table if group.startswith(p)]) else default
-
-
-def attention(row: dict[str, str]) -> str:
-    """The attention kernel: named by the source, or whether it was FlashAttention."""
-    if kernel := re.search(r"kernel=([^;]*)", row["notes"]):
-        return {"torch": "math", "fused": "fused"}.get(kernel[1], "flash1" if "v1" in kernel[1] else "flash")
-    if row["flash_attention"] == "y":
-        return "flash1" if "triton" in row["notes"].lower() else "flash"
-    return "fused"
-
-
-def layout_of(row: dict[str, str]) -> Layout:
-    return Layout(
-        tp=int(row["tp"]), pp=int(row["pp"]), dp=int(row["dp"]), cp=int(row["cp"] or 1),
-        virtual_stages=int(row["interleave"] or 1), micro_batch=int(row["micro_batch"]),
-        zero_stage=int(row["zero_stage"] or 0), shard_group=shard_group(row),
-        recompute="op" if "selective op" in row["notes"] else row["recompute"] or "none",
-        sequence_parallel=row["sequence_parallel"] == "y",
-    )  # fmt: skip
-
-
-def shard_group(row: dict[str, str]) -> int:
-    """Ranks that ZeRO shards over, where it is not all of them."""
-    found = re.search(r"ZeRO-1 group (?:size: |of )(\d+)", row["notes"])
-    size = int(row["gpus_per_node"] or 8) if "HSDP" in row["notes"] else int(found[1]) if found else 0
-    return size if size < int(row["dp"]) else 0
+from published import RUNS, Run, read_runs
 
 
 @dataclass(frozen=True)
@@ -176,6 +34,7 @@ class Prediction:
 
     step_s: float
     fits: bool
+    interval_s: tuple[float, float]
 
 
 def predict(runs: list[Run], constants: Constants) -> list[Prediction]:
@@ -186,74 +45,110 @@ def predict(runs: list[Run], constants: Constants) -> list[Prediction]:
         if (model := models.get(id(run.job))) is None:
             model = models[id(run.job)] = CostModel(run.job, constants)
         estimate = model.estimate(run.layout)
-        found.append(Prediction(estimate.step_time_s, estimate.fits))
+        found.append(Prediction(estimate.step_time_s, estimate.fits, estimate.step_time_interval_s))
     return found
 
 
-def report(runs: list[Run], predictions: list[Prediction], *, worst: int) -> None:
-    """The table by source, then the totals."""
-    errors, fits, sweeps = defaultdict(list), defaultdict(list), defaultdict(list)
-    listed = []
+@dataclass(frozen=True)
+class Judged:
+    """How predictions of some runs compare with what was measured; shares of 1, None where nothing was measured."""
+
+    rows: int
+    error: float | None
+    bias: float | None
+    within: float | None
+    covered: float | None
+    agrees: float | None
+    false_fits: int
+    out_of_memory: int
+
+
+def judge(runs: Iterable[Run], predictions: Iterable[Prediction]) -> Judged:
+    errors, covered, verdicts = [], [], []
     for run, predicted in zip(runs, predictions, strict=True):
-        if run.judge_memory:
-            fits[run.group].append((predicted.fits, not run.out_of_memory))
-        if run.measured_s:
-            error = predicted.step_s / run.measured_s - 1
-            errors[run.group].append(error)
-            listed.append((error, run, predicted))
-        sweeps[run.sweep].append((predicted.step_s if predicted.fits else float("inf"), run.measured_s or float("inf")))
-    print(f"{'source':24} rows  MAPE%  bias%  fit%  false fits / ooms")
-    for group in sorted(fits):
-        e, f = errors[group], fits[group]
-        agree = sum(a == b for a, b in f) / len(f)
-        false_fits, false_ooms = sum(a and not b for a, b in f), sum(b and not a for a, b in f)
-        reported = f"{100 * agree:6.1f} {false_fits:4} / {false_ooms}"
-        print(f"{group:24} {len(e):4} {mape(e):6.2f} {100 * mean(e):+6.1f} {reported}")
-    everything = [e for group in errors.values() for e in group]
-    verdicts = [v for group in fits.values() for v in group]
-    within = sum(abs(e) <= 0.1 for e in everything) / len(everything)
-    by_group = statistics.mean(mape(e) for e in errors.values())
-    agree = sum(a == b for a, b in verdicts) / len(verdicts)
-    false_fits = sum(a and not b for a, b in verdicts) / len(verdicts)
-    print(
-        f"rows {len(everything)}: MAPE {mape(everything):.2f} %, mean over groups {by_group:.2f} %, "
-        f"within 10 %: {100 * within:.1f} %; fits {100 * agree:.1f} %, false fits {100 * false_fits:.1f} %, "
-        f"balanced {100 * balanced(verdicts):.1f} %; {regret(sweeps)}"
+        if run.step_s:
+            errors.append(predicted.step_s / run.step_s - 1)
+            covered.append(predicted.interval_s[0] <= run.step_s <= predicted.interval_s[1])
+        if run.fits is not None:
+            verdicts.append((predicted.fits, run.fits))
+    return Judged(
+        rows=len(errors),
+        error=mean([abs(e) for e in errors]),
+        bias=mean(errors),
+        within=mean([abs(e) <= 0.1 for e in errors]),
+        covered=mean(covered),
+        agrees=mean([a == b for a, b in verdicts]),
+        false_fits=sum(a and not b for a, b in verdicts),
+        out_of_memory=sum(not b for _, b in verdicts),
     )
-    for error, run, predicted in sorted(listed, key=lambda x: -abs(x[0]))[:worst]:
-        times = f"measured {run.measured_s:.3f} s, {predicted.step_s:.3f} s"
+
+
+def report(runs: list[Run], predictions: list[Prediction], left_out: dict[str, Judged], *, worst: int) -> None:
+    """The table by training software, then the totals."""
+    more = " left out of the fit: error | covered |" if left_out else ""
+    print(f"| stack | runs | error | bias | within 10 % | interval covers | fits agrees | false fits |{more}")
+    print("|---" + "|--:" * (9 if left_out else 7) + "|")
+    both = list(zip(runs, predictions, strict=True))
+    kinds: dict[str, list[tuple[Run, Prediction]]] = defaultdict(list)
+    for run, predicted in both:
+        kinds[kind(run)].append((run, predicted))
+    for name in sorted(kinds):
+        found = judge(*zip(*kinds[name], strict=True))
+        print(f"| {name} {_cells(found)}{_others(left_out.get(name)) if left_out else ''}")
+    everything = judge(runs, predictions)
+    sums = [each for each in left_out.values() if each.error is not None]
+    means = f" {percent(mean([s.error for s in sums]))} | {percent(mean([s.covered for s in sums]))} |" if sums else ""
+    print(f"| all {_cells(everything)}{means}")
+    sources: dict[str, list[float]] = defaultdict(list)
+    for run, predicted in both:
+        if run.step_s:
+            sources[run.source].append(abs(predicted.step_s / run.step_s - 1))
+    print(f"\nmean over {len(sources)} sources: {percent(statistics.mean(map(statistics.mean, sources.values())))}")
+    print(regret(both))
+    timed = [(p.step_s / run.step_s - 1, run, p) for run, p in both if run.step_s]
+    for error, run, predicted in sorted(timed, key=lambda x: -abs(x[0]))[:worst]:
+        times = f"measured {run.step_s:.3f} s, {predicted.step_s:.3f} s"
         print(f"  {100 * error:+6.1f}% {run.name}: {times}; {run.layout.brief()}")
 
 
-def mean(values: list[float]) -> float:
-    return statistics.mean(values) if values else 0.0
+def kind(run: Run) -> str:
+    """The software, and the GPU where it is no A100."""
+    return run.stack + (" on H100" if run.job.cluster.node.gpu.name.startswith("h100") else "")
 
 
-def mape(errors: list[float]) -> float:
-    return 100 * mean([abs(e) for e in errors])
+def _cells(found: Judged) -> str:
+    shares = (found.error, found.bias, found.within, found.covered, found.agrees)
+    return f"| {found.rows} | {' | '.join(map(percent, shares))} | {found.false_fits} of {found.out_of_memory} |"
 
 
-def balanced(verdicts: list[tuple[bool, bool]]) -> float:
-    """Return the balanced accuracy over runs that fitted and runs that ran out of memory."""
-    ran, oom = [a for a, b in verdicts if b], [not a for a, b in verdicts if not b]
-    return mean([mean([float(x) for x in s]) for s in (ran, oom) if s])
+def _others(found: Judged | None) -> str:
+    return f" {percent(found.error)} | {percent(found.covered)} |" if found else " | |"
 
 
-def regret(sweeps: dict[tuple[str, ...], list[tuple[float, float]]]) -> str:
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def mean(values: list[Any]) -> float | None:
+    return statistics.mean(map(float, values)) if values else None
+
+
+def regret(both: list[tuple[Run, Prediction]]) -> str:
     """How much slower than the best measured layout of a sweep the one is that the estimates pick."""
+    sweeps = defaultdict(list)
+    for run, predicted in both:
+        model, size = run.job.model, run.layout.world_size
+        key = (run.source, model.hidden, model.layers, model.seq_len, model.vocab, size, run.job.training.global_batch)
+        fits = predicted.step_s if predicted.fits else float("inf")
+        sweeps[key].append((fits, run.step_s or float("inf")))
     found = []
     for points in sweeps.values():
         alive = [measured for _, measured in points if measured < float("inf")]
-        if len(alive) < 4:
-            continue
         lowest = min(estimated for estimated, _ in points)
-        found.append(
-            max(m for e, m in points if e == lowest) / min(alive) - 1 if lowest < float("inf") else float("inf")
-        )
-    if not found:
-        return "no sweeps"
-    median, worst = 100 * statistics.median(found), 100 * max(found)
-    return f"regret over {len(found)} sweeps: median {median:.1f} %, worst {worst:.1f} %"
+        if len(alive) >= 4 and lowest < float("inf"):
+            found.append(max(m for e, m in points if e == lowest) / min(alive) - 1)
+    median, worst = statistics.median(found), max(found)
+    return f"regret over {len(found)} sweeps: median {percent(median)}, worst {percent(worst)}"
 
 
 # What is fitted: its value by microbenchmarks (their sources are with the constants), and how far from it the constant
@@ -289,18 +184,6 @@ HUBER = 0.1  # errors beyond this count linearly, not squared: some published ti
 NOISE = 0.05  # of a published step time, to weigh it against the priors
 
 
-def thinned(runs: list[Run]) -> list[Run]:
-    """Every sixth run of a source with hundreds, to fit in reasonable time."""
-    counts = Counter(run.group for run in runs)
-    seen: Counter[str] = Counter()
-    kept = []
-    for run in runs:
-        seen[run.group] += 1
-        if counts[run.group] < 300 or seen[run.group] % 6 == 0:
-            kept.append(run)
-    return kept
-
-
 def constants_at(values: Any) -> Constants:
     """Return the constants; the fitted ones are given by their logarithms."""
     import numpy as np
@@ -313,7 +196,7 @@ def errors_at(runs: list[Run], values: Any) -> Any:
     import numpy as np
 
     predicted = predict(runs, constants_at(values))
-    return np.log([p.step_s / (r.measured_s or float("nan")) for r, p in zip(runs, predicted, strict=True)])
+    return np.log([p.step_s / (r.step_s or float("nan")) for r, p in zip(runs, predicted, strict=True)])
 
 
 def slopes_at(runs: list[Run], values: Any) -> Any:
@@ -331,8 +214,8 @@ def fit(runs: list[Run], slopes: Any, start: Any, *, iterations: int) -> Any:
     """
     import numpy as np
 
-    sizes = Counter(run.group for run in runs)
-    share = np.array([len(runs) / len(sizes) / sizes[run.group] for run in runs])
+    sizes = Counter(run.source for run in runs)
+    share = np.array([len(runs) / len(sizes) / sizes[run.source] for run in runs])
     centre, spread = np.array(list(PRIORS.values())).T
 
     def loss(now: Any, at: Any) -> float:
@@ -373,51 +256,42 @@ def fit_all(runs: list[Run], *, iterations: int) -> Constants:
 
 
 def fittable(runs: list[Run]) -> list[Run]:
-    return [run for run in runs if run.measured_s and not run.debugging]
+    return [run for run in runs if run.step_s and not run.debugging and kind(run) == run.stack]
 
 
-def leave_out(runs: list[Run], *, iterations: int) -> None:
-    """Predict each source with constants that were fitted without it, from the microbenchmarks on."""
+def leave_out(runs: list[Run], *, iterations: int) -> dict[str, Judged]:
+    """Judge each software with constants that were fitted without it, from the microbenchmarks on."""
     timed, start = fittable(runs), microbenchmarks()
     slopes = slopes_at(timed, start)
     found = {}
-    for group in sorted({source(run.group) for run in runs if run.measured_s}):
-        others = [i for i, run in enumerate(timed) if source(run.group) != group]
+    for name in sorted({run.stack for run in timed}):
+        others = [i for i, run in enumerate(timed) if run.stack != name]
         at = fit([timed[i] for i in others], slopes[others], start, iterations=iterations)
-        kept = [run for run in runs if source(run.group) == group and run.measured_s]
-        off = [p.step_s / run.measured_s - 1 for run, p in zip(kept, predict(kept, constants_at(at)), strict=True)]
-        found[group] = mape(off)
-        print(f"without {group:24} {len(kept):4} rows: {mape(off):6.2f} % (bias {100 * mean(off):+.1f} %)", flush=True)
-    print(f"mean over stacks left out: {mean(list(found.values())):.2f} %")
-
-
-def source(group: str) -> str:
-    """Groups of one software are left out together."""
-    return str(named(STACKS, group, "megatron_lm"))
+        kept = [run for run in runs if kind(run) == name]
+        found[name] = judge(kept, predict(kept, constants_at(at)))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", type=Path, required=True)
-    parser.add_argument("--years", action="store_true")
+    parser.add_argument("--rows", nargs="+", type=Path, default=[RUNS])
+    parser.add_argument("--names", action="store_true")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--worst", type=int, default=0)
     args = parser.parse_args()
-    runs = read_runs(args.rows, years=args.years)
+    runs = [run for file in args.rows for run in read_runs(file, stated=not args.names)]
     constants = DEFAULT
-    if args.leave_out:
-        leave_out(thinned(runs), iterations=args.iterations)
-        return 0
     if args.fit:
-        constants = fit_all(thinned(runs), iterations=args.iterations)
+        constants = fit_all(runs, iterations=args.iterations)
         for name in PRIORS:
             print(f"{name:24} {PRIORS[name][0]:12.4g} → {getattr(constants, name):12.4g}")
+    left_out = leave_out(runs, iterations=args.iterations) if args.leave_out else {}
     started = time.perf_counter()
     predictions = predict(runs, constants)
     seconds = time.perf_counter() - started
-    report(runs, predictions, worst=args.worst)
+    report(runs, predictions, left_out, worst=args.worst)
     print(f"{1e6 * seconds / len(runs):.0f} µs an estimate, each with its own model")
     return 0
 

@@ -1,4 +1,4 @@
-"""Compare estimates with the measurements of tests/data, as Markdown: python tests/benchmarks/published_tables.py"""
+"""Compare estimates with two published tables, as Markdown: python tests/benchmarks/published_tables.py"""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cost"))
 from published import table
 
 TABLES = (
-    ("Narayanan et al. 2021, table 1", "narayanan2021_table1.csv", 2021),
-    ("Korthikanti et al. 2022, table 5", "korthikanti2022_table5.csv", 2022),
+    ("Narayanan et al. 2021, table 1", "narayanan2021_table1", 2021),
+    ("Korthikanti et al. 2022, table 5", "korthikanti2022_table5", 2022),
 )
 
 
 def main() -> None:
-    for title, file, year in TABLES:
-        rows = table(file)
-        print(f"**{title}**\n\n| model | GPUs | layout | measured s | stack.year={year} | default |")
+    for title, source, year in TABLES:
+        both = list(zip(table(source), table(source, stated=False), strict=True))
+        print(f"**{title}**\n\n| run | GPUs | layout | measured s | stack.year={year} | default |")
         print("|---|--:|---|--:|--:|--:|")
-        for row in rows:
-            both = [f"{row.estimate(year=y).step_time_s:.2f} ({100 * row.error(year=y):+.1f} %)" for y in (year, None)]
-            print(f"| {row.name} | {row.num_gpus} | {row.layout.brief()} | {row.seconds:.2f} | {both[0]} | {both[1]} |")
-        means = [100 * statistics.mean(abs(row.error(year=y)) for row in rows) for y in (year, None)]
+        for stated, plain in both:
+            times = [f"{run.estimate().step_time_s:.2f} ({100 * run.error():+.1f} %)" for run in (stated, plain)]
+            layout = stated.layout
+            row = (stated.name, layout.world_size, layout.brief(), f"{stated.step_s:.2f}", *times)
+            print(f"| {' | '.join(map(str, row))} |")
+        means = [100 * statistics.mean(abs(run.error()) for run in runs) for runs in zip(*both, strict=True)]
         print(f"| mean of absolute errors | | | | {means[0]:.1f} % | {means[1]:.1f} % |\n")
 
 

@@ -1,4 +1,4 @@
-"""The two published tables of tests/data as jobs, layouts and seconds."""
+"""Published, measured runs of tests/data as jobs and layouts; tests/data/README.md has their sources."""
 
 from __future__ import annotations
 
@@ -6,75 +6,131 @@ import csv
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.config.compose import load
 from launcher.cost import CostModel
+from launcher.cost.constants import DEFAULT, Constants
 from launcher.cost.estimate import Estimate
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.schema import read
 from launcher.stacks import stack_of
-from launcher.stacks.profiles import CURRENT_YEAR
 
-DATA = Path(__file__).parents[1] / "data"
+RUNS = Path(__file__).parents[1] / "data" / "published_runs.csv"
+CLUSTERS = {"A100-80G-SXM": "dgx_a100_80g", "A100-40G-SXM": "dgx_a100_40g", "H100-80G-SXM": "dgx_h100"}
+NUMBERS = ("tp", "pp", "dp", "cp", "virtual_stages", "micro_batch", "zero_stage", "shard_group")
+KERNELS = ("compile", "fused_norm", "fused_rotary", "fused_loss")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a table: the run, and its measured seconds a step."""
+class Run:
+    """One published run: what was trained, how, and what came of it."""
 
     name: str
-    model: Model
-    num_gpus: int
-    global_batch: int
+    source: str
+    job: Job
     layout: Layout
-    seconds: float
+    step_s: float | None  # None: only whether it ran is known
+    fits: bool | None  # None: its memory says nothing
+    debugging: bool  # the source ran it in a mode for debugging: every launch blocking, or deterministic kernels only
 
-    def estimate(self, *, year: int | None) -> Estimate:
-        """By Megatron-LM of that year, or of today."""
-        training = Training(global_batch=self.global_batch, dtype="fp16", attention="fused")
-        stack = stack_of("megatron_lm", year=year or CURRENT_YEAR)
-        return CostModel(Job(dgx(self.num_gpus // 8), self.model, training, stack)).estimate(self.layout)
+    @property
+    def stack(self) -> str:
+        return self.job.stack.name
 
-    def error(self, *, year: int | None) -> float:
+    def estimate(self, constants: Constants = DEFAULT) -> Estimate:
+        return CostModel(self.job, constants).estimate(self.layout)
+
+    def error(self) -> float:
         """Relative error of the estimated step time."""
-        return self.estimate(year=year).step_time_s / self.seconds - 1
+        assert self.step_s is not None, f"{self.name} has no measured time"
+        return self.estimate().step_time_s / self.step_s - 1
+
+
+def read_runs(file: Path = RUNS, *, stated: bool = True) -> list[Run]:
+    """Return the runs of a file; `stated`: with what a source says of its software and not its name alone."""
+    with file.open() as lines:
+        runs = [_run(record, stated=stated) for record in csv.DictReader(lines)]
+    jobs: dict[str, Job] = {}
+    return [replace(run, job=jobs.setdefault(repr(run.job), run.job)) for run in runs]
+
+
+def table(source: str, *, stated: bool = True) -> list[Run]:
+    """Return the runs of one source."""
+    return [run for run in read_runs(stated=stated) if run.source == source]
 
 
 def dgx(num_nodes: int) -> Cluster:
-    return replace(_one_dgx(), num_nodes=num_nodes)
+    return replace(_shipped("dgx_a100_80g"), num_nodes=num_nodes)
 
 
 @cache
-def _one_dgx() -> Cluster:
-    return load(["cluster=dgx_a100_80g", "layout.tp=1"]).job.cluster
+def _shipped(cluster: str) -> Cluster:
+    return load([f"cluster={cluster}", "layout.tp=1"]).job.cluster
 
 
-def table(file: str) -> list[Row]:
-    lines = (line for line in (DATA / file).read_text().splitlines() if not line.startswith("#"))
-    return [_row(record) for record in csv.DictReader(lines)]
+def _run(record: dict[str, str], *, stated: bool) -> Run:
+    known: dict[str, Any] = {key: _flag(record[key]) for key in KERNELS if stated or key == "compile"}
+    known["tp_overlap"] = record["tp_overlap"] or None
+    if stated and record["year"]:
+        known["year"] = int(record["year"])
+    training = {key: record[key] for key in ("dtype", "attention")}
+    training["global_batch"] = int(record["global_batch"])  # type: ignore[assignment]
+    job = Job(
+        _cluster(record),
+        read(Model, _model(record), "model"),
+        read(Training, training, "train"),
+        stack_of(record["stack"], **known),
+    )
+    return Run(
+        name=record["id"],
+        source=record["source"],
+        job=job,
+        layout=_layout(record),
+        step_s=float(record["step_s"]) if record["step_s"] else None,
+        fits=_flag(record["fits"]),
+        debugging=bool(record["debugging"]),
+    )
 
 
-def _row(record: dict[str, str]) -> Row:
-    number = {key: int(value) for key, value in record.items() if value.isdigit()}
-    model = Model(
-        record["name"], hidden=number["hidden"], layers=number["layers"], heads=number["heads"],
-        kv_heads=number["heads"], ffn_hidden=4 * number["hidden"], gated_mlp=False, vocab=51200, seq_len=2048,
-        tied_embeddings=True,
-    )  # fmt: skip
-    layout = Layout(
-        tp=number["tp"], pp=number["pp"], dp=number["dp"], virtual_stages=number["virtual_stages"],
-        micro_batch=number["micro_batch"], recompute=record["recompute"],
-        sequence_parallel=record["sequence_parallel"] == "true",
-    )  # fmt: skip
-    seconds = float(record["seconds"]) if "seconds" in record else _seconds(number)
-    return Row(record["name"], model, number["gpus"], number["global_batch"], layout, seconds)
+def _flag(text: str) -> bool | None:
+    return text == "1" if text else None
 
 
-def _seconds(number: dict[str, int]) -> float:
-    """Narayanan et al. 2021, equation 3, over the table's TFLOP/s per GPU."""
-    hidden, layers, seq, vocab = number["hidden"], number["layers"], 2048, 51200
-    flops = 96 * number["global_batch"] * seq * layers * hidden**2
-    flops *= 1 + seq / (6 * hidden) + vocab / (16 * layers * hidden)
-    return flops / (number["gpus"] * number["tflops_per_gpu"] * 1e12)
+def _cluster(record: dict[str, str]) -> Cluster:
+    base = _shipped(CLUSTERS[record["gpu"]])
+    gpus, per_node = int(record["gpus"]), int(record["gpus_per_node"])
+    node = base.node
+    if gpus < per_node:
+        node = replace(node, num_gpus=gpus, domains=(tuple(range(gpus)),))
+    if record["nics"]:
+        node = replace(node, num_nics=int(record["nics"]), nic_gbps=float(record["nic_gbps"]))
+    if record["memory_mib"]:
+        gpu = replace(
+            node.gpu,
+            memory_bytes=int(record["memory_mib"]) * 2**20,
+            hbm_bytes_per_s=float(record["hbm_gbytes_per_s"]) * 1e9,
+        )
+        node = replace(node, gpu=gpu)
+    return replace(base, num_nodes=max(1, gpus // per_node), node=node)
+
+
+def _model(record: dict[str, str]) -> dict[str, object]:
+    sizes = {key: int(record[key]) for key in ("hidden", "layers", "heads", "kv_heads", "ffn_hidden", "vocab")}
+    return {
+        **sizes, "name": record["id"], "seq_len": int(record["seq_len"]), "gated_mlp": record["gated_mlp"] == "1",
+        "tied_embeddings": "auto",
+    }  # fmt: skip
+
+
+def _layout(record: dict[str, str]) -> Layout:
+    return Layout(
+        **{key: int(record[key]) for key in NUMBERS},
+        recompute=record["recompute"],
+        recompute_fraction=float(record["recompute_fraction"]),
+        sequence_parallel=record["sequence_parallel"] == "1",
+        schedule="interleaved" if int(record["virtual_stages"]) > 1 else "1f1b",
+    )

@@ -48,8 +48,8 @@ def test_activations_of_a_layer_follow_korthikanti(tp: int, recompute: str, sequ
 def test_model_states_of_the_22b_model_are_the_papers() -> None:
     # Korthikanti et al. 2022, figure 1: 45.6 GiB of parameters, gradients and optimizer on each of 8 GPUs, 18 bytes a
     # parameter: fp16 weights, and fp32 gradients that the optimizer need not copy.
-    row = table("korthikanti2022_table5.csv")[0]
-    parts = CostModel(trained(row.model, FP16, grad_reduce_dtype="fp32")).memory(row.layout).parts
+    row = table("korthikanti2022_table5")[0]
+    parts = CostModel(trained(row.job.model, FP16, grad_reduce_dtype="fp32")).memory(row.layout).parts
     states = parts["parameters"] + parts["gradients"] + parts["optimizer"]
     assert states == pytest.approx(45.6 * GIB, rel=0.03)
 
