@@ -12,6 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST = 20  # problems that are named
+LONGEST = 3000  # characters of one problem
+
 
 class LauncherError(Exception):
     """Base of all errors that are reported without a traceback."""
@@ -20,13 +23,23 @@ class LauncherError(Exception):
 
 
 class InputError(LauncherError):
-    """The user's input is wrong; `problems` has all that were found, not just the first."""
+    """The user's input is wrong; `problems` has all that were found, up to MOST."""
 
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = (problems,) if isinstance(problems, str) else tuple(problems)
+        found = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems = tuple(_readable(text) for text in found[:MOST])
+        if len(found) > MOST:
+            self.problems += (f"and {len(found) - MOST} more",)
         super().__init__("\n".join(self.problems))
+
+
+def _readable(text: str) -> str:
+    """Leave out the middle of a message that quotes too much of what it refuses: what to do is at its end."""
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST * 2 // 3]} […] {text[-LONGEST // 3 :]}"
 
 
 class NoLayoutFits(LauncherError):

@@ -18,7 +18,7 @@ PROGRAMS = {
     "alltoall": "all_to_all", "all_to_all": "all_to_all", "sendrecv": "send_recv", "send_recv": "send_recv",
 }  # fmt: skip
 NAMED = re.compile(r"\b(all_reduce|all_gather|reduce_scatter|alltoall|all_to_all|sendrecv|send_recv)(?:_perf|\b)")
-DEVICE = re.compile(r"^#\s+Rank\s+(\d+)\s+(?:Group\s+\d+\s+)?Pid\s+\d+\s+on\s+(\S+)\s+device", re.MULTILINE)
+DEVICE = re.compile(r"^#\s+Rank\s+([0-9]{1,9})\s+(?:Group\s+\d+\s+)?Pid\s+\d+\s+on\s+(\S+)\s+device", re.MULTILINE)
 MOST_POINTS = 10_000
 
 
@@ -63,7 +63,7 @@ def _parts(text: str) -> list[str]:
     return [text[a:b] for a, b in pairwise(cuts)]
 
 
-_RESULT = re.compile(r"^[ \t]*(?:\S+:\s+)?(\d+)[ \t]+(\d+)[ \t]+([a-z]\w*)[ \t]+(.*)$", re.MULTILINE)
+_RESULT = re.compile(r"^[ \t]*(?:\S+:\s+)?([0-9]+)[ \t]+([0-9]+)[ \t]+([a-z]\w*)[ \t]+(.*)$", re.MULTILINE)
 
 
 def _from_text(text: str) -> NcclTest | None:

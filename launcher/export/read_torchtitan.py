@@ -47,7 +47,8 @@ def _take_sharding(flags: Mapping[str, list[str]], reading: Reading) -> None:
     sharded = shards != "1"
     reading.take("layout.zero_stage", (2 if never else 3) if sharded else 0)
     if sharded and replicas > 1 and shards != "-1":
-        reading.take("layout.shard_group", int(shards) * reading.keys["layout.cp"])
+        group = number(shards, "data_parallel_shard_degree") or 1
+        reading.take("layout.shard_group", group * reading.keys["layout.cp"])
     elif sharded and replicas > 1:
         reading.unread.append(f"data_parallel_replicate_degree={replicas} of a rest: set layout.shard_group")
 

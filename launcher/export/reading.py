@@ -71,7 +71,8 @@ def read_text(file: Path) -> str:
 
 
 ASSIGNED = re.compile(
-    r"""(?m)(?:^|[;&])\s*(?:export\s+|local\s+|readonly\s+)?([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\([^)]*\)|[^\s;]*)"""
+    r"""(?m)(?:^|[;&])[ \t]*(?:(?:export|local|readonly)[ \t]+)?"""
+    r"""([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\([^)]{0,4096}\)|[^\s;]*)"""
 )
 USED = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?(?::-([^}]*))?\}?")
 WORD = r"(?:'[^']*'|[^\s;|&)]+)"

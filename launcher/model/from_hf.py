@@ -13,8 +13,10 @@ from launcher.errors import InputError
 from launcher.model.hf_families import FAMILIES, NOT_SHAPE, SHAPE_WORDS, Family
 from launcher.model.hf_parameters import HfShape, parameters
 from launcher.model.shape import Model
+from launcher.text import in_brief
 
 USUAL_SEQ_LEN = 8192  # what is trained at unless the user says otherwise, where positions have no table of weights
+MOST, MOST_LAYERS, LARGEST = 10**9, 10**5, 1e30
 DIFFERENT = 1e-3  # of the parameters: smaller differences are not reported
 
 
@@ -33,7 +35,7 @@ def read_hf(config: Mapping[str, Any], *, name: str) -> HfModel:
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
         raise InputError(
-            f"model_type={kind} is not a family that is read: known are {', '.join(sorted(FAMILIES))}; "
+            f"model_type={in_brief(kind)} is not a family that is read: known are {', '.join(sorted(FAMILIES))}; "
             "give the shape with model=gpt and its keys"
         )
     family = FAMILIES[kind]
@@ -57,11 +59,11 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]
 def _shape(family: Family, config: Mapping[str, Any]) -> HfShape:
     problems: list[str] = []
 
-    def number(key: str, *, least: int = 0) -> int:
+    def number(key: str, *, least: int = 0, most: int = MOST) -> int:
         value = config.get(key, family.defaults.get(key, 0))
         value = 0 if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 10**9:
-            problems.append(f"{key}={value!r} must be a whole number of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            problems.append(f"{key}={in_brief(repr(value))} must be a whole number from {least} to {most:,}")
             return max(1, least)
         return value
 
@@ -78,7 +80,7 @@ def _read_shape(family: Family, config: Mapping[str, Any], number: Callable[...,
     ffn = number(keys["ffn"]) or 4 * hidden
     return HfShape(
         hidden=hidden,
-        layers=number(keys["layers"], least=1),
+        layers=number(keys["layers"], least=1, most=MOST_LAYERS),
         heads=heads,
         kv_heads=number(keys["kv_heads"]) or heads if "kv_heads" in keys else heads,
         head_dim=number("head_dim") or hidden // heads,
@@ -87,7 +89,7 @@ def _read_shape(family: Family, config: Mapping[str, Any], number: Callable[...,
         positions=number(keys["positions"], least=1),
         tied=bool(config.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
         attention_bias=bool(config.get("attention_bias", family.defaults.get("attention_bias", family.fixed["bias"]))),
-        eps=float(config.get(keys["eps"], family.defaults[keys["eps"]])),
+        eps=_real(config.get(keys["eps"]), family.defaults[keys["eps"]]),
         theta=_theta(family, config),
         experts=experts,
         experts_per_token=number("num_experts_per_tok") if experts else 0,
@@ -110,8 +112,9 @@ def _shared(family: Family, number: Callable[..., int]) -> int:
 
 def _dense_layers(config: Mapping[str, Any], number: Callable[..., int]) -> int:
     """Layers with an MLP in place of experts: the first ones, those named, those between sparse ones."""
-    layers, step = number("num_hidden_layers"), number("decoder_sparse_step") or 1
-    named = config.get("mlp_only_layers") or ()
+    layers, step = number("num_hidden_layers", most=MOST_LAYERS), number("decoder_sparse_step") or 1
+    listed = config.get("mlp_only_layers")
+    named = listed if isinstance(listed, list) else ()
     sparse = [layer for layer in range(layers) if layer not in named and (layer + 1) % step == 0]
     return number("first_k_dense_replace") + layers - len(sparse)
 
@@ -121,7 +124,12 @@ def _theta(family: Family, config: Mapping[str, Any]) -> float:
     found: Any = config.get("rope_parameters") or {}
     found = found.get("full_attention", found) if isinstance(found, Mapping) else {}
     value = found.get("rope_theta", config.get("rope_theta", config.get("rotary_emb_base", family.theta)))
-    return float(value) if isinstance(value, int | float) and value >= 1 else family.theta
+    return max(1.0, _real(value, family.theta))
+
+
+def _real(value: Any, default: float) -> float:
+    """A number of a sensible size, or the default."""
+    return float(value) if isinstance(value, int | float) and -LARGEST < value < LARGEST else default
 
 
 def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Begin:
         absent, moved = message.get("absent"), message.get("moved")
         if not isinstance(absent, list) or not all(isinstance(node, int) for node in absent):
             raise MessageError("absent is no list of nodes")
-        if not isinstance(moved, dict) or not all(node.isdecimal() for node in moved):
+        if not isinstance(moved, dict) or not all(node.isdecimal() and len(node) < 10 for node in moved):
             raise MessageError("moved is no table of nodes")
         return cls(
             round=_integer(message, "round", least=1),

@@ -72,7 +72,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         body, digest = document["body"], document["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     if not isinstance(body, dict) or digest != _digest(json.dumps(body, sort_keys=True)):
         raise InputError(f"{path} does not match its own digest: it was changed after it was written")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from launcher.errors import InputError
+from launcher.text import in_brief
 
 # No name begins with "-", which ssh would take for an option.
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
@@ -15,6 +16,7 @@ _HOST = re.compile(
     rf"((?P<user>{_NAME})@)?(?P<host>{_NAME}|\[[0-9A-Fa-f:.]+(%{_NAME})?\]|[0-9A-Fa-f]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*)"
     r"(:(?P<slots>[0-9]{1,5}))?"
 )
+LONGEST = 1000  # characters of a host; a name has 253 at most
 FORM = "write each host as [USER@]HOST[:SLOTS], an IPv6 address with slots as [::1]:4"
 _FIELDS = {"slots", "port", "user", "max_slots", "max-slots"}
 
@@ -36,9 +38,9 @@ class Host:
 
 def parse_host(text: str) -> Host:
     """A host of launch.hosts; raises ValueError with what is wrong."""
-    found = _HOST.fullmatch(text.strip())
+    found = _HOST.fullmatch(text.strip()) if len(text) <= LONGEST else None
     if found is None:
-        raise ValueError(f"has {text!r}, which is no host: {FORM}")
+        raise ValueError(f"has {in_brief(repr(text))}, which is no host: {FORM}")
     name = found["host"].strip("[]")
     if ":" in name:
         _check_ipv6(name, text)
@@ -85,9 +87,9 @@ def _of_line(line: str) -> Host:
     host = parse_host(first)
     fields = dict(word.partition("=")[::2] for word in words)
     if unknown := [word for word in words if word.partition("=")[0] not in _FIELDS]:
-        raise ValueError(f"{unknown[0]!r} is not known: slots=N, port=N and user=NAME are")
+        raise ValueError(f"{in_brief(repr(unknown[0]))} is not known: slots=N, port=N and user=NAME are")
     if "user" in fields and not re.fullmatch(_NAME, fields["user"]):
-        raise ValueError(f"user={fields['user']} is no name of a user")
+        raise ValueError(f"user={in_brief(repr(fields['user']))} is no name of a user")
     slots, port = _number(fields, "slots", 10**5), _number(fields, "port", 65535)
     return Host(name=host.name, user=fields.get("user") or host.user, port=port, slots=slots or host.slots)
 
@@ -97,7 +99,7 @@ def _number(fields: dict[str, str], name: str, most: int) -> int | None:
     if word is None:
         return None
     if not re.fullmatch("[0-9]{1,6}", word) or not 0 < int(word) <= most:
-        raise ValueError(f"{name}={word} must be a number from 1 to {most}")
+        raise ValueError(f"{name}={in_brief(repr(word))} must be a number from 1 to {most}")
     return int(word)
 
 

@@ -57,12 +57,14 @@ class Summary:
     refusals: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
+    largest: tuple[int, str] = (0, "")
 
     def __str__(self) -> str:
         total = self.results.total() + self.refusals.total() + len(self.failures)
         lines = [
             f"{total} mutated texts: {self.results.total()} read, {self.refusals.total()} refused, "
-            f"{len(self.failures)} failed; slowest {self.slowest[0]:.2f} s of CPU ({self.slowest[1]})"
+            f"{len(self.failures)} failed; slowest {self.slowest[0]:.2f} s of CPU ({self.slowest[1]}), growth at most "
+            f"{self.largest[0] / 1e6:.0f} MB ({self.largest[1]})"
         ]
         names = sorted({*self.results, *self.refusals})
         lines += [f"  {name:<22} read {self.results[name]:>6}  refused {self.refusals[name]:>6}" for name in names]
@@ -174,7 +176,7 @@ def run_case(target: text_targets.Target, seed: int, folder: Path, summary: Summ
     rng = random.Random(f"{target.name}:{seed}")
     original = rng.choice(target.texts)
     text = (mutated_json if target.is_json else mutated)(original, rng)
-    began = time.process_time()
+    began, before = time.process_time(), peak_bytes()
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
     try:
         target.read(text, folder)
@@ -195,6 +197,11 @@ def run_case(target: text_targets.Target, seed: int, folder: Path, summary: Summ
         signal.setitimer(signal.ITIMER_PROF, 0)
     took = time.process_time() - began
     summary.slowest = max(summary.slowest, (took, f"{target.name}:{seed}"))
+    summary.largest = max(summary.largest, (peak_bytes() - before, f"{target.name}:{seed}"))
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def cases(targets: Mapping[str, text_targets.Target], number: int, seed: int) -> Iterator[tuple[str, int]]:

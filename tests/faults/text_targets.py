@@ -41,10 +41,12 @@ from launcher.model.token_file import HEADER, MAGIC, read_header
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.preflight.gpu import gpu_findings, read_nvlink_state
 from launcher.run import ledger, progress, status
+from launcher.run.checkpoints import MANIFEST, folder_name, read_manifest, write_manifest
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.metrics import MetricsFile, StepMetrics, read_steps, summarise_steps
 from launcher.run.node_state import NodeState, node_states
 from launcher.run.owner import claim, this_process
+from launcher.run.provenance import read_provenance, write_provenance
 from launcher.run.result import (
     BandwidthResult,
     NodeRates,
@@ -53,6 +55,7 @@ from launcher.run.result import (
     read_bandwidth_result,
     read_train_result,
 )
+from launcher.run.spans import RankSpans, Span, read_spans
 from launcher.slurm import heard, jobstate, life
 from launcher.slurm.command import Answer, unreachable
 from launcher.slurm.placement import Tree
@@ -63,6 +66,7 @@ from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, results, table, write_sweep
 from tests.cluster import texts
 from tests.cluster.test_pasted_texts import IBSTAT, NCCL_LOG, TABLE
+from tests.faults import user_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST, TOPO, LINKS = ("nvidia-smi", "-L"), ("nvidia-smi", "topo", "-m"), ("nvidia-smi", "nvlink", "-s")
@@ -82,7 +86,8 @@ class Target:
 
 def targets(more: Path | None = None) -> list[Target]:
     """Every reader. `more`: a folder of outputs of real machines."""
-    return [*_machine_targets(_more(more)), *_slurm_targets(_more(more)), *_run_targets()]
+    user = [Target(*source) for source in user_texts.sources()]
+    return [*_machine_targets(_more(more)), *_slurm_targets(_more(more)), *_run_targets(), *user]
 
 
 def _more(folder: Path | None) -> dict[str, list[str]]:
@@ -298,6 +303,9 @@ def _files(folder: RunFolder) -> dict[str, Path]:
         "launch.json": folder.launch,
         "owner.json": folder.owner,
         "sweep.json": folder.path / "sweep.json",
+        "manifest": folder.checkpoints / folder_name(5) / MANIFEST,
+        "spans": folder.spans / "step-3-rank-0.json",
+        "provenance": folder.provenance,
     }
 
 
@@ -327,6 +335,10 @@ def _written_run(path: Path) -> RunFolder:
     write_launch(slurm_launch(LaunchSettings(), slurm), folder.launch)
     claim(folder, this_process())
     write_sweep(folder.path, [SweepMember(("train.lr=1",), plan)])
+    write_provenance(folder, ["run"], [])
+    RankSpans(0, 3, "node1", 1.0, 0.5, (Span("F", 0.0, 0.1, 0, 0),)).write(_files(folder)["spans"])
+    (folder.checkpoints / folder_name(5)).mkdir(parents=True)
+    write_manifest(folder.checkpoints / folder_name(5), {"version": 2, "files": {}, "tensors": {}})
     return folder
 
 
@@ -372,6 +384,9 @@ _USES: dict[str, Callable[[RunFolder], Any]] = {
     "launch.json": read_slurm_launch,
     "owner.json": status.status,
     "sweep.json": _use_sweep,
+    "manifest": lambda folder: read_manifest(folder.checkpoints / folder_name(5)),
+    "spans": lambda folder: read_spans(folder.spans),
+    "provenance": read_provenance,
 }
 
 

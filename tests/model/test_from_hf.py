@@ -131,7 +131,7 @@ def test_the_language_model_of_a_larger_one_is_read() -> None:
         ({"model_type": "bert"}, "known are deepseek_v2"),
         ({}, "model_type=None"),
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size='wide'"),
-        ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers=0 must be a whole number of at least 1"),
+        ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers=0 must be a whole number from 1"),
         ({"model_type": "llama", "hidden_size": 10**12}, "hidden_size"),
     ],
 )
