@@ -101,6 +101,13 @@ def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
     return {fd for fd, _ in poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)}
 
 
+def is_unread(fd: int) -> bool:
+    """Whether what is written to a pipe, socket or terminal reaches nobody any more."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
 def writable(fds: Iterable[int], *, timeout_s: float) -> None:
     """Wait until one of the descriptors takes more, or is closed, at most `timeout_s`."""
     poll = select.poll()

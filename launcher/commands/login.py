@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from launcher import __version__, env
+from launcher import __version__, env, process
 from launcher.commands.claim import claimed, may_claim
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
@@ -150,7 +152,9 @@ def followed(command: str, words: Sequence[str]) -> int:
     there = from_plain(Elsewhere, data, folder.login.name)
     if command == "report":
         return _report(folder, there, words)
-    code = subprocess.run(there.argv("launcher.cli", [command, there.folder, *words]), env=env.environment()).returncode
+    goes_along = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)  # ssh, which a kill would leave behind
+    argv = there.argv("launcher.cli", [command, there.folder, *words])
+    code = subprocess.run(argv, env=env.environment(), preexec_fn=goes_along).returncode
     if code == NO_CONNECTION:
         raise LauncherError(f"ssh does not reach {there.login}, see above")
     return code

@@ -7,12 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 
+from launcher import process
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import named_run, options, run_folder, says_json, submitted
 from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
 from launcher.text import whole_number
+
+STDOUT = 1
 
 
 def run(invocation: Invocation) -> int:
@@ -34,6 +37,8 @@ def run(invocation: Invocation) -> int:
         from launcher.slurm import life  # and with it the planner, which a run on this machine does not need
 
         for piece in life.read_log(life.SubmittedRun.find(name), rank=rank, following=follow == "true"):
+            if process.is_unread(STDOUT):
+                return 0  # the terminal, the pipe's reader or the ssh that wanted it is gone
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         return 0
@@ -41,7 +46,9 @@ def run(invocation: Invocation) -> int:
     while follow == "true" and not folder.rank_logs() and not _ended(folder):
         time.sleep(runs.FOLLOW_POLL_S)  # its ranks are about to start
     for line in runs.read_logs(
-        runs.rank_logs(folder, rank=rank), follow=follow == "true", ended=lambda: _ended(folder)
+        runs.rank_logs(folder, rank=rank),
+        follow=follow == "true",
+        ended=lambda: _ended(folder) or process.is_unread(STDOUT),
     ):
         print(line, flush=True)
     return 0

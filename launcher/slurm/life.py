@@ -40,7 +40,7 @@ EARLIER = frozenset({"RESIZING", "REQUEUED"})  # sacct keeps a record of the job
 UNKNOWN = "UNKNOWN"  # Slurm has forgotten the job
 UNREACHABLE = "UNREACHABLE"  # Slurm does not answer
 NUMBER = re.compile(r"[0-9]{1,9}")
-POLL_S = 0.5
+POLL_S, ASK_EVERY_S = 0.5, 3.0
 LINE_LENGTH = 160
 
 
@@ -179,11 +179,20 @@ def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
     return SweepFolder(run.folder.parent).job_log(array, task) if task else folder.job_log(run.job_id)
 
 
-def follow(path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S) -> Iterator[bytes]:
-    """Yield the log from its beginning and then what is added, until `ended` and nothing more arrives."""
-    position = 0
+def follow(
+    path: Path, *, ended: Callable[[], bool], poll_s: float = POLL_S, ask_every_s: float = ASK_EVERY_S
+) -> Iterator[bytes]:
+    """Yield the log from its beginning and then what is added, until `ended` and nothing more arrives.
+
+    `ended` may ask slurmctld, so it is called at most every `ask_every_s`. An empty piece comes with every look, so
+    that the caller can end it where nobody reads any more.
+    """
+    position, ask_at = 0, 0.0
     while True:
-        last = ended()  # checked before reading, so that nothing written before is lost
+        last = False
+        if (now := time.monotonic()) >= ask_at:
+            last, ask_at = ended(), now + ask_every_s  # before reading, so that nothing written before is lost
+        yield b""
         if path.exists():
             with path.open("rb") as file:
                 file.seek(position)

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,23 @@ def launcher(at: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, timeout=240)
 
 
+def follower(at: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-m", "launcher.cli", "logs", "runs/stopped", "--rank", "0", "--follow"]
+    environment = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
+    return subprocess.Popen(command, cwd=at, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def readers(run: Path) -> list[list[str]]:
+    """The commands on the login node that print this run's log."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # of a process that has ended
+            words = entry.read_text(errors="replace").split("\0")
+            if "python" in words[0] and "logs" in words and str(run) in words:
+                found.append(words)
+    return found
+
+
 def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, login: list[str], tmp_path: Path) -> None:
     laptop = tmp_path / "lap top" / "work"
     laptop.mkdir(parents=True)
@@ -113,7 +131,23 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
     while not (there / "code" / "work" / "started").exists():
         assert time.monotonic() < deadline, slurm.logs()
         time.sleep(0.2)
-    assert "is being cancelled" in launcher(laptop, "cancel", "runs/stopped").stdout
+    leaving, staying = (follower(laptop) for _ in range(2))
+    try:
+        for follows in (leaving, staying):
+            assert follows.stdout and any(line == "sent data ['wait']\n" for line in follows.stdout)
+        assert len(readers(there)) == 2
+        leaving.terminate()
+        while len(readers(there)) > 1:  # the job says nothing more, so none of them writes
+            assert time.monotonic() < deadline, readers(there)
+            time.sleep(0.2)
+        assert "is being cancelled" in launcher(laptop, "cancel", "runs/stopped").stdout
+        rest, _ = staying.communicate(timeout=120)
+        assert staying.returncode == 0, rest
+        assert readers(there) == []
+    finally:
+        for follows in (leaving, staying):
+            follows.kill()
+            follows.communicate()
     while "CANCELLED" not in (found := launcher(laptop, "status", "runs/stopped", "output=json").stdout):
         assert time.monotonic() < deadline, found
 
