@@ -58,6 +58,7 @@ VALUES = {
     "cluster.node.nic_of_gpu": ["[0,1,4,5,2,3,6,7]"],
     "cluster.node.numa_of_gpu": ["[3,3,1,1,7,7,5,5]"],
     "cluster.leaf_sizes": ["[1,3]"],
+    "cluster.node.gpu.mig_slice": ["3g.40gb"],
     "cluster.node.gpu.mig_profile": ["3g.40gb", "1g.10gb"],
     "cluster.default_layout": ["{tp: 4, pp: 1, dp: 2}"],
     "layout.axis_order": ["pp-tp-cp-dp"],

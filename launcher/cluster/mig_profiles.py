@@ -1,64 +1,96 @@
-"""How whole GPUs can be cut by MIG, and what a slice of them is."""
+"""How whole GPUs can be cut by MIG: the table of profiles, and which of them fit one GPU together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
-from launcher.cluster.shape import Gpu
-from launcher.units import GIB
-
-MEMORY_SLICES = 8  # that every one of these GPUs has
+TABLE = Path(__file__).parent / "mig_profiles.csv"
+# Cards of the table → entries of configs/gpu.
+ENTRIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "a100_40g": ("a100_sxm_40g", "a100_pcie_40g"), "a100_80g": ("a100_sxm_80g", "a100_pcie_80g"), "a30": ("a30",),
+        "h100_80g": ("h100_sxm",),
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A row of `nvidia-smi mig -lgip`: how many fit a GPU, and what one of them has."""
+    """A row of the table: how many instances fit a GPU, what one has, and where it can start, in memory slices.
+
+    `size`: memory slices of an instance, of `slices` that the GPU has.
+    """
 
     name: str
+    profile_id: int
     instances: int
     memory_gib: float
     num_sms: int
+    size: int
+    starts: tuple[int, ...]
+    slices: int
+
+    @property
+    def compute(self) -> int:
+        """Compute slices: 3 of 3g.40gb."""
+        return int(self.name.partition("g.")[0])
 
 
-# As `nvidia-smi mig -lgip` prints them (driver 470 and later), without media extensions:
-# https://docs.nvidia.com/datacenter/tesla/mig-user-guide/supported-mig-profiles.html
-_A100_80 = (
-    Profile("1g.10gb", 7, 9.5, 14), Profile("2g.20gb", 3, 19.5, 28), Profile("3g.40gb", 2, 39.25, 42),
-    Profile("4g.40gb", 1, 39.25, 56), Profile("7g.80gb", 1, 78.75, 98),
-)  # fmt: skip
-_A100_40 = (
-    Profile("1g.5gb", 7, 4.75, 14), Profile("2g.10gb", 3, 9.75, 28), Profile("3g.20gb", 2, 19.62, 42),
-    Profile("4g.20gb", 1, 19.62, 56), Profile("7g.40gb", 1, 39.5, 98),
-)  # fmt: skip
-PROFILES: Mapping[str, tuple[Profile, ...]] = MappingProxyType(
-    {"a100_sxm_80g": _A100_80, "a100_pcie_80g": _A100_80, "a100_sxm_40g": _A100_40, "a100_pcie_40g": _A100_40}
-)
+@lru_cache(maxsize=1)
+def profiles_by_card() -> Mapping[str, tuple[Profile, ...]]:
+    """Card of the table → its profiles, without those that differ by media engines alone."""
+    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    rows = [row for row in csv.DictReader(lines) if "+" not in row["profile"]]
+    slices = {row["card"]: int(row["size"]) for row in sorted(rows, key=lambda row: int(row["size"]))}
+    found: dict[str, list[Profile]] = {}
+    for row in rows:
+        numbers = {name: int(row[name]) for name in ("instances", "size")}
+        found.setdefault(row["card"], []).append(
+            Profile(
+                name=row["profile"],
+                profile_id=int(row["id"]),
+                memory_gib=float(row["memory_gib"]),
+                num_sms=int(row["sms"]),
+                starts=tuple(map(int, row["starts"].split())),
+                slices=slices[row["card"]],
+                **numbers,
+            )
+        )
+    return MappingProxyType({card: tuple(each) for card, each in found.items()})
 
 
-def slice_of(gpu: Gpu, profile: Profile) -> Gpu:
-    """One slice: its memory channels, its share of the SMs, no NVLink; PCIe is shared by all slices of the GPU."""
-    memory = profile.memory_gib * GIB
-    channels = max(1, round(MEMORY_SLICES * memory / gpu.memory_bytes))
-    sms = profile.num_sms / gpu.num_sms
-    return replace(
-        gpu,
-        name=f"{gpu.name} {profile.name}",
-        memory_bytes=int(memory),
-        hbm_bytes_per_s=gpu.hbm_bytes_per_s * channels / MEMORY_SLICES,
-        num_sms=profile.num_sms,
-        nvlink_bytes_per_s=0.0,
-        pcie_bytes_per_s=gpu.pcie_bytes_per_s / profile.instances,
-        mig_profile=profile.name,
-        price_per_hour=None if gpu.price_per_hour is None else gpu.price_per_hour / profile.instances,
-        copy_bytes_per_s=None if gpu.copy_bytes_per_s is None else gpu.copy_bytes_per_s * channels / MEMORY_SLICES,
-        peak_flops=_scaled(gpu.peak_flops, sms),
-        gemm_flops=_scaled(gpu.gemm_flops, sms),
-        sustained_flops=_scaled(gpu.sustained_flops, sms),
-        attention_flops=_scaled(gpu.attention_flops, sms),
-    )
+def profiles_of(entry: str) -> tuple[Profile, ...]:
+    """The profiles of an entry of configs/gpu; none where it has no MIG."""
+    card = next((card for card, entries in ENTRIES.items() if entry in entries), "")
+    return profiles_by_card().get(card, ())
 
 
-def _scaled(rates: Mapping[str, float], share: float) -> dict[str, float]:
-    return {name: rate * share for name, rate in rates.items()}
+def placed(profiles: Sequence[Profile]) -> tuple[int, ...] | None:
+    """Where instances of these profiles start if they share a GPU, in their order; None where they do not fit."""
+    order = sorted(range(len(profiles)), key=lambda index: -profiles[index].size)
+    if profiles and sum(each.compute for each in profiles) > _compute_slices(profiles[0]):
+        return None
+    starts = _placed([profiles[index] for index in order], frozenset())
+    return None if starts is None else tuple(start for _, start in sorted(zip(order, starts, strict=True)))
+
+
+def _compute_slices(profile: Profile) -> int:
+    """Of a GPU: seven where it has eight memory slices, as many as those otherwise (A30)."""
+    return 7 if profile.slices == 8 else profile.slices
+
+
+def _placed(profiles: Sequence[Profile], taken: frozenset[int]) -> list[int] | None:
+    """The largest first; the last places first, since small ones have the most."""
+    if not profiles:
+        return []
+    first = profiles[0]
+    for start in reversed(first.starts):
+        covered = frozenset(range(start, start + first.size))
+        if not covered & taken and (rest := _placed(profiles[1:], taken | covered)) is not None:
+            return [start, *rest]
+    return None

@@ -45,6 +45,7 @@ class MigProfile:
     """One row of `nvidia-smi mig -lgip`: what a slice of that profile is given."""
 
     name: str
+    profile_id: int
     instances: int  # how many fit one GPU
     memory_bytes: int
     num_sms: int
@@ -113,7 +114,7 @@ def read_mig_profiles(text: str) -> tuple[MigProfile, ...]:
     if not rows:
         raise InputError("this is not `nvidia-smi mig -lgip`: no row names a MIG profile")
     return tuple(
-        MigProfile(row[2], int(row[5]), int(float(row[6]) * GIB), int(row[8]), row[7] == "Yes")
+        MigProfile(row[2], int(row[3]), int(row[5]), int(float(row[6]) * GIB), int(row[8]), row[7] == "Yes")
         for row in rows
         if row[1] == rows[0][1]
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
 
 from launcher import env
 from launcher.cluster.measured import NOTHING, Measurements
+from launcher.cluster.mig_profiles import Profile, profiles_of
 from launcher.errors import InputError
 from launcher.schema import AUTO, key, only_read
 from launcher.units import DTYPE_BYTES, GIB, MIB, gbps_to_bytes_per_s
@@ -71,11 +72,16 @@ class Gpu:
     also_read: ClassVar = {
         "memory_mib": only_read(float | None, unit="MiB", above=0, meaning="memory, as nvidia-smi reports it"),
         "memory_gib": only_read(float | None, unit="GiB", above=0, meaning="memory, where memory_mib is null"),
-    }
+        "mig_slice": only_read(
+            str | None, example="1g.5gb",
+            meaning="cut as a MIG slice of this profile: memory and rates follow from those of the whole GPU",
+        ),
+    }  # fmt: skip
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Gpu:
-        """The memory is given in one of two units."""
+        """The memory is given in one of two units; a slice is cut from what is given."""
+        cut = given.pop("mig_slice", None)
         mib, gib = given.pop("memory_mib"), given.pop("memory_gib")
         if (mib is None) == (gib is None):
             found = "neither" if mib is None else f"memory_mib={mib:g} and memory_gib={gib:g}"
@@ -83,7 +89,40 @@ class Gpu:
                 f"cluster.node.gpu takes one of memory_mib and memory_gib, and has {found}: "
                 "give one, and the other as null"
             )
-        return cls(**given, memory_bytes=int(mib * MIB if gib is None else gib * GIB))
+        gpu = cls(**given, memory_bytes=int(mib * MIB if gib is None else gib * GIB))
+        return gpu if cut is None else gpu.cut(gpu._profile(cut))
+
+    def _profile(self, name: str) -> Profile:
+        known = {profile.name: profile for profile in profiles_of(self.name)}
+        if name not in known:
+            listed = f"it has {', '.join(known)}" if known else "no profiles of it are known here"
+            raise InputError(f"cluster.node.gpu.mig_slice={name} is no MIG profile of {self.name}: {listed}")
+        return known[name]
+
+    def cut(self, profile: Profile) -> Gpu:
+        """One slice: its memory channels, its share of the SMs, no NVLink; PCIe is shared by all slices of the GPU."""
+        channels, sms = profile.size / profile.slices, profile.num_sms / self.num_sms
+        copied, price = self.copy_bytes_per_s, self.price_per_hour
+
+        def scaled(rates: Mapping[str, float]) -> dict[str, float]:
+            return {name: rate * sms for name, rate in rates.items()}
+
+        return replace(
+            self,
+            name=f"{self.name} {profile.name}",
+            memory_bytes=int(profile.memory_gib * GIB),
+            hbm_bytes_per_s=self.hbm_bytes_per_s * channels,
+            num_sms=profile.num_sms,
+            nvlink_bytes_per_s=0.0,
+            pcie_bytes_per_s=self.pcie_bytes_per_s / profile.instances,
+            mig_profile=profile.name,
+            price_per_hour=None if price is None else price / profile.instances,
+            copy_bytes_per_s=None if copied is None else copied * channels,
+            peak_flops=scaled(self.peak_flops),
+            gemm_flops=scaled(self.gemm_flops),
+            sustained_flops=scaled(self.sustained_flops),
+            attention_flops=scaled(self.attention_flops),
+        )
 
     def peak(self, dtype: str) -> float | None:
         """Dense peak in FLOP/s for `dtype`; None where unknown."""

@@ -23,7 +23,7 @@ from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path, written_as
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.planner import Plan, compare, document, write_plan
+from launcher.planner import Plan, compare, document, mix, write_plan
 from launcher.planner.batches import better_batches, unchosen_batch
 from launcher.planner.build import limits, notes
 from launcher.planner.deadline import fewest_gpus, within_deadline
@@ -31,6 +31,7 @@ from launcher.planner.explain import reasons
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
 from launcher.report import terminal
+from launcher.report.mix_text import mix_lines
 from launcher.run.folder import RunFolder
 from launcher.run.owner import this_process
 
@@ -50,6 +51,8 @@ def run(invocation: Invocation) -> int:
             return _in_time([(case[0][0], settings) for settings, case in cases], what=what)
         return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
     settings = checked_settings(invocation.overrides)
+    if settings.options.mix is not None:
+        return _mixed(invocation.overrides, settings)
     if settings.options.plan is not None:
         return _explain(read_given(settings.options.plan, settings, invocation.overrides), settings)
     if settings.options.days is not None:
@@ -90,6 +93,21 @@ def _rank(settings: Settings) -> int:
         show("", terminal.bill_text(compare.bill(result.best, tokens)))
     if answer:
         show("", f"Why not {question}: {answer}")
+    return 0
+
+
+def _mixed(words: Sequence[str], settings: Settings) -> int:
+    """Print how GPUs are cut for a mix of small jobs."""
+    jobs = []
+    for name, count in counted(list((settings.options.mix or {}).items()), "planning"):
+        own = load([*(word for word in words if not word.startswith(("mix=", "model="))), f"model={name}"])
+        alone = request_on(compare.resized(own.job.cluster, 1), own.options.layout)
+        jobs += [mix.small_job(name, own.job, alone)] * count
+    gpus, available = mix.packed(jobs), settings.job.cluster.num_gpus
+    if settings.options.output == "json":
+        print(json.dumps(mix.mix_data(gpus, available)))
+    else:
+        show(*mix_lines(gpus, settings.job.cluster))
     return 0
 
 

@@ -72,13 +72,14 @@ SHOW_FILE = {"dry_run=true": "print the file, write nothing"}
 COMMANDS = {
     "plan": CommandEntry(
         "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
-        takes=("top", "sort", "why_not", "sizes", "tokens", "days", "save", "run_dir", "plan", *PROGRAM),
+        takes=("top", "sort", "why_not", "sizes", "mix", "tokens", "days", "save", "run_dir", "plan", *PROGRAM),
         options={"from=FILE": "estimate what another tool's file runs, next to the best plan for that tool"},
         groups=(*JOB_GROUPS, "recipe", "launch", "tracking"), sweeps=True,
         examples={
             "launcher plan cluster=dgx_a100_80g model=llama2_7b": "the best layouts on one node, and why",
             "launcher plan -m cluster=fly_l40s,fly_a100_80gb model=gpt3_350m tokens=10e9":
                 "which of two GPUs trains 10 billion tokens for less",
+            "launcher plan cluster=dgx_a100_80g mix=gpt3_125m:9,gpt3_760m:2": "how to cut GPUs by MIG for small jobs",
         },
     ),
     "run": CommandEntry(

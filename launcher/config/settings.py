@@ -24,6 +24,8 @@ from launcher.ssh.settings import SshSettings
 from launcher.stacks.choice import StackKeys
 from launcher.text import whole_number
 
+MOST_JOBS = 1000
+
 
 def _sizes(value: Any) -> tuple[int, ...]:
     """Parse numbers of GPUs: a list, or text such as 8,16,32."""
@@ -32,6 +34,18 @@ def _sizes(value: Any) -> tuple[int, ...]:
     if not numbers or len(numbers) < len(words):
         raise ValueError("must be a list of numbers of GPUs: sizes=[8,16,32]")
     return numbers
+
+
+def _mix(value: Any) -> dict[str, int]:
+    """Parse models with how many jobs of each: gpt3_125m:5,gpt3_760m:2."""
+    found: dict[str, int] = {}
+    for word in str(value).strip("[]").split(","):
+        name, _, count = word.strip().partition(":")
+        number = whole_number(count) if count else 1
+        if not name or not number or number > MOST_JOBS:
+            raise ValueError(f"must be models and numbers of jobs, 1 to {MOST_JOBS}, as gpt3_125m:5,gpt3_760m:2")
+        found[name] = found.get(name, 0) + number
+    return found
 
 
 def _slurm(launch: Mapping[str, Any]) -> type[SlurmSettings] | None:
@@ -90,6 +104,10 @@ class Configuration:
     sizes: tuple[int, ...] | None = key(
         None, unit="GPUs", convert=_sizes, verbatim=True, example="8,16,32", meaning="compare numbers of GPUs"
     )
+    mix: Mapping[str, int] | None = key(
+        None, unit="jobs", convert=_mix, verbatim=True, example="gpt3_125m:5,gpt3_760m:2",
+        meaning="how to cut GPUs by MIG for these models and numbers of jobs, each on one slice",
+    )  # fmt: skip
     tokens: float | None = key(
         None, unit="tokens", above=0, example="300e9", meaning="training tokens, for GPU-hours and cost"
     )

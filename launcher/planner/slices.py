@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from launcher.cluster.mig_profiles import PROFILES, Profile, slice_of
+from launcher.cluster import Cluster
+from launcher.cluster.mig_profiles import Profile, profiles_of
 from launcher.cost import Estimate
 from launcher.cost.model import CostModel
 from launcher.layout import Layout
@@ -16,11 +17,13 @@ SURE = 0.5  # probability of fitting below which a slice is not named
 
 
 def smallest_slice(job: Job, best: Candidate) -> Iterator[str]:
-    """Name the smallest profile that the job fits, at the micro-batch that is fastest there."""
-    profiles = PROFILES.get(job.cluster.node.gpu.name, ())
+    """Name the smallest profile that the job fits, at the micro-batch that is fastest there. Of those with the same
+    memory, that which makes most of a whole GPU.
+    """
+    profiles = profiles_of(job.cluster.node.gpu.name)
     if best.layout.world_size > 1 or job.cluster.node.is_mig:
         return
-    for profile in sorted(profiles, key=lambda each: (each.memory_gib, each.num_sms)):
+    for profile in by_need(profiles):
         found = on_slice(job, best.layout, profile)
         if found is None:
             continue
@@ -36,11 +39,24 @@ def smallest_slice(job: Job, best: Candidate) -> Iterator[str]:
         return
 
 
+def by_need(profiles: Sequence[Profile]) -> list[Profile]:
+    """From little memory to much; of the same, from many SMs of the whole GPU to few."""
+    return sorted(profiles, key=lambda each: (each.size, -each.instances * each.num_sms))
+
+
+def one_slice(cluster: Cluster, profile: Profile) -> Cluster:
+    """A cluster of one slice."""
+    node = cluster.node
+    gpu = node.gpu.cut(profile)
+    one = replace(
+        node, gpu=gpu, num_gpus=1, domains=((0,),), nvlink="none", slices_per_gpu=1, nic_of_gpu=None, numa_of_gpu=None
+    )
+    return replace(cluster, node=one, num_nodes=1, nvlink_nodes=1, leaf_sizes=None)
+
+
 def on_slice(job: Job, layout: Layout, profile: Profile) -> tuple[Layout, Estimate] | None:
     """The layout with the fastest micro-batch that fits a slice; None where none does."""
-    node = job.cluster.node
-    one = replace(node, gpu=slice_of(node.gpu, profile), num_gpus=1, domains=((0,),), nvlink="none", slices_per_gpu=1)
-    model = CostModel(replace(job, cluster=replace(job.cluster, node=one, num_nodes=1)))
+    model = CostModel(replace(job, cluster=one_slice(job.cluster, profile)))
     sizes = (2**power for power in range(12))
     tried = [replace(layout, micro_batch=size) for size in sizes if not job.training.global_batch % size]
     fits = [(each, found) for each in tried if (found := model.estimate(each)).fit_probability >= SURE]

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from launcher.cluster.discover.fabric import FabricView
 from launcher.cluster.discover.gpus import CARDS, Card, slice_entry
@@ -29,6 +30,15 @@ class Line:
     key: str
     value: str
     source: str = ""
+
+
+class Cut(NamedTuple):
+    """A node with MIG: the entry of its GPUs, its lines and notes, and lines of the GPU."""
+
+    entry: str | None
+    lines: tuple[Line, ...]
+    notes: list[str]
+    gpu_lines: tuple[Line, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,12 @@ def gpu_file(name: str, node: NodeView, fabric: FabricView, *, here: bool, num_n
     count = node.num_gpus or fabric.num_gpus
     is_cut = node.slices is not None
     if node.slices:
-        gpu, lines, cut_notes = _cut(card, node, node.slices)
+        gpu, lines, cut_notes, gpu_lines = _cut(card, node, node.slices)
     elif fabric.slices and _heavier(fabric.slices.value, count.value if count else 0):
-        gpu, lines, cut_notes = _cut_by_slurm(card, fabric.slices, count)
+        gpu, lines, cut_notes, gpu_lines = _cut_by_slurm(card, fabric.slices, count)
         is_cut = True
     else:
-        gpu, cut_notes = card.entry, []
+        gpu, cut_notes, gpu_lines = card.entry, list[str](), ()
         lines = (Line("num_gpus", str(count.value), count.source) if count else Line("num_gpus", MISSING),)
         lines += _link_lines(count.value if count else 0, node.shape)
         lines += _affinity_lines(node, count.value if count else 0)
@@ -116,6 +126,7 @@ def gpu_file(name: str, node: NodeView, fabric: FabricView, *, here: bool, num_n
         gpu or MISSING,
         _cluster_lines(node, fabric, num_nodes),
         (*lines, *_nic_lines(node), *_host_lines(node, fabric)),
+        gpu_lines,
         notes=(*notes, *cut_notes, *_seen_by_slurm(seen, fabric, here=here)),
     )
 
@@ -150,12 +161,10 @@ def _shown(slices: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {profile}" for profile, count in slices.items())
 
 
-def _cut_by_slurm(
-    card: Card, slices: Fact[Mapping[str, int]], whole: Fact[int] | None
-) -> tuple[str | None, tuple[Line, ...], list[str]]:
+def _cut_by_slurm(card: Card, slices: Fact[Mapping[str, int]], whole: Fact[int] | None) -> Cut:
     """Entry, lines and notes of a node whose slices Slurm counts: how many a GPU has it does not say."""
     kind = max(slices.value, key=lambda profile: (_sevenths(profile) * slices.value[profile], profile))
-    entry = slice_entry(card, kind)
+    entry, sliced = slice_entry(card, kind)
     notes = [] if entry else [f"no entry of configs/gpu is named for a {kind} slice here: name one in the first lines"]
     others = {profile: count for profile, count in slices.value.items() if profile != kind}
     others |= {"whole GPUs": whole.value} if whole and whole.value else {}
@@ -167,7 +176,7 @@ def _cut_by_slurm(
         Line("nvlink", "none"),
         Line("slices_per_gpu", MISSING),
     )
-    return entry, lines, notes
+    return Cut(entry, lines, notes, _gpu_lines(sliced))
 
 
 def _seen_by_slurm(seen: int, fabric: FabricView, *, here: bool) -> list[str]:
@@ -249,9 +258,7 @@ def _host_lines(node: NodeView, fabric: FabricView) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _cut(
-    card: Card, node: NodeView, slices: Fact[tuple[tuple[str, ...], ...]]
-) -> tuple[str | None, tuple[Line, ...], list[str]]:
+def _cut(card: Card, node: NodeView, slices: Fact[tuple[tuple[str, ...], ...]]) -> Cut:
     """Entry, lines and notes of a node with MIG: of the kind, whole GPUs or one profile, that most of the GPUs are."""
     weight, number = Counter[str](), Counter[str]()
     for cut in slices.value:
@@ -269,19 +276,25 @@ def _cut(
         )
     if kind == WHOLE:
         whole = Line("num_gpus", str(count), f"those that are not cut, {slices.source}")
-        return card.entry, (whole, *_link_lines(count, _of_whole(node, slices.value))), notes
+        return Cut(card.entry, (whole, *_link_lines(count, _of_whole(node, slices.value))), notes)
     per_gpu = max(cut.count(kind) for cut in slices.value)
-    entry = slice_entry(card, kind)
+    entry, sliced = slice_entry(card, kind)
     if entry is None:
         name = f" of {card.name}" if card.name else ""
         notes.append(f"no entry of configs/gpu describes a {kind} slice{name}: write one")
+    elif sliced:
+        notes.append(f"the rates of a {kind} slice of {card.name} are its share of those of the whole GPU (mig_slice)")
     lines = (
         Line("num_gpus", str(count), f"slices of {kind}, {slices.source}"),
         Line("domain_size", "1", "slices have no peer-to-peer"),
         Line("nvlink", "none"),
         Line("slices_per_gpu", str(per_gpu), slices.source),
     )
-    return entry, lines, notes
+    return Cut(entry, lines, notes, _gpu_lines(sliced))
+
+
+def _gpu_lines(profile: str | None) -> tuple[Line, ...]:
+    return (Line("mig_slice", profile, "cut from the whole GPU"),) if profile else ()
 
 
 def _sevenths(profile: str) -> int:

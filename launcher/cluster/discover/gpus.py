@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launcher.cluster.mig_profiles import profiles_of
 from launcher.resources import resource
 from launcher.text import printable
 
@@ -61,6 +62,11 @@ def card_of(name: str = "", device_id: str = "", memory_mib: int = 0) -> Card:
     return Card(printable(product or device_id), entry if known else None)
 
 
-def slice_entry(card: Card, profile: str) -> str | None:
-    """The entry of configs/gpu for a MIG slice of a card."""
-    return SLICES.get((card.entry or "", profile))
+def slice_entry(card: Card, profile: str) -> tuple[str | None, str | None]:
+    """The entry of configs/gpu for a MIG slice of a card, and the value of its key mig_slice, where it is the entry of
+    the whole GPU.
+    """
+    if own := SLICES.get((card.entry or "", profile)):
+        return own, None
+    known = card.entry and any(each.name == profile for each in profiles_of(card.entry))
+    return (card.entry, profile) if known else (None, None)
