@@ -83,8 +83,8 @@ def model_products(plan: Plan) -> list[Product]:
     tp = layout.tp
     up = model.ffn_hidden * (2 if model.gated_mlp else 1)
     return [
-        Product("qkv", tokens, (model.hidden + 2 * model.kv_hidden) // tp, model.hidden),
-        Product("attention output", tokens, model.hidden, model.hidden // tp),
+        Product("qkv", tokens, (model.attention_hidden + 2 * model.kv_hidden) // tp, model.hidden),
+        Product("attention output", tokens, model.hidden, model.attention_hidden // tp),
         Product("mlp up", tokens, up // tp, model.hidden),
         Product("mlp down", tokens, model.hidden, model.ffn_hidden // tp),
         Product("head", tokens, model.vocab // tp, model.hidden),

@@ -34,7 +34,7 @@ def layer_activations(
     core = _core(job, shape, tokens)
     inputs = tokens if gathered else sharded
     whole = _rest(job, shape, tokens, sharded, inputs) + core
-    widest = max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.hidden)
+    widest = max(model.ffn_hidden * (2 if model.gated_mlp else 1), 3 * model.attention_hidden)
     gradients = max(2.0 * e * tokens * widest / shape.tp, _score_gradients(job, shape, tokens))
     kept = {
         "none": whole,
@@ -54,11 +54,11 @@ def _products(job: Job, shape: LayerShape, tokens: int, sharded: float) -> float
     Of query, key, value, output, gate, up and down projections the second, fourth, … (torchtitan's policy).
     """
     model, e = job.model, job.training.dtype_bytes
-    widths = [model.hidden, model.kv_hidden, model.kv_hidden, model.hidden]
+    widths = [model.attention_hidden, model.kv_hidden, model.kv_hidden, model.hidden]
     widths += [model.ffn_hidden] * (2 if model.gated_mlp else 1) + [model.hidden]
     divided = sum(width for width in widths[1::2] if width != model.hidden) / shape.tp
     replicated = sum(width for width in widths[1::2] if width == model.hidden)
-    return e * (sharded * (model.hidden + replicated) + tokens * (divided + model.hidden / shape.tp))
+    return e * (sharded * (model.hidden + replicated) + tokens * (divided + model.attention_hidden / shape.tp))
 
 
 def _core(job: Job, shape: LayerShape, tokens: int) -> float:
@@ -89,9 +89,10 @@ def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: floa
     norm = e if model.norm == "layernorm" or job.stack.fused_norm else 4 + e
     masks = 2 if job.stack.runs_dropout(training) else 0
     replicated = sharded * hidden * (2 * norm + masks) + inputs * hidden * 2 * e
-    qkv = hidden + 2 * model.kv_hidden
+    queries = model.attention_hidden
+    qkv = queries + 2 * model.kv_hidden
     unrotated = model.positions == "rotary" and job.stack.joint_qkv and not job.stack.fused_rotary
-    attention = e * tokens * (qkv + (hidden + model.kv_hidden if unrotated else 0) + hidden) / tp
+    attention = e * tokens * (qkv + (queries + model.kv_hidden if unrotated else 0) + queries) / tp
     experts = model.experts_per_token if model.num_experts else 1
     mlp = e * tokens * experts * model.ffn_hidden * (4 if model.gated_mlp else 2) / tp
     return replicated + attention + mlp

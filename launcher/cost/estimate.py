@@ -89,8 +89,8 @@ def step_flops(job: Job, recompute: str, *, stops_early: bool) -> tuple[float, f
         repeated = (
             0.5
             * model.layers
-            * (model.layer_forward_flops(tokens=tokens) - 4.0 * tokens * model.seq_len * model.hidden)
+            * (model.layer_forward_flops(tokens=tokens) - 4.0 * tokens * model.seq_len * model.attention_hidden)
         )
     elif recompute == "selective":
-        repeated = 4.0 * model.layers * tokens * model.seq_len * model.hidden
+        repeated = 4.0 * model.layers * tokens * model.seq_len * model.attention_hidden
     return model.step_flops(sequences=batch), repeated

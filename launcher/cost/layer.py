@@ -134,8 +134,8 @@ def streamed(device: Device, traffic: elementwise.Traffic, elements: float) -> P
 
 def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
     kv_hidden = model.head_dim * -(-model.kv_heads // tp)
-    hidden = model.hidden // tp
-    return linear(device, tokens, model.hidden, hidden + 2 * kv_hidden) + linear(device, tokens, hidden, model.hidden)
+    queries = model.attention_hidden // tp
+    return linear(device, tokens, model.hidden, queries + 2 * kv_hidden) + linear(device, tokens, queries, model.hidden)
 
 
 def _mlp(device: Device, model: Model, tokens: int, *, tp: int, ep: int) -> Part:
@@ -173,12 +173,12 @@ def _around_attention(device: Device, job: Job, tokens: int, tp: int) -> Part:
     e, model = device.dtype_bytes, job.model
     if job.training.attention.startswith("flash"):
         joined = elementwise.Traffic(0.0, 0, 2 * e, 1)
-        part = streamed(device, joined, tokens * (model.hidden + 2 * model.kv_hidden) / tp)
+        part = streamed(device, joined, tokens * (model.attention_hidden + 2 * model.kv_hidden) / tp)
     else:
-        part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * model.hidden / tp)
+        part = streamed(device, elementwise.Traffic(2 * e, 1, 2 * e, 1), tokens * model.attention_hidden / tp)
     if model.positions == "rotary":
         traffic = elementwise.rotary(e, fused=job.stack.fused_rotary)
-        for width in (model.hidden, model.kv_hidden):
+        for width in (model.attention_hidden, model.kv_hidden):
             part += streamed(device, traffic, tokens * width / tp)
     return part
 

@@ -34,8 +34,9 @@ class RankParameters:
 def layer_parameters(model: Model, *, tp: int, ep: int) -> RankParameters:
     """One layer's parameters on one rank: matrices divided by tp, norms and output biases whole, experts by ep."""
     kv_heads = -(-model.kv_heads // tp)
-    qkv = model.hidden // tp + 2 * kv_heads * model.head_dim
-    attention = model.hidden * (qkv + model.hidden // tp) + ((qkv + model.hidden) if model.bias else 0)
+    queries = model.attention_hidden // tp
+    qkv = queries + 2 * kv_heads * model.head_dim
+    attention = model.hidden * (qkv + queries) + ((qkv + model.hidden) if model.bias else 0)
     width = model.ffn_hidden // tp
     matrices = 3 if model.gated_mlp else 2
     mlp = matrices * model.hidden * width + (((matrices - 1) * width + model.hidden) if model.bias else 0)

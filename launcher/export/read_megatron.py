@@ -24,6 +24,7 @@ NUMBERS = {
     "--ffn-hidden-size": "model.ffn_hidden",
     "--num-attention-heads": "model.heads",
     "--num-query-groups": "model.kv_heads",
+    "--kv-channels": "model.head_dim",
     "--seq-length": "model.seq_len",
     "--rotary-base": "model.rope_theta",
     "--num-experts": "model.num_experts",

@@ -140,6 +140,7 @@ def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
         "layers": shape.layers,
         "heads": shape.heads,
         "kv_heads": shape.kv_heads,
+        **({"head_dim": shape.head_dim} if shape.head_dim * shape.heads != shape.hidden else {}),
         "ffn_hidden": shape.expert_ffn or shape.ffn,
         "vocab": shape.vocab,
         "seq_len": shape.positions if learned else min(shape.positions, USUAL_SEQ_LEN),
@@ -156,8 +157,6 @@ def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
 def _missing(family: Family, shape: HfShape) -> Iterator[str]:
     if family.latent:
         yield "multi-latent attention: its projections and cache are counted as those of plain heads"
-    elif shape.head_dim * shape.heads != shape.hidden:
-        yield f"heads of {shape.head_dim}: {shape.heads} heads share hidden={shape.hidden} in the keys"
     if shape.shared_ffn:
         yield f"shared experts, of width {shape.shared_ffn:,}, that every token visits"
     if shape.dense_layers:

@@ -26,6 +26,9 @@ class Model:
     kv_heads: int = key(
         AUTO, unit="heads", minimum=1, derived=True, meaning="heads of keys and values; auto: as many as heads"
     )
+    head_dim: int = key(
+        AUTO, unit="features", minimum=1, derived=True, meaning="width of an attention head; auto: hidden / heads"
+    )
     ffn_hidden: int = key(
         AUTO, unit="features", minimum=1, derived=True, meaning="width inside the MLP; auto: 4 × hidden"
     )
@@ -54,6 +57,7 @@ class Model:
         llama = self.gated_mlp
         derived = {
             "kv_heads": self.heads,
+            "head_dim": max(1, self.hidden // self.heads),
             "ffn_hidden": 4 * self.hidden,
             "tied_embeddings": not llama,
             "norm": "rmsnorm" if llama else "layernorm",
@@ -68,8 +72,13 @@ class Model:
     def from_keys(cls, given: dict[str, Any]) -> Model:
         """Heads divide the width, and groups of heads the heads."""
         model, found = cls(**given), []
-        if model.hidden % model.heads:
-            found.append(f"model.hidden={model.hidden} must divide by model.heads={model.heads}: change one of them")
+        if given.get("head_dim", AUTO) == AUTO and model.hidden % model.heads:
+            found.append(
+                f"model.hidden={model.hidden} must divide by model.heads={model.heads}: change one of them, or set "
+                "model.head_dim"
+            )
+        if model.positions == "rotary" and model.head_dim % 2:
+            found.append(f"model.head_dim={model.head_dim} must be even with rotary positions, which turn pairs")
         if model.heads % model.kv_heads:
             found.append(
                 f"model.heads={model.heads} must divide by model.kv_heads={model.kv_heads}: change one of them"
@@ -84,19 +93,21 @@ class Model:
         return model
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden // self.heads
+    def attention_hidden(self) -> int:
+        """Width of the query projection, of all heads together: `hidden` but where `head_dim` says otherwise."""
+        return self.head_dim * self.heads
 
     @property
     def kv_hidden(self) -> int:
-        """Width of the key (and of the value) projection: smaller than `hidden` with grouped heads."""
+        """Width of the key (and of the value) projection: smaller than the queries' with grouped heads."""
         return self.head_dim * self.kv_heads
 
     @property
     def attention_params(self) -> int:
         """Parameters of one layer's attention: query, key, value and output projections."""
-        weights = self.hidden * (2 * self.hidden + 2 * self.kv_hidden)
-        return weights + (2 * self.hidden + 2 * self.kv_hidden if self.bias else 0)
+        width = self.attention_hidden
+        weights = self.hidden * (2 * width + 2 * self.kv_hidden)
+        return weights + (width + 2 * self.kv_hidden + self.hidden if self.bias else 0)
 
     @property
     def mlp_params(self) -> int:
@@ -145,8 +156,8 @@ class Model:
         The convention of Narayanan et al. 2021, eq. 3: a multiply-add is 2 FLOPs and causal attention counts in full.
         """
         seq = self.seq_len if seq_len is None else seq_len
-        projections = 2 * tokens * self.hidden * (2 * self.hidden + 2 * self.kv_hidden)
-        attention = 4 * tokens * seq * self.hidden
+        projections = 2 * tokens * self.hidden * (2 * self.attention_hidden + 2 * self.kv_hidden)
+        attention = 4 * tokens * seq * self.attention_hidden
         experts = self.experts_per_token if self.num_experts else 1
         mlp = 2 * tokens * (3 if self.gated_mlp else 2) * self.hidden * self.ffn_hidden * experts
         return float(projections + attention + mlp + 2 * tokens * self.router_params)

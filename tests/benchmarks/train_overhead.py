@@ -47,7 +47,7 @@ from launcher.worker.stop import Pulse
 from recipes.gpt import Progress, one_step
 
 # gpt_tiny's shape: a step is long enough that a fixed cost of a millisecond would show, not drown.
-GPT_TINY = replace(TINY, name="gpt_tiny", hidden=128, ffn_hidden=512, vocab=256, seq_len=128)
+GPT_TINY = replace(TINY, name="gpt_tiny", hidden=128, head_dim=32, ffn_hidden=512, vocab=256, seq_len=128)
 GLOBAL_BATCH = 16
 SAVE_EVERY = 5
 DATA = "stdlib.tokens"

@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
                                          "first_k_dense_replace": 1}),
     "deepseek v3": ("deepseek_v3", {}),
 }  # fmt: skip
-EXACT = ("gpt2", "llama 3.2 1b", "mistral 7b", "mixtral 8x7b", "pythia 1b", "qwen3 1.7b", "qwen2 0.5b")
+EXACT = ("gpt2", "llama 3.2 1b", "mistral 7b", "mixtral 8x7b", "pythia 1b", "qwen3 1.7b", "qwen3 4b", "qwen2 0.5b")
 
 
 def config_of(name: str) -> Any:
@@ -102,6 +102,12 @@ def test_numbers_of_llama_are_read(tmp_path: Path) -> None:
     assert (keys["norm"], keys["positions"], keys["bias"], keys["gated_mlp"]) == ("rmsnorm", "rotary", False, True)
 
 
+def test_heads_whose_width_is_their_own_are_read(tmp_path: Path) -> None:
+    keys = read("qwen3 4b", tmp_path).keys
+    assert (keys["hidden"], keys["heads"], keys["head_dim"]) == (2560, 32, 128)
+    assert not any("heads of" in line for line in read("qwen3 4b", tmp_path).missing)
+
+
 def test_rotary_base_is_read_where_transformers_4_and_5_have_it() -> None:
     old = {"model_type": "llama", "rope_theta": 500000.0}
     new = {"model_type": "llama", "rope_parameters": {"rope_theta": 500000.0, "rope_type": "llama3"}}
@@ -113,7 +119,6 @@ def test_what_has_no_key_is_named(tmp_path: Path) -> None:
     deepseek = " ".join(read("deepseek v3", tmp_path).missing)
     for words in ("multi-latent attention", "shared experts", "3 of its 61 layers without experts", "671."):
         assert words in deepseek
-    assert "heads of 128: 32 heads share hidden=2560" in " ".join(read("qwen3 4b", tmp_path).missing)
     strange = read_hf({"model_type": "llama", "num_memory_layers": 3}, name="x").missing
     assert "the keys num_memory_layers" in strange
 
@@ -151,9 +156,21 @@ def test_a_folder_is_a_model_of_the_command_line_and_what_the_user_sets_wins(tmp
 
 
 def test_what_has_no_key_is_noted_with_the_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    written(config_of("qwen3 4b"), tmp_path)
-    assert main(["plan", "cluster=dgx_a100_80g", f"model=hf:{tmp_path}", "train.global_batch=64", "top=1"]) == 0
-    assert "there is no key for heads of 128" in capsys.readouterr().err
+    written(config_of("deepseek v2 lite"), tmp_path)
+    assert (
+        main(
+            [
+                "plan",
+                "cluster=dgx_a100_80g",
+                "cluster.num_nodes=4",
+                f"model=hf:{tmp_path}",
+                "train.global_batch=64",
+                "top=1",
+            ]
+        )
+        == 0
+    )
+    assert "there is no key for multi-latent attention" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"model_type": "bert"}'])

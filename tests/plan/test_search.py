@@ -302,7 +302,11 @@ def jobs(draw: st.DrawFn) -> Job:
         seq_len=draw(st.sampled_from([96, 512, 1000])),
         num_experts=draw(st.sampled_from([0, 0, 4])),
     )
-    return job(on=fabric, of=replace(shape, hidden=shape.heads * 64), global_batch=draw(st.sampled_from([4, 6, 15])))
+    return job(
+        on=fabric,
+        of=replace(shape, hidden=shape.heads * 64, head_dim=64),
+        global_batch=draw(st.sampled_from([4, 6, 15])),
+    )
 
 
 @given(jobs(), st.booleans())

@@ -33,7 +33,9 @@ GPT_22B = Model(
     "gpt_22b", hidden=6144, layers=48, heads=64, kv_heads=64, ffn_hidden=24576, gated_mlp=False, vocab=51200,
     seq_len=2048, tied_embeddings=True,
 )  # fmt: skip
-GPT_175B = replace(GPT_22B, name="gpt3_175b", hidden=12288, layers=96, heads=96, kv_heads=96, ffn_hidden=49152)
+GPT_175B = replace(
+    GPT_22B, name="gpt3_175b", hidden=12288, layers=96, heads=96, kv_heads=96, head_dim=128, ffn_hidden=49152
+)
 GPT_WIDE = replace(  # an embedding with a gradient larger than a layer's work
     GPT_22B, name="gpt_wide", hidden=14336, layers=24, heads=112, kv_heads=112, ffn_hidden=57344, vocab=250_880
 )

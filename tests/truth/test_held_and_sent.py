@@ -28,8 +28,8 @@ GPT = Model(
     tied_embeddings=True,
 )  # fmt: skip
 LLAMA = Model(
-    "small_llama", hidden=64, layers=4, heads=4, kv_heads=2, ffn_hidden=192, gated_mlp=True, vocab=128, seq_len=32,
-    tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
+    "small_llama", hidden=64, layers=4, heads=4, kv_heads=2, head_dim=24, ffn_hidden=192, gated_mlp=True, vocab=128,
+    seq_len=32, tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,
 )  # fmt: skip
 CASES: list[tuple[Layout, Model]] = [
     (Layout(tp=4, pp=1, dp=1, micro_batch=4), GPT),

@@ -28,6 +28,7 @@ MODELS = {
     "llama": LLAMA,
     "llama with another base": replace(LLAMA, rope_theta=500000.0),
     "tied llama": replace(LLAMA, tied_embeddings=True),
+    "llama with narrow heads": replace(LLAMA, head_dim=4),
     "gpt2": TINY,
 }
 
@@ -74,7 +75,7 @@ def test_logits_equal_those_of_transformers_with_its_weights(name: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama with narrow heads", "gpt2"])
 def test_a_sharded_checkpoint_exports_to_what_transformers_loads(name: str, tmp_path: Path) -> None:
     """Train under tp2 × pp2 × dp2 with ZeRO-1, save, export, and compare with what transformers computes."""
     model = MODELS[name]
@@ -122,6 +123,8 @@ def test_a_folder_of_another_shape_is_refused_with_every_difference(tmp_path: Pa
     assert [key for key in ("hidden_size", "num_hidden_layers", "rope_theta") if key not in str(error.value)] == []
     with pytest.raises(InputError, match="neither Llama- nor GPT-2-shaped"):
         FolderWeights(tmp_path / "hf", model=replace(LLAMA, bias=True))
+    with pytest.raises(InputError, match="head_dim=4"):
+        FolderWeights(tmp_path / "hf", model=replace(TINY, head_dim=4))
 
 
 def test_export_reports_a_missing_checkpoint_without_a_traceback(

@@ -25,6 +25,8 @@ SHAPES = {
     "gpt without bias": replace(TINY, bias=False),
     "rotary with layernorm": replace(TINY, positions="rotary"),
     "tied llama": replace(LLAMA, tied_embeddings=True),
+    "wide heads": replace(LLAMA, head_dim=16),
+    "gpt with wide heads": replace(TINY, head_dim=12),
 }
 
 

@@ -63,11 +63,13 @@ def family(model: Model) -> str:
     shape = (model.norm, model.positions, model.gated_mlp, model.bias)
     if shape == ("rmsnorm", "rotary", True, False):
         return "llama"
-    if shape == ("layernorm", "learned", False, True) and model.kv_heads == model.heads:
+    whole = model.kv_heads == model.heads and model.attention_hidden == model.hidden
+    if shape == ("layernorm", "learned", False, True) and whole:
         return "gpt2"
     raise InputError(
         f"{model.name} is neither Llama- nor GPT-2-shaped (norm={model.norm}, positions={model.positions}, "
-        f"gated_mlp={model.gated_mlp}, bias={model.bias}): there is no Hugging Face layout for it here"
+        f"gated_mlp={model.gated_mlp}, bias={model.bias}, head_dim={model.head_dim}): there is no "
+        "Hugging Face layout for it here"
     )
 
 
@@ -134,6 +136,7 @@ def config_of(model: Model) -> dict[str, Any]:
             "num_hidden_layers": model.layers,
             "num_attention_heads": model.heads,
             "num_key_value_heads": model.kv_heads,
+            "head_dim": model.head_dim,
             "intermediate_size": model.ffn_hidden,
             "vocab_size": model.vocab,
             "max_position_embeddings": model.seq_len,

@@ -58,10 +58,10 @@ class Attention(nn.Module):
         self.recompute = recompute
         self.core: Core = self._core
         self.place: Place | None = None  # None: from the first on
-        self.q = nn.Linear(model.hidden, model.hidden, bias=model.bias)
+        self.q = nn.Linear(model.hidden, model.attention_hidden, bias=model.bias)
         self.k = nn.Linear(model.hidden, model.kv_hidden, bias=model.bias)
         self.v = nn.Linear(model.hidden, model.kv_hidden, bias=model.bias)
-        self.o = nn.Linear(model.hidden, model.hidden, bias=model.bias)
+        self.o = nn.Linear(model.attention_hidden, model.hidden, bias=model.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (self._heads(projection(x)) for projection in (self.q, self.k, self.v))
