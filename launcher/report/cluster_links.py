@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.cluster import Cluster
 from launcher.cost.collectives import collective_s, latency_s
 from launcher.cost.constants import DEFAULT
-from launcher.cost.network import LINE_FRACTION, NVLINK_FRACTION, PCIE_FRACTION, Group, fabric_of
+from launcher.cost.network import LINE_FRACTION, NVLINK_FRACTION, PCIE_FRACTION, Group, fabric_of, group_of
 from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.text import printable
 
@@ -42,6 +42,7 @@ class AxisFacts:
     groups: int
     first: tuple[int, ...]
     link: str
+    reached: float | None = None  # bus bandwidth of a large all-reduce over one of them, all groups at once
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ def link_facts(cluster: Cluster, sources: KeySources) -> list[LinkFacts]:
     fabric = fabric_of(cluster, constants)
     found, why = [], tuple[str, ...]()
     if node.nvlink != "none" and node.domain_size > 1:
-        size = node.domain_size
+        size = cluster.domain_size
         group = Group(size, size, size, 1)
         what = {"nvswitch": "through NVSwitch", "direct": "GPU to GPU", "bridge": "a bridge of pairs"}[node.nvlink]
+        what = f"NVSwitch of {cluster.nvlink_nodes} nodes" if cluster.nvlink_nodes > 1 else what
         nameplate = node.gpu.nvlink_bytes_per_s or None
         share = f"collectives reach {NVLINK_FRACTION:.1%} of it (vTrain, NCCL on A100)"
         why = (sources.of_key("nvlink_gbytes_per_s"), _measured(cluster, "nvlink") or share)
@@ -104,16 +106,21 @@ def link_facts(cluster: Cluster, sources: KeySources) -> list[LinkFacts]:
         found.append(LinkFacts("NICs", "a node, under a leaf", line, reached, seconds, why))
         if _has_spine(cluster):
             spine = reached / fabric.oversubscription
-            why = (sources.of_key("oversubscription"), sources.of_key("nodes_per_leaf"))
+            leaf = "leaf_sizes" if cluster.leaf_sizes else "nodes_per_leaf"
+            why = (sources.of_key("oversubscription"), sources.of_key(leaf))
             why += (said,) if (said := _measured(cluster, "spine")) else ()
             found.append(
                 LinkFacts("spine", "a node, leaf to leaf", line / fabric.oversubscription, spine, seconds, why)
             )
+        if 0 < cluster.nodes_per_pod < cluster.num_nodes:
+            taper = max(fabric.oversubscription, fabric.core_oversubscription)
+            why = (sources.of_key("core_oversubscription"), sources.of_key("nodes_per_pod"))
+            found.append(LinkFacts("core", "a node, pod to pod", line / taper, reached / taper, seconds, why))
     return found
 
 
 def _has_spine(cluster: Cluster) -> bool:
-    return 0 < cluster.nodes_per_leaf < cluster.num_nodes or cluster.rails > 1
+    return cluster.leaf(cluster.num_nodes - 1) > 0 or cluster.rails > 1
 
 
 def _reached(cluster: Cluster, group: Group) -> tuple[float, float]:
@@ -155,5 +162,6 @@ def axis_facts(cluster: Cluster, layout: Layout) -> list[AxisFacts]:
         if degree > 1:
             link = placement.axis_link(axis)
             words = "memory" if cpu and link is Link.PCIE else LINK_WORDS[link]
-            found.append(AxisFacts(axis, degree, grid.size // degree, grid.group(axis, 0), words))
+            reached = _reached(cluster, group_of(cluster, layout, axis))[0]
+            found.append(AxisFacts(axis, degree, grid.size // degree, grid.group(axis, 0), words, reached))
     return found

@@ -8,7 +8,7 @@ from html import escape
 from launcher.cluster import Cluster
 from launcher.layout import Layout, RankGrid
 from launcher.report.cluster_links import AxisFacts, LinkFacts
-from launcher.report.cluster_text import heading, leaves, nic_of, rate
+from launcher.report.cluster_text import core_words, heading, leaves, nvlink_title, rate
 from launcher.units import format_seconds
 
 WIDTH, MARGIN = 1000, 30
@@ -20,7 +20,10 @@ LINE_H = 18
 LETTER = 8.0  # width of one, at most
 WIDEST_LEAF = 460
 INK, DIM, FACE, EDGE = "#1f2933", "#616e7c", "#f5f7fa", "#9aa5b1"
-LINK_COLOURS = {"NVLink": "#3f9142", "PCIe": "#b7791f", "memory": "#b7791f", "NICs": "#2b6cb0", "spine": "#805ad5"}
+LINK_COLOURS = {
+    "NVLink": "#3f9142", "PCIe": "#b7791f", "memory": "#b7791f", "NICs": "#2b6cb0", "spine": "#805ad5",
+    "core": "#c53030",
+}  # fmt: skip
 # Of tensor-parallel groups, which stay in a node: neighbours differ.
 GROUP_COLOURS = ("#d7ecd9", "#d6e6f7", "#fbe8c8", "#ead9f5", "#f9d7d7", "#d3f0ee", "#eee8c9", "#e1e4ea")
 STYLE = (
@@ -78,9 +81,14 @@ def _node(cluster: Cluster, layout: Layout | None, y: int) -> Iterator[tuple[int
                 x += GPU_W + GAP
             x += GAP if linked else 0
         yield from _gpus(cluster, grid, places, top, linked=linked, drawn=drawn)
-        drawn |= {nic_of(cluster, gpu) for gpu in places} if node.num_nics else set()
-        y = top + GPU_H + (NIC_H + 34 if node.num_nics else 16)
+        drawn |= {node.nearest_nic(gpu) for gpu in places} if node.num_nics else set()
+        y = top + gpu_height(cluster) + (NIC_H + 34 if node.num_nics else 16)
     yield y - 16, ""
+
+
+def gpu_height(cluster: Cluster) -> int:
+    """Of a GPU's box, with a line for its NUMA node where that is known."""
+    return GPU_H + (16 if cluster.node.numa_of_gpu else 0)
 
 
 def rows(cluster: Cluster) -> list[list[tuple[int, ...]]]:
@@ -98,11 +106,11 @@ def rows(cluster: Cluster) -> list[list[tuple[int, ...]]]:
 def _domain(cluster: Cluster, size: int, x: float, y: int, *, again: bool) -> Iterator[tuple[int, str]]:
     """The link of a domain over its GPUs; `again`: over those that the row above had no room for."""
     node = cluster.node
-    titles = {"nvswitch": "NVSwitch", "direct": "NVLink, each GPU to each", "bridge": "NVLink bridge"}
+    name = nvlink_title(cluster)
     per_gpu = f", {node.gpu.nvlink_bytes_per_s / 1e9:g} GB/s a GPU" if node.gpu.nvlink_bytes_per_s else ""
     span = size * (GPU_W + GAP) - GAP
-    title = f"the same {titles[node.nvlink]}" if again else f"{titles[node.nvlink]}{per_gpu}"
-    short = title if len(title) * LETTER < span else titles[node.nvlink]
+    title = f"the same {name}" if again else f"{name}{per_gpu}"
+    short = title if len(title) * LETTER < span else name if len(name) * LETTER < span else name.partition(",")[0]
     yield y + DOMAIN_H, _box(x, y, span, DOMAIN_H, fill="#e3f1e4", edge=LINK_COLOURS["NVLink"])
     yield y + DOMAIN_H, _text(x + span / 2, y + 18, short, middle=True)
 
@@ -112,27 +120,32 @@ def _gpus(
 ) -> Iterator[tuple[int, str]]:
     """One row of them with their NICs; `drawn`: NICs that a row above has."""
     node = cluster.node
-    word = "rank" if node.gpu.kind == "cpu" else "slice " if node.is_mig else "GPU"
+    word, height = "rank" if node.gpu.kind == "cpu" else "slice " if node.is_mig else "GPU", gpu_height(cluster)
     nics: dict[int, list[float]] = {}
     for gpu, x in places.items():
         rank = node.gpu_order.index(gpu)
         where = _place(grid, rank)
         if linked:
             yield y, _line(x + GPU_W / 2, y - 12, x + GPU_W / 2, y, LINK_COLOURS["NVLink"], 3)
-        yield y + GPU_H, _box(x, y, GPU_W, GPU_H, fill=_colour(grid, rank), edge=EDGE)
+        yield y + height, _box(x, y, GPU_W, height, fill=_colour(grid, rank), edge=EDGE)
         yield y + GPU_H, _text(x + GPU_W / 2, y + (19 if where else 28), f"{word}{gpu}", kind="h", middle=True)
         yield y + GPU_H, _text(x + GPU_W / 2, y + 36, where, kind="d", middle=True)
+        if node.numa_of_gpu:
+            yield (
+                y + height,
+                _text(x + GPU_W / 2, y + height - 7, f"NUMA {node.numa_of_gpu[gpu]}", kind="d", middle=True),
+            )
         if node.num_nics:
-            nics.setdefault(nic_of(cluster, gpu), []).append(x + GPU_W / 2)
+            nics.setdefault(node.nearest_nic(gpu), []).append(x + GPU_W / 2)
     for nic, above in nics.items():
-        yield from _nic(cluster, nic, above, y + GPU_H, again=nic in drawn)
+        yield from _nic(cluster, nic, above, y + height, again=nic in drawn)
 
 
 def _nic(cluster: Cluster, nic: int, above: Sequence[float], y: float, *, again: bool) -> Iterator[tuple[int, str]]:
     """A NIC, or those that fall to the GPUs above it, under their middle."""
     node = cluster.node
     middle, top = sum(above) / len(above), y + 18
-    several = node.num_nics // node.num_gpus
+    several = 1 if node.nic_of_gpu else node.num_nics // node.num_gpus
     name = f"{several} NICs" if several > 1 else f"NIC{nic}"
     for x in above:
         yield int(top), _line(x, y, middle, top, LINK_COLOURS["NICs"], 1.5)
@@ -167,6 +180,11 @@ def _fabric(cluster: Cluster, y: int) -> Iterator[tuple[int, str]]:
     yield y, _text(MARGIN, y, f"the fabric: {cluster.fabric}", kind="h")
     has_spine = len(counts) > 1 or cluster.rails > 1
     top = y + 16
+    if core := core_words(cluster):
+        yield top + 28, _box(MARGIN, top, width - 10, 28, fill="#fde8e8", edge=LINK_COLOURS["core"])
+        yield top + 28, _text(MARGIN + width / 2 - 5, top + 19, core, middle=True)
+        yield top + 42, _line(MARGIN + width / 2, top + 28, MARGIN + width / 2, top + 42, LINK_COLOURS["core"], 3)
+        top += 42
     if has_spine:
         taper = "not tapered" if cluster.oversubscription == 1 else f"tapered {cluster.oversubscription:g} : 1"
         yield top + 28, _box(MARGIN, top, width - 10, 28, fill="#efe7fb", edge=LINK_COLOURS["spine"])
@@ -231,7 +249,10 @@ def _axes(axes: Sequence[AxisFacts], y: int) -> Iterator[tuple[int, str]]:
     for facts in axes:
         y += LINE_H
         ranks = ", ".join(map(str, facts.first[:8])) + (f", … {facts.first[-1]}" if len(facts.first) > 8 else "")
-        text = f"{facts.axis} {facts.degree}: {facts.groups} groups, the first of ranks {ranks}; across {facts.link}"
+        text = (
+            f"{facts.axis} {facts.degree}: {facts.groups} groups, the first of ranks {ranks}; across {facts.link}, "
+            f"{rate(facts.reached)} GB/s each"
+        )
         yield y, _text(MARGIN + 14, y, text)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from textwrap import wrap
 
 from launcher.cluster import Cluster
@@ -41,28 +42,42 @@ def _node(cluster: Cluster, layout: Layout | None) -> Iterator[str]:
     grid = RankGrid.of(layout) if layout else None
     word = "rank" if node.gpu.kind == "cpu" else "GPU"
     yield "node" + (f" ({node.cores} cores)" if node.cores else "")
-    for number, domain in enumerate(node.domains):
-        if node.nvlink != "none" and len(domain) > 1:
-            title = {"nvswitch": "NVSwitch", "direct": "NVLink, each to each", "bridge": "NVLink bridge"}[node.nvlink]
+    linked = node.nvlink != "none" and any(len(domain) > 1 for domain in node.domains)
+    for number, domain in enumerate(node.domains if linked else [node.gpu_order]):
+        if linked and len(domain) > 1:
+            title = nvlink_title(cluster)
             yield f"  ┌─ {title} ".ljust(11 * min(len(domain), PER_ROW // 2 * 2) - 4, "─")[: WIDTH - 2]
         for start in range(0, len(domain), PER_ROW):
             row = domain[start : start + PER_ROW]
-            yield "  " + "".join(f"{word + str(gpu):<9}" for gpu in row).rstrip()
+            yield _cells(f"{word}{gpu}" for gpu in row)
             if node.num_nics:
-                yield "  " + "".join(f"{'·NIC' + str(nic_of(cluster, gpu)):<9}" for gpu in row).rstrip()
+                yield _cells(f"·{nic_name(cluster, gpu)}" for gpu in row)
+            if node.numa_of_gpu:
+                yield _cells(f"·NUMA{node.numa_of_gpu[gpu]}" for gpu in row)
             if grid:
-                where = [node.gpu_order.index(gpu) for gpu in row]
-                yield "  " + "".join(f"{_rank(grid, rank):<9}" for rank in where).rstrip()
-        if number + 1 < len(node.domains) and node.nvlink != "none":
+                yield _cells(_rank(grid, node.gpu_order.index(gpu)) for gpu in row)
+        if number + 1 < len(node.domains) and linked:
             yield ""
     if node.num_nics:
-        yield f"  {node.num_nics} NICs of {node.nic_gbps:g} Gb/s, {_rails(cluster)}"
+        plural = "s" if node.num_nics > 1 else ""
+        yield f"  {node.num_nics} NIC{plural} of {node.nic_gbps:g} Gb/s, {_rails(cluster)}"
 
 
-def nic_of(cluster: Cluster, gpu: int) -> int:
-    """The NIC that a GPU is nearest to: neighbouring GPUs share NICs. (Affinity as such is not described.)"""
+def _cells(words: Iterable[str]) -> str:
+    return "  " + "".join(f"{word:<9}" for word in words).rstrip()
+
+
+def nic_name(cluster: Cluster, gpu: int) -> str:
+    """The NIC of a GPU, or how many it has to itself."""
     node = cluster.node
-    return gpu * node.num_nics // node.num_gpus
+    several = 1 if node.nic_of_gpu else node.num_nics // node.num_gpus
+    return f"{several} NICs" if several > 1 else f"NIC{node.nearest_nic(gpu)}"
+
+
+def nvlink_title(cluster: Cluster) -> str:
+    words = {"nvswitch": "NVSwitch", "direct": "NVLink, each to each", "bridge": "NVLink bridge"}
+    nodes = f", one domain of {cluster.nvlink_nodes} nodes" if cluster.nvlink_nodes > 1 else ""
+    return words[cluster.node.nvlink] + nodes
 
 
 def _rank(grid: RankGrid, rank: int) -> str:
@@ -75,15 +90,29 @@ def _rails(cluster: Cluster) -> str:
 
 def leaves(cluster: Cluster) -> list[int]:
     """Nodes under each leaf (or set of leaves, one a rail)."""
+    if cluster.leaf_sizes:
+        ends = (min(end, cluster.num_nodes) for end in (0, *cluster.leaf_ends))
+        return [end - start for start, end in pairwise(ends) if end > start]
     per_leaf = cluster.nodes_per_leaf or cluster.num_nodes
     whole, rest = divmod(cluster.num_nodes, per_leaf)
     return [per_leaf] * whole + ([rest] if rest else [])
+
+
+def core_words(cluster: Cluster) -> str:
+    """The third tier, if a job of this size has one."""
+    if not 0 < cluster.nodes_per_pod < cluster.num_nodes:
+        return ""
+    pods = cluster.pod(cluster.num_nodes - 1) + 1
+    taper = "not tapered" if cluster.core_oversubscription == 1 else f"tapered {cluster.core_oversubscription:g} : 1"
+    return f"core over {pods} pods of {cluster.nodes_per_pod} nodes, {taper}"
 
 
 def _fabric(cluster: Cluster) -> Iterator[str]:
     counts = leaves(cluster)
     taper = "full" if cluster.oversubscription == 1 else f"1/{cluster.oversubscription:g} of what leaves ask for"
     yield "fabric"
+    if core := core_words(cluster):
+        yield f"  {core}"
     if len(counts) > 1 or cluster.rails > 1:
         yield f"  spine ({taper})"
     name = f"{cluster.rails} leaves" if cluster.rails > 1 else "leaf"
@@ -125,10 +154,17 @@ def _links(links: Sequence[LinkFacts]) -> Iterator[str]:
 
 def _axes(axes: Sequence[AxisFacts]) -> list[str]:
     rows = [
-        [f"{facts.axis}{facts.degree}", f"{facts.groups} × {facts.degree}", _members(facts.first), facts.link]
+        [
+            f"{facts.axis}{facts.degree}",
+            f"{facts.groups} × {facts.degree}",
+            _members(facts.first),
+            facts.link,
+            rate(facts.reached),
+        ]
         for facts in axes
     ]
-    return draw(dict.fromkeys(("axis", "groups", "the first: ranks", "crosses"), LEFT), rows)
+    columns = dict.fromkeys(("axis", "groups", "the first: ranks", "crosses"), LEFT) | {"GB/s": RIGHT}
+    return [*draw(columns, rows), "GB/s: bus bandwidth of a large all-reduce over one group, all groups at once"]
 
 
 def _members(ranks: Sequence[int]) -> str:

@@ -77,6 +77,8 @@ def test_a_plan_is_drawn_on_its_cluster(
     text = shown(capsys, "plan=plan.json")
     assert "2 nodes of 8" in text
     assert "0 1 2 3" in text and "NICs and a leaf" in text
+    axes = {axis["axis"]: axis for axis in json.loads(shown(capsys, "plan=plan.json", "output=json"))["axes"]}
+    assert axes["tp"]["link"] == "NVLink" and axes["tp"]["reached"] > 5 * axes["dp"]["reached"] > 0
     shown(capsys, "plan=plan.json", "out=plan.svg")
     assert "r5 tp1 pp1 dp0" in (tmp_path / "plan.svg").read_text()
 
@@ -103,3 +105,36 @@ def test_a_picture_draws_each_switch_and_nic_once(
 
     for word in words:
         assert texts.count(word) == 1
+
+
+def test_numa_nodes_and_the_nic_of_each_gpu_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(capsys, "cluster=polaris", "cluster.num_nodes=2")
+    assert "  ·NIC1    ·NIC1    ·NIC0    ·NIC0\n  ·NUMA3   ·NUMA2   ·NUMA1   ·NUMA0\n" in text
+    file = tmp_path / "cluster.svg"
+    shown(capsys, "cluster=polaris", f"out={file}")
+    words = [element.text for element in ET.parse(file).iter(f"{SVG}text")]
+    assert [word for word in words if word and word.startswith("NUMA")] == ["NUMA 3", "NUMA 2", "NUMA 1", "NUMA 0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("cluster=gb200_nvl72", "cluster.num_nodes=36"), ["NVSwitch, one domain of 18 nodes", "NVSwitch of 18 nodes"]),
+        (
+            ("cluster=selene", "cluster.num_nodes=300", "cluster.core_oversubscription=2"),
+            ["core over 3 pods of 140 nodes, tapered 2 : 1", "core   a node, pod to pod       100      94"],
+        ),
+        (
+            ("cluster=oci_bm_gpu4_8", "cluster.num_nodes=9", "cluster.leaf_sizes=[4,3,2]"),
+            ["leaf 2: node7 node8", "2 NICs"],
+        ),
+        (("cluster=a100_pcie_10gpu",), ["GPU8     GPU9", "1 NIC of 200 Gb/s"]),
+    ],
+)  # fmt: skip
+def test_every_shape_is_drawn_as_it_is(
+    words: tuple[str, ...], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capsys, *words)
+    assert [word for word in said if word not in text] == []
+    assert max(map(len, text.splitlines())) <= WIDTH
+    shown(capsys, *words, f"out={tmp_path / 'cluster.svg'}")
