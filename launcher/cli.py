@@ -23,6 +23,7 @@ from launcher.console import open_streams
 from launcher.errors import InputError
 from launcher.fast_exit import end_process
 from launcher.garbage import no_garbage_collection
+from launcher.process import take_usual_signals
 from launcher.schema import nearest
 
 
@@ -125,6 +126,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
 def command() -> NoReturn:
     """Entry point of the `launcher` command: run it and end the process."""
     open_streams()
+    take_usual_signals()
     end_process(main())
 
 

@@ -16,7 +16,21 @@ from pathlib import Path
 _SAME_START_S = 0.02  # start times come in ticks of 10 ms
 DEEPEST = 64  # levels of descendants; a tree that is read while it changes could contain a cycle
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/prctl.h>
+_USUAL = (
+    *(signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGCONT, signal.SIGALRM),
+)
 _ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
+
+
+def take_usual_signals() -> None:
+    """Receive what another program has blocked before it became this one, and learn of the ends of children.
+
+    Signals that are ignored stay so (nohup), except SIGCHLD: the kernel would forget the exit codes of children.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _USUAL)
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:

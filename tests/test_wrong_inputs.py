@@ -119,3 +119,15 @@ def test_json_output_answers_an_error_with_a_document(capsys: pytest.CaptureFixt
     assert run(["run", "output=json", "layout.tp=3"]) == 2
     out, err = capsys.readouterr()
     assert "layout.tp=3" in json.loads(out)["error"]["problems"][1] and "layout.tp=3" in err
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "show"])
+def test_a_command_in_a_folder_that_was_removed_says_so(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert run([command]) == 1
+    assert "has been removed: change to one that is there" in capsys.readouterr().err

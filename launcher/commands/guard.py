@@ -41,9 +41,23 @@ def guarded(work: Callable[[], int], *, as_json: bool = False) -> int:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
         return CLOSED_PIPE
     except OSError as error:  # a disk, a terminal or a folder that no reader and writer of ours has named
-        message = f"{error.strerror or error}: {error.filename or 'standard output, or the disk of the run'}"
+        message = f"{error.strerror or error}: {error.filename or _unnamed(error)}"
         notify(message)
         return _ended("system", [message], LauncherError.exit_code, as_json=as_json)
+
+
+def _unnamed(error: OSError) -> str:
+    """What an error may be about that names no file."""
+    if isinstance(error, FileNotFoundError) and not _has_working_folder():
+        return "the folder that this command was started in has been removed: change to one that is there"
+    return "standard output, or the disk of the run"
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109 (which Path.cwd calls, too)
+    except FileNotFoundError:
+        return False
 
 
 def _ended(kind: str, problems: Sequence[str], code: int, *, as_json: bool) -> int:

@@ -84,10 +84,14 @@ class BatchJob:
             return list(read_plan(self.folder.present_plan).hosts)
         return []
 
+    def state(self) -> str:
+        """Slurm's state of the job; nothing while slurmctld does not answer."""
+        return self.slurm.run("squeue", "-h", "-t", "all", "-j", self.job_id, "-o", "%T", check=False).stdout.strip()
+
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float) -> bool:
         deadline = time.monotonic() + timeout_s
         while not condition():
-            if time.monotonic() > deadline or self.slurm.state(self.job_id) in ENDED:
+            if time.monotonic() > deadline or self.state() in ENDED:
                 return False
             time.sleep(POLL_S)
         return True
@@ -96,7 +100,7 @@ class BatchJob:
         """Wait for a moment of the phase."""
         folder, last = self.folder, self.chance.randrange(2, STEPS - 2)
         conditions: dict[str, Callable[[], bool]] = {
-            "start": lambda: self.slurm.state(self.job_id) == "RUNNING",
+            "start": lambda: self.state() == "RUNNING",
             "training": lambda: steps_done(folder) >= last,
             "save": lambda: folder.checkpoints.exists() and any(folder.checkpoints.glob(".saving-*")),
             "shutdown": lambda: steps_done(folder) >= STEPS,
@@ -110,7 +114,7 @@ class BatchJob:
         """The state in which the job ends; a job that was cancelled is submitted again, once."""
         deadline = time.monotonic() + END_S
         again = False
-        while (state := self.slurm.state(self.job_id)) not in {"COMPLETED", "FAILED"} and time.monotonic() < deadline:
+        while (state := self.state()) not in {"COMPLETED", "FAILED"} and time.monotonic() < deadline:
             if state in ENDED and not again:
                 again = True
                 self.submit()
