@@ -18,8 +18,14 @@ PROGRAMS = {
     "alltoall": "all_to_all", "all_to_all": "all_to_all", "sendrecv": "send_recv", "send_recv": "send_recv",
 }  # fmt: skip
 NAMED = re.compile(r"\b(all_reduce|all_gather|reduce_scatter|alltoall|all_to_all|sendrecv|send_recv)(?:_perf|\b)")
-DEVICE = re.compile(r"^#\s+Rank\s+([0-9]{1,9})\s+(?:Group\s+\d+\s+)?Pid\s+\d+\s+on\s+(\S+)\s+device", re.MULTILINE)
+DEVICE = re.compile(
+    r"^(?:\S{1,60}:[ \t]*)?#\s+Rank\s+([0-9]{1,9})\s+(?:Group\s+\d+\s+)?Pid\s+\d+\s+on\s+(\S+)\s+device", re.MULTILINE
+)
 MOST_POINTS = 10_000
+FORM = 4  # columns of one form: time, algbw, busbw, #wrong
+# Versions before 2.13 print the largest numerical error of a size in place of the number of wrong elements.
+ERRORS = re.compile(r"#.{1,200}\bbusbw\s+error\b")
+OUT_OF_BOUNDS = re.compile(r"#\s*Out of bounds values\s*:\s*([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -75,25 +81,33 @@ def _from_text(text: str) -> NcclTest | None:
     return NcclTest(
         PROGRAMS[named[1]] if named else None,
         tuple((size, seconds) for size, seconds, _, _ in points),
-        sum(wrong for _, _, wrong, _ in points),
+        _wrong(text, sum(wrong for _, _, wrong, _ in points)),
         tuple(host for _, host in sorted((int(rank), host) for rank, host in DEVICE.findall(text))),
         next((group for group in library.groups() if group), None) if library else None,
         busbw=tuple(rate for *_, rate in points),
     )
 
 
+def _wrong(text: str, counted: float) -> float:
+    """Wrong elements, or sizes with some, where the last column has errors."""
+    bounds = OUT_OF_BOUNDS.search(text)
+    return (float(bounds[1]) if bounds else 0.0) if ERRORS.search(text) else counted
+
+
 def _point(match: re.Match[str]) -> tuple[int, float, float, float | None] | None:
     """Bytes, seconds, wrong elements and busbw of a line; None where it has no time.
 
-    Behind the type are redop and root, which old versions leave out for some programs; then time, algbw, busbw and
-    the number of wrong elements, once or twice.
+    Behind the type are redop and root, which old versions leave out; then time (without decimals from 10 ms on), algbw,
+    busbw and the number of wrong elements, once or twice.
     """
     cells = match[4].split()
-    while cells and (not _is_number(cells[0]) or re.fullmatch(r"-?\d{1,6}", cells[0])) and cells[0] != "N/A":
+    while cells and not _is_number(cells[0]) and cells[0] != "N/A":
         cells = cells[1:]
-    forms = [cells[i : i + 4] for i in (0, 4) if len(cells) >= i + 3]
+    if len(cells) % FORM == 1:
+        cells = cells[1:]  # root
+    forms = [cells[i : i + FORM] for i in (0, FORM) if len(cells) >= i + 3]
     timed = [form for form in forms if _is_number(form[0]) and float(form[0]) > 0]
-    if not timed or len(match[1]) > 18:
+    if not timed or len(match[1]) > 18 or not int(match[1]):
         return None
     slower = max(timed, key=lambda form: float(form[0]))
     wrong = sum(float(form[3]) for form in timed if len(form) > 3 and _is_number(form[3]))

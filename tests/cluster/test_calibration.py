@@ -25,10 +25,11 @@ RECORDED = """\
     16777216       4194304     float     sum      -1    276.6   60.66  106.16      0    276.6   60.66  106.16      0
     67108864      16777216     float     sum      -1    684.6   98.02  171.54      0    684.6   98.02  171.54      0
   1073741824     268435456     float     sum      -1   8203.9  130.88  229.04      0   8203.9  130.88  229.04      0
+ 17179869184    4294967296     float     sum      -1   127997  134.22  234.89      0   127997  134.22  234.89      0
 # Out of bounds values : 0 OK
 # Avg bus bandwidth    : 105.217
 """
-BUSBW = {32768: 1.31, 1048576: 18.0, 16777216: 106.16, 67108864: 171.54, 1073741824: 229.04}
+BUSBW = {32768: 1.31, 1048576: 18.0, 16777216: 106.16, 67108864: 171.54, 1073741824: 229.04, 17179869184: 234.89}
 # The head that NVIDIA/nccl-tests prints (src/util.cu, writeDeviceReport and writeResultHeader), of two nodes.
 HEAD = """\
 # nccl-tests version 2.17.1 nccl-headers=22703 nccl-library=22703
@@ -103,6 +104,41 @@ def test_hosts_and_the_collective_are_read_from_the_head(tmp_path: Path, monkeyp
     assert calibrated(tmp_path, monkeypatch, text, "name=site", "cluster.num_nodes=2") == 0
     [curve] = load(["cluster=site"]).job.cluster.measured.collectives
     assert (curve.operation, curve.link, curve.ranks, curve.per_node) == ("all_gather", "leaf", 16, 8)
+
+
+# Lines of public posts: times of 10 ms and more have no decimals, old versions no root, some programs no redop.
+LINES = [
+    ("  8589934592    2147483648   float   sum      -1    47523  180.71  270.53      0    47234  181.81  272.15      0",
+     8589934592, 47523e-6, 270.53),
+    ("  2147483648     536870912   float   sum      -1   756857    2.84    2.84      0   757311    2.84    2.84      0",
+     2147483648, 757311e-6, 2.84),
+    ("  8589934592      67108864   float  none      -1   165769   51.82   50.20      0   164522   52.21   50.58    N/A",
+     8589934592, 165769e-6, 50.2),
+    ("    33554432       8388608   float     sum    19902    1.69    2.53  2e-07    19898    1.69    2.53  2e-07",
+     33554432, 19902e-6, 2.53),
+    ("     1048576         65536   float    150.2    6.98    6.11  0e+00    149.1    7.03    6.15  0e+00",
+     1048576, 150.2e-6, 6.11),
+    ("     1048576        262144     float     sum     28.06   37.36   37.36       0", 1048576, 28.06e-6, 37.36),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "0: ", "[1,0]<stdout>:"])
+@pytest.mark.parametrize(("line", "size", "seconds", "busbw"), LINES)
+def test_a_line_is_read_in_the_form_of_every_version(
+    line: str, size: int, seconds: float, busbw: float, prefix: str
+) -> None:
+    [run] = read_nccl_tests(f"{prefix}#       size\n{prefix}{line}\n", "it")
+    assert run.points == ((size, pytest.approx(seconds)),)
+    assert run.busbw == (busbw,)
+
+
+def test_numerical_errors_of_old_versions_are_no_wrong_elements() -> None:
+    head = (
+        "#       size         count    type   redop     time   algbw   busbw  error     time   algbw   busbw  error\n"
+    )
+    [good] = read_nccl_tests(f"{head}{LINES[3][0]}\n# Out of bounds values : 0 OK\n", "it")
+    [bad] = read_nccl_tests(f"{head}{LINES[3][0]}\n# Out of bounds values : 2 FAILED\n", "it")
+    assert (good.wrong, bad.wrong) == (0, 2)
 
 
 def test_json_says_the_same_as_the_text() -> None:
