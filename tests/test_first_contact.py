@@ -31,6 +31,14 @@ TYPED = {
     "plan train.seq_len=2048": "plan model.seq_len=2048",
     "plan train.precision=bf16": "plan train.dtype=bf16",
     "run lr=1e-3 batch_size=64": "run train.lr=1e-3 train.global_batch=64",
+    "run python -u train.py --lr 3": "run script=train.py -- --lr 3",
+    "run python3.11 -m pkg.train": "run module=pkg.train",
+    "run torchrun --nproc_per_node=2 train.py": "run launch.nproc_per_node=2 script=train.py",
+    "submit accelerate launch --num_processes 8 train.py a": "submit launch.nproc_per_node=8 script=train.py -- a",
+    "run bash run.sh --lr 3": "run program=bash -- run.sh --lr 3",
+    "run launch.nproc_per_node=2 bash run.sh": "run launch.nproc_per_node=2 program=bash -- run.sh",
+    "train.py --lr 3": "run script=train.py -- --lr 3",
+    "torchrun --nproc-per-node 2 train.py": "run launch.nproc_per_node=2 script=train.py",
     "run script=x.py 'a b'": "run script=x.py -- 'a b'",
 }  # fmt: skip
 RIGHT = [

@@ -27,11 +27,7 @@ def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSe
         raise InputError(f"there is no script {program} on this machine: give the path of a Python file")
     if kind == PROGRAM:
         _check_executable(program, "program")
-    if launch.python:
-        _check_executable(launch.python, "launch.python")
-    if launch.wrapper:
-        words = wrapper_words(launch.wrapper, dict.fromkeys(PLACES, ""))
-        _check_executable(words[0], "launch.wrapper")
+    check_starters(launch)
     if launch.start == "fork" and (kind == PROGRAM or launch.python or launch.wrapper):
         return replace(launch, start="spawn")
     if launch.start == "fork" and (late := read_too_early(launch.environment)):
@@ -48,6 +44,15 @@ def checked_program(launch: LaunchSettings, kind: str, program: str) -> LaunchSe
         )
         return replace(launch, start="spawn")
     return launch
+
+
+def check_starters(launch: LaunchSettings) -> None:
+    """Raise InputError if launch.python or launch.wrapper is not on this machine."""
+    if launch.python:
+        _check_executable(launch.python, "launch.python")
+    if launch.wrapper:
+        words = wrapper_words(launch.wrapper, dict.fromkeys(PLACES, ""))
+        _check_executable(words[0] if words else "", "launch.wrapper")
 
 
 def rank_command(job: NodeJob, assignment: RankAssignment) -> tuple[str, ...]:

@@ -51,6 +51,8 @@ FLAGS = {
     "master_addr": None, "master_port": None, "node_rank": None, "machine_rank": None, "multi_gpu": None,
 }  # fmt: skip
 WITHOUT_VALUE = {"standalone", "multi_gpu"}
+STARTERS = re.compile(r"python[\d.]*|torchrun|deepspeed|accelerate")  # what `launcher run` takes the place of
+SHELLS = ("bash", "sh", "zsh")
 # Names that other tools use for our keys, and the last components of ours.
 SYNONYMS = {
     **{name: f"layout.{name}" for name in ("tp", "pp", "dp", "cp", "ep", "micro_batch", "zero_stage", "recompute")},
@@ -74,15 +76,23 @@ IN_A_PLAN = {"launch.nnodes": "cluster.num_nodes", "launch.nproc_per_node": "clu
 
 def check_words(arguments: Sequence[str]) -> None:
     """Raise InputError with the corrected line if a command line uses another tool's terms."""
-    if not arguments or arguments[0] not in CORRECTED:
+    if not arguments:
         return
     command, *words = arguments
+    if _starts_a_program(command):
+        command, words = "run", list(arguments)
+    if command not in CORRECTED:
+        return
     split = words.index("--") if "--" in words else len(words)
     line = _Line(command, words[:split], rest=words[split + 1 :])
     line.read()
     if line.reasons:
         said = "; ".join(dict.fromkeys(line.reasons))
         raise InputError(f"{said}: {line.corrected()}")
+
+
+def _starts_a_program(word: str) -> bool:
+    return word.endswith(".py") or word in SHELLS or STARTERS.fullmatch(word) is not None
 
 
 @dataclass
@@ -153,6 +163,15 @@ class _Line:
     def _bare(self, word: str) -> None:
         if self._has_program():
             self._all_to_program(word)
+        elif STARTERS.fullmatch(word) and self.command != "plan":
+            drops = {"accelerate": ("launch",)}.get(word, ("-u",))
+            while self.words and self.words[0] in drops:
+                self.words.pop(0)
+            self.reasons.append(f"`launcher {self.command}` takes the place of {word}")
+        elif word in SHELLS and self.command != "plan":
+            self._program("program", word, "a program is given as program=")
+            self.arguments += self.words
+            self.words.clear()
         elif word.endswith(".py") and self.command != "plan":
             self._program("script", word, "a script is given as script=")
         elif word.startswith(("./", "/")) and Path(word).is_file() and self.command != "plan":

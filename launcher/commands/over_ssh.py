@@ -15,7 +15,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import launch_settings, plan_run, say_plan, say_variables, write_run
 from launcher.commands.unused_keys import PlannedStart, check_used
 from launcher.config.compose import load
-from launcher.config.settings import Settings
+from launcher.config.settings import NIC_GBPS, Settings, network_note
 from launcher.console import notify, say
 from launcher.errors import InputError
 from launcher.faststart.overlapped_import import Order
@@ -31,7 +31,6 @@ from launcher.ssh.start import left_behind
 from launcher.ssh.torchrun_lines import torchrun_lines
 from launcher.ssh.watching import as_text
 
-NIC_GBPS = 10
 NODES, RANKS = ("cluster.num_nodes=", "launch.nnodes="), ("cluster.node.num_gpus=", "launch.nproc_per_node=")
 
 
@@ -87,8 +86,7 @@ def _network(settings: Settings, hosts: Sequence[Host]) -> list[str]:
     """A network between the hosts, assumed where the cluster file is of one machine and has none."""
     if len(hosts) == 1 or settings.job.cluster.node.num_nics:
         return []
-    name = settings.job.cluster.name
-    notify(f"{name} says nothing of a network: {NIC_GBPS} Gbit/s are assumed between hosts (cluster.node.nic_gbps)")
+    notify(network_note(settings.job.cluster.name))
     return ["cluster.node.num_nics=1", f"cluster.node.nic_gbps={NIC_GBPS}", "cluster.fabric=ethernet"]
 
 

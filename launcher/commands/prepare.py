@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher import env
 from launcher.agent.binding import node_binding
+from launcher.agent.command import check_starters
 from launcher.agent.launch import Launch, read_launch, write_launch
 from launcher.agent.rank_env import chosen_variables
 from launcher.agent.settings import LaunchSettings
@@ -143,6 +144,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
             "run`, or leave launch=slurm out to run on this machine"
         )
     check_used(PlannedStart(plan=run.plan, launch=launch.settings), invocation.overrides)
+    check_starters(launch.settings)
     check_inputs(run.plan)
     if launch.settings.python is None:
         check_tracker(run.plan)

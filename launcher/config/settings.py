@@ -25,6 +25,7 @@ from launcher.stacks.choice import StackKeys
 from launcher.text import whole_number
 
 MOST_JOBS = 1000
+NIC_GBPS = 10  # assumed between nodes that the cluster file has no network for
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -166,7 +167,10 @@ class Settings:
 
 def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
     """Return typed values of a resolved configuration; raises InputError with everything that is wrong."""
-    options = read(Configuration, _with_counts(_with_dtype(given)))
+    counted = _with_counts(_with_dtype(given))
+    options = read(Configuration, network := _with_network(counted))
+    if network is not counted:
+        notes = (*notes, network_note(options.cluster.name))
     _check_one_program(options)
     engine = options.training.engine
     if options.stack.name != OWN and engine != "torch":
@@ -198,6 +202,27 @@ def _with_counts(given: Mapping[str, Any]) -> Mapping[str, Any]:
     of_node = {} if ranks in (AUTO, None) else {"node": {"num_gpus": ranks}}
     of_cluster = {} if nodes in (AUTO, None) else {"num_nodes": nodes}
     return merged(given, {"cluster": {**of_cluster, **of_node}}) if of_node or of_cluster else given
+
+
+def _with_network(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Assume a network between the nodes of a user's own program, where the cluster file is of one machine.
+
+    Only estimates depend on it, and without `model=` there is none.
+    """
+    cluster = given.get("cluster")
+    node = cluster.get("node", {}) if isinstance(cluster, Mapping) else None
+    if not isinstance(cluster, Mapping) or not isinstance(node, Mapping) or node.get("num_nics"):
+        return given
+    nodes, own = cluster.get("num_nodes", 1), any(given.get(name) is not None for name in PROGRAM_KEYS)
+    if not own or not isinstance(nodes, int) or nodes < 2:
+        return given
+    assumed = {"num_nics": 1, "nic_gbps": node.get("nic_gbps") or NIC_GBPS}
+    return merged(given, {"cluster": {"fabric": "ethernet", "node": assumed}})
+
+
+def network_note(name: str) -> str:
+    """What is said where a network is assumed."""
+    return f"{name} says nothing of a network: {NIC_GBPS} Gbit/s are assumed between nodes (cluster.node.nic_gbps)"
 
 
 def _check_one_program(options: Configuration) -> None:

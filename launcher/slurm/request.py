@@ -94,7 +94,7 @@ def check_equal_nodes(plan: Plan) -> None:
     if each := plan.options.node_ranks:
         raise InputError(
             f"the plan gives its nodes {', '.join(map(str, each))} ranks, and Slurm gives every node of a job as many "
-            "GPUs (--gpus-per-node): plan it for equal nodes, or start it by launch=ssh"
+            "GPUs (--gpus-per-node): plan it for equal nodes, or start it by launch=ssh, in an allocation too"
         )
 
 

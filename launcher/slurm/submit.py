@@ -27,6 +27,8 @@ from launcher.slurm.settings import PROGRESS, SlurmSettings, time_limit_s
 from launcher.slurm.sweep import SweepMember, sweep_request
 from launcher.text import whole_number
 
+THIS_MACHINE = "cpu"  # the default of cluster=
+
 
 def make_request(plan: Plan, settings: SlurmSettings, *, run_folder: Path) -> SubmitRequest:
     """Return the command to run; raises InputError if the plan cannot be submitted with these settings."""
@@ -84,6 +86,11 @@ def warnings(plan: Plan, settings: SlurmSettings, launch: LaunchSettings) -> lis
         found.append(
             "nothing would bring this job back at its time limit: it is requeued where it shows progress; name where "
             "it saves by launch.progress=FOLDER, or set launch.requeue=always"
+        )
+    if not ours and plan.job.cluster.name == THIS_MACHINE and settings.gpus_per_node is None:
+        found.append(
+            f"the job asks Slurm for no GPU, for cluster={THIS_MACHINE} has none: name yours by cluster= (`launcher "
+            "discover` writes it), or set launch.gpus_per_node=N"
         )
     if settings.signal not in {number.name.removeprefix("SIG") for number in launch.stop_signals}:
         found.append(

@@ -285,7 +285,6 @@ def test_a_program_that_cannot_run_is_refused_before_anything_starts(
     assert WRONG[word] in capsys.readouterr().err
 
 
-@slow
 @pytest.mark.parametrize(
     ("word", "said"),
     [
@@ -294,14 +293,14 @@ def test_a_program_that_cannot_run_is_refused_before_anything_starts(
         ("launch.python=/no/python", "launch.python=/no/python is not found"),
     ],
 )
-def test_what_cannot_start_a_rank_is_refused(
-    start: Callable[..., subprocess.Popen[str]], tmp_path: Path, word: str, said: str
+def test_what_cannot_start_a_rank_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], word: str, said: str
 ) -> None:
     (tmp_path / "train.py").touch()
-    job = start("script=train.py", word)
-    _, err = job.communicate(timeout=120)
-    assert job.returncode == 2
-    assert said in err
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    assert main(["run", "script=train.py", "dry_run=true", word]) == 2
+    assert said in capsys.readouterr().err
 
 
 @slow

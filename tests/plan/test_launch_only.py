@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.agent.replan import plan_of_round
+from launcher.agent.settings import LaunchSettings
 from launcher.commands.common import plan_to_run
 from launcher.config.compose import load
 from launcher.errors import InputError
@@ -14,6 +15,8 @@ from launcher.planner import Plan
 from launcher.planner.record import Program
 from launcher.rendezvous.membership_change import MembershipChange
 from launcher.report.html import page
+from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.submit import warnings
 
 NETWORK = ["cluster.node.num_nics=1", "cluster.node.nic_gbps=100"]
 
@@ -31,6 +34,19 @@ def test_any_number_of_ranks_is_data_parallel(ranks: int, nodes: int) -> None:
     assert (plan.placement.num_nodes, plan.placement.ranks_per_node) == (nodes, ranks)
     assert plan.estimate == {}
     assert "no model= was given" in plan.why[0]
+
+
+def test_nodes_need_no_network_in_the_cluster_file(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = load(["script=train.py", "launch.nnodes=2", "launch.nproc_per_node=4"])
+    node = settings.job.cluster.node
+    assert (settings.job.cluster.num_nodes, node.num_nics, node.nic_gbps) == (2, 1, 10)
+    assert settings.notes == (
+        "cpu says nothing of a network: 10 Gbit/s are assumed between nodes (cluster.node.nic_gbps)",
+    )
+    assert load(["script=train.py", "launch.nnodes=2", *NETWORK]).notes == ()
+    assert load(["script=train.py", "cluster=dgx_a100_80g", "launch.nnodes=2"]).notes == ()
+    with pytest.raises(InputError, match="needs a network between the nodes"):
+        load(["launch.nnodes=2"])
 
 
 def test_neither_batch_nor_memory_refuses_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,3 +125,12 @@ def test_our_own_numbers_win_over_those_of_a_file(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     assert planned("launch=pair").layout.dp == 2
     assert planned("launch=pair", "launch.nproc_per_node=3").layout.dp == 3
+
+
+def test_a_batch_job_on_the_default_cluster_is_said_to_ask_for_no_gpu() -> None:
+    plan, launch = planned("launch.nproc_per_node=8"), LaunchSettings()
+    said = [line for line in warnings(plan, SlurmSettings(requeue="always"), launch) if "asks Slurm for no GPU" in line]
+    assert said and "cluster=" in said[0]
+    assert not any("no GPU" in line for line in warnings(plan, SlurmSettings(gpus_per_node=8), launch))
+    on_gpus = planned("cluster=dgx_a100_80g", "launch.nproc_per_node=8")
+    assert not any("no GPU" in line for line in warnings(on_gpus, SlurmSettings(), launch))
