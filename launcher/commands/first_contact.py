@@ -32,6 +32,7 @@ TOP_LEVEL = (
     "why_not",
     "sizes",
     "tokens",
+    "mix",
     "days",
     "sort",
     "to",
