@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 
@@ -208,3 +209,31 @@ def test_other_values_cost_no_composition() -> None:
     for tp in range(1, 9):
         job.with_(f"layout.tp={tp}", "train.global_batch=128")
     assert compose._composed.cache_info().misses == compositions
+
+
+QUOTED = {
+    "launch.environment.NCCL_SOCKET_IFNAME=^lo,docker0": ("environment", {"NCCL_SOCKET_IFNAME": "^lo,docker0"}),
+    "launch.environment={NCCL_SOCKET_IFNAME:^lo,docker0,A:b}": (
+        "environment", {"NCCL_SOCKET_IFNAME": "^lo,docker0", "A": "b"},
+    ),
+    "launch.code=[--a=b,c d]": ("code", ("--a=b", "c d")),
+    "launch.preload=[epoch=3-step=100.ckpt]": ("preload", ("epoch=3-step=100.ckpt",)),
+    "launch.environment.CKPT=epoch=3-step=100.ckpt": ("environment", {"CKPT": "epoch=3-step=100.ckpt"}),
+    "launch.environment.A=it's $5=x": ("environment", {"A": "it's $5=x"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", QUOTED)
+def test_a_value_that_needs_quotes_is_answered_with_the_form_that_works(word: str) -> None:
+    with pytest.raises(InputError, match="is not an override") as caught:
+        load([word])
+    (said,) = caught.value.problems
+    (typed,) = shlex.split(said.rpartition(": write ")[2])
+    name, value = QUOTED[word]
+    assert getattr(load([typed]).options.launch, name) == value
+
+
+def test_where_quotes_do_not_help_none_are_advised() -> None:
+    for word in ("launch.code=[a", "launch.environment={A:b", "train"):
+        with pytest.raises(InputError, match="write key=value, close brackets, quote special characters"):
+            load([word])

@@ -83,7 +83,10 @@ def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variabl
 
     Nothing is chosen that NCCL detects better itself: the adapter next to each GPU, interfaces, protocols.
     NCCL_CROSS_NIC: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-cross-nic
+    CUDA_DEVICE_MAX_CONNECTIONS: Megatron-LM asks for 1 with tensor or context parallelism, and FSDP for more
+    (megatron/training/arguments.py).
     """
+    layout = plan.layout
     cluster, several = plan.job.cluster, plan.placement.num_nodes > 1
     found = [
         Variable("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1", "a collective that fails ends its rank, as under torchrun")
@@ -93,6 +96,9 @@ def chosen_variables(plan: Plan, environment: Mapping[str, str]) -> list[Variabl
     if several and cluster.rails > 1 and cluster.node.gpu.kind == "cuda":
         why = f"{cluster.name} has {cluster.rails} rails: rings stay on one, since switching rails crosses the spine"
         found.append(Variable("NCCL_CROSS_NIC", "0", why))
+    if cluster.node.gpu.kind == "cuda" and max(layout.tp, layout.cp) > 1 and layout.zero_stage <= 1:
+        why = "tensor and context parallelism: collectives start in the order that overlaps them with the products"
+        found.append(Variable("CUDA_DEVICE_MAX_CONNECTIONS", "1", why))
     return [variable for variable in found if variable.name not in environment]
 
 

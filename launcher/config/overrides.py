@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -128,10 +129,35 @@ def _parsed(word: str) -> Override:
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException as error:
-        why = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"{word} is not an override ({why}): write key=value, close brackets, quote special characters"
-        ) from error
+        why, quoted = str(error).strip().splitlines()[0], _quoted(word)
+        remedy = f"write {quoted}" if quoted else "write key=value, close brackets, quote special characters"
+        raise InputError(f"{word} is not an override ({why}): {remedy}") from error
+
+
+def _quoted(word: str) -> str | None:
+    """A word with the quotes that Hydra needs, as a shell takes it; None where quotes do not make it an override."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    if not equals or (value[:1] + value[-1:] not in ("[]", "{}") and value[:1] in ("[", "{")):
+        return None
+    better = f"{key}={_with_quotes(value)}"
+    try:
+        OverridesParser.create().parse_override(better)
+    except HydraException:
+        return None
+    return shlex.quote(better) if set(better) & set('"$`\\!') else f'"{better}"'
+
+
+def _with_quotes(value: str) -> str:
+    """Quote a text, or the items of a list or the values of a mapping that are in brackets."""
+    if value[:1] == "[":
+        return f"[{','.join(_with_quotes(item.strip()) for item in value[1:-1].split(','))}]"
+    if value[:1] == "{":  # a comma that no name follows belongs to a value
+        pairs = (pair.partition(":") for pair in re.split(r",\s*(?=[A-Za-z_]\w*\s*:)", value[1:-1]))
+        return f"{{{','.join(f'{name.strip()}:{_with_quotes(text.strip())}' for name, _, text in pairs)}}}"
+    return value if value[:1] in ("'", '"') else "'{}'".format(value.replace("'", "\\'"))
 
 
 def apply(settings: Sequence[Setting], config: Mapping[str, Any]) -> dict[str, Any]:

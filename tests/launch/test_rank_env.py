@@ -66,6 +66,17 @@ def planned(*, nodes: int, rails: int = 1) -> Plan:
     return Plan(job(on=machine), Layout(tp=1, pp=1, dp=4 * nodes, layer_split=(24,)), estimate={}, why=())
 
 
+def test_one_connection_orders_tensor_parallel_collectives_on_gpus_but_for_sharded_parameters() -> None:
+    name, machine = "CUDA_DEVICE_MAX_CONNECTIONS", cluster(nodes=1, domains=(4,))
+    on_gpu = Plan(job(on=machine), Layout(tp=2, pp=1, dp=2, layer_split=(24,)), estimate={}, why=())
+    assert machine.node.gpu.kind == "cuda"
+    [chosen] = [variable for variable in chosen_variables(on_gpu, {}) if variable.name == name]
+    assert (chosen.value, "tensor and context parallelism" in chosen.why) == ("1", True)
+    assert name not in {variable.name for variable in chosen_variables(on_gpu, {name: "8"})}
+    for layout in (replace(on_gpu.layout, zero_stage=3), planned(nodes=1).layout):
+        assert name not in defaults(replace(on_gpu, layout=layout), {}, num_threads=1)
+
+
 def test_loopback_is_for_one_node_only_and_the_users_own_values_win() -> None:
     one, two = planned(nodes=1), planned(nodes=2)
     assert defaults(one, {}, num_threads=3)["GLOO_SOCKET_IFNAME"] == "lo"
