@@ -31,13 +31,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a file atomically: readers never see half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(encoded(text))
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
+
+
+def encoded(text: str) -> bytes:
+    """Return the bytes of a text: names of files that are no UTF-8 as they are, and of what no file has a "?"."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace")
 
 
 @contextmanager

@@ -15,6 +15,6 @@ def plain_yaml(text: str, what: str) -> Any:
     if re.search(r"(^|[\s:\[,-])[&*][\w-]", text):
         raise InputError(f"this is not {what}: anchors and aliases are not read")
     try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 (both are safe)
+        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # nosec B506  # noqa: S506 (both are safe)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InputError(f"this is not {what}: it is not YAML") from error

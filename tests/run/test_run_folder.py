@@ -149,6 +149,13 @@ def test_only_committed_checkpoints_count(tmp_path: Path) -> None:
     assert committed_steps(tmp_path) == [120, 7]
 
 
+@pytest.mark.parametrize(("text", "content"), [("é \udcff", b"\xc3\xa9 \xff"), ("\ud800 é", b"? \xc3\xa9")])
+def test_a_file_takes_the_name_of_one_that_is_no_utf_8(text: str, content: bytes, tmp_path: Path) -> None:
+    write_text(tmp_path / "page.html", text)
+    assert (tmp_path / "page.html").read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_file_is_whole_or_absent_also_when_writing_fails(tmp_path: Path) -> None:
     path = tmp_path / "folder"
     path.mkdir()  # a folder in the file's place: the last step of writing fails
