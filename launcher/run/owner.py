@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from math import inf, nextafter
 from pathlib import Path
 
 from launcher import process
@@ -129,7 +130,7 @@ def claim_as_job(folder: RunFolder, job_id: str, *, job_ended: JobEnded) -> Owne
     if present and present.submitting:  # killed in the meantime
         withdraw(folder, present, None)
     elif present and present.same(owner):
-        owner = replace(owner, cancelled=present.cancelled)
+        owner = replace(owner, cancelled=present.cancelled, since=max(owner.since, present.cancelled or 0.0))
     claim(folder, owner, job_ended=job_ended)
     return owner
 
@@ -161,11 +162,11 @@ def release(folder: RunFolder, owner: Owner, *, ended: str) -> None:
 
 
 def mark_cancelled(folder: RunFolder) -> None:
-    """Record that `launcher cancel` asked the present owner to stop."""
+    """Record that `launcher cancel` asked the present owner to stop: after its claim, also where clocks differ."""
     with _alone(folder):
         present = read_owner(folder)
         if present is not None:
-            _write(folder, replace(present, cancelled=time.time()))
+            _write(folder, replace(present, cancelled=max(time.time(), nextafter(present.since, inf))))
 
 
 def was_cancelled(folder: RunFolder) -> bool:

@@ -126,7 +126,7 @@ def stop(folder: RunFolder) -> str:
     mark_cancelled(folder)
     process.signal_all([owner.pid], signal.SIGTERM)
     how = "before its ranks start" if run.state == STARTING else "at the end of the step"
-    return f"asked {owner} to stop {how}"
+    return f"asked {owner} to stop {how}" if not owner.cancelled else f"asked {owner} again: now it stops at once"
 
 
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from launcher import process
 from launcher.commands.claim import claimed
 from launcher.errors import InputError
 from launcher.run import owner as owners
 from launcher.run.folder import RunFolder
 from launcher.run.owner import (
     Owner,
+    cancelled_since_claim,
     claim,
     claim_as_job,
     hand_to_job,
@@ -26,6 +28,7 @@ from launcher.run.owner import (
     read_owner,
     release,
     this_process,
+    was_cancelled,
     withdraw,
 )
 from launcher.run.status import status, stop
@@ -152,6 +155,27 @@ def test_a_run_is_starting_from_the_moment_it_has_its_folder(folder: RunFolder, 
     release(folder, other, ended="done")
     claim(folder, claim_stale)
     assert status(folder).state == "lost"
+
+
+@pytest.mark.parametrize("ahead_s", [-600.0, 0.0, 600.0])
+def test_a_cancel_counts_although_the_clocks_of_two_hosts_differ(folder: RunFolder, ahead_s: float) -> None:
+    """`ahead_s`: of the host that the job runs on."""
+    claim(folder, replace(this_process(job_id="17"), since=time.time() + ahead_s))
+    assert not cancelled_since_claim(folder)
+    mark_cancelled(folder)
+    assert cancelled_since_claim(folder)
+    claim_as_job(folder, "17", job_ended=lambda _: None)  # requeued by hand: it starts again
+    assert was_cancelled(folder)
+    assert not cancelled_since_claim(folder)
+
+
+def test_a_second_cancel_says_that_the_run_stops_at_once(
+    folder: RunFolder, other: Owner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(folder, other)
+    monkeypatch.setattr(process, "signal_all", lambda pids, number: None)
+    assert stop(folder).endswith("to stop before its ranks start")
+    assert stop(folder).endswith("again: now it stops at once")
 
 
 def test_a_process_of_another_host_cannot_be_cancelled_from_here(folder: RunFolder, other: Owner) -> None:
