@@ -18,11 +18,19 @@ from launcher.planner.tuning import Trial, candidates, placed, winner
 from launcher.run.folder import RunFolder
 
 FOUR = ("cluster.node.num_gpus=4", "train.global_batch=8")
+TP4 = ("layout.tp=4", "layout.pp=1", "layout.dp=1", "layout.zero_stage=0", "layout.micro_batch=2")
 
 
 def plans(*words: str, top: int = 6) -> list[Plan]:
     settings = load([*FOUR, *words])
     return candidates(settings.job, settings.options.layout, settings.run_options, top=top)
+
+
+def said(folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "launcher.cli", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def tuned(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -69,8 +77,14 @@ def test_step_times_are_read_from_what_a_program_prints(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tuning_runs_the_plans_in_warm_ranks_and_keeps_the_fastest(tmp_path: Path) -> None:
-    done = tuned(tmp_path, "top=3", "steps=2", "patience=100", "run_dir=trials", "save=best.json", "output=json")
+def test_what_was_measured_and_calibrated_here_is_tuned_in_warm_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ("recipe=collectives", "recipe.operations=[all_reduce]", "recipe.sizes=64K:1M:16", "run_dir=links")
+    said(tmp_path, "run", *FOUR[:1], *sizes, "tracking=none")
+    said(tmp_path, "calibrate", "links", *FOUR[:1], "name=here")
+    words = ("cluster=here", "top=3", "steps=2", "patience=100", "run_dir=trials", "save=best.json", "output=json")
+    done = tuned(tmp_path, *words)
     document: dict[str, Any] = json.loads(done.stdout)
     trials = document["trials"]
 
@@ -81,6 +95,12 @@ def test_tuning_runs_the_plans_in_warm_ranks_and_keeps_the_fastest(tmp_path: Pat
     assert read_plan(tmp_path / "trials" / "best.json") == read_plan(tmp_path / "best.json")
     starts = list((tmp_path / "trials").glob("run-*"))
     assert len(starts) == 1  # all of them in one start of the ranks
+
+    [curve] = read_plan(tmp_path / "best.json").job.cluster.measured.collectives
+    assert (curve.operation, curve.ranks, curve.sizes) == ("all_reduce", 4, (65536, 1048576))
+    monkeypatch.chdir(tmp_path)
+    [believed], [assumed] = plans("cluster=here", *TP4, top=1), plans(*TP4, top=1)
+    assert believed.estimate["step_time_s"] != assumed.estimate["step_time_s"]
 
 
 SCRIPT = """\
