@@ -19,7 +19,6 @@ from launcher.layout.resolve import default_schedule
 from launcher.planner.space import (
     RANKS,
     ZERO_BUBBLE,
-    ZERO_STAGES,
     Degrees,
     PassConfig,
     Schedule,
@@ -101,7 +100,7 @@ class LowerBounds:
         yield plain
         changes: dict[str, tuple[Any, ...]] = {
             "schedule": SCHEDULES,
-            "zero_stage": ZERO_STAGES,
+            "zero_stage": tuple(dict.fromkeys(each.zero_stage for each in self.space.shardings(degrees))),
             "recompute": RECOMPUTE_MODES,
             "sequence_parallel": (True, False),
             "micro_batch": (max(1, self.batch // degrees.dp),),

@@ -16,7 +16,6 @@ from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisor
 from launcher.layout.resolve import default_schedule, resolved_shard_group
 from launcher.layout.split import default_split, interleaves
 
-ZERO_STAGES, PIPELINE_ZERO_STAGES = (0, 1, 2, 3), (0, 1, 3)
 ZERO_BUBBLE = "zb_h1"
 RANKS = 5  # the fields of Degrees that share out the ranks
 T = TypeVar("T")
@@ -104,6 +103,8 @@ class Space:
 
     def _cp_choices(self, ranks: int) -> list[int]:
         seq_len = self.job.model.seq_len
+        if not self.job.stack.context_parallel:
+            return [1]
         return [cp for cp in divisors(max(1, ranks)) if cp == 1 or seq_len % (2 * cp) == 0]
 
     def _pp_choices(self, ranks: int) -> list[int]:
@@ -120,7 +121,8 @@ class Space:
 
     def pass_configs(self, degrees: Degrees, micro_batch: int) -> tuple[PassConfig, ...]:
         """Return every way to run a micro-batch over these degrees, by increasing recomputation."""
-        divides = degrees.tp > 1 and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
+        shards = degrees.tp > 1 and self.job.stack.sequence_parallel
+        divides = shards and self.job.model.seq_len % (degrees.tp * degrees.cp) == 0
         return self._pass_configs(micro_batch, divides)
 
     @once()
@@ -211,12 +213,12 @@ class Space:
     def _zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """Return the ZeRO stages to try. Over one rank there is nothing to shard, but an engine may refuse stage 0.
 
-        Unless requested, a pipeline has no ZeRO-2: it reduces its gradients once per step, as with ZeRO-1.
+        No stack lists ZeRO-2 for a pipeline: it reduces its gradients once per step, as with ZeRO-1.
         """
         if self.request.zero_stage is not None:
             return (self.request.zero_stage,)
         if degrees.dp * degrees.cp > 1:
-            return ZERO_STAGES if degrees.pp == 1 else PIPELINE_ZERO_STAGES
+            return self.job.stack.zero_stages if degrees.pp == 1 else self.job.stack.pipeline_zero_stages
         return (1,) if self.refused(Layout(tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:

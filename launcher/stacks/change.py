@@ -54,10 +54,13 @@ NO_PIPELINE_HABITS = since(
 DEEPSPEED_ENGINE = since(
     0,
     "deepspeed 0.19: runtime/pipe/schedule.py, TrainSchedule (one after the other); runtime/pipe/topology.py, "
-    "PipelineParallelGrid (groups model, data, pipe, slice); partition_method type:transformer",
+    "PipelineParallelGrid (groups model, data, pipe, slice); partition_method type:transformer; "
+    "runtime/pipe/engine.py: ZeRO 2 and 3 are incompatible with pipeline parallelism",
     sends_in_turn=True,
     pipeline_groups=4,
     pipeline_ends=(0, 0),
     schedules=("1f1b",),
+    zero_stages=(0, 1, 2, 3),
+    pipeline_zero_stages=(0, 1),
     shard_group_stages=(),
 )

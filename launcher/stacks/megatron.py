@@ -55,6 +55,27 @@ MEGATRON_LM = (
         shard_group_stages=(),
     ),
     since(
+        0,
+        "Narayanan et al. 2021: data parallelism alone; what came later is below",
+        zero_stages=(0,),
+        pipeline_zero_stages=(0,),
+        sequence_parallel=False,
+        context_parallel=False,
+    ),
+    since(
+        2022,
+        "--use-distributed-optimizer (March 2022); --sequence-parallel (Korthikanti et al. 2022)",
+        zero_stages=(0, 1),
+        pipeline_zero_stages=(0, 1),
+        sequence_parallel=True,
+    ),
+    since(2024, "--context-parallel-size (CHANGELOG.md, Core 0.4.0)", context_parallel=True),
+    since(
+        2025,
+        "megatron/core/distributed/custom_fsdp of Core 0.12: --data-parallel-sharding-strategy, without a pipeline",
+        zero_stages=(0, 1, 2, 3),
+    ),
+    since(
         2022,
         "--recompute-granularity, --recompute-method block with --recompute-num-layers (Korthikanti et al. 2022)",
         recompute_modes=("none", "selective", "full"),
@@ -77,13 +98,16 @@ MEGATRON_DEEPSPEED = (
         tp_overlap="none",
         tp_reduce_dtype="train",
         fused_accumulation=False,
+        sequence_parallel=False,
+        context_parallel=False,
     ),
     since(
         2023,
         "microsoft/Megatron-DeepSpeed, rebased on the Megatron-LM of 2023: async_tensor_model_parallel_allreduce, "
-        "gradient_accumulation_fusion",
+        "gradient_accumulation_fusion, --sequence-parallel",
         tp_overlap="wgrad",
         fused_accumulation=True,
+        sequence_parallel=True,
     ),
     since(0, "deepspeed/runtime/bf16_optimizer.py sums bf16 gradients in fp32", grad_reduce_dtype="fp32_from_bf16"),
     since(
@@ -151,7 +175,16 @@ SCALING = (
         pipeline_groups=0,
         pipeline_ends=(1, 1),
         schedules=("1f1b",),
+    ),
+    since(
+        0,
+        "src/scaling/core/optimizer/optimizer_config.py: zero shards optimizer states over dp; "
+        "src/scaling/core/topology/topology_config.py: sequence_parallel, and no axis that divides a sequence",
+        zero_stages=(0, 1),
+        pipeline_zero_stages=(0, 1),
         shard_group_stages=(),
+        sequence_parallel=True,
+        context_parallel=False,
     ),
     since(
         2024,

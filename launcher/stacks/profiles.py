@@ -62,7 +62,11 @@ LAUNCHER = (
         0,
         "launcher/worker/engines/pipeline.py (torch.distributed.pipelining) and torch_engine.py",
         schedules=("gpipe", "1f1b", "interleaved", "zb_h1"),
+        zero_stages=(0, 1, 2, 3),
+        pipeline_zero_stages=(0, 1, 3),
         shard_group_stages=(1, 2, 3),
+        sequence_parallel=True,
+        context_parallel=True,
     ),
 )
 
@@ -78,6 +82,8 @@ DEEPSPEED = (
         wide_loss=True,
         tp_overlap="none",
         tp_reduce_dtype="train",
+        sequence_parallel=False,
+        context_parallel=False,
     ),
     since(0, "deepspeed/runtime/config.py: communication_data_type is the training dtype", grad_reduce_dtype="train"),
     since(
@@ -138,6 +144,15 @@ FSDP = (
         shard_group_stages=(3,),
         recompute_fractions=(0.25, 0.5, 0.75),
     ),
+    since(
+        0,
+        "torch/distributed/fsdp/api.py, ShardingStrategy: NO_SHARD, SHARD_GRAD_OP and FULL_SHARD",
+        zero_stages=(0, 2, 3),
+        pipeline_zero_stages=(),
+        sequence_parallel=False,
+        context_parallel=False,
+    ),
+    since(2024, "torch.distributed.tensor.parallel.SequenceParallel (PyTorch 2.3)", sequence_parallel=True),
     since(2024, "torch.utils.checkpoint without reentry stops early (PyTorch 2.1)", recompute_stops_early=True),
 )
 
@@ -170,6 +185,13 @@ TORCHTITAN = (
         "data_parallel_replicate_degree",
         schedules=("gpipe", "1f1b", "interleaved"),
         shard_group_stages=(3,),
+        pipeline_zero_stages=(0, 1, 3),
+    ),
+    since(
+        0,
+        "torchtitan: sequence parallelism comes with tp, context_parallel_degree",
+        sequence_parallel=True,
+        context_parallel=True,
     ),
 )
 
@@ -219,7 +241,11 @@ INTERNEVO = (
         0,
         "InternEvo: num_chunks above 1 interleaves; zero1.size is a part of dp (configs/_base_/models/internlm_20B.py)",
         schedules=("1f1b", "interleaved"),
+        zero_stages=(0, 1),
+        pipeline_zero_stages=(0, 1),
         shard_group_stages=(1,),
+        sequence_parallel=True,
+        context_parallel=False,
     ),
 )
 
@@ -252,7 +278,11 @@ PADDLENLP = (
         0,
         "PaddleNLP: virtual_pp_degree interleaves; sharding_parallel_degree is a part of dp",
         schedules=("1f1b", "interleaved"),
+        zero_stages=(0, 1, 2, 3),
+        pipeline_zero_stages=(0, 1),
         shard_group_stages=(1, 2, 3),
+        sequence_parallel=True,
+        context_parallel=False,
     ),
 )
 

@@ -38,7 +38,11 @@ class Stack:
 
     `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
 
-    Sharding. `shard_group_stages`: the ZeRO stages that it can run over a part of dp, with replicas across.
+    Sharding. `zero_stages`, `pipeline_zero_stages`: the ZeRO stages that it has, without and with a pipeline.
+    `shard_group_stages`: those that it can run over a part of dp, with replicas across.
+
+    Sequences. `sequence_parallel`: tensor-parallel ranks can shard what is between the products. `context_parallel`:
+    ranks can divide a sequence.
 
     Recomputation. `recompute_modes`: the forms that the software has. `recompute_fractions`: shares of the layers, less
     than all, that a search lets it recompute whole. `recompute_stops_early`: repeating a layer ends
@@ -71,7 +75,11 @@ class Stack:
     recompute_modes: tuple[str, ...]
     recompute_fractions: tuple[float, ...]
     schedules: tuple[str, ...]
+    zero_stages: tuple[int, ...]
+    pipeline_zero_stages: tuple[int, ...]
     shard_group_stages: tuple[int, ...]
+    sequence_parallel: bool
+    context_parallel: bool
 
     def reduces_in(self, training: Training) -> str:
         """Dtype in which gradients are held and reduced."""

@@ -35,18 +35,28 @@ from launcher.units import GIB
 
 ANY_RISK = LayoutRequest(risk=1.0)
 TINY = model(hidden=512, layers=6, heads=8, seq_len=512)
+
+
+def able(some_job: Job) -> Job:
+    """The job with software that shards and divides whatever there is."""
+    zero: dict[str, tuple[int, ...]] = {"zero_stages": (0, 1, 2, 3), "pipeline_zero_stages": (0, 1, 3)}
+    return replace(some_job, stack=replace(some_job.stack, sequence_parallel=True, context_parallel=True, **zero))
+
+
 SMALL_JOBS = {
     "one node": job(on=cluster(domains=(4,)), of=TINY, global_batch=4),
     "two domains": job(on=cluster(domains=(2, 2)), of=TINY, global_batch=4, year=2021),
-    "two leaves": job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4, year=2021),
+    "two leaves": able(job(on=cluster(nodes=4, domains=(2,), nodes_per_leaf=2), of=TINY, global_batch=4, year=2021)),
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
-    "rails": job(
-        on=replace(cluster(nodes=2, domains=(4,), rails=4), oversubscription=8.0),
-        of=replace(TINY, num_experts=8, experts_per_token=2),
-        global_batch=8,
-        year=2021,
+    "rails": able(
+        job(
+            on=replace(cluster(nodes=2, domains=(4,), rails=4), oversubscription=8.0),
+            of=replace(TINY, num_experts=8, experts_per_token=2),
+            global_batch=8,
+            year=2021,
+        )
     ),
     "of 2022": job(on=cluster(domains=(4,)), of=TINY, global_batch=4, stack="megatron_deepspeed", year=2022),
     "launcher": job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="launcher"),
@@ -68,9 +78,10 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
         orders = [orders[0], orders[-1]]  # all links are alike
     elif some_job.stack.name in ("launcher", "torchtitan", "fsdp"):
         orders = orders[:6]  # tp first: other jobs try the others
+    sequence_parallel = (False, True) if some_job.stack.sequence_parallel else (False,)
     found = []
     for tp, pp, cp in product(divisors(world), repeat=3):
-        if world % (tp * pp * cp):
+        if world % (tp * pp * cp) or (cp > 1 and not some_job.stack.context_parallel):
             continue
         dp = world // (tp * pp * cp)
         for ep, virtual, micro_batch in product(
@@ -87,7 +98,7 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                 tp_across_domains=across,
             )
             for (zero, group), (recompute, fraction), schedule, sequence, order in product(
-                shardings(some_job, plain), passes(some_job), schedules(some_job, plain), (False, True), orders
+                shardings(some_job, plain), passes(some_job), schedules(some_job, plain), sequence_parallel, orders
             ):
                 layout = replace(
                     plain,
@@ -115,10 +126,12 @@ def schedules(some_job: Job, layout: Layout) -> list[str]:
 
 def shardings(some_job: Job, layout: Layout) -> list[tuple[int, int]]:
     """ZeRO stages, each over all ranks and, where the stack can, over those of a node."""
-    stages = range(4 if layout.dp * layout.cp > 1 else 2)  # over one rank there is nothing to shard
+    stack = some_job.stack
+    stages = stack.zero_stages if layout.pp == 1 else stack.pipeline_zero_stages
+    stages = stages if layout.dp * layout.cp > 1 else (0, 1)  # over one rank there is nothing to shard
     node = some_job.cluster.node.num_gpus // layout.tp if layout.cp == 1 else 0
     groups = [0, node] if 1 < node < layout.dp and layout.dp % node == 0 else [0]
-    return [(s, g) for s in stages for g in groups if not g or s in some_job.stack.shard_group_stages]
+    return [(s, g) for s in stages for g in groups if not g or s in stack.shard_group_stages]
 
 
 def passes(some_job: Job) -> list[tuple[str, float]]:

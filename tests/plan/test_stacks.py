@@ -86,3 +86,32 @@ def test_a_13b_model_on_whole_gpus_runs_where_gradients_are_bf16_and_not_where_t
     asked = [*words.split(), *layout.split(), "train.attention=flash"]
     fits = {name: estimate([*asked, f"stack={name}"]).fits for name in ("scaling", "megatron_lm")}
     assert fits == {"scaling": True, "megatron_lm": False}
+
+
+NOT_YET = {
+    "megatron_lm of 2021": ("megatron_lm", 2021, {"zero_stage": 0, "cp": 1, "sequence_parallel": False}),
+    "megatron_lm of 2023": ("megatron_lm", 2023, {"cp": 1}),
+    "megatron_deepspeed of 2022": ("megatron_deepspeed", 2022, {"cp": 1, "sequence_parallel": False}),
+    "scaling": ("scaling", 2024, {"cp": 1}),
+    "internevo": ("internevo", 2024, {"cp": 1}),
+}
+
+
+@pytest.mark.parametrize(("name", "year", "lacks"), NOT_YET.values(), ids=NOT_YET)
+def test_a_search_proposes_only_what_the_software_has(name: str, year: int, lacks: dict[str, object]) -> None:
+    """A model of 1T parameters was once planned with ZeRO-3 in the Megatron-LM of 2021, which shards nothing."""
+    words = "cluster=selene cluster.num_nodes=384 model=megatron_1t train.global_batch=3072"
+    settings = load([*words.split(), f"stack={name}", f"stack.year={year}"])
+    found = search(settings.job, settings.request, top=20).candidates
+    assert all(getattr(candidate.layout, key) == value for candidate in found for key, value in lacks.items())
+    stack = settings.job.stack
+    stages = {c.layout.zero_stage for c in found if c.layout.pp > 1 and c.layout.dp > 1}
+    assert stages <= set(stack.pipeline_zero_stages)
+
+
+def test_what_is_pinned_is_estimated_though_the_software_has_it_not() -> None:
+    """Forks have more than what they were made from."""
+    words = "cluster=dgx_a100_80g model=gpt3_1b3 train.global_batch=64 stack=megatron_lm stack.year=2021"
+    settings = load([*words.split(), "layout.zero_stage=3", "layout.cp=2"])
+    layout = search(settings.job, settings.request, top=1).best.layout
+    assert (layout.zero_stage, layout.cp) == (3, 2)
