@@ -131,13 +131,15 @@ def main() -> None:
     wanted, table = arguments.only or ["start", "restart", "checkpoint", "tokens"], {}
     warm = [sys.executable, "-P", "-m", "launcher.cli", "warm"]
     if "start" in wanted:
-        subprocess.run(warm, check=True, stdout=subprocess.DEVNULL)
-        try:
-            for ranks in arguments.ranks:
-                table[f"start, {ranks} ranks"] = starts(ranks, arguments.repeats, arguments.ways)
-                show(*list(table.items())[-1])
-        finally:
-            subprocess.run([*warm, "stop"], stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory() as runtime:
+            os.environ["XDG_RUNTIME_DIR"] = runtime  # a warm server of its own, that no other command stops or takes
+            subprocess.run(warm, check=True, stdout=subprocess.DEVNULL)
+            try:
+                for ranks in arguments.ranks:
+                    table[f"start, {ranks} ranks"] = starts(ranks, arguments.repeats, arguments.ways)
+                    show(*list(table.items())[-1])
+            finally:
+                subprocess.run([*warm, "stop"], stdout=subprocess.DEVNULL)
     if "restart" in wanted:
         table["restart, 2 ranks"] = restarts(2, arguments.repeats)
         show("restart, 2 ranks", table["restart, 2 ranks"])
