@@ -24,6 +24,7 @@ REFUSED = {
         ["launch.grace_s, launch.warm, launch.wrapper would have no effect, for the torchrun commands"],
     ),
     "no allocation": (["run", "launch=slurm", *ONE], ["launch=slurm runs in an allocation, and this shell has none"]),
+    "submit": (["submit", "launch=ssh", *HOSTS], ["launch.place=ssh is not Slurm", "`launcher run`"]),
     "Slurm": (
         [
             *("submit", "cluster=testcluster", "launch.requeue=false", "launch.progress=x", "launch.array_limit=3"),

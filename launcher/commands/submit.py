@@ -230,7 +230,8 @@ def slurm_of(settings: Settings) -> SlurmSettings:
     """Return Slurm's settings; raises InputError if the chosen launch file has none."""
     if settings.options.slurm is None:
         raise InputError(
-            "launch.place=local has no Slurm keys: leave launch= out, or choose a file based on slurm.yaml"
+            f"launch.place={settings.options.launch.place} is not Slurm, and `launcher submit` submits to Slurm: leave "
+            "launch= out, choose a file based on slurm.yaml, or use `launcher run`"
         )
     return settings.options.slurm
 
