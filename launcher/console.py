@@ -88,7 +88,10 @@ def show(*lines: str, to: TextIO | None = None) -> None:
     """Print lines for people on standard output, or `to` another stream; on a terminal no word is cut."""
     stream = to or sys.stdout
     every = [part for line in lines for part in line.split("\n")]
-    print("\n".join(fitted(every, terminal_width(stream))), file=stream)
+    text = "\n".join(fitted(every, terminal_width(stream)))
+    print(
+        f"{text}\n", end="", file=stream, flush=stream is sys.stderr
+    )  # one write: another stream may share the terminal
 
 
 def counted(items: Sequence[T], what: str) -> Iterator[T]:

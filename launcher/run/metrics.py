@@ -59,6 +59,16 @@ class StepMetrics:
         named = {name: value for name in _NAMED if (value := getattr(self, name)) is not None}
         return {"step": self.step, **named, **self.split_s, **self.other}
 
+    def brief(self, room: int) -> str:
+        """Return the numbers that a narrow terminal has room for: whole ones, the most important first."""
+        parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []
+        parts += [f"{format_seconds(self.step_s)}/step"] if self.step_s is not None else []
+        parts += [f"{self.tokens_per_s:,.0f} tokens/s"] if self.tokens_per_s is not None else []
+        parts += [f"mfu {self.mfu:.1%}"] if self.mfu is not None else []
+        while parts and len("  ".join(parts)) > room:
+            parts.pop()
+        return "  ".join(parts)
+
     def __str__(self) -> str:
         """Return the main numbers on one line."""
         parts = [f"loss {self.loss:.4f}"] if self.loss is not None else []

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from launcher import env
+from launcher.console import show
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
 from launcher.planner.options import TrainOptions
@@ -110,9 +111,9 @@ class Session:
         return step
 
     def say(self, message: str) -> None:
-        """Print a line on stderr, on rank 0 only."""
+        """Print a line on stderr, on rank 0 only; on a terminal no word is cut."""
         if self.is_main:
-            print(message, file=sys.stderr, flush=True)
+            show(message, to=sys.stderr)
 
     def end_step(self, step: int, *, step_s: float) -> bool:
         """Report that `step` steps are done; return True, on all ranks alike, if the job should stop now."""

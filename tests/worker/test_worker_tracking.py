@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -11,10 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ranks import make_plan
 
+from launcher import console
 from launcher.cli import main
 from launcher.commands import sync
 from launcher.commands.invocation import Invocation
@@ -30,6 +33,7 @@ from launcher.run.wandb_folders import is_unwritten, offline_runs, wandb_id
 from launcher.worker.metrics.report import throughput, train_result
 from launcher.worker.metrics.tracking import Terminal, Tracker, make_tracker
 from launcher.worker.metrics.wandb_process import WandbProcess, arguments_of
+from launcher.worker.session import Session
 
 
 def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
@@ -41,6 +45,41 @@ def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "4/10", "8/10", "10/10"]
     assert lines[0] == "step 1/10  loss 2.5000  8,192 tokens/s  250.0 ms/step  mfu unknown"
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [(60, "ms/step"), (80, "tokens/s"), (90, "mfu 52.3%"), (160, "grad norm")]
+)
+def test_a_narrow_terminal_keeps_the_count_and_whole_numbers(
+    columns: int, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = Terminal(screen := Screen(), total=100_000)
+    numbers = {"step_s": 0.3385, "tokens_per_s": 123456.0, "mfu": 0.523}
+    for step in (1, 77_777):
+        terminal.log(StepMetrics(step, loss=2.5, grad_norm=7.271, lr=2e-4, **numbers))
+    terminal.close()
+    last = re.split(r"[\r\n]+|\x1b\[2K", screen.getvalue().rstrip())
+    line = next(text for text in reversed([re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", one) for one in last]) if text.strip())
+    assert line.split()[0] == "77777/100000"
+    assert shown in line and "━" in line
+    assert len(line) <= columns
+    assert "…" not in line
+
+
+def test_what_a_rank_says_is_cut_between_words_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(console, "terminal_width", lambda stream: 30)
+    words = "data: 10,511,790 tokens in /somewhere/that/is/longer/than/it, 3 epochs"
+    Session.say(SimpleNamespace(is_main=True), words)
+    assert " ".join(said.getvalue().split()) == words
+    assert [line for line in said.getvalue().splitlines() if len(line) > 30 and " " in line.strip()] == []
 
 
 def test_ranks_other_than_the_main_one_write_nothing(tmp_path: Path) -> None:

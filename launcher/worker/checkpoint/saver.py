@@ -18,6 +18,7 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from launcher.console import show
 from launcher.errors import InputError
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
@@ -186,7 +187,7 @@ class CheckpointManager:
 
     def _say(self, message: str) -> None:
         if self._main:
-            print(message, file=sys.stderr, flush=True)
+            show(message, to=sys.stderr)
 
 
 def flatten(state: State, prefix: str = "") -> dict[str, Tensor]:

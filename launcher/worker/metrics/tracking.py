@@ -16,6 +16,8 @@ from launcher.worker.metrics.tracker_files import TRACKERS
 from launcher.worker.metrics.wandb_login import asked_mode, login
 from launcher.worker.metrics.wandb_process import FINISH_TIMEOUT_S, WandbProcess, mode_of
 
+BAR, ALL_NUMBERS, REST = 40, 90, 9  # columns of a whole bar, of all numbers of a step, of the time left and the spaces
+
 
 class Sink(Protocol):
     """A destination of metrics."""
@@ -69,15 +71,22 @@ class Terminal:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(file=stream))
+            console = Console(file=stream)
+            room = console.width - REST - len(f"{total}/{total}")
+            self._wide = room >= BAR + ALL_NUMBERS
+            self._room = room - BAR // 10
+            bar = BarColumn(bar_width=BAR if self._wide else BAR // 10)
+            columns = (MofNCompleteColumn(), bar, TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("", total=total)
             self._bar.start()
 
     def log(self, metrics: StepMetrics) -> None:
         step = metrics.step
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=str(metrics))
+            self._bar.update(
+                self._task, completed=step, description=str(metrics) if self._wide else metrics.brief(self._room)
+            )
         elif step % self._every == 0 or step in (1, self._total):
             print(f"step {step}/{self._total}  {metrics}", file=self._stream, flush=True)
 
