@@ -37,16 +37,19 @@ from launcher.slurm.step import AGENT
 from launcher.slurm.unstarted import in_words
 from launcher.slurm.watching import Signals
 
+STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # in addition to launch.stop_signals, which batch jobs have set
+
 
 @dataclass
 class ShellSignals(Signals):
-    """Signals (launch.stop_signals) that ask the agents to stop; before there are any, they end the run at once."""
+    """Signals that ask the agents to stop, as Ctrl-C and a closed terminal; before there are any, they end the run."""
 
     numbers: Sequence[signal.Signals] = ()
 
     def listen(self) -> None:
-        for number in self.numbers:
-            signal.signal(number, self._on_stop)
+        for number in {*self.numbers, *STOP}:
+            if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._on_stop)
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         if not self.in_step:
@@ -80,7 +83,12 @@ class ShellDriver(Driver):
         self._note(ledger.END, code=outcome.code, why=why)
         if outcome.code:
             notify(f"the run ended: {why}")
-        return outcome.code
+        return exit_code(outcome, state)
+
+
+def exit_code(outcome: Outcome, state: JobState) -> int:
+    """Of the run. What srun says of a step that Slurm has killed (137) is not the ranks' own code."""
+    return min(outcome.code, 1) if outcome.lost_nodes or state.ending else outcome.code
 
 
 def _why(outcome: Outcome, state: JobState, *, stopped: bool) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from launcher.cluster.commands import query_environment
 from launcher.slurm import submit
 from launcher.slurm.environment import kept_from_sbatch, of_step
+from launcher.slurm.jobstate import JobState
+from launcher.slurm.requeue import Outcome
 from launcher.slurm.settings import SlurmSettings
+from launcher.slurm.start import ShellSignals, exit_code
 
 OUTER = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_GPUS": "3", "SLURM_GPUS_PER_TASK": "1"}
 BY_HAND = {"SLURM_HINT": "nomultithread", "SLURM_CPU_BIND": "cores", "SBATCH_ARRAY_INX": "0-3", "SRUN_DEBUG": "3"}
@@ -56,3 +62,34 @@ def test_the_user_s_own_filters_do_not_change_what_slurm_s_look_ups_say(monkeypa
     found = query_environment()
     assert not {"SQUEUE_USERS", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT"} & set(found)
     assert found["SLURM_CONF"] == "/etc/slurm.conf"
+
+
+def test_a_shell_in_an_allocation_listens_to_its_terminal_and_to_the_signals_of_the_key() -> None:
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    shell = ShellSignals("USR1", numbers=[signal.SIGUSR2])
+    shell.in_step = True
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        shell.listen()
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert shell.stop == 4
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+        shell.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert shell.stop == 4
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_step_that_slurm_has_killed_is_a_failed_run_and_a_ranks_own_code_is_handed_on() -> None:
+    running, ending = JobState("RUNNING"), JobState("CANCELLED")
+    lost = Outcome(137, signalled=False, lost_nodes=("node9",))
+    assert [exit_code(lost, running), exit_code(Outcome(137, False), ending), exit_code(Outcome(0, False), ending)] == [
+        1,
+        1,
+        0,
+    ]
+    assert exit_code(Outcome(75, False), running) == 75  # launch.exit_code=first
