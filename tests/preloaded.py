@@ -22,37 +22,43 @@ import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-MODULES = ("numpy", "launcher.commands.run", "launcher.commands.prepare", "launcher.local.start", "launcher.cli",
-           "launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered",
-           "torch.distributed.run")  # fmt: skip
+from launcher.faststart.inherited import Inherited
+
+MODULES = (
+    *("launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered"),
+    *("launcher.commands.prepare", "launcher.commands.run", "launcher.local.start", "launcher.cli"),
+)
 OF_START = ("PYTHON", "LD_")  # variables that an interpreter reads as it starts
 ROOM = "." * 400  # for the command lines that ranks show to `ps`
 
 
 class Popen(subprocess.Popen[Any]):
-    """A program in a fork of the preloaded interpreter, which alone can wait for it and passes its exit code on.
+    """A program in a fork of the preloaded interpreter, which alone can wait for it and passes its exit code on."""
 
-    With other variables of the interpreter's own, or with something to call before it, it is a new interpreter.
-    """
+    _status = 0  # where the exit code comes from, once it runs
 
-    _status: int | None = None  # where the exit code comes from
+    def __init__(self, args: list[str], *, shell_of: Inherited | None = None, **options: Any) -> None:
+        """`shell_of`: what the program's shell would have given it in place of this process."""
+        self._inherited = shell_of or Inherited.of_this_process()
+        super().__init__(args, **options)
 
     def _execute_child(self, args: list[str], executable: str, preexec_fn: Any, *rest: Any) -> None:  # type: ignore[override]
         (cwd, env), pipes = rest[2:4], rest[7:13]
         environment = dict(os.environ if env is None else env)
-        if preexec_fn or not (interpreter := _interpreter()).is_like(environment):
-            super()._execute_child(args, executable, preexec_fn, *rest)  # type: ignore[misc]
-            return
+        assert preexec_fn is None, "shell_of says what is to be set"
         to_child, _, _, from_child, _, errors = pipes
-        self.pid, self._status = interpreter.start(
+        of_start = {name: value for name, value in environment.items() if name.startswith(OF_START)}
+        self._interpreter = _interpreter(tuple(sorted(of_start.items())))
+        self.pid, self._status = self._interpreter.start(
             {
                 "args": [os.fspath(word) for word in args],
                 "cwd": str(cwd or Path.cwd()),
                 "env": environment,
+                "inherited": self._inherited.to_dict(),
                 "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
             },
             [fd if fd != -1 else own for fd, own in zip((to_child, from_child, errors), range(3), strict=True)],
@@ -64,19 +70,15 @@ class Popen(subprocess.Popen[Any]):
         return self._internal_poll()
 
     def wait(self, timeout: float | None = None) -> int:
-        if self._status is None:
-            return super().wait(timeout)
-        if not select.select([self._status], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self._status], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         return self._internal_poll() or 0
 
-    def _internal_poll(self, *words: Any, **more: Any) -> int | None:
-        if self._status is None:
-            return super()._internal_poll(*words, **more)  # type: ignore[misc,no-any-return]
-        if select.select([self._status], [], [], 0)[0]:
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        if self.returncode is None and self._status and select.select([self._status], [], [], 0)[0]:
             answer = os.read(self._status, 4)
             os.close(self._status)
-            self._status, self.returncode = None, struct.unpack("=i", answer)[0] if answer else -signal.SIGKILL
+            self.returncode = struct.unpack("=i", answer)[0] if answer else -signal.SIGKILL
         return self.returncode
 
 
@@ -102,17 +104,15 @@ def run(
 class _Interpreter:
     """This process's side of the preloaded interpreter, which ends with this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, of_start: Mapping[str, str]) -> None:
         self._ours, theirs = socket.socketpair()
+        others = {name: value for name, value in os.environ.items() if not name.startswith(OF_START)}
         with theirs:
-            command = [sys.executable, "-P", __file__, str(theirs.fileno()), ROOM]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        self._started_with = _of_start(os.environ)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", __file__, str(theirs.fileno()), ROOM],
+                env={**others, **of_start}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         self._lock = threading.Lock()
-
-    def is_like(self, environment: Mapping[str, str]) -> bool:
-        """Whether an interpreter that starts with these variables would be as this one."""
-        return _of_start(environment) == self._started_with
 
     def start(self, order: dict[str, Any], streams: list[int]) -> tuple[int, int]:
         """The process id, and the descriptor from which its exit code can be read."""
@@ -128,13 +128,10 @@ class _Interpreter:
         return struct.unpack("=I", pid)[0], ended
 
 
-def _of_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(OF_START)}
-
-
-@cache
-def _interpreter() -> _Interpreter:
-    return _Interpreter()
+@lru_cache(maxsize=3)
+def _interpreter(of_start: tuple[tuple[str, str], ...]) -> _Interpreter:
+    """One for each set of variables that an interpreter reads as it starts; those that are not used any more end."""
+    return _Interpreter(dict(of_start))
 
 
 def serve(connection: socket.socket) -> None:
@@ -192,10 +189,9 @@ def _become(order: dict[str, Any], fds: list[int]) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    Inherited.from_dict(order["inherited"]).take_on()
     time.tzset()
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False)  # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    _open_streams(encoding=sys.stdin.encoding, errors=sys.stdin.errors)
     code = 1
     try:
         _run(order["args"][1:])
@@ -217,6 +213,13 @@ def _become(order: dict[str, Any], fds: list[int]) -> None:
             except OSError:
                 code = code or 120  # as CPython's
         os._exit(code)
+
+
+def _open_streams(**text: Any) -> None:
+    sys.stdin = sys.__stdin__ = open(0, closefd=False, **text)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", buffering=1 if os.isatty(1) else -1, closefd=False, **text)  # noqa: SIM115
+    text["errors"] = "backslashreplace"
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, closefd=False, **text)  # noqa: SIM115
 
 
 def _run(words: list[str]) -> None:

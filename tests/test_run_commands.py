@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.run.folder import RunFolder
@@ -34,7 +35,7 @@ dist.destroy_process_group()
 
 def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "launcher.cli", *words]
-    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return preloaded.run(argv, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_cancel_stops_a_running_job_and_leaves_nothing(tmp_path: Path) -> None:
         "launch.grace_s=1",
         *TWO_RANKS,
     ]
-    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with preloaded.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         assert "asked process" in launcher("cancel", "run", cwd=tmp_path).stdout
@@ -115,7 +116,7 @@ def test_the_main_job_trains_ends_with_json_and_stops_on_a_signal(tmp_path: Path
 
 def test_a_killed_rank_ends_the_job_with_its_number_and_log(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "launcher.cli", "run", "run_dir=run", "tracking=none", "train.steps=10000"]
-    with subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with preloaded.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         metrics = RunFolder(tmp_path / "run").metrics
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 0)
         os.kill(pid_of_rank(tmp_path / "run", rank=5), signal.SIGKILL)

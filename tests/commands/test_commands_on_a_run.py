@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import preloaded
 import pytest
 
 from launcher.cli import main
@@ -81,7 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     for name in ("mine", "other"):
         words = ["run", *SMALL, "tracking=none", f"run_dir=runs/{name}", "output=json"]
-        done = subprocess.run(
+        done = preloaded.run(
             [sys.executable, "-m", "launcher.cli", *words], cwd=folder, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
@@ -193,7 +193,7 @@ def test_an_example_of_help_works_on_a_run(
 def test_a_job_that_fails_is_a_document_too(home: Path) -> None:
     (home / "fails.py").write_text("raise SystemExit(3)\n")
     words = ["run", "script=fails.py", "launch.nproc_per_node=1", "launch.max_restarts=0", "output=json"]
-    done = subprocess.run(
+    done = preloaded.run(
         [sys.executable, "-m", "launcher.cli", *words], cwd=home, capture_output=True, text=True, timeout=300
     )
     found = json.loads(done.stdout)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.agent.binding import bind, core_list, near_gpus, ranges, read_siblings
@@ -94,12 +94,12 @@ def test_every_rank_and_its_children_run_on_their_cores(tmp_path: Path, method: 
     )
     words = ["script=train.py", "run_dir=run", "launch.nproc_per_node=2", "launch.bind=cores", f"launch.start={method}"]
     command = [sys.executable, "-P", "-m", "launcher.cli", "run", *words, "launch.warm=never"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    done = preloaded.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert "cores of local ranks: 0 on " in done.stderr
     ranks = [json.loads((tmp_path / f"cores-{rank}").read_text()) for rank in range(2)]
     assert all(own == child for own, child in ranks)
     assert not set(ranks[0][0]) & set(ranks[1][0])
-    dry = subprocess.run([*command, "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    dry = preloaded.run([*command, "dry_run=true"], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert "cores of local ranks: 0 on " in dry.stderr
     assert "GLOO_SOCKET_IFNAME=lo: one node" in dry.stderr

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.preflight.extensions import extension_locks, extensions_folder, lock_findings
@@ -29,7 +30,7 @@ time.sleep(1000)
 def test_a_lock_is_named_when_its_process_was_killed_and_not_before(variable: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k not in ("XDG_CACHE_HOME", "TORCH_EXTENSIONS_DIR")}
     environment[variable] = str(tmp_path)
-    compiling = subprocess.Popen([sys.executable, "-c", COMPILES], env=environment, stdout=subprocess.PIPE, text=True)
+    compiling = preloaded.Popen([sys.executable, "-c", COMPILES], env=environment, stdout=subprocess.PIPE, text=True)
     assert compiling.stdout is not None
     try:
         path = Path(compiling.stdout.readline().strip())
@@ -59,7 +60,7 @@ def test_a_start_and_the_preflight_name_the_lock(tmp_path: Path) -> None:
     def said(*words: str) -> str:
         command = [sys.executable, "-m", "launcher.cli", *words]
         environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "TORCH_EXTENSIONS_DIR": str(tmp_path)}
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        done = preloaded.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
         return done.stdout + done.stderr
 
     assert f"{lock} is" in said("check")

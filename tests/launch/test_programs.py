@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher import process
@@ -58,7 +59,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         split = words.index("--") if "--" in words else len(words)
         argv = [*COMMAND, f"launch.nproc_per_node={ranks}", *words[:split], *words[split:]]
         jobs.append(
-            subprocess.Popen(argv, cwd=tmp_path, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            preloaded.Popen(argv, cwd=tmp_path, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
         return jobs[-1]
 

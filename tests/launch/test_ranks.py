@@ -6,12 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import preloaded
 import pytest
 from jobs import HERE, Job, gone
 
@@ -140,5 +140,5 @@ code = driver.main({str(tmp_path / "run")!r}, {str(HERE / "job_script.py")!r}, "
 print(json.dumps([code, other.poll(), before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))]))
 other.kill()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
+    done = preloaded.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, None, True], done.stderr

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher.errors import InputError
@@ -434,7 +435,7 @@ def test_plain_torchrun_keeps_the_plans_order_with_our_rendezvous(tmp_path: Path
             f"--rdzv-conf=hosts={'+'.join(hosts)},host={hosts[node]}", str(script), hosts[node],
         ]  # fmt: skip
         agents.append(
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+            preloaded.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
         )
     said = [agent.communicate(timeout=240) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0, 0], said
@@ -456,6 +457,6 @@ def test_torchrun_without_an_order_says_what_is_missing(tmp_path: Path, conf: li
         sys.executable, "-m", "torch.distributed.run", "--rdzv-backend=launcher", "--rdzv-id=x",
         "--rdzv-endpoint=127.0.0.1:1", "--nnodes=2", *conf, str(tmp_path / "none.py"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = preloaded.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
     assert reported in done.stderr

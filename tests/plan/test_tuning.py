@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher.cli import main
@@ -35,7 +36,7 @@ def said(folder: Path, *words: str) -> str:
 
 def tuned(folder: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.cli", "tune", *FOUR, "tracking=none", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+    done = preloaded.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, done.stderr
     return done
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,7 +119,7 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     where = {"LAUNCHER_PLAN": str(RunFolder(tmp_path).plan), "LAUNCHER_RUN_DIR": str(tmp_path)}
     driver = str(Path(__file__).with_name("fork_ranks.py"))
-    done = subprocess.run(
+    done = preloaded.run(
         [sys.executable, driver, str(resource("recipes") / "bandwidth.py"), "2", "2", str(port)],
         env=os.environ | where | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         capture_output=True,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import preloaded
 import pytest
 import torch
 import torch.distributed as dist
@@ -42,7 +42,7 @@ GROUPS = ("recipe=collectives", "layout.tp=2", "layout.pp=1", "layout.dp=2", "cl
 def run(tmp_path: Path, *overrides: str) -> dict[str, Any]:
     """The result of `launcher run` in an empty folder."""
     command = [sys.executable, "-m", "launcher.cli", "run", "tracking=none", f"run_dir={tmp_path / 'run'}", *overrides]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = preloaded.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     short = json.loads(done.stdout.splitlines()[-1])
     file = RunFolder(tmp_path / "run").result
@@ -113,10 +113,10 @@ def the_tables_are_read_back(document: dict[str, Any]) -> None:
 def calibrated_is_believed(tmp_path: Path) -> None:
     """`launcher calibrate` of this run gives curves that the planner reads."""
     command = [sys.executable, "-m", "launcher.cli", "calibrate", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = preloaded.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     words = [sys.executable, "-m", "launcher.cli", "plan", "cluster=cpu_measured", "layout.tp=2", "top=1"]
-    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    said = preloaded.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert "all_reduce of 2 over pcie" in said.stdout, said.stderr
 
 
@@ -182,7 +182,7 @@ def test_cold_start_phases_add_up_to_about_the_total_and_are_held_against_runs_a
     assert (document["last_total_s"], document["budget_s"]) == ([], None)
 
     words = ["run", "tracking=none", f"run_dir={tmp_path / 'again'}", "launch.cold_start_budget_s=0.05", *two]
-    again = subprocess.run(
+    again = preloaded.run(
         [sys.executable, "-m", "launcher.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert again.returncode == 1

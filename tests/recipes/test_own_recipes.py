@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.cli import main
@@ -29,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_recipe_from_the_template_runs_with_its_own_settings(home: Path) -> None:
     assert main(["new", "recipe", "probe"]) == 0
     words = ["run", "recipe=probe", "recipe.settings.rounds=2", "run_dir=run", *SMALL]
-    done = subprocess.run([sys.executable, "-m", "launcher.cli", *words], capture_output=True, text=True, timeout=300)
+    done = preloaded.run([sys.executable, "-m", "launcher.cli", *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["recipe"], found["ranks"]) == ("probe", 2)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher.config.compose import load
@@ -56,7 +57,7 @@ def test_a_rank_that_sleeps_is_named(tmp_path: Path) -> None:
     env = environment(tmp_path, num_nodes=1, sizes="64:1K:16") | {"SLEEPY_RANK": "2", "RECIPE": RECIPE}
     driver, script = (str(Path(__file__).with_name(name)) for name in ("fork_ranks.py", "sleepy_rank.py"))
     words = [sys.executable, driver, script, "1", "4", env["MASTER_PORT"]]
-    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    done = preloaded.run(words, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
 
     assert done.returncode == 0, done.stderr
     found = verdict(tmp_path)

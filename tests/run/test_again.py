@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.cli import main
@@ -80,12 +81,12 @@ def test_a_repeated_command_has_the_words_of_the_run_but_for_those_that_are_give
 
 @pytest.mark.slow
 def test_a_run_is_repeated_in_a_folder_of_its_own_with_the_same_plan(repository: Path) -> None:
-    first = subprocess.run(
+    first = preloaded.run(
         [*RUN, "script=train.py", "launch.nproc_per_node=2", "run_dir=runs/first", "--", "a b", "--x"],
         capture_output=True, text=True, timeout=200, check=True,
     )  # fmt: skip
     (repository / "train.py").write_text((repository / "train.py").read_text() + "# later\n")
-    second = subprocess.run([*RUN, "again=last"], capture_output=True, text=True, timeout=200, check=True)
+    second = preloaded.run([*RUN, "again=last"], capture_output=True, text=True, timeout=200, check=True)
     assert first.stdout == second.stdout == "said 0 ['a b', '--x']\n"
     assert "what differs from the commit is another than then" in second.stderr
     [other] = [path for path in Path("runs").iterdir() if path.name != "first"]

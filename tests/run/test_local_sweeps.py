@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher.cluster.commands import Output
@@ -37,7 +38,7 @@ def launch(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     tool.chmod(0o755)
     path = f"{tool.parent}:{os.environ['PATH']}"
     command = [sys.executable, "-m", "launcher.cli", "run", *words]
-    return subprocess.run(
+    return preloaded.run(
         command, cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=400, check=False
     )
 

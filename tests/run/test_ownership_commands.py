@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.run.folder import RunFolder
@@ -21,7 +22,7 @@ RUN = ["run", "script=sleep.py", "run_dir=run", "launch.warm=never", "launch.gra
 
 
 def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*LAUNCHER, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return preloaded.run([*LAUNCHER, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def running(cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
     """A run in `cwd`/run, from the moment its messages hold `until`."""
     (cwd / "sleep.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
     with (cwd / "err").open("w") as err:
-        job = subprocess.Popen([*LAUNCHER, *RUN], cwd=cwd, stdout=err, stderr=err, text=True)
+        job = preloaded.Popen([*LAUNCHER, *RUN], cwd=cwd, stdout=err, stderr=err, text=True)
     try:
         deadline = time.monotonic() + 120
         while until not in (cwd / "err").read_text():

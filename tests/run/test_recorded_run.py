@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 from report.trace_format import assert_named_and_nested, events_of
 
@@ -23,7 +24,7 @@ SMALL = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=2", "layout.dp=1",
 
 def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.cli", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return preloaded.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.cli import main
@@ -142,7 +143,7 @@ def test_a_run_starts_from_its_copy_and_its_plan_keeps_the_original(repository: 
     environment = {**os.environ, "PYTHONPATH": str(repository / "src")}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return preloaded.run(
             [*command, "launch.nproc_per_node=1", "launch.warm=never", *words],
             cwd=repository / "train", env=environment, capture_output=True, text=True, timeout=120,
         )  # fmt: skip

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -29,7 +30,7 @@ def run_both(
     jobs = {}
     for kind, command in commands.items():
         (folder / kind).mkdir()
-        jobs[kind] = subprocess.Popen(
+        jobs[kind] = preloaded.Popen(
             [*PYTHON, *command, *args], cwd=folder / kind, env=environment, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

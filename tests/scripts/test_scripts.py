@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import preloaded
 import pytest
 
 from launcher.commands.warm import SERVER
 from launcher.faststart import warm
+from launcher.faststart.inherited import Inherited
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
@@ -41,6 +43,7 @@ class Habit:
     by_spawn: bool = False  # the launcher itself starts it so
     in_its_folder: bool = False
     kind: str = "script"
+    cold: bool = False  # by fork from an interpreter that imports torch while it plans, as a user's is
 
 
 HABITS = [
@@ -49,9 +52,9 @@ HABITS = [
     Habit("leaves_files_open.py", ("exception",), code=1),
     Habit("works_on_after_the_last_line.py"),
     Habit("gets_classes_from_children.py"),
-    Habit("looks_at_itself.py", ("two words", "é'\"$(x)", "", "--lr=3", "line\nbreak")),
+    Habit("looks_at_itself.py", ("two words", "é'\"$(x)", "", "--lr=3", "line\nbreak"), cold=True),
     Habit("own_launcher/train.py", in_its_folder=True),
-    Habit("sets_variables_before_torch.py"),
+    Habit("sets_variables_before_torch.py", cold=True),
     Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True),
     Habit("ends_with_a_code.py", ("3",), code=1),
     Habit("ends_with_a_code.py", ("0", "at once")),
@@ -94,11 +97,11 @@ def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
     ]
 
 
-def of_another_shell() -> None:
+def another_shell() -> Inherited:
     """Other limits than those of the warm server."""
-    os.umask(0o027)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (777, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    os.nice(1)
+    here = Inherited.of_this_process()
+    limits = {**here.limits, "NOFILE": (777, here.limits["NOFILE"][1])}
+    return replace(here, umask=0o027, niceness=min(19, here.niceness + 1), limits=limits)
 
 
 def produced(folder: Path) -> dict[str, str]:
@@ -123,10 +126,14 @@ def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
             script = folder / script.name
         restarts = 0 if kind == "torchrun" else habit.restarts
         environment = {**os.environ, "HABIT": "restart" * restarts, "DRAWN": str(tmp_path / "drawn.jsonl")}
-        runs[kind] = subprocess.Popen(
+        cold = habit.cold and kind == "fork"
+        shell = another_shell()
+        start = (
+            partial(subprocess.Popen, preexec_fn=shell.take_on) if cold else partial(preloaded.Popen, shell_of=shell)
+        )
+        runs[kind] = start(
             command(kind, habit, script, folder),
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            preexec_fn=of_another_shell,
         )  # fmt: skip
     said = {kind: [text.decode() for text in run.communicate(timeout=240)] for kind, run in runs.items()}
     codes = {kind: run.returncode for kind, run in runs.items()}

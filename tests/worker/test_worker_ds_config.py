@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher import Job
@@ -75,7 +75,7 @@ def test_a_feature_of_deepspeed_works_by_its_own_configuration(tmp_path: Path) -
     config = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "mine"}}
     (tmp_path / "ds.json").write_text(json.dumps(config))
     words = ["run", *WORDS, "train.ds_config=ds.json", "train.steps=2", "tracking=none", "run_dir=run"]
-    done = subprocess.run(
+    done = preloaded.run(
         [sys.executable, "-m", "launcher.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import preloaded
 import pytest
 
 LAUNCHER = [sys.executable, "-c", "from launcher.cli import main; raise SystemExit(main())", "run", "tracking=none"]
@@ -103,7 +104,7 @@ if __name__ == "__main__":
 
 def launch(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCHER, *TWO_RANKS, f"script={script}", f"run_dir={script.parent / 'run'}", "--", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=script.parent)
+    return preloaded.run(command, capture_output=True, text=True, timeout=200, cwd=script.parent)
 
 
 def write(folder: Path, text: str) -> Path:

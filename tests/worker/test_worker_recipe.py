@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import preloaded
 import pytest
 
 from launcher.run.folder import RunFolder
@@ -27,7 +28,7 @@ TWO_RANKS = [
 
 def launch(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [*LAUNCHER, *TWO_RANKS, f"run_dir={folder}", *overrides]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder.parent)
+    return preloaded.run(command, capture_output=True, text=True, timeout=200, cwd=folder.parent)
 
 
 def document(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
