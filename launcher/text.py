@@ -33,7 +33,7 @@ def bounded(text: str, what: str, *, most: int = MOST_CHARACTERS) -> str:
 
 
 def shown(text: str) -> str:
-    """Escape control characters in untrusted text for a terminal."""
+    """Return untrusted text for a terminal: control characters as escapes, so that a reader sees which they are."""
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -44,7 +44,11 @@ def in_brief(text: str, *, longest: int = 120) -> str:
 
 
 def printable(text: str, *, longest: int = 80) -> str:
-    """Return a text as one line without control characters, truncated to `longest`."""
+    """Return a text as one line without control characters, truncated to `longest`.
+
+    They are replaced and not escaped as in `shown`: the line may be a name that is kept in YAML, in a comment or in a
+    Slurm option, where a backslash means something.
+    """
     cut = text[: longest + 1]
     shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
     return shown if len(cut) <= longest else f"{shown[: longest - 1]}…"

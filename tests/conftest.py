@@ -17,9 +17,14 @@ settings.load_profile("busy machine")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group slow tests for `--dist=loadgroup` by module and Slurm tests as one, unless they name their own group."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group slow tests for `--dist=loadgroup` by module and Slurm tests as one, unless they name their own group.
+
+    Short tests come last: they keep every worker busy to the end.
+    """
     for item in items:
         slow, on_slurm = item.get_closest_marker("slow"), item.get_closest_marker("slurm")
         if (slow or on_slurm) and not item.get_closest_marker("xdist_group"):
             item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
+    if hasattr(config, "workerinput"):  # xdist starts groups by their number of tests, and then in this order
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # type checks take a minute of CPU: not at the end, when other workers have nothing left
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,8 @@ from launcher.console import notify
 from launcher.errors import JobFailed, LauncherError
 from launcher.planner import Plan
 from launcher.planner.record import RECIPE
-from launcher.rendezvous.config import RendezvousConfig
-from launcher.run.folder import RunFolder
+from launcher.rendezvous.config import Meeting, RendezvousConfig
+from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.heartbeat import Heartbeats
 from launcher.run.ledger import Ledger, command_began
 from launcher.run.node_state import node_that_is_done
@@ -105,6 +106,14 @@ def run_node(
         return _run_ranks(
             job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
         )
+
+
+def join(run_folder: Path, plan: Plan, launch: LaunchSettings, *, node: int, name: str, meeting: Meeting) -> int:
+    """`run_node` of a plan on several hosts, which its nodes go to by themselves: over ssh and under Slurm."""
+    rendezvous = RendezvousConfig(
+        **meeting._asdict(), num_nodes=plan.placement.num_nodes, node=node, name=name, hosts=plan.hosts
+    )
+    return run_node(plan, folder=create_run_folder(run_folder), launch=launch, node=node, rendezvous=rendezvous)
 
 
 def _run_ranks(

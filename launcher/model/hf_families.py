@@ -38,6 +38,10 @@ NEOX_NAMES = MappingProxyType(
     {name: key for name, key in LLAMA_NAMES.items() if name != "kv_heads"} | {"eps": "layer_norm_eps"}
 )
 LLAMA_FORM = MappingProxyType({"gated_mlp": True, "norm": "rmsnorm", "positions": "rotary", "bias": False})
+# Multi-head latent attention of DeepSeek-V2 and V3, by the defaults of both configurations.
+LATENT = MappingProxyType(
+    {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
+)
 # Words in a key that says something of the shape, and keys with such words that do not, or that are read elsewhere.
 SHAPE_WORDS = ("num_", "size", "dim", "layer", "head", "expert", "rank", "window")
 NOT_SHAPE = frozenset(
@@ -211,11 +215,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 num_experts_per_tok=None,
                 moe_intermediate_size=1407,
                 first_k_dense_replace=0,
-                q_lora_rank=1536,
-                kv_lora_rank=512,
-                qk_nope_head_dim=128,
-                qk_rope_head_dim=64,
-                v_head_dim=128,
+                **LATENT,
             ),
             latent=True,
         ),
@@ -230,11 +230,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 num_experts_per_tok=8,
                 moe_intermediate_size=2048,
                 first_k_dense_replace=3,
-                q_lora_rank=1536,
-                kv_lora_rank=512,
-                qk_nope_head_dim=128,
-                qk_rope_head_dim=64,
-                v_head_dim=128,
+                **LATENT,
             ),
             latent=True,
         ),

@@ -10,11 +10,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import randrange
+from typing import NamedTuple
 
 from launcher.errors import InputError, LauncherError
 
 BACKEND = "launcher"  # our rendezvous, as torchrun names it
 FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
+
+
+class Meeting(NamedTuple):
+    """One start of a job: its name, where its nodes meet, and what they prove that they belong to it by."""
+
+    run_id: str
+    host: str
+    port: int
+    secret: str
 
 
 @dataclass(frozen=True)

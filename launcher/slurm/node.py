@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import env
-from launcher.agent import node as node_module
 from launcher.agent.launch import read_launch
+from launcher.agent.node import join
 from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.rendezvous.authentication import SECRET
-from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
-from launcher.run.folder import RunFolder, create_run_folder
+from launcher.rendezvous.config import Meeting, derived_port, split_endpoint
+from launcher.run.folder import RunFolder
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
@@ -53,18 +53,9 @@ def run_node(run_folder: Path) -> int:
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
     host, port = coordinator(launch, run_id)
-    rendezvous = RendezvousConfig(
-        run_id=run_id,
-        host=host or env.get(COORDINATOR) or plan.hosts[0],
-        port=port,
-        num_nodes=plan.placement.num_nodes,
-        node=node,
-        name=name,
-        secret=take_secret(name, num_nodes=plan.placement.num_nodes),
-        hosts=plan.hosts,
-    )
-    folder = create_run_folder(run_folder)
-    return node_module.run_node(plan, folder=folder, launch=launch, node=node, rendezvous=rendezvous)
+    secret = take_secret(name, num_nodes=plan.placement.num_nodes)
+    meeting = Meeting(run_id, host or env.get(COORDINATOR) or plan.hosts[0], port, secret)
+    return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)
 
 
 def main(argv: Sequence[str]) -> int:

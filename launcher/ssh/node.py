@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import env
-from launcher.agent import node as node_module
 from launcher.agent.launch import read_launch
+from launcher.agent.node import join
 from launcher.console import notify
 from launcher.errors import LauncherError
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import SECRET
-from launcher.rendezvous.config import RendezvousConfig, derived_port, split_endpoint
-from launcher.run.folder import RunFolder, create_run_folder
+from launcher.rendezvous.config import Meeting, derived_port, split_endpoint
+from launcher.run.folder import RunFolder
 from launcher.ssh.request import COORDINATOR, RUN_ID
 
 
@@ -24,18 +24,8 @@ def run_node(run_folder: Path, *, node: int, name: str) -> int:
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     run_id = env.take(RUN_ID) or ""
     host, port = split_endpoint(env.take(COORDINATOR) or "")
-    secret = env.take(SECRET) or ""
-    rendezvous = RendezvousConfig(
-        run_id=run_id,
-        host=host,
-        port=port or derived_port(run_id),
-        num_nodes=plan.placement.num_nodes,
-        node=node,
-        name=name,
-        secret=secret,
-    )
-    folder = create_run_folder(run_folder)
-    return node_module.run_node(plan, folder=folder, launch=launch, node=node, rendezvous=rendezvous)
+    meeting = Meeting(run_id, host, port or derived_port(run_id), env.take(SECRET) or "")
+    return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -43,11 +43,12 @@ class Habit:
     by_spawn: bool = False  # the launcher itself starts it so
     in_its_folder: bool = False
     kind: str = "script"
+    spawned: bool = True  # by launch.start=spawn too, a new interpreter for each rank as torchrun's
     cold: bool = False  # by fork from an interpreter that imports torch while it plans, as a user's is
 
 
 HABITS = [
-    Habit("draws_without_a_seed.py", restarts=1),
+    Habit("draws_without_a_seed.py", restarts=1, spawned=False),  # the interpreter's own draws
     Habit("leaves_files_open.py", ("end",)),
     Habit("leaves_files_open.py", ("exception",), code=1),
     Habit("works_on_after_the_last_line.py"),
@@ -55,7 +56,7 @@ HABITS = [
     Habit("looks_at_itself.py", ("two words", "é'\"$(x)", "", "--lr=3", "line\nbreak"), cold=True),
     Habit("own_launcher/train.py", in_its_folder=True),
     Habit("sets_variables_before_torch.py", cold=True),
-    Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True),
+    Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True, spawned=False),
     Habit("ends_with_a_code.py", ("3",), code=1),
     Habit("ends_with_a_code.py", ("0", "at once")),
     Habit("reads_its_place.py", ("fail",), code=1),
@@ -115,7 +116,8 @@ def produced(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("habit", HABITS, ids=lambda h: "-".join([h.kind, Path(h.script).stem, *h.args[:1]]))
 def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
-    kinds = ["torchrun", *STARTS]
+    starts = [kind for kind in STARTS if habit.spawned or kind != "spawn"]
+    kinds = ["torchrun", *starts]
     runs = {}
     for kind in kinds:  # side by side: each waits for itself half of the time
         folder = tmp_path / kind / "work"
@@ -142,12 +144,12 @@ def test_a_script_ends_as_under_torchrun(habit: Habit, tmp_path: Path) -> None:
     assert outcomes["torchrun"], said["torchrun"]
     if habit.restarts:  # a second start leaves what a first one does
         outcomes["torchrun"]["distinct-1.json"] = outcomes["torchrun"]["distinct-0.json"]
-    for kind in STARTS:
+    for kind in starts:
         assert outcomes[kind] == outcomes["torchrun"], (kind, said[kind])
-        assert ("(launch.start=spawn)" in said[kind][1]) == (habit.by_spawn and kind != "spawn")
+        assert ("(launch.start=spawn)" in said[kind][1]) == habit.by_spawn
         assert "warm server is not used" not in said[kind][1]
     if (tmp_path / "drawn.jsonl").exists():
-        check_drawn(tmp_path / "drawn.jsonl", runs=1 + len(STARTS) * (1 + habit.restarts))
+        check_drawn(tmp_path / "drawn.jsonl", runs=1 + len(starts) * (1 + habit.restarts))
 
 
 def check_drawn(file: Path, *, runs: int) -> None:

@@ -16,21 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import PATH, Slurm
+from sshd_settings import CLIENT, write_settings
 
 from launcher.run.folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
-SSHD = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {folder}/key
-AuthorizedKeysFile {folder}/key.pub
-PidFile none
-StrictModes no
-PermitRootLogin yes
-UsePAM no
-SetEnv "PATH={path}" SLURM_CONF={conf} OMP_NUM_THREADS=1
-"""
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -51,14 +41,13 @@ def login(cluster: Slurm) -> Iterator[list[str]]:
     folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / "key"], check=True)
-    conf = cluster.environment["SLURM_CONF"]
-    (folder / "sshd_config").write_text(SSHD.format(port=port, folder=folder, path=PATH, conf=conf))
+    variables = f'SetEnv "PATH={PATH}" SLURM_CONF={cluster.environment["SLURM_CONF"]} OMP_NUM_THREADS=1'
+    settings = write_settings(folder, f"Port {port}", "ListenAddress 127.0.0.1", variables)
     Path("/run/sshd").mkdir(exist_ok=True)
     sshd = subprocess.Popen(
-        [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL
+        [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", settings], stderr=subprocess.DEVNULL
     )
-    options = f"-p {port} -i {folder}/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR"
+    options = " ".join([f"-p {port} -i {folder}/key", *(f"-o {name}={value}" for name, value in CLIENT.items())])
     try:
         deadline = time.monotonic() + 20
         while subprocess.run(["ssh", *options.split(), "root@127.0.0.1", "true"]).returncode:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "slurm"))
+from sshd_settings import CLIENT, write_settings  # noqa: E402
 from testcluster_network import NODE_NETWORK, Network, ip  # noqa: E402
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -25,22 +26,6 @@ mkdir -p /run/sshd
 /usr/sbin/sshd -D -e -f "$2/sshd_config" & sshd=$!
 trap 'kill -TERM $sshd' TERM
 while kill -0 $sshd 2>/dev/null; do wait $sshd; done
-"""
-SSHD = """
-HostKey {folder}/key
-AuthorizedKeysFile {folder}/key.pub
-PidFile none
-StrictModes no
-PermitRootLogin yes
-UsePAM no
-"""
-CLIENT = """
-Host h* fd89*
-    User root
-    IdentityFile {folder}/key
-    StrictHostKeyChecking no
-    UserKnownHostsFile /dev/null
-    LogLevel ERROR
 """
 POLL_S = 0.1
 PREFIX6 = "fd89::"
@@ -63,13 +48,14 @@ class Hosts:
         return ["launch=ssh", f"launch.hosts=[{','.join(NAMES)}]", f"launch.ssh_options={words}"]
 
     def start(self) -> None:
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.folder / "key"], check=True)
+        write_settings(self.folder)
         addresses = {name: self.address(index) for index, name in enumerate(NAMES)}
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in addresses.items())]
         (self.folder / "hosts").write_text("\n".join(lines) + "\n")
-        (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder))
         hosts = "".join(f"Host {name}\n    HostName {address}\n" for name, address in addresses.items())
-        (self.folder / "client").write_text(hosts + CLIENT.format(folder=self.folder))
+        options = {"User": "root", "IdentityFile": f"{self.folder}/key", **CLIENT}
+        lines = ["Host h* fd89*", *(f"    {name} {value}" for name, value in options.items())]
+        (self.folder / "client").write_text(hosts + "\n".join(lines) + "\n")
         self.network.start()
         if self.ipv6:
             ip("-6", "addr", "add", f"{PREFIX6}fe/64", "dev", self.network.bridge, "nodad")
