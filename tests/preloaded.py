@@ -26,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from launcher import process
 from launcher.faststart.inherited import Inherited
 
 MODULES = (
@@ -89,13 +90,13 @@ def run(
     if options.pop("capture_output", False):
         options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     options |= {} if input is None else {"stdin": subprocess.PIPE}
-    with Popen(command, **options) as process:
+    with Popen(command, **options) as program:
         try:
-            out, err = process.communicate(input, timeout=timeout)
+            out, err = program.communicate(input, timeout=timeout)
         except BaseException:
-            process.kill()
+            program.kill()
             raise
-    done = subprocess.CompletedProcess(command, process.returncode, out, err)
+    done = subprocess.CompletedProcess(command, program.returncode, out, err)
     if check:
         done.check_returncode()
     return done
@@ -163,7 +164,8 @@ def serve(connection: socket.socket) -> None:
                 os.close(tell_end)
         if connection in ready:
             head, fds, _, _ = socket.recv_fds(connection, 4, 4)
-            if not head:
+            if not head:  # the tests are over, or broken off
+                process.signal_all(running, signal.SIGKILL)
                 return
             size, data = struct.unpack("=I", head)[0], b""
             while len(data) < size:
