@@ -39,7 +39,7 @@ NEOX_NAMES = MappingProxyType(
 )
 LLAMA_FORM = MappingProxyType({"gated_mlp": True, "norm": "rmsnorm", "positions": "rotary", "bias": False})
 # Multi-head latent attention of DeepSeek-V2 and V3, by the defaults of both configurations.
-LATENT = MappingProxyType(
+LATENT: Mapping[str, Any] = MappingProxyType(
     {"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128}
 )
 # Words in a key that says something of the shape, and keys with such words that do not, or that are read elsewhere.
