@@ -71,6 +71,13 @@ MEGATRON_LM = (
     ),
     since(2024, "--context-parallel-size (CHANGELOG.md, Core 0.4.0)", context_parallel=True),
     since(
+        2024,
+        "megatron/training/arguments.py: --transformer-impl is transformer_engine by default (its RMSNorm is one "
+        "kernel), rotary positions are fused except with --no-rope-fusion",
+        fused_norm=True,
+        fused_rotary=True,
+    ),
+    since(
         2025,
         "megatron/core/distributed/custom_fsdp of Core 0.12: --data-parallel-sharding-strategy, without a pipeline",
         zero_stages=(0, 1, 2, 3),
