@@ -111,6 +111,29 @@ def test_the_published_schema_takes_the_object(kind: str, name: str) -> None:
         jsonschema.validate(found, schema)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+def test_kubeflows_own_classes_read_the_object(kind: str, name: str) -> None:
+    models = pytest.importorskip("kubeflow_trainer_api.models", exc_type=ImportError)
+    read = {"jobset": models.JobsetV1alpha2JobSet, "trainjob": models.TrainerV1alpha1TrainJob}[kind].from_dict
+    plan = plan_of(name)
+    found = document(kind, plan)
+    own = read(found)
+    assert is_within(found, own.to_dict())  # each key is one of theirs; they add defaults, as a port's protocol
+    nodes = own.spec.trainer.num_nodes if kind == "trainjob" else sum(
+        job.replicas * job.template.spec.parallelism for job in own.spec.replicated_jobs
+    )  # fmt: skip
+    assert nodes == plan.placement.num_nodes
+
+
+def is_within(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return all(key in theirs and is_within(value, theirs[key]) for key, value in ours.items())
+    if isinstance(ours, list) and isinstance(theirs, list):
+        return len(ours) == len(theirs) and all(map(is_within, ours, theirs))
+    return bool(ours == theirs)
+
+
 def closed(schema: Any) -> Any:
     """The schema with unknown keys refused, as an API server prunes them."""
     if isinstance(schema, list):
