@@ -1,7 +1,7 @@
 """A plan for torchtitan: command line flags, and the configuration function that says what flags cannot.
 
-Names and meanings: torchtitan b5bcd76 of August 2026, torchtitan/config/configs.py. Its TOML files are gone; its
-README calls the flags frozen and the function the way to configure a run. Batches are counted in tokens there.
+Names and meanings: torchtitan 0.3.0, the release of September 2026, torchtitan/config/configs.py. Its TOML files are
+gone; its README calls the flags frozen and the function the way to configure a run. Commit b5bcd76 counts in tokens.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def flags(plan: Plan) -> list[str]:
 
 def settings(plan: Plan) -> list[Setting]:
     """Keys of Trainer.Config with their values."""
-    layout, training, seq_len = plan.layout, plan.job.training, plan.job.model.seq_len
+    layout, training = plan.layout, plan.job.training
     replicas = facts.replicas(plan) if layout.sharding else layout.dp
     found: list[Setting] = [
         ("parallelism.data_parallel_replicate_degree", replicas),
@@ -82,11 +82,11 @@ def settings(plan: Plan) -> list[Setting]:
         ("parallelism.enable_sequence_parallel", layout.sequence_parallel),
         ("parallelism.context_parallel_degree", layout.cp),
         ("parallelism.pipeline_parallel_degree", layout.pp),
-        *_pipeline(layout, training.global_batch),
+        *_pipeline(layout),
         ("parallelism.expert_parallel_degree", layout.ep),
-        ("training.num_tokens_per_microbatch_per_dp_rank", layout.micro_batch * seq_len),
-        ("training.num_tokens_per_train_step", training.global_batch * seq_len),
-        ("training.max_context_length", seq_len),
+        ("training.local_batch_size", _passed_at_once(layout, training.global_batch)),
+        ("training.global_batch_size", training.global_batch),
+        ("training.seq_len", plan.job.model.seq_len),
         ("training.steps", facts.steps(plan)),
         ("training.mixed_precision_param", "bfloat16" if training.dtype == "bf16" else "float32"),
     ]
@@ -95,12 +95,17 @@ def settings(plan: Plan) -> list[Setting]:
     return found + _how(plan)
 
 
-def _pipeline(layout: Layout, global_batch: int) -> list[Setting]:
+def _passed_at_once(layout: Layout, global_batch: int) -> int:
+    """Return the sequences of a rank between two steps of accumulation: all of a step where a pipeline cuts them."""
+    return layout.micro_batch if layout.pp == 1 else global_batch // layout.dp
+
+
+def _pipeline(layout: Layout) -> list[Setting]:
     if layout.pp == 1:
         return []
     found: list[Setting] = [
         ("parallelism.pipeline_parallel_schedule", SCHEDULES[layout.schedule]),
-        ("parallelism.num_pp_microbatches", layout.num_micro_batches(global_batch)),
+        ("parallelism.pipeline_parallel_microbatch_size", layout.micro_batch),
     ]
     if len(set(layout.layer_split)) == 1:
         found += [
@@ -194,9 +199,9 @@ TARGET = Target(
     name="torchtitan",
     tool="torchtitan",
     sources=(
-        "torchtitan b5bcd76: torchtitan/config/configs.py, ParallelismConfig and TrainingConfig",
-        "torchtitan b5bcd76: torchtitan/config/README.md (flags are frozen, functions configure a run)",
-        "torchtitan b5bcd76: torchtitan/distributed/parallel_dims.py (rank order), pipeline_parallel.py (stages)",
+        "torchtitan 0.3.0: torchtitan/config/configs.py, ParallelismConfig and TrainingConfig",
+        "torchtitan 0.3.0: torchtitan/config/README.md (flags are frozen, functions configure a run)",
+        "torchtitan 0.3.0: torchtitan/distributed/parallel_dims.py (rank order), pipeline_parallel.py (stages)",
     ),
     write=write,
     cannot=cannot,

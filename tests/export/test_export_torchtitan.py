@@ -1,6 +1,7 @@
-"""torchtitan's keys are documented, count the plan's tokens, and its own dataclasses read the flags back.
+"""torchtitan's keys are documented, count the plan's sequences, and its own dataclasses read the flags back.
 
-torchtitan itself asks for nightly builds: set TORCHTITAN to a checkout (b5bcd76 or later), with tyro, for the last.
+torchtitan needs packages with CUDA: for the last, `pip download --no-deps torchtitan==0.3.0`, unpack the wheel, set
+TORCHTITAN to that folder, and install tyro.
 """
 
 from __future__ import annotations
@@ -37,14 +38,16 @@ def test_every_key_is_one_that_torchtitan_documents(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_tokens_of_micro_batches_and_steps_are_the_plans(name: str) -> None:
+def test_sequences_of_micro_batches_and_steps_are_the_plans(name: str) -> None:
     plan = plan_of(name)
-    found = dict(torchtitan.settings(plan))
-    seq_len, layout = plan.job.model.seq_len, plan.layout
-    assert found["training.num_tokens_per_microbatch_per_dp_rank"] == layout.micro_batch * seq_len
-    assert found["training.num_tokens_per_train_step"] == plan.job.training.global_batch * seq_len
-    if layout.pp > 1:
-        assert found["parallelism.num_pp_microbatches"] == layout.num_micro_batches(plan.job.training.global_batch)
+    found, layout = dict(torchtitan.settings(plan)), plan.layout
+    batch, passes = plan.job.training.global_batch, layout.num_micro_batches(plan.job.training.global_batch)
+    assert (found["training.global_batch_size"], found["training.seq_len"]) == (batch, plan.job.model.seq_len)
+    micro_batch = found.get("parallelism.pipeline_parallel_microbatch_size", found["training.local_batch_size"])
+    assert micro_batch == layout.micro_batch
+    steps_of_accumulation = batch // layout.dp // found["training.local_batch_size"]
+    assert steps_of_accumulation * found["training.local_batch_size"] // micro_batch == passes
+    assert layout.pp == 1 or steps_of_accumulation == 1  # one pipeline a step, not several short ones
 
 
 def test_stages_that_no_flag_says_are_in_the_configuration_function() -> None:
