@@ -27,7 +27,7 @@ MEGATRON_LM = (
     since(0, "megatron/mpu/layers.py before async_tensor_model_parallel_allreduce", tp_overlap="none"),
     since(
         2022,
-        "async_tensor_model_parallel_allreduce (commit 16c90445 of late 2021; Korthikanti et al. 2022, section 4.2.2)",
+        "async_tensor_model_parallel_allreduce (commit 16c90445, September 2021; Korthikanti et al. 2022, 4.2.2)",
         tp_overlap="wgrad",
     ),
     since(0, "megatron/core/tensor_parallel/mappings.py, _reduce: sums what it is given", tp_reduce_dtype="train"),
@@ -64,22 +64,22 @@ MEGATRON_LM = (
     ),
     since(
         2022,
-        "--use-distributed-optimizer (March 2022); --sequence-parallel (Korthikanti et al. 2022)",
+        "--use-distributed-optimizer (commit 329fe582, February 2022); --sequence-parallel (cfd2e216, April 2022)",
         zero_stages=(0, 1),
         pipeline_zero_stages=(0, 1),
         sequence_parallel=True,
     ),
-    since(2024, "--context-parallel-size (CHANGELOG.md, Core 0.4.0)", context_parallel=True),
+    since(2024, "--context-parallel-size (commit 292543d3, October 2023; Core 0.4.0)", context_parallel=True),
     since(
         2024,
-        "megatron/training/arguments.py: --transformer-impl is transformer_engine by default (its RMSNorm is one "
-        "kernel), rotary positions are fused except with --no-rope-fusion",
+        "--transformer-impl is transformer_engine by default (commit e7b74a4b, April 2024), RMSNorm in one kernel; "
+        "rotary positions are fused except with --no-rope-fusion (de9428a7, January 2024)",
         fused_norm=True,
         fused_rotary=True,
     ),
     since(
         2025,
-        "megatron/core/distributed/custom_fsdp of Core 0.12: --data-parallel-sharding-strategy, without a pipeline",
+        "--data-parallel-sharding-strategy (commit d165a854, February 2025; custom_fsdp), without a pipeline",
         zero_stages=(0, 1, 2, 3),
     ),
     since(

@@ -161,7 +161,8 @@ TORCHTITAN = (
     since(2025, "torchtitan/models/llama3: nn.RMSNorm, one kernel from PyTorch 2.8 on", fused_norm=True),
     since(
         0,
-        "torchtitan: loss parallel with tp except with disable_loss_parallel; components/loss.py works on pred.float()",
+        "torchtitan of 2025: loss parallel with tp except with disable_loss_parallel; components/loss.py works on "
+        "pred.float()",
         loss_parallel=True,
         wide_loss=True,
     ),
@@ -202,7 +203,7 @@ INTERNEVO = (
     since(
         0,
         "InternEvo: flash-attention's rotary and cross-entropy kernels; RMSNorm in PyTorch unless apex is compiled "
-        "(internlm/model/modules: RMSNormTorch)",
+        "(internlm/model/norm.py, later ops/norm.py: RMSNormTorch)",
         fused_rotary=True,
         fused_loss=True,
     ),
@@ -217,8 +218,9 @@ INTERNEVO = (
     ),
     since(
         0,
-        "internlm/model/linear.py, FeedForward: w1 and w2 are products of their own; model/utils.py, FusedDenseFunc: "
-        "each gathers its input, gathers it again for its weight's gradient, and reduces its input's gradient",
+        "internlm/model/linear.py (later modules/mlp.py), FeedForward: gate and up projections are products of their "
+        "own; model/utils.py, FusedDenseFunc: each gathers its input, gathers it again for its weight's gradient, and "
+        "reduces its input's gradient",
         joint_gate=False,
     ),
     since(
