@@ -101,7 +101,8 @@ class Driver:
                 self._note(ledger.END, code=error.exit_code, why=str(error))
                 release(self.folder, self.owner, ended="failed")
                 raise
-            notify(f"while starting: {error}")
+            if not (failed and self.settings.comes_back):  # the decision has the reason, and excludes the nodes itself
+                notify(f"while starting: {error}")
             outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted, unstarted=failed)
             return self._end(outcome, state, history, signals)
         state = job_state(self.allocation.job_id) if code else JobState()

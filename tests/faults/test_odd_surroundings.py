@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from launcher.commands import table
 from launcher.errors import LauncherError
 from launcher.faststart import warm
 
@@ -35,7 +36,19 @@ COMMANDS = {
     "export": ("export", *JOB, "to=torchtitan", "out={run}-titan"),
     "help": ("plan", "--help"),
     "warm": ("warm", "status"),
+    "show": ("show", "cluster=dgx_a100_80g"),
+    "ls": ("ls",),
+    "keys": ("keys", "launch.time"),
+    "compare": ("compare", "{run}", "{run}"),
+    "cancel": ("cancel", "{run}"),
+    "sync": ("sync", "{run}", "dry_run=true"),
+    "new": ("new", "recipe", "odd"),
+    "completion": ("completion", "bash"),
+    "calibrate": ("calibrate", "/no/where.txt", "cluster=dgx_a100_80g"),
+    "tune": ("tune", "cluster=cpu", "dry_run=true"),
 }
+# What they do here is to say why not: nothing runs, nothing was measured.
+MAY_REFUSE = ("status", "logs", "check", "warm", "cancel", "sync", "calibrate")
 NOBODY = 54321  # has no entry in passwd, and so no home but $HOME
 # Another user, who may read what is root's, as the interpreter and the package may be, and write nothing of it.
 STRANGER = (
@@ -74,7 +87,11 @@ def assert_all_work(folder: Path, *, encoding: str, **options: Any) -> None:
     for name, words in COMMANDS.items():
         done = call(folder, *words, **ASCII, PYTHONIOENCODING=encoding, **options)
         done.stdout.decode(encoding)
-        assert_sound(done, *((0,) if name not in ("status", "logs", "check", "warm") else (0, 1, 2)))
+        assert_sound(done, *((0, 1, 2) if name in MAY_REFUSE else (0,)))
+
+
+def test_every_command_is_among_those_that_are_tried() -> None:
+    assert {words[0] for words in COMMANDS.values()} == set(table.COMMANDS)
 
 
 @pytest.mark.parametrize("redirect", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "</dev/full >/dev/full"])
