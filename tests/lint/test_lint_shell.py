@@ -52,13 +52,13 @@ def test_no_text_breaks_the_reader(text: str) -> None:
 
 @pytest.mark.parametrize("opening", ["$(", "(", '"$(', "A=(", "`", "${", "$((", "\\", "<<A ", "$A"])
 def test_deep_nesting_is_read_in_bounded_time_and_depth(opening: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     lint(f"#!/bin/bash\nsrun {opening * 5001}\n")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_variable_that_doubles_does_not_grow_without_bound() -> None:
     lines = ["#!/bin/bash", "A=xxxxxxxxxxxxxxxx", *(f"A{i + 1}=$A{i}$A{i}$A{i}$A{i}$A{i}$A{i}" for i in range(200))]
-    began = time.monotonic()
+    began = time.process_time()
     lint("\n".join([*lines, "srun $A200 $A200 $A200", *["srun $A100"] * 100]))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
