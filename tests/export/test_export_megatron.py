@@ -1,6 +1,6 @@
 """Megatron-LM's options: each is documented, each plan is said or refused, and its own parser reads the plan back.
 
-The parser is Megatron-LM's whole package, which PyPI does not have: set MEGATRON_LM to a checkout (d98e8a6 or later).
+The parser is in the wheel of megatron-core 0.19.2, whose package needs CUDA: `.ci/stacks` unpacks it for MEGATRON_LM.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def test_a_vocabulary_that_tp_does_not_divide_is_padded_and_that_is_reported() -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHECKOUT is None, reason="set MEGATRON_LM to a checkout of Megatron-LM")
+@pytest.mark.skipif(CHECKOUT is None, reason="set MEGATRON_LM to a checkout of Megatron-LM, or run .ci/stacks")
 @pytest.mark.parametrize("name", SAID)
 def test_megatrons_own_parser_reads_the_plan_back(name: str) -> None:
     plan = plan_of(name)

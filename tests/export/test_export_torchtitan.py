@@ -1,7 +1,6 @@
 """torchtitan's keys are documented, count the plan's sequences, and its own dataclasses read the flags back.
 
-torchtitan needs packages with CUDA: for the last, `pip download --no-deps torchtitan==0.3.0`, unpack the wheel, set
-TORCHTITAN to that folder, and install tyro.
+torchtitan needs packages with CUDA: the last is for `.ci/stacks`, which sets TORCHTITAN to its unpacked wheel.
 """
 
 from __future__ import annotations
