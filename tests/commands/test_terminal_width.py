@@ -29,6 +29,8 @@ COMMANDS = {
     "a plan that is there": ["plan", "plan=a.json"],
     "compare": ["compare", "a.json", "b.json"],
     "keys": ["keys"],
+    "show": ["show", "cluster=dgx_a100_80g", "cluster.num_nodes=40"],
+    "ls": ["ls"],
     "lint": ["lint", "job.sbatch"],
     "check": ["check"],
     "from another tool": ["plan", "from=ds.json", "cluster=dgx_a100_80g", "model=llama2_7b"],
