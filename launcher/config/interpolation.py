@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def resolved(config: Mapping[str, Any]) -> dict[str, Any]:
 def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
     """Let `${oc.env:NAME}` give only paths: the configuration is saved with the run and logged."""
 
-    def value(name: str, default: str | None = None) -> str | None:
+    def value(name: str, default: Any = None) -> Any:
         found = env.get(name)
         if found is not None and not Path(found).is_absolute():
             refused.append(
@@ -49,11 +50,19 @@ def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
             )
         return default if found is None else found
 
-    OmegaConf.register_new_resolver("oc.env", value, replace=True)
+    _register(value)
     try:
         yield
     finally:
-        OmegaConf.register_new_resolver("oc.env", resolvers.env, replace=True)
+        _register(resolvers.env)
+
+
+def _register(resolver: Callable[..., Any]) -> None:
+    """Register oc.env. OmegaConf 2.4 renames the function to a name that an older one of another kind had before."""
+    register: Any = OmegaConf.register_resolver
+    if "replace" not in signature(register).parameters:
+        register = OmegaConf.register_new_resolver
+    register("oc.env", resolver, replace=True)
 
 
 class _Sizes:
