@@ -53,7 +53,7 @@ def all_gather_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.nodes == 1:
         return fabric.gather_share * all_reduce_s(fabric, group, num_bytes)
     volume = (group.ranks - 1) / group.ranks * num_bytes
-    return latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
+    return ring_latency_s(fabric, group) + volume / ring_bytes_per_s(fabric, group)
 
 
 def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
@@ -154,6 +154,12 @@ def latency_s(fabric: Fabric, group: Group) -> float:
     if group.nodes == 1:
         return fabric.local_latency_s * (1 + log2(group.ranks))
     return fabric.base_latency_s + 2 * fabric.hop_latency_s * log2(group.nodes)
+
+
+def ring_latency_s(fabric: Fabric, group: Group) -> float:
+    """Seconds of an empty gather or scatter over nodes: NCCL has rings alone for them, which pass every rank."""
+    inside = fabric.local_ring_hop_s * (group.ranks - group.nodes)
+    return fabric.base_latency_s + inside + fabric.ring_hop_s * (group.nodes - 1)
 
 
 def ring_bytes_per_s(fabric: Fabric, group: Group) -> float:

@@ -76,10 +76,30 @@ def gradient_seconds(
     axes sum after the step: a tied table's gradients and those of norms. `local`: if they stayed inside a node.
     """
     messages = gradient_messages(job, layout, ranks.heaviest, rules)
+    pieces = sharded_pieces(job, layout, ranks.heaviest_stage.layers)
+    price, local = in_pieces(price, pieces), in_pieces(local, pieces)
     shared = (*tied_table_messages(job, layout, rules), *replicated_messages(job, layout, ranks.heaviest_stage))
     after = sum(message.times * price(message) for message in (*messages.after, *shared))
     forward, backward = (_repeated(price, local, each) for each in (messages.forward, messages.backward))
     return GradientSeconds(forward, backward, after)
+
+
+def sharded_pieces(job: Job, layout: Layout, layers: int) -> int:
+    """Messages in which a rank's fully sharded weights are gathered, one way: by the unit of its software."""
+    return max(1, layers) * job.stack.gathers_per_layer if layout.zero_stage == 3 else 1
+
+
+def in_pieces(price: Price, pieces: int) -> Price:
+    """Return the price of messages that are sent in so many pieces, gathers and scatters alone."""
+    if pieces == 1:
+        return price
+
+    def whole(message: Message) -> float:
+        if message.collective not in ("all_gather", "reduce_scatter"):
+            return price(message)
+        return pieces * price(message._replace(num_bytes=message.num_bytes / pieces))
+
+    return whole
 
 
 def _repeated(price: Price, local: Price, messages: tuple[Message, ...]) -> Repeated:

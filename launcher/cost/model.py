@@ -303,9 +303,11 @@ class CostModel:
         They hide behind `forward_s` and `backward_s`, a rank's seconds for one micro-batch.
         """
         # Without a pipeline, ZeRO-3 reduces gradients as it gathers weights: overlapping with each micro-batch.
-        overlap = layout.sharding == 3 and layout.pp == 1
         stack = self.job.stack
-        overlap = overlap or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
+        sharded = layout.sharding == 3 and layout.pp == 1
+        if sharded and not stack.overlap_gathers:
+            forward_s = backward_s = 0.0
+        overlap = sharded or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
         return gradient_time(
             self._gradient_seconds(layout),
             forward_s=forward_s,

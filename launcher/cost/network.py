@@ -153,6 +153,8 @@ class Fabric:
     base_latency_s: float
     hop_latency_s: float
     local_latency_s: float
+    ring_hop_s: float  # of one step of a ring, from node to node, and inside a node
+    local_ring_hop_s: float
     send_lead: float = 1.0  # rate between two GPUs over that of collectives between nodes
     gather_share: float = 0.5  # all-gather or reduce-scatter over an all-reduce, inside a node
     group_contention: float = 1.0  # of bytes, where several groups share a node
@@ -182,6 +184,9 @@ BASE_LATENCY_S = {
     "none": 30e-6,
 }
 HOP_LATENCY_S = {"infiniband": 7e-6, "roce": 8e-6, "slingshot": 8e-6, "efa": 50e-6, "ethernet": 50e-6, "none": 7e-6}
+# A step of NCCL's rings with the Simple protocol: from node to node over InfiniBand, over NVLink, over PCIe (NCCL 2.18,
+# src/graph/tuning.cc, hwLat); slower networks take a hop of their trees at least.
+RING_HOP_S, NVLINK_RING_HOP_S, PCIE_RING_HOP_S = 14e-6, 3.4e-6, 5.7e-6
 # Line rate that NCCL reaches: 192 of 200 GB/s on DGX A100, 187 on Azure NDv4, 86–91 of 100 on 4-NIC boxes, 78 GB/s of
 # (inflated by the 2-node tree) 50 on p4de: EFA is taken at its sustained 0.6.
 LINE_FRACTION = {"infiniband": 0.94, "roce": 0.85, "slingshot": 0.85, "efa": 0.65, "ethernet": 0.8, "none": 0.94}
@@ -222,6 +227,8 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         direct_peers=node.domain_size - 1 if node.nvlink == "direct" and "nvlink" not in busbw else 0,
         send_lead=SEND_FRACTION / constants.inter_node_fraction,
         local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
+        ring_hop_s=max(RING_HOP_S, HOP_LATENCY_S[name]),
+        local_ring_hop_s=NVLINK_RING_HOP_S if node.nvlink == "nvswitch" else PCIE_RING_HOP_S,
         curves=cluster.measured.collectives or (gloo_curves() if cpu else ()),
         job_fraction=constants.inter_node_fraction,
     )

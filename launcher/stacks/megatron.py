@@ -5,11 +5,21 @@ Years are those of commits in the repositories; a file that is named was read th
 
 from __future__ import annotations
 
-from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, JOINT_GATE, NO_PIPELINE_HABITS, since
+from launcher.stacks.change import (
+    DEEPSPEED_ENGINE,
+    DEEPSPEED_GATHERS,
+    EAGER,
+    FLASH,
+    JOINT_GATE,
+    LAYER_GATHERS,
+    NO_PIPELINE_HABITS,
+    since,
+)
 
 MEGATRON_LM = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,
@@ -94,6 +104,7 @@ MEGATRON_LM = (
 MEGATRON_DEEPSPEED = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,
@@ -125,6 +136,7 @@ MEGATRON_DEEPSPEED = (
         pipeline_overlap=False,
     ),
     DEEPSPEED_ENGINE,
+    *DEEPSPEED_GATHERS,
     since(
         0,
         "deepspeed/runtime/activation_checkpointing repeats the whole layer",
@@ -137,6 +149,7 @@ MEGATRON_DEEPSPEED = (
 # Aleph Alpha's trainer, published in 2024: https://github.com/Aleph-Alpha/scaling (files of commit 737f855).
 SCALING = (
     EAGER,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,

@@ -12,7 +12,17 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from launcher.stacks.change import DEEPSPEED_ENGINE, EAGER, FLASH, JOINT_GATE, NO_PIPELINE_HABITS, Change, since
+from launcher.stacks.change import (
+    DEEPSPEED_ENGINE,
+    DEEPSPEED_GATHERS,
+    EAGER,
+    FLASH,
+    JOINT_GATE,
+    LAYER_GATHERS,
+    NO_PIPELINE_HABITS,
+    Change,
+    since,
+)
 from launcher.stacks.megatron import MEGATRON_DEEPSPEED, MEGATRON_LM, SCALING
 from launcher.stacks.stack import Stack
 
@@ -42,6 +52,7 @@ LAUNCHER = (
         tp_overlap="none",
         tp_reduce_dtype="train",
     ),
+    LAYER_GATHERS,
     since(
         0,
         "launcher/worker/engines/torch_engine.py and parallel/parallelize.py",
@@ -73,6 +84,7 @@ LAUNCHER = (
 DEEPSPEED = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,
@@ -94,6 +106,7 @@ DEEPSPEED = (
         pipeline_overlap=False,
     ),
     DEEPSPEED_ENGINE,
+    *DEEPSPEED_GATHERS,
     since(
         0,
         "Hugging Face: torch.utils.checkpoint with reentry",
@@ -107,6 +120,7 @@ DEEPSPEED = (
 FSDP = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,
@@ -199,6 +213,7 @@ TORCHTITAN = (
 INTERNEVO = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,
@@ -254,6 +269,7 @@ INTERNEVO = (
 PADDLENLP = (
     EAGER,
     JOINT_GATE,
+    LAYER_GATHERS,
     *FLASH,
     since(
         0,

@@ -30,7 +30,8 @@ class Stack:
 
     Gradients. `grad_reduce_dtype`: in which they are held and reduced. `fused_accumulation`: products add to the sums
     over micro-batches themselves. `overlap_grad_reduce`: reduced behind the backward pass, and `pipeline_overlap`
-    whether with a pipeline too.
+    whether with a pipeline too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights,
+    and `overlap_gathers` whether it does so, and reduces gradients, behind compute.
 
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
     those of the axes. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
@@ -68,6 +69,8 @@ class Stack:
     fused_accumulation: bool
     overlap_grad_reduce: bool
     pipeline_overlap: bool
+    gathers_per_layer: int
+    overlap_gathers: bool
     sends_in_turn: bool
     pipeline_groups: int
     pipeline_ends: tuple[int, int]

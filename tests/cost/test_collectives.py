@@ -7,9 +7,18 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import cluster
+from shapes import cluster, job, model
 
-from launcher.cost.collectives import all_gather_s, all_reduce_s, all_to_all_s, ring_bytes_per_s, send_s
+from launcher.cost import CostModel
+from launcher.cost.collectives import (
+    all_gather_s,
+    all_reduce_s,
+    all_to_all_s,
+    latency_s,
+    ring_bytes_per_s,
+    ring_latency_s,
+    send_s,
+)
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Fabric, Group, fabric_of, group_of, groups_of, joined
 from launcher.layout import Layout, Link, Placement, RankGrid
@@ -153,3 +162,28 @@ def test_the_ranks_that_data_and_context_parallelism_span_are_those_of_one_axis(
     apart = groups_of(on, Layout(tp=1, pp=2, dp=32 // cp, cp=cp, axis_order=order))
     together = groups_of(on, Layout(tp=1, pp=2, dp=32, axis_order=order))
     assert joined(apart.dp, apart.cp) == together.dp
+
+
+def test_a_gather_over_nodes_waits_for_every_rank_and_an_all_reduce_for_the_tree() -> None:
+    few, many = (fabric_of(replace(cluster(nodes=nodes)), DEFAULT) for nodes in (4, 64))
+    small, large = Group(32, 8, 8, 4), Group(512, 8, 8, 64)
+    # 28 and 448 steps over NVLink, 3 and 63 between nodes (NCCL's tuning.cc)
+    assert ring_latency_s(many, large) - ring_latency_s(few, small) == pytest.approx(420 * 3.4e-6 + 60 * 14e-6)
+    assert latency_s(many, large) - latency_s(few, small) == pytest.approx(2 * 4 * 7e-6)
+    assert all_gather_s(many, large, 1024.0) > ring_latency_s(many, large)
+
+
+def test_zero3_gathers_in_the_pieces_of_its_software_and_hides_them_or_not() -> None:
+    """175B without model parallelism, DeepSpeed of 2021: 44 TFLOP/s of 312 on 1,536 GPUs (Narayanan et al. 2021)."""
+    layout = Layout(tp=1, pp=1, dp=1536, zero_stage=3, recompute="full")
+    of = model(hidden=12288, layers=96, heads=96)
+    found = {
+        year: CostModel(
+            job(on=cluster(nodes=192), of=of, global_batch=1536, stack="megatron_deepspeed", year=year)
+        ).estimate(layout)
+        for year in (2021, 2023)
+    }
+    old, new = found[2021], found[2023]
+    assert old.time["dp_comm_hidden"] == 0 < new.time["dp_comm_hidden"]
+    assert old.step_time_s > 1.5 * new.step_time_s
+    assert 40e12 < old.hardware_tflops_per_gpu * 1e12 < 75e12

@@ -364,7 +364,9 @@ def test_rails_change_the_plan_where_the_spine_is_oversubscribed() -> None:
         some_job = job(on=fabric, of=experts, global_batch=512, grad_reduce_dtype="train")
         result = search(some_job, LayoutRequest(pp=1, risk=1.0), top=1)
         found[rails, oversubscription] = result.best
-    assert found[8, 1.0] == found[1, 1.0] == found[1, 8.0]
+    assert found[1, 1.0] == found[1, 8.0]
+    assert found[8, 1.0].layout == found[1, 1.0].layout
+    assert found[8, 1.0].estimate.step_time_s == pytest.approx(found[1, 1.0].estimate.step_time_s)
     assert found[1, 8.0].layout.ep == 16
     assert found[8, 8.0].layout.ep == 8
     assert found[8, 8.0].estimate.step_time_s > found[1, 8.0].estimate.step_time_s
