@@ -213,12 +213,13 @@ class Space:
     def _zero_stages(self, degrees: Degrees) -> Sequence[int]:
         """Return the ZeRO stages to try. Over one rank there is nothing to shard, but an engine may refuse stage 0.
 
-        No stack lists ZeRO-2 for a pipeline: it reduces its gradients once per step, as with ZeRO-1.
+        No stack lists ZeRO-2 for a pipeline: it reduces its gradients once per step, as with ZeRO-1. A pipeline that is
+        asked of software without one is estimated without ZeRO.
         """
         if self.request.zero_stage is not None:
             return (self.request.zero_stage,)
         if degrees.dp * degrees.cp > 1:
-            return self.job.stack.zero_stages if degrees.pp == 1 else self.job.stack.pipeline_zero_stages
+            return self.job.stack.zero_stages if degrees.pp == 1 else self.job.stack.pipeline_zero_stages or (0,)
         return (1,) if self.refused(Layout(tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep)) else (0,)
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:

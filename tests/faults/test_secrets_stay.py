@@ -55,6 +55,17 @@ def test_a_run_with_its_report_and_tracking_holds_no_secret(tmp_path: Path) -> N
         time.sleep(0.2)
     said = started.stdout.read() if started.stdout else b""
     assert started.returncode == 0, said.decode()
+    writer = [sys.executable, "-m", "launcher.worker.metrics.wandb_process", str(run)]  # as `launcher sync` starts it
+    wandb = subprocess.Popen(
+        writer,
+        env=shell(tmp_path),
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    said += wandb.communicate(b"end\n", timeout=240)[0]
+    assert wandb.returncode == 0, said.decode()
     for words in (("report", str(run)), ("status", str(run)), ("logs", str(run))):
         said += launcher(tmp_path, *words).communicate(timeout=120)[0]
     assert b"launcher.cli" in seen

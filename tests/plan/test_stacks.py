@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.api import estimate
+from launcher.api import Job, estimate
 from launcher.config.compose import load
 from launcher.model import Training
 from launcher.planner.build import limits, make_plan
@@ -115,3 +115,9 @@ def test_what_is_pinned_is_estimated_though_the_software_has_it_not() -> None:
     settings = load([*words.split(), "layout.zero_stage=3", "layout.cp=2"])
     layout = search(settings.job, settings.request, top=1).best.layout
     assert (layout.zero_stage, layout.cp) == (3, 2)
+
+
+def test_a_pipeline_that_is_asked_of_software_without_one_is_estimated_or_refused() -> None:
+    words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "layout.pp=2", "stack=fsdp"]
+    found = Job.from_overrides(words).search(top=1).candidates[0].layout
+    assert (found.pp, found.zero_stage) == (2, 0)
