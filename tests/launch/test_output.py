@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import select
 import shutil
 import subprocess
@@ -303,9 +304,17 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_text(path, "first")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(path, "\ud800")  # no bytes of a file name become this
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # as on a disk that fills up half way
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_text(path, "second" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+    write_text(path, "\udcff")
+    assert path.read_bytes() == b"\xff"
 
 
 def test_a_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:

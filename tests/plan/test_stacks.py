@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.api import Job, estimate
+from launcher import Job
+from launcher.api import estimate
 from launcher.config.compose import load
 from launcher.model import Training
 from launcher.planner.build import limits, make_plan
