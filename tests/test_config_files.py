@@ -12,6 +12,7 @@ import pytest
 from launcher.cli import main
 from launcher.config.compose import load
 from launcher.errors import InputError
+from launcher.resources import resource as shipped
 
 TYPOS = {
     "cluster": ("defaults: [cpu, _self_]\nnodes_per_leef: 3", "cluster.nodes_per_leaf"),
@@ -170,6 +171,16 @@ def test_a_user_s_file_of_a_shipped_name_wins_and_the_plan_says_so(
         in capsys.readouterr().err
     )
     assert main(["plan", "cluster=cpu"]) == 0
+    assert "instead of" not in capsys.readouterr().err
+
+
+def test_a_copy_of_a_shipped_file_is_not_worth_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a clone of the project, where the launcher is installed and not editable."""
+    monkeypatch.chdir(tmp_path)
+    own(tmp_path, "gpu", (shipped("configs") / "gpu" / "a100_sxm_80g.yaml").read_text(), "a100_sxm_80g")
+    assert main(["plan", "cluster=dgx_a100_80g"]) == 0
     assert "instead of" not in capsys.readouterr().err
 
 

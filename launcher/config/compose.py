@@ -223,12 +223,14 @@ def _index(stamp: tuple[tuple[str, str, int], ...]) -> dict[str, tuple[str, ...]
 
 
 def _notes(files: Sequence[Path]) -> tuple[str, ...]:
-    """List the user's own files that were read instead of ours."""
+    """List the user's own files that were read instead of ours and differ: a clone of the project has the same ones."""
     ours = resource("configs")
     own = [folder for folder in folders() if folder != ours]
-    found = [file.relative_to(folder) for file in files for folder in own if file.is_relative_to(folder)]
+    found = [(file, ours / file.relative_to(folder)) for file in files for folder in own if file.is_relative_to(folder)]
     return tuple(
-        f"your configs/{name} is read instead of the launcher's own" for name in found if (ours / name).exists()
+        f"your configs/{shipped.relative_to(ours)} is read instead of the launcher's own"
+        for file, shipped in found
+        if shipped.exists() and shipped.read_bytes() != file.read_bytes()
     )
 
 
