@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fault_training import HOSTS, SMALL, Nodes, losses, token_file, training
+from patience import Patience, slowness
 
 from launcher import process
 from launcher.run.checkpoints import newest_step
@@ -71,8 +72,8 @@ class Marked:
 
     def left(self, *, within_s: float = 15.0) -> list[str]:
         """Return what is still running after this time: process ids with command lines."""
-        deadline = time.monotonic() + within_s
-        while (found := self.alive()) and time.monotonic() < deadline:
+        patience = Patience(within_s)
+        while (found := self.alive()) and not patience.over():
             time.sleep(0.1)
         return [f"{pid} {_command_line(pid)}" for pid in found]
 
@@ -161,9 +162,9 @@ class LongJob:
         launch = {
             "max_restarts": 3,
             "refill_steps": 1,
-            "hang_timeout_s": 12.0,
-            "rejoin_timeout_s": 180.0,  # a machine with much else to do imports torch for a minute
-            "grace_s": 20.0,
+            "hang_timeout_s": 12.0 * slowness(),
+            "rejoin_timeout_s": 180.0 * slowness(),  # a machine with much else to do imports torch for a minute
+            "grace_s": 20.0 * slowness(),
         }
         self.steps = steps
         self.job: Nodes = training(
@@ -182,10 +183,10 @@ class LongJob:
                 self.start(name)
 
     def wait_for(self, condition: Callable[[], bool], *, timeout_s: float = BACK_S) -> bool:
-        deadline = time.monotonic() + timeout_s
+        patience = Patience(timeout_s)
         while not condition():
             self.supervise()
-            if time.monotonic() > deadline:
+            if patience.over():
                 return False
             time.sleep(0.05)
         return True
@@ -328,7 +329,7 @@ def attack(job: LongJob) -> None:
     where = f"{job.job.host}:{job.job.port}"
     seed = str(job.chance.randrange(1 << 30))
     command = [sys.executable, str(ATTACKER), where, "--seconds=1", "--run-id=simulated", f"--seed={seed}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * slowness(), check=False)
     if done.returncode:
         raise SystemExit(f"the attacker was let in: {done.stdout}{done.stderr}")
 
@@ -421,10 +422,10 @@ class ShortJob:
         if run.poll() is None:
             with suppress(ProcessLookupError, IndexError):
                 blow(self, run)
-        code = self._end_of(run)
+        code = self.wait_for_end(run)
         for _ in range(3):
             if code != 0:
-                code = self._end_of(self.start())
+                code = self.wait_for_end(self.start())
         newer = resumed_after(self._log())[starts:]
         fault.lost_steps = max(0, *(committed - after for after in newer), 0)
         fault.recovered = code == 0 and losses(self.folder) == expected and self.folder.result.exists()
@@ -436,13 +437,15 @@ class ShortJob:
         path = self.folder.rank_log(0)
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def _end_of(self, run: subprocess.Popen[str]) -> int | None:
-        try:
-            return run.wait(BACK_S)
-        except subprocess.TimeoutExpired:
-            self.marked.kill()
-            run.wait()
-            return None
+    def wait_for_end(self, run: subprocess.Popen[str]) -> int | None:
+        patience = Patience(BACK_S)
+        while run.poll() is None:
+            if patience.over():
+                self.marked.kill()
+                run.wait()
+                return None
+            time.sleep(0.05)
+        return run.returncode
 
 
 def send(number: int) -> Callable[[ShortJob, subprocess.Popen[str]], None]:
@@ -579,7 +582,7 @@ def strike_one_long(job: LongJob, kinds: list[str], expected: list[tuple[int, fl
 def strike_short(folder: Path, data: Path, kinds: list[str], chance: random.Random, summary: Summary) -> None:
     """Short trainings, each with one fault."""
     alone = ShortJob(folder / "alone", data, chance)
-    if alone.start().wait(BACK_S):
+    if alone.wait_for_end(alone.start()):
         raise SystemExit((folder / "alone" / "output").read_text()[-3000:])
     expected = losses(alone.folder)
     for number, kind in enumerate(kinds):
