@@ -155,23 +155,29 @@ def withdraw(folder: RunFolder, owner: Owner, before: Owner | None) -> None:
 
 def release(folder: RunFolder, owner: Owner, *, ended: str) -> None:
     """Record how this owner's work ended (a cancelled one: cancelled); do not touch a later owner."""
-    with suppress(OSError), _alone(folder):  # the folder may have been deleted
+    with suppress(OSError, InputError), _alone(folder):  # the folder may have been deleted, the record damaged
         present = read_owner(folder)
         if present is not None and present.same(owner):
             _write(folder, replace(present, ended="cancelled" if present.cancelled else ended))
 
 
-def mark_cancelled(folder: RunFolder) -> None:
-    """Record that `launcher cancel` asked the present owner to stop: after its claim, also where clocks differ."""
+def mark_cancelled(folder: RunFolder, owner: Owner) -> Owner | None:
+    """Record that `launcher cancel` asked `owner` to stop: after its claim, also where clocks differ.
+
+    Return the owner as it was before; None if another has taken its place, which nobody asked to stop.
+    """
     with _alone(folder):
         present = read_owner(folder)
-        if present is not None:
+        if present is None or not present.same(owner):
+            return None
+        if (present.cancelled or 0.0) <= present.since:  # else it was asked before: that time counts
             _write(folder, replace(present, cancelled=max(time.time(), nextafter(present.since, inf))))
+        return present
 
 
 def was_cancelled(folder: RunFolder) -> bool:
     """Return whether `launcher cancel` asked the present or last owner to stop."""
-    present = read_owner(folder)
+    present = _readable_owner(folder)
     return present is not None and present.cancelled is not None
 
 
@@ -180,8 +186,15 @@ def cancelled_since_claim(folder: RunFolder) -> bool:
 
     A job that starts again claims the folder again.
     """
-    present = read_owner(folder)
+    present = _readable_owner(folder)
     return present is not None and (present.cancelled or 0.0) > present.since
+
+
+def _readable_owner(folder: RunFolder) -> Owner | None:
+    """For a run that goes on, which a damaged record does not end: nobody is known to have cancelled it."""
+    with suppress(OSError, InputError):
+        return read_owner(folder)
+    return None
 
 
 def _write(folder: RunFolder, owner: Owner) -> None:

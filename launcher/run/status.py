@@ -23,6 +23,7 @@ from launcher.run.progress import Progress
 STARTING, LOST = "starting", "lost"
 _TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # by priority
 FOLLOW_POLL_S = 0.2
+SAME_CANCEL_S = 3.0  # two cancels within it are one, of two people or programs: a second stops without a checkpoint
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def phases(folder: RunFolder) -> list[PhaseTime]:
 def stop(folder: RunFolder) -> str:
     """Ask a run on this host to stop, also during its start; return a message about it.
 
-    Raises InputError if it runs elsewhere.
+    Raises InputError if it runs elsewhere, or as another user.
     """
     run = status(folder)
     owner = run.owner
@@ -123,10 +124,23 @@ def stop(folder: RunFolder) -> str:
         return f"nothing runs in {folder.path}: it is {run.state}"
     if there is None:
         raise InputError(f"{folder.path} runs as {owner}: cancel it there")
-    mark_cancelled(folder)
-    process.signal_all([owner.pid], signal.SIGTERM)
+    unwritten = ""
+    before: Owner | None = owner
+    try:
+        before = mark_cancelled(folder, owner)
+    except OSError as error:  # a full or read-only disk keeps no run alive
+        unwritten = f"; {folder.owner} cannot be written ({error.strerror}): it will be called stopped, not cancelled"
+    if before is None:
+        return f"nothing was stopped: {owner} has ended, and another run has begun in {folder.path}"
+    if before.cancelled and abs(time.time() - before.cancelled) < SAME_CANCEL_S:
+        return f"{owner} was asked to stop a moment ago: cancel again after {SAME_CANCEL_S:g} s to stop it at once"
+    try:
+        process.signal_all([owner.pid], signal.SIGTERM)
+    except PermissionError as error:
+        raise InputError(f"{owner} belongs to another user: ask that user to cancel {folder.path}") from error
     how = "before its ranks start" if run.state == STARTING else "at the end of the step"
-    return f"asked {owner} to stop {how}" if not owner.cancelled else f"asked {owner} again: now it stops at once"
+    asked = f"asked {owner} again: now it stops at once" if before.cancelled else f"asked {owner} to stop {how}"
+    return asked + unwritten
 
 
 def rank_logs(folder: RunFolder, *, rank: int | None = None) -> dict[int, Path]:

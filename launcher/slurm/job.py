@@ -35,13 +35,14 @@ from launcher.preflight.findings import Finding, Level, hosts_to_exclude
 from launcher.run import ledger
 from launcher.run.folder import RunFolder, SweepFolder, create_run_folder
 from launcher.run.node_state import forget_node_states, states_in_words
-from launcher.run.owner import Owner, claim_as_job, release
+from launcher.run.owner import Owner, cancelled_since_claim, claim_as_job, release
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation, gpu_types, lost_nodes, read_allocation, read_topology
+from launcher.slurm.command import ask
 from launcher.slurm.environment import of_step
 from launcher.slurm.guard import guard_argv
 from launcher.slurm.heard import ANSWER
-from launcher.slurm.jobstate import JobState, exclude, job_state, requeue
+from launcher.slurm.jobstate import JobState, job_state, requeue
 from launcher.slurm.life import has_ended
 from launcher.slurm.nodecheck import Steps
 from launcher.slurm.placement import Assignment, Tree, assign
@@ -94,13 +95,16 @@ class Driver:
                 if not self._replaces(out, plan, hosts, signals):
                     break
                 hosts = tuple(host for host in hosts if host not in out)
-        except LauncherError as error:
+        except (LauncherError, OSError) as raised:
+            error = self._unwritable(raised) if isinstance(raised, OSError) else raised
             state = job_state(self.allocation.job_id)
             failed = error.hosts if isinstance(error, NodesCannotStart) else {}
             if not (state.ending or state.preempted or signals.terminate or failed):
                 self._note(ledger.END, code=error.exit_code, why=str(error))
                 release(self.folder, self.owner, ended="failed")
-                raise
+                if error is raised:
+                    raise
+                raise error from raised
             if not (failed and self.settings.comes_back):  # the decision has the reason, and excludes the nodes itself
                 notify(f"while starting: {error}")
             outcome = Outcome(error.exit_code, signals.stop > 0, preempted=state.preempted, unstarted=failed)
@@ -113,6 +117,10 @@ class Driver:
         outcome = Outcome(code, signals.stop > 0, stopped, tuple(lost), preempted=state.preempted, unstarted=failed)
         outcome = replace(outcome, everywhere=1 < len(plan.hosts) == len(failed))
         return self._end(outcome, state, history, signals)
+
+    def _unwritable(self, error: OSError) -> JobFailed:
+        where = error.filename or self.folder.path
+        return JobFailed(f"{where}: {error.strerror}: the job cannot start without what it writes into its run folder")
 
     def _begin(self) -> list[JobStart]:
         """Record this start and return all starts. Raises JobFailed if the job must not continue."""
@@ -245,22 +253,31 @@ class Driver:
             always=self.settings.requeue == ALWAYS,
             max_requeues=self.settings.max_requeues,
         )
+        if decision.requeue and cancelled_since_claim(self.folder):  # its scancel comes soon, or came to another step
+            decision = replace(
+                decision, requeue=False, why=f"{decision.why.partition(';')[0]}; not requeued: cancelled"
+            )
         notify(decision.why)
         sent_back = outcome.preempted and decision.requeue
         self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
         if decision.requeue:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the requeue sends to all processes of this script
-            requeue(self.allocation.job_id, notify=notify)
-            exclude(self.allocation.job_id, decision.without, notify=notify)
+            requeue(self.allocation.job_id, without=decision.without, notify=notify)
+            if cancelled_since_claim(self.folder):  # a requeue also brings a job back that was cancelled just before
+                notify("cancelled in the meantime: the job does not come back")
+                ask(("scancel", self.allocation.job_id))
         else:
             release(self.folder, self.owner, ended="failed" if decision.code else "done")
         return decision.code
 
     def _note(self, event: str, **details: Any) -> None:
         line = ledger.JobEvent(event, self.allocation.job_id, time.time(), details)
-        ledger.append_event(self.folder.ledger, line)
-        if event == ledger.END:
-            update_table(self.folder.path)
+        try:
+            ledger.append_event(self.folder.ledger, line)
+            if event == ledger.END:
+                update_table(self.folder.path)
+        except OSError as error:
+            notify(f"{error.filename or self.folder.ledger}: {event} is not recorded ({error.strerror}): going on")
 
 
 def placement_text(plan: Plan, assignment: Assignment) -> str:

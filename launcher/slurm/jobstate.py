@@ -40,11 +40,17 @@ def job_state(job_id: str) -> JobState:
     return JobState(state[1] if state else "UNKNOWN", preempted or (state is not None and state[1] == "PREEMPTED"))
 
 
-def requeue(job_id: str, *, notify: Callable[[str], None]) -> None:
-    """Requeue the job; retry while slurmctld does not answer. Raises JobFailed if it is refused."""
+def requeue(job_id: str, *, without: Sequence[str] = (), notify: Callable[[str], None]) -> None:
+    """Requeue the job, and keep it off the hosts `without`; retry while slurmctld does not answer.
+
+    It may get these hosts again where it asks for them by name, where its partition has no others, and where Slurm
+    refuses. Raises JobFailed if the requeue is refused.
+    """
     until = time.monotonic() + RETRY_FOR_S
     while True:
         try:
+            # All that can be asked before: within KillWait of the requeue Slurm kills this process.
+            exclusion = _exclusion(job_id, without) if without else None
             answer = ask(("scontrol", "requeue", job_id))
             break
         except SlurmUnreachable as error:
@@ -54,21 +60,36 @@ def requeue(job_id: str, *, notify: Callable[[str], None]) -> None:
             time.sleep(RETRY_EVERY_S)
     if answer.code:
         raise JobFailed(f"scontrol requeue {job_id} failed: {answer.reason}")
+    if exclusion:
+        _exclude(exclusion, without, notify=notify)
 
 
-def exclude(job_id: str, hosts: Sequence[str], *, notify: Callable[[str], None]) -> None:
-    """Keep a job that waits again off these hosts, in addition to those that it excludes already.
+@dataclass(frozen=True)
+class Exclusion:
+    """How a waiting job is kept off nodes; `problem`: why it cannot be."""
 
-    It keeps them where it asks for them by name, where its partition has no others, and where Slurm refuses.
-    """
-    if not hosts:
-        return
+    job_id: str
+    nodelist: str
+    problem: str | None
+
+
+def _exclusion(job_id: str, hosts: Sequence[str]) -> Exclusion:
+    """Return how to exclude these hosts in addition to those that the job excludes already."""
+    record = ask(("scontrol", "show", "job", "-o", job_id)).out
     try:
-        record = ask(("scontrol", "show", "job", "-o", job_id)).out
         excluded = sorted({*_hosts(record, "ExcNodeList"), *hosts})
-        problem = _why_not(record, hosts, excluded)
-        update = ("scontrol", "update", f"jobid={job_id}", f"excnodelist={compress_hostlist(excluded)}")
-        if problem is None and (answer := ask(update)).code:
+        return Exclusion(job_id, compress_hostlist(excluded), _why_not(record, hosts, excluded))
+    except SlurmUnreachable:
+        raise
+    except InputError as error:  # a list of hosts that cannot be read
+        return Exclusion(job_id, "", str(error))
+
+
+def _exclude(exclusion: Exclusion, hosts: Sequence[str], *, notify: Callable[[str], None]) -> None:
+    job_id, problem = exclusion.job_id, exclusion.problem
+    update = ("scontrol", "update", f"jobid={job_id}", f"excnodelist={exclusion.nodelist}")
+    try:
+        if problem is None and (answer := ask(update)).code:  # which Slurm refuses while the job runs
             problem = answer.reason
     except InputError as error:
         problem = str(error)
@@ -90,7 +111,7 @@ def _why_not(record: str, hosts: Sequence[str], excluded: Sequence[str]) -> str 
     if asked := set(hosts) & set(_hosts(record, "ReqNodeList")):
         return f"it asks for {', '.join(sorted(asked))} by name"
     partition, needed = (re.search(rf"\b{name}=(\w+)", record) for name in ("Partition", "NumNodes"))
-    all_nodes = ask(("sinfo", "-h", "-N", "-o", "%n", *(("-p", partition[1]) if partition else ()))).out.split()
+    all_nodes = ask(("sinfo", "-h", "-N", "-o", "%N", *(("-p", partition[1]) if partition else ()))).out.split()
     if needed and len(set(all_nodes) - set(excluded)) < (whole_number(needed[1]) or 0):
         return "its partition has not enough others"
     return None

@@ -67,6 +67,11 @@ class JobStatus(Progress):
     def ended(self) -> bool:
         return self.state in ENDED
 
+    @property
+    def held(self) -> bool:
+        """Whether it waits for somebody to release it: nothing else starts it."""
+        return self.state in ("PENDING", "SPECIAL_EXIT") and re.search(r"held", self.reason, re.I) is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for output=json."""
         return asdict(self)
@@ -78,6 +83,7 @@ class JobStatus(Progress):
                 "without a time limit" if self.time_left == "UNLIMITED" else f"{self.time_left} left of its time limit"
             )
             lines.append(f"  running {self.time_used} on {self.num_nodes} nodes, {left}")
+        lines += [f"  {_held(self)}"] if self.held else []
         lines.append(f"  starts: {max(self.starts, 1)}, requeued {self.restarts} times")
         reached = super().__str__()
         if self.step is not None or (self.state == "RUNNING" and reached):
@@ -157,12 +163,23 @@ def cancel(run: SubmittedRun) -> str:
         raise InputError(f"job {run.job_id} cannot be cancelled now: {before.reason}")
     if before.ended:
         return f"job {run.job_id} has ended already: {before.state}"
-    if run.folder is not None:
-        mark_cancelled(RunFolder(run.folder))
+    unwritten = _mark_cancelled(run)
     answer = ask(("scancel", run.job_id))
+    if answer.code and (now := status(run)).ended:
+        return f"job {run.job_id} has ended already: {now.state}"
     if answer.code:
         raise InputError(f"scancel {run.job_id} was refused: {answer.reason}")
-    return f"job {run.job_id} is being cancelled"
+    return f"job {run.job_id} is being cancelled{unwritten}"
+
+
+def _mark_cancelled(run: SubmittedRun) -> str:
+    """Record in the run folder that the job is cancelled; return what to add to the answer if that is impossible."""
+    try:
+        if run.folder and (owner := read_owner(RunFolder(run.folder))) and owner.job_id == run.job_id:
+            mark_cancelled(RunFolder(run.folder), owner)
+    except OSError as error:
+        return f"; {run.folder} cannot be written ({error.strerror}): its owner.json does not say so"
+    return ""
 
 
 def log_file(run: SubmittedRun, *, rank: int | None) -> Path:
@@ -213,6 +230,16 @@ def read_log(run: SubmittedRun, *, rank: int | None, following: bool) -> Iterato
         yield path.read_bytes()
         return
     yield from follow(path, ended=lambda: status(run).state in ENDED | {UNKNOWN})
+
+
+def _held(job: JobStatus) -> str:
+    """Say why a job is held, and what makes it go on. The reasons are those of Slurm 22.05."""
+    release = f"`scontrol release {job.job_id}` lets it start"
+    if "launch failed" in job.reason:  # https://slurm.schedmd.com/prolog_epilog.html: and drains the node
+        return f"held, since a node failed to start it (a Prolog that fails; `sinfo -R` names the node): {release}"
+    if "Admin" in job.reason:
+        return f"held by an administrator: {release}, once that one has agreed"
+    return f"held: {release}"
 
 
 def _unknown(run: SubmittedRun) -> str:

@@ -153,7 +153,7 @@ def test_an_agent_that_comes_back_to_a_cancelled_job_ends_at_once(nodes: Callabl
     job = nodes(hosts=HOSTS[:2])
     folder = create_run_folder(job.run_dir)
     claim(folder, this_process())
-    mark_cancelled(folder)
+    mark_cancelled(folder, this_process())
     job.start("node10")
     assert job.finish(timeout_s=60) == {"node10": 1}  # not after join_timeout_s
     assert "`launcher cancel` has ended the job" in job.reported("node10")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from launcher import process
 from launcher.commands.claim import claimed
 from launcher.errors import InputError
 from launcher.run import owner as owners
+from launcher.run import status as statuses
 from launcher.run.folder import RunFolder
 from launcher.run.owner import (
     Owner,
@@ -31,7 +35,7 @@ from launcher.run.owner import (
     was_cancelled,
     withdraw,
 )
-from launcher.run.status import status, stop
+from launcher.run.status import SAME_CANCEL_S, status, stop
 
 
 @pytest.fixture
@@ -137,7 +141,7 @@ def test_the_end_of_a_run_is_written_down_and_a_cancel_is_called_so(folder: RunF
     release(folder, this_process(), ended="failed")
     assert status(folder).state == "failed"
     claim(folder, this_process())
-    mark_cancelled(folder)
+    mark_cancelled(folder, this_process())
     release(folder, this_process(), ended="failed")
     assert status(folder).state == "cancelled"
 
@@ -162,20 +166,92 @@ def test_a_cancel_counts_although_the_clocks_of_two_hosts_differ(folder: RunFold
     """`ahead_s`: of the host that the job runs on."""
     claim(folder, replace(this_process(job_id="17"), since=time.time() + ahead_s))
     assert not cancelled_since_claim(folder)
-    mark_cancelled(folder)
+    mark_cancelled(folder, this_process(job_id="17"))
     assert cancelled_since_claim(folder)
     claim_as_job(folder, "17", job_ended=lambda _: None)  # requeued by hand: it starts again
     assert was_cancelled(folder)
     assert not cancelled_since_claim(folder)
 
 
+@pytest.fixture
+def signalled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that would have got a signal."""
+    pids: list[int] = []
+    monkeypatch.setattr(process, "signal_all", lambda some, number: pids.extend(some))
+    return pids
+
+
 def test_a_second_cancel_says_that_the_run_stops_at_once(
+    folder: RunFolder, other: Owner, signalled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(folder, other)
+    assert stop(folder).endswith("to stop before its ranks start")
+    later = time.time() + SAME_CANCEL_S + 1
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert stop(folder).endswith("again: now it stops at once")
+    assert signalled == [other.pid] * 2
+
+
+def test_two_cancels_at_once_are_one_and_cost_no_checkpoint(
+    folder: RunFolder, other: Owner, signalled: list[int]
+) -> None:
+    claim(folder, other)
+    with ThreadPoolExecutor(8) as people:
+        said = [*people.map(lambda _: stop(folder), range(8))]
+    assert signalled == [other.pid]
+    assert sorted(re.sub(".* was", "was", text)[:25] for text in said)[1:] == ["was asked to stop a momen"] * 7
+    assert was_cancelled(folder)
+
+
+def test_a_cancel_does_not_stop_the_run_that_came_in_between(
+    folder: RunFolder, other: Owner, signalled: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(folder, other)
+    before, later = status(folder), replace(other, pid=os.getpid(), started_at=process.started_at(os.getpid()))
+    monkeypatch.setattr(statuses, "status", lambda _: before)
+    release(folder, other, ended="done")
+    claim(folder, later)
+    assert "nothing was stopped" in stop(folder)
+    assert (signalled, was_cancelled(folder)) == ([], False)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_disk_that_takes_nothing_keeps_no_run_alive(
+    folder: RunFolder, other: Owner, signalled: list[int], number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(folder, other)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(owners, "write_json", fail)
+    said = stop(folder)
+    assert signalled == [other.pid]
+    assert f"cannot be written ({os.strerror(number)}): it will be called stopped, not cancelled" in said
+
+
+def test_the_run_of_another_user_is_not_said_to_stop(
     folder: RunFolder, other: Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim(folder, other)
-    monkeypatch.setattr(process, "signal_all", lambda pids, number: None)
-    assert stop(folder).endswith("to stop before its ranks start")
-    assert stop(folder).endswith("again: now it stops at once")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "kill", refuse)
+    with pytest.raises(InputError, match="belongs to another user"):
+        stop(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff" * 9, b"[" * 100_000, b'{"host": 3, "pid": "x"}'])
+def test_a_record_that_was_damaged_ends_no_run(folder: RunFolder, content: bytes) -> None:
+    claim(folder, this_process())
+    folder.owner.write_bytes(content)
+    assert not was_cancelled(folder)
+    assert not cancelled_since_claim(folder)
+    release(folder, this_process(), ended="done")
+    with pytest.raises(InputError):
+        status(folder)
 
 
 def test_a_process_of_another_host_cannot_be_cancelled_from_here(folder: RunFolder, other: Owner) -> None:

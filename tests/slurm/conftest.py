@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -114,6 +114,14 @@ def wait_for(path: Path, text: str, *, timeout_s: float = 240) -> str:
     return path.read_text()
 
 
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 240) -> None:
+    """Wait until the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(POLL_S)
+
+
 def steps(run: Path) -> list[dict[str, int]]:
     """What the stepper did."""
     return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
@@ -154,8 +162,12 @@ def one_cluster() -> Iterator[Slurm]:
         slurm = Slurm(folder, folder)
         try:
             leaves = [word for leaf in LEAVES for word in ("--leaf", leaf)]
+            (folder / "prolog").write_text(f"#!/bin/sh\n[ ! -e {folder}/no-prolog-$SLURMD_NODENAME ]\n")
+            (folder / "prolog").chmod(0o755)
+            (folder / "more.conf").write_text(f"Prolog={folder}/prolog\n")
             port = str(17000 + os.getpid() % 3000)
             options = [
+                f"--extra-conf={folder / 'more.conf'}",
                 "--gpu-type",
                 f"{NEWER}=h100",
                 *(["--network"] * can_network()),

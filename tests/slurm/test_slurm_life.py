@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from plans import plan
 
 from launcher.cli import main
 from launcher.errors import InputError, JobFailed
+from launcher.run import owner
 from launcher.run.folder import create_run_folder
 from launcher.run.node_state import NodeState
+from launcher.run.owner import claim, this_process
 from launcher.slurm import jobstate, life, submit
 from launcher.slurm.command import Answer, SlurmUnreachable, unreachable
 from launcher.slurm.settings import SlurmSettings
@@ -178,6 +181,56 @@ def test_a_requeue_waits_for_slurmctld(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobstate, "ask", no_answer)
     with pytest.raises(JobFailed, match="cannot be requeued"):
         jobstate.requeue("17", notify=reported.append)
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "said"),  # as Slurm 22.05's squeue says them
+    [
+        ("PENDING", "launch failed requeued held", "a Prolog that fails"),
+        ("PENDING", "job requeued in held state", "held: `scontrol release 17` lets it start"),
+        ("SPECIAL_EXIT", "job requeued in held state", "held: `scontrol release 17` lets it start"),
+        ("PENDING", "JobHeldUser", "held: `scontrol release 17` lets it start"),
+        ("PENDING", "JobHeldAdmin", "held by an administrator"),
+        ("PENDING", "Resources", None),
+        ("RUNNING", "None", None),
+    ],
+)
+def test_a_held_job_says_what_releases_it(state: str, reason: str, said: str | None) -> None:
+    shown = str(life.JobStatus(job_id="17", state=state, reason=reason))
+    assert ("scontrol release" in shown) == (said is not None)
+    assert said is None or said in shown
+
+
+def test_a_job_that_ended_just_before_its_cancel_is_said_to_have_ended(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    states = ["RUNNING", "COMPLETED"]
+    refused = Answer(1, "", "scancel: error: Kill job error on job id 17: Job/step already completing or completed")
+
+    def ask(argv: tuple[str, ...]) -> Answer:
+        return queue(states.pop(0)) if argv[0] == "squeue" else refused
+
+    monkeypatch.setattr(life, "ask", ask)
+    run = life.SubmittedRun("17", create_run_folder(tmp_path).path)
+    assert life.cancel(run) == "job 17 has ended already: COMPLETED"
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_job_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def ask(argv: tuple[str, ...]) -> Answer:
+        asked.append(argv[0])
+        return queue("RUNNING") if argv[0] == "squeue" else Answer(0, "", "")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    folder = create_run_folder(tmp_path)
+    claim(folder, this_process(job_id="17"))
+    monkeypatch.setattr(life, "ask", ask)
+    monkeypatch.setattr(owner, "write_json", fail)
+    assert "Read-only file system" in life.cancel(life.SubmittedRun("17", folder.path))
+    assert asked == ["squeue", "scancel"]
 
 
 def test_the_members_of_an_array_that_have_ended_are_known_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

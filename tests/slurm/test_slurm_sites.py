@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for
+from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for, wait_until
 
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.run.folder import RunFolder
@@ -168,6 +168,27 @@ def test_a_node_that_cannot_start_the_agent_is_excluded_and_the_job_goes_on_with
     assert why.endswith("; requeued")
     [excluded] = re.findall(r"ExcNodeList=(\S+)", slurm.run("scontrol", "show", "job", job_id).stdout)
     assert {"node9", "node10", *SIDE.split(",")} <= {*expand_hostlist(excluded)}
+
+
+def test_a_job_that_a_failed_prolog_holds_says_what_releases_it(slurm: Slurm) -> None:
+    run, broken = slurm.runs / "held", slurm.folder / "no-prolog-node1"
+    broken.touch()
+    try:
+        job_id = slurm.launcher("submit", *one_node(run, "launch.nodelist=node1"), "--", "3").stdout.strip()
+        reasons = ("squeue", "-h", "-j", job_id, "-o", "%r")
+        wait_until(lambda: "held" in slurm.run(*reasons).stdout)
+        said = slurm.launcher("status", str(run)).stdout
+    finally:
+        broken.unlink()
+    assert f"job {job_id}: PENDING (launch failed requeued held)" in said
+    assert "`sinfo -R` names the node" in said
+    assert slurm.nodes("node1") == ["drained"]
+    [release] = re.findall(r"`(scontrol release \d+)` lets it start", said)
+    slurm.run("scontrol", "update", "nodename=node1", "state=resume")
+    slurm.run(*release.split())
+    slurm.wait(job_id, "COMPLETED")
+    assert len(steps(run)) == 3
+    assert "held" not in slurm.launcher("status", str(run)).stdout
 
 
 def test_a_cancelled_member_of_a_sweep_is_said_to_be_cancelled(slurm: Slurm) -> None:

@@ -148,10 +148,37 @@ def test_a_node_is_excluded_where_the_job_can_do_without_it(
 
     def ask(argv: tuple[str, ...]) -> Answer:
         calls.append(argv)
-        return Answer(0, {"show": record, "-h": NODES}.get(argv[1], ""), "")
+        hosts = NODES if "%N" in argv else "vm\n" * 4  # %n: names of machines, which need not be those of nodes
+        return Answer(0, {"show": record, "-h": hosts}.get(argv[1], ""), "")
 
     monkeypatch.setattr(jobstate, "ask", ask)
     notified: list[str] = []
-    jobstate.exclude("17", ("fa2",), notify=notified.append)
+    jobstate.requeue("17", without=("fa2",), notify=notified.append)
+    verbs = [argv[1] for argv in calls]
+    assert verbs[verbs.index("requeue") + 1 :] == ["update"] * bool(asked)  # Slurm soon kills what has asked for it
     assert [argv[-1] for argv in calls if argv[1] == "update"] == ([asked] if asked else [])
     assert said in notified[0]
+
+
+def test_a_job_without_bad_nodes_is_requeued_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(jobstate, "ask", lambda argv: calls.append(argv) or Answer(0, "", ""))
+    jobstate.requeue("17", notify=calls.append)
+    assert calls == [("scontrol", "requeue", "17")]
+
+
+@pytest.mark.parametrize("record", ["", "ExcNodeList=n[1-", "JobId=17 ExcNodeList=" + "n[1-9]" * 9, "\x00" * 99])
+def test_a_record_that_cannot_be_read_costs_the_exclusion_and_not_the_requeue(
+    record: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def ask(argv: tuple[str, ...]) -> Answer:
+        calls.append(argv[1])
+        return Answer(0, record if argv[1] == "show" else NODES, "")
+
+    monkeypatch.setattr(jobstate, "ask", ask)
+    notified: list[str] = []
+    jobstate.requeue("17", without=("fa2",), notify=notified.append)
+    assert "requeue" in calls
+    assert len(notified) == 1
