@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 FORKED = """
 import os, tempfile, weakref
 from pathlib import Path
@@ -45,3 +47,23 @@ def test_threads_and_exit_handlers_are_waited_for_and_a_reader_that_left_is_no_e
     assert ended.stderr is not None
     assert ended.stderr.read().split() == ["thread", "handler"]
     assert ended.wait(timeout=60) == 0
+
+
+NATIVE_THREAD = """
+import atexit, ctypes, os, sys
+from launcher.fast_exit import end_as_python, wait_for_native_threads
+
+if sys.argv[1] == "waits":
+    atexit.register(wait_for_native_threads)
+sys.setswitchinterval(60)  # this thread keeps the GIL until it sleeps
+callback = ctypes.CFUNCTYPE(None)(lambda: os.write(1, b"had the GIL"))
+ctypes.PyDLL(None).pthread_create(ctypes.byref(ctypes.c_ulong()), None, callback, None)
+end_as_python(7)
+"""
+
+
+@pytest.mark.parametrize(("how", "printed"), [("waits", "had the GIL"), ("as Python", "")])
+def test_a_native_thread_that_wants_the_gil_has_it_before_the_interpreter_ends(how: str, printed: str) -> None:
+    command = [sys.executable, "-c", NATIVE_THREAD, how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (7, printed, "")

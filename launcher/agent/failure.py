@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent import main_module
+from launcher.agent import rank as rank_module
 from launcher.agent.stack_dump import CallStack
 from launcher.agent.watch import Hang, odd_ones_out
 from launcher.text import shown
@@ -14,6 +16,7 @@ from launcher.text import shown
 _SAME_MOMENT_S = 1.0
 _SHOWN_LINES = 25
 _SHOWN_FRAMES = 5
+_BELOW_THE_SCRIPT = ('"<frozen runpy>"', f'"{main_module.__file__}"', f'"{rank_module.__file__}"')
 WHAT_HANGS = {
     "heartbeat": "no heartbeat from rank {ranks} of node {node} for {seconds:.0f} s",
     "start": "rank {ranks} of node {node} has sent no first heartbeat within {seconds:.0f} s (launch.start_timeout_s)",
@@ -131,7 +134,7 @@ def _without_our_frames(lines: Sequence[str]) -> list[str]:
     dump = below = False
     for line in lines:
         dump = "(most recent call first)" in line or (dump and line.startswith('  File "'))
-        below = dump and (below or '"<frozen runpy>"' in line)
+        below = dump and (below or any(file in line for file in _BELOW_THE_SCRIPT))
         if not below and not line.startswith("Extension modules: "):
             kept.append(line)
     return kept

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import NoReturn
 
 from launcher import process
 from launcher.agent import main_module
-from launcher.fast_exit import end_as_python, end_process
+from launcher.fast_exit import end_as_python, end_process, wait_for_native_threads
 from launcher.run.heartbeat import Heartbeats
 
 # The program of a rank: one of our recipes, or the user's script, module (as `python -m`) or program.
@@ -27,9 +28,10 @@ def run(kind: str, program: str, args: Sequence[str]) -> NoReturn:
     """Run a script or module in this process as __main__ and end the process with its exit code."""
     faulthandler.enable()
     faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
-    code = _exit_code_of(kind, program, args)
     if kind == RECIPE:
-        end_process(code)
+        end_process(_exit_code_of(kind, program, args))
+    atexit.register(wait_for_native_threads)  # first here, so after what the program registers
+    code = _exit_code_of(kind, program, args)
     end_as_python(code)
 
 

@@ -142,3 +142,16 @@ other.kill()
 """
     done = preloaded.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == [0, None, True], done.stderr
+
+
+def test_the_last_words_of_an_abort_are_its_reason_and_the_scripts_frames(
+    start: Callable[..., Job], tmp_path: Path
+) -> None:
+    script = tmp_path / "aborts.py"
+    script.write_text("import os\nprint('an early word')\nos.write(2, b'terminate called: no more\\n')\nos.abort()\n")
+    _, _, err = start(ranks=2, script=script).finish()
+    assert "killed by SIGABRT (6)" in err
+    said = [line.strip() for line in err[err.index("its last words:") :].splitlines()[1:]]
+    assert said[:3] == ["an early word", "terminate called: no more", "Fatal Python error: Aborted"]
+    assert said[3].startswith("Current thread 0x")
+    assert said[4:] == [f'File "{script}", line 4 in <module>']
