@@ -11,6 +11,9 @@ from pathlib import Path
 from launcher.errors import InputError
 from launcher.text import whole_number
 
+# These keep libraries from starting a thread pool at import; a forked process would not have the threads.
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 
 def usable_cores() -> int:
     """Return the CPU cores that this process may use (its affinity mask, not the machine's total)."""

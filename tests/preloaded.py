@@ -137,8 +137,9 @@ def _interpreter(of_start: tuple[tuple[str, str], ...]) -> _Interpreter:
 
 def serve(connection: socket.socket) -> None:
     """Import, then fork for each order until the other side ends."""
-    from launcher.agent.fork_server import SINGLE_THREADED, check_forkable, preload
+    from launcher.agent.fork_server import check_forkable, preload
     from launcher.agent.node import PRELOADED
+    from launcher.env import SINGLE_THREADED
 
     before = dict(os.environ)
     preload((*PRELOADED, *MODULES))

@@ -10,14 +10,14 @@ import pytest
 
 from launcher.cli import main
 from launcher.commands import prepare
-from launcher.faststart import overlapped_import
+from launcher.faststart import library_load
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overlapped_import, "possible", lambda: False)  # it would end this process
+    monkeypatch.setattr(library_load, "possible", lambda: False)  # it would end this process
 
 
 def test_an_old_torch_is_named_before_a_run_folder_is_made(

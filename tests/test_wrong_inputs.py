@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.faststart import overlapped_import
+from launcher.faststart import library_load
 
 DGX = ["cluster=dgx_a100_80g"]
 CASES = {
@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
     """The command in this process; argparse leaves by SystemExit."""
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(overlapped_import, "possible", lambda: False)  # it would end this process
+            patch.setattr(library_load, "possible", lambda: False)  # it would end this process
             return main(arguments)
     except SystemExit as end:
         return int(end.code or 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from launcher.run.heartbeat import Pace, RankState
 
@@ -90,6 +89,8 @@ class RankWatch:
         A rank is compared with those of its pipeline stage, which do the same work, if there are at least three;
         otherwise with all ranks.
         """
+        from statistics import median  # and with it decimal, which no start needs
+
         new_steps = self._look(paces)
         by_stage: dict[int, list[float]] = {}
         for rank, own_s in self._own_s.items():

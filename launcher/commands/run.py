@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from launcher import env
 from launcher.commands.guard import error_document, guarded, wants_json
 from launcher.commands.invocation import Invocation
-from launcher.faststart import warm
+from launcher.faststart import library_load, warm
 from launcher.faststart.warm import WarmRun
 from launcher.run.folder import RunFolder
 from launcher.run.owner import Owner, release, this_process
@@ -38,10 +38,11 @@ def run(invocation: Invocation) -> int:
         code = warm.run_warm(WarmRun.of_this_process(invocation.overrides, invocation.rest))
         if code is not None:
             return code
-    from launcher.faststart import overlapped_import  # and with it what a run needs that no server takes
-
+    overlapped = "dry_run=true" not in invocation.overrides and library_load.possible()
+    with library_load.loading() if overlapped else nullcontext():
+        from launcher.faststart import overlapped_import  # and with it what a run needs that no server takes
     owner, as_json = this_process(), wants_json(invocation.overrides)
-    if "dry_run=true" not in invocation.overrides and overlapped_import.possible():
+    if overlapped:
         order = overlapped_import.plan_in_child(
             lambda hand_over: guarded(lambda: _plan(invocation, owner, hand_over=hand_over), as_json=as_json), owner
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -46,11 +45,6 @@ class Order:
 
 
 HandOver = Callable[[Order], int]
-
-
-def possible() -> bool:
-    """Return whether this process may fork and has not imported torch yet."""
-    return "torch" not in sys.modules and process.num_threads() == 1
 
 
 def plan_in_child(plan: Callable[[HandOver], int], owner: Owner) -> Order:

@@ -38,7 +38,7 @@ def serve(modules: Sequence[str], *, idle_s: float, work: Work) -> None:
     variables = _import_variables(env.environment())  # before torch adds its own
     fork_server.preload((*PRELOADED, *modules))
     for name in OWN_MODULES:
-        with env.overridden(fork_server.SINGLE_THREADED):
+        with env.overridden(env.SINGLE_THREADED):
             import_module(name)
     fork_server.check_forkable()
     gc.freeze()  # so that garbage collection in a run does not copy these pages

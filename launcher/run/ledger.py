@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any, TypeVar
 
 from launcher import process
@@ -160,6 +159,8 @@ def summarise(lines: Iterable[PhaseLine]) -> list[PhaseTime]:
 
 
 def _phase_time(start: int, phase: str, group: list[PhaseLine]) -> PhaseTime:
+    from statistics import median  # and with it decimal, which no start needs
+
     slowest = max(group, key=lambda line: line.since_s)
     who = f"node {slowest.node}" + (f", rank {slowest.rank}" if slowest.rank is not None else "")
     return PhaseTime(phase, start, median(line.since_s for line in group), slowest.since_s, who)

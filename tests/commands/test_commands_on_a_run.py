@@ -15,7 +15,7 @@ import pytest
 from launcher.cli import main
 from launcher.commands.schemas import SCHEMAS, schema_of
 from launcher.commands.table import COMMANDS
-from launcher.faststart import overlapped_import
+from launcher.faststart import library_load
 from launcher.run.wandb_folders import wandb_id, wandb_root
 
 pytestmark = pytest.mark.slow
@@ -135,7 +135,7 @@ def test_a_refusal_is_a_document_too(
     command: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(home)
-    monkeypatch.setattr(overlapped_import, "possible", lambda: False)  # it forks, and this process would end
+    monkeypatch.setattr(library_load, "possible", lambda: False)  # it forks, and this process would end
     for words in REFUSED[command]:
         code, found = document(capsys, command, words)
         assert (code, found["error"]["kind"], found["error"]["exit_code"]) == (2, "input", 2), words

@@ -10,7 +10,7 @@ import pytest
 from launcher.cli import main
 from launcher.commands.schemas import schema_of
 from launcher.commands.table import COMMANDS
-from launcher.faststart import overlapped_import
+from launcher.faststart import library_load
 
 WRONG = (["no.such.key=1"], ["nothing/here"], ["--no-such-flag"])
 
@@ -22,7 +22,7 @@ def test_a_wrong_line_is_answered_by_a_document(
 ) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overlapped_import, "possible", lambda: False)  # it would end this process
+    monkeypatch.setattr(library_load, "possible", lambda: False)  # it would end this process
     assert main([command, *words, "output=json"]) == 2
     found = json.loads(capsys.readouterr().out)
     jsonschema.validate(found, schema_of(command))
