@@ -21,13 +21,14 @@ from launcher import __version__, env, process
 from launcher.commands.claim import claimed, may_claim
 from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
+from launcher.commands.login_answer import page, submitted
 from launcher.commands.named import resolved
 from launcher.commands.parcel import MODULE, Parcel
 from launcher.commands.programs import short_name
 from launcher.config.settings import Settings
 from launcher.console import say
 from launcher.errors import InputError, LauncherError
-from launcher.files import read_json, user_path, write_json, write_text
+from launcher.files import read_json, user_path, write_json, write_text, written_as
 from launcher.run.code import CodeFiles, find_code, pack
 from launcher.run.folder import RunFolder, default_name
 from launcher.run.owner import hand_to_job, this_process
@@ -86,12 +87,11 @@ def submit_there(invocation: Invocation, settings: Settings, slurm: SlurmSetting
     if settings.options.dry_run:
         print(f"{shlex.join(argv)}\n# there: {shlex.join(['launcher', 'submit', *parcel.words, '--', *parcel.args])}")
         return 0
-    done = _ssh(argv, parcel.line() + packed, there)
-    said = done.stdout.decode(errors="replace").strip().splitlines()[-1:]
+    done = _ssh(argv, there, data=parcel.line() + packed)
+    answer = submitted(done.stdout, python=there.python, login=there.login, code=done.returncode)
     if done.returncode:
-        print(*(said if settings.options.output == "json" else []), end="")
+        print(json.dumps(answer) if settings.options.output == "json" else "", end="")
         return done.returncode
-    answer = json.loads(said[0])
     with claimed(path, owner, name=name) as folder:
         write_json(folder.login, to_plain(_at(there, answer["run_folder"])))
         write_provenance(folder, invocation.overrides, invocation.rest)
@@ -127,20 +127,23 @@ def _moved(word: str, root: Path, base: Path) -> str:
     return f"{key}={os.path.relpath(path, base)}"
 
 
-def _ssh(argv: Sequence[str], data: bytes, there: Elsewhere) -> subprocess.CompletedProcess[bytes]:
-    """Run ssh with its messages on this terminal; raises LauncherError where the launcher there does not answer."""
+def _ssh(argv: Sequence[str], there: Elsewhere, *, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run ssh with its messages on this terminal; raises InputError or LauncherError where it reaches nothing."""
     try:
         done = subprocess.run(argv, input=data, stdout=subprocess.PIPE, env=env.environment())
     except OSError as error:
-        raise InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client") from error
-    if done.returncode == NO_CONNECTION:
-        raise LauncherError(f"ssh does not reach {there.login}, see above: nothing was submitted")
-    if not done.stdout.strip():
-        raise LauncherError(
-            f"{there.python} on {there.login} did not answer as the launcher, see above: name an interpreter there "
-            "that has it by launch.login_python"
-        )
+        raise _no_ssh(error) from error
+    _check_reached(done.returncode, there)
     return done
+
+
+def _no_ssh(error: OSError) -> InputError:
+    return InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client")
+
+
+def _check_reached(code: int, there: Elsewhere) -> None:
+    if code == NO_CONNECTION:
+        raise LauncherError(f"ssh does not reach {there.login}, or lost it before it answered, see above")
 
 
 def followed(command: str, words: Sequence[str]) -> int:
@@ -154,9 +157,11 @@ def followed(command: str, words: Sequence[str]) -> int:
         return _report(folder, there, words)
     goes_along = partial(process.die_with_parent, os.getpid(), signal.SIGTERM)  # ssh, which a kill would leave behind
     argv = there.argv("launcher.cli", [command, there.folder, *words])
-    code = subprocess.run(argv, env=env.environment(), preexec_fn=goes_along).returncode
-    if code == NO_CONNECTION:
-        raise LauncherError(f"ssh does not reach {there.login}, see above")
+    try:
+        code = subprocess.run(argv, env=env.environment(), preexec_fn=goes_along).returncode
+    except OSError as error:
+        raise _no_ssh(error) from error
+    _check_reached(code, there)
     return code
 
 
@@ -164,11 +169,11 @@ def _report(folder: RunFolder, there: Elsewhere, words: Sequence[str]) -> int:
     wanted = dict(word.partition("=")[::2] for word in words)
     if unknown := set(wanted) - {"file"}:
         raise InputError(f"{', '.join(sorted(unknown))}= is not an option for a run on a login node: file= is")
-    argv = there.argv(MODULE, [there.folder])
-    done = subprocess.run(argv, stdout=subprocess.PIPE, env=env.environment())
+    done = _ssh(there.argv(MODULE, [there.folder]), there)
     if done.returncode:
         return done.returncode
-    path = Path(wanted.get("file", folder.report))
-    write_text(path, done.stdout.decode())
+    text, path = page(done.stdout, login=there.login), Path(wanted.get("file", folder.report))
+    with written_as(path, "file="):
+        write_text(path, text)
     print(path)
     return 0

@@ -28,8 +28,13 @@ class Parcel:
 
 
 def read_parcel(line: bytes) -> Parcel:
-    """What `Parcel.line` wrote; raises InputError where another version of the launcher wrote it."""
-    data = json.loads(line)
+    """What `Parcel.line` wrote; raises InputError where another version of the launcher wrote it, or none."""
+    try:
+        data = json.loads(line)
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict):
+        raise InputError("nobody sent a job: `launcher submit launch.login=…` on another machine starts this command")
     if data.get("version") != __version__:
         raise InputError(
             f"the login node has version {__version__} of the launcher, and this machine {data.get('version')}: "

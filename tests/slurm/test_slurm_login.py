@@ -21,6 +21,7 @@ from sshd_settings import CLIENT, write_settings
 from launcher.run.folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
+TALKING = 'echo "*** Welcome ***"; eval "$SSH_ORIGINAL_COMMAND"; code=$?; echo Bye; exit $code'  # as some logins do
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -42,7 +43,10 @@ def login(cluster: Slurm) -> Iterator[list[str]]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     variables = f'SetEnv "PATH={PATH}" SLURM_CONF={cluster.environment["SLURM_CONF"]} OMP_NUM_THREADS=1'
-    settings = write_settings(folder, f"Port {port}", "ListenAddress 127.0.0.1", variables)
+    (folder / "shell").write_text(TALKING)
+    settings = write_settings(
+        folder, f"Port {port}", "ListenAddress 127.0.0.1", variables, f"ForceCommand sh {folder}/shell"
+    )
     Path("/run/sshd").mkdir(exist_ok=True)
     sshd = subprocess.Popen(
         [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", settings], stderr=subprocess.DEVNULL
