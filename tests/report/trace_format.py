@@ -7,7 +7,6 @@ from collections import defaultdict
 from typing import Any
 
 METADATA = {"process_name", "thread_name", "process_sort_index", "thread_sort_index"}
-NESTING_US = 0.01  # times are rounded to a thousandth of a microsecond
 
 
 def events_of(text: str) -> list[dict[str, Any]]:
@@ -37,9 +36,14 @@ def assert_named_and_nested(events: list[dict[str, Any]]) -> None:
     for name in ("thread_name", "thread_sort_index"):
         assert {(e["pid"], e["tid"]) for e in events if e["name"] == name} == set(tracks)
     for found in tracks.values():
-        open_until: list[float] = []
-        for event in sorted(found, key=lambda e: (e["ts"], -e["dur"])):
-            while open_until and open_until[-1] <= event["ts"] + NESTING_US:
+        open_until: list[int] = []
+        for begin, minus_ns in sorted((ns(event["ts"]), -ns(event["dur"])) for event in found):
+            while open_until and open_until[-1] <= begin:
                 open_until.pop()
-            assert not open_until or event["ts"] + event["dur"] <= open_until[-1] + NESTING_US
-            open_until.append(event["ts"] + event["dur"])
+            assert not open_until or begin - minus_ns <= open_until[-1]
+            open_until.append(begin - minus_ns)
+
+
+def ns(time_us: float) -> int:
+    """Whole nanoseconds, as Perfetto counts."""
+    return round(1000 * time_us)

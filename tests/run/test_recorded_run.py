@@ -13,6 +13,7 @@ import pytest
 from report.trace_format import assert_named_and_nested, events_of
 
 from launcher.planner import read_plan
+from launcher.report.trace import FIRST_TRACK
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import WARMUP_STEPS, read_steps, summarise_steps
 from launcher.run.result import read_train_result
@@ -69,11 +70,17 @@ def test_the_trace_has_the_predicted_and_the_recorded_schedule_side_by_side(
         assert sorted(passes) == wanted
         measured = steps.get(pid - 1)
         if measured is not None and measured.step_s is not None:
-            first = [e for e in mine if e["tid"] == 0]  # by the clock of the machine, on which it may begin second
+            first = [
+                e for e in mine if e["tid"] == FIRST_TRACK
+            ]  # by the clock of the machine, on which it may begin second
             took_us = max(e["ts"] + e["dur"] for e in first) - min(e["ts"] for e in first)
             assert 0.5 * measured.step_s < took_us / 1e6 <= measured.step_s
     for step in (4, 5):  # a stage's forward follows that of the stage before it, by the clock of the machine
-        ends = {e["tid"]: e["ts"] + e["dur"] for e in boxes if e["pid"] == step + 1 and e["name"] == "forward 0"}
+        ends = {
+            e["tid"] - FIRST_TRACK: e["ts"] + e["dur"]
+            for e in boxes
+            if e["pid"] == step + 1 and e["name"] == "forward 0"
+        }
         assert ends[0] < ends[1]
 
 

