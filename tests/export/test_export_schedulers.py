@@ -8,7 +8,9 @@ manifests/base/crds/trainer.kubeflow.org_trainjobs.yaml (both Apache-2.0).
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from launcher.export import jobset, rankfile, skypilot, srun, torchx, trainjob
 from launcher.export.target import Target
 from launcher.planner.record import Plan
 
-CRDS = Path(__file__).parent / "options"
+HERE = Path(__file__).parent
+CRDS = HERE / "options"
+SKYPILOT = os.environ.get("SKYPILOT")
 KINDS: dict[str, tuple[Target, str]] = {
     "jobset": (jobset.TARGET, jobset.FILE),
     "trainjob": (trainjob.TARGET, trainjob.FILE),
@@ -154,6 +158,26 @@ def test_skypilot_asks_for_the_gpus_by_its_own_name() -> None:
     assert (found["num_nodes"], found["resources"]) == (2, {"accelerators": "A100-80GB:8"})
     assert "--nnodes 2 --nproc-per-node 8" in found["run"] and "SKYPILOT_NODE_RANK" in found["run"]
     assert found["envs"]["LAUNCHER_DP"] == "16"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SKYPILOT is None, reason="set SKYPILOT to a python that has skypilot, or run .ci/stacks")
+@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "uneven", "experts", "context"])
+def test_skypilots_own_classes_read_nodes_gpus_and_command(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name)
+    export = skypilot.write(plan)
+    for file, text in export.files.items():
+        (tmp_path / file).write_text(text)
+    command = [str(SKYPILOT), HERE / "skypilot_reads.py", tmp_path / skypilot.TASK]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, capture_output=True,
+                          text=True, timeout=200)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    read = json.loads(done.stdout.splitlines()[-1])
+    assert (read["num_nodes"], read["accelerators"]) == (plan.placement.num_nodes, {"A100-80GB": 8})
+    assert {axis: read["envs"][f"LAUNCHER_{axis}"] for axis in ("TP", "PP", "DP", "CP")} == {
+        axis: str(getattr(plan.layout, axis.lower())) for axis in ("TP", "PP", "DP", "CP")
+    }
+    assert f"--nnodes {read['num_nodes']} --nproc-per-node 8" in read["run"]
 
 
 @pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
