@@ -20,8 +20,10 @@ from typing import Any
 
 import preloaded
 import pytest
+from torch.distributed import DistStoreError, TCPStore
 
 from launcher.errors import InputError
+from launcher.rendezvous import store
 from launcher.rendezvous.authentication import (
     ANSWER_BYTES,
     NONCE_BYTES,
@@ -460,3 +462,25 @@ def test_torchrun_without_an_order_says_what_is_missing(tmp_path: Path, conf: li
     done = preloaded.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode != 0
     assert reported in done.stderr
+
+
+def test_a_store_is_opened_with_libuv_and_without_where_torch_or_its_user_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_libuv(*words: Any, **options: Any) -> Any:
+        if options["use_libuv"]:  # in the words of a build without it, whose client needs none
+            raise DistStoreError("use_libuv was requested but PyTorch was built without libuv support, …")
+        return TCPStore(*words, **options)
+
+    monkeypatch.delenv("USE_LIBUV", raising=False)
+    stores = [store.open_store("127.0.0.1")]
+    monkeypatch.setenv("USE_LIBUV", "0")
+    stores.append(store.open_store("127.0.0.1"))
+    monkeypatch.delenv("USE_LIBUV")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "TCPStore", without_libuv)
+        stores.append(store.open_store("127.0.0.1"))
+    assert [server.libuvBackend for server, _ in stores] == [True, False, False]
+    for server, port in stores:
+        server.set("rank", "0")
+        assert store.join_store("127.0.0.1", port).get("rank") == b"0"
