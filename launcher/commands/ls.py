@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,9 +13,10 @@ from typing import Any
 
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import options, says_json
-from launcher.console import notify, say, show
+from launcher.console import notify, say, show, terminal_width
 from launcher.errors import InputError
 from launcher.files import read_json
+from launcher.report.table import LEFT, draw
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder, in_utc
 from launcher.run.listing import runs_in
@@ -54,7 +56,7 @@ def run(invocation: Invocation) -> int:
     if as_json:
         print(json.dumps({"runs": [row.to_dict() for row in shown]}))
     else:
-        show(*(_table(shown) if shown else ["no run in this folder, nor in runs/ here"]))
+        show(*(_table(shown, terminal_width(sys.stdout)) if shown else ["no run in this folder, nor in runs/ here"]))
     if len(shown) < len(rows):
         say(f"{len(rows) - len(shown)} older runs are not shown: top=0 shows all")
     return 0
@@ -119,15 +121,19 @@ def _state(folder: RunFolder, owner: Owner) -> str:
         return "unknown"
 
 
-def _table(rows: Sequence[ListedRun]) -> list[str]:
+def _table(rows: Sequence[ListedRun], width: int | None = None) -> list[str]:
+    """Return a line for each run; where a terminal is too narrow, how far it is and where are in a line below."""
     now = time.time()
-    cells = [("run", "began (UTC)", "state", "", "")]
-    cells += [
+    cells = [
         (row.folder, _since(row.since, now), row.state, str(row.progress) if row.progress.step else "", row.where)
         for row in rows
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    lines = draw(dict.fromkeys(("run", "began (UTC)", "state", "progress", "where"), LEFT), cells)
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    first, *short = draw(dict.fromkeys(("run", "began (UTC)", "state"), LEFT), [row[:3] for row in cells])
+    below = [f"  {' '.join(filter(None, row[3:]))}" for row in cells]
+    return [first, *(line for pair in zip(short, below, strict=True) for line in pair)]
 
 
 def _since(at: float, now: float) -> str:

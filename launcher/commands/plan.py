@@ -17,7 +17,7 @@ from launcher.commands.given_plan import check_checkpoints, named_folder, read_g
 from launcher.commands.invocation import Invocation
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
-from launcher.console import counted, show, waiting
+from launcher.console import counted, show, terminal_width, waiting
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path, written_as
@@ -107,7 +107,7 @@ def _mixed(words: Sequence[str], settings: Settings) -> int:
     if settings.options.output == "json":
         print(json.dumps(mix.mix_data(gpus, available)))
     else:
-        show(*mix_lines(gpus, settings.job.cluster))
+        show(*mix_lines(gpus, settings.job.cluster, width=terminal_width(sys.stdout)))
     return 0
 
 

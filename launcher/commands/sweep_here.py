@@ -21,7 +21,7 @@ from launcher.commands.given_plan import named_folder
 from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import check_devices, check_inputs, plan_run
 from launcher.config.compose import load, sweep
-from launcher.console import notify, say
+from launcher.console import notify, say, terminal_width
 from launcher.errors import InputError
 from launcher.files import write_json, write_text
 from launcher.local.slots import Need, Pool, Share, need_of, pool_of
@@ -188,7 +188,8 @@ class Queue:
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each job."""
     columns = {"run": RIGHT, "state": LEFT, "on": LEFT, "layout": LEFT, "took": RIGHT, "steps": RIGHT, "loss": RIGHT}
-    return draw({**columns, "a step": RIGHT, "overrides": LEFT}, [_cells(row) for row in rows])
+    columns |= {"a step": RIGHT, "overrides": LEFT}
+    return draw(columns, [_cells(row) for row in rows], width=terminal_width(sys.stdout), spare=("on", "layout"))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.prepare import check_devices
 from launcher.commands.trials import TrialSettings, document, tried_in_warm_ranks, tried_one_by_one
 from launcher.config.settings import Settings
-from launcher.console import notify
+from launcher.console import has_colour, notify, terminal_width
 from launcher.errors import InputError, JobFailed
 from launcher.files import user_path
 from launcher.planner import Plan, write_plan
@@ -103,7 +103,8 @@ def _table(trials: Sequence[Trial]) -> list[str]:
         "": LEFT,
     }
     best = winner(trials)
-    return draw(columns, [_cells(trial, best) for trial in trials], bold=sys.stdout.isatty())
+    cells = [_cells(trial, best) for trial in trials]
+    return draw(columns, cells, bold=has_colour(sys.stdout), width=terminal_width(sys.stdout))
 
 
 def _cells(trial: Trial, best: Trial | None) -> list[str]:

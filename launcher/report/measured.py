@@ -10,6 +10,7 @@ from launcher.planner import Plan
 from launcher.report import facts
 from launcher.report.facts import RunFacts
 from launcher.report.markup import details, paragraph, section, table
+from launcher.run.ledger import PHASE_WORDS
 from launcher.run.metrics import PARTS
 from launcher.units import format_bytes, format_seconds
 
@@ -21,16 +22,6 @@ PREDICTED: Mapping[str, tuple[str, ...]] = MappingProxyType({
     "exposed_pp_s": ("pp_comm", "bubble"),
     "exposed_dp_s": ("dp_comm",),
     "optimizer_s": ("optimizer",),
-})  # fmt: skip
-PHASE_WORDS: Mapping[str, str] = MappingProxyType({
-    "planned": "the plan was made",
-    "preloaded": "torch was imported",
-    "server": "ranks could be forked",
-    "met": "the nodes had met",
-    "forked": "the ranks were started",
-    "script": "their script began",
-    "groups": "their process groups were ready",
-    "first_step": "the first step was finished",
 })  # fmt: skip
 NAMED_PACKAGES = ("torch", "deepspeed", "numpy", "transformers", "hydra_core", "omegaconf", "wandb")
 

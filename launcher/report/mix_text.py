@@ -13,8 +13,8 @@ WHOLE = "the whole GPU"
 MOST_COMMANDS = 16
 
 
-def mix_lines(gpus: Sequence[CutGpu], cluster: Cluster) -> list[str]:
-    """GPUs that are cut alike are one row; below, the commands that cut them."""
+def mix_lines(gpus: Sequence[CutGpu], cluster: Cluster, *, width: int | None = None) -> list[str]:
+    """GPUs that are cut alike are one row; below, the commands that cut them. `width`: of a terminal."""
     rows, commands, first = [], [], 0
     for _, alike in groupby(gpus, key=_what):
         same = list(alike)
@@ -32,7 +32,7 @@ def mix_lines(gpus: Sequence[CutGpu], cluster: Cluster) -> list[str]:
         f" of the {cluster.num_gpus} of {cluster.name}" if cluster.num_gpus > 1 else ""
     )
     columns = {"GPU": LEFT, "slice": LEFT, "jobs": LEFT, "layout": LEFT, "tokens/s each": RIGHT}
-    lines = [f"{sum(len(gpu.jobs) for gpu in gpus)} jobs on {need}", *draw(columns, rows)]
+    lines = [f"{sum(len(gpu.jobs) for gpu in gpus)} jobs on {need}", *draw(columns, rows, width=width)]
     if len(gpus) > cluster.num_gpus:
         lines.append(f"more GPUs than {cluster.name} has: the rest waits for a slice, or takes more nodes")
     if len(commands) > MOST_COMMANDS:

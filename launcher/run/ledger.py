@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from launcher import process
@@ -24,7 +25,18 @@ from launcher.run.heartbeat import RankState
 from launcher.schema import from_plain
 
 T = TypeVar("T")
-PHASES = ("planned", "preloaded", "server", "met", "forked", "script", "groups", "first_step")
+# The phases of a start in order, and what was reached with each.
+PHASE_WORDS: Mapping[str, str] = MappingProxyType({
+    "planned": "the plan was made",
+    "preloaded": "torch was imported",
+    "server": "ranks could be forked",
+    "met": "the nodes had met",
+    "forked": "the ranks were started",
+    "script": "their script began",
+    "groups": "their process groups were ready",
+    "first_step": "the first step was finished",
+})  # fmt: skip
+PHASES = tuple(PHASE_WORDS)
 OTHER_PHASES = ("ended", "failed", "straggler")  # not part of a start
 START, PLACED, PREFLIGHT, BANDWIDTH = "slurm_start", "slurm_placed", "slurm_preflight", "slurm_bandwidth"
 STEP, REPLACED, END = "slurm_step", "slurm_replaced", "slurm_end"

@@ -15,7 +15,7 @@ from launcher import process
 from launcher.errors import InputError
 from launcher.run.folder import RunFolder, in_utc
 from launcher.run.heartbeat import Heartbeats, RankState
-from launcher.run.ledger import PhaseTime, read_phases, summarise
+from launcher.run.ledger import PHASE_WORDS, PhaseTime, read_phases, summarise
 from launcher.run.node_state import ENDED, NodeState, node_states
 from launcher.run.owner import Owner, mark_cancelled, read_owner
 from launcher.run.progress import Progress
@@ -102,7 +102,7 @@ def _node_lines(node: NodeStatus) -> list[str]:
 
 def _in_words(phase: PhaseTime) -> str:
     slowest = f" (slowest {phase.slowest_s:.2f} s, {phase.slowest})" if phase.slowest_s > phase.median_s else ""
-    return f"{phase.phase}: {phase.median_s:.2f} s after the command{slowest}"
+    return f"{phase.median_s:.2f} s after the command {PHASE_WORDS[phase.phase]}{slowest}"
 
 
 def phases(folder: RunFolder) -> list[PhaseTime]:

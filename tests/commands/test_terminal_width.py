@@ -9,13 +9,21 @@ import re
 import struct
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher import console
 from launcher.cli import main
+from launcher.commands import sweep_here, tune
+from launcher.planner import read_plan
+from launcher.planner.tuning import Trial
 from launcher.report.table import LEFT, RIGHT, draw
+from launcher.run.folder import create_run_folder
+from launcher.run.ledger import PHASES, Ledger
+from launcher.run.metrics import MetricsFile, StepMetrics
+from launcher.run.owner import claim, release, this_process
 from tests.commands.terminals import at_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +39,8 @@ COMMANDS = {
     "keys": ["keys"],
     "show": ["show", "cluster=dgx_a100_80g", "cluster.num_nodes=40"],
     "ls": ["ls"],
+    "status": ["status", "last"],
+    "mix": ["plan", "cluster=dgx_a100_80g", "train.global_batch=64", "mix=gpt3_125m:9,gpt3_760m:2,gpt3_1b3,gpt3_2b7"],
     "lint": ["lint", "job.sbatch"],
     "check": ["check"],
     "from another tool": ["plan", "from=ds.json", "cluster=dgx_a100_80g", "model=llama2_7b"],
@@ -47,7 +57,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, micro_batch in (("a", 1), ("b", 2)):
         words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", f"layout.micro_batch={micro_batch}"]
         assert main(["plan", *words, f"save={folder / name}.json"]) == 0
+    for name in ("runs/llama2_7b-20261129-173718-with-rope-of-500000", "runs/gpt"):
+        a_run(folder / name)
     return folder
+
+
+def a_run(path: Path) -> None:
+    """A run that has ended, as its writers leave it."""
+    path.parent.mkdir(exist_ok=True)
+    run, owner = create_run_folder(path), this_process()
+    claim(run, owner)
+    ledger = Ledger(run.ledger, node=0, began=time.monotonic())
+    for phase in PHASES:
+        ledger.note(phase)
+    MetricsFile(run.metrics).log(StepMetrics(70_000, loss=2.5, step_s=1.25, tokens_per_s=1e6))
+    release(run, owner, ended="done")
 
 
 def words_of(text: str) -> set[str]:
@@ -67,6 +91,33 @@ def test_every_line_fits_and_no_word_is_cut(
     assert wide == []
     main(COMMANDS[command])
     assert words_of(text) <= words_of(capsys.readouterr().out)
+
+
+def test_ls_has_a_line_for_each_run_and_where_that_is_too_wide_one_below(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(home)
+    reached = r"step 70000, loss 2\.5000, 1\.2 s a step, 1,000,000 tokens/s"
+    head, *lines = at_terminal(["ls"], columns=200, monkeypatch=monkeypatch).splitlines()
+    assert head.split() == ["run", "began", "(UTC)", "state", "progress", "where"]
+    assert len(lines) == 2 and re.fullmatch(rf"runs/gpt +[\d:]+ +done +{reached} process \d+ on .+", lines[0])
+    head, *lines = at_terminal(["ls"], columns=80, monkeypatch=monkeypatch).splitlines()
+    assert head.split() == ["run", "began", "(UTC)", "state"]
+    assert re.fullmatch(r"runs/gpt +[\d:]+ +done", lines[0]) and re.match(rf"  {reached}", lines[1])
+
+
+def test_tables_of_trials_and_of_sweeps_fit_and_take_no_colour_where_none_is_wanted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "terminal_width", lambda stream: 80)
+    monkeypatch.setattr(sweep_here, "terminal_width", lambda stream: 80)
+    rows = [{"run": i, "state": "failed (1)", "on": "cores 0–3", "layout": "tp2 pp2 dp2 mb8 zero1", "seconds": 75.2,
+             "steps": 400, "loss": 2.5, "step_s": 0.25, "overrides": "train.lr=3e-4 train.weight_decay=0.1"}
+            for i in range(3)]  # fmt: skip
+    trials = [Trial(read_plan(home / f"{name}.json"), 0.3, note="stopped early: slower than the best") for name in "ab"]
+    for lines in (sweep_here.table(rows), tune._table(trials)):
+        assert len(lines) > 2 and max(map(len, lines)) <= 80
+        assert "\x1b" not in "".join(lines)
 
 
 def test_the_heading_says_batch_sequence_dtype_and_stack(capsys: pytest.CaptureFixture[str]) -> None:
