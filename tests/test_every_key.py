@@ -15,6 +15,7 @@ from typing import Any, get_args
 import pytest
 
 from launcher import Job
+from launcher.agent.rank_env import chosen_variables
 from launcher.cli import main
 from launcher.commands.check import check_here
 from launcher.config.compose import load
@@ -54,6 +55,7 @@ JOBS: dict[str, list[str]] = {
 CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us: [90]}]"
 # Values for keys if their metadata gives no second legal one.
 VALUES = {
+    "cluster.node.nic_names": ["[a0,a1,a2,a3,a4,a5,a6,a7]"],
     "cluster.node.domains": ["[[0,1,2,3],[4,5,6,7]]"],
     "cluster.node.nic_of_gpu": ["[0,1,4,5,2,3,6,7]"],
     "cluster.node.numa_of_gpu": ["[3,3,1,1,7,7,5,5]"],
@@ -169,7 +171,7 @@ def _submission(settings: Settings) -> str:
     if settings.options.slurm is None:
         return traffic
     request = submit_request(plan, settings.options.slurm, Where(Path("/r"), Path("/s"), "python"))
-    return traffic + str(request)
+    return f"{traffic}{request}{chosen_variables(plan, {})}"
 
 
 def behaving() -> list[str]:

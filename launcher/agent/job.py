@@ -24,6 +24,7 @@ class NodeJob:
     num_ranks: int
     num_threads: int
     binding: Binding
+    adapters: bool = True  # whether this node has the network adapters that the cluster file names
 
     @property
     def kind(self) -> str:

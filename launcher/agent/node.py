@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from launcher import env
 from launcher.agent import fork_server, rank_env
+from launcher.agent.adapters import absent_adapters
 from launcher.agent.binding import node_binding
 from launcher.agent.command import checked_program
 from launcher.agent.job import NodeJob
@@ -102,7 +103,9 @@ def run_node(
         binding = node_binding(plan, launch.bind, num_ranks=num_ranks)
         if said := binding.describe():
             notify(said)
-        job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding)
+        if absent := absent_adapters(plan):
+            notify(absent)
+        job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding, adapters=not absent)
         return _run_ranks(
             job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
         )

@@ -35,7 +35,14 @@ def rank_start(
         program=job.program,
         args=tuple(job.args),
         variables={
-            **rank_env.defaults(plan, env.environment(), num_threads=job.num_threads, nccl_logs=logs),
+            **rank_env.defaults(
+                plan,
+                env.environment(),
+                num_threads=job.num_threads,
+                nccl_logs=logs,
+                local_rank=assignment.local_rank,
+                adapters=job.adapters,
+            ),
             **(rank_env.wandb_variables(env.environment(), run_folder=folder.path, rank=rank) if own else {}),
             **rank_env.torchrun_variables(assignment),
             **rank_env.plan_variables(plan, run_folder=folder.path, plan_path=plan_path),

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from launcher import env
 from launcher.cluster.measured import NOTHING, Measurements
 from launcher.cluster.mig_profiles import Profile, profiles_of
+from launcher.cluster.node_lists import check_nics, of_each_gpu
 from launcher.errors import InputError
 from launcher.schema import AUTO, key, only_read
 from launcher.units import DTYPE_BYTES, GIB, MIB, gbps_to_bytes_per_s
@@ -151,6 +152,11 @@ class Node:
         meaning="the NIC that each GPU is nearest to (nvidia-smi topo -m); it decides the GPU's rail. null: "
         "neighbouring GPUs share NICs, in order",
     )  # fmt: skip
+    nic_names: tuple[str, ...] | None = key(
+        None, example="[mlx5_0,mlx5_1]",
+        meaning="the RDMA devices of these NICs, in order: what NCCL_IB_HCA and UCX_NET_DEVICES of ranks name. null: "
+        "unknown, and the libraries choose",
+    )  # fmt: skip
     numa_of_gpu: tuple[int, ...] | None = key(
         None, unit="index", minimum=0, example="[0,0,1,1]",
         meaning="the NUMA node of each GPU, as `launcher check` must find it and `show` draws it. null: unknown",
@@ -190,12 +196,8 @@ class Node:
         given["domains"] = _domains(given["domains"], num_gpus=given["num_gpus"], size=size)
         given["cores"] = env.usable_cores() if given["cores"] == AUTO else given["cores"]
         for name in ("nic_of_gpu", "numa_of_gpu"):
-            given[name] = _of_each_gpu(name, given[name], given["num_gpus"])
-        if given["nic_of_gpu"] and max(given["nic_of_gpu"]) >= given["num_nics"]:
-            raise InputError(
-                f"cluster.node.nic_of_gpu={list(given['nic_of_gpu'])} names NIC {max(given['nic_of_gpu'])}, and a node "
-                f"has {given['num_nics']} (0 to {given['num_nics'] - 1}): change it, or set it to null"
-            )
+            given[name] = of_each_gpu(name, given[name], given["num_gpus"])
+        check_nics(given["nic_of_gpu"], given["nic_names"], num_nics=given["num_nics"])
         return cls(**given)
 
     @property
@@ -220,16 +222,6 @@ class Node:
     def gpu_order(self) -> tuple[int, ...]:
         """Local GPU indices, domain by domain: the order in which ranks fill a node."""
         return tuple(gpu for domain in self.domains for gpu in domain)
-
-
-def _of_each_gpu(name: str, given: tuple[int, ...] | None, num_gpus: int) -> tuple[int, ...] | None:
-    """One number for each GPU; those of GPUs that the node lacks fall away."""
-    if given is not None and len(given) < num_gpus:
-        raise InputError(
-            f"cluster.node.{name} says it of {len(given)} GPUs, and a node has {num_gpus}: name one for each, or set "
-            "it to null"
-        )
-    return given[:num_gpus] if given else None
 
 
 def _domains(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:

@@ -9,6 +9,7 @@ import pytest
 from shapes import cluster, job
 
 from launcher import env
+from launcher.agent.adapters import absent_adapters, near_adapters
 from launcher.agent.rank_env import (
     RankAssignment,
     chosen_variables,
@@ -18,6 +19,8 @@ from launcher.agent.rank_env import (
     torchrun_variables,
     wandb_variables,
 )
+from launcher.cli import main
+from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner import Plan, read_plan, write_plan
@@ -91,6 +94,80 @@ def test_rings_stay_on_a_rail_where_there_are_several_and_that_is_explained() ->
     assert defaults(planned(nodes=2, rails=8), {}, num_threads=1)["NCCL_CROSS_NIC"] == "0"
     assert "NCCL_CROSS_NIC" not in defaults(planned(nodes=2, rails=8), {"NCCL_CROSS_NIC": "1"}, num_threads=1)
     assert all(variable.why for variable in chosen_variables(planned(nodes=2, rails=8), {}))
+
+
+NAMES = tuple(f"mlx5_{number}" for number in range(8))
+
+
+def on_adapters(**shape: object) -> Plan:
+    """A plan on two nodes of eight GPUs and NICs with names."""
+    machine = cluster(nodes=2)
+    node = replace(machine.node, **{"nic_names": NAMES, **shape})  # type: ignore[arg-type]
+    layout = Layout(tp=1, pp=1, dp=2 * node.num_gpus, layer_split=(24,))
+    return Plan(job(on=replace(machine, node=node)), layout, estimate={}, why=())
+
+
+def test_every_rank_gets_the_nodes_adapters_for_nccl_and_its_nearest_for_ucx() -> None:
+    crossed = on_adapters(nic_of_gpu=(1, 1, 0, 0, 3, 3, 2, 2))
+    for rank, nic in enumerate((1, 1, 0, 0, 3, 3, 2, 2)):
+        found = defaults(crossed, {}, num_threads=1, local_rank=rank)
+        assert found["NCCL_IB_HCA"] == "=" + ",".join(NAMES)
+        assert found["UCX_NET_DEVICES"] == f"mlx5_{nic}:1"
+    two_each = on_adapters(num_gpus=4, domains=((0, 1, 2, 3),), nic_names=("a:2", *NAMES[1:]))
+    values = [defaults(two_each, {}, num_threads=1, local_rank=rank)["UCX_NET_DEVICES"] for rank in range(4)]
+    assert values == ["a:2,mlx5_1:1", "mlx5_2:1,mlx5_3:1", "mlx5_4:1,mlx5_5:1", "mlx5_6:1,mlx5_7:1"]
+    shared = on_adapters(num_nics=2, nic_names=("a", "b"))
+    assert [near_adapters(shared.job.cluster.node, rank) for rank in (0, 3, 4, 7)] == [("a",), ("a",), ("b",), ("b",)]
+
+
+def test_adapters_are_chosen_where_they_are_named_and_used_and_the_users_own_values_win() -> None:
+    names = {"NCCL_IB_HCA", "UCX_NET_DEVICES"}
+    named = on_adapters()
+    machine = named.job.cluster
+    one = replace(named, job=job(on=replace(machine, num_nodes=1)), layout=replace(named.layout, dp=8))
+    efa = replace(named, job=job(on=replace(machine, fabric="efa")))
+    assert names <= {*defaults(named, {}, num_threads=1)}
+    for plan in (on_adapters(nic_names=None), one, efa):
+        assert not names & {*defaults(plan, {}, num_threads=1)}
+    assert not names & {*defaults(named, {}, num_threads=1, adapters=False)}
+    given = dict.fromkeys(names, "mine")
+    assert not names & {*defaults(named, given, num_threads=1)}
+
+
+def test_adapters_that_this_machine_lacks_are_named(tmp_path: Path) -> None:
+    plan = on_adapters(nic_names=("mlx5_0:1", *NAMES[1:]))
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+    assert absent_adapters(plan, tmp_path) == ""
+    (tmp_path / "mlx5_3").rename(tmp_path / "mlx5_9")
+    assert "has mlx5_3, and this machine has mlx5_0, mlx5_1, mlx5_2, mlx5_4" in absent_adapters(plan, tmp_path)
+    assert "and this machine has no RDMA device" in absent_adapters(plan, tmp_path / "none")
+    assert absent_adapters(on_adapters(nic_names=None), tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[mlx5_0]", "names 1 NICs, and a node has 8: name each once"),
+        ("[a,a,b,c,d,e,f,g]", "names 7 NICs, and a node has 8"),
+        ("[a,b,c,d,e,f,g,'h;reboot']", "'h;reboot' is no RDMA device"),
+        ("[a,b,c,d,e,f,g,'^h']", "is no RDMA device"),
+    ],
+)
+def test_names_of_adapters_that_cannot_be_are_refused(value: str, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        load(["cluster=dgx_a100_80g", "model=gpt3_350m", f"cluster.node.nic_names={value}"])
+    assert said in str(refused.value)
+
+
+def test_a_dry_run_shows_the_adapters_of_every_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.py").write_text("")
+    words = [f"script={tmp_path}/train.py", "cluster=dgx_a100_80g", "cluster.num_nodes=2", "dry_run=true"]
+    words += [f"cluster.node.nic_names=[{','.join(NAMES)}]", "cluster.node.nic_of_gpu=[1,0,3,2,5,4,7,6]"]
+    assert main(["submit", *words]) == 0
+    said = capsys.readouterr().err
+    assert f"NCCL_IB_HCA=={','.join(NAMES)}: the adapters of cluster.node.nic_names" in said
+    assert "UCX_NET_DEVICES=mlx5_1:1 on local rank 0, mlx5_0:1 on local rank 1, mlx5_3:1 on local rank 2" in said
 
 
 def test_ranks_use_the_agents_store_and_count_restarts_as_torchrun_does() -> None:

@@ -1,0 +1,35 @@
+"""The lists among a node's keys: one entry for each GPU, or for each NIC."""
+
+from __future__ import annotations
+
+import re
+
+from launcher.errors import InputError
+
+_NIC_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}(:[0-9]{1,3})?")
+
+
+def of_each_gpu(name: str, given: tuple[int, ...] | None, num_gpus: int) -> tuple[int, ...] | None:
+    """One number for each GPU; those of GPUs that the node lacks fall away."""
+    if given is not None and len(given) < num_gpus:
+        raise InputError(
+            f"cluster.node.{name} says it of {len(given)} GPUs, and a node has {num_gpus}: name one for each, or set "
+            "it to null"
+        )
+    return given[:num_gpus] if given else None
+
+
+def check_nics(of_gpu: tuple[int, ...] | None, names: tuple[str, ...] | None, *, num_nics: int) -> None:
+    """Raise InputError for NICs that the node lacks, and for names that are too few or too many, or are none."""
+    if of_gpu and max(of_gpu) >= num_nics:
+        raise InputError(
+            f"cluster.node.nic_of_gpu={list(of_gpu)} names NIC {max(of_gpu)}, and a node "
+            f"has {num_nics} (0 to {num_nics - 1}): change it, or set it to null"
+        )
+    if not names:
+        return
+    found = f"cluster.node.nic_names={list(names)}"
+    if len({*names}) < len(names) or len(names) != num_nics:
+        raise InputError(f"{found} names {len({*names})} NICs, and a node has {num_nics}: name each once, or set null")
+    if wrong := [name for name in names if not _NIC_NAME.fullmatch(name)]:
+        raise InputError(f"{found}: {wrong[0]!r} is no RDMA device: `ibstat -l` lists them, as mlx5_0 or mlx5_0:1")
