@@ -1,8 +1,9 @@
 """The fork server: a small single-threaded process that starts ranks and reports how they ended.
 
 The agent preloads torch, then forks the server before it opens any socket, thread or store; the server forks the
-ranks. So torch is imported once per node, and a restarted rank starts in milliseconds. The agent and the server
-exchange JSON lines over a socket pair. When the agent ends, for any reason, the server reads end-of-file and kills all
+ranks. So torch is imported once per node, and a restarted rank starts in milliseconds. Those of the first start are
+forked while the agent is still being imported, and wait for what they are to become. The agent and the server exchange
+JSON lines over a socket pair. When the agent ends, for any reason, the server reads end-of-file and kills all
 its descendants; when the server ends, the kernel kills the ranks (PR_SET_PDEATHSIG).
 """
 
@@ -105,8 +106,8 @@ class ForkServer:
     _buffer: bytes = b""
 
     @classmethod
-    def start(cls) -> ForkServer:
-        """Fork the server from this process, which must be single-threaded."""
+    def start(cls, *, prepared: int = 0) -> ForkServer:
+        """Fork the server from this process, which must be single-threaded; it forks `prepared` ranks at once."""
         ours, theirs = socket.socketpair()
         gc.freeze()  # exclude existing objects from collection, so that their pages stay shared with the ranks
         flush_streams()
@@ -114,7 +115,7 @@ class ForkServer:
         others = frozenset(process.descendants(os.getpid()))
         pid = os.fork()
         if pid == 0:
-            _serve_and_exit(ours, theirs)
+            _serve_and_exit(ours, theirs, prepared=prepared)
         theirs.close()
         return cls(pid, ours, others)
 
@@ -178,14 +179,16 @@ class ForkServer:
         return message
 
 
-def _serve_and_exit(agent_side: socket.socket, connection: socket.socket) -> NoReturn:
+def _serve_and_exit(agent_side: socket.socket, connection: socket.socket, *, prepared: int) -> NoReturn:
     """Run the server in the forked process."""
     code = 0
     try:
         agent_side.close()
         os.setsid()  # a terminal's Ctrl-C reaches only the agent, which decides what to send to the ranks
         process.adopt_orphans()
-        _Server(connection).serve()
+        server = _Server(connection)
+        server.prepare(prepared)
+        server.serve()
     except BaseException as error:
         code = SERVER_FAILED
         os.write(2, f"launcher: fork server: {error!r}\n".encode())
@@ -202,6 +205,7 @@ class _Server:
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
         self._pids: dict[int, int] = {}  # pid → local rank
+        self._prepared: list[tuple[int, socket.socket]] = []  # pid of a rank that waits, and the way to it
         self._buffer = b""
         self._wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -234,14 +238,38 @@ class _Server:
             else:
                 self._signal(message["number"], message["ranks"], tree=message["tree"])
 
+    def prepare(self, count: int) -> None:
+        """Fork ranks before it is known what they run: a fork of all that torch has takes 10 ms (two cores)."""
+        server = os.getpid()
+        for _ in range(count):
+            ours, theirs = socket.socketpair()
+            pid = os.fork()
+            if pid == 0:
+                _wait_and_become_rank(theirs, parent=server)
+            theirs.close()
+            self._prepared.append((pid, ours))
+
     def _start(self, environment: Mapping[str, str], ranks: Sequence[RankStart]) -> None:
         server = os.getpid()
         for start in ranks:
-            pid = os.fork()
+            variables = {**environment, **start.variables}
+            pid = self._take_prepared(start, variables) or os.fork()
             if pid == 0:
-                _become_rank(start, {**environment, **start.variables}, parent=server)
+                _become_rank(start, variables, parent=server)
             self._pids[pid] = start.local_rank
         self._send({"started": {local_rank: pid for pid, local_rank in self._pids.items()}})
+
+    def _take_prepared(self, start: RankStart, variables: Mapping[str, str]) -> int | None:
+        """Send a rank that waits what it becomes, and return its pid; None if none is left."""
+        while self._prepared:
+            pid, connection = self._prepared.pop(0)
+            with connection:
+                try:
+                    connection.sendall((json.dumps([asdict(start), variables]) + "\n").encode())
+                except OSError:  # it was killed
+                    continue
+            return pid
+        return None
 
     def _signal(self, number: int, local_ranks: Sequence[int] | None, *, tree: bool) -> None:
         for pid, local_rank in self._pids.items():
@@ -272,6 +300,18 @@ def _signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
     except ProcessLookupError:
         process.signal_all([pid], number)
+
+
+def _wait_and_become_rank(connection: socket.socket, *, parent: int) -> NoReturn:
+    """In the forked child: wait for one line that says what to become. It ends with its parent."""
+    try:
+        process.die_with_parent(parent)
+        line = connection.makefile("rb").readline()
+        start, variables = json.loads(line)
+    except BaseException as error:
+        os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
+        os._exit(SERVER_FAILED)
+    _become_rank(RankStart(**start), variables, parent=parent)
 
 
 def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int) -> NoReturn:

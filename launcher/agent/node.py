@@ -130,7 +130,7 @@ def _run_ranks(
     """Fork the server while this process is single-threaded; then create threads, sockets and the agent."""
     heartbeats = Heartbeats.create(num_ranks=job.num_ranks)
     streams = rank_streams(job.num_ranks, console=job.launch.console, first_node=first_node)
-    server = fork_server.ForkServer.start()
+    server = fork_server.ForkServer.start(prepared=job.num_ranks if job.launch.start == "fork" else 0)
     ledger.note("server")
     try:
         pump = Pump({stream for pair in streams.values() for stream in pair})
