@@ -19,33 +19,33 @@ class Constants:
     best_gemm_fraction: float = 0.869
     # Large GEMMs in training, of the peak: clocks stay low under the power limit, and shapes are not the best ones.
     # fitted
-    gemm_fraction: float = 0.7584
+    gemm_fraction: float = 0.7599
     # What a block reaches at full clock, of the peak: the best short GEMM on a cool GPU, 291.8 to 298.3 of 312 TFLOP/s
     # (cuBLAS on DGX A100, FlagPerf).
     issue_fraction: float = 0.94
     # Prologue and epilogue of a tile, as extra length of the inner dimension at full clock: batched products with
     # k = 1024 and 256 run at 227.3 and 130.2 TFLOP/s (EleutherAI cookbook, A100), where issue_fraction would allow 293.
     # fitted
-    gemm_extra_k: float = 287.7
+    gemm_extra_k: float = 287.2
     # HBM rate of streaming kernels: 1328 of 1555 GB/s copied on A100 40 GB (FlagPerf). fitted
-    hbm_fraction: float = 0.7595
+    hbm_fraction: float = 0.761
     # From one kernel's last to the next one's first block on a stream, and the kernel's own ramp and tail, while its
     # blocks do not fill the GPU. fitted
-    kernel_gap_s: float = 5.529e-06
+    kernel_gap_s: float = 4.898e-06
     # Host time of a layer's pass in eager PyTorch, whatever its size (Python, dispatcher, launches, tensor-parallel
     # regions), forward and back, and of checkpointing it (random-generator states saved, restored): together 3.5 ms a
     # layer and micro-batch for small GPTs in Megatron-DeepSpeed (VIA-Research/vTrain ground truth, 8 × A100). fitted
-    host_forward_s: float = 0.001002
-    host_backward_s: float = 0.001009
-    host_checkpoint_s: float = 0.0002547
+    host_forward_s: float = 0.0009718
+    host_backward_s: float = 0.001011
+    host_checkpoint_s: float = 0.0003463
     # Host time of the schedule around a micro-batch: batch fetch and its broadcast, loss, synchronising sends. fitted
-    host_micro_batch_s: float = 0.0004751
+    host_micro_batch_s: float = 0.0004952
     # Host time of a step: gradient scan, norm and its synchronisation, optimizer launches, logging. fitted
     host_step_s: float = 1e-3
     # FlashAttention 2 and 1 at long sequence, fraction of peak, head dimension 128: 203 and 83 TFLOP/s forward and
     # backward together (flash-attention README charts, A100). fitted
-    flash2_fraction: float = 0.5131
-    flash1_fraction: float = 0.3027
+    flash2_fraction: float = 0.5292
+    flash1_fraction: float = 0.3028
     # Sequence length at which half of that rate is reached (same charts: 99, 133, 155, 173, 182 at 512 … 8k causal).
     flash_half_seq: float = 400.0
     # NCCL in training against nccl-tests, excluding waits and contention below; about 30 % slower with them (vTrain,
@@ -54,39 +54,39 @@ class Constants:
     # Time of an all-gather or reduce-scatter inside a node over that of an all-reduce of the same buffer: half the
     # passes, but every one starts again. 0.48 for 1 GiB at best (MSCCL++), 0.75 in Calculon; runs with and without
     # sequence parallelism agree with a half.
-    gather_share: float = 0.5621
+    gather_share: float = 0.5598
     # What a collective inside a layer waits for each other rank of its group, any of which may be the late one; the
     # host's own time does not hide it. A layer of a small GPT, bound by the host, takes 3.0 ms with tp = 1 and 3.7 to
     # 5.0 with tp = 8 (vTrain ground truth, hidden 1024, 1024 tokens; 1024 to 4096). fitted
-    late_rank_s: float = 2.374e-05
+    late_rank_s: float = 2.373e-05
     # How much longer bytes take inside a node that several groups share, than in the table of collectives.py, measured
     # with one group: runs with tp = 2 and 4 lose as much, whether four or two groups share it. fitted
-    group_contention: float = 1.593
+    group_contention: float = 1.548
     # Seconds that compute loses for each second of NCCL behind it inside a node: NCCL's blocks hold SMs and its copies
     # pass through HBM, and both run longer; ZeRO-3 runs on one node lose most of what overlap wins. Between nodes as
     # many bytes pass in more time (`local_s`): that makes 11 to 13 % with 50 GB/s a node, where Galvatron measured
     # 12.6 % (overlap coefficient 1.1256). fitted
-    overlap_slowdown: float = 0.8229
+    overlap_slowdown: float = 0.8718
     # The part of a tensor-parallel collective next to the weight gradient's GEMM that lengthens the pass: the backward
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
-    tp_overlap_cost: float = 0.244
+    tp_overlap_cost: float = 0.2582
     # Of the rate that nccl-tests reach between nodes, what training does: collectives of all axes, stragglers, buckets.
     # fitted
-    inter_node_fraction: float = 0.6769
+    inter_node_fraction: float = 0.6758
     # Cross-entropy in plain operators, bytes per logit: 41 forward, 13 backward (from the last stage's extra time by
     # vocabulary, VocabularyParallelism artifact/exp_one_host.csv, A100); libraries with one fused kernel need less.
     # fitted
-    loss_forward_bytes: float = 26.18
+    loss_forward_bytes: float = 26.36
     loss_backward_bytes: float = 13.0
     # Fused softmax and attention dropout below the streaming rate: dropout of 268 M scores takes 1.2 ms where its bytes
     # would stream in 0.8 (EleutherAI cookbook, A100; random numbers bound it). fitted
-    score_slowdown: float = 1.176
+    score_slowdown: float = 1.197
     # Softmax in separate fp32 operators, bytes per score: 7.6 ms for 268 M scores, 40 or more (EleutherAI cookbook,
     # A100). fitted
-    math_softmax_bytes: float = 24.8
+    math_softmax_bytes: float = 24.57
     # Optimizer's effective share of HBM: multi-tensor kernels, unscaling, norm. fitted
-    optimizer_passes: float = 1.247
+    optimizer_passes: float = 1.289
     # Bytes per logit next to the projection's output: the fp32 copy, which the loss and its gradient reuse, and the
     # gradient in the training dtype; and with F.cross_entropy in plain operators: cast, log-softmax, the gradients of
     # both, their cast.
@@ -101,6 +101,10 @@ class Constants:
     # allocates in the same order, blocks fit, and published runs fill the memory to within 1 %.) Set by published
     # out-of-memory verdicts.
     pipeline_fragmentation_fraction: float = 0.3
+    # Allocator, where the first backward pass allocates the gradients one by one: they stay in the largest blocks that
+    # are free then, those of the logits, which the next micro-batch cannot use whole again. Share of the smaller of the
+    # two, without a pipeline (which the share above covers). Set by published out-of-memory verdicts.
+    late_gradient_fraction: float = 0.36
 
 
 DEFAULT = Constants()

@@ -98,6 +98,11 @@ def bucketing(e: int) -> Traffic:
     return Traffic(0.0, 0, 2.0 * e, 1)
 
 
+def widened_buckets(e: int) -> Traffic:
+    """Per parameter: gradients are joined, divided, widened to fp32, and after their sum the same way back."""
+    return Traffic(0.0, 0, 4.0 * e + (e + 4) + (4 + e) + 2.0 * e, 5)
+
+
 def reduction_casts(e: int) -> Traffic:
     """A layer's two tensor-parallel sums a pass in fp32: each cast there and back."""
     return Traffic(2 * (2 * e + 8), 4, 2 * (2 * e + 8), 4)

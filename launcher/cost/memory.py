@@ -112,13 +112,18 @@ def stage_memory(
     traded = min(gathered_layers, activations.stored * layers)
     # The loss comes before the first layer's backward pass: its logits and a layer's gradients are never alive
     # together.
-    fragmented = constants.pipeline_fragmentation_fraction if cuda and layout.pp > 1 else 0.0
+    lost = 0.0
+    gradients = dense.gradients * parameters.dense + expert.gradients * parameters.experts
+    if cuda and layout.pp > 1:
+        lost = constants.pipeline_fragmentation_fraction * (stored + activations.working)
+    elif cuda and job.stack.late_gradients and num_micro_batches > 1:
+        lost = constants.late_gradient_fraction * min(gradients, logits)
     return {
         "parameters": dense.weights * parameters.dense
         + expert.weights * parameters.experts
         + gathered_layers
         + gathered_ends,
-        "gradients": dense.gradients * parameters.dense + expert.gradients * parameters.experts,
+        "gradients": gradients,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
         "activations": max(
             stored - traded + max(0.0, activations.working - logits),
@@ -127,7 +132,7 @@ def stage_memory(
         "logits": logits,
         "buffers": _buffers(job, layout, constants, parameters, layers, stage, cuda),
         "context": constants.context_bytes if cuda else 0.0,
-        "fragmentation": fragmented * (stored + activations.working),
+        "fragmentation": lost,
     }
 
 

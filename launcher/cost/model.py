@@ -37,7 +37,7 @@ from launcher.cost.layer import (
 from launcher.cost.memo import once
 from launcher.cost.memory import Memory, expert_shards, offloaded_bytes, stage_memory
 from launcher.cost.network import AxisGroups, Group, fabric_of, groups_of
-from launcher.cost.optimizer import optimizer_s
+from launcher.cost.optimizer import optimizer_s, widening_s
 from launcher.cost.parameters import RankParameters
 from launcher.cost.pipeline import pipeline_time
 from launcher.cost.ranks import PipelineRanks, pipeline_ranks
@@ -307,7 +307,7 @@ class CostModel:
         sharded = layout.sharding == 3 and layout.pp == 1
         if sharded and not stack.overlap_gathers:
             forward_s = backward_s = 0.0
-        overlap = sharded or (stack.overlap_grad_reduce and (layout.pp == 1 or stack.pipeline_overlap))
+        overlap = sharded or stack.overlaps_reduction(zero_stage=layout.sharding, pipeline=layout.pp > 1)
         return gradient_time(
             self._gradient_seconds(layout),
             forward_s=forward_s,
@@ -338,6 +338,8 @@ class CostModel:
             pcie_bytes_per_s=self.job.cluster.node.gpu.pcie_bytes_per_s,
             ranks_per_node=self.job.cluster.node.num_gpus,
         )
+        if self.job.stack.widens_sums and layout.dp * layout.cp > 1:
+            seconds += widening_s(self.device, parameters=self._ranks(layout).heaviest.total)
         return seconds + self.constants.host_step_s
 
     @once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.cost import elementwise
 from launcher.cost.constants import Constants
 from launcher.cost.device import Device
 from launcher.cost.memory import OPTIMIZER_STATES
@@ -10,6 +11,11 @@ from launcher.model import Training
 # Bytes a second of one host that runs the offloaded optimizer for its GPUs: eight channels of DDR4-3200 a socket, two
 # sockets, at 60 %, shared by the node's ranks.
 HOST_MEMORY_BYTES_PER_S = 240e9
+
+
+def widening_s(device: Device, *, parameters: float) -> float:
+    """Seconds to copy the gradients of `parameters` to fp32 for their sums, and back."""
+    return elementwise.widened_buckets(device.dtype_bytes).backward_bytes * parameters / device.hbm_bytes_per_s
 
 
 def optimizer_s(

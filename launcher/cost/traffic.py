@@ -236,7 +236,7 @@ def tied_table_messages(job: Job, layout: Layout, rules: MessageRules) -> tuple[
     model = job.model
     if layout.pp == 1 or not model.tied_embeddings:
         return ()
-    dtype = job.stack.reduces_in(job.training)
+    dtype = job.stack.sums_in(job.training)
     shards = layout.shards if layout.zero_stage and rules.shards_tied_table else 1
     table = padded_vocab(model, layout.tp) // layout.tp * model.hidden
     return (Message("pp", "all_reduce", table / shards * DTYPE_BYTES[dtype], 2, dtype),)
@@ -270,7 +270,7 @@ def gradient_messages(job: Job, layout: Layout, held: RankParameters, rules: Mes
 
 def _over_replicas(within: GradientMessages, layout: Layout) -> GradientMessages:
     """Messages of a shard group, and after each reduction of gradients that of the shard over the replicas."""
-    reduced = [message for message in within.backward if message.collective == "reduce_scatter"]
+    reduced = [message for message in within.backward if message.collective != "all_gather"]
     across = tuple(
         m._replace(axis="rdp", collective="all_reduce", num_bytes=m.num_bytes / layout.shards, ranks=layout.replicas)
         for m in reduced
@@ -288,7 +288,7 @@ def _gradients(
     if group[1] < 2:
         return GradientMessages((), (), ())
     axis, ranks = group
-    reduced, dtype = job.stack.reduces_in(job.training), job.training.dtype
+    reduced, dtype = job.stack.sums_in(job.training), job.training.dtype
     count = layout.num_micro_batches(job.training.global_batch)
 
     def whole(collective: str, times: float) -> Message:
@@ -298,7 +298,7 @@ def _gradients(
     if layout.zero_stage == 0:
         return GradientMessages((), (whole("all_reduce", 1),), ())
     scatters = count if layout.zero_stage > 1 and layout.pp == 1 else 1
-    scatter = whole("reduce_scatter", scatters)
+    scatter = whole("all_reduce" if job.stack.reduces_whole and layout.zero_stage < 3 else "reduce_scatter", scatters)
     if layout.zero_stage < 3:
         return GradientMessages((), (scatter,), (whole("all_gather", 1),))
     ahead, back = _gathers(whole("all_gather", 1), held, rules, count=count, pipeline=layout.pp > 1)

@@ -21,7 +21,8 @@ def replicas(plan: Plan) -> int:
 
 def overlaps_gradients(plan: Plan) -> bool:
     """Whether gradients are reduced behind the backward pass."""
-    return plan.job.stack.overlap_grad_reduce
+    layout = plan.layout
+    return plan.job.stack.overlaps_reduction(zero_stage=layout.sharding, pipeline=layout.pp > 1)
 
 
 def reduces_in_fp32(plan: Plan) -> bool:

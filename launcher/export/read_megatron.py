@@ -105,6 +105,8 @@ def _sharding(flags: Flags, reading: Reading) -> None:
         stage = strategies.get(first(flags, "--data-parallel-sharding-strategy") or "optim_grads_params", 3)
     if "--use-torch-fsdp2" in flags:
         stage = 2 if "--torch-fsdp2-no-reshard-after-forward" in flags else 3
+    elif stage < 2:
+        reading.take("stack.overlap_grad_reduce", "--overlap-grad-reduce" in flags)
     reading.take("layout.zero_stage", stage)
     if "--optimizer-cpu-offload" in flags:
         reading.take("train.offload_optimizer", True)

@@ -48,6 +48,15 @@ LAYER_GATHERS = since(
     gathers_per_layer=1,
     overlap_gathers=True,
 )
+PLAIN_REDUCTION = since(
+    0,
+    "gradients are in buffers from the start, reduced in the dtype in which they are held (Li et al. 2020), and "
+    "scattered by ZeRO (Rajbhandari et al. 2020, section 7)",
+    widens_sums=False,
+    reduces_whole=False,
+    late_gradients=False,
+    overlap_replicated=True,
+)
 NO_PIPELINE_HABITS = since(
     0,
     "sends and receives pass at once (torch.distributed batch_isend_irecv); layers are shared out by themselves",

@@ -44,9 +44,13 @@ class StackKeys:
     )
     tp_reduce_dtype: str | None = _habit("number format of tensor-parallel sums", choices=SUM_DTYPES)
     grad_reduce_dtype: str | None = _habit("number format of gradients as held and reduced", choices=SUM_DTYPES)
+    widens_sums: bool | None = _habit("gradients are reduced in fp32, as copies of what is held")
+    reduces_whole: bool | None = _habit("with ZeRO 1 and 2 too every rank gets all sums of gradients")
+    late_gradients: bool | None = _habit("the first backward pass allocates gradients one by one")
     fused_accumulation: bool | None = _habit("products add weight gradients to their sums themselves")
     overlap_grad_reduce: bool | None = _habit("gradients are reduced behind the backward pass")
     pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
+    overlap_replicated: bool | None = _habit("gradients are reduced behind it where no ZeRO stage shards them too")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
     pipeline_groups: int | None = _habit(
         "communicators of a pipeline in addition to those of the axes", unit="groups", minimum=0, maximum=64

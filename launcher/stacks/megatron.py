@@ -13,6 +13,7 @@ from launcher.stacks.change import (
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    PLAIN_REDUCTION,
     since,
 )
 
@@ -20,6 +21,7 @@ MEGATRON_LM = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -53,7 +55,14 @@ MEGATRON_LM = (
     since(
         2022, "its own DDP, the default (--DDP-impl local), waits (Megatron-LM issue 428)", overlap_grad_reduce=False
     ),
-    since(2024, "--overlap-grad-reduce of September 2023", overlap_grad_reduce=True, pipeline_overlap=True),
+    since(
+        2024,
+        "--overlap-grad-reduce (commit 2d5220a4, August 2023) is off by default; scripts with the distributed "
+        "optimizer pass it, and none without (tests/functional_tests of August 2026: 69 of 105, and 0 of 228)",
+        overlap_grad_reduce=True,
+        pipeline_overlap=True,
+        overlap_replicated=False,
+    ),
     NO_PIPELINE_HABITS,
     since(0, "megatron/core/tensor_parallel/random.py repeats the whole layer", recompute_stops_early=False),
     since(
@@ -105,6 +114,7 @@ MEGATRON_DEEPSPEED = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -150,6 +160,7 @@ MEGATRON_DEEPSPEED = (
 SCALING = (
     EAGER,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -183,9 +194,17 @@ SCALING = (
         "src/scaling/core/optimizer/parameter_group.py: gradients are the parameters' own, in their dtype, and reduced "
         "after the last micro-batch (optimizer.py, step)",
         grad_reduce_dtype="train",
+        late_gradients=True,
         fused_accumulation=False,
         overlap_grad_reduce=False,
         pipeline_overlap=False,
+    ),
+    since(
+        0,
+        "src/scaling/core/optimizer/allreduce.py, allreduce_tensor_in_float32: buckets are copied, widened and summed "
+        "whole, with ZeRO too (optimizer.py, step: communication will happen in full precision in case of bfloat)",
+        widens_sums=True,
+        reduces_whole=True,
     ),
     since(
         0,

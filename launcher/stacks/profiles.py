@@ -20,6 +20,7 @@ from launcher.stacks.change import (
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    PLAIN_REDUCTION,
     Change,
     since,
 )
@@ -53,6 +54,7 @@ LAUNCHER = (
         tp_reduce_dtype="train",
     ),
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     since(
         0,
         "launcher/worker/engines/torch_engine.py and parallel/parallelize.py",
@@ -85,6 +87,7 @@ DEEPSPEED = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -108,6 +111,12 @@ DEEPSPEED = (
     DEEPSPEED_ENGINE,
     *DEEPSPEED_GATHERS,
     since(
+        2024,
+        "deepspeed 0.12.4: runtime/zero/stage_1_and_2.py, use_multi_rank_bucket_allreduce: buckets are summed whole, "
+        "and each rank copies its share (commit 2afa1c7f2, November 2023)",
+        reduces_whole=True,
+    ),
+    since(
         0,
         "Hugging Face: torch.utils.checkpoint with reentry",
         recompute_stops_early=False,
@@ -121,6 +130,7 @@ FSDP = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -214,6 +224,7 @@ INTERNEVO = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -270,6 +281,7 @@ PADDLENLP = (
     EAGER,
     JOINT_GATE,
     LAYER_GATHERS,
+    PLAIN_REDUCTION,
     *FLASH,
     since(
         0,
@@ -323,6 +335,7 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
     """The profile of that name in that year; `changed` habits are set by hand, None leaves one as it is.
 
     `engine` says which of the launcher's own engines trains. torch.compile fuses norm, rotary positions and loss.
+    `overlap_grad_reduce` set by hand holds with and without ZeRO.
     """
     changes = [change for change in PROFILES[name] if change.since <= year]
     if name == "launcher" and engine == "deepspeed":
@@ -331,6 +344,8 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
     for change in changes:
         habits |= change.habits
     by_hand = {habit: value for habit, value in changed.items() if value is not None}
+    if "overlap_grad_reduce" in by_hand:
+        habits["overlap_replicated"] = by_hand["overlap_grad_reduce"]
     if by_hand.get("compile"):
         habits |= {"fused_norm": True, "fused_rotary": True, "fused_loss": True}
     return Stack(name=name, year=year, **(habits | by_hand))

@@ -28,10 +28,13 @@ class Stack:
     the backward pass with weight gradients (wgrad), or all of them in pieces (async). `tp_reduce_dtype`: of sums
     without sequence parallelism.
 
-    Gradients. `grad_reduce_dtype`: in which they are held and reduced. `fused_accumulation`: products add to the sums
-    over micro-batches themselves. `overlap_grad_reduce`: reduced behind the backward pass, and `pipeline_overlap`
-    whether with a pipeline too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights,
-    and `overlap_gathers` whether it does so, and reduces gradients, behind compute.
+    Gradients. `grad_reduce_dtype`: in which they are held and reduced. `widens_sums`: reduced in fp32, as copies of
+    what is held. `reduces_whole`: with ZeRO 1 and 2 too every rank gets all sums (an all-reduce), and keeps its share.
+    `late_gradients`: allocated by the first backward pass, one by one, and not as a buffer at the start.
+    `fused_accumulation`: products add to the sums over micro-batches themselves. `overlap_grad_reduce`: reduced behind
+    the backward pass, `pipeline_overlap`: with a pipeline too, and `overlap_replicated`: where no ZeRO stage shards
+    anything too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers`
+    whether it does so, and reduces gradients, behind compute.
 
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
     those of the axes. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
@@ -66,9 +69,13 @@ class Stack:
     tp_overlap: str
     tp_reduce_dtype: str
     grad_reduce_dtype: str
+    widens_sums: bool
+    reduces_whole: bool
+    late_gradients: bool
     fused_accumulation: bool
     overlap_grad_reduce: bool
     pipeline_overlap: bool
+    overlap_replicated: bool
     gathers_per_layer: int
     overlap_gathers: bool
     sends_in_turn: bool
@@ -85,8 +92,17 @@ class Stack:
     context_parallel: bool
 
     def reduces_in(self, training: Training) -> str:
-        """Dtype in which gradients are held and reduced."""
+        """Dtype in which gradients are held, and reduced if they are not widened for it."""
         return sum_dtype(self.grad_reduce_dtype, training.dtype)
+
+    def sums_in(self, training: Training) -> str:
+        """Dtype of the messages that reduce gradients."""
+        return "fp32" if self.widens_sums else self.reduces_in(training)
+
+    def overlaps_reduction(self, *, zero_stage: int, pipeline: bool) -> bool:
+        """Whether gradients are reduced behind the backward pass."""
+        behind = self.overlap_grad_reduce and (self.overlap_replicated or zero_stage > 0)
+        return behind and (self.pipeline_overlap or not pipeline)
 
     def tensor_parallel_dtype(self, training: Training, *, sequence_parallel: bool) -> str:
         """Dtype in which tensor-parallel partial sums are reduced; sequence parallelism never widens them."""

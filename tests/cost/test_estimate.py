@@ -84,11 +84,25 @@ def test_every_cluster_that_ships_gives_a_finite_estimate(name: str) -> None:
 
 def test_gradients_reduced_behind_the_backward_pass_cost_less() -> None:
     asked = job(on=cluster(nodes=8), global_batch=256)
-    layout = Layout(tp=1, pp=1, dp=64)
+    layout = Layout(tp=1, pp=1, dp=64, zero_stage=1)
     exposed = habitually(asked, overlap_grad_reduce=False)
     behind, after = (CostModel(each).estimate(layout) for each in (asked, exposed))
     assert behind.time["dp_comm_hidden"] > 0 == after.time["dp_comm_hidden"]
     assert behind.step_time_s < after.step_time_s
+
+
+@pytest.mark.parametrize("year", [2022, 2023, 2024, 2025])
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_megatron_lm_reduces_behind_the_backward_pass_only_with_its_distributed_optimizer(
+    year: int, zero_stage: int
+) -> None:
+    """--overlap-grad-reduce is off by default; scripts pass it next to --use-distributed-optimizer, since 2023."""
+    asked = job(on=cluster(nodes=8), global_batch=256, year=year)
+    layout = Layout(tp=1, pp=1, dp=64, zero_stage=zero_stage)
+    assert (CostModel(asked).estimate(layout).time["dp_comm_hidden"] > 0) == (year >= 2024 and zero_stage == 1)
+    for said in (True, False):
+        by_hand = job(on=cluster(nodes=8), global_batch=256, year=year, overlap_grad_reduce=said)
+        assert (CostModel(by_hand).estimate(layout).time["dp_comm_hidden"] > 0) == said
 
 
 def test_gradients_that_are_added_in_a_pass_of_their_own_cost_memory_traffic_but_for_the_first() -> None:
@@ -145,7 +159,7 @@ def test_deepspeeds_pipeline_sends_and_receives_in_turn() -> None:
 
 def test_megatrons_own_gradient_reduction_waited_for_the_backward_pass_until_2024() -> None:
     asked = job(on=cluster(nodes=8), global_batch=256)
-    layout = Layout(tp=1, pp=1, dp=64)
+    layout = Layout(tp=1, pp=1, dp=64, zero_stage=1)
     hidden = {
         year: CostModel(replace(asked, stack=stack_of("megatron_lm", year=year)))
         .estimate(layout)

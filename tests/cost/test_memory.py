@@ -14,6 +14,7 @@ from truth.live_bytes import LiveBytes
 from launcher.cluster import Cluster
 from launcher.cost import CostModel
 from launcher.cost.activations import layer_activations
+from launcher.cost.constants import DEFAULT
 from launcher.cost.layer import LayerShape
 from launcher.cost.memory import state_bytes
 from launcher.layout import Layout
@@ -82,6 +83,22 @@ def test_megatrons_bf16_takes_18_bytes_a_parameter_and_sharded_6_and_12_over_d()
     for zero, expected in ((0, 18), (1, 6 + 12 / 8)):
         found = state_bytes(some_job, Layout(tp=1, pp=1, dp=8, zero_stage=zero), shards=8)
         assert found.weights + found.gradients + found.optimizer == pytest.approx(expected)
+
+
+def test_gradients_of_the_first_backward_pass_break_up_the_blocks_of_the_logits() -> None:
+    """Part of the smaller of the two is lost to the allocator, except where a buffer was there from the start, where
+    one micro-batch is the step, and with a pipeline, which loses a share of its activations instead."""
+    layout = Layout(tp=2, pp=1, dp=4, zero_stage=1)
+
+    def lost(layout: Layout, **habits: bool) -> float:
+        return CostModel(job(stack="scaling", of=model(hidden=4096), **habits)).memory(layout).parts["fragmentation"]
+
+    parts = CostModel(job(stack="scaling", of=model(hidden=4096))).memory(layout).parts
+    smaller = min(parts["gradients"], parts["logits"])
+    assert lost(layout) == pytest.approx(DEFAULT.late_gradient_fraction * smaller)
+    assert lost(layout, late_gradients=False) == lost(replace(layout, micro_batch=16)) == 0
+    halves = replace(layout, dp=2, pp=2)
+    assert lost(halves) == lost(halves, late_gradients=False) > 0
 
 
 # Peak of the largest rank in GiB, PaddleNLP on 8 × A100 (FlagOpen/FlagPerf, training/nvidia, LLaMA READMEs): full

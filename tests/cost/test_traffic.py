@@ -11,11 +11,13 @@ from shapes import cluster, job, model
 from launcher.cost import CostModel, collectives
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Fabric, Group
+from launcher.cost.parameters import RankParameters
 from launcher.cost.traffic import (
     SEND,
     SEND_BACK,
     Message,
     MessageRules,
+    gradient_messages,
     head_messages,
     layer_messages,
     rank_bytes,
@@ -162,6 +164,38 @@ def test_gate_and_up_projections_share_their_collectives_or_do_not(
     assert (times(found.forward), times(found.backward)) == (forward, backward)
     plain = replace(asked, model=model())
     assert times(layer_messages(plain, layout, rules_of(plain, layout)).forward) == (2,) * len(forward)
+
+
+@pytest.mark.parametrize(
+    ("stack", "year", "zero_stage", "collective", "bytes_each"),
+    [
+        ("megatron_lm", 2025, 1, "reduce_scatter", 4),
+        ("scaling", 2024, 1, "all_reduce", 4),  # widened from bf16, whole on every rank
+        ("deepspeed", 2023, 2, "reduce_scatter", 2),
+        ("deepspeed", 2024, 2, "all_reduce", 2),
+        ("deepspeed", 2024, 3, "reduce_scatter", 2),
+        ("fsdp", 2024, 2, "reduce_scatter", 2),
+    ],
+)
+def test_gradients_are_reduced_as_the_software_does_it(
+    stack: str, year: int, zero_stage: int, collective: str, bytes_each: int
+) -> None:
+    asked, layout = job(stack=stack, year=year), Layout(tp=1, pp=1, dp=8, micro_batch=8, zero_stage=zero_stage)
+    messages = gradient_messages(asked, layout, RankParameters(1e9), rules_of(asked, layout))
+    (reduced,) = [message for message in messages.backward if message.collective != "all_gather"]
+    assert (reduced.collective, reduced.num_bytes) == (collective, bytes_each * 1e9)
+
+
+def test_gradients_that_are_widened_for_their_sums_cost_copies_and_twice_the_bytes() -> None:
+    on, layout = cluster(nodes=8), Layout(tp=1, pp=1, dp=64, zero_stage=1)
+    plain = job(on=on, of=model(hidden=4096), stack="scaling", widens_sums=False)
+    widened = job(on=on, of=model(hidden=4096), stack="scaling")
+    less, more = (CostModel(each).estimate(layout).time for each in (plain, widened))
+    assert more["dp_comm"] - less["dp_comm"] == pytest.approx(
+        2 / 3 * less["dp_comm"], rel=0.1
+    )  # 4 + 1 passes over 2 + 1
+    copies = 24 * widened.model.params / (0.76 * on.node.gpu.hbm_bytes_per_s)
+    assert more["optimizer"] - less["optimizer"] == pytest.approx(copies, rel=0.05)
 
 
 def test_logits_that_are_not_divided_are_gathered() -> None:
