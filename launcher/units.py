@@ -23,7 +23,9 @@ def format_bytes(num_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """0.0123 → '12.3 ms'; 93 → '93.0 s'."""
+    """0.0123 → '12.3 ms'; 93 → '93.0 s'; 0 → '0 s'."""
+    if not seconds:
+        return "0 s"
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
         if abs(seconds) >= size:
             return f"{seconds / size:.1f} {unit}" if seconds < 1000 else f"{seconds:,.0f} s"

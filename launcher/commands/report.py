@@ -56,11 +56,12 @@ def _of_plan(words: Sequence[str]) -> tuple[Path, str]:
     """Return the page of a plan (of overrides or `plan=`), or its trace, and the file (default: in this folder)."""
     own = [word for word in words if word.startswith(("file=", "trace="))]
     wanted = dict(word.split("=", 1) for word in own)
-    plan = plan_of([word for word in words if word not in own])
+    given = [word for word in words if word not in own]
+    plan = plan_of(given)
     if "trace" in wanted:
         return _trace_file(wanted), trace(plan, [])
     with waiting(SEARCHING):
-        return Path(wanted.get("file", RunFolder(Path()).report)), page(plan)
+        return Path(wanted.get("file", RunFolder(Path()).report)), page(plan, given=given)
 
 
 def _trace_file(wanted: Mapping[str, str]) -> Path:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from html import escape
 
-from launcher.layout import Layout
 from launcher.planner import Plan, read_plan
 from launcher.report import facts
 from launcher.report.benchmark import benchmark_page
@@ -16,6 +13,7 @@ from launcher.report.drawings import memory, pipeline, placement, time_bars
 from launcher.report.facts import RunFacts
 from launcher.report.markup import Tile, bullets, document, paragraph, section, tiles
 from launcher.report.measured import curves, measured, origin, starts
+from launcher.report.reproduce import commands
 from launcher.run.folder import RunFolder
 from launcher.run.result import read_rates
 from launcher.units import format_bytes, format_count, format_seconds
@@ -33,8 +31,8 @@ def run_page(folder: RunFolder) -> str:
     return benchmark_page(plan, rates, name=folder.path.name) if rates else page(plan, RunFacts.read(folder))
 
 
-def page(plan: Plan, run: RunFacts | None = None) -> str:
-    """Return the page of a plan, with its run, if any."""
+def page(plan: Plan, run: RunFacts | None = None, *, given: Sequence[str] = ()) -> str:
+    """Return the page of a plan, with its run, if any. `given`: the words that the plan came from."""
     if not plan.estimate:
         return _program_page(plan, run)
     model, cluster, layout = plan.job.model, plan.job.cluster, plan.layout
@@ -48,7 +46,7 @@ def page(plan: Plan, run: RunFacts | None = None) -> str:
         section("One step", pipeline(plan, drawn), time_bars(plan)),
         section("Memory by stage", memory(plan)),
         *([measured(plan, run), curves(run, plan), starts(run), origin(run)] if run and run.began else []),
-        section("Run it", _commands(plan, run)),
+        section("Run it", f"<pre>{escape(chr(10).join(commands(plan, run, given)))}</pre>"),
         "</main>",
     ]
     data = {
@@ -143,24 +141,3 @@ def _range(interval: Sequence[float]) -> str:
 
 def _count(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.0f}"
-
-
-def _commands(plan: Plan, run: RunFacts | None) -> str:
-    """Show commands that run this plan again, the same layout by its keys, and a search that could choose another."""
-    pins = " ".join(shlex.quote(word) for word in _pins(plan.layout))
-    cluster, model = plan.job.cluster, plan.job.model
-    job = f"cluster={cluster.name} cluster.num_nodes={cluster.num_nodes} model={model.name}"
-    job += f" train.global_batch={plan.job.training.global_batch}"
-    lines = [f"launcher run {job} {pins}", f"launcher plan {job}"]
-    if run:
-        again = f"launcher run again={shlex.quote(run.name)}" if run.origin else ""
-        lines = [again or f"launcher run plan={shlex.quote(run.name)}", *lines]
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
-
-
-def _pins(layout: Layout) -> Iterator[str]:
-    plain = Layout(tp=1, pp=1, dp=1)
-    for f in fields(layout):
-        value = getattr(layout, f.name)
-        if f.name in ("tp", "pp", "dp") or (value != getattr(plain, f.name) and f.name != "layer_split"):
-            yield f"layout.{f.name}={str(value).lower() if isinstance(value, bool) else value}"

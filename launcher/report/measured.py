@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from math import isfinite
 from types import MappingProxyType
 
 from launcher.planner import Plan
@@ -65,10 +66,11 @@ def _compared(name: str, predicted: float | None, real: float) -> list[str]:
 
 def curves(run: RunFacts, plan: Plan) -> str:
     """Leave places for the curves over the steps, which the page's script draws."""
-    names = {"curve-loss": "Loss", "curve-step-time": "Step time", "curve-tokens": "Throughput"}
+    names = {"curve-loss": "Loss", "curve-step-time": "Step time, s", "curve-tokens": "Throughput, tokens/s"}
     drawn = [curve["id"] for curve in facts.curves(run, plan)]
-    lost = sum(1 for step in run.steps if step.loss is not None and step.loss != step.loss)
-    note = paragraph(f"The loss was not a number in {lost} steps: these are gaps in the curve.") if lost else ""
+    lost = sum(step.loss is not None and not isfinite(step.loss) for step in run.steps)
+    number = f"{lost} steps" if lost > 1 else "1 step"
+    note = paragraph(f"The loss was not a number in {number}, a gap in the curve.") if lost else ""
     return section("Over the steps", note, *(f'<h3>{names[i]}</h3><div id="{i}"></div>' for i in drawn))
 
 

@@ -147,8 +147,8 @@ def _steps(sides: Mapping[str, Side]) -> list[dict[str, Any]]:
     by_step = {name: {step.step: step for step in side.steps} for name, side in sides.items()}
     wanted: list[tuple[str, str, str, Callable[[StepMetrics], float | None]]] = [
         ("loss", "Loss", "", lambda step: step.loss),
-        ("step-time", "Step time", "s", lambda step: step.step_s),
-        ("tokens", "Throughput", "tokens/s", lambda step: step.tokens_per_s),
+        ("step-time", "Step time, s", "s", lambda step: step.step_s),
+        ("tokens", "Throughput, tokens/s", "tokens/s", lambda step: step.tokens_per_s),
     ]
     found = []
     for key, title, unit, read in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 
 import pytest
@@ -107,3 +108,19 @@ def test_a_number_of_tokens_is_reported_in_days_gpu_hours_and_cost(capsys: pytes
     assert bill["days"] == pytest.approx(bill["gpu_hours"] / 8 / 24)
     assert bill["cost"] == pytest.approx(1000 * plan["cost_per_million_tokens"])
     assert "1.0B training tokens take" in text_of(capsys, *job, "cluster.price_per_node_hour=20")
+
+
+@pytest.mark.parametrize(
+    ("words", "column"),
+    [
+        (["cluster=fly_l40s,dgx_a100_80g"], "cluster"),
+        (["layout.tp=1,2", "cluster=dgx_a100_80g"], "layout.tp"),
+        (["train.global_batch=64,128", "layout.tp=1,2", "cluster=dgx_a100_80g"], "train.global_batch layout.tp"),
+    ],
+)
+def test_the_column_of_a_sweep_is_what_was_swept(
+    words: list[str], column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "-m", *words, "model=gpt3_350m"]) == 0
+    head = capsys.readouterr().out.splitlines()[1]
+    assert re.match(rf"{re.escape(column)}\s+GPUs ", head), head

@@ -207,6 +207,26 @@ def test_an_alternative_is_explained_when_it_is_focused(browser: Any, pages: dic
     tab.context.close()
 
 
+@pytest.mark.parametrize("name", ["train", "large"])
+def test_ten_seconds_are_enough_for_the_headline_the_ranking_and_the_commands(
+    browser: Any, pages: dict[str, Path], name: str
+) -> None:
+    tab, _ = opened(browser, pages[name])
+    head = tab.inner_text("header")
+    for words in ("batch", "tokens", "MFU", "of the budget", "nine of ten" if name == "large" else "predicted"):
+        assert words in head
+    assert tab.evaluate("document.querySelector('header').getBoundingClientRect().bottom < innerHeight")
+    assert tab.evaluate("document.querySelector('.dot.chosen').getBoundingClientRect().bottom < innerHeight")
+    ranking = tab.locator("table", has_text="of budget").locator("tbody tr")
+    assert ranking.count() == 8
+    assert "this plan" in tab.inner_text(".legend >> nth=0")
+    commands = tab.locator("pre").last.inner_text().splitlines()
+    assert [line.split()[:2] for line in commands][-2:] == [
+        ["launcher", "submit" if name == "large" else "run"], ["launcher", "plan"]
+    ]  # fmt: skip
+    tab.context.close()
+
+
 def test_the_page_shows_what_the_run_measured(browser: Any, pages: dict[str, Path]) -> None:
     result = json.loads((pages["train"].parent / "result.json").read_text())
     tab, _ = opened(browser, pages["train"])

@@ -12,6 +12,7 @@ from shapes import job
 
 from launcher.cli import main
 from launcher.errors import InputError
+from launcher.faststart import library_load
 from launcher.layout import Layout
 from launcher.planner import Plan, write_plan
 from launcher.planner.options import TrainOptions
@@ -75,6 +76,22 @@ def test_ls_shows_step_state_and_job_of_each(
     assert main(["status", "last"]) in (0, 2)  # of a job that no Slurm here knows
     capsys.readouterr()
     assert main(["ls", "top=x"]) == 2
+
+
+def test_a_dry_run_is_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.commands.ls._jobs", dict)
+    monkeypatch.setattr(library_load, "possible", lambda: False)  # it forks, and this process would end
+    assert main(["submit", "cluster=dgx_a100_80g", "model=gpt3_1b3", "dry_run=true"]) == 0
+    assert len(list(Path("runs").iterdir())) == 1  # what the printed command reads
+    assert main(["run", "dry_run=true"]) == 0
+    assert len(list(Path("runs").iterdir())) == 1
+    capsys.readouterr()
+    assert main(["ls"]) == 0
+    assert capsys.readouterr().out == "no run in this folder, nor in runs/ here\n"
+    assert main(["status", "last"]) == 2
 
 
 def test_progress_knows_the_steps_of_a_recipe_and_what_is_left(tmp_path: Path) -> None:
