@@ -38,15 +38,19 @@ class ConfiguredJob:
         return cls(tuple(overrides), load(overrides))
 
     def with_(self, *overrides: str) -> ConfiguredJob:
-        """Return the same job with these overrides, each replacing an earlier one of its key."""
+        """Return the same job with these overrides, each replacing an earlier one of its key.
+
+        Raises InputError with everything that is wrong.
+        """
         keys = {word.partition("=")[0] for word in overrides}
         kept = [word for word in self.overrides if word.partition("=")[0] not in keys]
         return ConfiguredJob.from_overrides([*kept, *overrides])
 
     def estimate(self, layout: Layout | None = None) -> Estimate:
-        """Estimate a layout. Without one, every key that is not pinned takes its default, and dp fills the cluster.
+        """Estimate a layout: seconds a step, bytes a GPU, tokens/s a GPU (`launcher.cost.Estimate` names the units).
 
-        Raises InputError if the layout is illegal; a layout that does not fit is estimated with `fits=False`.
+        Without a layout every key that is not pinned takes its default, and dp fills the cluster. A layout that does
+        not fit is estimated with `fits=False`. Raises InputError if the layout is illegal.
         """
         from launcher.cost.model import CostModel
         from launcher.errors import InputError
@@ -60,7 +64,10 @@ class ConfiguredJob:
         return CostModel(job).estimate(layout)
 
     def search(self, *, top: int | None = None) -> SearchResult:
-        """Search the best layouts, and count why others were rejected; raises NoLayoutFits if nothing fits."""
+        """Search the best `top` layouts (default: the key top), and count why others were rejected.
+
+        Raises InputError if no layout is legal, and NoLayoutFits if none fits.
+        """
         from launcher.planner.build import limits
         from launcher.planner.search import search
 
@@ -69,7 +76,10 @@ class ConfiguredJob:
         return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
 
     def why_not(self, question: str) -> str:
-        """Say why a layout, as `tp=4,pp=16`, is not the first choice; raises InputError if it is not understood."""
+        """Say why a layout, as `tp=4,pp=16`, is not the first choice.
+
+        Raises InputError if the layout is not understood, and NoLayoutFits if no layout fits.
+        """
         from launcher.cost.model import CostModel
         from launcher.planner.build import limits
         from launcher.planner.why_not import why_not
@@ -78,14 +88,21 @@ class ConfiguredJob:
         return why_not(self.search(), question, CostModel(self.settings.job), refuse=refuse)
 
     def compare(self, *others: ConfiguredJob, tokens: float | None = None) -> Comparison:
-        """Compare the best plans of this job and others; `tokens`: training tokens, for days, GPU-hours and USD."""
+        """Compare the best plans of this job and others by tokens/s.
+
+        For `tokens` training tokens also by days, GPU-hours and USD. A job that no layout is legal for, or fits, is a
+        row without a plan, and its note says why.
+        """
         from launcher.planner.compare import compare
 
         jobs = (self, *others)
         return compare([(" ".join(j.overrides), j.settings.job, j.settings.request) for j in jobs], tokens=tokens)
 
     def plan(self) -> Plan:
-        """Return the best plan of a search over all keys that are not pinned; raises NoLayoutFits if nothing fits."""
+        """Return the best plan of a search over all keys that are not pinned.
+
+        Raises InputError if no layout is legal, and NoLayoutFits if none fits.
+        """
         from launcher.planner.build import make_plan
 
         return make_plan(self.settings.job, self.settings.request, self.settings.run_options)
@@ -99,7 +116,7 @@ def save_plan(plan: Plan, file: str | Path) -> None:
 
 
 def load_plan(file: str | Path) -> Plan:
-    """Read a plan from its file or its run folder; raises InputError if there is none."""
+    """Read a plan from its file or its run folder; raises InputError if there is none, or none of this version."""
     from launcher.planner import read_plan
     from launcher.run.folder import plan_file
 
@@ -117,14 +134,14 @@ def export_plan(plan: Plan, *, to: str) -> Mapping[str, str]:
 
 
 def report_plan(plan: Plan) -> str:
-    """Return one HTML page about a plan."""
+    """Return one self-contained HTML page about a plan, as text; of a program without a model: where its ranks are."""
     from launcher.report.html import page
 
     return page(plan)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:
-    """Estimate one layout, as `ConfiguredJob.estimate`."""
+    """Estimate one layout, as `Job.estimate`; raises InputError for wrong input or an illegal layout."""
     return ConfiguredJob.from_overrides(overrides).estimate()
 
 

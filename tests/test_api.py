@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,7 @@ def test_a_job_says_why_not_and_compares(job: Job) -> None:
     assert "slower" in job.why_not("tp=8")
     with pytest.raises(InputError, match="not a layout key"):
         job.why_not("foo=8")
+    assert job.with_("layout.tp=3").compare().rows[0].note
     rows = job.compare(job.with_("cluster=dgx_a100_40g"), tokens=1e9).rows
     assert [row.cluster.name for row in rows] == ["dgx_a100_80g", "dgx_a100_40g"]
     assert all(row.days for row in rows)
@@ -43,5 +47,50 @@ def test_errors_are_the_packages_own() -> None:
     assert [name for name in launcher.__all__ if getattr(launcher, name).__doc__ is None] == []
 
 
-def test_a_job_is_shown_by_what_makes_it(job: Job) -> None:
+def test_a_job_is_shown_by_what_makes_it_and_what_it_answers_in_a_line(job: Job) -> None:
     assert repr(job) == f"Job.from_overrides({WORDS})"
+    found, one = job.search(top=2), job.with_("layout.tp=2")
+    assert repr(one.estimate()) == "<Estimate 1.2 s a step, 14.1 GiB of 79.3 GiB a GPU>"
+    assert "does not fit" in repr(one.with_("layout.dp=4", "model=gpt3_175b", "layout.micro_batch=1").estimate())
+    assert repr(job.plan()).startswith("<Plan gpt3_1b3 on dgx_a100_80g: tp1 pp1 dp8 mb")
+    for answer in (found, found.best, job.plan(), job.compare(tokens=1e9), job.compare().rows[0]):
+        assert len(repr(answer)) < 250 and "\n" not in repr(answer)
+
+
+PUBLIC = {name: getattr(launcher, name) for name in launcher.__all__ if name not in ("InputError", "JobFailed", "Job")}
+PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
+PUBLIC |= {f"Job.{name}": getattr(Job, name) for name in vars(Job) if not name.startswith("_") and name != "overrides"}
+PUBLIC = {name: getattr(value, "__func__", value) for name, value in PUBLIC.items() if callable(value)}
+CANNOT_FAIL = {"report_plan", "Job.compare"}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_function_is_typed_and_says_what_goes_wrong(name: str) -> None:
+    value = PUBLIC[name]
+    parameters = [one for one in inspect.signature(value).parameters.values() if one.name not in ("self", "cls")]
+    assert all(one.annotation is not inspect.Parameter.empty for one in parameters)
+    assert "return" in value.__annotations__
+    said = re.findall(r"(?:InputError|NoLayoutFits|OSError)", value.__doc__)
+    assert ("aises" in value.__doc__ and said != []) or name in CANNOT_FAIL
+
+
+@pytest.mark.parametrize(("call", "error", "name"), [
+    (lambda job, folder: Job.from_overrides(["model=none"]), InputError, "Job.from_overrides"),
+    (lambda job, folder: job.with_("layout.tpp=2"), InputError, "Job.with_"),
+    (lambda job, folder: job.with_("layout.tp=16").estimate(), InputError, "Job.estimate"),
+    (lambda job, folder: job.with_("layout.tp=3").search(), InputError, "Job.search"),
+    (lambda job, folder: job.with_("model=gpt3_175b").search(), NoLayoutFits, "Job.search"),
+    (lambda job, folder: job.with_("model=gpt3_175b").why_not("tp=8"), NoLayoutFits, "Job.why_not"),
+    (lambda job, folder: job.with_("layout.tp=3").plan(), InputError, "Job.plan"),
+    (lambda job, folder: launcher.plan(["model=gpt3_175b", "cluster=fly_l40s"]), NoLayoutFits, "plan"),
+    (lambda job, folder: launcher.estimate(["layout.tp=3"]), InputError, "estimate"),
+    (lambda job, folder: load_plan(folder / "none.json"), InputError, "load_plan"),
+    (lambda job, folder: save_plan(job.plan(), folder / "no" / "folder" / "x.json"), OSError, "save_plan"),
+    (lambda job, folder: export_plan(job.plan(), to="nowhere"), InputError, "export_plan"),
+])  # fmt: skip
+def test_what_goes_wrong_is_the_error_that_its_docstring_names(
+    call: Callable[[Job, Path], object], error: type[Exception], name: str, job: Job, tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        call(job, tmp_path)
+    assert error.__name__ in PUBLIC[name].__doc__

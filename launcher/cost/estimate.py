@@ -9,6 +9,7 @@ from launcher.cost.interval import fit_probability, step_time_interval
 from launcher.cost.memory import Memory
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.units import format_bytes, format_seconds
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Estimate:
     cost_per_million_tokens: float | None
     memory: Mapping[str, float]
     time: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        memory = f"{format_bytes(self.memory_bytes_per_gpu)} of {format_bytes(self.usable_memory_bytes)} a GPU"
+        return f"<Estimate {format_seconds(self.step_time_s)} a step, {memory}{'' if self.fits else ', does not fit'}>"
 
 
 def estimate_of(

@@ -51,6 +51,9 @@ class Row:
     gpu_hours: float | None = None
     cost: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<Row {self.label or self.cluster.name}: {self.brief}, {self.tokens_per_s:,.0f} tokens/s>"
+
     @property
     def brief(self) -> str:
         return self.best.layout.brief() if self.best else "none"

@@ -23,6 +23,7 @@ from launcher.planner.options import RecipeOptions, TrackingOptions, TrainOption
 from launcher.schema import from_plain, to_plain
 from launcher.stacks import Stack
 from launcher.text import printable
+from launcher.units import format_seconds
 
 PLAN_VERSION = 4
 MOST_NAMED = 5  # problems of a damaged plan, listed in the message
@@ -79,6 +80,10 @@ class Plan:
     options: RunOptions = field(default_factory=RunOptions)
     hosts: tuple[str, ...] = ()
     launcher: str = __version__  # version that made the plan
+
+    def __repr__(self) -> str:
+        step = f", {format_seconds(self.estimate['step_time_s'])} a step" if self.estimate else ""
+        return f"<Plan {self.job.model.name} on {self.job.cluster.name}: {self.layout.brief()}{step}>"
 
     @property
     def kind(self) -> str:

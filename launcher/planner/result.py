@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launcher.cost import Estimate
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
+from launcher.units import format_seconds
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Candidate:
 
     layout: Layout
     estimate: Estimate
+
+    def __repr__(self) -> str:
+        return f"<Candidate {self.layout.brief()}, {format_seconds(self.estimate.step_time_s)} a step>"
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class SearchResult:
     rejected: Mapping[str, int]
     searched: int
     refused: Refused | None = None
+
+    def __repr__(self) -> str:
+        job = f"{self.job.model.name} on {self.job.cluster.name}"
+        return f"<SearchResult {job}: the best {len(self.candidates)} of {self.searched:,} layouts, {self.best}>"
 
     @property
     def best(self) -> Candidate:
