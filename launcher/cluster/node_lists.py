@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from launcher.errors import InputError
 
@@ -33,3 +34,22 @@ def check_nics(of_gpu: tuple[int, ...] | None, names: tuple[str, ...] | None, *,
         raise InputError(f"{found} names {len({*names})} NICs, and a node has {num_nics}: name each once, or set null")
     if wrong := [name for name in names if not _NIC_NAME.fullmatch(name)]:
         raise InputError(f"{found}: {wrong[0]!r} is no RDMA device: `ibstat -l` lists them, as mlx5_0 or mlx5_0:1")
+
+
+def domains_of(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:
+    """NVSwitch domains; of lists, GPUs that the node lacks fall away."""
+    if given is None:
+        if num_gpus % size:
+            raise InputError(
+                f"cluster.node.domain_size={size} does not divide the {num_gpus} GPUs of a node: choose a divisor, "
+                "auto for one domain of all, or list unequal ones in cluster.node.domains"
+            )
+        return tuple(tuple(range(i, min(i + size, num_gpus))) for i in range(0, num_gpus, size))
+    members = sorted(gpu for domain in given for gpu in domain)
+    if members != list(range(len(members))) or len(members) < num_gpus:
+        raise InputError(
+            f"cluster.node.domains={[list(domain) for domain in given]} must name each of the {num_gpus} GPUs "
+            f"(0 to {num_gpus - 1}) once"
+        )
+    clipped = (tuple(gpu for gpu in domain if gpu < num_gpus) for domain in given)
+    return tuple(domain for domain in clipped if domain)

@@ -20,12 +20,14 @@ Counts = Sequence[Sequence[int]]  # links between two GPUs
 class NvlinkShape:
     """`domains`: sets of GPUs with NVLink between any two; None for a mesh that joins some only in part, or unknown.
 
-    `kind`: nvswitch, direct, bridge, none or unknown. `defects`: what the node lacks of that shape.
+    `kind`: nvswitch, direct, bridge, none or unknown. `defects`: what the node lacks of that shape. `mesh`: the links
+    between every two GPUs, where each is wired to some others without a switch.
     """
 
     domains: tuple[tuple[int, ...], ...] | None
     kind: str
     defects: tuple[str, ...] = ()
+    mesh: tuple[tuple[int, ...], ...] | None = None
 
 
 def counts_of(topology: Topology) -> Counts:
@@ -56,7 +58,13 @@ def nvlink_shape(counts: Counts, *, product: str = "") -> NvlinkShape:
     linked = [[count > 0 for count in row] for row in counts]
     kind = _kind(counts, product)
     whole = _whole(linked)
-    return NvlinkShape(whole, kind, (*_missing(linked, whole), *_thin(counts, whole)))
+    mesh = tuple(map(tuple, counts)) if whole is None and kind == "direct" and _is_mutual(counts) else None
+    return NvlinkShape(whole, kind, (*_missing(linked, whole), *_thin(counts, whole)), mesh)
+
+
+def _is_mutual(counts: Counts) -> bool:
+    """Whether both GPUs of every pair show the same links."""
+    return all(counts[a][b] == counts[b][a] for a, b in combinations(range(len(counts)), 2))
 
 
 def _kind(counts: Counts, product: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 
 from launcher import env
 from launcher.cluster.measured import NOTHING, Measurements
+from launcher.cluster.mesh import checked_counts, components
 from launcher.cluster.mig_profiles import Profile, profiles_of
-from launcher.cluster.node_lists import check_nics, of_each_gpu
+from launcher.cluster.node_lists import check_nics, domains_of, of_each_gpu
 from launcher.errors import InputError
 from launcher.schema import AUTO, key, only_read
 from launcher.units import DTYPE_BYTES, GIB, MIB, gbps_to_bytes_per_s
 
 # Far above what anybody has, and low enough for a search to end.
-MOST_NODES, MOST_GPUS = 10**6, 10**4
+MOST_NODES, MOST_GPUS, MOST_LINKS = 10**6, 10**4, 100
 DTYPES = tuple(DTYPE_BYTES)
 DEGREES = ("tp", "pp", "dp", "cp", "ep")
 
@@ -146,6 +147,11 @@ class Node:
     nvlink: str = key(
         "none", choices=("nvswitch", "direct", "bridge", "none"), meaning="how the GPUs of a domain are linked"
     )
+    nvlinks: tuple[tuple[int, ...], ...] | None = key(
+        None, unit="links", minimum=0, maximum=MOST_LINKS, example="[[0,1,2],[1,0,1],[2,1,0]]",
+        meaning="NVLinks between every two GPUs (nvidia-smi topo -m), where nvlink=direct and pairs differ, as in a "
+        "cube mesh: a row for each GPU. null: as many between any two of a domain",
+    )  # fmt: skip
     num_nics: int = key(0, unit="NICs", minimum=0, meaning="NICs that carry traffic between GPUs")
     nic_of_gpu: tuple[int, ...] | None = key(
         None, unit="index", minimum=0, example="[0,0,1,1]",
@@ -180,20 +186,28 @@ class Node:
     also_read: ClassVar = {
         "domains": only_read(
             tuple[tuple[int, ...], ...] | None, example="[[0,1],[2,3]]", minimum=0,
-            meaning="NVSwitch domains as lists of GPUs; null: blocks of domain_size",
+            meaning="NVSwitch domains as lists of GPUs; null: what nvlinks joins, else blocks of domain_size",
         ),
         "domain_size": only_read(
             int, 1, unit="GPUs", minimum=1, derived=True,
-            meaning="GPUs of one NVSwitch domain, where domains is null; auto: all of the node",
+            meaning="GPUs of one NVSwitch domain, where domains and nvlinks are null; auto: all of the node",
         ),
     }  # fmt: skip
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Node:
-        """Domains are given as lists of GPUs or as equal blocks."""
+        """Domains are given as lists of GPUs or as equal blocks; else they are what NVLinks between pairs join."""
         size = given.pop("domain_size")
         size = given["num_gpus"] if size == AUTO else size
-        given["domains"] = _domains(given["domains"], num_gpus=given["num_gpus"], size=size)
+        pairs, listed = given["nvlinks"], given["domains"]
+        if pairs and given["nvlink"] != "direct":
+            raise InputError(
+                f"cluster.node.nvlink={given['nvlink']} does not wire GPUs to each other as cluster.node.nvlinks says: "
+                "set nvlink=direct, or nvlinks=null"
+            )
+        given["nvlinks"] = checked_counts(pairs, num_gpus=given["num_gpus"]) if pairs else None
+        joined = components(given["nvlinks"]) if given["nvlinks"] and listed is None else listed
+        given["domains"] = domains_of(joined, num_gpus=given["num_gpus"], size=size)
         given["cores"] = env.usable_cores() if given["cores"] == AUTO else given["cores"]
         for name in ("nic_of_gpu", "numa_of_gpu"):
             given[name] = of_each_gpu(name, given[name], given["num_gpus"])
@@ -222,25 +236,6 @@ class Node:
     def gpu_order(self) -> tuple[int, ...]:
         """Local GPU indices, domain by domain: the order in which ranks fill a node."""
         return tuple(gpu for domain in self.domains for gpu in domain)
-
-
-def _domains(given: Sequence[Sequence[int]] | None, *, num_gpus: int, size: int) -> tuple[tuple[int, ...], ...]:
-    """NVSwitch domains; of lists, GPUs that the node lacks fall away."""
-    if given is None:
-        if num_gpus % size:
-            raise InputError(
-                f"cluster.node.domain_size={size} does not divide the {num_gpus} GPUs of a node: choose a divisor, "
-                "auto for one domain of all, or list unequal ones in cluster.node.domains"
-            )
-        return tuple(tuple(range(i, min(i + size, num_gpus))) for i in range(0, num_gpus, size))
-    members = sorted(gpu for domain in given for gpu in domain)
-    if members != list(range(len(members))) or len(members) < num_gpus:
-        raise InputError(
-            f"cluster.node.domains={[list(domain) for domain in given]} must name each of the {num_gpus} GPUs "
-            f"(0 to {num_gpus - 1}) once"
-        )
-    clipped = (tuple(gpu for gpu in domain if gpu < num_gpus) for domain in given)
-    return tuple(domain for domain in clipped if domain)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.ranks < 2 or not num_bytes:
         return 0.0
     if group.inside_domain and fabric.nvlink_bytes_per_s:
-        return _nvlink_all_reduce_s(fabric, group.ranks, num_bytes)
+        return _nvlink_all_reduce_s(fabric, group, num_bytes)
     ring = 2.0 * (group.ranks - 1) / group.ranks * num_bytes
     if group.nodes != 2:
         return latency_s(fabric, group) + ring / ring_bytes_per_s(fabric, group)
@@ -66,6 +66,7 @@ def all_to_all_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     local = num_bytes * (group.per_node - 1) / group.ranks
     away = num_bytes * (group.ranks - group.per_node) / group.ranks
     links = fabric.nvlink_bytes_per_s * NVLINK_FRACTION if group.per_domain >= group.per_node else 0.0
+    links *= min(1.0, group.pair_share * (group.per_node - 1))
     seconds = latency_s(fabric, group) + local / (links or fabric.pcie_bytes_per_s)
     if group.nodes == 1:
         return seconds
@@ -83,7 +84,7 @@ def send_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     if group.nodes > 1:
         between = group._replace(spine=group.spine or group.rails > 1)  # the next rank's GPU is on another rail
         return fabric.base_latency_s + num_bytes / (fabric.send_lead * nic_bytes_per_s(fabric, between, 1))
-    rate = fabric.nvlink_rate(2) * NVLINK_FRACTION if group.inside_domain else 0.0
+    rate = fabric.nvlink_rate(2, group.pair_share) * NVLINK_FRACTION if group.inside_domain else 0.0
     return fabric.local_latency_s + num_bytes / (rate or fabric.pcie_bytes_per_s)
 
 
@@ -202,7 +203,7 @@ def local_bytes_per_s(fabric: Fabric, group: Group) -> float:
     """Bus bandwidth of the links inside a node: 235 of 300 GB/s on NVSwitch (stas00, nccl-tests); else PCIe."""
     inside = group.per_domain >= group.per_node
     return (
-        fabric.nvlink_rate(group.per_domain) * NVLINK_FRACTION
+        fabric.nvlink_rate(group.per_domain, group.ring_share) * NVLINK_FRACTION
         if inside and fabric.nvlink_bytes_per_s
         else fabric.pcie_bytes_per_s
     )
@@ -225,12 +226,13 @@ def nic_reach(fabric: Fabric, group: Group) -> float:
     return float(SEND_FRACTION**missing)
 
 
-def _nvlink_all_reduce_s(fabric: Fabric, ranks: int, num_bytes: float) -> float:
+def _nvlink_all_reduce_s(fabric: Fabric, group: Group, num_bytes: float) -> float:
     """From the measured table: a link that is x times as fast carries x times the bytes in the same time.
 
     The table was measured with one group. Where others share the node, bytes take longer, the start does not.
     """
-    size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_rate(ranks)
+    ranks = group.ranks
+    size = num_bytes * TABLE_BYTES_PER_S / fabric.nvlink_rate(ranks, group.ring_share)
     alone = _table_s(ranks, size)
     if ranks >= fabric.gpus_together:
         return alone

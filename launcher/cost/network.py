@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from launcher.cluster import Cluster
 from launcher.cluster.measured import Curve
+from launcher.cluster.mesh import fewest_links, links_of_each, ring_links
 from launcher.cost.constants import Constants
 from launcher.cost.gloo import gloo_curves
 from launcher.layout import Layout
@@ -20,7 +21,8 @@ class Group(NamedTuple):
     The worst group of an axis where groups differ. `spine`: its rings cross from leaf to leaf, for its nodes are on
     several, or have no rail in common. `rails`: of a rail-optimised fabric, those that its ranks of a node are on;
     between them all other traffic of its nodes crosses the spine, but for what PXN takes over NVLink first. `core`: its
-    rings cross from pod to pod, through a third tier. Nodes that NVLink joins count as one.
+    rings cross from pod to pod, through a third tier. Nodes that NVLink joins count as one. Where NVLinks join pairs of
+    GPUs unequally, `ring_share` of a GPU's links are in rings over the group; `pair_share` join the pair with fewest.
     """
 
     ranks: int
@@ -30,6 +32,8 @@ class Group(NamedTuple):
     spine: bool = False
     rails: int = 1
     core: bool = False
+    ring_share: float = 1.0
+    pair_share: float = 1.0
 
     @property
     def inside_domain(self) -> bool:
@@ -103,13 +107,32 @@ def _group(cluster: Cluster, world: int, ranks: int, stride: int) -> Group:
     domains = nodes if cluster.domain_size >= size else _blocks(ranks, stride, cluster.domain_size, world)
     domains = domains if node.nvlink != "none" else ranks
     per_domain = min(per_node, -(-ranks // domains))
+    ring, pair = nvlink_shares(cluster, ranks, stride, world) if node.nvlinks else (1.0, 1.0)
+    per_domain = per_domain if ring else 1
     if nodes == 1:
-        return Group(ranks, per_domain, per_node, nodes)
+        return Group(ranks, per_domain, per_node, nodes, ring_share=ring, pair_share=pair)
     shared, rails = rails_of_groups(cluster, ranks=ranks, stride=stride, world=world)
     core = splits(cluster.nodes_per_pod * node.num_gpus, ranks=ranks, stride=stride, world=world)
     ends = (end * node.num_gpus for end in cluster.leaf_ends)
     spine = core or not shared or any(splits(end, ranks=ranks, stride=stride, world=world) for end in ends)
-    return Group(ranks, per_domain, per_node, nodes, spine, rails, core)
+    return Group(ranks, per_domain, per_node, nodes, spine, rails, core, ring, pair)
+
+
+def nvlink_shares(cluster: Cluster, ranks: int, stride: int, world: int) -> tuple[float, float]:
+    """Of a GPU's NVLinks, those in rings over the GPUs of a group's node, and between the pair that has fewest: of the
+    worst group. 1 where no two of a group are on one node.
+    """
+    counts, order = cluster.node.nvlinks or (), cluster.node.gpu_order
+    together: set[tuple[int, ...]] = set()
+    for start in range(0, min(world, lcm(ranks * stride, len(order))), ranks * stride):
+        for first in range(start, start + stride):
+            by_node: dict[int, list[int]] = {}
+            for rank in range(first, first + ranks * stride, stride):
+                by_node.setdefault(rank // len(order), []).append(order[rank % len(order)])
+            together |= {tuple(gpus) for gpus in by_node.values() if len(gpus) > 1}
+    each = links_of_each(counts) or 1
+    shares = [(ring_links(counts, gpus) / each, fewest_links(counts, gpus) / each) for gpus in together]
+    return (min(ring for ring, _ in shares), min(pair for _, pair in shares)) if shares else (1.0, 1.0)
 
 
 def joined(one: Group, other: Group) -> Group:
@@ -118,13 +141,15 @@ def joined(one: Group, other: Group) -> Group:
     per_node = -(-ranks // nodes)
     per_domain, spine = min(per_node, one.per_domain * other.per_domain), one.spine or other.spine
     rails = min(per_node, one.rails * other.rails)
-    return Group(ranks, per_domain, per_node, nodes, spine, rails, one.core or other.core)
+    ring, pair = min(one.ring_share, other.ring_share), min(one.pair_share, other.pair_share)
+    return Group(ranks, per_domain, per_node, nodes, spine, rails, one.core or other.core, ring, pair)
 
 
 def ends_of(group: Group) -> Group:
     """The pair of a group's first and last rank."""
     per_domain, per_node, nodes = (min(2, size) for size in (group.per_domain, group.per_node, group.nodes))
-    return Group(2, per_domain, per_node, nodes, group.spine, group.rails, group.core)
+    pair = group.pair_share
+    return Group(2, per_domain, per_node, nodes, group.spine, group.rails, group.core, pair, pair)
 
 
 def _blocks(ranks: int, stride: int, size: int, world: int) -> int:
@@ -162,13 +187,15 @@ class Fabric:
     curves: tuple[Curve, ...] = ()  # measured
     job_fraction: float = 1.0  # of measured rates between nodes, what training reaches
     pxn: bool = False  # all-to-all stays on its rail between nodes
+    on_cpu: bool = False
 
-    def nvlink_rate(self, ranks: int) -> float:
+    def nvlink_rate(self, ranks: int, share: float = 1.0) -> float:
         """Bytes/s of a GPU's NVLinks that a ring over `ranks` of its domain uses: with links of their own to each peer,
-        those to its two neighbours (one pair of a four-GPU board: 72 to 77 GB/s busbw of 300 GB/s).
+        those to its two neighbours (one pair of a four-GPU board: 72 to 77 GB/s busbw of 300 GB/s); `share` of them
+        where pairs have unequal numbers.
         """
         if not self.direct_peers:
-            return self.nvlink_bytes_per_s
+            return self.nvlink_bytes_per_s * share
         return self.nvlink_bytes_per_s * min(max(1, ranks - 1), 2, self.direct_peers) / self.direct_peers
 
 
@@ -211,6 +238,7 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
     across = busbw.get("leaf") or busbw.get("spine") or line
     nvlink = busbw["nvlink"] / NVLINK_FRACTION if "nvlink" in busbw else node.gpu.nvlink_bytes_per_s
     cpu = node.gpu.kind == "cpu"
+    direct = node.nvlink == "direct" and not node.nvlinks
     return Fabric(
         nvlink_bytes_per_s=nvlink if node.nvlink != "none" else 0.0,
         pcie_bytes_per_s=busbw.get("pcie") or node.gpu.pcie_bytes_per_s * PCIE_FRACTION or LOOPBACK_BYTES_PER_S,
@@ -220,11 +248,12 @@ def fabric_of(cluster: Cluster, constants: Constants) -> Fabric:
         oversubscription=across / busbw["spine"] if "spine" in busbw else cluster.oversubscription,
         core_oversubscription=cluster.core_oversubscription,
         pxn=cluster.pxn and node.nvlink == "nvswitch",
+        on_cpu=cpu,
         base_latency_s=BASE_LATENCY_S[name],
         hop_latency_s=HOP_LATENCY_S[name],
         gather_share=constants.gather_share,
         group_contention=constants.group_contention if node.nvlink == "nvswitch" else 1.0,
-        direct_peers=node.domain_size - 1 if node.nvlink == "direct" and "nvlink" not in busbw else 0,
+        direct_peers=node.domain_size - 1 if direct and "nvlink" not in busbw else 0,
         send_lead=SEND_FRACTION / constants.inter_node_fraction,
         local_latency_s=LOOPBACK_LATENCY_S if cpu else 20e-6,
         ring_hop_s=max(RING_HOP_S, HOP_LATENCY_S[name]),

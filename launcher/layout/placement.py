@@ -11,6 +11,7 @@ from itertools import accumulate
 from math import gcd, lcm
 
 from launcher.cluster import Cluster
+from launcher.cluster.mesh import ring_links
 from launcher.layout.grid import RankGrid
 
 
@@ -94,7 +95,7 @@ class Placement:
         if a == b:
             return Link.SAME_GPU
         if self.domain(a) == self.domain(b) and self.cluster.node.nvlink != "none":
-            return Link.NVLINK
+            return Link.NVLINK if self._wired((a, b)) else Link.PCIE
         nodes = {self._node(a)[0], self._node(b)[0]}
         return Link.PCIE if len(nodes) == 1 else self._tier(nodes, same_rail=self.rail(a) == self.rail(b))
 
@@ -116,7 +117,8 @@ class Placement:
             return Link.SAME_GPU
         nodes = {self._node(rank)[0] for rank in members}
         if len({self.domain(rank) for rank in members}) == 1:
-            return self.link(members[0], members[1])
+            linked = self.cluster.node.nvlink != "none" and self._wired(members)
+            return Link.NVLINK if linked else Link.PCIE
         return Link.PCIE if len(nodes) == 1 else self._tier(nodes, same_rail=common_rails(self.cluster, members)[0])
 
     def axis_link(self, axis: str) -> Link:
@@ -124,7 +126,8 @@ class Placement:
         if self.grid.degree(axis) == 1:
             return Link.SAME_GPU
         if self.stays_in_domain(axis):
-            return Link.NVLINK if self.cluster.node.nvlink != "none" else Link.PCIE
+            linked = self.cluster.node.nvlink != "none" and all(map(self._wired, self._distinct(axis)))
+            return Link.NVLINK if linked else Link.PCIE
         per_node = self.cluster.node.num_gpus
         if not self._parts(axis, per_node):
             return Link.PCIE
@@ -136,6 +139,16 @@ class Placement:
             self.cluster, ranks=self.grid.degree(axis), stride=self.grid.strides[axis], world=self.grid.size
         )
         return Link.LEAF if shared else Link.SPINE
+
+    def _wired(self, ranks: Iterable[int]) -> bool:
+        """Return whether rings over ranks of one domain stay on NVLink, where it joins only some of the pairs."""
+        counts = self.cluster.node.nvlinks
+        return counts is None or ring_links(counts, tuple(self.slot(rank).gpu for rank in ranks)) > 0
+
+    def _distinct(self, axis: str) -> Iterable[tuple[int, ...]]:
+        """Return the groups of an axis, where which one it is matters: those of one node, for all are alike."""
+        groups = self.grid.groups(axis) if self.cluster.node.nvlinks else ()
+        return (group for group in groups if group[0] < self.cluster.node.num_gpus)
 
     def stays_in_domain(self, axis: str) -> bool:
         """Return whether every group of `axis` is inside one NVSwitch domain."""

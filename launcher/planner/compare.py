@@ -100,7 +100,8 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
             tuple(given[gpu] for gpu in sorted(kept)) if given else None
             for given in (node.nic_of_gpu, node.numa_of_gpu)
         )
-        some = replace(node, num_gpus=num_gpus, domains=domains, nic_of_gpu=nics, numa_of_gpu=numa)
+        links = tuple(tuple(node.nvlinks[a][b] for b in sorted(kept)) for a in sorted(kept)) if node.nvlinks else None
+        some = replace(node, num_gpus=num_gpus, domains=domains, nvlinks=links, nic_of_gpu=nics, numa_of_gpu=numa)
         return replace(cluster, num_nodes=1, node=some)
     if num_gpus % node.num_gpus:
         raise InputError(

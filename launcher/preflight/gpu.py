@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from launcher.cluster import Node
 from launcher.cluster.commands import Output, Runner
+from launcher.cluster.nvlink import counts_of
 from launcher.cluster.readers_smi import QUERY_COMMAND, GpuState, read_list, read_query
 from launcher.cluster.readers_topo import nvlink_domains, read_topo
 from launcher.errors import InputError
@@ -130,6 +132,8 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
         return [Finding(Level.UNKNOWN, "nvlink domains", f"unknown: {output.problem}")]
     topology = read_topo(output.text)
     found, seen = nvlink_domains(topology), len(topology.gpus)
+    if node.nvlinks:
+        return [_mesh_finding(node.nvlinks, counts_of(topology))]
     if seen < node.num_gpus and len(node.domains) > 1:
         message = f"{seen} of {node.num_gpus} GPUs are shown to this job: which domains they are in is unknown"
         return [Finding(Level.UNKNOWN, "nvlink domains", message)]
@@ -147,6 +151,20 @@ def domain_findings(node: Node, output: Output) -> list[Finding]:
         )
         return [Finding(Level.PROBLEM, "nvlink domains", message)]
     return [Finding(Level.OK, "nvlink domains", f"{_described(found)}, as the cluster file says")]
+
+
+def _mesh_finding(described: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> Finding:
+    """Check NVLinks pair by pair, of the GPUs that are seen."""
+    pairs = list(combinations(range(min(len(described), len(found))), 2))
+    fewer = [f"{a}-{b} has {found[a][b]} of {described[a][b]}" for a, b in pairs if found[a][b] < described[a][b]]
+    if fewer:
+        message = (
+            f"{len(fewer)} pairs of GPUs have fewer NVLinks than the cluster file says ({', '.join(fewer[:4])}"
+            f"{', …' if len(fewer) > 4 else ''}): drain the node, or correct cluster.node.nvlinks"
+        )
+        return Finding(Level.PROBLEM, "nvlink domains", message)
+    joined = sum(1 for a, b in pairs if described[a][b])
+    return Finding(Level.OK, "nvlink domains", f"{joined} pairs of GPUs wired to each other, as the cluster file says")
 
 
 def numa_findings(node: Node, output: Output) -> list[Finding]:

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.cluster import Cluster
+from launcher.cluster.mesh import fewest_links
 from launcher.cost.collectives import collective_s, latency_s
 from launcher.cost.constants import DEFAULT
-from launcher.cost.network import LINE_FRACTION, NVLINK_FRACTION, PCIE_FRACTION, Group, fabric_of, group_of
+from launcher.cost.network import (
+    LINE_FRACTION,
+    NVLINK_FRACTION,
+    PCIE_FRACTION,
+    Group,
+    fabric_of,
+    group_of,
+    nvlink_shares,
+)
 from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.text import printable
 
@@ -78,14 +87,17 @@ def link_facts(cluster: Cluster, sources: KeySources) -> list[LinkFacts]:
     found, why = [], tuple[str, ...]()
     if node.nvlink != "none" and node.domain_size > 1:
         size = cluster.domain_size
-        group = Group(size, size, size, 1)
+        ring, pair = nvlink_shares(cluster, size, 1, size) if node.nvlinks else (1.0, 1.0)
+        group = Group(size, size, size, 1, ring_share=ring, pair_share=pair)
         what = {"nvswitch": "through NVSwitch", "direct": "GPU to GPU", "bridge": "a bridge of pairs"}[node.nvlink]
+        what = "pairs, no switch" if node.nvlinks else what
         what = f"NVSwitch of {cluster.nvlink_nodes} nodes" if cluster.nvlink_nodes > 1 else what
         nameplate = node.gpu.nvlink_bytes_per_s or None
         share = f"collectives reach {NVLINK_FRACTION:.1%} of it (vTrain, NCCL on A100)"
         why = (sources.of_key("nvlink_gbytes_per_s"), _measured(cluster, "nvlink") or share)
         found.append(LinkFacts("NVLink", f"a GPU, {what}", nameplate, *_reached(cluster, group), why))
-    if node.num_gpus > node.domain_size or node.nvlink == "none":
+    apart = node.nvlinks is not None and not fewest_links(node.nvlinks, node.gpu_order)
+    if node.num_gpus > node.domain_size or node.nvlink == "none" or apart:
         size = node.num_gpus
         group = Group(size, 1, size, 1)
         cpu = node.gpu.kind == "cpu"

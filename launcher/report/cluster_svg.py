@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from html import escape
+from itertools import combinations
 
 from launcher.cluster import Cluster
+from launcher.cluster.mesh import Counts, links_of_each
 from launcher.layout import Layout, RankGrid
 from launcher.report.cluster_links import AxisFacts, LinkFacts
 from launcher.report.cluster_text import core_words, heading, leaves, nvlink_title, rate
@@ -13,7 +15,7 @@ from launcher.units import format_seconds
 
 WIDTH, MARGIN = 1000, 30
 GPU_W, GPU_H, GAP = 96, 46, 14
-NIC_H, DOMAIN_H = 28, 26
+NIC_H, DOMAIN_H, MESH_H = 28, 26, 110
 PER_ROW = 8
 MOST_LEAVES, MOST_NODES = 6, 6
 LINE_H = 18
@@ -70,17 +72,19 @@ def _node(cluster: Cluster, layout: Layout | None, y: int) -> Iterator[tuple[int
     firsts, drawn = {domain[0] for domain in node.domains}, set[int]()
     for row in rows(cluster):
         linked = node.nvlink != "none" and any(len(domain) > 1 for domain in row)
-        top = y + DOMAIN_H + 12 if linked else y
+        top = y + (MESH_H if node.nvlinks else DOMAIN_H + 12) if linked else y
         places: dict[int, float] = {}
         x = float(MARGIN)
         for domain in row:
-            if linked:
+            if linked and not node.nvlinks:
                 yield from _domain(cluster, len(domain), x, y, again=domain[0] not in firsts)
             for gpu in domain:
                 places[gpu] = x
                 x += GPU_W + GAP
             x += GAP if linked else 0
-        yield from _gpus(cluster, grid, places, top, linked=linked, drawn=drawn)
+        if node.nvlinks:
+            yield from _mesh(cluster, node.nvlinks, places, top)
+        yield from _gpus(cluster, grid, places, top, linked=linked and not node.nvlinks, drawn=drawn)
         drawn |= {node.nearest_nic(gpu) for gpu in places} if node.num_nics else set()
         y = top + gpu_height(cluster) + (NIC_H + 34 if node.num_nics else 16)
     yield y - 16, ""
@@ -113,6 +117,23 @@ def _domain(cluster: Cluster, size: int, x: float, y: int, *, again: bool) -> It
     short = title if len(title) * LETTER < span else name if len(name) * LETTER < span else name.partition(",")[0]
     yield y + DOMAIN_H, _box(x, y, span, DOMAIN_H, fill="#e3f1e4", edge=LINK_COLOURS["NVLink"])
     yield y + DOMAIN_H, _text(x + span / 2, y + 18, short, middle=True)
+
+
+def _mesh(cluster: Cluster, counts: Counts, places: Mapping[int, float], y: int) -> Iterator[tuple[int, str]]:
+    """An arc for every pair that NVLink joins, as wide as it has links."""
+    node, colour = cluster.node, LINK_COLOURS["NVLink"]
+    each = node.gpu.nvlink_bytes_per_s / max(1, links_of_each(counts)) / 1e9
+    rate = f" of {each:g} GB/s" if each else ""
+    numbers = sorted({count for row in counts for count in row if count})
+    title = f"{nvlink_title(cluster)}: an arc is {' or '.join(map(str, numbers))} link{'s' * (numbers != [1])}{rate}"
+    yield y, _text(MARGIN, y - MESH_H + 14, f"{title}, wider for more", kind="d")
+    longest = max((abs(places[a] - places[b]) for a, b in combinations(places, 2)), default=1.0)
+    for a, b in combinations(places, 2):
+        if count := counts[a][b]:
+            x, to_x = places[a] + GPU_W / 2, places[b] + GPU_W / 2
+            height = 24 + (2 * MESH_H - 80) * abs(to_x - x) / longest  # of the control point, twice the arc's
+            path = f"M{x:g} {y:g}Q{(x + to_x) / 2:g} {y - height:g} {to_x:g} {y:g}"
+            yield y, f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="{1.6 * count:g}" opacity="0.75"/>'
 
 
 def _gpus(

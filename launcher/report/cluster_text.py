@@ -7,6 +7,7 @@ from itertools import pairwise
 from textwrap import wrap
 
 from launcher.cluster import Cluster
+from launcher.cluster.mesh import Counts
 from launcher.layout import Layout, RankGrid
 from launcher.report.cluster_links import AxisFacts, LinkFacts
 from launcher.report.table import LEFT, RIGHT, draw
@@ -56,11 +57,21 @@ def _node(cluster: Cluster, layout: Layout | None) -> Iterator[str]:
                 yield _cells(f"·NUMA{node.numa_of_gpu[gpu]}" for gpu in row)
             if grid:
                 yield _cells(_rank(grid, node.gpu_order.index(gpu)) for gpu in row)
+        if node.nvlinks:
+            yield from _pairs(node.nvlinks, domain)
         if number + 1 < len(node.domains) and linked:
             yield ""
     if node.num_nics:
         plural = "s" if node.num_nics > 1 else ""
         yield f"  {node.num_nics} NIC{plural} of {node.nic_gbps:g} Gb/s, {_rails(cluster)}"
+
+
+def _pairs(counts: Counts, domain: Sequence[int]) -> Iterator[str]:
+    """The NVLinks of each GPU to others, where not all have as many."""
+    for gpu in domain:
+        numbers = sorted({count for count in counts[gpu] if count})
+        peers = (f"NV{n} to {' '.join(str(b) for b in domain if counts[gpu][b] == n)}" for n in numbers)
+        yield f"  GPU{gpu}: {', '.join(peers)}"[:WIDTH]
 
 
 def _cells(words: Iterable[str]) -> str:
@@ -76,6 +87,8 @@ def nic_name(cluster: Cluster, gpu: int) -> str:
 
 def nvlink_title(cluster: Cluster) -> str:
     words = {"nvswitch": "NVSwitch", "direct": "NVLink, each to each", "bridge": "NVLink bridge"}
+    if cluster.node.nvlinks:
+        return "NVLink, pair by pair"
     nodes = f", one domain of {cluster.nvlink_nodes} nodes" if cluster.nvlink_nodes > 1 else ""
     return words[cluster.node.nvlink] + nodes
 

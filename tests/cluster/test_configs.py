@@ -49,6 +49,7 @@ def test_nvlink_is_named_exactly_where_a_domain_of_gpus_has_it(name: str) -> Non
 SHAPES = {
     "dgx_a100_80g": (8, [8], 8, 200, 81920),
     "dgx_a100_40g": (8, [8], 8, 200, 40960),
+    "dgx1_v100": (8, [8], 4, 100, 32768),
     "hgx_a100_4gpu": (4, [4], 4, 200, 40960),
     "aws_p4d": (8, [8], 4, 100, 40960),
     "aws_p4de": (8, [8], 4, 100, 81920),

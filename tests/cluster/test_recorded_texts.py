@@ -31,6 +31,10 @@ PAIRS = {
     "nvlink": "???",
 }  # bridges, or boards with one pair: the text does not say
 DIRECT = {"num_gpus": "4", "domain_size": "4", "nvlink": "direct"}
+CUBE_MESH = (
+    "[[0, 1, 1, 2, 2, 0, 0, 0], [1, 0, 2, 1, 0, 2, 0, 0], [1, 2, 0, 2, 0, 0, 1, 0], [2, 1, 2, 0, 0, 0, 0, 1], "
+    "[2, 0, 0, 0, 0, 1, 1, 2], [0, 2, 0, 0, 1, 0, 2, 1], [0, 0, 1, 0, 1, 2, 0, 2], [0, 0, 0, 1, 2, 1, 2, 0]]"
+)
 UNLINKED = {"domains": "???", "nvlink": "???"}
 # File → keys of the cluster file, and words that its notes must have.
 EXPECTED: dict[str, tuple[dict[str, str], str]] = {
@@ -41,7 +45,10 @@ EXPECTED: dict[str, tuple[dict[str, str], str]] = {
     "smi_a100pcie_4gpu_dual_xeon8470.txt": (PAIRS, ""),
     "smi_aws_p4d_8gpu.txt": (NVSWITCH, ""),
     "smi_azure_nc96ads_4xa100pcie.txt": (PAIRS, ""),
-    "smi_dgx1_v100_cubemesh.txt": (UNLINKED | {"num_gpus": "8", "num_nics": "4"}, "NVLink is not plain"),
+    "smi_dgx1_v100_cubemesh.txt": (
+        {"num_gpus": "8", "num_nics": "4", "nvlink": "direct", "nvlinks": CUBE_MESH},
+        "what the GPUs are",
+    ),
     "smi_dgx_a100_8gpu_10nic.txt": (NVSWITCH | {"num_nics": "8"}, ""),
     "smi_dgx_a100_8gpu_12mlx5.txt": (NVSWITCH | {"num_nics": "8"}, "rows of mlx5_0, mlx5_1, mlx5_2, mlx5_3 and 8 more"),
     "smi_h100_8gpu_ht_stas.txt": (NVSWITCH, ""),

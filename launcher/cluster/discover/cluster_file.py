@@ -224,6 +224,9 @@ def _link_lines(count: int, shape: Fact[NvlinkShape] | None) -> tuple[Line, ...]
     """The NVLink domains among the GPUs of a node."""
     if count == 1:
         return (Line("domain_size", "1"), Line("nvlink", "none"))
+    if shape is not None and shape.value.mesh and len(shape.value.mesh) == count:
+        links = json.dumps([list(row) for row in shape.value.mesh])
+        return (Line("nvlink", "direct", shape.source), Line("nvlinks", links, f"of every pair, {shape.source}"))
     if shape is None or shape.value.domains is None or sum(map(len, shape.value.domains)) != count:
         return (Line("domains", MISSING), Line("nvlink", MISSING))
     kind = MISSING if shape.value.kind == UNKNOWN else shape.value.kind

@@ -30,6 +30,7 @@ CARDS: dict[str, tuple[str, ...]] = {
     "h100_nvl": ("H100 NVL", "H100L 94GB", "2321"),
     "h800_sxm": ("H800", "H800 SXM5", "2324"),
     "h200_sxm": ("H200", "H200 SXM 141GB", "2335"),
+    "v100_sxm_32g": ("Tesla V100-SXM2-32GB", "V100-SXM2-32GB", "Tesla V100 SXM2 32GB", "1db5"),
     "gh200": ("GH200 480GB", "GH200 120GB", "GH200 120GB / 480GB", "2342"),
     "b200_sxm": ("B200", "2901"),
     "gb200": ("GB200", "2941"),
