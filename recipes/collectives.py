@@ -152,7 +152,9 @@ def row(
     slowest = max(range(len(groups)), key=lambda i: seconds[i])
     time_s, num_bytes = mean(seconds), first.num_bytes
     alone = [cells[rank].alone for rank in groups[0]]
-    alone_s = mean(one.mean_s for one in alone if one) if any(alone) else None
+    alone_s, alone_cpu_s = (
+        mean(getattr(one, name) for one in alone if one) if any(alone) else None for name in ("mean_s", "cpu_s")
+    )
     expected = max(expected_s(plan, fabric, operation, group, num_bytes) for group in groups)
     return {
         "size": num_bytes,
@@ -176,6 +178,7 @@ def row(
         "algbw_gbytes_per_s": num_bytes / time_s / 1e9,
         "busbw_gbytes_per_s": num_bytes / time_s / 1e9 * factor,
         "alone_s": alone_s,
+        "alone_cpu_s": alone_cpu_s,
         "contention": seconds[0] / alone_s if alone_s else None,
         "expected_s": expected,
         "groups": [{"ranks": list(group), "p50_s": taken} for group, taken in zip(groups, usual, strict=True)],

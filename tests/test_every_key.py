@@ -57,6 +57,7 @@ CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us
 VALUES = {
     "cluster.node.nic_names": ["[a0,a1,a2,a3,a4,a5,a6,a7]"],
     "cluster.node.domains": ["[[0,1,2,3],[4,5,6,7]]"],
+    "cluster.node.nvlinks": [str([[2 * (abs(a - b) in (1, 7)) for b in range(8)] for a in range(8)]).replace(" ", "")],
     "cluster.node.nic_of_gpu": ["[0,1,4,5,2,3,6,7]"],
     "cluster.node.numa_of_gpu": ["[3,3,1,1,7,7,5,5]"],
     "cluster.leaf_sizes": ["[1,3]"],
@@ -92,6 +93,7 @@ WITH = {
         *("cluster.oversubscription=4", "cluster.nodes_per_leaf=8", "model=mixtral_8x7b", "model.layers=4"),
         *("layout.tp=2", "layout.ep=8"),
     ],
+    "cluster.node.nvlinks": ["cluster.node.nvlink=direct"],
     "cluster.node.nic_of_gpu": ["cluster.rails=8", "cluster.nodes_per_leaf=8", "layout.tp=2", "layout.pp=4"],
     "cluster.leaf_sizes": ["cluster.oversubscription=4"],
     "cluster.nodes_per_pod": ["cluster.core_oversubscription=4"],
@@ -105,6 +107,7 @@ WITH = {
     "cluster.measured.engine.step_ms": ["cluster.measured.engine.layer_ms=1"],
     "cluster.measured.engine.unit_ms": ["cluster.measured.engine.layer_ms=1", "layout.zero_stage=1"],
     "cluster.measured.engine.call_ms": ["cluster.measured.engine.layer_ms=1", "layout.dp=8"],
+    "cluster.measured.engine.chain": ["cluster.measured.engine.layer_ms=1", "layout.dp=8"],
     "cluster.measured.engine.error": ["cluster.measured.engine.layer_ms=1"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],

@@ -201,6 +201,8 @@ def _measured_lines(findings: Findings, command: str) -> Iterator[str]:
         given = {name: getattr(engine, f"{name}_s") for name in ("layer", "micro_batch", "step", "unit", "call")}
         yield "  engine: # core seconds of our engine, fitted to steps of several layouts"
         yield from (f"    {name}_ms: {1e3 * value:.4g}" for name, value in given.items() if value is not None)
+        if engine.chain is not None:
+            yield f"    chain: {engine.chain:.3g}"
         yield f"    error: {engine.error:.3g}"
     if findings.curves:
         yield "  collectives:"

@@ -102,12 +102,16 @@ class EngineSeconds:
     unit_s: float | None = key(
         None, name="unit_ms", scale=1e-3, unit="ms", minimum=0,
         meaning="bookkeeping of one sharded unit (a layer, or what is around the layers) each time that it is gathered "
-        "or reduced",
+        "or reduced, or that a micro-batch passes it",
     )  # fmt: skip
     call_s: float | None = key(
         None, name="call_ms", scale=1e-3, unit="ms", minimum=0,
-        meaning="a collective's call within a step, in addition to what it takes back to back: ranks come from their "
-        "work at different times, wait, and change places on a core",
+        meaning="a collective's call within a step, in addition to what it takes back to back, for each rank more than "
+        "one on a core: ranks come from their work at different times, wait, and change places",
+    )  # fmt: skip
+    chain: float | None = key(
+        None, unit="1", minimum=1, below=100,
+        meaning="longest chain of a collective over the core seconds of one of its ranks, which hand data on in turn",
     )  # fmt: skip
     error: float = key(
         0.0, unit="1", minimum=0, below=10, meaning="mean distance of measured steps from what these say, as a share"

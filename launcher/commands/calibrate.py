@@ -124,15 +124,19 @@ def _of_recipe(document: Mapping[str, Any], cluster: Cluster) -> Findings:
 
 
 def _curves(document: Mapping[str, Any], cluster: Cluster) -> tuple[Any, ...]:
-    """One curve an axis and operation; of CPU ranks their core seconds, which no other process lengthens."""
+    """One curve an axis and operation; of CPU ranks their core seconds, which no other process lengthens, and those of
+    a group alone, which finds cores idle.
+    """
     wrong = sum(row["wrong"] for row in document["results"])
     if wrong:
         raise InputError(f"{wrong} elements are wrong: a fabric that corrupts data is no measure")
-    seconds = "cpu_s" if cluster.node.gpu.kind == "cpu" else "time_s"
+    on_cpu = cluster.node.gpu.kind == "cpu"
     points: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
     for row in document["results"]:
-        shape = (row["operation"], row["link"], row["group_size"], row["per_node"], row["num_groups"])
-        points.setdefault(shape, []).append((row["bytes"], row[seconds]))
+        shape = (row["operation"], row["link"], row["group_size"], row["per_node"])
+        points.setdefault((*shape, row["num_groups"]), []).append((row["bytes"], row["cpu_s" if on_cpu else "time_s"]))
+        if on_cpu and row.get("alone_cpu_s"):
+            points.setdefault((*shape, 1), []).append((row["bytes"], row["alone_cpu_s"]))
     return tuple(
         curve_of(found, operation=operation, link=link, ranks=ranks, per_node=per_node, groups=groups)
         for (operation, link, ranks, per_node, groups), found in points.items()
@@ -144,7 +148,7 @@ def _steps(document: Mapping[str, Any]) -> list[StepSample]:
     found = []
     for row in rows:
         plan, used = read_plan(Path(row["plan"])), sorted(row["cpu_s"])
-        found.append(StepSample(plan.job, plan.layout, used[len(used) // 2]))
+        found.append(StepSample(plan.job, plan.layout, used[len(used) // 2], row["step_time_s"]))
     return found
 
 
@@ -159,7 +163,7 @@ def _engine(steps: Sequence[StepSample], found: Findings, cluster: Cluster) -> E
     for step in steps:
         there = step.job.cluster
         known = replace(there, node=replace(there.node, gpu=gpu), measured=measured)
-        samples.append(StepSample(replace(step.job, cluster=known), step.layout, step.core_s))
+        samples.append(replace(step, job=replace(step.job, cluster=known)))
     return fit_engine(samples)
 
 

@@ -4,14 +4,15 @@ A core that one rank leaves idle is another's: a bubble costs nothing while some
 nothing. So ranks' core seconds are added up, collectives included: their curves hold core seconds on CPUs. Cores are
 idle while fewer ranks than cores have work. A scheduler that leaves no core idle while a rank has work takes at most
 work / cores + (1 - 1 / cores) · critical path (Graham 1969, "Bounds on multiprocessing timing anomalies"), and ranks
-that wait for each other in every layer come near that bound.
+that wait for each other in every layer come near that bound. In a collective ranks hand data on in turn: its part of
+the critical path is longer than what one rank works in it, by `chain`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.cluster import Cluster
 from launcher.cluster.measured import EngineSeconds
@@ -25,8 +26,9 @@ from launcher.layout.job import Job
 # Core seconds of our torch engine on one core of a server (Xeon and EPYC with AVX-512), torch 2.13: from steps of
 # gpt_tiny under several layouts. A call's: an all-reduce after 3 ms of products takes 0.5 to 1.1 ms more than back to
 # back, in groups of 2, 4 and 8 of eight ranks on two cores; steps say 0.4 to 0.6 ms. `launcher calibrate cluster=cpu`
-# measures a machine's own.
-ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=4e-3, step_s=0.5e-3, unit_s=1.1e-3, call_s=0.6e-3)
+# measures a machine's own. `chain`: wall time less core seconds over cores of 82 layouts of two models on two cores is
+# half of 0.6 of a rank's compute and of 2.0 to 3.5 times its collectives.
+ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=4e-3, step_s=0.5e-3, unit_s=0.9e-3, call_s=0.15e-3, chain=2.6)
 # Of a micro-batch's seconds: what every stage has (the schedule, autograd's start), and what the first and the last
 # one have, by operators of embedding, head and loss. Four stages use 1.3 ms more in each than one stage does.
 STAGE_SHARE, EMBEDDING_SHARE, HEAD_SHARE = 1 / 3, 1 / 6, 1 / 2
@@ -51,7 +53,9 @@ class CpuStepTime:
 def engine_of(cluster: Cluster) -> EngineSeconds:
     """What the operators of our engine cost: as measured, else as here."""
     engine = cluster.measured.engine
-    return engine if engine.layer_s is not None else ENGINE
+    if engine.layer_s is None:
+        return ENGINE
+    return engine if engine.chain is not None else replace(engine, chain=ENGINE.chain)
 
 
 def layer_s(parts: LayerParts, engine: EngineSeconds, layout: Layout) -> float:
@@ -93,6 +97,13 @@ def sharded_calls(layout: Layout, stage: RankStage, message: Message) -> float:
     return float(stage.layers + (layout.zero_stage < 3 or message.collective == "reduce_scatter"))
 
 
+def sharded_passes(layout: Layout, stage: RankStage) -> float:
+    """Units of FSDP that a micro-batch passes: their hooks run whether they gather or not."""
+    if not layout.zero_stage or layout.dp * layout.cp == 1:
+        return 0.0
+    return float(stage.layers + stage.chunks)
+
+
 def core_time(
     job: Job,
     layout: Layout,
@@ -105,23 +116,25 @@ def core_time(
     """`stages`: what each pipeline rank holds, and its core seconds of compute a micro-batch; `update_s`: those of the
     optimizer's pass over memory.
     """
-    engine, count = engine_of(job.cluster), layout.num_micro_batches(job.training.global_batch)
+    count = layout.num_micro_batches(job.training.global_batch)
     ranks, cores = layout.world_size, _cores(job.cluster, layout)
+    engine = engine_of(job.cluster)
+    engine = replace(engine, call_s=(engine.call_s or 0.0) * (ranks / cores - 1))
     each, busiest = layout.world_size // layout.pp, []
     work: dict[str, float] = defaultdict(float)
     for stage, compute in stages:
         messages = rank_messages(job, layout, stage, rules)
         moved = _messages_s(layout, stage, messages, price, engine)
-        once = (
-            update_s
-            + (engine.step_s or 0.0)
-            + sum(price(one) + (engine.call_s or 0.0) for one in scalar_messages(layout))
-        )
+        scalars = sum(price(one) + (engine.call_s or 0.0) for one in scalar_messages(layout))
+        once, chain = update_s + (engine.step_s or 0.0), engine.chain or 1.0
+        passed = sharded_passes(layout, stage) * (engine.unit_s or 0.0)
         work["compute"] += each * count * compute
-        work["optimizer"] += each * once
+        if passed:
+            work["dp_comm"] += each * count * passed
+        work["optimizer"] += each * (once + scalars)
         for axis, seconds in moved.items():
             work[axis] += each * seconds
-        busiest.append((compute + sum(moved.values()) / count, once))
+        busiest.append((compute + passed + chain * sum(moved.values()) / count, once + chain * scalars))
     share = {part: seconds / cores for part, seconds in work.items()}
     balanced, path = sum(share.values()), _path_s(layout, busiest, count)
     total = path if cores >= ranks else max(path, balanced + (1 - 1 / cores) * path)

@@ -30,17 +30,19 @@ def shape_of(curve: Curve) -> Group:
 
 def chosen_curve(fabric: Fabric, operation: str, group: Group) -> Curve | None:
     """The curve that is nearest to this group: of its link, of its operation or else of one that passes alike, of as
-    many ranks or about, with as many groups at once as a job has. None where there is none.
+    many ranks or about, with as many groups at once as a job has; of CPU ranks, as the node has room for, since a group
+    alone finds cores idle. None where there is none.
     """
     link, wanted = link_of(fabric, group), OPERATION.get(operation, operation)
     alike = [wanted, *(PASSES_IN_RINGS if wanted in PASSES_IN_RINGS else ())]
     found = [curve for curve in fabric.curves if curve.link == link and curve.operation in alike]
-    return min(found, key=lambda curve: _distance(curve, wanted, group), default=None)
+    room = max(1, fabric.gpus_per_node // group.per_node) if fabric.on_cpu else None
+    return min(found, key=lambda curve: _distance(curve, wanted, group, room), default=None)
 
 
-def _distance(curve: Curve, operation: str, group: Group) -> tuple[float, ...]:
+def _distance(curve: Curve, operation: str, group: Group, room: int | None) -> tuple[float, ...]:
     ranks = abs(log2(curve.ranks / group.ranks)) + abs(log2(curve.per_node / group.per_node))
-    return (curve.operation != operation, ranks, -curve.groups)
+    return (curve.operation != operation, ranks, abs(log2(curve.groups / room)) if room else 0.0, -curve.groups)
 
 
 def measured_s(fabric: Fabric, operation: str, group: Group, num_bytes: float, model: Model) -> float | None:

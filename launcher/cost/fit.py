@@ -14,16 +14,18 @@ from launcher.layout.job import Job
 
 NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s")
 TINY = 1e-9
+MOST_CHAIN = 20.0
 PRIOR = 0.5  # how far a machine's seconds are from the usual ones, as a share
 
 
 @dataclass(frozen=True)
 class StepSample:
-    """Core seconds of all ranks together in a step of a job under a layout."""
+    """A step of a job under a layout: core seconds of all ranks together, and how long it took."""
 
     job: Job
     layout: Layout
     core_s: float
+    step_s: float | None = None
 
 
 def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> EngineSeconds:
@@ -45,7 +47,24 @@ def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> 
              for k, name in enumerate(NAMES)]  # fmt: skip
     found = non_negative([*rows, *drawn], [*wanted, *[noise / PRIOR] * len(NAMES)])
     seconds = dict(zip(NAMES, found, strict=True)) | {"error": round(_error(rows, wanted, found), 4)}
-    return EngineSeconds(**seconds | {"layer_s": max(seconds["layer_s"], TINY)})
+    engine = EngineSeconds(**seconds | {"layer_s": max(seconds["layer_s"], TINY)})
+    return replace(engine, chain=_chain(samples, engine, usual.chain or 1.0, noise))
+
+
+def _chain(samples: Sequence[StepSample], engine: EngineSeconds, usual: float, noise: float) -> float:
+    """How much longer collectives' chains are than core seconds, by what steps took: drawn to the usual value as the
+    seconds are.
+    """
+    whole, each = 0.0, 0.0
+    for sample in samples:
+        if sample.step_s:
+            near, far = (step_seconds(sample, replace(engine, chain=chain)) for chain in (1.0, 2.0))
+            slope, wanted = (far - near) / sample.step_s, 1 - near / sample.step_s
+            whole, each = whole + slope * wanted, each + slope * slope
+    drawn = (noise / PRIOR / usual) ** 2
+    if not each + drawn:
+        return usual
+    return min(MOST_CHAIN, max(1.0, 1 + (whole + drawn * (usual - 1)) / (each + drawn)))
 
 
 def _error(rows: Sequence[Sequence[float]], wanted: Sequence[float], found: Sequence[float]) -> float:
@@ -56,10 +75,18 @@ def _error(rows: Sequence[Sequence[float]], wanted: Sequence[float], found: Sequ
 
 def core_seconds(sample: StepSample, engine: EngineSeconds) -> float:
     """Of all ranks together, in a step."""
+    return _model(sample, engine).core_seconds(sample.layout)
+
+
+def step_seconds(sample: StepSample, engine: EngineSeconds) -> float:
+    """How long a step takes."""
+    return _model(sample, engine).step_s(sample.layout)
+
+
+def _model(sample: StepSample, engine: EngineSeconds) -> CostModel:
     cluster = sample.job.cluster
     measured = replace(cluster.measured, engine=engine)
-    job = replace(sample.job, cluster=replace(cluster, measured=measured))
-    return CostModel(job).core_seconds(sample.layout)
+    return CostModel(replace(sample.job, cluster=replace(cluster, measured=measured)))
 
 
 def non_negative(rows: Sequence[Sequence[float]], wanted: Sequence[float]) -> list[float]:

@@ -111,6 +111,10 @@ class CostModel:
         found = self._core_time(layout)
         return sum(found.parts.values()) * found.cores
 
+    def step_s(self, layout: Layout) -> float:
+        """Seconds of a step on CPU ranks."""
+        return self._core_time(layout).total_s
+
     def _on_cores(self, layout: Layout) -> Estimate:
         """Of CPU ranks, whose cores are shared."""
         found = self._core_time(layout)

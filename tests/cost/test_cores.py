@@ -11,7 +11,7 @@ from launcher.config.compose import load
 from launcher.cost import Estimate
 from launcher.cost.collectives import collective_s
 from launcher.cost.constants import DEFAULT
-from launcher.cost.fit import StepSample, core_seconds, fit_engine, non_negative
+from launcher.cost.fit import StepSample, core_seconds, fit_engine, non_negative, step_seconds
 from launcher.cost.model import CostModel
 from launcher.cost.network import Group, fabric_of
 from launcher.layout import Layout
@@ -75,7 +75,9 @@ def test_a_bubble_costs_little_on_shared_cores_and_much_on_cores_of_their_own() 
 
 @pytest.mark.parametrize("shape", [layout(1, 1, 8), layout(1, 4, 2), layout(2, 2, 2, 1), layout(4, 1, 2)])
 def test_a_step_is_between_the_even_share_of_the_work_and_grahams_bound(shape: Layout) -> None:
-    one, two, many = (estimate(shape, f"cluster.node.cores={cores}").step_time_s for cores in (1, 2, 64))
+    engine = [f"cluster.measured.engine.{name}=1" for name in ("layer_ms", "micro_batch_ms", "step_ms", "unit_ms")]
+    words = [*engine, "cluster.measured.engine.call_ms=0"]  # a call costs more where more ranks share a core
+    one, two, many = (estimate(shape, *words, f"cluster.node.cores={cores}").step_time_s for cores in (1, 2, 64))
 
     assert one / 2 < two
     assert two == pytest.approx(one / 2 + many / 2)  # of 64 cores each rank has one: the critical path
@@ -85,13 +87,48 @@ def test_a_step_is_between_the_even_share_of_the_work_and_grahams_bound(shape: L
 def test_a_call_within_a_step_costs_every_rank_of_its_group() -> None:
     """tp2 without pipeline on two cores: so many collectives of a layer, and each lengthens the step by its ranks."""
     engine = "cluster.measured.engine.layer_ms=1", "cluster.measured.engine.micro_batch_ms=1"
-    words = [*engine, "cluster.measured.engine.step_ms=1", "cluster.measured.engine.unit_ms=1", "cluster.node.cores=1"]
-    without, with_calls = (
-        estimate(layout(2, 1, 4), *words, f"cluster.measured.engine.call_ms={call}").step_time_s for call in (0, 1)
-    )
+    words = [*engine, "cluster.measured.engine.step_ms=1", "cluster.measured.engine.unit_ms=1"]
+
+    def more(cores: int) -> float:
+        """Seconds that calls of a millisecond for each other rank on a core add to a step."""
+        each = (f"cluster.node.cores={cores}", "cluster.measured.engine.chain=1")
+        times = [estimate(layout(2, 1, 4), *words, *each, f"cluster.measured.engine.call_ms={c}") for c in (0, 1)]
+        return times[1].step_time_s - times[0].step_time_s
+
     calls_of_layers = 4 * 4 * 4  # two forward and two backward, of four layers, in four micro-batches
 
-    assert 8 * calls_of_layers * 1e-3 < with_calls - without < 8 * (calls_of_layers + 40) * 1e-3
+    assert 8 * 7 * calls_of_layers * 1e-3 < more(1) < 8 * 7 * (calls_of_layers + 40) * 1e-3
+    assert more(2) == pytest.approx(more(1) * 3 / 7 * (1 / 2 + 1 / 2 / 8))  # three others on a core, two cores
+    assert more(8) == pytest.approx(0)
+
+
+def test_a_collective_is_a_longer_chain_than_what_one_rank_works_in_it() -> None:
+    """Waiting leaves cores idle in proportion to a layout's collectives, and none where one core has all the work."""
+    engine = [f"cluster.measured.engine.{name}=1" for name in ("layer_ms", "micro_batch_ms", "step_ms", "call_ms")]
+
+    def idle(shape: Layout, chain: int, cores: int = 2) -> float:
+        words = (f"cluster.measured.engine.chain={chain}", f"cluster.node.cores={cores}")
+        return estimate(shape, *engine, "cluster.measured.engine.unit_ms=1", *words).time["bubble"]
+
+    few, many = layout(1, 1, 8), layout(4, 1, 2)
+    assert idle(many, 3) - idle(many, 1) > 5 * (idle(few, 3) - idle(few, 1)) > 0
+    assert idle(many, 3) - idle(many, 2) == pytest.approx(idle(many, 2) - idle(many, 1))
+    assert idle(many, 3, cores=1) == pytest.approx(0)
+
+
+def test_zero_costs_its_hooks_in_every_micro_batch() -> None:
+    """ZeRO-1 gathers once a step, and yet costs more in two micro-batches than in one."""
+    engine = [f"cluster.measured.engine.{name}=0.001" for name in ("layer_ms", "micro_batch_ms", "step_ms")]
+    words = [*engine, "cluster.measured.engine.call_ms=0", "cluster.measured.engine.chain=1", "cluster.node.cores=1"]
+
+    def hooks(shape: Layout) -> float:
+        times = [estimate(shape, *words, f"cluster.measured.engine.unit_ms={unit}").step_time_s for unit in (0, 1)]
+        return times[1] - times[0]
+
+    units = 5  # four layers and what is around them
+    assert hooks(layout(1, 1, 8, 1)) == pytest.approx(8 * 1e-3 * (2 * units + 2 * units))  # two micro-batches
+    assert hooks(layout(1, 1, 8, 1, micro_batch=2)) == pytest.approx(8 * 1e-3 * (2 * units + units))
+    assert hooks(layout(1, 1, 8, 0)) == pytest.approx(0)
 
 
 def test_the_parts_add_up_to_the_step() -> None:
@@ -108,14 +145,16 @@ def test_a_measured_rate_of_a_core_counts_for_the_ranks_that_share_it() -> None:
 
 
 def test_the_engines_seconds_are_found_again_from_steps() -> None:
-    true = EngineSeconds(layer_s=2e-3, micro_batch_s=1e-3, step_s=5e-3, unit_s=0.7e-3, call_s=0.4e-3)
+    true = EngineSeconds(layer_s=2e-3, micro_batch_s=1e-3, step_s=5e-3, unit_s=0.7e-3, call_s=0.4e-3, chain=3.5)
     shapes = [layout(*each) for each in ((1, 1, 8), (1, 1, 8, 1), (1, 1, 8, 3), (1, 2, 4), (2, 1, 4), (2, 1, 4, 1))]
     shapes.append(layout(1, 1, 8, micro_batch=2))
     samples = [StepSample(job(), shape, 1.0) for shape in shapes]
-    samples = [replace(sample, core_s=core_seconds(sample, true)) for sample in samples]
+    samples = [
+        replace(sample, core_s=core_seconds(sample, true), step_s=step_seconds(sample, true)) for sample in samples
+    ]
     found = fit_engine(samples)
 
-    for name in ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s"):
+    for name in ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s", "chain"):
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3)
     assert found.error < 1e-6
 
