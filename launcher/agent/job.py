@@ -24,7 +24,7 @@ class NodeJob:
     num_ranks: int
     num_threads: int
     binding: Binding
-    adapters: bool = True  # whether this node has the network adapters that the cluster file names
+    left_unset: Sequence[str] = ()  # variables that name what this node has not (fabric_variables.py)
 
     @property
     def kind(self) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from launcher import env
 from launcher.agent import fork_server, rank_env
-from launcher.agent.adapters import absent_adapters
 from launcher.agent.binding import node_binding
 from launcher.agent.command import checked_program
+from launcher.agent.fabric_variables import left_unset, network_interfaces, rdma_devices
 from launcher.agent.job import NodeJob
 from launcher.agent.launch import program_of
 from launcher.agent.output import Pump, rank_streams
@@ -103,9 +103,10 @@ def run_node(
         binding = node_binding(plan, launch.bind, num_ranks=num_ranks)
         if said := binding.describe():
             notify(said)
-        if absent := absent_adapters(plan):
-            notify(absent)
-        job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding, adapters=not absent)
+        unset = left_unset(plan, adapters=rdma_devices(), interfaces=network_interfaces())
+        for why in dict.fromkeys(unset.values()):
+            notify(f"{why}; not set: {', '.join(name for name, its in unset.items() if its == why)}")
+        job = NodeJob(plan, folder, program, args, launch, num_ranks, num_threads, binding, left_unset=tuple(unset))
         return _run_ranks(
             job, rendezvous=rendezvous, ledger=ledger, signals_before_agent=signals_before_agent, first_node=node == 0
         )

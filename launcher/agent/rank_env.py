@@ -9,11 +9,11 @@ Ours, for scripts that need their placement without reading plan.json:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.adapters import named_adapters, nccl_value, near_adapters, ucx_by_rank, ucx_value
+from launcher.agent.fabric_variables import Variable, fabric_variables
 from launcher.layout.degrees import degree_variables
 from launcher.planner.record import Plan
 
@@ -70,22 +70,13 @@ def plan_variables(plan: Plan, *, run_folder: Path, plan_path: Path) -> dict[str
     return {name: str(path.resolve()) for name, path in paths.items()} | degree_variables(plan.layout)
 
 
-@dataclass(frozen=True)
-class Variable:
-    """A variable that a rank gets unless the user has set it, with the reason."""
-
-    name: str
-    value: str
-    why: str
-
-
 def chosen_variables(
-    plan: Plan, environment: Mapping[str, str], *, local_rank: int | None = None, adapters: bool = True
+    plan: Plan, environment: Mapping[str, str], *, local_rank: int | None = None, left_unset: Collection[str] = ()
 ) -> list[Variable]:
     """Return communication variables that the launcher chooses for a plan, unless the user has set them.
 
-    `local_rank`: what it gets; None: in words for all. `adapters`: whether the node has those that the plan names.
-    Nothing is chosen that NCCL detects better itself: the adapter next to each GPU, interfaces, protocols.
+    `local_rank`: what it gets; None: in words for all. `left_unset`: names of variables that
+    this node cannot have. Nothing is chosen that NCCL detects better itself, as protocols.
     NCCL_CROSS_NIC: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-cross-nic
     CUDA_DEVICE_MAX_CONNECTIONS: Megatron-LM asks for 1 with tensor or context parallelism, and FSDP for more
     (megatron/training/arguments.py).
@@ -100,23 +91,11 @@ def chosen_variables(
     if several and cluster.rails > 1 and cluster.node.gpu.kind == "cuda":
         why = f"{cluster.name} has {cluster.rails} rails: rings stay on one, since switching rails crosses the spine"
         found.append(Variable("NCCL_CROSS_NIC", "0", why))
-    if adapters:
-        found += _adapter_variables(plan, local_rank)
     if cluster.node.gpu.kind == "cuda" and max(layout.tp, layout.cp) > 1 and layout.zero_stage <= 1:
         why = "tensor and context parallelism: collectives start in the order that overlaps them with the products"
         found.append(Variable("CUDA_DEVICE_MAX_CONNECTIONS", "1", why))
-    return [variable for variable in found if variable.name not in environment]
-
-
-def _adapter_variables(plan: Plan, local_rank: int | None) -> list[Variable]:
-    node, names = plan.job.cluster.node, named_adapters(plan)
-    if not names:
-        return []
-    near = ucx_by_rank(node) if local_rank is None else ucx_value(near_adapters(node, local_rank))
-    return [
-        Variable("NCCL_IB_HCA", nccl_value(names), "the adapters of cluster.node.nic_names carry traffic between GPUs"),
-        Variable("UCX_NET_DEVICES", near, "of these, the nearest to the rank's GPU"),
-    ]
+    found += fabric_variables(plan, local_rank)
+    return [variable for variable in found if variable.name not in {*environment, *left_unset}]
 
 
 def defaults(
@@ -126,13 +105,13 @@ def defaults(
     num_threads: int,
     nccl_logs: Path | None = None,
     local_rank: int = 0,
-    adapters: bool = True,
+    left_unset: Collection[str] = (),
 ) -> dict[str, str]:
     """Return variables that a rank gets unless the user has set them."""
     wanted = {"OMP_NUM_THREADS": str(num_threads)} | (nccl_recorder(nccl_logs) if nccl_logs else {})
     chosen = {
         variable.name: variable.value
-        for variable in chosen_variables(plan, environment, local_rank=local_rank, adapters=adapters)
+        for variable in chosen_variables(plan, environment, local_rank=local_rank, left_unset=left_unset)
     }
     return chosen | {name: value for name, value in wanted.items() if name not in environment}
 

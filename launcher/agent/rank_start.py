@@ -41,7 +41,7 @@ def rank_start(
                 num_threads=job.num_threads,
                 nccl_logs=logs,
                 local_rank=assignment.local_rank,
-                adapters=job.adapters,
+                left_unset=job.left_unset,
             ),
             **(rank_env.wandb_variables(env.environment(), run_folder=folder.path, rank=rank) if own else {}),
             **rank_env.torchrun_variables(assignment),

@@ -163,6 +163,14 @@ class Node:
         meaning="the RDMA devices of these NICs, in order: what NCCL_IB_HCA and UCX_NET_DEVICES of ranks name. null: "
         "unknown, and the libraries choose",
     )  # fmt: skip
+    interface: str | None = key(
+        None, example="eth0",
+        meaning="the network interface between nodes, which NCCL's and gloo's sockets then take; null: they choose",
+    )  # fmt: skip
+    nccl_topo_file: str | None = key(
+        None, example="/opt/topo.xml",
+        meaning="NCCL_TOPO_FILE of ranks, on virtual machines that hide their PCIe tree; null: unset",
+    )  # fmt: skip
     numa_of_gpu: tuple[int, ...] | None = key(
         None, unit="index", minimum=0, example="[0,0,1,1]",
         meaning="the NUMA node of each GPU, as `launcher check` must find it and `show` draws it. null: unknown",

@@ -9,7 +9,7 @@ import pytest
 from shapes import cluster, job
 
 from launcher import env
-from launcher.agent.adapters import absent_adapters, near_adapters
+from launcher.agent.fabric_variables import HCAS, SOCKETS, TOPOLOGY, left_unset, near_adapters
 from launcher.agent.rank_env import (
     RankAssignment,
     chosen_variables,
@@ -129,20 +129,38 @@ def test_adapters_are_chosen_where_they_are_named_and_used_and_the_users_own_val
     assert names <= {*defaults(named, {}, num_threads=1)}
     for plan in (on_adapters(nic_names=None), one, efa):
         assert not names & {*defaults(plan, {}, num_threads=1)}
-    assert not names & {*defaults(named, {}, num_threads=1, adapters=False)}
+    assert not names & {*defaults(named, {}, num_threads=1, left_unset=names)}
     given = dict.fromkeys(names, "mine")
     assert not names & {*defaults(named, given, num_threads=1)}
 
 
-def test_adapters_that_this_machine_lacks_are_named(tmp_path: Path) -> None:
-    plan = on_adapters(nic_names=("mlx5_0:1", *NAMES[1:]))
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-    assert absent_adapters(plan, tmp_path) == ""
-    (tmp_path / "mlx5_3").rename(tmp_path / "mlx5_9")
-    assert "has mlx5_3, and this machine has mlx5_0, mlx5_1, mlx5_2, mlx5_4" in absent_adapters(plan, tmp_path)
-    assert "and this machine has no RDMA device" in absent_adapters(plan, tmp_path / "none")
-    assert absent_adapters(on_adapters(nic_names=None), tmp_path / "none") == ""
+def test_what_this_machine_lacks_is_named_and_left_unset(tmp_path: Path) -> None:
+    plan = on_adapters(nic_names=("mlx5_0:1", *NAMES[1:]), interface="ib0", nccl_topo_file=f"{tmp_path}/topo.xml")
+    assert {*HCAS, *SOCKETS, TOPOLOGY} <= {*defaults(plan, {}, num_threads=1)}
+    (tmp_path / "topo.xml").touch()
+    assert left_unset(plan, adapters=NAMES, interfaces=["lo", "ib0"]) == {}
+    found = left_unset(plan, adapters=[name for name in NAMES if name != "mlx5_3"], interfaces=["ib0"])
+    assert {*found} == {*HCAS} and "has mlx5_3, and this machine mlx5_0, mlx5_1, mlx5_2, mlx5_4" in found[HCAS[0]]
+    (tmp_path / "topo.xml").unlink()
+    found = left_unset(plan, adapters=[], interfaces=["lo"])
+    assert {*found} == {*HCAS, *SOCKETS, TOPOLOGY} and "and this machine no RDMA device" in found[HCAS[0]]
+    assert "is ib0, and this machine has lo" in found[SOCKETS[0]] and "topo.xml, which is not" in found[TOPOLOGY]
+    assert left_unset(on_adapters(nic_names=None), adapters=[], interfaces=[]) == {}
+
+
+def test_sockets_take_the_interface_between_nodes_and_nccl_the_topology_file() -> None:
+    several = on_adapters(nic_names=None, interface="eth1", nccl_topo_file="/opt/topo.xml")
+    found = defaults(several, {}, num_threads=1)
+    expected = {"NCCL_SOCKET_IFNAME": "=eth1", "GLOO_SOCKET_IFNAME": "eth1", "NCCL_TOPO_FILE": "/opt/topo.xml"}
+    assert expected.items() <= found.items() and not {*HCAS} & {*found}
+    cpu = replace(several.job.cluster.node, gpu=replace(several.job.cluster.node.gpu, kind="cpu"))
+    on_cpus = replace(several, job=job(on=replace(several.job.cluster, node=cpu)))
+    found = defaults(on_cpus, {}, num_threads=1)
+    assert found["GLOO_SOCKET_IFNAME"] == "eth1" and not {"NCCL_SOCKET_IFNAME", "NCCL_TOPO_FILE"} & {*found}
+    one = replace(several, job=job(on=replace(several.job.cluster, num_nodes=1)), layout=replace(several.layout, dp=8))
+    found = defaults(one, {}, num_threads=1)
+    assert found["GLOO_SOCKET_IFNAME"] == "lo" and found["NCCL_TOPO_FILE"] == "/opt/topo.xml"
+    assert not expected.keys() & {*defaults(several, expected, num_threads=1)}
 
 
 @pytest.mark.parametrize(

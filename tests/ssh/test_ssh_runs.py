@@ -153,8 +153,8 @@ total = torch.tensor(float(place["RANK"]))
 dist.all_reduce(total)
 if place["WORLD_SIZE"] == 3 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     sys.exit(place["RANK"] == 2)
-run = Path(os.environ["LAUNCHER_RUN_DIR"])
-(run / f"place-{place['RANK']}").write_text(f"{place} {total.item()} {os.environ['LAUNCHER_DP']}")
+run, interface = Path(os.environ["LAUNCHER_RUN_DIR"]), os.environ.get("GLOO_SOCKET_IFNAME")
+(run / f"place-{place['RANK']}").write_text(f"{place} {total.item()} {os.environ['LAUNCHER_DP']} {interface}")
 dist.destroy_process_group()
 """
 
@@ -164,14 +164,15 @@ def test_hosts_with_different_numbers_of_slots_run_plain_data_parallelism(hosts:
     (tmp_path / "train.py").write_text(UNEVEN)
     run, slots = tmp_path / "uneven", f"launch.hosts=[{FIRST}:1,{SECOND}:2]"
     words = [word for word in hosts.options if not word.startswith("launch.hosts=")]
+    words += ["cluster.node.interface=eth0"]  # which is not this machine's, but that of each host
     argv = [*RUN, *words, slots, "launch.max_restarts=1", "script=train.py", f"run_dir={run}"]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     place = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": 0}
-    assert (run / "place-0").read_text() == f"{place} 3.0 3"
+    assert (run / "place-0").read_text() == f"{place} 3.0 3 eth0"
     for rank in (1, 2):
         place |= {"RANK": rank, "LOCAL_RANK": rank - 1, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 1}
-        assert (run / f"place-{rank}").read_text() == f"{place} 3.0 3"
+        assert (run / f"place-{rank}").read_text() == f"{place} 3.0 3 eth0"
     states = [json.loads((run / "nodes" / f"node-{node}.json").read_text())["ranks"] for node in range(2)]
     assert [sorted(ranks) for ranks in states] == [["0"], ["1", "2"]] or states == [{}, {}]
     assert_nothing_left(run)
@@ -182,10 +183,12 @@ def test_hosts_that_have_ipv6_addresses_alone(hosts6: Hosts, tmp_path: Path) -> 
     (tmp_path / "train.py").write_text(UNEVEN)
     run, slots = tmp_path / "six", f"launch.hosts=[{FIRST}:1,[{hosts6.address(1)}]:1]"
     words = [word for word in hosts6.options if not word.startswith("launch.hosts=")]
-    argv = [*RUN, *words, slots, "script=train.py"]
+    argv = [*RUN, *words, slots, "script=train.py", "cluster.node.interface=ib0"]
     done = subprocess.run([*argv, f"run_dir={run}"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert [(run / f"place-{rank}").read_text()[-5:] for rank in (0, 1)] == ["1.0 2", "1.0 2"]
+    assert [(run / f"place-{rank}").read_text()[-10:] for rank in (0, 1)] == ["1.0 2 None", "1.0 2 None"]
+    absent = "cluster.node.interface is ib0, and this machine has lo, eth0; not set: GLOO_SOCKET_IFNAME"
+    assert done.stderr.count(absent) == 2, done.stderr
     states = [json.loads((run / "nodes" / f"node-{node}.json").read_text()) for node in range(2)]
     assert [state["host"] for state in states] == [FIRST, SECOND]
     assert_nothing_left(run)
