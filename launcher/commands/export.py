@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from launcher.commands.common import SEARCHING, checked_settings, plan_of
 from launcher.commands.given_plan import read_given
@@ -21,6 +22,7 @@ from launcher.files import user_path
 from launcher.planner.record import Plan
 
 OWN = ("to", "out", "output")
+SAYS_FP8 = ("megatron",)
 
 
 def run(invocation: Invocation) -> int:
@@ -32,6 +34,10 @@ def run(invocation: Invocation) -> int:
     plan = _plan(words, chosen)
     export = chosen.write(plan)
     _check_ds_config(plan, export)
+    if plan.job.training.fp8 and chosen.name not in SAYS_FP8:
+        export = replace(
+            export, missing=(*export.missing, "products in fp8 (train.gemm_dtype): set them there by hand")
+        )
     for line in export.missing:
         print(f"to={chosen.name} cannot express {line}", file=sys.stderr)
     folder = user_path(options["out"]) if "out" in options else None

@@ -37,6 +37,12 @@ class Device:
     gap_s: float
     dtype_bytes: int
     attention_flops: Mapping[str, float]
+    fp8: Device | None = None  # of the layers' products, where they are in fp8
+
+    @property
+    def products(self) -> Device:
+        """The rates of the layers' products."""
+        return self.fp8 or self
 
 
 # Output tile of a block, and its rate by what it reads: 2 (m + n) bytes for m·n multiplications, where the tensor
@@ -56,6 +62,35 @@ def host_constants(node: Node, constants: Constants) -> Constants:
 
 
 def device_of(node: Node, training: Training, constants: Constants) -> Device:
+    """The device for a training's dtype, and for its products where they are in fp8."""
+    device = _device_of(node, training, constants)
+    return replace(device, fp8=_in_fp8(device, node.gpu, training, constants)) if training.fp8 else device
+
+
+def _in_fp8(half: Device, gpu: Gpu, training: Training, constants: Constants) -> Device:
+    """The rates of products in fp8: as the GPU's file says, else the share of their peak that half precision sustains
+    of its own, an assumption: torchtitan's runs gain 28 % with them, 30 % are estimated (tests/cost/test_fp8.py).
+
+    Raises InputError for a GPU without fp8, and where all else is not in half precision.
+    """
+    if gpu.kind != "cuda" or "fp8" not in gpu.peak_flops:
+        raise InputError(
+            f"train.gemm_dtype=fp8: {gpu.name} has no products in fp8 (known: {', '.join(gpu.peak_flops) or 'none'}): "
+            "set train.gemm_dtype=auto, or cluster= to GPUs that have them (Ada, Hopper, Blackwell)"
+        )
+    if training.dtype_bytes != 2:
+        raise InputError(
+            f"train.gemm_dtype=fp8 goes with train.dtype=bf16 or fp16, not {training.dtype}: set one of them, or "
+            "train.gemm_dtype=auto"
+        )
+    peak = gpu.peak_flops["fp8"]
+    share = half.gemm_flops / half.peak_flops if half.peak_flops else constants.gemm_fraction
+    rate = gpu.sustained_flops.get("fp8", share * peak)
+    margin = max(1.0, peak * constants.issue_fraction / rate)
+    return replace(half, gemm_flops=rate, peak_flops=peak, clock_margin=margin, dtype_bytes=DTYPE_BYTES["fp8"])
+
+
+def _device_of(node: Node, training: Training, constants: Constants) -> Device:
     """The device for a training's dtype.
 
     The GEMM rate is what training sustains: as the GPU says, or of its measured rate (`gemm_flops`), or of the peak; a

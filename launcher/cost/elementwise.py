@@ -103,6 +103,14 @@ def widened_buckets(e: int) -> Traffic:
     return Traffic(0.0, 0, 4.0 * e + (e + 4) + (4 + e) + 2.0 * e, 5)
 
 
+def fp8_casts(e: int) -> float:
+    """Bytes for each element of a product's operands that becomes fp8: read, and written twice, as Hopper's tensor
+    cores take both operands in one order only. Its maximum comes with what produces it (Transformer Engine's delayed
+    scaling; torchao under torch.compile).
+    """
+    return e + 2.0
+
+
 def reduction_casts(e: int) -> Traffic:
     """A layer's two tensor-parallel sums a pass in fp32: each cast there and back."""
     return Traffic(2 * (2 * e + 8), 4, 2 * (2 * e + 8), 4)

@@ -47,6 +47,7 @@ def unmeasured(job: Job, layout: Layout) -> list[str]:
     found = {
         f"{job.cluster.node.gpu.name} GPUs": not _is_measured(job.cluster.node.gpu, job.training.dtype),
         f"stack={job.stack.name}": job.stack.name not in MEASURED_STACKS,
+        "products in fp8": job.training.fp8,
         "context parallelism": layout.cp > 1,
         "expert parallelism": bool(job.model.num_experts),
         f"sequences of {job.model.seq_len}": job.model.seq_len > LONGEST_SEQUENCE,

@@ -90,8 +90,8 @@ def products_s(device: Device, model: Model, *, tokens: int, tp: int, ep: int) -
     """Seconds of a layer's products in the forward pass."""
     experts, rows = _expert_rows(model, tokens, ep)
     matrices = 2 if model.gated_mlp else 1
-    up = gemm_s(device, rows, matrices * model.ffn_hidden // tp, model.hidden, batch=experts)
-    down = gemm_s(device, rows, model.hidden, model.ffn_hidden // tp, batch=experts)
+    up = gemm_s(device.products, rows, matrices * model.ffn_hidden // tp, model.hidden, batch=experts)
+    down = gemm_s(device.products, rows, model.hidden, model.ffn_hidden // tp, batch=experts)
     return _projections(device, model, tokens, tp).forward_s + up + down
 
 
@@ -120,6 +120,17 @@ def linear(device: Device, tokens: int, inputs: int, outputs: int, *, batch: int
     return Part(forward, data + weight, weight, 1, 2)
 
 
+def product(device: Device, tokens: int, inputs: int, outputs: int, *, batch: int = 1) -> Part:
+    """A projection of a layer: in the training's dtype, or in fp8 with the casts of its operands."""
+    part = linear(device.products, tokens, inputs, outputs, batch=batch)
+    if not device.fp8:
+        return part
+    each = elementwise.fp8_casts(device.dtype_bytes)
+    ahead, back = elementwise.Traffic(each, 2, 0.0, 0), elementwise.Traffic(0.0, 0, each, 1)
+    part += streamed(device, ahead, float(batch * inputs * (tokens + outputs)))
+    return part + streamed(device, back, float(batch * tokens * outputs))
+
+
 def streamed(device: Device, traffic: elementwise.Traffic, elements: float) -> Part:
     """A memory-bound operator over `elements` elements."""
     scale = elements / device.hbm_bytes_per_s
@@ -135,7 +146,8 @@ def streamed(device: Device, traffic: elementwise.Traffic, elements: float) -> P
 def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
     kv_hidden = model.head_dim * -(-model.kv_heads // tp)
     queries = model.attention_hidden // tp
-    return linear(device, tokens, model.hidden, queries + 2 * kv_hidden) + linear(device, tokens, queries, model.hidden)
+    joint = product(device, tokens, model.hidden, queries + 2 * kv_hidden)
+    return joint + product(device, tokens, queries, model.hidden)
 
 
 def _mlp(device: Device, model: Model, tokens: int, *, tp: int, ep: int) -> Part:
@@ -143,8 +155,8 @@ def _mlp(device: Device, model: Model, tokens: int, *, tp: int, ep: int) -> Part
     width = model.ffn_hidden // tp
     experts, rows = _expert_rows(model, tokens, ep)
     matrices = 2 if model.gated_mlp else 1
-    part = linear(device, rows, model.hidden, matrices * width, batch=experts)
-    part += linear(device, rows, width, model.hidden, batch=experts)
+    part = product(device, rows, model.hidden, matrices * width, batch=experts)
+    part += product(device, rows, width, model.hidden, batch=experts)
     traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp)
     part += streamed(device, traffic, float(rows) * experts * width)
     if model.gated_mlp:  # the gradients of the two projections' common input are summed
@@ -197,7 +209,7 @@ def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> flo
     if model.num_experts:
         return 0.0
     added = streamed(device, elementwise.residual(device.dtype_bytes, dropout=False), float(tokens * model.hidden))
-    return gemm_s(device, tokens, model.hidden, model.ffn_hidden // tp) + added.forward_s
+    return gemm_s(device.products, tokens, model.hidden, model.ffn_hidden // tp) + added.forward_s
 
 
 def accumulation_s(device: Device, job: Job, layout: Layout) -> float:

@@ -122,7 +122,8 @@ def stage_memory(
         "parameters": dense.weights * parameters.dense
         + expert.weights * parameters.experts
         + gathered_layers
-        + gathered_ends,
+        + gathered_ends
+        + _fp8_weights(job, layout, parameters),
         "gradients": gradients,
         "optimizer": dense.optimizer * parameters.dense + expert.optimizer * parameters.experts,
         "activations": max(
@@ -134,6 +135,12 @@ def stage_memory(
         "context": constants.context_bytes if cuda else 0.0,
         "fragmentation": lost,
     }
+
+
+def _fp8_weights(job: Job, layout: Layout, parameters: RankParameters) -> float:
+    """Bytes of the layers' weights in fp8, and of their transposes, where they are kept; what is gathered is not."""
+    kept = job.training.fp8 and job.stack.caches_fp8 and layout.zero_stage < 3
+    return 2.0 * (parameters.total - parameters.ends) if kept else 0.0
 
 
 def expert_shards(layout: Layout) -> int:

@@ -65,6 +65,7 @@ def training_flags(plan: Plan) -> list[str]:
     flags: list[object] = [f"--{training.dtype}"] if training.dtype != "fp32" else []
     if training.dtype == "bf16":
         flags.append("--accumulate-allreduce-grads-in-fp32" if facts.reduces_in_fp32(plan) else "--grad-reduce-in-bf16")
+    flags += ["--fp8-format", "hybrid"] if training.fp8 else []
     flags += ["--attention-backend", BACKENDS[training.attention]]
     flags += ["--attention-dropout", f"{dropout:g}", "--hidden-dropout", f"{dropout:g}"]
     flags += ["--optimizer", "sgd"] if training.optimizer == "sgd" else ["--optimizer", "adam"]

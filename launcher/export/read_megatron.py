@@ -32,7 +32,7 @@ NUMBERS = {
 }
 SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
 # Flags that change what is trained or how fast, and have no key of ours.
-TELLING = ("--fp8-format", "--multi-latent-attention", "--moe-shared-expert-intermediate-size", "--tp-comm-overlap",
+TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size", "--tp-comm-overlap",
            "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
            "--moe-ffn-hidden-size", "--cp-comm-type", "--window-size", "--recompute-modules",
            "--num-distributed-optimizer-instances")  # fmt: skip
@@ -49,6 +49,8 @@ def read_megatron(file: Path, text: str) -> Reading:
         part(flags, reading)
     unread = [name for name in TELLING if name in flags]
     reading.unread += [f"{name} {' '.join(flags[name])}".strip() for name in unread]
+    if "--fp8-format" in flags:  # not for every cluster
+        reading.unread.append(f"--fp8-format {' '.join(flags['--fp8-format'])}: set train.gemm_dtype=fp8")
     reading.unread += sorted(f"{name} {words[0]}" for name, words in flags.items() if words and words[0][:1] == "$")
     return reading
 

@@ -54,6 +54,11 @@ def _experts(job: Job) -> Iterator[str]:
 def _numbers(job: Job) -> Iterator[str]:
     if job.training.dtype == "fp16":
         yield "train.dtype=fp16 needs loss scaling, which the launcher's engines lack: set train.dtype=bf16 (or fp32)"
+    if job.training.fp8:
+        yield (
+            "train.gemm_dtype=fp8: the launcher's engines compute products in train.dtype: set train.gemm_dtype=auto, "
+            "or run your own script"
+        )
     if job.training.dropout:
         yield f"train.dropout={job.training.dropout}: the launcher's engines do not apply dropout: set it to auto or 0"
 

@@ -11,6 +11,7 @@ ATTENTION_KERNELS = ("math", "fused", "flash1", "flash")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 ENGINES = ("torch", "deepspeed")
 DTYPES = ("fp32", "bf16", "fp16")
+GEMM_DTYPES = (AUTO, "fp8")
 MOST_SEQUENCES = 10**8
 
 
@@ -25,6 +26,11 @@ class Training:
     dtype: str = key(
         AUTO, derived=True, choices=DTYPES, meaning="number format of the training; auto: bf16, and fp32 on CPUs"
     )
+    gemm_dtype: str = key(
+        AUTO, choices=GEMM_DTYPES,
+        meaning="number format of the layers' products: auto (train.dtype), or fp8 as Transformer Engine and torchao "
+        "compute them, with all else in train.dtype",
+    )  # fmt: skip
     optimizer: str = key("adamw", choices=OPTIMIZERS, meaning="what updates the parameters")
     attention: str = key(
         "flash", choices=ATTENTION_KERNELS,
@@ -42,6 +48,11 @@ class Training:
         """Replace `auto`; for CPUs, which are unknown here, configuration has set fp32."""
         if self.dtype == AUTO:
             object.__setattr__(self, "dtype", "bf16")
+
+    @property
+    def fp8(self) -> bool:
+        """Whether the layers' products are computed in fp8."""
+        return self.gemm_dtype == "fp8"
 
     @property
     def dtype_bytes(self) -> int:

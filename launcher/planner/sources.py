@@ -18,7 +18,8 @@ def measured_numbers(model: CostModel, layout: Layout) -> Iterator[str]:
     """What was measured of what this layout uses, when, where and how; a checkpoint's time where it is known."""
     cluster = model.job.cluster
     measured, gpu = cluster.measured, cluster.node.gpu
-    parts = [f"products in {dtype}" for dtype in gpu.gemm_flops if dtype == model.job.training.dtype]
+    products = "fp8" if model.job.training.fp8 else model.job.training.dtype
+    parts = [f"products in {dtype}" for dtype in gpu.gemm_flops if dtype == products]
     parts += ["attention"] if gpu.attention_flops and model.job.training.dtype != "fp32" else []
     parts += ["memory copy"] if gpu.copy_bytes_per_s is not None else []
     parts += ["the engine's operators"] if measured.engine.layer_s is not None else []

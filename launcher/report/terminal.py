@@ -87,7 +87,7 @@ def heading(job: Job) -> list[str]:
     batch = f"global batch {training.global_batch:,} × {model.seq_len:,} tokens ({tokens} a step)"
     return [
         f"{model.name} ({format_count(model.params)} parameters) on {_where(job)}",
-        f"{batch}, {training.dtype}, stack {stack.name}",
+        f"{batch}, {training.dtype}{' with products in fp8' if training.fp8 else ''}, stack {stack.name}",
     ]
 
 

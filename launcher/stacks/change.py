@@ -57,6 +57,11 @@ PLAIN_REDUCTION = since(
     late_gradients=False,
     overlap_replicated=True,
 )
+FP8_CASTS = since(
+    0,
+    "torchao/float8/float8_linear.py casts weights in each pass; autograd keeps inputs in their dtype",
+    caches_fp8=False,
+)
 NO_PIPELINE_HABITS = since(
     0,
     "sends and receives pass at once (torch.distributed batch_isend_irecv); layers are shared out by themselves",

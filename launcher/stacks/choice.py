@@ -51,6 +51,7 @@ class StackKeys:
     overlap_grad_reduce: bool | None = _habit("gradients are reduced behind the backward pass")
     pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
     overlap_replicated: bool | None = _habit("gradients are reduced behind it where no ZeRO stage shards them too")
+    caches_fp8: bool | None = _habit("weights and their transposes stay in fp8, where products are in fp8")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
     pipeline_groups: int | None = _habit(
         "communicators of a pipeline in addition to those of the axes", unit="groups", minimum=0, maximum=64

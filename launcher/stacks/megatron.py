@@ -10,6 +10,7 @@ from launcher.stacks.change import (
     DEEPSPEED_GATHERS,
     EAGER,
     FLASH,
+    FP8_CASTS,
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
@@ -22,6 +23,7 @@ MEGATRON_LM = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,
@@ -62,6 +64,12 @@ MEGATRON_LM = (
         overlap_grad_reduce=True,
         pipeline_overlap=True,
         overlap_replicated=False,
+    ),
+    since(
+        0,
+        "transformer_engine/pytorch/module/base.py, get_weight_workspace: fp8 weights, with transposes on Hopper, are "
+        "kept for a step's micro-batches (is_first_microbatch; megatron/core/extensions/transformer_engine.py)",
+        caches_fp8=True,
     ),
     NO_PIPELINE_HABITS,
     since(0, "megatron/core/tensor_parallel/random.py repeats the whole layer", recompute_stops_early=False),
@@ -115,6 +123,7 @@ MEGATRON_DEEPSPEED = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,
@@ -161,6 +170,7 @@ SCALING = (
     EAGER,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,

@@ -17,6 +17,7 @@ from launcher.stacks.change import (
     DEEPSPEED_GATHERS,
     EAGER,
     FLASH,
+    FP8_CASTS,
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
@@ -55,6 +56,7 @@ LAUNCHER = (
     ),
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     since(
         0,
         "launcher/worker/engines/torch_engine.py and parallel/parallelize.py",
@@ -88,6 +90,7 @@ DEEPSPEED = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,
@@ -131,6 +134,7 @@ FSDP = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,
@@ -225,6 +229,7 @@ INTERNEVO = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,
@@ -282,6 +287,7 @@ PADDLENLP = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FP8_CASTS,
     *FLASH,
     since(
         0,

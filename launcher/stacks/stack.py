@@ -36,6 +36,8 @@ class Stack:
     anything too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers`
     whether it does so, and reduces gradients, behind compute.
 
+    Products in fp8. `caches_fp8`: weights and their transposes stay in fp8 from a step's first micro-batch on.
+
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
     those of the axes. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
     layers out evenly.
@@ -78,6 +80,7 @@ class Stack:
     overlap_replicated: bool
     gathers_per_layer: int
     overlap_gathers: bool
+    caches_fp8: bool
     sends_in_turn: bool
     pipeline_groups: int
     pipeline_ends: tuple[int, int]
