@@ -104,6 +104,14 @@ def num_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+def has_one_thread(*, within_s: float = 0.0) -> bool:
+    """Return whether this process has one thread, or will have within a time: a joined thread ends a little later."""
+    deadline = time.monotonic() + within_s
+    while (count := num_threads()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return count == 1
+
+
 def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
     """Return the descriptors that are readable or closed; wait up to `timeout_s`, None: without limit.
 

@@ -32,6 +32,7 @@ from launcher.errors import InputError, LauncherError
 from launcher.garbage import no_garbage_collection
 
 SERVER_FAILED = 70
+THREADS_END_S = 1.0  # a thread that was joined is still the kernel's for a moment, on busy cores for longer
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ def preload(modules: Sequence[str]) -> None:
 def check_forkable() -> None:
     """Raise LauncherError if a fork would give the ranks broken state: threads, CUDA, process groups."""
     found = []
-    if (threads := process.num_threads()) > 1:
-        found.append(f"it has {threads} threads")
+    if not process.has_one_thread(within_s=THREADS_END_S):  # of those that read what git said, before a warm start
+        found.append(f"it has {process.num_threads()} threads")
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found.append("CUDA is initialised")

@@ -31,11 +31,12 @@ WITH_LIBRARIES = ("_asyncio", "_blake2", "_bz2", "_contextvars", "_csv", "_datet
 WITHOUT = ("torchgen.model", "asyncio", "concurrent.futures", "http.client", "importlib.metadata", "logging",
            "multiprocessing.connection", "pickletools", "tarfile", "tqdm", "typing_extensions", "unittest.mock",
            "urllib.request", "zipfile")  # fmt: skip
+THREAD_ENDS_S = 1.0  # to leave the kernel, too, before this process forks
 
 
 def possible() -> bool:
     """Return whether this process may fork and has not imported torch yet."""
-    return "torch" not in sys.modules and process.num_threads() == 1
+    return "torch" not in sys.modules and process.has_one_thread()
 
 
 @contextmanager
@@ -51,6 +52,7 @@ def loading() -> Iterator[None]:
         yield
         _import(WITHOUT)
         thread.join()
+        process.has_one_thread(within_s=THREAD_ENDS_S)
 
 
 def _import(names: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -120,6 +121,16 @@ def test_a_process_with_threads_is_not_forked(start: Callable[..., Job], tmp_pat
     assert code == 1
     assert "2 threads" in err
     assert "launch.start=spawn" in err
+
+
+def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
+    """As one that was joined, which the kernel still lists for a moment."""
+    code = (
+        "import _thread, time; from launcher import process; from launcher.agent.fork_server import check_forkable\n"
+        "_thread.start_new_thread(time.sleep, (0.2,)); assert not process.has_one_thread(); check_forkable()\n"
+        "assert process.has_one_thread()"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
 
 
 def test_a_module_that_does_not_exist_is_reported_before_anything_starts(start: Callable[..., Job]) -> None:
