@@ -1,12 +1,14 @@
 """torch's store of one round, opened by the first node's agent on one address; rank 0 would open it on all.
 
-Some builds of torch have no libuv, for which its store asks unless it is told not to; USE_LIBUV=0 is torch's own word.
+The store asks for libuv unless it is told not to (USE_LIBUV=0 is torch's own word). Some builds of torch have none, and
+before 2.8 it took no socket that listens already (https://github.com/pytorch/pytorch/pull/150215).
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 
+import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launcher import env
@@ -17,7 +19,7 @@ STORE_TIMEOUT = timedelta(seconds=300)
 
 def open_store(host: str) -> tuple[TCPStore, int]:
     """Return a store that serves on this address as long as it exists, and its port."""
-    if env.get("USE_LIBUV", "1") == "1":
+    if _takes_a_listener(torch.__version__) and env.get("USE_LIBUV", "1") == "1":
         try:
             return _served(host, libuv=True)
         except RuntimeError as error:
@@ -26,13 +28,20 @@ def open_store(host: str) -> tuple[TCPStore, int]:
     return _served(host, libuv=False)
 
 
+def _takes_a_listener(version: str) -> bool:
+    major, minor = version.split(".")[:2]
+    return (int(major), int(minor)) >= (2, 8)
+
+
 def _served(host: str, *, libuv: bool) -> tuple[TCPStore, int]:
     listener = listen(host, 0)
     port: int = listener.getsockname()[1]
-    store = TCPStore(
-        host, port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT, master_listen_fd=listener.detach(),
-        use_libuv=libuv,
-    )  # fmt: skip
+    with listener:
+        store = TCPStore(
+            host, port, is_master=True, wait_for_workers=False, timeout=STORE_TIMEOUT,
+            master_listen_fd=listener.fileno(), use_libuv=libuv,
+        )  # fmt: skip
+        listener.detach()  # it is the store's now
     return store, port
 
 
