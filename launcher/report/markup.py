@@ -75,7 +75,7 @@ def table(
     def cell(tag: str, index: int, words: str) -> str:
         return f"<{tag}{' class=n' if index in numbers else ''}>{escape(words)}</{tag}>"
 
-    head = "".join(cell("th", i, name) for i, name in enumerate(columns))
+    head = "".join(cell("th" if name else "td", i, name) for i, name in enumerate(columns))
     body = "".join(
         f"<tr{' class=chosen' if n == chosen else ''}>{''.join(cell('td', i, word) for i, word in enumerate(row))}</tr>"
         for n, row in enumerate(rows)

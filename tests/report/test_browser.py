@@ -102,6 +102,17 @@ def test_a_page_renders_in_silence_without_overflow_and_can_be_read(
     tab.context.close()
 
 
+@pytest.mark.parametrize("name", ["train", "measured", "pair"])
+def test_axe_finds_nothing_that_keeps_a_screen_reader_out(browser: Any, pages: dict[str, Path], name: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python", reason="no axe: pip install axe-playwright-python")
+    tab, _ = opened(browser, pages[name])
+    tab.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text())
+    found = tab.evaluate('axe.run({rules: {"color-contrast": {enabled: false}}})')  # which the test above measures
+    assert len(found["passes"]) > 20
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found["violations"]] == []
+    tab.context.close()
+
+
 def test_the_cluster_answers_to_keys_and_to_the_axis(browser: Any, pages: dict[str, Path]) -> None:
     tab, _ = opened(browser, pages["train"])
     assert tab.locator(".gpu").count() == 8
