@@ -28,7 +28,13 @@ def target(name: str) -> Target:
         found: Target = import_module(f"launcher.export.{name}").TARGET
         return found
     for point in entry_points(group=PLUGINS, name=name):
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise InputError(
+                f"to={name}: {point.value} of {PLUGINS} cannot be imported ({type(error).__name__}: {error}): mend or "
+                "uninstall the package that names it"
+            ) from error
         if isinstance(loaded, Target):
             return loaded
         raise InputError(f"to={name}: {point.value} of {PLUGINS} is no launcher.export.target.Target")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,52 @@ def test_a_deepspeed_configuration_is_refused_where_no_file_would_have_it(
     assert main(["export", *words]) == 2
     assert "train.ds_config=" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package with targets of its own, as pip installs one."""
+    info = tmp_path / "site_exports-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: site-exports\nVersion: 1\n")
+    points = {"theirs": "site_exports:THEIRS", "number": "site_exports:NUMBER", "gone": "site_exports.gone:TARGET"}
+    lines = [f"{name} = {value}" for name, value in points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[nvlink_launcher.exports]", *lines]) + "\n")
+    (tmp_path / "site_exports.py").write_text(
+        "from launcher.export.target import Export, Target\n"
+        "def write(plan):\n"
+        "    return Export('job.txt', {'job.txt': f'tp={plan.layout.tp}\\n'}, ('all but tp',), 'start job.txt')\n"
+        "def cannot(job, layout):\n"
+        "    if layout.pp > 1:\n"
+        "        yield 'it has no pipeline: set layout.pp=1'\n"
+        "THEIRS = Target(name='theirs', tool='Their tool', sources=('https://example.org',),\n"
+        "                write=write, cannot=cannot)\n"
+        "NUMBER = 7\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("site_exports", None)
+
+
+def test_another_package_brings_a_target(plugin: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "theirs" in names()
+    words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "layout.tp=2"]
+    assert main(["export", *words, "to=theirs"]) == 0
+    assert capsys.readouterr().out == "tp=2\n"
+    assert main(["export", *words, "to=theirs", f"out={tmp_path / 'out'}"]) == 0
+    assert "all but tp" in (tmp_path / "out" / "README.md").read_text()
+    capsys.readouterr()
+    assert main(["export", *words, "layout.pp=2", "to=theirs"]) == 2
+    assert "it has no pipeline: set layout.pp=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("number", "is no launcher.export.target.Target"), ("gone", "cannot be imported (ModuleNotFoundError")],
+)
+def test_a_target_of_another_package_that_is_none_is_one_message(
+    name: str, said: str, plugin: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "cluster=dgx_a100_80g", "model=gpt3_1b3", f"to={name}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
