@@ -42,7 +42,7 @@ def pipeline(plan: Plan, drawn: Pipeline, tag: str = "") -> str:
         f'<div class="controls"><button id="zoom{tag}" type="button">Zoom</button>'
         f'<div class="legend">{marks}</div></div>'
         f'<div class="scroll" tabindex="0" id="pipeline{tag}" data-label="{escape(words)}"></div>'
-        f'<p id="box{tag}" class="out" aria-live="polite">Point at a box.</p>'
+        f'<p id="box{tag}" class="out" aria-live="polite">Point at a box, or focus the step and use arrow keys.</p>'
     )
 
 

@@ -144,6 +144,27 @@ def test_the_pipeline_zooms_and_names_what_is_under_the_pointer(browser: Any, pa
     tab.context.close()
 
 
+def test_keys_go_through_the_pipeline_box_by_box_and_stage_by_stage(browser: Any, pages: dict[str, Path]) -> None:
+    tab, messages = opened(browser, pages["large"], width=400)
+    tab.focus("#pipeline")
+    said = [tab.inner_text("#box")]
+    for key in ("ArrowLeft", "ArrowRight", "ArrowDown", "ArrowUp"):
+        tab.keyboard.press(key)
+        said.append(tab.inner_text("#box"))
+    assert [words.split(",")[0] for words in said] == [
+        *["Stage 0: forward of micro-batch 0"] * 2, "Stage 0: forward of micro-batch 1",
+        "Stage 1: forward of micro-batch 0", "Stage 0: forward of micro-batch 1",
+    ]  # fmt: skip
+    for _ in range(3):
+        tab.click("#zoom")
+    tab.focus("#pipeline")
+    for _ in range(150):
+        tab.keyboard.press("ArrowRight")
+    assert tab.evaluate("document.querySelector('#pipeline').scrollLeft") > 400
+    assert messages == []
+    tab.context.close()
+
+
 def test_two_runs_are_next_to_each_other(browser: Any, pages: dict[str, Path]) -> None:
     tab, _ = opened(browser, pages["pair"])
     settings, figures = (tab.locator("table").nth(i).inner_text() for i in (0, 1))

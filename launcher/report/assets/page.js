@@ -85,7 +85,7 @@
     const canvas = el("canvas", { role: "img" });
     canvas.setAttribute("aria-label", pipe.dataset.label);
     const out = document.getElementById(`box${tag}`);
-    let zoom = 1;
+    let zoom = 1, on = null;
     const draw = () => {
       const width = Math.max(320, pipe.clientWidth) * zoom, height = f.ranks * row + 30, dpr = window.devicePixelRatio || 1;
       canvas.width = Math.min(width * dpr, 16000); canvas.height = height * dpr;
@@ -106,14 +106,32 @@
       for (let i = 0; i <= ticks; i++) { const t = whole * i / ticks, word = `${(t * f.unit_s).toPrecision(3)} s`;
         c.textAlign = i === ticks ? "right" : i ? "center" : "left"; c.fillText(word, left + t * sx, f.ranks * row + 18); }
       c.textAlign = "left";
+      if (on) { c.strokeStyle = css("--fg"); c.lineWidth = 3; c.strokeRect(left + on[4] * sx, on[0] * row, Math.max(3, (on[5] - on[4]) * sx), row - 2); }
     };
-    canvas.addEventListener("pointermove", (e) => {
-      const width = canvas.clientWidth, t = (e.offsetX - left) / (width - left - 12) * whole, rank = Math.floor(e.offsetY / row);
-      const hit = f.boxes.find((b) => b[0] === rank && b[4] <= t && t < b[5]);
+    const say = (hit, rank, t) => {
       const name = { F: "forward", B: "backward", W: "weight gradients", O: "gradients and optimizer" };
       out.textContent = hit ? `Stage ${rank}: ${name[hit[1]]}${hit[3] >= 0 ? ` of micro-batch ${hit[3]}` : ""}` +
         `${hit[2] >= 0 ? `, model stage ${hit[2]}` : ""}, ${(hit[4] * f.unit_s).toPrecision(4)} to ${(hit[5] * f.unit_s).toPrecision(4)} s`
         : t >= 0 && t <= f.end ? `Stage ${rank} waits (bubble).` : "";
+    };
+    canvas.addEventListener("pointermove", (e) => {
+      const width = canvas.clientWidth, t = (e.offsetX - left) / (width - left - 12) * whole, rank = Math.floor(e.offsetY / row);
+      say(f.boxes.find((b) => b[0] === rank && b[4] <= t && t < b[5]), rank, t);
+    });
+    const choose = (box) => {
+      on = box; draw(); say(box, box[0], box[4]);
+      const sx = (canvas.clientWidth - left - 12) / whole;
+      pipe.scrollLeft = Math.max(0, left + box[4] * sx - pipe.clientWidth / 2);
+    };
+    const boxes = Array.from({ length: f.ranks }, (_, r) => f.boxes.filter((b) => b[0] === r).sort((a, b) => a[4] - b[4]));
+    pipe.addEventListener("focus", () => choose(on || boxes[0][0]));
+    pipe.addEventListener("keydown", (e) => {
+      const along = { ArrowRight: 1, ArrowLeft: -1 }[e.key], across = { ArrowDown: 1, ArrowUp: -1 }[e.key];
+      if (!on || !(along || across)) return;
+      e.preventDefault();
+      const stage = boxes[Math.max(0, Math.min(f.ranks - 1, on[0] + (across || 0)))];
+      if (along) choose(stage[Math.max(0, Math.min(stage.length - 1, stage.indexOf(on) + along))]);
+      else choose(stage.reduce((a, b) => Math.abs(b[4] - on[4]) < Math.abs(a[4] - on[4]) ? b : a));
     });
     document.getElementById(`zoom${tag}`).addEventListener("click", () => { zoom = zoom >= 8 ? 1 : zoom * 2; draw(); });
     pipe.append(canvas);
