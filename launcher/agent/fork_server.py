@@ -16,8 +16,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,6 +50,9 @@ class RankStart:
     command: Sequence[str] = ()  # to execute instead of the forked interpreter
     keeps_stdin: bool = False
     cores: Sequence[int] = ()  # affinity; empty: any core
+
+
+RankOrder = tuple[RankStart, Mapping[str, str]]  # what a forked process becomes, and its whole environment
 
 
 @dataclass(frozen=True)
@@ -241,27 +245,21 @@ class _Server:
 
     def prepare(self, count: int) -> None:
         """Fork ranks before it is known what they run: a fork of all that torch has takes 10 ms (two cores)."""
-        server = os.getpid()
         for _ in range(count):
             ours, theirs = socket.socketpair()
-            pid = os.fork()
-            if pid == 0:
-                _wait_and_become_rank(theirs, parent=server)
+            pid = _forked(partial(_received, theirs))
             theirs.close()
             self._prepared.append((pid, ours))
 
     def _start(self, environment: Mapping[str, str], ranks: Sequence[RankStart]) -> None:
-        server = os.getpid()
         for start in ranks:
-            variables = {**environment, **start.variables}
-            pid = self._take_prepared(start, variables) or os.fork()
-            if pid == 0:
-                _become_rank(start, variables, parent=server)
-            self._pids[pid] = start.local_rank
+            order = (start, {**environment, **start.variables})
+            self._pids[self._take_prepared(order) or _forked(partial(_as_given, order))] = start.local_rank
         self._send({"started": {local_rank: pid for pid, local_rank in self._pids.items()}})
 
-    def _take_prepared(self, start: RankStart, variables: Mapping[str, str]) -> int | None:
+    def _take_prepared(self, order: RankOrder) -> int | None:
         """Send a rank that waits what it becomes, and return its pid; None if none is left."""
+        start, variables = order
         while self._prepared:
             pid, connection = self._prepared.pop(0)
             with connection:
@@ -303,24 +301,22 @@ def _signal_group(pid: int, number: int) -> None:
         process.signal_all([pid], number)
 
 
-def _wait_and_become_rank(connection: socket.socket, *, parent: int) -> NoReturn:
-    """In the forked child: wait for one line that says what to become. It ends with its parent."""
-    try:
-        process.die_with_parent(parent)
-        line = connection.makefile("rb").readline()
-        start, variables = json.loads(line)
-    except BaseException as error:
-        os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
-        os._exit(SERVER_FAILED)
-    _become_rank(RankStart(**start), variables, parent=parent)
+def _forked(order: Callable[[], RankOrder]) -> int:
+    """Fork a process that becomes a rank as ordered; return its pid."""
+    server = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become_rank(order, parent=server)
+    return pid
 
 
-def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int) -> NoReturn:
-    """In the forked child: set session, streams and environment, then run the program."""
+def _become_rank(order: Callable[[], RankOrder], *, parent: int) -> NoReturn:
+    """In the forked child: set session, streams and environment as ordered, then run the program."""
     try:
         process.die_with_parent(parent)
         os.setsid()
-        _reset_signals()
+        _reset_signals()  # before the order comes: from then on the agent may send some
+        start, variables = order()
         _redirect(start)
         _bind(start.cores)
         env.replace(variables)
@@ -334,6 +330,16 @@ def _become_rank(start: RankStart, variables: Mapping[str, str], *, parent: int)
         os.write(2, f"launcher: rank could not start: {error!r}\n".encode())
     finally:
         os._exit(SERVER_FAILED)
+
+
+def _as_given(order: RankOrder) -> RankOrder:
+    return order
+
+
+def _received(connection: socket.socket) -> RankOrder:
+    """Wait for the line that `_Server._take_prepared` sends."""
+    start, variables = json.loads(connection.makefile("rb").readline())
+    return RankStart(**start), variables
 
 
 def _bind(cores: Sequence[int]) -> None:
