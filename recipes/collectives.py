@@ -2,9 +2,9 @@
 
 Started by `launcher run recipe=collectives` in every rank, of any cluster: no model is needed. All groups of an axis
 run at once, as they do in training, so that they share links and NICs; then the first one alone: the ratio is the
-contention. Tables go to stderr with nccl-tests' columns and closing lines; behind them the median and the 99th
-percentile, the time alone, and the time that the planner expects. The time is the mean over the ranks of a group
-(nccl-tests' default, -a 1). The last line on stdout is one JSON document.
+contention. Rails are measured one at a time, and leaves in pairs. Tables go to stderr with nccl-tests' columns and
+closing lines; behind them the median and the 99th percentile, the time alone, and the time that the planner expects.
+The time is the mean over the ranks of a group (nccl-tests' default, -a 1). The last line on stdout is JSON.
 
 It has run only with gloo, up to 8 CPU ranks: the NCCL path is the same code, but has not run on a GPU yet.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from statistics import mean
 from typing import Any
@@ -29,6 +29,7 @@ from launcher.planner.expected import expected_s, plan_fabric
 from launcher.planner.options import CollectivesOptions, message_sizes
 from launcher.run.result import write_result
 from launcher.worker import session
+from launcher.worker.metrics.fabric_groups import LEAF_PAIR, RAIL, leaf_pair_rounds, rail_groups, slow_parts
 from launcher.worker.metrics.measure import DTYPES, Timing, from_all_ranks, synchronize, timed_calls, versions
 from launcher.worker.metrics.nccl_tests import IN_PLACE, OUT_OF_PLACE, AxisGroup, Collective, Make, busbw_factor
 from launcher.worker.metrics.verdict import GroupTime, verdict
@@ -56,7 +57,7 @@ def main() -> None:
         if options.sizes is None:
             run.say(f"sizes {SIZES[run.device.type]}, because the ranks run on {run.device.type}: recipe.sizes")
         fabric, rows = plan_fabric(run.plan), []
-        for team in teams(run, world=options.world):
+        for team in teams(run, options):
             for operation in options.operations:
                 cells = [measure(operation, team, size, run, options) for size in sizes]
                 everyone = from_all_ranks((socket.gethostname(), cells))
@@ -75,35 +76,78 @@ def main() -> None:
             )
 
 
-def teams(run: session.Session, *, world: bool) -> list[AxisGroup]:
-    """Return the plan's axes with more than one rank, fastest varying first, then all ranks unless an axis has them."""
+def teams(run: session.Session, options: CollectivesOptions) -> list[AxisGroup]:
+    """Return the plan's axes with more than one rank, fastest varying first, then all ranks unless an axis has them,
+    and the parts of the fabric.
+    """
     grid = run.plan.grid
     axes = [axis for axis in grid.axes if grid.degree(axis) > 1]
-    found = [AxisGroup(axis, run.axes.group(axis), grid.group(axis, run.rank)) for axis in axes]
-    everyone = dist.group.WORLD
-    if world and len(axes) > 1 and everyone is not None:
-        found.append(AxisGroup("world", everyone, tuple(range(run.world_size))))
+    found = [
+        AxisGroup(axis, run.axes.group(axis), grid.group(axis, run.rank), tuple(grid.groups(axis))) for axis in axes
+    ]
+    everyone, ranks = dist.group.WORLD, tuple(range(run.world_size))
+    if options.world and len(axes) > 1 and everyone is not None:
+        found.append(AxisGroup("world", everyone, ranks, (ranks,)))
     if not found:
         run.say("one rank: there is nothing to communicate")
+    return [*found, *fabric_teams(run)] if options.fabric else found
+
+
+def fabric_teams(run: session.Session) -> Iterator[AxisGroup]:
+    """The rails, one at a time, and rounds of pairs of leaves. Every rank makes every group."""
+    placement, world = run.plan.placement, run.world_size
+    rails = rail_groups(placement, world)
+    rounds = [(RAIL, rails)] if rails else []
+    for name, groups in [*rounds, *((LEAF_PAIR, pairs) for pairs in leaf_pair_rounds(placement, world))]:
+        made = [dist.new_group(ranks) for ranks in groups]
+        own = next((i for i, ranks in enumerate(groups) if run.rank in ranks), None)
+        mine = (None, ()) if own is None else (made[own], groups[own])
+        yield AxisGroup(name, *mine, groups, in_turn=name == RAIL)
+
+
+def measure(
+    operation: str, team: AxisGroup, size: int, run: session.Session, options: CollectivesOptions
+) -> Cell | None:
+    """One collective at one size, in every form that it has, then with the first group alone; None where this rank has
+    no part in it.
+    """
+    found = None
+    for groups in team.turns:
+        found = forms_of(operation, team if team.ranks in groups else None, size, run, options) or found
+    if options.alone and team.name not in (RAIL, LEAF_PAIR) and team.size < run.world_size and found is not None:
+        found = replace(found, alone=alone(operation, team, size, run, options))
     return found
 
 
-def measure(operation: str, team: AxisGroup, size: int, run: session.Session, options: CollectivesOptions) -> Cell:
-    """One collective at one size, in every form that it has, then with the first group alone."""
-    device, dtype = run.device, DTYPES[options.dtype]
+def alone(
+    operation: str, team: AxisGroup, size: int, run: session.Session, options: CollectivesOptions
+) -> Timing | None:
+    """The first group of an axis while the others wait; None where this rank does."""
+    found = None
+    if 0 in team.ranks:
+        make = next(makes[operation] for makes in FORMS.values() if operation in makes)
+        found = timed_calls(
+            make(team, size, DTYPES[options.dtype], run.device).call, device=run.device, iterations=options.iterations
+        )
+    dist.barrier()
+    return found
+
+
+def forms_of(
+    operation: str, team: AxisGroup | None, size: int, run: session.Session, options: CollectivesOptions
+) -> Cell | None:
+    """Every form of a collective on all groups whose turn it is; without one this rank waits as often as they do."""
     forms: dict[str, tuple[Timing, int]] = {}
+    num_bytes = count = 0
     for form, makes in FORMS.items():
-        if operation in makes:
-            made = makes[operation](team, size, dtype, device)
-            wrong = checked(made, device)
-            forms[form] = timed(made, device, options), wrong
-    first = next(makes[operation] for makes in FORMS.values() if operation in makes)(team, size, dtype, device)
-    alone = None
-    if options.alone and team.size < run.world_size:
-        if 0 in team.ranks:
-            alone = timed_calls(first.call, device=device, iterations=options.iterations)
-        dist.barrier()
-    return Cell(forms, alone, first.num_bytes, first.count)
+        if operation not in makes:
+            continue
+        made = makes[operation](team, size, DTYPES[options.dtype], run.device) if team else None
+        wrong = checked(made, run.device) if made else 0
+        timing = timed(made, run.device, options)
+        if made and timing:
+            forms[form], num_bytes, count = (timing, wrong), made.num_bytes, made.count
+    return Cell(forms, None, num_bytes, count) if forms else None
 
 
 def checked(made: Collective, device: torch.device) -> int:
@@ -115,16 +159,17 @@ def checked(made: Collective, device: torch.device) -> int:
     return made.wrong()
 
 
-def timed(made: Collective, device: torch.device, options: CollectivesOptions) -> Timing:
-    """As many calls on every rank; all ranks begin together."""
-    for _ in range(options.warmup):
+def timed(made: Collective | None, device: torch.device, options: CollectivesOptions) -> Timing | None:
+    """As many calls on every rank; all ranks begin together, and those without a call wait."""
+    for _ in range(options.warmup if made else 0):
         made.call()
     dist.barrier()
-    once = torch.tensor(timed_calls(made.call, device=device, iterations=1).mean_s, device=device)
+    taken = timed_calls(made.call, device=device, iterations=1).mean_s if made else 0.0
+    once = torch.tensor(taken, device=device)
     dist.all_reduce(once, dist.ReduceOp.MAX)
     wanted = min(MOST_CALLS, int(options.seconds / max(float(once), 1e-9)))
     dist.barrier()
-    return timed_calls(made.call, device=device, iterations=max(options.iterations, wanted))
+    return timed_calls(made.call, device=device, iterations=max(options.iterations, wanted)) if made else None
 
 
 # Combining the measurements of all ranks.
@@ -135,7 +180,7 @@ def row(
     fabric: Fabric,
     team: AxisGroup,
     operation: str,
-    everyone: Sequence[tuple[str, Sequence[Cell]]],
+    everyone: Sequence[tuple[str, Sequence[Cell | None]]],
     size: int,
     options: CollectivesOptions,
 ) -> dict[str, Any]:
@@ -143,9 +188,9 @@ def row(
 
     The keys of nccl-tests' JSON, and ours; where a collective has both forms, ours are of the one out of place.
     """
-    groups = [team.ranks] if team.name == "world" else list(plan.grid.groups(team.name))
-    cells = [measured[size] for _, measured in everyone]
-    first, factor = cells[0], busbw_factor(operation, team.size)
+    groups = team.groups
+    cells = {rank: cell for rank, (_, measured) in enumerate(everyone) if (cell := measured[size]) is not None}
+    first, factor = cells[groups[0][0]], busbw_factor(operation, team.size)
     form = next(iter(first.forms))
     usual = [mean(cells[rank].forms[form][0].p50_s for rank in group) for group in groups]
     seconds = [mean(cells[rank].forms[form][0].mean_s for rank in group) for group in groups]
@@ -162,19 +207,19 @@ def row(
         "type": NCCL_TYPES[options.dtype],
         "redop": "sum" if "reduce" in operation else "none",
         "root": "-1",
-        **{name: nccl_cell(cells, name, num_bytes, factor) for name in FORMS},
+        **{name: nccl_cell(list(cells.values()), name, num_bytes, factor) for name in FORMS},
         "operation": operation,
         "axis": team.name,
         "link": max(plan.placement.slowest_link(group) for group in groups).name.lower(),
         "group_size": team.size,
         "per_node": max(Counter(plan.placement.slot(rank).node for rank in groups[0]).values()),
-        "num_groups": len(groups),
+        "num_groups": 1 if team.in_turn else len(groups),
         "bytes": num_bytes,
         "iterations": first.forms[form][0].iterations,
         "time_s": time_s,
-        "p50_s": mean(cell.forms[form][0].p50_s for cell in cells),
-        "p99_s": max(cell.forms[form][0].p99_s for cell in cells),
-        "cpu_s": mean(cell.forms[form][0].cpu_s for cell in cells),
+        "p50_s": mean(cell.forms[form][0].p50_s for cell in cells.values()),
+        "p99_s": max(cell.forms[form][0].p99_s for cell in cells.values()),
+        "cpu_s": mean(cell.forms[form][0].cpu_s for cell in cells.values()),
         "algbw_gbytes_per_s": num_bytes / time_s / 1e9,
         "busbw_gbytes_per_s": num_bytes / time_s / 1e9 * factor,
         "alone_s": alone_s,
@@ -187,7 +232,7 @@ def row(
             "hosts": sorted({everyone[rank][0] for rank in groups[slowest]}),
             "time_s": seconds[slowest],
         },
-        "wrong": sum(wrong for cell in cells for _, wrong in cell.forms.values()),
+        "wrong": sum(wrong for cell in cells.values() for _, wrong in cell.forms.values()),
     }
 
 
@@ -210,6 +255,7 @@ def document_of(run: session.Session, options: CollectivesOptions, rows: Sequenc
         for group in line["groups"]
     ]
     said = verdict(times, hosts, threshold=options.threshold)
+    part = slow_parts(run.plan.placement, said.slow_groups)
     slow = [{"axis": axis, "ranks": list(ranks)} for axis, ranks in said.slow_groups]
     return {
         "recipe": "collectives",
@@ -221,7 +267,12 @@ def document_of(run: session.Session, options: CollectivesOptions, rows: Sequenc
         "versions": versions(run.device),
         "results": rows,
         **closing(rows),
-        "verdict": {"slow_groups": slow, "ranks": list(said.ranks), "hosts": list(said.hosts), "text": said.text},
+        "verdict": {
+            "slow_groups": slow,
+            "ranks": list(said.ranks),
+            "hosts": list(said.hosts),
+            "text": f"{said.text}; {part}" if part else said.text,
+        },
         "cluster": {"node": {"busbw_gbytes_per_s": cluster_keys(run.plan, rows)}},
     }
 
@@ -247,7 +298,11 @@ def cluster_keys(plan: Plan, rows: Sequence[dict[str, Any]]) -> dict[str, float]
     largest = max((line["bytes"] for line in rows), default=0)
     for line in rows:
         across = line["link"] in ("leaf", "spine")
-        if line["bytes"] < largest or line["operation"] != ("all_gather" if across else "all_reduce"):
+        if (
+            line.get("axis") == RAIL
+            or line["bytes"] < largest
+            or line["operation"] != ("all_gather" if across else "all_reduce")
+        ):
             continue
         scale = 1.0
         if across:

@@ -175,6 +175,9 @@ class CollectivesOptions(RecipeOptions):
     iterations: int = key(20, unit="calls", minimum=1, meaning="timed calls per size, at least")
     seconds: float = key(0.05, unit="s", minimum=0, maximum=60, meaning="more calls, until they take so long")
     world: bool = key(True, meaning="also measure the group of all ranks")
+    fabric: bool = key(
+        True, meaning="also measure each rail with the others silent, and pairs of leaves, where the plan has several"
+    )
     alone: bool = key(True, meaning="measure the first group of each axis with the others silent, too")
     threshold: float = key(
         1.25, unit="1", above=1, meaning="a group that takes so many times as long as the others of its axis is slow"

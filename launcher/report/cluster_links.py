@@ -93,7 +93,8 @@ def link_facts(cluster: Cluster, sources: KeySources) -> list[LinkFacts]:
         what = "pairs, no switch" if node.nvlinks else what
         what = f"NVSwitch of {cluster.nvlink_nodes} nodes" if cluster.nvlink_nodes > 1 else what
         nameplate = node.gpu.nvlink_bytes_per_s or None
-        share = f"collectives reach {NVLINK_FRACTION:.1%} of it (vTrain, NCCL on A100)"
+        used = f"the links to 2 of {fabric.direct_peers} peers, which a ring uses" if fabric.direct_peers > 2 else "it"
+        share = f"collectives reach {NVLINK_FRACTION:.1%} of {used} (vTrain, NCCL on A100)"
         why = (sources.of_key("nvlink_gbytes_per_s"), _measured(cluster, "nvlink") or share)
         found.append(LinkFacts("NVLink", f"a GPU, {what}", nameplate, *_reached(cluster, group), why))
     apart = node.nvlinks is not None and not fewest_links(node.nvlinks, node.gpu_order)

@@ -127,7 +127,8 @@ def _mesh(cluster: Cluster, counts: Counts, places: Mapping[int, float], y: int)
     numbers = sorted({count for row in counts for count in row if count})
     title = f"{nvlink_title(cluster)}: an arc is {' or '.join(map(str, numbers))} link{'s' * (numbers != [1])}{rate}"
     yield y, _text(MARGIN, y - MESH_H + 14, f"{title}, wider for more", kind="d")
-    longest = max((abs(places[a] - places[b]) for a, b in combinations(places, 2)), default=1.0)
+    wired = [abs(places[a] - places[b]) for a, b in combinations(places, 2) if counts[a][b]]
+    longest = max(wired, default=1.0)
     for a, b in combinations(places, 2):
         if count := counts[a][b]:
             x, to_x = places[a] + GPU_W / 2, places[b] + GPU_W / 2
@@ -170,8 +171,9 @@ def _nic(cluster: Cluster, nic: int, above: Sequence[float], y: float, *, again:
     name = f"{several} NICs" if several > 1 else f"NIC{nic}"
     for x in above:
         yield int(top), _line(x, y, middle, top, LINK_COLOURS["NICs"], 1.5)
-    yield int(top + NIC_H), _box(middle - 42, top, 84, NIC_H, fill="#e1ecf7", edge=LINK_COLOURS["NICs"])
     label = f"{name} again" if again else f"{name} {node.nic_gbps:g}G"
+    wide = 84 if len(label) < 10 else GPU_W
+    yield int(top + NIC_H), _box(middle - wide / 2, top, wide, NIC_H, fill="#e1ecf7", edge=LINK_COLOURS["NICs"])
     yield int(top + NIC_H), _text(middle, top + 18, label, middle=True)
 
 

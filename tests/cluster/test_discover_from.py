@@ -184,17 +184,41 @@ def test_nodes_whose_memory_differs_a_little_are_of_one_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sizes", "taken"),
-    [((18, 18, 18, 10, 3), "18"), ((6, 3, 3, 2, 2), "3"), ((4, 4), "4"), ((2, 16), "16"), ((1, 1, 1), "1")],
-)
-def test_of_unequal_leaves_the_size_is_taken_that_holds_most_nodes(sizes: tuple[int, ...], taken: str) -> None:
+    ("sizes", "listed"),
+    [
+        ((18, 18, 18, 10, 3), True), ((6, 3, 3, 2, 2), True), ((2, 16), True), ((4, 4), False), ((1, 1, 1), False),
+        ((18, 18, 7), False),
+    ],
+)  # fmt: skip
+def test_unequal_leaves_are_listed_and_planned_with(sizes: tuple[int, ...], listed: bool) -> None:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     text = "".join(
         f"SwitchName=s{i} Nodes=n[{a}-{a + size - 1}]\n" for i, (a, size) in enumerate(zip(starts, sizes, strict=True))
     )
     file = found(text)
-    assert (keys(file.text)["num_nodes"], keys(file.text)["nodes_per_leaf"]) == (str(sum(sizes)), taken)
-    assert any("unequal" in note for note in file.notes) == (len(set(sizes)) > 1)
+    values = keys(file.text)
+    assert values["num_nodes"] == str(sum(sizes))
+    assert values.get("leaf_sizes") == (str(list(sizes)) if listed else None)
+    assert values.get("nodes_per_leaf") == (None if listed else str(sizes[0]))
+    assert any("unequal" in note for note in file.notes) == listed
+    words = [
+        f"cluster.{key}={values[key].replace(' ', '')}" for key in ("leaf_sizes", "nodes_per_leaf") if key in values
+    ]
+    cluster = load(
+        ["cluster=dgx_a100_80g", f"cluster.num_nodes={sum(sizes)}", "cluster.nodes_per_leaf=0", *words]
+    ).job.cluster
+    assert [cluster.leaf(node) for node in range(sum(sizes))] == [
+        leaf for leaf, size in enumerate(sizes) for _ in range(size)
+    ]
+
+
+def test_leaves_that_miss_a_node_are_not_listed() -> None:
+    text = "SwitchName=a Nodes=n[0-2]\nSwitchName=b Nodes=n[3-8]\n" + "".join(
+        slurm_node(f"n{i}", 1000) for i in range(10)
+    )
+    file = found(text)
+    assert keys(file.text)["nodes_per_leaf"] == "6" and "leaf_sizes" not in keys(file.text)
+    assert any("(6, 3): 6 is taken" in note for note in file.notes)
 
 
 GUIDS = f"SwitchName=sw0 Nodes=0x{0:08x}00000000,0x{1:08x}00000000\nSwitchName=sw1 Nodes=0x{2:08x}00000000\n"

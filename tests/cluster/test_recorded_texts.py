@@ -96,12 +96,15 @@ EXPECTED: dict[str, tuple[dict[str, str], str]] = {
     "slurm_gres_dgx_cpus.conf": ({"num_gpus": "8"}, ""),
     "slurm_gres_single8gpu.conf": ({"num_gpus": "8"}, ""),
     "slurm_topology_azure_block.conf": ({"num_nodes": "72", "nodes_per_leaf": "18"}, ""),
-    "slurm_topology_azure_hpcbench.conf": ({"num_nodes": "16", "nodes_per_leaf": "3"}, r"(6, 3, 3, 2, 2): 3 is taken"),
+    "slurm_topology_azure_hpcbench.conf": (
+        {"num_nodes": "16", "leaf_sizes": "[3, 6, 3, 2, 2]"},
+        r"(6, 3, 3, 2, 2): jobs fill them",
+    ),
     "slurm_topology_dgx2_superpod_circe.conf": ({"nodes_per_leaf": "18"}, "node circe-n051 is under s2 and s4"),
     "ib_ibnetdiscover_dgx_superpod.out": (
         {
             "num_nodes": "109",
-            "nodes_per_leaf": "18",
+            "leaf_sizes": "[11, 18, 17, 18, 15, 16, 14]",
             "rails": "4",
             "fabric": "infiniband",
             "num_nics": "4",

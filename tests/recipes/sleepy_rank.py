@@ -13,7 +13,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-SLEEP_S = 0.03  # far above what a small collective takes on a loaded machine, far below a test's patience
+SLEEP_S = float(
+    os.environ.get("SLEEPY_S", "0.03")
+)  # far above what a small collective takes on a loaded machine, far below a test's patience
 
 
 def late(call: Callable[..., Any]) -> Callable[..., Any]:

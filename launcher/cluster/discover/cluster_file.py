@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from launcher.cluster.discover.fabric import FabricView
@@ -200,8 +201,10 @@ def _cluster_lines(node: NodeView, fabric: FabricView, num_nodes: int = 1) -> tu
     elif node.nics:
         lines.append(Line("fabric", MISSING))
     lines.append(Line("scheduler", "slurm" if fabric.names else "local"))
+    if sizes := fabric.leaf_sizes:
+        lines.append(Line("leaf_sizes", json.dumps(list(sizes.value)), sizes.source))
     found = {
-        "nodes_per_leaf": fabric.nodes_per_leaf, "rails": _rails(node, fabric),
+        "nodes_per_leaf": None if sizes else fabric.nodes_per_leaf, "rails": _rails(node, fabric),
         "oversubscription": fabric.oversubscription, "nodes_per_pod": _whole_pods(fabric),
     }  # fmt: skip
     lines += [Line(key, f"{fact.value:g}", fact.source) for key, fact in found.items() if fact is not None]
@@ -211,6 +214,8 @@ def _cluster_lines(node: NodeView, fabric: FabricView, num_nodes: int = 1) -> tu
 def _whole_pods(fabric: FabricView) -> Fact[int] | None:
     """Pods, where they hold whole leaves."""
     leaf, pod = fabric.nodes_per_leaf, fabric.nodes_per_pod
+    if pod and fabric.leaf_sizes:
+        return pod if pod.value in accumulate(fabric.leaf_sizes.value) else None
     return pod if pod and leaf and pod.value % leaf.value == 0 else None
 
 

@@ -16,6 +16,7 @@ from launcher.cluster.readers_slurm import GresGpus, SlurmNodes
 MEMORY_TOLERANCE = 0.1  # nodes of one kind report their memory with small differences
 _GUID = re.compile(r"(?:0x)?[0-9a-f]{12,16}", re.IGNORECASE)
 SHOWN_LEAVES = 12
+MOST_LISTED = 200  # leaves whose sizes a cluster file lists
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class FabricView:
     num_gpus: Fact[int] | None = None
     gpu_type: str | None = None
     nodes_per_leaf: Fact[int] | None = None
+    leaf_sizes: Fact[tuple[int, ...]] | None = None  # where they are unequal, and hold every node
     rails: Fact[int] | None = None
     oversubscription: Fact[float] | None = None
     nics: Fact[Nics] | None = None
@@ -54,7 +56,8 @@ def fabric_view(evidence: Evidence, host: str) -> FabricView:
         num_nodes=_count(evidence, names, leaves, leaf_source) or _listed_nodes(evidence, gres),
         num_gpus=gpus,
         gpu_type=next((record.gpu_type for record in group if record.gpu_type), gres.type if gres else None),
-        nodes_per_leaf=_nodes_per_leaf(leaves, leaf_source, notes),
+        nodes_per_leaf=_nodes_per_leaf(leaves, leaf_source),
+        leaf_sizes=_leaf_sizes(leaves, leaf_source, names, notes),
         rails=_rails(evidence),
         oversubscription=_oversubscription(evidence),
         nics=_nics(evidence),
@@ -211,22 +214,34 @@ def _count(
     return Fact(len(nodes), source) if nodes else None
 
 
-def _nodes_per_leaf(leaves: Mapping[str, Sequence[str]], source: str, notes: list[str]) -> Fact[int] | None:
+def _nodes_per_leaf(leaves: Mapping[str, Sequence[str]], source: str) -> Fact[int] | None:
     """Nodes of a leaf; where leaves differ, of those that hold most of the nodes."""
-    sizes = [len(nodes) for nodes in leaves.values()]
-    if not sizes:
-        return None
     held = Counter[int]()
-    for size in sizes:
-        held[size] += size
-    usual = max(held, key=lambda size: (held[size], -size))
-    if len(held) > 1:
-        shown = ", ".join(map(str, sorted(sizes, reverse=True)[:SHOWN_LEAVES])) + (", …" if len(sizes) > 12 else "")
-        notes.append(
-            f"leaves hold unequal numbers of nodes ({shown}): {usual} is taken, where most of the nodes are; "
-            "cluster.leaf_sizes can name each"
-        )
-    return Fact(usual, source)
+    for nodes in leaves.values():
+        held[len(nodes)] += len(nodes)
+    return Fact(max(held, key=lambda size: (held[size], -size)), source) if held else None
+
+
+def _leaf_sizes(
+    leaves: Mapping[str, Sequence[str]], source: str, names: Sequence[str], notes: list[str]
+) -> Fact[tuple[int, ...]] | None:
+    """Nodes of each leaf where they differ, in the order in which they are named; None where all are alike but for a
+    smaller last one, or where nodes are on no leaf or on several.
+    """
+    sizes = tuple(len(nodes) for nodes in leaves.values())
+    if len(set(sizes[:-1])) < 2 and sizes[-1:] <= sizes[:1]:
+        return None
+    placed = {node for nodes in leaves.values() for node in nodes}
+    shown = ", ".join(map(str, sorted(sizes, reverse=True)[:SHOWN_LEAVES])) + (", …" if len(sizes) > 12 else "")
+    if len(sizes) <= MOST_LISTED and sum(sizes) == len(placed) == len(names or placed):
+        notes.append(f"leaves hold unequal numbers of nodes ({shown}): jobs fill them in the order of leaf_sizes")
+        return Fact(sizes, source)
+    usual = _nodes_per_leaf(leaves, source)
+    notes.append(
+        f"leaves hold unequal numbers of nodes ({shown}): {usual.value if usual else 0} is taken, where most of the "
+        "nodes are; cluster.leaf_sizes can name each"
+    )
+    return None
 
 
 def _rails(evidence: Evidence) -> Fact[int] | None:

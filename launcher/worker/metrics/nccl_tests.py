@@ -23,15 +23,25 @@ LARGEST_EXACT = {torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**1
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """The ranks that this rank communicates with: along an axis of the plan, or all of them."""
+    """The ranks that this rank communicates with: along an axis of the plan, on its rail, or all of them.
+
+    `ranks`: none, where this rank has no part. `groups`: all that are measured with it; `in_turn`: one after another.
+    """
 
     name: str
-    group: dist.ProcessGroup
+    group: dist.ProcessGroup | None
     ranks: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
+    in_turn: bool = False
 
     @property
     def size(self) -> int:
-        return len(self.ranks)
+        return len(self.groups[0] if self.groups else self.ranks)
+
+    @property
+    def turns(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The groups that are measured at once, one set after another."""
+        return tuple((group,) for group in self.groups) if self.in_turn else (self.groups,)
 
     @property
     def index(self) -> int:
