@@ -10,7 +10,10 @@ import pytest
 
 from launcher.cli import main
 from launcher.commands import prepare
+from launcher.config.compose import load
 from launcher.faststart import library_load
+from launcher.layout import Layout
+from launcher.planner.record import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,6 +45,34 @@ def test_a_missing_torch_is_named(
     assert main(["run", "recipe=collectives"]) == 2
     assert "the recipe collectives needs torch 2.13 or later, and none is installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torch_that_no_test_has_run_is_named_and_used(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load(["recipe=collectives"])
+    plan = Plan(settings.job, Layout(tp=2, pp=2, dp=2), {}, (), settings.run_options)
+    monkeypatch.setattr(prepare, "version", lambda package: "2.11.0+cu130")
+    prepare.check_torch(plan)
+    assert "is tested with torch 2.13, and 2.11.0+cu130 is installed: it may fail" in capsys.readouterr().err
+
+
+def test_collectives_have_an_older_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    dist = pytest.importorskip("torch.distributed")
+    import torch
+
+    from launcher.worker.parallel.torch_names import all_gather_single, reduce_scatter_single
+
+    monkeypatch.delattr(dist, "all_gather_single")
+    monkeypatch.delattr(dist, "reduce_scatter_single")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        whole, part = torch.zeros(3), torch.zeros(3)
+        all_gather_single(whole, torch.arange(3.0), group=dist.group.WORLD)
+        reduce_scatter_single(part, whole, group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    assert part.tolist() == [0, 1, 2]
 
 
 def test_the_extra_train_asks_for_the_torch_that_recipes_need() -> None:

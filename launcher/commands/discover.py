@@ -33,7 +33,8 @@ def run(invocation: Invocation) -> int:
         print(file.text, end="")
         return 0
     print(path)
-    print(f"use it with: launcher plan cluster={file.name}", file=sys.stderr)
+    first = "fill in its ???, then " if "???" in file.text.partition("defaults:")[2] else ""
+    print(f"{first}use it with: launcher plan cluster={file.name}", file=sys.stderr)
     return 0
 
 

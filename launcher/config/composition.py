@@ -27,7 +27,7 @@ def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
         try:
             config = OmegaConf.to_container(compose(primary(), overrides=list(chosen)), resolve=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
-            raise InputError(f"the configuration does not compose: {_first_line(error)}") from error
+            raise InputError(_problem(_first_line(error))) from error
         except RecursionError as error:
             own = ", ".join(str(file) for file in dict.fromkeys(files) if is_own(file))
             raise InputError(f"the defaults lists of configuration files form a cycle: {own}") from error
@@ -44,6 +44,16 @@ def _hydra() -> Iterator[None]:
             yield
     finally:
         GlobalHydra.instance().clear()
+
+
+def _problem(said: str) -> str:
+    """Hydra's words; of a cluster file without GPUs, as `launcher discover` writes it where nothing says them, ours."""
+    if "'gpu@cluster.node.gpu'" not in said:
+        return f"the configuration does not compose: {said}"
+    return (
+        "the cluster file does not say what its GPUs are (/gpu@node.gpu: ???): name an entry of configs/gpu, as "
+        "a100_sxm_80g, in its first lines, or write one"
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -137,7 +137,7 @@ def test_nics_are_known_by_the_kernels_names_where_topo_numbers_them(
     ("given", "key"),
     [
         pytest.param({"nvidia-smi -L": whole_gpus(8, "NVIDIA A100-SXM4-80GB")}, "cluster.node.domains", id="no topo"),
-        pytest.param({"nvidia-smi -L": whole_gpus(1, "NVIDIA GB999")}, "gpu@cluster.node.gpu", id="unknown product"),
+        pytest.param({"nvidia-smi -L": whole_gpus(1, "NVIDIA GB999")}, "gpu@node.gpu: ", id="unknown product"),
     ],
 )
 def test_what_is_unknown_stays_unset_and_composing_names_the_key(

@@ -359,3 +359,11 @@ def test_every_card_of_configs_gpu_is_known_by_name_and_pci_id() -> None:
     assert len(words) == len(set(words))
     assert card_of("NVIDIA Quantum 9").entry is None
     assert card_of("A30\x00\x1b[31m").name.isprintable()  # it is shown in messages
+
+
+def test_a_file_whose_gpus_are_unknown_says_what_to_fill_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs" / "cluster").mkdir(parents=True)
+    (tmp_path / "configs" / "cluster" / "site.yaml").write_text(found(matrix()).text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"does not say what its GPUs are \(/gpu@node.gpu: \?\?\?\): name an entry"):
+        load(["cluster=site"])

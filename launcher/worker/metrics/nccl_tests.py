@@ -16,6 +16,8 @@ from types import MappingProxyType
 import torch
 import torch.distributed as dist
 
+from launcher.worker.parallel.torch_names import all_gather_single, reduce_scatter_single
+
 PERIOD = 8  # values repeat, small whole numbers, so that sums are exact in fp32 and, up to 36 ranks, in bf16
 WIPED = -1  # no rank sends it
 LARGEST_EXACT = {torch.float32: 2**24, torch.bfloat16: 2**8, torch.float16: 2**11}
@@ -122,7 +124,7 @@ def all_gather(
     (count, whole, part), n = gathered(team, size, dtype, device, inside=inside), team.size
     expected = torch.cat([values(count, r, dtype, device) for r in range(n)])
     return Collective(
-        call=lambda: dist.all_gather_single(whole, part, group=team.group),
+        call=lambda: all_gather_single(whole, part, group=team.group),
         fill=lambda: (whole.fill_(WIPED), part.copy_(values(count, team.index, dtype, device))),
         wrong=lambda: differing(whole, expected, largest=PERIOD),
         num_bytes=count * n * dtype.itemsize,
@@ -135,7 +137,7 @@ def reduce_scatter(
 ) -> Collective:
     (count, whole, part), n = gathered(team, size, dtype, device, inside=inside), team.size
     return Collective(
-        call=lambda: dist.reduce_scatter_single(part, whole, group=team.group),
+        call=lambda: reduce_scatter_single(part, whole, group=team.group),
         fill=lambda: (part.fill_(WIPED), whole.copy_(values(count * n, team.index, dtype, device))),
         wrong=lambda: differing(part, sums(count, team.index * count, n, device), largest=n * PERIOD),
         num_bytes=count * n * dtype.itemsize,

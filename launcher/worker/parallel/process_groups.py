@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from launcher.worker.metrics.span_recorder import SpanRecorder
+from launcher.worker.parallel.torch_names import all_gather_single, reduce_scatter_single
 
 
 class Stopwatch:
@@ -79,12 +80,12 @@ class ProcessGroup:
         """(peers, …) of every peer's part (…)."""
         parts = part.new_empty(self.size, *part.shape)
         with self.watch:
-            dist.all_gather_single(parts.flatten(0, 1), part.contiguous(), group=self.group)
+            all_gather_single(parts.flatten(0, 1), part.contiguous(), group=self.group)
         return parts
 
     def reduce_scatter(self, parts: Tensor) -> Tensor:
         """(…), this rank's part of the sum over peers of (peers, …), which is contiguous."""
         mine = parts.new_empty(parts.shape[1:])
         with self.watch:
-            dist.reduce_scatter_single(mine, parts.flatten(0, 1), group=self.group)
+            reduce_scatter_single(mine, parts.flatten(0, 1), group=self.group)
         return mine
