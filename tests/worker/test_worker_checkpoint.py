@@ -233,6 +233,34 @@ def test_the_last_ones_and_every_mth_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> None:
+    """The run goes on before it, may save at other steps, and must not be left with one that is good."""
+    options = TrainOptions(**{**vars(SYNC), "keep_last": 2})
+    weights = {"weights": torch.zeros(8)}
+
+    def manager() -> CheckpointManager:
+        return CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=options)
+
+    first = manager()
+    for step in (3, 6):
+        first.save(step, weights)
+    first.close()
+    flip_a_bit(tmp_path / folder_name(6) / "rank-00000.bin")
+    second = manager()
+    assert second.restore(weights) == 3
+    second.save(4, weights)  # asked to stop
+    second.close()
+    assert committed_steps(tmp_path) == [6, 4, 3]
+    flip_a_bit(tmp_path / folder_name(4) / "rank-00000.bin")
+    third = manager()
+    assert third.restore(weights) == 3
+    third.save(6, weights)
+    third.save(9, weights)
+    third.close()
+    assert committed_steps(tmp_path) == [9, 6]
+    assert manager().restore(weights) == 9
+
+
 def test_a_checkpoint_of_another_model_is_refused_with_both_values(two: Path) -> None:
     def body(rank: int) -> str:
         other = make_plan(Layout(tp=1, pp=1, dp=1), model=TINY, global_batch=16)

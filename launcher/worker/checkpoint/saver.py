@@ -56,6 +56,7 @@ class CheckpointManager:
         self._staging = Staging()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[Any]] | None = None
+        self._damaged: set[int] = set()  # steps of checkpoints that cannot be used
         if self._main:
             for leftover in leftovers(folder):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -132,6 +133,7 @@ class CheckpointManager:
             problems = self._problems(self.folder / folder_name(step))
             if not problems:
                 return int(step)
+            self._damaged.add(step)
             self._say(f"warning: checkpoint {folder_name(step)} is not used: {'; '.join(problems)}")
         return None
 
@@ -161,10 +163,15 @@ class CheckpointManager:
         if target.exists():  # a torn one of the same step, which was not used
             self._remove(step)
         temporary.rename(target)
-        kept = committed_steps(self.folder)[: self._options.keep_last]
-        every = self._options.keep_every
-        for old in committed_steps(self.folder):
-            if old not in kept and not (every and old % every == 0):
+        self._damaged.discard(step)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Keep the newest good ones; of the damaged ones those that are newer, which may be of use to somebody."""
+        steps, every = committed_steps(self.folder), self._options.keep_every
+        kept = [step for step in steps if step not in self._damaged][: self._options.keep_last]
+        for old in steps:
+            if old not in kept and old < kept[0] and not (every and old % every == 0):
                 self._remove(old)
 
     def _remove(self, step: int) -> None:
