@@ -13,7 +13,7 @@ from launcher.console import notify
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import SECRET
-from launcher.rendezvous.config import RendezvousConfig, derived_port, node_of_host, split_endpoint
+from launcher.rendezvous.config import RendezvousConfig, node_of_host, split_endpoint
 from launcher.rendezvous.plan_ordered import PlanOrdered
 from launcher.run.folder import plan_file
 
@@ -34,7 +34,7 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         RendezvousConfig(
             run_id=params.run_id,
             host=host,
-            port=port or derived_port(params.run_id),
+            port=port,
             num_nodes=params.max_nodes,
             min_nodes=params.min_nodes,
             node=node,

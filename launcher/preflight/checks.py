@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -57,14 +57,14 @@ def preflight(
     cluster: Cluster,
     *,
     run_folder: Path,
-    port: int | None = None,
+    ports: Sequence[int] = (),
     free_bytes: int = MIN_FREE_BYTES,
     ranks: int | None = None,
     site: Site | None = None,
 ) -> list[Finding]:
     """Run every check on this node, within a few seconds; findings have the host's name.
 
-    run_folder: where the job will write, or the nearest existing folder. port: where rank 0 will listen, if here.
+    run_folder: where the job will write, or the nearest existing folder. ports: the coordinator's, where it is here.
     free_bytes: what the job may write. ranks: number of ranks here, by default one per GPU.
     """
     site = site or Site.here()
@@ -79,7 +79,7 @@ def preflight(
         *nic_findings(cluster, site.machine),
         *nccl_findings(cluster, site),
         *name_findings(cluster, site.host),
-        *port_findings(port),
+        *port_findings(ports),
         *disk_findings(run_folder, free_bytes=free_bytes),
         *limit_findings(cluster, site.limits, ranks=ranks),
         *lock_findings(site.environment),
@@ -205,19 +205,26 @@ def name_findings(cluster: Cluster, host: str) -> list[Finding]:
     return [Finding(Level.OK, "name", f"{host} resolves to {', '.join(outside)}")]
 
 
-def port_findings(port: int | None) -> list[Finding]:
-    """Check that the port where rank 0 will listen is free."""
-    if port is None:
-        return []
+def port_findings(ports: Sequence[int]) -> list[Finding]:
+    """Check that the coordinator can listen on one of these ports."""
+    problems = []
+    for port in ports:
+        if (problem := _port_problem(port)) is None:
+            return [Finding(Level.OK, "port", f"port {port} is free")]
+        problems.append(problem)
+    return [Finding(Level.PROBLEM, "port", "; ".join(problems))] if problems else []
+
+
+def _port_problem(port: int) -> str | None:
     with socket.socket() as probe:
         try:
             probe.bind(("", port))  # bound briefly, never listening
         except OverflowError:
-            return [Finding(Level.PROBLEM, "port", f"there is no port {port}: choose one from 1024 to 65535")]
+            return f"there is no port {port}: choose one from 1024 to 65535"
         except OSError as error:
             why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error.strerror})"
-            return [Finding(Level.PROBLEM, "port", f"port {port} {why}: set launch.coordinator to a free one")]
-    return [Finding(Level.OK, "port", f"port {port} is free")]
+            return f"port {port} {why}: set launch.coordinator to a free one"
+    return None
 
 
 def disk_findings(run_folder: Path, *, free_bytes: int) -> list[Finding]:

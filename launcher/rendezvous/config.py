@@ -16,27 +16,31 @@ from launcher.errors import InputError, LauncherError
 
 BACKEND = "launcher"  # our rendezvous, as torchrun names it
 FIRST_PORT, NUM_PORTS = 20000, 10000  # below Linux's ephemeral range (32768-60999)
+NUM_CHOICES = 3  # ports of a run: another program may have taken the first one
 
 
 class Meeting(NamedTuple):
-    """One start of a job: its name, where its nodes meet, and what they prove that they belong to it by."""
+    """One start of a job: its name, where its nodes meet, and what they prove that they belong to it by.
+
+    `port`: the one that was given; None: one of those of the run id.
+    """
 
     run_id: str
     host: str
-    port: int
+    port: int | None
     secret: str
 
 
 @dataclass(frozen=True)
 class RendezvousConfig:
-    """How a node joins the others. `node` None: a spare, which replaces a lost node.
+    """How a node joins the others. `node` None: a spare, which replaces a lost node. `port`: as in Meeting.
 
     `secret`: known only to the job's agents; empty: the run id is enough to join.
     """
 
     run_id: str
     host: str
-    port: int
+    port: int | None
     num_nodes: int
     node: int | None
     name: str
@@ -48,6 +52,11 @@ class RendezvousConfig:
     rejoin_timeout_s: float = 120.0
     last_call_s: float = 30.0
     spare_wait_s: float = 10.0
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports where the coordinator may listen, the first choice first."""
+        return (self.port,) if self.port is not None else derived_ports(self.run_id)
 
 
 def node_of_host(name: str, hosts: Sequence[str]) -> int | None:
@@ -76,10 +85,16 @@ def refuse_hidden_loopback(host: str, *, num_nodes: int) -> None:
         )
 
 
-def derived_port(run_id: str) -> int:
-    """Return the same port for all nodes of a run, outside the kernel's ephemeral range."""
+def derived_ports(run_id: str) -> tuple[int, ...]:
+    """Return the same ports for all nodes of a run, outside the kernel's ephemeral range, the first choice first."""
     digest = hashlib.sha256(run_id.encode()).digest()
-    return FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
+    numbers = (int.from_bytes(digest[at : at + 4], "big") for at in range(0, 4 * NUM_CHOICES, 4))
+    return tuple(dict.fromkeys(FIRST_PORT + number % NUM_PORTS for number in numbers))
+
+
+def derived_port(run_id: str) -> int:
+    """Return the first of `derived_ports`."""
+    return derived_ports(run_id)[0]
 
 
 def free_port(host: str) -> int:

@@ -10,6 +10,7 @@ An invalid message ends only the connection of its sender.
 
 from __future__ import annotations
 
+import errno
 import resource
 import selectors
 import socket
@@ -51,6 +52,10 @@ KEEP_ALIVE = {
     socket.TCP_KEEPCNT: 3,
     socket.TCP_USER_TIMEOUT: DEAD_MS,
 }
+
+
+class PortTaken(InputError):
+    """Another program listens there."""
 
 
 @dataclass
@@ -304,7 +309,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(4096)
         return listener
     except OSError as error:
-        raise InputError(
+        kind = PortTaken if error.errno == errno.EADDRINUSE else InputError
+        raise kind(
             f"the coordinator cannot listen on {endpoint(host, port)} ({error.strerror or error}): this must be an "
             "address of the plan's first node and a free port; set launch.coordinator=HOST:PORT"
         ) from error

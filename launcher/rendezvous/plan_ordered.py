@@ -19,6 +19,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from random import random
 from typing import Any
 
@@ -33,9 +34,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from launcher import process
+from launcher.console import notify
 from launcher.rendezvous.authentication import AuthenticationError, JobKey, authenticate
 from launcher.rendezvous.config import BACKEND, RendezvousConfig, endpoint, refuse_hidden_loopback
-from launcher.rendezvous.coordinator import Coordinator, keep_alive
+from launcher.rendezvous.coordinator import Coordinator, PortTaken, keep_alive
 from launcher.rendezvous.membership import Membership
 from launcher.rendezvous.membership_change import MembershipChange
 from launcher.rendezvous.messages import (
@@ -61,12 +63,13 @@ class PlanOrdered(RendezvousHandler):
 
     def __init__(self, config: RendezvousConfig) -> None:
         self._config, self._key = config, JobKey.of(config.run_id, config.secret)
+        self._ports = config.ports  # where to look for the coordinator, its last place first
         self._connection: socket.socket | None = None
         self._incoming = b""
         self._round = 0
         self._waiting = self._done = self._finished = False
         self._hang_announced = False
-        self._stopped_by = ""
+        self._asker = self._stopped_by = ""
         self._silent_s = 0.0
         self._closed: str | None = None
         self.change = MembershipChange()  # how the current round differs from the plan
@@ -101,6 +104,7 @@ class PlanOrdered(RendezvousHandler):
             try:
                 self._connect(deadline)
                 begin = self._join(deadline, limit_s)
+                self._announce_stop()
                 return self._enter(begin)
             except (ConnectionError, TimeoutError, MessageError):  # the coordinator is gone; it may come back
                 self._disconnect()
@@ -141,8 +145,15 @@ class PlanOrdered(RendezvousHandler):
         return announced
 
     def announce_stop(self, asker: str) -> None:
-        """Report that this agent was asked to stop the job, by `asker`."""
-        self._try_send({"op": "stop", "reason": f"{asker} on {self._config.name}"[:MAX_REASON]})
+        """Report that this agent was asked to stop the job, by `asker`; again in each round that follows."""
+        self._asker = f"{asker} on {self._config.name}"[:MAX_REASON]
+        with suppress(OSError):  # without the coordinator there will be a new round
+            self._announce_stop()
+
+    def _announce_stop(self) -> None:
+        """A new round, and a coordinator that came back, know nothing of it: the ranks' end would be a completion."""
+        if self._asker:
+            self._send({"op": "stop", "reason": self._asker})
 
     @property
     def stopped_by(self) -> str:
@@ -190,11 +201,32 @@ class PlanOrdered(RendezvousHandler):
             last_call_s=config.last_call_s,
             spare_wait_s=config.spare_wait_s,
         )
-        coordinator = Coordinator(
-            membership, key=self._key, host=config.host, port=config.port, on_begin=self._new_store
-        )
+        coordinator = self._listening(membership)
         coordinator.start()
         return coordinator
+
+    def _listening(self, membership: Membership) -> Coordinator:
+        """Return the coordinator on the first port that no other program has.
+
+        Raises PortTaken if there is none, or if this job's own coordinator has one: it would have two.
+        """
+        host, *ports = self._config.host, *self._ports
+        for port in ports:
+            try:
+                return Coordinator(membership, key=self._key, host=host, port=port, on_begin=self._new_store)
+            except PortTaken:
+                if port == ports[-1] or self._answers(port):
+                    raise
+                notify(f"another program listens on {endpoint(host, port)}: taking the run's next port")
+        raise AssertionError("there is at least one port")
+
+    def _answers(self, port: int) -> bool:
+        """Return whether a coordinator of this job listens on a port."""
+        try:
+            self._dial(port).close()
+        except OSError:
+            return False
+        return True
 
     def _new_store(self) -> dict[str, Any]:
         """Open a new store for each round, without keys of earlier ones."""
@@ -204,26 +236,38 @@ class PlanOrdered(RendezvousHandler):
     def _connect(self, deadline: float) -> None:
         refused_since: float | None = None
         while self._connection is None:
-            try:
-                self._connection = self._dial()
-            except OSError as error:
-                now = time.monotonic()
-                if isinstance(error, AuthenticationError):
-                    refused_since = refused_since or now
-                    if now > min(deadline, refused_since + REFUSED_S):
-                        raise RendezvousConnectionError(self._refusal()) from error
-                if now > deadline:
-                    raise RendezvousTimeoutError(
-                        f"{self._config.name} cannot reach the coordinator {self._where()} on the plan's first node "
-                        f"({error.strerror or error}): is its agent running, and the port open?"
-                    ) from error
-                time.sleep(0.05 + 0.2 * random())  # jitter, so that a thousand nodes do not connect at once
+            errors = self._look_for_coordinator()
+            if self._connection is not None:
+                return
+            now = time.monotonic()
+            refused = all(isinstance(error, AuthenticationError) for error in errors)
+            refused_since = (refused_since or now) if refused else None
+            if refused_since and now > min(deadline, refused_since + REFUSED_S):
+                raise RendezvousConnectionError(self._refusal()) from errors[0]
+            if now > deadline:
+                raise RendezvousTimeoutError(
+                    f"{self._config.name} cannot reach the coordinator {self._where()} on the plan's first node "
+                    f"({errors[0].strerror or errors[0]}): is its agent running, and the port open?"
+                ) from errors[0]
+            time.sleep(0.05 + 0.2 * random())  # jitter, so that a thousand nodes do not connect at once
 
-    def _dial(self) -> socket.socket:
+    def _look_for_coordinator(self) -> list[OSError]:
+        """Connect to the coordinator on one of its ports; return the errors if it is on none."""
+        errors = []
+        for port in self._ports:
+            try:
+                self._connection = self._dial(port)
+                self._ports = (port, *(other for other in self._ports if other != port))
+                return []
+            except OSError as error:
+                errors.append(error)
+        return errors
+
+    def _dial(self, port: int) -> socket.socket:
         """Open a connection to a peer that has proved to be this job's coordinator."""
         config = self._config
         source = (config.local_address, 0) if config.local_address else None
-        connection = socket.create_connection((config.host, config.port), timeout=DIAL_S, source_address=source)
+        connection = socket.create_connection((config.host, port), timeout=DIAL_S, source_address=source)
         try:
             keep_alive(connection)
             authenticate(connection, self._key, timeout_s=DIAL_S)
@@ -233,7 +277,8 @@ class PlanOrdered(RendezvousHandler):
         return connection
 
     def _where(self) -> str:
-        return endpoint(self._config.host, self._config.port)
+        first, *others = self._config.ports
+        return " or ".join([endpoint(self._config.host, first), *map(str, others)])
 
     def _refusal(self) -> str:
         return (

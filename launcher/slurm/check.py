@@ -17,6 +17,7 @@ from launcher.agent.launch import read_launch
 from launcher.errors import LauncherError
 from launcher.planner import read_plan
 from launcher.preflight.checks import preflight
+from launcher.rendezvous.config import derived_ports
 from launcher.run.folder import RunFolder
 from launcher.slurm.heard import marked
 from launcher.slurm.node import coordinator
@@ -31,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
         folder = RunFolder(Path(argv[0]))
         plan = read_plan(folder.present_plan)
         host = env.get("SLURMD_NODENAME")
-        port = _port(folder) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else None
+        ports = _ports(folder) if plan.hosts and host == plan.hosts[0] and len(plan.hosts) > 1 else ()
         ranks = plan.placement.ranks_per_node
-        findings = preflight(plan.job.cluster, run_folder=folder.path, port=port, ranks=ranks)
+        findings = preflight(plan.job.cluster, run_folder=folder.path, ports=ports, ranks=ranks)
     except LauncherError as error:
         print(f"launcher: {error}", file=sys.stderr, flush=True)
         return error.exit_code
@@ -47,8 +48,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _port(folder: RunFolder) -> int:
-    return coordinator(read_launch(folder.launch).settings, env.get(RUN_ID) or "")[1]
+def _ports(folder: RunFolder) -> tuple[int, ...]:
+    _, port = coordinator(read_launch(folder.launch).settings)
+    return (port,) if port is not None else derived_ports(env.get(RUN_ID) or "")
 
 
 def _on_one_machine() -> bool:

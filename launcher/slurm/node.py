@@ -14,7 +14,7 @@ from launcher.agent.settings import LaunchSettings
 from launcher.errors import InputError, LauncherError
 from launcher.planner import Plan, read_plan
 from launcher.rendezvous.authentication import SECRET
-from launcher.rendezvous.config import Meeting, derived_port, split_endpoint
+from launcher.rendezvous.config import Meeting, split_endpoint
 from launcher.run.folder import RunFolder
 from launcher.slurm.step import COORDINATOR, RUN_ID
 
@@ -29,10 +29,9 @@ def node_index(plan: Plan) -> tuple[int, str]:
     return plan.hosts.index(name), name
 
 
-def coordinator(launch: LaunchSettings, run_id: str) -> tuple[str | None, int]:
-    """Return where the plan's first node listens: host, if launch.coordinator gives one, and port."""
-    host, port = split_endpoint(launch.coordinator) if launch.coordinator else (None, None)
-    return host, port or derived_port(run_id)
+def coordinator(launch: LaunchSettings) -> tuple[str | None, int | None]:
+    """Return where the plan's first node listens, host and port, as far as launch.coordinator gives them."""
+    return split_endpoint(launch.coordinator) if launch.coordinator else (None, None)
 
 
 def take_secret(name: str, *, num_nodes: int) -> str:
@@ -52,7 +51,7 @@ def run_node(run_folder: Path) -> int:
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     node, name = node_index(plan)
     run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
-    host, port = coordinator(launch, run_id)
+    host, port = coordinator(launch)
     secret = take_secret(name, num_nodes=plan.placement.num_nodes)
     meeting = Meeting(run_id, host or env.get(COORDINATOR) or plan.hosts[0], port, secret)
     return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)

@@ -13,7 +13,7 @@ from launcher.console import notify
 from launcher.errors import LauncherError
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import SECRET
-from launcher.rendezvous.config import Meeting, derived_port, split_endpoint
+from launcher.rendezvous.config import Meeting, split_endpoint
 from launcher.run.folder import RunFolder
 from launcher.ssh.request import COORDINATOR, RUN_ID
 
@@ -24,7 +24,7 @@ def run_node(run_folder: Path, *, node: int, name: str) -> int:
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     run_id = env.take(RUN_ID) or ""
     host, port = split_endpoint(env.take(COORDINATOR) or "")
-    meeting = Meeting(run_id, host, port or derived_port(run_id), env.take(SECRET) or "")
+    meeting = Meeting(run_id, host, port, env.take(SECRET) or "")
     return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)
 
 

@@ -14,7 +14,6 @@ from launcher.errors import InputError
 from launcher.files import write_text
 from launcher.planner import read_plan
 from launcher.rendezvous.authentication import new_secret
-from launcher.rendezvous.config import derived_port, endpoint, split_endpoint
 from launcher.run.code import pack
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.snapshot import copied_code
@@ -39,7 +38,7 @@ def run_over_ssh(run_folder: RunFolder) -> int:
     plan = read_plan(folder.present_plan)
     launch, settings = read_ssh_launch(folder)
     hosts, run_id = settings.all_hosts(), uuid.uuid4().hex
-    coordinator = coordinator_of(hosts[0], settings, launch, run_id=run_id)
+    coordinator = coordinator_of(hosts[0], settings, launch)
     secret, variables = new_secret(), job_variables(env.environment(), settings, launch.settings.environment)
     files = {
         path.name: path.read_text(encoding="utf-8")
@@ -92,19 +91,17 @@ class _Packed:
         return self._bytes
 
 
-def coordinator_of(first: Host, settings: SshSettings, launch: Launch, *, run_id: str) -> str:
-    """Where the agents meet: launch.coordinator, else the first host as ssh resolves it, and a port by the run id."""
-    port = derived_port(run_id)
+def coordinator_of(first: Host, settings: SshSettings, launch: Launch) -> str:
+    """Where the agents meet: launch.coordinator, else the first host as ssh resolves it, and the ports of the run."""
     if launch.settings.coordinator:
-        host, given = split_endpoint(launch.settings.coordinator)
-        return endpoint(host, given or port)
+        return launch.settings.coordinator
     try:
         said = capture(address_argv(first, settings), environment=env.environment(), timeout_s=ASK_S)
     except OSError as error:
         raise InputError(f"ssh cannot be run here ({error.strerror}): install OpenSSH's client") from error
     if said.code:
         raise InputError(f"ssh does not take its options ({in_brief(said.err)}): correct launch.ssh_options")
-    return endpoint(host_name(said.out, first), port)
+    return host_name(said.out, first)
 
 
 def left_behind(settings: SshSettings) -> str | None:

@@ -209,9 +209,9 @@ def test_a_taken_port_is_a_problem_and_a_free_one_is_not() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert f"port {port} is taken" in problems(port_findings(port))[0]
-    assert worst(port_findings(port)) is Level.OK
-    assert "no port" in problems(port_findings(70000))[0]
+        assert f"port {port} is taken" in problems(port_findings([port]))[0]
+    assert worst(port_findings([port])) is Level.OK
+    assert "no port" in problems(port_findings([70000]))[0]
 
 
 def test_the_run_folder_is_written_to_and_left_as_it_was(tmp_path: Path) -> None:

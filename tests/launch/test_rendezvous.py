@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,14 @@ from launcher.rendezvous.authentication import (
 from launcher.rendezvous.config import (
     RendezvousConfig,
     derived_port,
+    derived_ports,
     endpoint,
     free_port,
     node_of_host,
     refuse_hidden_loopback,
     split_endpoint,
 )
-from launcher.rendezvous.coordinator import Coordinator, most_strangers
+from launcher.rendezvous.coordinator import Coordinator, PortTaken, most_strangers
 from launcher.rendezvous.membership import Membership
 from launcher.rendezvous.messages import Join, MessageError, decode, encode, read_paces
 
@@ -74,6 +75,13 @@ def test_the_port_of_a_run_is_the_same_everywhere_and_not_ephemeral() -> None:
     assert len(ports) > 450
     assert all(20000 <= port < 30000 for port in ports)
     assert derived_port("job-17") == derived_port("job-17")
+
+
+def test_a_run_has_several_ports_and_one_that_was_given_is_the_only_one() -> None:
+    assert config(0, ("a",), None).ports == derived_ports("trial")
+    assert derived_ports("trial")[0] == derived_port("trial")
+    assert min(len({*derived_ports(f"run{i}")}) for i in range(500)) > 1
+    assert config(0, ("a",), 17).ports == (17,)
 
 
 def test_a_host_name_that_means_loopback_is_refused_for_several_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +171,7 @@ def test_paces_of_wrong_types_or_odd_numbers_are_no_message(paces: Any) -> None:
         read_paces({"paces": paces})
 
 
-def config(node: int | None, hosts: tuple[str, ...], port: int, **more: Any) -> RendezvousConfig:
+def config(node: int | None, hosts: tuple[str, ...], port: int | None, **more: Any) -> RendezvousConfig:
     common = {"run_id": "trial", "host": "127.0.0.1", "port": port, "num_nodes": len(hosts), "hosts": hosts}
     times = {"join_timeout_s": 60, "rejoin_timeout_s": 60}
     name = "spare" if node is None else hosts[node]
@@ -387,6 +395,86 @@ def test_what_listens_first_on_the_coordinators_port_gets_nothing_of_the_secret(
     assert len(heard) % ANSWER_BYTES == 0
 
 
+def free_run_id() -> str:
+    """A run id with ports that are all free."""
+    while True:
+        run_id = f"trial{random.random()}"
+        with suppress(OSError), ExitStack() as probes:
+            for port in derived_ports(run_id):
+                probes.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return run_id
+
+
+def stranger(port: int, says: bytes | None) -> socket.socket:
+    """A program on a port: it greets whoever comes and hears nothing; None: it closes."""
+    listener = socket.create_server(("127.0.0.1", port))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with suppress(OSError):
+                    connection.sendall(says or b"")
+                kept.append(connection) if says is not None else connection.close()
+
+    kept: list[socket.socket] = []
+    threading.Thread(target=serve, daemon=True).start()
+    return listener
+
+
+STRANGERS = {"silent": b"", "closing": None, "talking": b"220 mail.example.org ESMTP ready, and much more" * 3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken", [*STRANGERS, "another job"])
+def test_nodes_meet_on_the_run_s_next_port_where_another_program_has_taken_the_first(
+    taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    monkeypatch.setattr("launcher.rendezvous.plan_ordered.DIAL_S", 1.0)  # a silent one is left after that time
+    monkeypatch.setattr("launcher.rendezvous.plan_ordered.REFUSED_S", 0.0)
+    hosts, run_id = ("a", "b"), free_run_id()
+    first_port, second_port = derived_ports(run_id)[:2]
+    with ExitStack() as there:
+        if taken in STRANGERS:
+            there.enter_context(stranger(first_port, STRANGERS[taken]))
+        else:
+            other = Coordinator(Membership(num_nodes=2), key=KEY, host="127.0.0.1", port=first_port)
+            other.start()
+            there.callback(other.close)
+        nodes = [PlanOrdered(config(node, hosts, None, run_id=run_id)) for node in (0, 1)]
+        with ThreadPoolExecutor(2) as pool:
+            infos = list(pool.map(lambda node: node.next_rendezvous(), nodes))
+        assert [info.rank for info in infos] == [0, 1]
+        assert [node._ports[0] for node in nodes] == [second_port] * 2
+        for node in reversed(nodes):
+            node.shutdown()
+
+
+@pytest.mark.slow
+def test_a_job_gets_no_second_coordinator_on_its_next_port() -> None:
+    """As where an agent is started again before the old one has ended."""
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    run_id = free_run_id()
+    first = PlanOrdered(config(0, ("a", "b"), None, run_id=run_id))
+    with pytest.raises(PortTaken, match=str(derived_port(run_id))):
+        PlanOrdered(config(0, ("a", "b"), None, run_id=run_id))
+    first.shutdown()
+
+
+def test_where_all_ports_are_taken_the_way_out_is_said() -> None:
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    run_id = free_run_id()
+    with ExitStack() as there:
+        for port in derived_ports(run_id):
+            there.enter_context(stranger(port, None))
+        with pytest.raises(InputError, match=r"a free port; set launch.coordinator=HOST:PORT"):
+            PlanOrdered(config(0, ("a", "b"), None, run_id=run_id))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_round_is_left_with_the_reason_of_the_node_that_ended_the_job(host: str) -> None:
@@ -410,6 +498,42 @@ def test_a_round_is_left_with_the_reason_of_the_node_that_ended_the_job(host: st
     with pytest.raises(RendezvousClosedError, match="rank 1 failed first"):
         first.next_rendezvous()
     first.shutdown()
+
+
+def all_enter(*nodes: Any) -> None:
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: node.next_rendezvous(), nodes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("coordinator", ["stays", "comes back"])
+@pytest.mark.parametrize("asked", ["before the round", "before the round is over"])
+def test_a_job_that_was_asked_to_stop_is_not_complete_after_a_new_round(coordinator: str, asked: str) -> None:
+    """As where the agent of the coordinator dies while the ranks stop: the next ones soon end with exit code 0."""
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    hosts, port = ("a", "b"), free_port("127.0.0.1")
+    first, second = (PlanOrdered(config(node, hosts, port)) for node in (0, 1))
+    all_enter(first, second)
+    if asked == "before the round":
+        second.announce_stop("SIGHUP")
+    if coordinator == "comes back":  # as after KILL: nobody closes the job
+        first._disconnect()
+        first._coordinator.close()
+        if asked != "before the round":
+            second.announce_stop("SIGHUP")
+        first = PlanOrdered(config(0, hosts, port))
+    elif asked != "before the round":
+        first.all_finished()
+        second.announce_stop("SIGHUP")
+    all_enter(first, second)
+    deadline = time.monotonic() + 60
+    while [node.all_finished() for node in (first, second)] != [True, True]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert [node.stopped_by for node in (first, second)] == ["SIGHUP on b"] * 2
+    for node in (second, first):
+        node.shutdown()
 
 
 ORDER_SCRIPT = """

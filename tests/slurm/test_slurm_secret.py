@@ -55,6 +55,4 @@ def test_an_agent_takes_the_secret_out_of_its_environment(monkeypatch: pytest.Mo
     ("given", "host", "port"), [("n1:29400", "n1", 29400), ("[::1]:29400", "::1", 29400), ("::1", "::1", None)]
 )
 def test_the_coordinators_endpoint_may_be_an_ipv6_address(given: str, host: str, port: int | None) -> None:
-    found = coordinator(LaunchSettings.from_config({"coordinator": given}), "17-0")
-    assert found[0] == host
-    assert found[1] == port or (port is None and 20000 <= found[1] < 30000)
+    assert coordinator(LaunchSettings.from_config({"coordinator": given})) == (host, port)
