@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +27,15 @@ def text_of(path: Path, *, most_bytes: int, give: str) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): {give}") from error
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file. Raises OSError, also for a pipe or a device, which may have no end."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(found):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,7 +92,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def read_json(path: Path, *, remedy: str) -> dict[str, Any]:
     """Read the JSON object in a file; raises InputError, ending with `remedy`, if there is none."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(content(path))
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}): {remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -111,7 +122,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     Lines that are not objects are skipped: a writer may be in the middle of the last, or was killed there.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = content(path).decode(errors="replace")
     except FileNotFoundError:
         return
     yield from _objects(text)
@@ -141,6 +152,8 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def tail(path: Path, *, num_lines: int, max_bytes: int = 65536) -> list[str]:
     """Return the last lines of a log without reading all of it; empty if there is none."""
+    if not path.is_file():  # a pipe or a device may have no end
+        return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)

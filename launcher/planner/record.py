@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,19 @@ def write_plan(plan: Plan, file: Path) -> Path:
 def read_plan(file: Path) -> Plan:
     """Read a plan; raises InputError if that is impossible."""
     return Plan.from_dict(read_json(file, remedy="give a plan or a run folder with one, or plan again"), str(file))
+
+
+def check_estimate(plan: Plan, name: str) -> None:
+    """Raise InputError unless the estimate is whole, or there is none: for what shows it. Ranks do not read it."""
+    from launcher.cost.estimate import Estimate  # which a rank need not import
+
+    if not plan.estimate:
+        return
+    try:
+        read = from_plain(Estimate, plan.estimate, "estimate")
+    except InputError as error:
+        named = "; ".join(error.problems[:MOST_NAMED])
+        raise InputError(f"{name} is not a plan of this launcher ({named}): plan again") from error
+    sizes = (read.step_time_s, *read.step_time_interval_s, read.memory_bytes_per_gpu, read.usable_memory_bytes)
+    if not all(0 < size < inf for size in sizes) or not 0 <= read.worst_stage < plan.layout.pp:
+        raise InputError(f"{name} is not a plan of this launcher (its estimate is of no run): plan again")

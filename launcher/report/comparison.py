@@ -12,10 +12,12 @@ from typing import Any
 
 from launcher.errors import InputError
 from launcher.planner import Plan, read_plan
+from launcher.planner.record import check_estimate
 from launcher.report.facts import RunFacts
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.metrics import WARMUP_STEPS, StepMetrics
 from launcher.run.result import read_rates
+from launcher.text import printable
 from launcher.units import format_bytes, format_seconds
 
 NORMAL_95 = 1.96
@@ -23,6 +25,7 @@ MAD_TO_SIGMA = 1.4826  # of a normal distribution
 MEDIAN_TO_MEAN = 1.2533  # standard error of a median over that of a mean, for a normal distribution
 FEW = 3  # steps: with fewer, the noise is unknown
 SAME = 0.0005  # as a share
+LONGEST_SETTING = 1000  # characters
 FAR = 9.0  # as a share: more than this is said as a factor
 
 
@@ -45,6 +48,7 @@ class Side:
     def read(cls, path: Path) -> Side:
         """Read a run folder or a plan file; raises InputError where there is neither."""
         plan = read_plan(plan_file(path))
+        check_estimate(plan, str(path))
         if not path.is_dir():
             return cls(str(path), plan)
         folder = RunFolder(path)
@@ -61,7 +65,7 @@ class ChangedSetting:
     b: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.a} → {self.b}"
+        return printable(f"{self.key}: {self.a} → {self.b}", longest=LONGEST_SETTING)
 
 
 @dataclass(frozen=True)

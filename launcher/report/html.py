@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from launcher.planner import Plan, read_plan
+from launcher.planner.record import check_estimate
 from launcher.report import facts
 from launcher.report.benchmark import benchmark_page
 from launcher.report.choice import choice
@@ -27,6 +28,7 @@ def run_page(folder: RunFolder) -> str:
     Raises InputError without a plan.
     """
     plan = read_plan(folder.present_plan)
+    check_estimate(plan, str(folder.present_plan))
     rates = read_rates(folder.result)
     return benchmark_page(plan, rates, name=folder.path.name) if rates else page(plan, RunFacts.read(folder))
 

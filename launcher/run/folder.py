@@ -114,8 +114,8 @@ class RunFolder:
         return self.logs / f"rank-{rank}-error-{start}.json"
 
     def rank_logs(self) -> dict[int, Path]:
-        """The existing logs, by rank."""
-        return _numbered(self.logs, _RANK_LOG)
+        """The existing logs, by rank; a pipe or a device is none, for it may have no end."""
+        return {rank: path for rank, path in _numbered(self.logs, _RANK_LOG).items() if path.is_file()}
 
     def job_log(self, job_id: str) -> Path:
         """The file for the output of the batch job."""
@@ -247,7 +247,10 @@ def plan_file(path: Path) -> Path:
 
 def in_utc(seconds: float | None = None) -> str:
     """Format a time (seconds since 1970; None: now) for people."""
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    except (ValueError, OverflowError, OSError):  # of a damaged record
+        return "an unknown time"
 
 
 def default_name(name: str, *, now: float | None = None) -> str:

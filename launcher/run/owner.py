@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from launcher.run.folder import RunFolder, in_utc
 from launcher.schema import from_plain, to_plain
 
 _SUBMITTING_S, _POLL_S = 60.0, 0.2
+_REMEDY = "remove it if nothing runs in the folder"
+_JOB_ID = re.compile(r"[0-9]{1,18}(_[0-9]{1,18})?")  # 17, or 17_2 of an array
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 JobEnded = Callable[[str], bool | None]  # whether a batch job has ended; None: Slurm cannot be asked
 
@@ -88,7 +91,10 @@ def read_owner(folder: RunFolder) -> Owner | None:
     """Return the present or last owner of a folder; None if it never had one."""
     if not folder.owner.is_file():
         return None
-    return from_plain(Owner, read_json(folder.owner, remedy="remove it if nothing runs in the folder"), "owner")
+    owner = from_plain(Owner, read_json(folder.owner, remedy=_REMEDY), "owner")
+    if not owner.host.isprintable() or (owner.job_id is not None and not _JOB_ID.fullmatch(owner.job_id)):
+        raise InputError(f"{folder.owner} names no host and no job of Slurm: {_REMEDY}")
+    return owner
 
 
 def check_free(folder: RunFolder, owner: Owner, *, job_ended: JobEnded | None = None) -> None:

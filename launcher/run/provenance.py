@@ -18,9 +18,11 @@ from launcher.capture import capture
 from launcher.files import read_json, write_json, write_text
 from launcher.run.folder import RunFolder
 from launcher.schema import from_plain, to_plain
+from launcher.text import printable
 
 GIT_S = 3.0
 MOST_NAMED = 200
+LONGEST_CHANGE = 400  # characters
 _INSTALLED = re.compile(r"(?P<name>[\w.]+)-(?P<version>[^-]+)\.(dist|egg)-info")
 _OID = re.compile(r"^# branch\.oid ([0-9a-f]{40,})$", re.MULTILINE)
 
@@ -117,8 +119,8 @@ def differences(noted: Provenance, folder: RunFolder) -> list[str]:
     """How what is here differs from what a run was started with, in a line each."""
     code, found = code_of(Path.cwd()), []
     if noted.commit and code.commit and noted.commit != code.commit:
-        found.append(f"the code was at commit {noted.commit[:12]}, and is at {code.commit[:12]}")
-    before = folder.code_diff.read_text(encoding="utf-8") if folder.code_diff.is_file() else ""
+        found.append(f"the code was at commit {printable(noted.commit[:12])}, and is at {code.commit[:12]}")
+    before = folder.code_diff.read_text(encoding="utf-8", errors="replace") if folder.code_diff.is_file() else ""
     if noted.commit and code.commit and before != code.diff:
         found.append(f"what differs from the commit is another than then: see {folder.code_diff}")
     now = installed_packages()
@@ -127,5 +129,5 @@ def differences(noted: Provenance, folder: RunFolder) -> list[str]:
     ]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        found.append(f"packages differ: {', '.join(changed[:5])}{more}")
+        found.append(printable(f"packages differ: {', '.join(changed[:5])}{more}", longest=LONGEST_CHANGE))
     return found

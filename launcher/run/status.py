@@ -19,10 +19,12 @@ from launcher.run.ledger import PHASE_WORDS, PhaseTime, read_phases, summarise
 from launcher.run.node_state import ENDED, NodeState, node_states
 from launcher.run.owner import Owner, mark_cancelled, read_owner
 from launcher.run.progress import Progress
+from launcher.text import printable
 
 STARTING, LOST = "starting", "lost"
 _TELLING = ("failed", LOST, "restarting", "stopping", "running", "cancelled", "stopped")  # by priority
 FOLLOW_POLL_S = 0.2
+LONGEST_LINE = 2000  # characters
 SAME_CANCEL_S = 3.0  # two cancels within it are one, of two people or programs: a second stops without a checkpoint
 
 
@@ -86,7 +88,7 @@ def describe(run: RunStatus, *, phases: list[PhaseTime], progress: Progress) -> 
     lines += [f"  {progress}"] if str(progress) and (progress.step is not None or not run.has_ended) else []
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
-    return lines + [f"  {_in_words(phase)}" for phase in last]
+    return [printable(line, longest=LONGEST_LINE) for line in (*lines, *(f"  {_in_words(phase)}" for phase in last))]
 
 
 def _node_lines(node: NodeStatus) -> list[str]:
