@@ -12,6 +12,8 @@ from pathlib import Path
 import preloaded
 
 from launcher import process
+from launcher.run.folder import RunFolder
+from launcher.run.node_state import node_states
 
 HERE = Path(__file__).parent
 
@@ -55,8 +57,13 @@ class Job:
         self.wait_for(lambda: all(" has " in self.log(rank) for rank in range(ranks)))
 
     def members(self) -> list[int]:
-        """The fork server first, then the ranks in order, then what they started."""
+        """The fork server first, then the ranks, then what they started."""
         return process.descendants(self.process.pid)
+
+    def rank_pid(self, rank: int) -> int:
+        """The process of a rank, as its agent wrote it down: numbers of processes wrap around, and so say no order."""
+        [state] = node_states(RunFolder(self.folder))
+        return state.ranks[rank]
 
     def finish(self, *, timeout_s: float = 240.0) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout_s)

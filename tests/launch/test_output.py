@@ -26,7 +26,8 @@ from launcher.agent.output import Label, Pump, open_stream
 from launcher.agent.plain_text import PlainLines
 from launcher.agent.sink import LIMIT_BYTES, MISSING, LogTarget, OutputSink
 from launcher.files import append_line, read_lines, tail, write_text
-from launcher.run.folder import create_run_folder, new_run_folder
+from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
+from launcher.run.node_state import node_states
 from launcher.text import shown
 
 
@@ -241,6 +242,45 @@ def test_a_full_disk_costs_output_and_not_the_run(tmp_path: Path, console: str) 
     assert sum("log cannot be written (No space left on device)" in line for line in words) == 1
     assert any("bytes of output are missing in the logs" in line for line in words)
     assert "Traceback" not in done.stderr
+
+
+JUMPS = """\
+import time
+from pathlib import Path
+real, clock = time.time, Path({clock!r})
+time.time = lambda: real() + (float(clock.read_text()) if clock.exists() else 0.0)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_ledger_alone_and_a_clock_that_jumps_cost_neither_the_run_nor_its_state(
+    tmp_path: Path,
+) -> None:
+    """One run for both. The clock of the job's processes goes back by a day when the ranks have begun."""
+    if not can_mount():
+        pytest.skip("mounting a tmpfs in a namespace of its own is not allowed here")
+    disk, run, clock, own = (tmp_path / name for name in ("disk", "run", "clock", "own"))
+    for folder in (disk, run, own):
+        folder.mkdir()
+    (run / "ledger.jsonl").symlink_to(disk / "ledger.jsonl")
+    (own / "sitecustomize.py").write_text(JUMPS.format(clock=str(clock)))
+    fill = f"head -c 2m /dev/zero > {disk}/full 2>/dev/null; exec"
+    command = [sys.executable, HERE / "driver.py", run, NOISE, "2", "{}", "mb=1", f"dir={tmp_path}"]
+    with_disk = in_small_disk(disk, *command)
+    with_disk[4] = with_disk[4].replace("exec", fill)
+    variables = {**os.environ, "PYTHONPATH": f"{own}:{os.environ.get('PYTHONPATH', '')}"}
+    job = subprocess.Popen(with_disk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    while not all((tmp_path / f"began-{rank}").exists() for rank in range(2)) and job.poll() is None:
+        time.sleep(0.05)
+    clock.write_text("-86400")
+    (tmp_path / "go").touch()
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err
+    assert "rank 0 made 10 steps" in out
+    assert err.count("ledger.jsonl cannot be written (No space left on device)") == 1
+    assert "Traceback" not in err
+    [state] = node_states(RunFolder(run))
+    assert state.state == "done"
 
 
 @pytest.mark.slow
