@@ -155,7 +155,8 @@ def logits_bytes(job: Job, tp: int, constants: Constants) -> float:
     copies keep more of them; one kernel turns the logits into their gradient.
     """
     e, stack = job.training.dtype_bytes, job.stack
-    kept = constants.plain_loss_bytes if stack.wide_loss else constants.loss_bytes
+    lost = 0.0 if stack.expandable_segments else constants.plain_loss_lost_bytes
+    kept = constants.plain_loss_bytes + lost if stack.wide_loss else constants.loss_bytes
     whole = e + (e if stack.fused_loss else kept)
     if stack.loss_parallel:
         return whole / tp

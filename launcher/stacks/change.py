@@ -26,6 +26,8 @@ EAGER = since(
     0,
     "PyTorch without torch.compile: each operator of RMSNorm, rotary positions and cross-entropy is a kernel",
     compile=False,
+    compiles_loss=True,
+    expandable_segments=False,
     fused_norm=False,
     fused_rotary=False,
     fused_loss=False,

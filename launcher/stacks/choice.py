@@ -23,6 +23,7 @@ class StackKeys:
         CURRENT_YEAR, unit="year", minimum=2018, maximum=2100, meaning="year of the software, for what it could do then"
     )
     compile: bool | None = _habit("torch.compile fuses what is memory-bound between products")
+    compiles_loss: bool | None = _habit("torch.compile fuses the loss too")
     fused_norm: bool | None = _habit("RMSNorm in one kernel")
     fused_rotary: bool | None = _habit("rotary positions in one kernel")
     fused_loss: bool | None = _habit("cross-entropy in one kernel")
@@ -51,6 +52,7 @@ class StackKeys:
     overlap_grad_reduce: bool | None = _habit("gradients are reduced behind the backward pass")
     pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
     overlap_replicated: bool | None = _habit("gradients are reduced behind it where no ZeRO stage shards them too")
+    expandable_segments: bool | None = _habit("PyTorch's allocator grows its segments: freed blocks join")
     caches_fp8: bool | None = _habit("weights and their transposes stay in fp8, where products are in fp8")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
     pipeline_groups: int | None = _habit(

@@ -37,6 +37,8 @@ LAUNCHER = (
         0,
         "launcher/worker/model: transformer.py, norm.py (torch's fused RMSNorm), loss.py; attention by torch's SDPA",
         compile=False,
+        compiles_loss=True,
+        expandable_segments=False,
         fused_norm=True,
         fused_rotary=False,
         fused_loss=False,
@@ -196,6 +198,13 @@ TORCHTITAN = (
     ),
     since(
         0,
+        "train.py of December 2024 (commit 3f20451b): compiling the loss is turned off; it deletes the logits",
+        compiles_loss=False,
+    ),
+    since(2024, "run_llama_train.sh (commit a5e57e4a, October 2024)", expandable_segments=True),
+    since(2025, "torchtitan/components/loss.py compiles it (commit bbb1b616, April 2025)", compiles_loss=True),
+    since(
+        0,
         "torchtitan/models/llama3/infra/parallelize.py: PrepareModuleInput gathers once for all projections, and "
         "autograd keeps what it gathered",
         gathers_again=False,
@@ -340,7 +349,8 @@ PROFILES: Mapping[str, tuple[Change, ...]] = MappingProxyType(
 def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **changed: Any) -> Stack:
     """The profile of that name in that year; `changed` habits are set by hand, None leaves one as it is.
 
-    `engine` says which of the launcher's own engines trains. torch.compile fuses norm, rotary positions and loss.
+    `engine` says which of the launcher's own engines trains. torch.compile fuses norm, rotary positions and,
+    where it is compiled, the loss.
     `overlap_grad_reduce` set by hand holds with and without ZeRO.
     """
     changes = [change for change in PROFILES[name] if change.since <= year]
@@ -353,7 +363,8 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
     if "overlap_grad_reduce" in by_hand:
         habits["overlap_replicated"] = by_hand["overlap_grad_reduce"]
     if by_hand.get("compile"):
-        habits |= {"fused_norm": True, "fused_rotary": True, "fused_loss": True}
+        loss = by_hand.get("compiles_loss", habits["compiles_loss"])
+        habits |= {"fused_norm": True, "fused_rotary": True, "fused_loss": loss or habits["fused_loss"]}
     return Stack(name=name, year=year, **(habits | by_hand))
 
 

@@ -15,7 +15,8 @@ TP_OVERLAPS = ("none", "wgrad", "async")
 class Stack:
     """The habits of one training software in one year.
 
-    Kernels. `compile`: torch.compile fuses what is memory-bound between products. `fused_norm`, `fused_rotary`,
+    Kernels. `compile`: torch.compile fuses what is memory-bound between products; `compiles_loss`: and the loss.
+    `fused_norm`, `fused_rotary`,
     `fused_loss`: RMSNorm, rotary positions and cross-entropy take one kernel each way, not one an operator.
     `joint_qkv`: values are a view of one projection's output, which keeps queries and keys from before their rotation
     alive. `flash_version`: the newest FlashAttention. `calls_dropout`: dropout kernels run at any probability where
@@ -35,6 +36,8 @@ class Stack:
     the backward pass, `pipeline_overlap`: with a pipeline too, and `overlap_replicated`: where no ZeRO stage shards
     anything too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers`
     whether it does so, and reduces gradients, behind compute.
+
+    Allocator. `expandable_segments`: PyTorch's grows its segments, so that freed blocks join.
 
     Products in fp8. `caches_fp8`: weights and their transposes stay in fp8 from a step's first micro-batch on.
 
@@ -58,6 +61,7 @@ class Stack:
     name: str
     year: int
     compile: bool
+    compiles_loss: bool
     fused_norm: bool
     fused_rotary: bool
     fused_loss: bool
@@ -80,6 +84,7 @@ class Stack:
     overlap_replicated: bool
     gathers_per_layer: int
     overlap_gathers: bool
+    expandable_segments: bool
     caches_fp8: bool
     sends_in_turn: bool
     pipeline_groups: int

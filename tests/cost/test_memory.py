@@ -11,6 +11,7 @@ from published import table
 from shapes import cluster, job, model
 from truth.live_bytes import LiveBytes
 
+from launcher.api import estimate
 from launcher.cluster import Cluster
 from launcher.cost import CostModel
 from launcher.cost.activations import layer_activations
@@ -99,6 +100,38 @@ def test_gradients_of_the_first_backward_pass_break_up_the_blocks_of_the_logits(
     assert lost(layout, late_gradients=False) == lost(replace(layout, micro_batch=16)) == 0
     halves = replace(layout, dp=2, pp=2)
     assert lost(halves) == lost(halves, late_gradients=False) > 0
+
+
+# Peak in GiB, Llama 3.1 8B by torchtitan with torch.compile (benchmarks/llama3_h100_202412_torchtitan.md, tables 1 to
+# 3): GPUs, context parallelism, sequence, recomputation, Float8.
+TORCHTITAN = [
+    (8, 1, 8192, "op", False, 77.0),
+    (8, 1, 8192, "op", True, 76.8),
+    (128, 1, 8192, "op", False, 62.0),
+    (128, 1, 8192, "op", True, 61.8),
+    (8, 1, 32768, "full", True, 83.9),
+    (8, 2, 65536, "full", True, 84.2),
+    (8, 4, 131072, "full", True, 84.0),
+    (8, 8, 262144, "full", True, 84.5),
+]
+
+
+@pytest.mark.parametrize(("gpus", "cp", "seq_len", "recompute", "fp8", "gib"), TORCHTITAN)
+def test_peaks_with_an_uncompiled_loss_and_growing_segments_are_met(
+    gpus: int, cp: int, seq_len: int, recompute: str, fp8: bool, gib: float
+) -> None:
+    """Its loss was not compiled in 2024: logits in four copies are most of the memory (they were said to be in two)."""
+    micro_batch = 2 if recompute == "op" else 1
+    words = (
+        f"cluster=dgx_h100 cluster.node.gpu.memory_mib=98304 cluster.num_nodes={gpus // 8} model=llama3_8b "
+        f"model.seq_len={seq_len} stack=torchtitan stack.year=2024 stack.compile=true layout.tp=1 layout.pp=1 "
+        f"layout.cp={cp} layout.dp={gpus // cp} layout.zero_stage=3 layout.micro_batch={micro_batch} "
+        f"layout.recompute={recompute} train.global_batch={micro_batch * gpus // cp}"
+    )
+    found = estimate([*words.split(), f"train.gemm_dtype={'fp8' if fp8 else 'auto'}"])
+    assert found.memory_bytes_per_gpu / GIB == pytest.approx(gib, rel=0.04)
+    later = estimate([*words.split(), "stack.year=2025"])
+    assert later.memory["logits"] < found.memory["logits"] / 3
 
 
 # Peak of the largest rank in GiB, PaddleNLP on 8 × A100 (FlagOpen/FlagPerf, training/nvidia, LLaMA READMEs): full
