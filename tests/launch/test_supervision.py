@@ -16,6 +16,7 @@ from launcher.agent import stack_dump as stacks
 from launcher.files import read_lines
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
+from launcher.run.ledger import PHASE_WORDS
 from launcher.run.progress import Progress
 
 pytestmark = pytest.mark.slow
@@ -128,7 +129,9 @@ def test_the_ledger_reports_when_every_rank_reached_each_phase(start: Callable[.
     assert phases["first_step"].slowest_s >= phases["first_step"].median_s > phases["preloaded"].median_s
     text = runs.describe(runs.status(RunFolder(job.folder)), phases=list(phases.values()), progress=Progress())
     assert "done" in text[0]
-    assert any("first_step" in line for line in text)
+    assert [re.sub(r" \(slowest.*|[\d.]+", "", line).strip() for line in text[1:]] == [
+        f"s after the command {words}" for words in PHASE_WORDS.values()
+    ]
 
 
 HANGS = HERE / "hang_script.py"
