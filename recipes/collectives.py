@@ -3,8 +3,8 @@
 Started by `launcher run recipe=collectives` in every rank, of any cluster: no model is needed. All groups of an axis
 run at once, as they do in training, so that they share links and NICs; then the first one alone: the ratio is the
 contention. Rails are measured one at a time, and leaves in pairs. Tables go to stderr with nccl-tests' columns and
-closing lines; behind them the median and the 99th percentile, the time alone, and the time that the planner expects.
-The time is the mean over the ranks of a group (nccl-tests' default, -a 1). The last line on stdout is JSON.
+closing lines, then the median and the 99th percentile, the time alone, and the time that the planner expects. The time
+is the mean over the ranks of a group (nccl-tests' default, -a 1). The last line on stdout is one JSON document.
 
 It has run only with gloo, up to 8 CPU ranks: the NCCL path is the same code, but has not run on a GPU yet.
 """

@@ -96,7 +96,7 @@ def _words_of_a_step(text: str, folder: Path) -> None:
 def _exclude(text: str, folder: Path) -> None:
     said: list[str] = []
     with mock.patch.object(jobstate, "ask", lambda argv: Answer(0, text, "")):
-        jobstate.exclude("7", ("n3",), notify=said.append)
+        jobstate.requeue("7", without=("n3",), notify=said.append)
     assert len(said) == 1
 
 
