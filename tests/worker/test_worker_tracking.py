@@ -13,11 +13,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ranks import make_plan
 
-from launcher import console
+from launcher import api, console
 from launcher.cli import main
 from launcher.commands import sync
 from launcher.commands.invocation import Invocation
@@ -154,20 +155,25 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_history(run_dir: Path) -> list[dict[str, object]]:
-    """The steps in the offline run of a folder, by wandb's own message types."""
+def wandb_records(run_dir: Path, kind: str) -> Iterator[Any]:
+    """What the offline run of a folder has of one of wandb's own message types."""
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
 
     [file] = (run_dir / "wandb").glob("offline-run-*/run-*.wandb")
-    rows = []
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        if record.HasField("history"):
-            items = record.history.item
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return rows
+        if record.HasField(kind):
+            yield getattr(record, kind)
+
+
+def wandb_history(run_dir: Path) -> list[dict[str, object]]:
+    """The steps in the offline run of a folder."""
+    return [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row.item}
+        for row in wandb_records(run_dir, "history")
+    ]
 
 
 @pytest.mark.slow
@@ -178,8 +184,8 @@ def test_wandb_follows_a_run_in_a_process_of_its_own_or_gets_a_short_one_by_sync
     monkeypatch.setenv("WANDB_PROJECT", "of the run")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     folder, owner = RunFolder(tmp_path), this_process()
-    options = RunOptions(tracking=TrackingOptions(kind="wandb", mode="offline"))
-    plan = make_plan(Layout(tp=1, pp=1, dp=1), options=options)
+    alone = [f"layout.{axis}=1" for axis in ("tp", "pp", "dp")]
+    plan = api.plan(["cluster=cpu", "cluster.node.num_gpus=1", *alone, "tracking.kind=wandb", "tracking.mode=offline"])
     write_plan(plan, folder.plan)
     claim(folder, owner)
     for start, last in ((1, 4), (3, 5)):  # the second begins after the checkpoint of step 2
@@ -216,6 +222,10 @@ def test_wandb_follows_a_run_in_a_process_of_its_own_or_gets_a_short_one_by_sync
         *((step, 1.0 / step, 3.0) for step in (3, 4, 5)),
     ]
     assert b"of the run" in next(newest.glob("run-*.wandb")).read_bytes()
+    [report] = wandb_records(tmp_path, "artifact")
+    [page] = report.manifest.contents
+    assert (report.type, page.path, page.local_path) == ("report", "report.html", str(folder.report))
+    assert page.size == folder.report.stat().st_size and folder.report.read_text().startswith("<!doctype html>")
     assert "k" * 40 not in folder.wandb_offline.read_text()
 
 
@@ -235,6 +245,7 @@ def test_wandb_ends_with_a_rank_that_is_killed(tmp_path: Path) -> None:
     )
     assert follower.returncode == 0, follower.stderr
     assert [row["loss"] for row in wandb_history(tmp_path)] == [0.5]
+    assert not list(wandb_records(tmp_path, "artifact"))
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 `WandbProcess` is rank 0's side. The process, `python -m launcher.worker.metrics.wandb_process RUN_DIR`, imports wandb
 while steps run, at a lower priority, and hands it every line of the file, those of earlier starts too: an offline run
-is whole after a resume (wandb cannot add to one). It ends when rank 0 says so, or is gone.
+is whole after a resume (wandb cannot add to one). It ends when rank 0 says so, with the run's page as an artifact, or
+when rank 0 is gone.
 
 Online it starts with the first step. Offline it starts OFFLINE_AFTER_S later, and a run that ends before is kept in
 metrics.jsonl: wandb costs a second of CPU and half a second at the end. `launcher sync` starts it for such a run.
@@ -36,6 +37,7 @@ POLL_S = 1.0
 OFFLINE_AFTER_S = 10.0
 MODULE = "launcher.worker.metrics.wandb_process"
 FINISH_TIMEOUT_S = 60.0  # in addition to tracking.init_timeout_s
+REPORT_TIMEOUT_S = 30.0  # of that, for the page
 LOW_PRIORITY = 10
 END = b"end\n"
 
@@ -167,6 +169,21 @@ class _Stdin:
         return not data or self.said.endswith(END)
 
 
+def _add_report(run: Any, run_dir: Path) -> None:
+    """Give a run that ended the page of `launcher report` as an artifact; where that fails, say so and go on."""
+    import wandb
+
+    page = RunFolder(run_dir).report
+    command = [sys.executable, "-P", "-m", "launcher.cli", "report", str(run_dir), f"file={page}"]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=REPORT_TIMEOUT_S)
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        artifact.add_file(str(page), skip_cache=True, policy="immutable")  # stays in the run folder until a sync
+        run.log_artifact(artifact)
+    except (OSError, subprocess.SubprocessError, ValueError, wandb.errors.Error) as error:
+        print(f"the run has no report there ({error}): `launcher report {shlex.quote(str(run_dir))}`", flush=True)
+
+
 def main(run_dir: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # for the ranks; this process ends after rank 0
@@ -174,8 +191,10 @@ def main(run_dir: Path) -> int:
         os.nice(LOW_PRIORITY)
     run, stdin = _open_run(run_dir), _Stdin()
     follow(run, RunFolder(run_dir).metrics, ended=stdin.ended)
-    offline = bool(run.offline)
-    run.finish(exit_code=0 if stdin.said.endswith(END) else 1)
+    offline, whole = bool(run.offline), stdin.said.endswith(END)
+    if whole:
+        _add_report(run, run_dir)
+    run.finish(exit_code=0 if whole else 1)
     if offline:
         print(f"the run is kept offline; to upload it: launcher sync {shlex.quote(str(run_dir))}", flush=True)
     return 0
