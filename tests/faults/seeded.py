@@ -209,6 +209,13 @@ class LongJob:
             return True
         return False
 
+    def _struck(self, blow: Callable[[LongJob], None]) -> bool:
+        """Whether the victim was there: the fault before may have just ended it."""
+        with suppress(IndexError, ProcessLookupError):
+            blow(self)
+            return True
+        return False
+
     def strike(self, kind: str) -> Fault:
         """One fault, and the wait for two steps behind it."""
         phase, blow = LONG_KINDS[kind]
@@ -219,7 +226,9 @@ class LongJob:
         if blow is damage_checkpoint:
             committed = max(0, committed - EVERY)  # it takes the newest one away
         starts = len(resumed_after(self.job.log(0)))
-        blow(self)
+        if not self.wait_for(lambda: self._struck(blow), timeout_s=60):
+            fault.note = "its victim was never there"
+            return fault
         fault.recovered = self.wait_for(lambda: steps_done(self.folder) >= min(step + 2, self.steps))
         newer = resumed_after(self.job.log(0))[starts:]
         fault.lost_steps = max((committed - after for after in newer), default=0) if newer else 0
