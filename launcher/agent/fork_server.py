@@ -118,9 +118,9 @@ class ForkServer:
         flush_streams()
         process.adopt_orphans()
         others = frozenset(process.descendants(os.getpid()))
-        pid = os.fork()
+        agent, pid = os.getpid(), os.fork()
         if pid == 0:
-            _serve_and_exit(ours, theirs, prepared=prepared)
+            _serve_and_exit(ours, theirs, agent=agent, prepared=prepared)
         theirs.close()
         return cls(pid, ours, others)
 
@@ -184,13 +184,14 @@ class ForkServer:
         return message
 
 
-def _serve_and_exit(agent_side: socket.socket, connection: socket.socket, *, prepared: int) -> NoReturn:
+def _serve_and_exit(agent_side: socket.socket, connection: socket.socket, *, agent: int, prepared: int) -> NoReturn:
     """Run the server in the forked process."""
     code = 0
     try:
         agent_side.close()
         os.setsid()  # a terminal's Ctrl-C reaches only the agent, which decides what to send to the ranks
         process.adopt_orphans()
+        process.die_with_parent(agent, signal.SIGCONT)  # stopped, it would not see that the agent has ended
         server = _Server(connection)
         server.prepare(prepared)
         server.serve()

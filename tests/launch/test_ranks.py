@@ -95,12 +95,14 @@ def test_ctrl_c_ends_a_script_that_ignores_stops_at_once(start: Callable[..., Jo
     assert gone(members)
 
 
-@pytest.mark.parametrize("victim", ["agent", "server"])
+@pytest.mark.parametrize("victim", ["agent", "server", "agent of a stopped server"])
 def test_no_rank_outlives_the_process_that_started_it(start: Callable[..., Job], victim: str) -> None:
     job = start("loop", "child")
     job.wait_until_looping()
     members = job.members()
-    os.kill(job.process.pid if victim == "agent" else members[0], signal.SIGKILL)
+    if victim == "agent of a stopped server":
+        os.kill(members[0], signal.SIGSTOP)
+    os.kill(members[0] if victim == "server" else job.process.pid, signal.SIGKILL)
     code, _, err = job.finish()
     assert gone(members)
     if victim == "server":
