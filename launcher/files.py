@@ -125,7 +125,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         text = content(path).decode(errors="replace")
     except FileNotFoundError:
         return
-    yield from _objects(text)
+    yield from json_objects(text)
 
 
 def read_new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
@@ -137,10 +137,11 @@ def read_new_lines(path: Path, position: int) -> tuple[list[dict[str, Any]], int
     except FileNotFoundError:
         return [], position
     whole = data[: data.rfind(b"\n") + 1]
-    return list(_objects(whole.decode(errors="replace"))), position + len(whole)
+    return list(json_objects(whole.decode(errors="replace"))), position + len(whole)
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
+def json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects among the lines of a text; other lines are passed over."""
     for line in text.split("\n"):
         try:
             found = json.loads(line)

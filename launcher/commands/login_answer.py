@@ -5,11 +5,10 @@ A banner, a login script that echoes, or a forced command writes to the same sta
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from typing import Any
 
 from launcher.errors import LauncherError
+from launcher.files import json_objects
 
 MOST_SHOWN = 300  # characters of an answer that is none
 PAGE, PAGE_ENDS = "<!doctype html>", "</html>"
@@ -21,7 +20,8 @@ def submitted(out: bytes, *, python: str, login: str, code: int) -> dict[str, An
     Raises LauncherError where there is none.
     """
     text = out.decode(errors="replace")
-    for document in _documents(text):
+    documents = list(json_objects(text))
+    for document in documents[::-1]:
         if isinstance(document.get("error"), dict) if code else _is_job(document):
             return document
     which = "launch.login_python names the interpreter there that has the launcher"
@@ -46,17 +46,6 @@ def page(out: bytes, *, login: str) -> str:
 
 def _is_job(document: dict[str, Any]) -> bool:
     return all(isinstance(document.get(key), str) for key in ("job_id", "run_folder"))
-
-
-def _documents(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among the lines, the last one first."""
-    for line in reversed(text.splitlines()):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict):
-            yield found
 
 
 def _instead(text: str) -> str:
