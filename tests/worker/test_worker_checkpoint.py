@@ -261,6 +261,17 @@ def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> 
     assert manager().restore(weights) == 9
 
 
+@pytest.mark.slow
+def test_a_process_that_saved_may_save_again_in_a_group_of_another_size(tmp_path: Path) -> None:
+    """torch keeps the plans of a save for the whole process, and forked ranks get them too."""
+    alone = CheckpointManager(tmp_path / "alone", plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=SYNC)
+    alone.save(3, {"weights": torch.zeros(8)})
+    alone.close()
+    layout = Layout(tp=1, pp=1, dp=2)
+    run_ranks(2, saves(tmp_path / "two", layout, options=SYNC, at=(2, 4)))
+    assert run_ranks(2, continues(tmp_path / "two", layout))[0]["step"] == 4
+
+
 def test_a_checkpoint_of_another_model_is_refused_with_both_values(two: Path) -> None:
     def body(rank: int) -> str:
         other = make_plan(Layout(tp=1, pp=1, dp=1), model=TINY, global_batch=16)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,18 @@ from launcher.worker.checkpoint.storage import ManifestReader, ManifestWriter
 State = Mapping[str, Any]
 
 
+class _SavePlanner(DefaultSavePlanner):
+    """A planner that remembers the plans of one manager alone.
+
+    torch keeps them for the whole process under the name of the planner's class: a second manager, or a child forked
+    after a save, would merge its plans into those of other ranks.
+    """
+
+    def __init__(self, key: str) -> None:
+        super().__init__(enable_plan_caching=True)
+        self._cached_plans_key = key
+
+
 class CheckpointManager:
     """Saves and restores nested dictionaries of tensors (DTensors among them); all methods are collective.
 
@@ -54,6 +67,7 @@ class CheckpointManager:
         self._main = rank == 0
         self._rng_name = f"rng.{rank:05d}"
         self._staging = Staging()
+        self._plans_key = uuid4().hex
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[Any]] | None = None
         self._damaged: set[int] = set()  # steps of checkpoints that cannot be used
@@ -78,7 +92,7 @@ class CheckpointManager:
         writer = ManifestWriter(temporary, extra=body, commit=lambda path: self._commit(path, step))
         arguments: dict[str, Any] = {
             "storage_writer": writer,
-            "planner": DefaultSavePlanner(enable_plan_caching=True),
+            "planner": _SavePlanner(self._plans_key),
             "process_group": self._group,
         }
         tensors = {**flatten(state), self._rng_name: torch.get_rng_state()}
