@@ -69,6 +69,8 @@ def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float =
         children = [_fork(rank, world_size, store, body) for rank in range(world_size)]
         try:
             return _collect(children, time.monotonic() + timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; {_stacks([pid for pid, _ in children], Path(folder))}") from None
         finally:
             for pid, pipe in children:
                 os.close(pipe)
@@ -84,6 +86,7 @@ def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -
     code = 1
     try:
         faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, (store.parent / f"{os.getpid()}.stacks").open("w"))
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
@@ -94,6 +97,15 @@ def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -
     with os.fdopen(writer, "w") as pipe:
         json.dump(answer, pipe)
     os._exit(code)
+
+
+def _stacks(pids: list[int], folder: Path) -> str:
+    """Where every thread of these ranks is: it is all that tells a hang from a slow machine."""
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(2)
+    files = [folder / f"{pid}.stacks" for pid in pids]
+    return "\n".join(f"rank {r}:\n{file.read_text() if file.exists() else None}" for r, file in enumerate(files))
 
 
 def _collect(children: list[tuple[int, int]], deadline: float) -> list[Any]:
