@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.cluster import Node
+from launcher.cluster.machine import RDMA_FABRICS
 from launcher.planner.record import Plan
 
-RDMA_FABRICS = ("infiniband", "roce")
 HCAS = ("NCCL_IB_HCA", "UCX_NET_DEVICES")
 SOCKETS = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 TOPOLOGY = "NCCL_TOPO_FILE"

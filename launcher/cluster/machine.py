@@ -13,6 +13,7 @@ from launcher.errors import InputError
 from launcher.text import bounded, decimal_number, printable, whole_number
 from launcher.units import KIB
 
+RDMA_FABRICS = ("infiniband", "roce")  # whose devices NCCL_IB_HCA names
 LONGEST_FILE = 2**20  # characters of a system file
 MOST_COLLECTED = 16 * 2**20
 _RDMA, _NET, _CPU = "sys/class/infiniband", "sys/class/net", "sys/devices/system/cpu"
@@ -40,6 +41,11 @@ class Nic:
     gbps: float
     active: bool
     busid: str = ""
+
+    @property
+    def device(self) -> str:
+        """The name without a port."""
+        return self.name.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -160,16 +166,22 @@ def _nics(files: SystemFiles) -> tuple[Nic, ...]:
     found = []
     for name in sorted(files.names(_RDMA), key=natural):
         for port in sorted(files.names(f"{_RDMA}/{name}/ports")):
-            found.append(_nic(files, name, f"{_RDMA}/{name}/ports/{port}"))
+            found.append(_nic(files, name, port))
     return tuple(found)
 
 
 def _nic(files: SystemFiles, name: str, port: str) -> Nic:
-    layer = files.text(f"{port}/link_layer")
-    rate = decimal_number(files.text(f"{port}/rate").partition(" Gb/sec")[0])
+    folder = f"{_RDMA}/{name}/ports/{port}"
+    layer = files.text(f"{folder}/link_layer")
+    rate = decimal_number(files.text(f"{folder}/rate").partition(" Gb/sec")[0])
     fabric = "efa" if "efa" in name or layer == "Unspecified" else "roce" if layer == "Ethernet" else "infiniband"
-    active = files.text(f"{port}/state").endswith("ACTIVE")
-    return Nic(name, fabric, rate or 0.0, active, files.link(f"{_RDMA}/{name}/device"))
+    active = files.text(f"{folder}/state").endswith("ACTIVE")
+    return Nic(port_name(name, port), fabric, rate or 0.0, active, files.link(f"{_RDMA}/{name}/device"))
+
+
+def port_name(device: str, port: str) -> str:
+    """An RDMA port as NCCL_IB_HCA names it; the first is its device."""
+    return device if port == "1" else f"{device}:{port}"
 
 
 def _ethernet(files: SystemFiles) -> tuple[Nic, ...]:

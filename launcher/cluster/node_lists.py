@@ -8,6 +8,19 @@ from collections.abc import Sequence
 from launcher.errors import InputError
 
 _NIC_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}(:[0-9]{1,3})?")
+_LABEL = re.compile(r"(?:NIC|HCA-?)[0-9]{1,4}")  # of `nvidia-smi topo -m` and of subnet managers: no kernel's name
+_INTERFACE = re.compile(r"(?:eth[0-9]|en[opsx][0-9a-f]|ib[0-9]|bond[0-9]).{0,15}")
+
+
+def are_devices(names: Sequence[str]) -> bool:
+    """Whether these can be the kernel's names of RDMA devices, each once: no bus ids, no labels, no interfaces."""
+    plain = all(_NIC_NAME.fullmatch(name) and not _LABEL.fullmatch(name) for name in names)
+    return plain and len({*names}) == len(names) and not any(map(is_interface, names))
+
+
+def is_interface(name: str) -> bool:
+    """Whether this is how the kernel and systemd call network interfaces."""
+    return _INTERFACE.fullmatch(name) is not None
 
 
 def of_each_gpu(name: str, given: tuple[int, ...] | None, num_gpus: int) -> tuple[int, ...] | None:

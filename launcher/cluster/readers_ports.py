@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from launcher.cluster.machine import Nic
+from launcher.cluster.machine import Nic, port_name
 from launcher.errors import InputError
 from launcher.text import bounded, decimal_number, printable
 
@@ -29,7 +29,7 @@ def read_ibstat(text: str) -> tuple[Nic, ...]:
 
 
 def _ports(name: str, body: str) -> list[Nic]:
-    """The ports of one adapter; a second port is named as the log of NCCL names it."""
+    """The ports of one adapter."""
     parts = _PORT.split(body)
     nics = []
     for number, port in zip(parts[1::2], parts[2::2], strict=True):
@@ -37,7 +37,7 @@ def _ports(name: str, body: str) -> list[Nic]:
         rate = decimal_number(values.get("Rate", "").split(" ")[0])
         fabric = "roce" if values.get("Link layer", "").strip() == "Ethernet" else "infiniband"
         active = values.get("State", "").strip() == "Active"
-        nics.append(Nic(printable(name if number == "1" else f"{name}:{number}"), fabric, rate or 0.0, active))
+        nics.append(Nic(printable(port_name(name, number)), fabric, rate or 0.0, active))
     return nics
 
 
@@ -48,6 +48,6 @@ def read_nccl_log(text: str) -> tuple[Nic, ...]:
     if not names:
         raise InputError("this log of NCCL names no adapters: run with NCCL_DEBUG=INFO, and give the whole log")
     return tuple(
-        Nic(printable(name if port == "1" else f"{name}:{port}"), "roce" if kind == "RoCE" else "infiniband", 0.0, True)
+        Nic(printable(port_name(name, port)), "roce" if kind == "RoCE" else "infiniband", 0.0, True)
         for (name, port), kind in names.items()
     )

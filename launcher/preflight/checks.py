@@ -20,7 +20,7 @@ from pathlib import Path
 
 from launcher import env
 from launcher.cluster import Cluster, Node, commands
-from launcher.cluster.machine import Machine, read_machine
+from launcher.cluster.machine import RDMA_FABRICS, Machine, read_machine
 from launcher.cluster.readers_nccl import read_nccl_topology
 from launcher.errors import InputError
 from launcher.preflight.extensions import lock_findings
@@ -145,7 +145,7 @@ def nccl_findings(cluster: Cluster, site: Site) -> list[Finding]:
             found.append(_contradiction(name, given[name], f"no interface here matches it (there are {have})"))
     if "NCCL_IB_HCA" in given and not _interfaces(given["NCCL_IB_HCA"], [nic.name for nic in site.machine.nics]):
         found.append(_contradiction("NCCL_IB_HCA", given["NCCL_IB_HCA"], "no RDMA adapter here matches it"))
-    if given.get("NCCL_IB_DISABLE") == "1" and cluster.num_nodes > 1 and cluster.fabric in ("infiniband", "roce"):
+    if given.get("NCCL_IB_DISABLE") == "1" and cluster.num_nodes > 1 and cluster.fabric in RDMA_FABRICS:
         found.append(
             _contradiction("NCCL_IB_DISABLE", "1", f"the cluster file says {cluster.fabric}; TCP is far slower")
         )

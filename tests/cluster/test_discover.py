@@ -66,6 +66,7 @@ def test_an_nvswitch_node_becomes_one_domain_with_its_compute_nics(
         "nvswitch",
     )
     assert (node.num_nics, node.nic_gbps, node.cores) == (3, 200.0, 128)
+    assert (node.nic_names, node.interface) == (("mlx5_0", "mlx5_1", "mlx5_2"), None)  # as `run` gives them to NCCL
     assert any("mlx5_3 share no PCIe switch" in note for note in file.notes)
 
 
@@ -105,6 +106,10 @@ def test_without_rdma_the_ethernet_whose_speed_is_known_counts(tmp_path: Path, m
     cluster = composed(file, tmp_path, monkeypatch)
 
     assert (cluster.fabric, cluster.node.num_nics, cluster.node.nic_gbps) == ("ethernet", 1, 100.0)
+    assert (cluster.node.nic_names, cluster.node.interface) == (None, "eth0")
+    both = tuple(replace(port, gbps=100.0) for port in ports)
+    two = composed(discover("two", run=answers(SXM8), machine=replace(BARE, ethernet=both)), tmp_path, monkeypatch)
+    assert (two.node.num_nics, two.node.interface) == (2, None)  # which of them, the libraries choose
 
 
 def test_a_login_node_points_to_the_nodes_with_gpus() -> None:
@@ -130,7 +135,8 @@ def test_nics_are_known_by_the_kernels_names_where_topo_numbers_them(
         numbered = numbered.replace(nic.name, f"NIC{i}") + f"  NIC{i}: {nic.name}\n"
     file = discover("site", run=answers(SXM8 | {"nvidia-smi topo -m": numbered}), machine=DGX)
 
-    assert composed(file, tmp_path, monkeypatch).node.num_nics == 3
+    node = composed(file, tmp_path, monkeypatch).node
+    assert (node.num_nics, node.nic_names) == (3, ("mlx5_0", "mlx5_1", "mlx5_2"))
 
 
 @pytest.mark.parametrize(
@@ -203,13 +209,16 @@ def test_rdma_ports_are_read_from_sysfs(tmp_path: Path) -> None:
     for name, layer, rate, state in [
         ("mlx5_10", "InfiniBand", "200 Gb/sec (4X HDR)", "4: ACTIVE"),
         ("mlx5_2", "Ethernet", "100 Gb/sec (4X EDR)", "1: DOWN"),
+        ("mlx5_2:2", "Ethernet", "100 Gb/sec (4X EDR)", "4: ACTIVE"),
     ]:
-        port = tmp_path / "sys/class/infiniband" / name / "ports" / "1"
+        device, _, number = name.partition(":")
+        port = tmp_path / "sys/class/infiniband" / device / "ports" / (number or "1")
         port.mkdir(parents=True)
         for file, text in (("link_layer", layer), ("rate", rate), ("state", state)):
             (port / file).write_text(text + "\n")
 
     assert read_machine(tmp_path).nics == (
         Nic("mlx5_2", "roce", 100.0, active=False),
+        Nic("mlx5_2:2", "roce", 100.0, active=True),
         Nic("mlx5_10", "infiniband", 200.0, active=True),
     )

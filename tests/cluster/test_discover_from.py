@@ -279,6 +279,22 @@ def test_the_odd_one_of_several_nodes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("second", "names"),
+    [(("mlx5_0", "mlx5_1"), '["mlx5_0", "mlx5_1"]'), (("mlx5_0", "mlx5_2"), None)],
+    ids=["the same", "others"],
+)
+def test_adapters_are_written_by_name_where_all_nodes_call_them_so(
+    tmp_path: Path, second: tuple[str, str], names: str | None
+) -> None:
+    rows = [[*row, "PXB", "PXB"] for row in texts.uniform(8, "NV12")]
+    for node, adapters in enumerate((("mlx5_0", "mlx5_1"), second)):
+        (tmp_path / f"n{node}.txt").write_text(texts.topo(rows, adapters))
+    file = discover_from(texts_of_files([str(tmp_path)]), "site")
+    assert (keys(file.text)["num_nics"], keys(file.text).get("nic_names")) == ("2", names)
+    assert any("other names on other nodes" in note for note in file.notes) == (names is None)
+
+
+@pytest.mark.parametrize(
     "several",
     [
         lambda a, b: "".join(

@@ -5,8 +5,10 @@ We may not redistribute the texts: the tests look for the folder shared/data/top
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -35,27 +37,49 @@ CUBE_MESH = (
     "[[0, 1, 1, 2, 2, 0, 0, 0], [1, 0, 2, 1, 0, 2, 0, 0], [1, 2, 0, 2, 0, 0, 1, 0], [2, 1, 2, 0, 0, 0, 0, 1], "
     "[2, 0, 0, 0, 0, 1, 1, 2], [0, 2, 0, 0, 1, 0, 2, 1], [0, 0, 1, 0, 1, 2, 0, 2], [0, 0, 0, 1, 2, 1, 2, 0]]"
 )
-UNLINKED = {"domains": "???", "nvlink": "???"}
+UNLINKED: dict[str, str | None] = {"domains": "???", "nvlink": "???"}
+NAMELESS: dict[str, str | None] = {"nic_names": None, "interface": None}  # labels and bus ids are no kernel's names
+
+
+def adapters(*numbers: int) -> str:
+    return json.dumps([f"mlx5_{number}" for number in numbers])
+
+
 # File → keys of the cluster file, and words that its notes must have.
-EXPECTED: dict[str, tuple[dict[str, str], str]] = {
+EXPECTED: dict[str, tuple[Mapping[str, str | None], str]] = {
     "smi_4gpu_partial_nvlink.txt": (PAIRS, "NVLink is not plain"),
     "smi_4gpu_phb_nonvlink.txt": ({"num_gpus": "4", "domain_size": "1", "nvlink": "none"}, "what the GPUs are"),
-    "smi_a100_40gb_vm_8nic_mangled.txt": (NVSWITCH | {"num_nics": "8", "nic_gbps": "???"}, "8 rows are mangled"),
+    "smi_a100_40gb_vm_8nic_mangled.txt": (
+        NVSWITCH | {"num_nics": "8", "nic_gbps": "???", "nic_names": adapters(*range(8))},
+        "8 rows are mangled",
+    ),
     "smi_a100_8gpu_nonic_stas.txt": (NVSWITCH, ""),
     "smi_a100pcie_4gpu_dual_xeon8470.txt": (PAIRS, ""),
     "smi_aws_p4d_8gpu.txt": (NVSWITCH, ""),
     "smi_azure_nc96ads_4xa100pcie.txt": (PAIRS, ""),
     "smi_dgx1_v100_cubemesh.txt": (
-        {"num_gpus": "8", "num_nics": "4", "nvlink": "direct", "nvlinks": CUBE_MESH},
+        {
+            "num_gpus": "8",
+            "num_nics": "4",
+            "nvlink": "direct",
+            "nvlinks": CUBE_MESH,
+            "nic_names": adapters(*range(4)),
+        },
         "what the GPUs are",
     ),
-    "smi_dgx_a100_8gpu_10nic.txt": (NVSWITCH | {"num_nics": "8"}, ""),
-    "smi_dgx_a100_8gpu_12mlx5.txt": (NVSWITCH | {"num_nics": "8"}, "rows of mlx5_0, mlx5_1, mlx5_2, mlx5_3 and 8 more"),
+    "smi_dgx_a100_8gpu_10nic.txt": (NVSWITCH | {"num_nics": "8", "nic_names": adapters(0, 1, 2, 3, 4, 5, 8, 9)}, ""),
+    "smi_dgx_a100_8gpu_12mlx5.txt": (
+        NVSWITCH | {"num_nics": "8", "nic_names": adapters(0, 1, 2, 3, 6, 7, 8, 9)},
+        "rows of mlx5_0, mlx5_1, mlx5_2, mlx5_3 and 8 more",
+    ),
     "smi_h100_8gpu_ht_stas.txt": (NVSWITCH, ""),
     "smi_h100_8gpu_nonic_stas.txt": (NVSWITCH, ""),
-    "smi_hgx_a100_8gpu_1nic_nps4.txt": (NVSWITCH | {"num_nics": "1"}, "rows of mlx5_0 are missing"),
-    "smi_hgx_a100_8gpu_2nic.txt": (NVSWITCH | {"num_nics": "2"}, ""),
-    "smi_leonardo_4xa100_nv4.txt": (DIRECT | {"num_nics": "4"}, ""),
+    "smi_hgx_a100_8gpu_1nic_nps4.txt": (
+        NVSWITCH | {"num_nics": "1", "nic_names": adapters(0)},
+        "rows of mlx5_0 are missing",
+    ),
+    "smi_hgx_a100_8gpu_2nic.txt": (NVSWITCH | {"num_nics": "2", "nic_names": adapters(0, 1)}, ""),
+    "smi_leonardo_4xa100_nv4.txt": (DIRECT | {"num_nics": "4"} | NAMELESS, ""),  # its legend does not say what NIC0 is
     "smi_slingshot_4xa100_nv4.txt": (DIRECT, ""),
     "mig_L_single_7x1g5gb.txt": (
         {"num_gpus": "7", "domain_size": "1", "slices_per_gpu": "7"},
@@ -69,11 +93,19 @@ EXPECTED: dict[str, tuple[dict[str, str], str]] = {
     "mig_parted_examples_config.yaml": ({"num_gpus": "???"}, "names 9 ways to cut GPUs"),
     "xml_aws_g5_48xl.xml": ({"num_gpus": "???"}, "9 PCI entries say no class"),
     "xml_aws_p4d_24xl.xml": (
-        UNLINKED | {"gpu": "a100_sxm_40g", "num_gpus": "8", "num_nics": "4"},
+        UNLINKED | {"gpu": "a100_sxm_40g", "num_gpus": "8", "num_nics": "4"} | NAMELESS,
         "NVLink is not plain",
     ),
     "xml_azure_ncv4_a100pcie.xml": (
-        UNLINKED | {"gpu": "a100_pcie_80g", "num_gpus": "4", "num_nics": "1", "nic_gbps": "100"},
+        UNLINKED
+        | {
+            "gpu": "a100_pcie_80g",
+            "num_gpus": "4",
+            "num_nics": "1",
+            "nic_gbps": "100",
+            "nic_names": None,
+            "interface": '"eth0"',
+        },
         "point back at their own GPU",
     ),
     "xml_azure_ndv2_v100.xml": (UNLINKED | {"num_gpus": "8", "num_nics": "1"}, ""),
@@ -84,7 +116,7 @@ EXPECTED: dict[str, tuple[dict[str, str], str]] = {
         "0000:ba:00.0 is there more than once",
     ),
     "xml_mlperf21_dgxa100_nic_affinity.xml": (UNLINKED | {"num_gpus": "8", "num_nics": "8"}, ""),
-    "xml_mlperf21_fujitsu.xml": (UNLINKED | {"num_gpus": "8", "num_nics": "8"}, ""),
+    "xml_mlperf21_fujitsu.xml": (UNLINKED | {"num_gpus": "8", "num_nics": "8"} | NAMELESS, ""),
     "xml_nemo_csp_aws.xml": ({"num_gpus": "???"}, "32 PCI entries say no class"),
     "xml_nemo_csp_azure.xml": (UNLINKED | {"num_gpus": "8", "num_nics": "8"}, ""),
     "slurm_conf_dgx2_superpod_circe.conf": (
@@ -109,6 +141,7 @@ EXPECTED: dict[str, tuple[dict[str, str], str]] = {
             "fabric": "infiniband",
             "num_nics": "4",
             "nic_gbps": "400",
+            "nic_names": adapters(0, 1, 4, 5),
         },
         "unequal numbers of nodes",
     ),

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from launcher.cluster.discover.fabric import FabricView
 from launcher.cluster.discover.gpus import CARDS, Card, slice_entry
-from launcher.cluster.discover.node import Fact, NodeView
+from launcher.cluster.discover.node import Fact, Nics, NodeView
+from launcher.cluster.machine import RDMA_FABRICS
+from launcher.cluster.node_lists import are_devices, is_interface
 from launcher.cluster.nvlink import NvlinkShape
 from launcher.cluster.readers_topo import UNKNOWN
 from launcher.errors import InputError
@@ -247,7 +249,22 @@ def _nic_lines(node: NodeView) -> tuple[Line, ...]:
         return ()
     nics, source = node.nics.value, node.nics.source
     rate = Line("nic_gbps", f"{nics.gbps:g}", f"present rate, {source}") if nics.gbps else Line("nic_gbps", MISSING)
-    return (Line("num_nics", str(len(nics.names)), f"{', '.join(nics.names)}, {source}"), rate)
+    return (
+        Line("num_nics", str(len(nics.names)), f"{', '.join(nics.names)}, {source}"),
+        rate,
+        *_name_lines(nics, source),
+    )
+
+
+def _name_lines(nics: Nics, source: str) -> tuple[Line, ...]:
+    """What NCCL and gloo need to be given: the RDMA devices, or the one interface where there is no RDMA."""
+    if not nics.same_names:
+        return ()
+    if len(nics.names) == 1 and (nics.fabric == "ethernet" or is_interface(nics.names[0])):
+        return (Line("interface", json.dumps(nics.names[0]), source),)
+    if nics.fabric in ("", *RDMA_FABRICS) and are_devices(nics.names):
+        return (Line("nic_names", json.dumps(list(nics.names)), source),)
+    return ()
 
 
 def _host_lines(node: NodeView, fabric: FabricView) -> tuple[Line, ...]:

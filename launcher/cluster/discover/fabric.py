@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from launcher.cluster.discover.node import Fact, Nics
 from launcher.cluster.discover.sources import Evidence
 from launcher.cluster.hostlist import compress_hostlist
+from launcher.cluster.machine import natural
 from launcher.cluster.nvlink import NvlinkShape, nvlink_shape
 from launcher.cluster.readers_slurm import GresGpus, SlurmNodes
 
@@ -258,7 +259,7 @@ def _nics(evidence: Evidence) -> Fact[Nics] | None:
     number = Counter(by_host.values()).most_common(1)[0][0]
     gbps = Counter(port.gbps for port in fabric.ports).most_common(1)[0][0]
     usual = next(host for host, count in by_host.items() if count == number)
-    names = tuple(sorted({port.device for port in fabric.ports if port.host == usual}))
+    names = tuple(sorted({port.device for port in fabric.ports if port.host == usual}, key=natural))
     return Fact(Nics(names, gbps, "infiniband"), evidence.sources["infiniband"])
 
 

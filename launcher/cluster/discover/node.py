@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +32,7 @@ class Nics:
     names: tuple[str, ...]
     gbps: float
     fabric: str
+    same_names: bool = True  # on all nodes that were seen
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _nics(sources: Sequence[Seen], machine: Fact[Machine] | None) -> tuple[Fact[
     down = [nic.name for nic in ports if not nic.active]
     notes = [f"{', '.join(down)} are down: not counted"] if down else []
     near = frozenset[str]().union(*(each.near for each in sources if each.near))
-    nearby = [nic for nic in up if nic.name in near or nic.busid in near]
+    nearby = [nic for nic in up if nic.device in near or nic.busid in near]
     if nearby and (far := [nic.name for nic in up if nic not in nearby]):
         notes.append(f"{', '.join(far)} share no PCIe switch with a GPU: taken as storage or service adapters")
     kept, left = _one_kind(nearby or up)
@@ -243,6 +244,9 @@ def usual_node(views: Sequence[NodeView]) -> tuple[NodeView, list[str]]:
             notes.append("the nodes differ: " + "; ".join(f"{name} has {said}" for name, said in words.items()))
         if missing := [view.name for view in views if view.name not in facts]:
             notes.append(f"nothing says it of {', '.join(missing)}: {LABELS[field]}")
+    if len({view.nics.value.names for view in views if view.nics}) > 1:
+        usual["nics"] = replace(usual["nics"], value=replace(usual["nics"].value, same_names=False))
+        notes.append("the adapters have other names on other nodes: none are written, and libraries choose")
     shared = dict.fromkeys(note for view in views for note in view.notes)
     return NodeView("", **usual, notes=tuple(shared)), notes
 
