@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from launcher.config.settings import Settings
-    from launcher.cost import Estimate
-    from launcher.layout import Layout
-    from launcher.planner import Plan
-    from launcher.planner.compare import Comparison
-    from launcher.planner.result import SearchResult
+from launcher.config.compose import load
+from launcher.config.settings import Settings
+from launcher.cost import Estimate
+from launcher.cost.model import CostModel
+from launcher.errors import InputError
+from launcher.export.folder import write_folder
+from launcher.export.planning import express
+from launcher.export.target import Export
+from launcher.export.targets import target
+from launcher.layout import Layout
+from launcher.layout.legality import problems
+from launcher.layout.resolve import plain_layout
+from launcher.planner import Plan, read_plan, write_plan
+from launcher.planner.build import limits, make_plan
+from launcher.planner.compare import Comparison, compare
+from launcher.planner.result import SearchResult
+from launcher.planner.search import search
+from launcher.planner.why_not import why_not
+from launcher.run.folder import plan_file
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,8 +44,6 @@ class ConfiguredJob:
     @classmethod
     def from_overrides(cls, overrides: Sequence[str] = ()) -> ConfiguredJob:
         """Make the job of these overrides; raises InputError with everything that is wrong."""
-        from launcher.config.compose import load
-
         return cls(tuple(overrides), load(overrides))
 
     def with_(self, *overrides: str) -> ConfiguredJob:
@@ -52,11 +61,6 @@ class ConfiguredJob:
         Without a layout every key that is not pinned takes its default, and dp fills the cluster. A layout that does
         not fit is estimated with `fits=False`. Raises InputError if the layout is illegal.
         """
-        from launcher.cost.model import CostModel
-        from launcher.errors import InputError
-        from launcher.layout.legality import problems
-        from launcher.layout.resolve import plain_layout
-
         job = self.settings.job
         layout = layout or plain_layout(job, self.settings.request)
         if found := problems(job, layout):
@@ -68,9 +72,6 @@ class ConfiguredJob:
 
         Raises InputError if no layout is legal, and NoLayoutFits if none fits.
         """
-        from launcher.planner.build import limits
-        from launcher.planner.search import search
-
         settings = self.settings
         refuse = limits(settings.job, settings.run_options)
         return search(settings.job, settings.request, top=top or settings.options.top, refuse=refuse)
@@ -80,10 +81,6 @@ class ConfiguredJob:
 
         Raises InputError if the layout is not understood, and NoLayoutFits if no layout fits.
         """
-        from launcher.cost.model import CostModel
-        from launcher.planner.build import limits
-        from launcher.planner.why_not import why_not
-
         refuse = limits(self.settings.job, self.settings.run_options)
         return why_not(self.search(), question, CostModel(self.settings.job), refuse=refuse)
 
@@ -93,51 +90,55 @@ class ConfiguredJob:
         For `tokens` training tokens also by days, GPU-hours and USD. A job that no layout is legal for, or fits, is a
         row without a plan, and its note says why.
         """
-        from launcher.planner.compare import compare
-
         jobs = (self, *others)
         return compare([(" ".join(j.overrides), j.settings.job, j.settings.request) for j in jobs], tokens=tokens)
 
-    def plan(self) -> Plan:
+    def plan(self) -> JobPlan:
         """Return the best plan of a search over all keys that are not pinned.
 
         Raises InputError if no layout is legal, and NoLayoutFits if none fits.
         """
-        from launcher.planner.build import make_plan
-
-        return make_plan(self.settings.job, self.settings.request, self.settings.run_options)
+        return JobPlan.of(make_plan(self.settings.job, self.settings.request, self.settings.run_options))
 
 
-def save_plan(plan: Plan, file: str | Path) -> None:
-    """Write a plan for `plan=FILE` of the commands; raises OSError if that is not possible."""
-    from launcher.planner import write_plan
+class JobPlan(Plan):
+    """A plan, with what the commands do with one. `launcher.Plan` is this class.
 
-    write_plan(plan, Path(file))
+    plan = Job.from_overrides(["cluster=dgx_a100_80g", "model=gpt3_1b3"]).plan()
+    plan.save("best.json")
+    """
 
+    @classmethod
+    def of(cls, plan: Plan) -> JobPlan:
+        """Return the same plan with these methods."""
+        return cls(**{field.name: getattr(plan, field.name) for field in fields(plan)})
 
-def load_plan(file: str | Path) -> Plan:
-    """Read a plan from its file or its run folder; raises InputError if there is none, or none of this version."""
-    from launcher.planner import read_plan
-    from launcher.run.folder import plan_file
+    @classmethod
+    def load(cls, file: str | Path) -> JobPlan:
+        """Read a plan from its file or its run folder; raises InputError if there is none, or none of this version."""
+        return cls.of(read_plan(plan_file(Path(file))))
 
-    return read_plan(plan_file(Path(file)))
+    def save(self, file: str | Path) -> None:
+        """Write the plan for `plan=FILE` of the commands; raises OSError if that is not possible."""
+        write_plan(self, Path(file))
 
+    def export(self, *, to: str, out: str | Path | None = None) -> Export:
+        """Return the plan in another tool's terms: its files by name, and what the tool has no words for.
 
-def export_plan(plan: Plan, *, to: str) -> Mapping[str, str]:
-    """Return the files, by name, that say a plan in another tool's terms; raises InputError if the tool cannot."""
-    from launcher.export.planning import check
-    from launcher.export.targets import target
+        With `out` also write the files there, with plan.json and a README: a new or empty folder. Raises InputError if
+        there is no such tool, if it cannot express the plan, or if the folder cannot be written.
+        """
+        tool = target(to)
+        found = express(self, tool)
+        if out is not None:
+            write_folder(self, tool, found, Path(out))
+        return found
 
-    tool = target(to)
-    check(plan, tool)
-    return tool.write(plan).files
+    def report(self) -> str:
+        """Return one self-contained HTML page about the plan, as text; without a model it shows where the ranks are."""
+        from launcher.report.html import page  # which an estimate need not import
 
-
-def report_plan(plan: Plan) -> str:
-    """Return one self-contained HTML page about a plan, as text; of a program without a model: where its ranks are."""
-    from launcher.report.html import page
-
-    return page(plan)
+        return page(self)
 
 
 def estimate(overrides: Sequence[str]) -> Estimate:
@@ -145,7 +146,7 @@ def estimate(overrides: Sequence[str]) -> Estimate:
     return ConfiguredJob.from_overrides(overrides).estimate()
 
 
-def plan(overrides: Sequence[str]) -> Plan:
+def plan(overrides: Sequence[str]) -> JobPlan:
     """Return the best plan of a search over every layout key that is not pinned.
 
     Raises InputError for wrong input and NoLayoutFits if nothing fits.

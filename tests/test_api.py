@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import launcher
-from launcher import InputError, Job, LauncherError, NoLayoutFits, export_plan, load_plan, report_plan, save_plan
+from launcher import InputError, Job, LauncherError, NoLayoutFits, Plan
 
 WORDS = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64"]
 
@@ -32,12 +32,23 @@ def test_a_job_says_why_not_and_compares(job: Job) -> None:
 
 def test_a_plan_is_saved_read_exported_and_shown(job: Job, tmp_path: Path) -> None:
     plan = job.plan()
-    save_plan(plan, tmp_path / "best.json")
-    assert load_plan(tmp_path / "best.json") == plan
-    assert "torchrun" in "".join(export_plan(plan, to="torchrun").values())
-    with pytest.raises(InputError, match="export"):
-        export_plan(plan, to="nowhere")
-    assert report_plan(plan).startswith("<!doctype html>")
+    plan.save(tmp_path / "best.json")
+    read = Plan.load(tmp_path / "best.json")
+    assert read == plan and isinstance(read, Plan)
+    export = read.export(to="torchrun", out=tmp_path / "out")
+    assert "torchrun" in export.files["start.sh"]
+    assert Plan.load(tmp_path / "out") == plan and (tmp_path / "out" / "README.md").exists()
+    assert read.report().startswith("<!doctype html>")
+
+
+def test_an_export_says_what_is_lost_and_refuses_what_no_file_would_have(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"wall_clock_breakdown": true}')
+    deepspeed = job.with_("train.engine=deepspeed", f"train.ds_config={tmp_path}/ds.json", "layout.pp=1").plan()
+    assert "wall_clock_breakdown" in deepspeed.export(to="deepspeed").files["ds_config.json"]
+    with pytest.raises(InputError, match="in none of the files"):
+        deepspeed.export(to="torchrun")
+    fp8 = ("cluster=dgx_h100", "train.gemm_dtype=fp8", "stack=torchtitan")
+    assert any("fp8" in line for line in job.with_(*fp8).plan().export(to="torchrun").missing)
 
 
 def test_errors_are_the_packages_own() -> None:
@@ -53,15 +64,24 @@ def test_a_job_is_shown_by_what_makes_it_and_what_it_answers_in_a_line(job: Job)
     assert repr(one.estimate()) == "<Estimate 1.2 s a step, 14.1 GiB of 79.3 GiB a GPU>"
     assert "does not fit" in repr(one.with_("layout.dp=4", "model=gpt3_175b", "layout.micro_batch=1").estimate())
     assert repr(job.plan()).startswith("<Plan gpt3_1b3 on dgx_a100_80g: tp1 pp1 dp8 mb")
-    for answer in (found, found.best, job.plan(), job.compare(tokens=1e9), job.compare().rows[0]):
+    plan = job.plan()
+    for answer in (found, found.best, plan, plan.export(to="torchrun"), job.compare(tokens=1e9), job.compare().rows[0]):
         assert len(repr(answer)) < 250 and "\n" not in repr(answer)
 
 
-PUBLIC = {name: getattr(launcher, name) for name in launcher.__all__ if name not in ("InputError", "JobFailed", "Job")}
+PUBLIC = {name: getattr(launcher, name) for name in ("estimate", "plan")}
+PUBLIC |= {
+    f"{kind}.{name}": value for kind, owner in (("Job", Job), ("Plan", Plan)) for name, value in vars(owner).items()
+}
+PUBLIC = {name: getattr(value, "__func__", value) for name, value in PUBLIC.items() if "._" not in name}
 PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
-PUBLIC |= {f"Job.{name}": getattr(Job, name) for name in vars(Job) if not name.startswith("_") and name != "overrides"}
-PUBLIC = {name: getattr(value, "__func__", value) for name, value in PUBLIC.items() if callable(value)}
-CANNOT_FAIL = {"report_plan", "Job.compare"}
+CANNOT_FAIL = {"Plan.of", "Plan.report", "Job.compare"}
+
+
+def test_the_package_has_what_it_names() -> None:
+    assert {name for name in dir(launcher) if not name.startswith("_")} >= set(launcher.__all__)
+    assert {"Job.plan", "Plan.save", "Plan.load", "Plan.export", "Plan.report"} <= set(PUBLIC)
+    assert not hasattr(launcher, "save_plan")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -84,9 +104,11 @@ def test_a_public_function_is_typed_and_says_what_goes_wrong(name: str) -> None:
     (lambda job, folder: job.with_("layout.tp=3").plan(), InputError, "Job.plan"),
     (lambda job, folder: launcher.plan(["model=gpt3_175b", "cluster=fly_l40s"]), NoLayoutFits, "plan"),
     (lambda job, folder: launcher.estimate(["layout.tp=3"]), InputError, "estimate"),
-    (lambda job, folder: load_plan(folder / "none.json"), InputError, "load_plan"),
-    (lambda job, folder: save_plan(job.plan(), folder / "no" / "folder" / "x.json"), OSError, "save_plan"),
-    (lambda job, folder: export_plan(job.plan(), to="nowhere"), InputError, "export_plan"),
+    (lambda job, folder: Plan.load(folder / "none.json"), InputError, "Plan.load"),
+    (lambda job, folder: job.plan().save(folder / "no" / "folder" / "x.json"), OSError, "Plan.save"),
+    (lambda job, folder: job.plan().export(to="nowhere"), InputError, "Plan.export"),
+    (lambda job, folder: job.with_("layout.zero_stage=1").plan().export(to="hostfile"), InputError, "Plan.export"),
+    (lambda job, folder: job.plan().export(to="torchrun", out=__file__), InputError, "Plan.export"),
 ])  # fmt: skip
 def test_what_goes_wrong_is_the_error_that_its_docstring_names(
     call: Callable[[Job, Path], object], error: type[Exception], name: str, job: Job, tmp_path: Path

@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 from launcher.commands.table import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,7 +28,8 @@ def test_every_command_is_in_the_readme() -> None:
     assert [name for name in COMMANDS if name not in table] == []
 
 
-def test_the_python_example_runs() -> None:
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # it saves a plan
     names: dict[str, object] = {}
     exec(blocks("python")[0], names)
     assert callable(names["estimate"])

@@ -6,23 +6,28 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from launcher.agent.launch import read_launch
 from launcher.commands.common import SEARCHING, checked_settings, plan_of
 from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import OVERRIDE, says_json
+from launcher.commands.over_ssh import with_counts
+from launcher.config.compose import load
 from launcher.console import waiting
 from launcher.errors import InputError
-from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.folder import write_folder
-from launcher.export.planning import check, plan_for, with_overrides
-from launcher.export.target import Export, Target
+from launcher.export.planning import express, plan_for, with_overrides
+from launcher.export.target import Target
 from launcher.export.targets import names, target
 from launcher.files import user_path
 from launcher.planner.record import Plan
+from launcher.run.folder import RunFolder
+from launcher.ssh.hosts import Host, check_number
+from launcher.ssh.record import read_ssh_launch
 
 OWN = ("to", "out", "output")
-SAYS_FP8 = ("megatron",)
 
 
 def run(invocation: Invocation) -> int:
@@ -32,12 +37,7 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"choose the tool to export to: to={'|'.join(names())}")
     chosen = target(options["to"])
     plan = _plan(words, chosen)
-    export = chosen.write(plan)
-    _check_ds_config(plan, export)
-    if plan.job.training.fp8 and chosen.name not in SAYS_FP8:
-        export = replace(
-            export, missing=(*export.missing, "products in fp8 (train.gemm_dtype): set them there by hand")
-        )
+    export = express(plan, chosen)
     for line in export.missing:
         print(f"to={chosen.name} cannot express {line}", file=sys.stderr)
     folder = user_path(options["out"]) if "out" in options else None
@@ -52,16 +52,6 @@ def run(invocation: Invocation) -> int:
     else:
         print(export.files[export.main], end="")
     return 0
-
-
-def _check_ds_config(plan: Plan, export: Export) -> None:
-    """Raise InputError if a DeepSpeed configuration of the user's is in no file of the export."""
-    file = plan.options.train.ds_config
-    if file is not None and DEEPSPEED_CONFIG not in export.files:
-        raise InputError(
-            f"train.ds_config={file} is in none of the files: DeepSpeed does not train in this export. "
-            "Leave it out, or take to=deepspeed, or to=accelerate, hf or lightning with stack=deepspeed"
-        )
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -86,13 +76,29 @@ def _plan(words: Sequence[str], chosen: Target) -> Plan:
             raise InputError(
                 f"a run's plan is exported as it is: leave {' '.join(words[1:])} out, or leave the run out"
             )
-        plan = plan_of(words)
-        check(plan, chosen)
-        return plan
+        return _on_hosts(plan_of(words), _hosts_of_run(Path(words[0])))
     settings = checked_settings(with_overrides(words, chosen))
+    hosts = settings.options.ssh.all_hosts() if settings.options.ssh else ()
+    if hosts:
+        words = with_counts(words, hosts)
+        settings = load(with_overrides(words, chosen))
     if settings.options.plan is None:
         with waiting(SEARCHING):
-            return plan_for(settings, chosen)
-    plan = read_given(settings.options.plan, settings, words)
-    check(plan, chosen)
-    return plan
+            return _on_hosts(plan_for(settings, chosen), hosts)
+    return _on_hosts(read_given(settings.options.plan, settings, words), hosts)
+
+
+def _hosts_of_run(path: Path) -> tuple[Host, ...]:
+    """The hosts of a run over ssh, from its folder; none of another."""
+    folder = RunFolder(path)
+    if not folder.launch.is_file() or read_launch(folder.launch).ssh is None:
+        return ()
+    return read_ssh_launch(folder)[1].all_hosts()
+
+
+def _on_hosts(plan: Plan, hosts: Sequence[Host]) -> Plan:
+    """The plan on these hosts, where there are any; raises InputError unless there is one for each node."""
+    if not hosts:
+        return plan
+    check_number(hosts, plan.placement.num_nodes)
+    return replace(plan, hosts=tuple(host.name for host in hosts))

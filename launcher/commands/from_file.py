@@ -13,7 +13,7 @@ from launcher.config.settings import Settings
 from launcher.console import show
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
-from launcher.export.planning import check, plan_for
+from launcher.export.planning import express, plan_for
 from launcher.export.readers import read_from
 from launcher.export.reading import Reading
 from launcher.export.rules import effective
@@ -80,10 +80,9 @@ def _estimated(settings: Settings, file: Path) -> Plan:
 def _flags(tool: Target, yours: Plan, best: Plan) -> list[str]:
     """Return the lines of the tool's main file that differ; empty if the tool cannot express what was read."""
     try:
-        check(yours, tool)
+        before, after = (_main(express(plan, tool)) for plan in (yours, best))
     except InputError:
         return []
-    before, after = (_main(tool.write(plan)) for plan in (yours, best))
     lines = list(difflib.unified_diff(before, after, lineterm="", n=0))[2:]  # the first two name the sides
     return [line for line in lines if not line.startswith("@@")]
 

@@ -24,7 +24,7 @@ from launcher.planner.record import Program
 from launcher.run.folder import RunFolder, default_name
 from launcher.run.owner import Owner
 from launcher.schema import to_plain
-from launcher.ssh.hosts import Host, slots_of
+from launcher.ssh.hosts import Host, check_number, slots_of
 from launcher.ssh.request import ssh_argv
 from launcher.ssh.settings import SshSettings
 from launcher.ssh.start import left_behind
@@ -42,7 +42,7 @@ def order(invocation: Invocation, owner: Owner, settings: Settings) -> Order | N
     ssh = _ssh_settings(settings)
     hosts = ssh.all_hosts()
     _check_job(settings, invocation.overrides, hosts)
-    words = _with_counts([*invocation.overrides, *_network(settings, hosts)], hosts)
+    words = with_counts([*invocation.overrides, *_network(settings, hosts)], hosts)
     settings = load(words)
     path = named_folder(settings)
     if path is not None:
@@ -90,7 +90,7 @@ def _network(settings: Settings, hosts: Sequence[Host]) -> list[str]:
     return ["cluster.node.num_nics=1", f"cluster.node.nic_gbps={NIC_GBPS}", "cluster.fabric=ethernet"]
 
 
-def _with_counts(overrides: Sequence[str], hosts: Sequence[Host]) -> list[str]:
+def with_counts(overrides: Sequence[str], hosts: Sequence[Host]) -> list[str]:
     """The overrides, with the hosts' numbers of nodes and ranks where they, or a plan that is there, say none."""
     keys = [word.lstrip("+~") for word in overrides]
     folders = [word.partition("=")[2] for word in overrides if word.startswith("run_dir=")]
@@ -111,10 +111,7 @@ def _on_hosts(plan: Plan, hosts: Sequence[Host], launch: LaunchSettings) -> Plan
         _check_uneven(plan, slots, launch)
         plan = replace(plan, options=replace(plan.options, node_ranks=slots))
     placement = plan.placement
-    if placement.num_nodes != len(hosts):
-        raise InputError(
-            f"the plan has {placement.num_nodes} nodes, and {len(hosts)} hosts are named: one for each node"
-        )
+    check_number(hosts, placement.num_nodes)
     each = tuple(placement.ranks_on(node) for node in range(len(hosts)))
     if slots is not None and slots != each:
         raise InputError(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.errors import InputError
-from launcher.export.ranks import shared_files
+from launcher.export.ranks import check_hosts, shared_files
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
@@ -20,11 +19,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def write(plan: Plan) -> Export:
-    if not plan.hosts:
-        raise InputError(
-            "this plan names no hosts yet: export the hostfile from the run folder of a job that has started, "
-            "launcher export RUN to=hostfile"
-        )
+    check_hosts(plan, HOSTFILE)
     files = {HOSTFILE: hostfile(plan), **shared_files(plan)}
     return Export(HOSTFILE, files, ("everything but the hosts and their ranks",), f"mpirun --hostfile {HOSTFILE} …")
 

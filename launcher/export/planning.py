@@ -8,12 +8,14 @@ from typing import Any
 
 from launcher.config.settings import Settings
 from launcher.errors import InputError
-from launcher.export.target import Target
+from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
+from launcher.export.target import Export, Target
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner.build import make_plan
 from launcher.planner.record import Plan
 
+SAYS_FP8 = ("megatron",)
 SOFTWARE = {"stack", "stack.name", "train.engine"}  # what trains: one choice, whichever of the keys makes it
 
 
@@ -38,7 +40,18 @@ def plan_for(settings: Settings, target: Target) -> Plan:
     return make_plan(settings.job, request, settings.run_options, refuse=refuse)
 
 
-def check(plan: Plan, target: Target) -> None:
+def express(plan: Plan, target: Target) -> Export:
+    """The plan in the terms of `target`; raises InputError where it cannot be expressed."""
+    _check(plan, target)
+    export = target.write(plan)
+    _check_ds_config(plan, export)
+    if plan.job.training.fp8 and target.name not in SAYS_FP8:
+        lost = "products in fp8 (train.gemm_dtype): set them there by hand"
+        return replace(export, missing=(*export.missing, lost))
+    return export
+
+
+def _check(plan: Plan, target: Target) -> None:
     """Raise InputError where `target` cannot express a plan that is given."""
     if each := plan.options.node_ranks:
         raise InputError(
@@ -47,6 +60,16 @@ def check(plan: Plan, target: Target) -> None:
         )
     if problems := list(target.cannot(plan.job, plan.layout)):
         raise InputError([f"this plan cannot be exported to={target.name}", *problems])
+
+
+def _check_ds_config(plan: Plan, export: Export) -> None:
+    """Raise InputError if a DeepSpeed configuration of the user's is in no file of the export."""
+    file = plan.options.train.ds_config
+    if file is not None and DEEPSPEED_CONFIG not in export.files:
+        raise InputError(
+            f"train.ds_config={file} is in none of the files: DeepSpeed does not train in this export. "
+            "Leave it out, or take to=deepspeed, or to=accelerate, hf or lightning with stack=deepspeed"
+        )
 
 
 def _pinned(request: LayoutRequest, pins: Mapping[str, object]) -> LayoutRequest:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from launcher.errors import InputError
 from launcher.export.hostfile import HOSTFILE, hostfile
-from launcher.export.ranks import shared_files
+from launcher.export.ranks import check_hosts, shared_files
 from launcher.export.target import Export, Target
 from launcher.export.torchrun import cannot, said_by_script
 from launcher.planner.record import Plan
@@ -13,11 +12,7 @@ RANKFILE = "rankfile"
 
 
 def write(plan: Plan) -> Export:
-    if not plan.hosts:
-        raise InputError(
-            "this plan names no hosts yet: export the rank file from the run folder of a job that has started, "
-            "launcher export RUN to=rankfile"
-        )
+    check_hosts(plan, RANKFILE)
     files = {RANKFILE: rankfile(plan), HOSTFILE: hostfile(plan), **shared_files(plan)}
     missing = (said_by_script(plan), "GPUs: a slot is a part of the host's cores; local rank i uses GPU i")
     return Export(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
+from launcher.errors import InputError
 from launcher.files import user_path
 from launcher.layout.degrees import AXES, degree_variables
 from launcher.planner.record import Plan
@@ -30,6 +31,16 @@ def rank_file(plan: Plan) -> str:
 def hosts_file(plan: Plan) -> str:
     """The hosts in the plan's order, one a line."""
     return "".join(f"{host}\n" for host in plan.hosts)
+
+
+def check_hosts(plan: Plan, target: str) -> None:
+    """Raise InputError if the plan does not name its hosts."""
+    if not plan.hosts:
+        raise InputError(
+            f"to={target} names hosts, and this plan has none yet: add launch=ssh launch.hosts=[node1,node2] with a "
+            f"host for each node of the plan ({plan.placement.num_nodes}), or export a run that has started: "
+            f"launcher export RUN to={target}"
+        )
 
 
 def shared_files(plan: Plan) -> dict[str, str]:

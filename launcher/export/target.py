@@ -13,7 +13,7 @@ from launcher.planner.record import Plan
 Cannot = Callable[[Job, Layout], Iterator[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Export:
     """A plan in a tool's terms.
 
@@ -25,6 +25,9 @@ class Export:
     files: Mapping[str, str]
     missing: tuple[str, ...] = ()
     start: str = "bash start.sh"
+
+    def __repr__(self) -> str:
+        return f"<Export {', '.join(self.files)}; not expressed: {len(self.missing)}>"
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,12 @@ def _number(fields: dict[str, str], name: str, most: int) -> int | None:
     return int(word)
 
 
+def check_number(hosts: Sequence[Host], num_nodes: int) -> None:
+    """Raise InputError unless there is a host for each node of a plan."""
+    if len(hosts) != num_nodes:
+        raise InputError(f"the plan has {num_nodes} nodes, and {len(hosts)} hosts are named: one for each node")
+
+
 def slots_of(hosts: Sequence[Host]) -> tuple[int, ...] | None:
     """How many ranks each host gets, where that is said; raises InputError where it is said of some hosts only."""
     said = tuple(host.slots for host in hosts if host.slots is not None)

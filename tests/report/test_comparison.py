@@ -9,8 +9,8 @@ from random import Random
 import pytest
 
 from launcher import plan as make_plan
-from launcher import save_plan
 from launcher.cli import main
+from launcher.planner import write_plan
 from launcher.report.comparison import Side, changes, differences
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics
@@ -71,7 +71,7 @@ def measured_run(folder: Path, factor: float, *, spread: float = 0.0) -> Path:
     random = Random(1)
     run = RunFolder(folder)
     folder.mkdir()
-    save_plan(make_plan(JOB), run.plan)
+    write_plan(make_plan(JOB), run.plan)
     rows = [
         {"operation": "all_reduce", "axis": "tp", "bytes": 2**power, "group_size": 2,
          "busbw_gbytes_per_s": factor * (1 + spread * random.uniform(-1, 1)) * 2**power / 1e6}
@@ -99,7 +99,7 @@ def test_the_command_fails_where_a_plan_is_slower_past_the_threshold(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, tp in (("fast", 1), ("slow", 8)):
-        save_plan(make_plan([*JOB, f"layout.tp={tp}", "layout.pp=1"]), tmp_path / f"{name}.json")
+        write_plan(make_plan([*JOB, f"layout.tp={tp}", "layout.pp=1"]), tmp_path / f"{name}.json")
     fast, slow = (str(tmp_path / f"{name}.json") for name in ("fast", "slow"))
     assert main(["compare", fast, slow, "fail_over=5%"]) == 1
     assert "worse than fail_over allows: estimated step time" in capsys.readouterr().out

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher import plan as make_plan
-from launcher import save_plan
-from launcher.planner import Plan
+from launcher.planner import Plan, write_plan
 from launcher.report.facts import RunFacts, curves, pipeline
 from launcher.report.html import page, run_page
 from launcher.report.reproduce import commands
@@ -60,7 +59,7 @@ def test_all_of_256_micro_batches_are_drawn() -> None:
 @pytest.mark.parametrize("odd", ["nan", "inf"])
 def test_a_loss_that_is_no_number_is_a_gap_and_is_counted(odd: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    save_plan(a_plan(), folder.plan)
+    write_plan(a_plan(), folder.plan)
     for step in range(1, 6):
         MetricsFile(folder.metrics).log(StepMetrics(step, loss=float(odd) if step == 2 else 3.0, step_s=0.1))
     drawn = {curve["id"]: curve for curve in curves(RunFacts.read(folder), a_plan())}

@@ -17,7 +17,7 @@ from plans import plan
 from launcher.agent.settings import LaunchSettings
 from launcher.config.compose import compose_config
 from launcher.errors import InputError
-from launcher.export.planning import check
+from launcher.export.planning import express
 from launcher.export.targets import target
 from launcher.planner import Plan
 from launcher.planner.options import TrainOptions
@@ -271,7 +271,7 @@ def test_a_plan_with_different_numbers_of_ranks_is_for_ssh_alone() -> None:
     with pytest.raises(InputError, match="2, 4, 1 ranks, and Slurm gives every node"):
         settings_here(SlurmSettings(), uneven, Allocation("17", ("a", "b", "c"), 0))
     with pytest.raises(InputError, match="2, 4, 1 ranks, and exports say one number"):
-        check(uneven, target("srun"))
+        express(uneven, target("srun"))
     for broken in ((2, 4), (2, 5, 0), (9, -2)):
         with pytest.raises(InputError, match="node_ranks is"):
             Plan.from_dict(replace(uneven, options=RunOptions(node_ranks=broken)).to_dict())
