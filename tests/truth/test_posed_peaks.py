@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import warnings
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ def measure(numbers: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
 def found() -> dict[int, dict[str, float]]:
     """Every case, in forked processes: a process that has posed has process groups of a world that is not there."""
     shares = [range(first, len(CASES), WORKERS) for first in range(WORKERS)]
+    gc.freeze()  # the children must not collect what this process has left
     with multiprocessing.get_context("fork").Pool(WORKERS) as pool:
+        gc.unfreeze()
         return dict(pair for share in pool.map(measure, shares, chunksize=1) for pair in share)
 
 

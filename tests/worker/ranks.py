@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -66,7 +67,10 @@ def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float =
     """
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
+        # Ranks must not collect what this process has left: a store that waits for its thread, which no child has.
+        gc.freeze()
         children = [_fork(rank, world_size, store, body) for rank in range(world_size)]
+        gc.unfreeze()
         try:
             return _collect(children, time.monotonic() + timeout_s)
         except TimeoutError as error:
