@@ -20,7 +20,7 @@ from launcher.files import user_path
 from launcher.layout.resolve import resolved_shard_group
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import RECIPE, Plan, RunOptions, check_estimate, read_plan
-from launcher.run.checkpoints import check_identity, folder_name, newest_step, read_manifest
+from launcher.run.checkpoints import check_identity, folder_name, newest_good, read_manifest
 from launcher.run.folder import RunFolder
 from launcher.schema import to_plain, walk
 
@@ -165,12 +165,9 @@ def named_folder(settings: Settings) -> Path | None:
 
 def check_checkpoints(plan: Plan, folder: RunFolder) -> None:
     """Raise InputError if the newest checkpoint belongs to another job; otherwise every rank would refuse it."""
-    step, train = newest_step(folder.checkpoints), plan.options.train
+    step, train = newest_good(folder.checkpoints).step, plan.options.train
     if step is None or not train.resume or (plan.kind == RECIPE and not train.checkpoint_every):
         return
     checkpoint = folder.checkpoints / folder_name(step)
-    try:
-        saved = read_manifest(checkpoint)["job"]
-    except InputError:
-        return  # it is damaged: the ranks fall back to the previous one
-    check_identity(saved, plan.identity(), folder=checkpoint)
+    saved = read_manifest(checkpoint).get("job")
+    check_identity(saved if isinstance(saved, dict) else {}, plan.identity(), folder=checkpoint)

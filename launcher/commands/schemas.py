@@ -77,10 +77,12 @@ _PROGRESS: dict[str, Any] = {
     "step": WHOLE_OR_NULL, "total_steps": WHOLE_OR_NULL, "loss": NUMBER_OR_NULL, "step_time_s": NUMBER_OR_NULL,
     "tokens_per_s": NUMBER_OR_NULL, "left_s": NUMBER_OR_NULL, "phase": TEXT_OR_NULL, "phase_s": NUMBER_OR_NULL,
 }  # fmt: skip
+# The newest good checkpoint; `checkpoint` says it in words, with what is wrong with newer ones.
+_SAVED: dict[str, Any] = {"checkpoint_step": WHOLE_OR_NULL, "checkpoint": TEXT}
 _STATUS = {
     "anyOf": [
-        _object("a run of `launcher run`", state=TEXT, nodes=_list(ANY_OBJECT), **_PROGRESS),
-        _object("a run of `launcher submit`", job_id=TEXT, state=TEXT, **_PROGRESS),
+        _object("a run of `launcher run`", state=TEXT, nodes=_list(ANY_OBJECT), **_PROGRESS, **_SAVED),
+        _object("a run of `launcher submit`", job_id=TEXT, state=TEXT, **_PROGRESS, **_SAVED),
     ]
 }
 _FINDING = _object(level=TEXT, check=TEXT, message=TEXT, host=TEXT_OR_NULL)

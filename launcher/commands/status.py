@@ -10,6 +10,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.named import named_run, options, run_folder, says_json, submitted
 from launcher.console import show
 from launcher.run import status as runs
+from launcher.run.checkpoints import newest_good
 from launcher.run.folder import SweepFolder
 from launcher.run.progress import progress
 
@@ -21,14 +22,15 @@ def run(invocation: Invocation) -> int:
     if submitted(name):
         return _of_job(name, as_json=as_json)
     folder = run_folder(name)
-    found, reached = runs.status(folder), progress(folder)
+    found, reached, saved = runs.status(folder), progress(folder), newest_good(folder.checkpoints)
     if as_json:
         nodes = [
             {"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in found.nodes
         ]
-        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(reached)}))
+        checkpoint = {"checkpoint_step": saved.step, "checkpoint": str(saved)}
+        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(reached), **checkpoint}))
     else:
-        show(*runs.describe(found, phases=runs.phases(folder), progress=reached))
+        show(*runs.describe(found, phases=runs.phases(folder), progress=reached, checkpoint=saved))
     return int(found.state in ("failed", runs.LOST))
 
 

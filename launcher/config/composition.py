@@ -10,12 +10,17 @@ from typing import Any
 import hydra
 from hydra import compose, initialize
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobRuntime
 from hydra.errors import HydraException
+from hydra.version import VersionBase
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launcher.config.files import primary, recorded
+from launcher.config.files import PRIMARY, primary, recorded
 from launcher.config.folders import is_own
+from launcher.config.interpolation import kept_resolvers
 from launcher.errors import InputError
 
 _BASE: dict[str, Any] = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none given
@@ -25,7 +30,7 @@ def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """What the chosen files say, and which files they are; raises InputError where they do not compose."""
     with _hydra(), recorded() as files:
         try:
-            config = OmegaConf.to_container(compose(primary(), overrides=list(chosen)), resolve=False)
+            config = OmegaConf.to_container(compose(PRIMARY, overrides=list(chosen)), resolve=False)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise InputError(_problem(_first_line(error))) from error
         except RecursionError as error:
@@ -37,13 +42,17 @@ def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra set up, and put away again: it keeps its state in a process-wide singleton."""
-    GlobalHydra.instance().clear()
-    try:
-        with initialize(config_path=None, job_name="launcher", **_BASE):
-            yield
-    finally:
-        GlobalHydra.instance().clear()
+    """Hydra set up for one composition. It keeps its state in singletons: those of the program are left as they are."""
+    with kept_resolvers():
+        primary()
+        outer = Singleton._instances
+        of_a_job = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
+        Singleton._instances = {kind: one for kind, one in outer.items() if kind not in of_a_job}
+        try:
+            with initialize(config_path=None, job_name="launcher", **_BASE):
+                yield
+        finally:
+            Singleton._instances = outer
 
 
 def _problem(said: str) -> str:

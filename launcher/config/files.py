@@ -43,13 +43,16 @@ def recorded() -> Iterator[list[Path]]:
         _loaded.reset(token)
 
 
-@cache
-def primary() -> str:
-    """Return the name of the primary configuration, which makes Hydra search all folders."""
+def primary() -> None:
+    """Let Hydra know the primary configuration, which makes it search all folders; again, as it may have been reset."""
     Plugins.instance().register(_Files)
+    ConfigStore.instance().store(PRIMARY, _primary())
+
+
+@cache
+def _primary() -> Any:
     config = OmegaConf.load(resource("configs") / "config.yaml")
-    ConfigStore.instance().store(PRIMARY, OmegaConf.merge(config, {"hydra": {"searchpath": [f"{SCHEME}://"]}}))
-    return PRIMARY
+    return OmegaConf.merge(config, {"hydra": {"searchpath": [f"{SCHEME}://"]}})
 
 
 class _Files(ConfigSource):

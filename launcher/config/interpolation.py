@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import signature
@@ -10,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc as resolvers
 
 from launcher import env
 from launcher.errors import InputError
 from launcher.text import printable
 
 LONGEST = 100_000  # of a resolved value, in characters
+_ONE_THREAD = threading.RLock()  # for what OmegaConf and Hydra keep for the whole process
 NAMED = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
@@ -50,11 +52,23 @@ def _paths_from_the_environment(refused: list[str]) -> Iterator[None]:
             )
         return default if found is None else found
 
-    _register(value)
-    try:
+    with kept_resolvers():
+        _register(value)
         yield
-    finally:
-        _register(resolvers.env)
+
+
+@contextmanager
+def kept_resolvers() -> Iterator[None]:
+    """Leave OmegaConf's resolvers as they were: they are the whole process's, and a program may have its own.
+
+    One thread at a time.
+    """
+    with _ONE_THREAD:
+        before = dict(BaseContainer._resolvers)
+        try:
+            yield
+        finally:
+            BaseContainer._resolvers = before
 
 
 def _register(resolver: Callable[..., Any]) -> None:

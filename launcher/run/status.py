@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher import process
 from launcher.errors import InputError
+from launcher.run.checkpoints import Newest
 from launcher.run.folder import RunFolder, in_utc
 from launcher.run.heartbeat import Heartbeats, RankState
 from launcher.run.ledger import PHASE_WORDS, PhaseTime, read_phases, summarise
@@ -80,12 +81,15 @@ def status(folder: RunFolder) -> RunStatus:
     return RunStatus(owner, nodes)
 
 
-def describe(run: RunStatus, *, phases: list[PhaseTime], progress: Progress) -> list[str]:
-    """Format a status: one line per node, the progress, then the times of the last start."""
+def describe(
+    run: RunStatus, *, phases: list[PhaseTime], progress: Progress, checkpoint: Newest | None = None
+) -> list[str]:
+    """Format a status: one line per node, the progress, the newest checkpoint, then the times of the last start."""
     lines = [line for node in run.nodes for line in _node_lines(node)]
     if not run.nodes and run.owner:
         lines = [f"{run.state} ({run.owner}, since {in_utc(run.owner.since)})"]
     lines += [f"  {progress}"] if str(progress) and (progress.step is not None or not run.has_ended) else []
+    lines += [f"  {checkpoint}"] if str(checkpoint or "") else []
     newest = max((p.start for p in phases), default=0)
     last = [phase for phase in phases if phase.start in ((0, 1) if newest == 1 else (newest,))]
     return [printable(line, longest=LONGEST_LINE) for line in (*lines, *(f"  {_in_words(phase)}" for phase in last))]

@@ -49,7 +49,7 @@ from launcher.slurm.placement import Assignment, Tree, assign
 from launcher.slurm.progress import newest_change, newest_checkpoint, starts, was_stopped
 from launcher.slurm.record import read_slurm_launch
 from launcher.slurm.replan import Hosts, fit_allocation
-from launcher.slurm.requeue import JobStart, Outcome, decide, start_problem
+from launcher.slurm.requeue import JobStart, Outcome, Saved, decide, start_problem
 from launcher.slurm.settings import ALWAYS, SlurmSettings
 from launcher.slurm.step import AGENT
 from launcher.slurm.sweep import update_table
@@ -124,10 +124,8 @@ class Driver:
 
     def _begin(self) -> list[JobStart]:
         """Record this start and return all starts. Raises JobFailed if the job must not continue."""
-        checkpoint = self._newest_checkpoint()
-        self._note(
-            ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, checkpoint_step=checkpoint
-        )
+        saved = self._saved().details()
+        self._note(ledger.START, hosts=self.allocation.hosts, restart=self.allocation.restart, **saved)
         history = starts(self.folder)
         problem = start_problem(
             history, max_requeues=self.settings.max_requeues, always=self.settings.requeue == ALWAYS
@@ -137,8 +135,7 @@ class Driver:
             raise JobFailed(problem)
         return history
 
-    def _newest_checkpoint(self) -> int | None:
-        """What tells an earlier state of the job from a later one: a step, or when launch.progress changed."""
+    def _saved(self) -> Saved:
         named = self.settings.progress
         return newest_change(self.launch.work_dir / named) if named else newest_checkpoint(self.folder)
 
@@ -236,7 +233,7 @@ class Driver:
             return False
         spares = [host for host in left if host not in plan.hosts]
         notify(f"{', '.join(lost)} cannot go on: going on at once with the {len(left)} nodes that are left")
-        self._note(ledger.REPLACED, lost=lost, spares=spares, checkpoint_step=self._newest_checkpoint())
+        self._note(ledger.REPLACED, lost=lost, spares=spares, **self._saved().details())
         return True
 
     def _end(self, outcome: Outcome, state: JobState, history: Sequence[JobStart], signals: Signals) -> int:
@@ -245,9 +242,9 @@ class Driver:
             why = "ended by Slurm (scancel, requeue or preemption)"
             self._note(ledger.END, code=outcome.code, why=why, sent_back=True)
             return outcome.code
-        checkpoint = self._newest_checkpoint()
+        saved = self._saved()
         decision = decide(
-            replace(outcome, checkpoint_step=checkpoint),
+            replace(outcome, saved=saved),
             history,
             requeue=self.settings.comes_back,
             always=self.settings.requeue == ALWAYS,
@@ -259,7 +256,7 @@ class Driver:
             )
         notify(decision.why)
         sent_back = outcome.preempted and decision.requeue
-        self._note(ledger.END, code=outcome.code, why=decision.why, checkpoint_step=checkpoint, sent_back=sent_back)
+        self._note(ledger.END, code=outcome.code, why=decision.why, sent_back=sent_back, **saved.details())
         if decision.requeue:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which the requeue sends to all processes of this script
             requeue(self.allocation.job_id, without=decision.without, notify=notify)

@@ -13,12 +13,13 @@ from launcher.agent.launch import is_submitted
 from launcher.errors import InputError, JobFailed
 from launcher.files import tail
 from launcher.planner import read_plan
+from launcher.run.checkpoints import newest_good
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.owner import mark_cancelled, read_owner
 from launcher.run.progress import Progress, progress
 from launcher.run.result import is_finished
 from launcher.slurm.command import SlurmUnreachable, ask
-from launcher.slurm.progress import newest_checkpoint, starts
+from launcher.slurm.progress import starts
 from launcher.text import printable, whole_number
 
 # Columns of squeue by fixed width: none contains a user's text, so no job name can forge one.
@@ -60,6 +61,7 @@ class JobStatus(Progress):
     source: str = "squeue"
     starts: int = 0
     checkpoint_step: int | None = None
+    checkpoint: str = ""
     finished: bool = False
     last_words: tuple[str, ...] = ()
 
@@ -88,8 +90,7 @@ class JobStatus(Progress):
         reached = super().__str__()
         if self.step is not None or (self.state == "RUNNING" and reached):
             lines.append(f"  {reached}" + (", complete" if self.finished else ""))
-        if self.checkpoint_step is not None:
-            lines.append(f"  newest checkpoint: step {self.checkpoint_step}")
+        lines += [f"  {self.checkpoint}"] if self.checkpoint else []
         return "\n".join([*lines, *(f"  | {line}" for line in self.last_words)])
 
 
@@ -313,11 +314,13 @@ def _from_sacct(job_id: str) -> dict[str, Any] | None:
 
 def _from_folder(path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
+    newest = newest_good(folder.checkpoints)
     log = max(folder.job_logs(), key=lambda log: log.stat().st_mtime, default=None)
     return {
         "starts": len(starts(folder)),
         **asdict(progress(folder)),
-        "checkpoint_step": newest_checkpoint(folder),
+        "checkpoint_step": newest.step,
+        "checkpoint": str(newest),
         "finished": is_finished(folder.result),
         "last_words": tuple(line[:LINE_LENGTH] for line in tail(log, num_lines=3)) if log else (),
     }

@@ -9,25 +9,26 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from launcher.run.checkpoints import newest_step
+from launcher.run.checkpoints import newest_good
 from launcher.run.folder import RunFolder
 from launcher.run.ledger import START, read_events
 from launcher.run.node_state import STOPPED, states_in_words
-from launcher.slurm.requeue import JobStart
+from launcher.slurm.requeue import SAVED_KEYS, JobStart, Saved
 
 MOST_LOOKED_AT = 100_000  # files of launch.progress
 
 
-def newest_checkpoint(folder: RunFolder) -> int | None:
-    """Return the step of the newest complete checkpoint; None if there is none."""
-    return newest_step(folder.checkpoints)
+def newest_checkpoint(folder: RunFolder) -> Saved:
+    """Return what a run has saved: its newest good checkpoint."""
+    newest = newest_good(folder.checkpoints)
+    return Saved(newest.step, newest.saved_at)
 
 
-def newest_change(path: Path) -> int | None:
-    """When something last changed at a path, in milliseconds since 1970; None where there is nothing yet."""
+def newest_change(path: Path) -> Saved:
+    """Return what a script has saved at a path: when something last changed there."""
     entries = islice((path, *path.rglob("*")) if path.is_dir() else (path,), MOST_LOOKED_AT)
     times = [found.st_mtime_ns // 10**6 for entry in entries if (found := _stat(entry)) and not _is_folder(found)]
-    return max(times, default=None)
+    return Saved(at=max(times, default=None))
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -59,8 +60,8 @@ def starts(folder: RunFolder) -> list[JobStart]:
     found: list[JobStart] = []
     for event in read_events(folder.ledger):
         if event.event == START:
-            restart, step = event.details.get("restart"), event.details.get("checkpoint_step")
-            found.append(JobStart(_count(restart) or 0, _count(step)))
+            restart, step, at = (_count(event.details.get(name)) for name in ("restart", *SAVED_KEYS))
+            found.append(JobStart(restart or 0, Saved(step, at)))
         elif found and event.details.get("sent_back"):
             found[-1] = replace(found[-1], sent_back=True)
     return found

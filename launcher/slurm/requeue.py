@@ -10,19 +10,40 @@ from launcher.slurm.unstarted import in_words
 # Starts from the same checkpoint after which a job counts as a crash loop. A node failure is requeued by Slurm itself
 # and may happen twice before the first checkpoint; a third time is no accident.
 MAX_STARTS_WITHOUT_PROGRESS = 3
-FIRST_TIME = 10**12  # a mark from here on is no step, but when launch.progress changed (milliseconds since 1970)
+SAVED_KEYS = ("checkpoint_step", "checkpoint_at")  # of the ledger's lines
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a job has saved: the step of its newest good checkpoint, and when it was written, in ms since 1970.
+
+    Of a script with launch.progress only the time is known; where nothing was saved, neither is.
+    """
+
+    step: int | None = None
+    at: int | None = None
+
+    def is_newer_than(self, before: Saved) -> bool:
+        """By time: a run that went on from before a damaged checkpoint saves the same or an earlier step again."""
+        if self.at is None or before.at is None:
+            return self.at is not None or (self.step is not None and self.step != before.step)
+        return self.at > before.at
+
+    def details(self) -> dict[str, int | None]:
+        """As the ledger has it."""
+        return dict(zip(SAVED_KEYS, (self.step, self.at), strict=True))
 
 
 @dataclass(frozen=True)
 class JobStart:
-    """One start of the job: Slurm's restart count, and the step of the newest checkpoint then (None: none).
+    """One start of the job: Slurm's restart count, and what was saved then.
 
     `sent_back`: Slurm ended it from outside (preemption, scontrol requeue, scancel), so it says nothing about the
     program.
     """
 
     restart: int
-    checkpoint_step: int | None
+    saved: Saved = Saved()
     sent_back: bool = False
 
 
@@ -40,7 +61,7 @@ class Outcome:
     signalled: bool
     stopped: bool = False
     lost_nodes: tuple[str, ...] = ()
-    checkpoint_step: int | None = None
+    saved: Saved = Saved()
     preempted: bool = False
     unstarted: Mapping[str, str] = field(default_factory=dict)
     everywhere: bool = False
@@ -62,16 +83,14 @@ def start_problem(starts: Sequence[JobStart], *, max_requeues: int, always: bool
     if requeues(starts) > max_requeues:
         return f"launch.max_requeues={max_requeues} are used up: submit the run folder again to continue"
     same = 1
-    for start in reversed(starts[:-1]):
-        if start.checkpoint_step != now.checkpoint_step:
+    for start in reversed(_of_this_job(starts)[:-1]):
+        if now.saved.is_newer_than(start.saved):
             break
         same += not start.sent_back
     if same <= MAX_STARTS_WITHOUT_PROGRESS or always:
         return None
-    where = "without any checkpoint"
-    if now.checkpoint_step is not None:
-        step = now.checkpoint_step < FIRST_TIME
-        where = f"from the checkpoint of step {now.checkpoint_step}" if step else "from what is in launch.progress"
+    where = "without any checkpoint" if now.saved == Saved() else "from what is in launch.progress"
+    where = where if now.saved.step is None else f"from the checkpoint of step {now.saved.step}"
     return (
         f"a crash loop: {same} starts {where}, and no newer checkpoint since; see the ends of the logs above, "
         "lower train.checkpoint_every if the starts were too short, then submit again"
@@ -80,14 +99,16 @@ def start_problem(starts: Sequence[JobStart], *, max_requeues: int, always: bool
 
 def requeues(starts: Sequence[JobStart]) -> int:
     """Return how often the current job was requeued, except by Slurm itself, such as by preemption."""
-    now, outside = starts[-1].restart, 0
-    for start in reversed(starts[:-1]):
-        if start.restart >= now:
-            break  # of an earlier job
-        outside += start.sent_back
-        if start.restart == 0:
-            break
-    return max(0, now - outside)
+    mine = _of_this_job(starts)
+    return max(0, mine[-1].restart - sum(start.sent_back for start in mine[:-1]))
+
+
+def _of_this_job(starts: Sequence[JobStart]) -> Sequence[JobStart]:
+    """Return the last starts, with rising restart counts: those before are of an earlier job in the same folder."""
+    first = len(starts) - 1
+    while first and starts[first - 1].restart < starts[first].restart:
+        first -= 1
+    return starts[first:]
 
 
 def decide(
@@ -113,7 +134,7 @@ def decide(
     if requeues(starts) >= max_requeues:
         return Decision(False, outcome.code, f"{cause}; not requeued: launch.max_requeues={max_requeues} are used up")
     nodes = (*outcome.lost_nodes, *outcome.unstarted)
-    if not (always or nodes) and outcome.checkpoint_step == starts[-1].checkpoint_step:
+    if not (always or nodes) and not outcome.saved.is_newer_than(starts[-1].saved):
         return Decision(False, outcome.code, f"{cause}; not requeued: no new checkpoint since this start")
     return Decision(True, outcome.code, f"{cause}; requeued", without=tuple(sorted(outcome.unstarted)))
 

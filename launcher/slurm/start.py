@@ -62,8 +62,7 @@ class ShellDriver(Driver):
     """One run in an allocation that continues after it."""
 
     def _begin(self) -> list[JobStart]:
-        checkpoint = self._newest_checkpoint()
-        self._note(ledger.START, hosts=self.allocation.hosts, restart=0, checkpoint_step=checkpoint)
+        self._note(ledger.START, hosts=self.allocation.hosts, restart=0, **self._saved().details())
         return starts(self.folder)
 
     @contextmanager

@@ -37,7 +37,7 @@ from fault_training import HOSTS, SMALL, Nodes, losses, token_file, training
 from patience import Patience, slowness
 
 from launcher import process
-from launcher.run.checkpoints import newest_step
+from launcher.run.checkpoints import newest_good
 from launcher.run.folder import RunFolder
 
 # In the first environment of every process of a job: what has it at the end was left behind. A variable of Python's
@@ -222,7 +222,7 @@ class LongJob:
         fault, began = Fault(kind, phase), time.monotonic()
         if phase == "save" and not self.wait_for(lambda: any(self.folder.checkpoints.glob(".saving-*")), timeout_s=60):
             fault.note = "no save was seen"
-        committed, step = newest_step(self.folder.checkpoints) or 0, steps_done(self.folder)
+        committed, step = newest_good(self.folder.checkpoints).step or 0, steps_done(self.folder)
         if blow is damage_checkpoint:
             committed = max(0, committed - EVERY)  # it takes the newest one away
         starts = len(resumed_after(self.job.log(0)))
@@ -333,7 +333,7 @@ def fill_disk(job: LongJob) -> None:
 
 def damage_checkpoint(job: LongJob) -> None:
     """The newest checkpoint loses bytes, then a rank dies."""
-    if newest := newest_step(job.folder.checkpoints):
+    if newest := newest_good(job.folder.checkpoints).step:
         victim = next(iter((job.folder.checkpoints / f"step-{newest:08d}").glob("*.bin")), None)
         if victim:
             with suppress(OSError):
@@ -433,7 +433,7 @@ class ShortJob:
         phase, blow = SHORT_KINDS[kind]
         fault, began, run = Fault(kind, phase), time.monotonic(), self.start()
         self.wait(run, kind)
-        committed = newest_step(self.folder.checkpoints) or 0 if self.folder.checkpoints.exists() else 0
+        committed = newest_good(self.folder.checkpoints).step or 0 if self.folder.checkpoints.exists() else 0
         starts = len(resumed_after(self._log()))
         if run.poll() is None:
             with suppress(ProcessLookupError, IndexError):

@@ -35,7 +35,7 @@ from seeded import MARK, Fault, Marked, Summary, drawn, resumed_after, steps_don
 from launcher import process  # noqa: E402
 from launcher.files import read_lines  # noqa: E402
 from launcher.planner import read_plan  # noqa: E402
-from launcher.run.checkpoints import newest_step  # noqa: E402
+from launcher.run.checkpoints import newest_good  # noqa: E402
 from launcher.run.folder import RunFolder  # noqa: E402
 
 STEPS, EVERY = 16, 4
@@ -219,7 +219,7 @@ def strike(job: BatchJob, kind: str, expected: Losses) -> Fault:
     job.submit()
     if not job.reach(phase):
         fault.note = "the moment did not come"
-    committed = (newest_step(job.folder.checkpoints) or 0) if job.folder.checkpoints.exists() else 0
+    committed = (newest_good(job.folder.checkpoints).step or 0) if job.folder.checkpoints.exists() else 0
     log = job.folder.rank_log(0)
     starts = len(resumed_after(log.read_text(errors="replace"))) if log.exists() else 0
     blow(job)

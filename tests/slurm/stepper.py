@@ -17,11 +17,18 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher.run.checkpoints import folder_name, newest_step
+from launcher.run.checkpoints import VERSION, folder_name, newest_good, write_manifest
 from launcher.run.folder import RunFolder
 from launcher.worker.stop import Pulse
 
 STEP_S = 0.2
+
+
+def save(run: RunFolder, step: int) -> None:
+    """A checkpoint without tensors."""
+    folder = run.checkpoints / folder_name(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(folder, {"version": VERSION, "step": step, "files": {}})
 
 
 def main() -> int:
@@ -31,7 +38,7 @@ def main() -> int:
     dist.init_process_group("gloo")
     print(f"rank {rank} runs on {socket.gethostname()}, secret {os.environ.get('WANDB_API_KEY')}", flush=True)
     pulse = Pulse()
-    first = newest_step(run.checkpoints) or 0
+    first = newest_good(run.checkpoints).step or 0
     if start and "after-resume" in options:
         num_steps = first + int(options["after-resume"])
     for step in range(first + 1, num_steps + 1):
@@ -41,7 +48,7 @@ def main() -> int:
             with (run.path / "steps.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "start": start, "world": dist.get_world_size()}) + "\n")
         if rank == 0 and step % int(options.get("checkpoint-every", num_steps + 1)) == 0:
-            (run.checkpoints / folder_name(step)).mkdir(parents=True)
+            save(run, step)
         if step == int(options.get("fail", 0)):
             raise RuntimeError("this job fails by itself")
         if pulse.step_done(step, step_s=STEP_S):
@@ -49,7 +56,7 @@ def main() -> int:
             dist.destroy_process_group()
             if rank == 0:
                 time.sleep(2)  # a checkpoint that takes its time, when the other ranks have ended already
-                (run.checkpoints / folder_name(step)).mkdir(parents=True, exist_ok=True)
+                save(run, step)
             return 0
     pulse.close()
     if rank == 0:

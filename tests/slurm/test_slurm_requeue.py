@@ -10,7 +10,7 @@ import pytest
 from plans import plan
 
 from launcher.errors import InputError
-from launcher.run.checkpoints import folder_name, temporary_name
+from launcher.run.checkpoints import MANIFEST, VERSION, folder_name, temporary_name, write_manifest
 from launcher.run.folder import create_run_folder
 from launcher.run.ledger import END, PLACED, START, JobEvent, Ledger, append_event
 from launcher.run.metrics import MetricsFile, StepMetrics
@@ -18,29 +18,35 @@ from launcher.run.node_state import NodeState
 from launcher.slurm.progress import newest_change, newest_checkpoint, starts, was_stopped
 from launcher.slurm.replan import Fit, Hosts, fit_allocation
 from launcher.slurm.request import Where
-from launcher.slurm.requeue import JobStart, Outcome, decide, requeues, start_problem
+from launcher.slurm.requeue import JobStart, Outcome, Saved, decide, requeues, start_problem
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.sweep import SweepMember, results, sweep_request, table, update_table, write_sweep
 
-FAILED = Outcome(code=1, signalled=False, stopped=False, lost_nodes=(), checkpoint_step=20)
-FRESH, FIRST, LAST = JobStart(0, None), JobStart(0, 10), JobStart(50, 10)
+
+def at(step: int) -> Saved:
+    """A checkpoint that was written in the order of steps."""
+    return Saved(step, 1_700_000_000_000 + step)
+
+
+FAILED = Outcome(code=1, signalled=False, stopped=False, lost_nodes=(), saved=at(20))
+FRESH, FIRST, LAST = JobStart(0), JobStart(0, at(10)), JobStart(50, at(10))
 
 DECISIONS = {
     "the end": (replace(FAILED, code=0), FIRST, True, False, "complete"),
     "an application error": (FAILED, FIRST, True, False, "failed by itself"),
     "a signal and a new checkpoint": (replace(FAILED, signalled=True), FIRST, True, True, "Slurm's signal"),
     "a signal and no new checkpoint": (
-        replace(FAILED, signalled=True), JobStart(0, 20), True, False, "no new checkpoint",
+        replace(FAILED, signalled=True), JobStart(0, at(20)), True, False, "no new checkpoint",
     ),
     "a signal before any checkpoint": (
-        replace(FAILED, signalled=True, checkpoint_step=None), FRESH, True, False, "no new checkpoint",
+        replace(FAILED, signalled=True, saved=Saved()), FRESH, True, False, "no new checkpoint",
     ),
     "preemption that only the tasks saw": (replace(FAILED, stopped=True), FIRST, True, True, "preemption"),
     "a lost node, although nothing was saved": (
-        replace(FAILED, lost_nodes=("n7",), checkpoint_step=10), FIRST, True, True, "n7 no longer answered",
+        replace(FAILED, lost_nodes=("n7",), saved=at(10)), FIRST, True, True, "n7 no longer answered",
     ),
     "preemption, although nothing was saved": (
-        replace(FAILED, preempted=True, checkpoint_step=10), FIRST, True, True, "preempted by Slurm",
+        replace(FAILED, preempted=True, saved=at(10)), FIRST, True, True, "preempted by Slurm",
     ),
     "preemption at the last start": (replace(FAILED, preempted=True), LAST, True, True, "preempted by Slurm"),
     "preemption, requeue forbidden": (replace(FAILED, preempted=True), FIRST, False, False, "launch.requeue=false"),
@@ -58,52 +64,80 @@ def test_what_ended_a_start_decides_whether_it_is_requeued(case: str) -> None:
 
 
 def test_a_crash_loop_is_distinguished_from_progress() -> None:
-    stuck = [JobStart(i, 40) for i in range(4)]
+    stuck = [JobStart(i, at(40)) for i in range(4)]
     assert start_problem(stuck[:3], max_requeues=50) is None
     assert "from the checkpoint of step 40" in str(start_problem(stuck, max_requeues=50))
-    assert start_problem([*stuck, JobStart(4, 41)], max_requeues=50) is None
-    assert "without any checkpoint" in str(start_problem([JobStart(i, None) for i in range(4)], max_requeues=50))
+    assert start_problem([*stuck, JobStart(4, at(41))], max_requeues=50) is None
+    assert "without any checkpoint" in str(start_problem([JobStart(i) for i in range(4)], max_requeues=50))
 
 
 def test_the_number_of_requeues_is_bounded_also_with_progress() -> None:
-    history = [JobStart(i, i) for i in range(6)]
+    history = [JobStart(i, at(i)) for i in range(6)]
     assert start_problem(history, max_requeues=5) is None
     assert "launch.max_requeues=4" in str(start_problem(history, max_requeues=4))
 
 
 def test_what_slurm_sent_back_is_no_crash_and_costs_no_requeue() -> None:
-    preempted = [JobStart(i, 40, sent_back=True) for i in range(60)]
-    assert start_problem([*preempted, JobStart(60, 40)], max_requeues=50) is None
-    crashes = [JobStart(60 + i, 40) for i in range(3)]
+    preempted = [JobStart(i, at(40), sent_back=True) for i in range(60)]
+    assert start_problem([*preempted, JobStart(60, at(40))], max_requeues=50) is None
+    crashes = [JobStart(60 + i, at(40)) for i in range(3)]
     assert start_problem([*preempted, *crashes], max_requeues=50) is None
-    assert "a crash loop: 4 starts" in str(start_problem([*preempted, *crashes, JobStart(63, 40)], max_requeues=50))
+    assert "a crash loop: 4 starts" in str(start_problem([*preempted, *crashes, JobStart(63, at(40))], max_requeues=50))
     assert requeues([*preempted, *crashes]) == 2
-    assert requeues([JobStart(0, 1, sent_back=True), JobStart(1, 2), JobStart(0, 3)]) == 0  # of another job
-    stopped = replace(FAILED, signalled=True, checkpoint_step=99)
-    assert decide(stopped, [*preempted, JobStart(60, 40)], requeue=True, max_requeues=1).requeue
+    assert requeues([JobStart(0, at(1), sent_back=True), JobStart(1, at(2)), JobStart(0, at(3))]) == 0  # of another job
+    stopped = replace(FAILED, signalled=True, saved=at(99))
+    assert decide(stopped, [*preempted, JobStart(60, at(40))], requeue=True, max_requeues=1).requeue
 
 
 def test_a_job_that_always_comes_back_is_bounded_by_the_number_of_requeues_alone() -> None:
-    stopped = replace(FAILED, signalled=True, checkpoint_step=None)
+    stopped = replace(FAILED, signalled=True, saved=Saved())
     assert decide(stopped, [FRESH], requeue=True, max_requeues=50, always=True).requeue
-    assert not decide(stopped, [JobStart(50, None)], requeue=True, max_requeues=50, always=True).requeue
+    assert not decide(stopped, [JobStart(50)], requeue=True, max_requeues=50, always=True).requeue
     assert not decide(FAILED, [FRESH], requeue=True, max_requeues=50, always=True).requeue  # failed by itself
-    assert start_problem([JobStart(i, None) for i in range(9)], max_requeues=50, always=True) is None
-    assert start_problem([JobStart(i, None) for i in range(9)], max_requeues=7, always=True)
+    assert start_problem([JobStart(i) for i in range(9)], max_requeues=50, always=True) is None
+    assert start_problem([JobStart(i) for i in range(9)], max_requeues=7, always=True)
+
+
+NEWER = {
+    "the next step": (at(50), at(40), True),
+    "the same": (at(40), at(40), False),
+    "the one before, as the newest was damaged": (at(40), at(60), False),
+    "a step before the damaged one, saved since": (Saved(50, at(61).at), at(60), True),
+    "the step of the damaged one, saved again": (Saved(60, at(61).at), at(60), True),
+    "the first": (at(5), Saved(), True),
+    "none any more": (Saved(), at(5), False),
+    "none yet": (Saved(), Saved(), False),
+    "a step without a time, in the ledger of an earlier launcher": (Saved(50, 1), Saved(40), True),
+}
+
+
+@pytest.mark.parametrize("case", NEWER)
+def test_what_was_written_since_a_start_is_progress_whatever_its_step(case: str) -> None:
+    now, before, newer = NEWER[case]
+    stopped = replace(FAILED, signalled=True, saved=now)
+    assert decide(stopped, [JobStart(0, before)], requeue=True, max_requeues=50).requeue is newer
+    loop = start_problem([*(JobStart(i, before) for i in range(3)), JobStart(3, now)], max_requeues=50)
+    assert (loop is None) is newer
+
+
+def test_a_job_that_is_submitted_again_after_a_crash_loop_may_start() -> None:
+    stuck = [JobStart(i, at(40)) for i in range(4)]
+    assert start_problem([*stuck, JobStart(0, at(40))], max_requeues=50) is None
+    assert "a crash loop: 4 starts" in str(start_problem([*stuck, *stuck], max_requeues=50))
 
 
 def test_what_changes_where_a_script_saves_is_progress(tmp_path: Path) -> None:
     folder = tmp_path / "ckpts"
-    assert newest_change(folder) is None
+    assert newest_change(folder) == Saved()
     (folder / "epoch").mkdir(parents=True)
-    assert newest_change(folder) is None  # a folder alone is no checkpoint
+    assert newest_change(folder) == Saved()  # a folder alone is no checkpoint
     (folder / "epoch" / "a.pt").write_text("")
     os.utime(folder / "epoch" / "a.pt", (1e9, 1e9))
     (folder / "gone").symlink_to("nowhere")
-    assert newest_change(folder) == 10**12
+    assert newest_change(folder) == Saved(at=10**12)
     os.utime(folder / "epoch" / "a.pt", (1e9 + 1, 1e9 + 1))
-    assert newest_change(folder) == newest_change(folder / "epoch" / "a.pt") == 10**12 + 1000
-    stuck = [JobStart(i, 10**12) for i in range(4)]
+    assert newest_change(folder) == newest_change(folder / "epoch" / "a.pt") == Saved(at=10**12 + 1000)
+    stuck = [JobStart(i, Saved(at=10**12)) for i in range(4)]
     assert "from what is in launch.progress" in str(start_problem(stuck, max_requeues=50))
 
 
@@ -117,16 +151,21 @@ def test_a_requeue_is_wanted_where_there_is_progress_always_or_never(given: obje
 
 def test_progress_is_read_from_the_run_folder(tmp_path: Path) -> None:
     folder = create_run_folder(tmp_path)
-    assert newest_checkpoint(folder) is None
+    assert newest_checkpoint(folder) == Saved()
     for name in (folder_name(7), folder_name(120), temporary_name(200), "notes"):
         (folder.checkpoints / name).mkdir(parents=True)
-    assert newest_checkpoint(folder) == 120
+    for step in (7, 120):
+        write_manifest(folder.checkpoints / folder_name(step), {"version": VERSION, "files": {}})
+        os.utime(folder.checkpoints / folder_name(step) / MANIFEST, (step, step))
+    assert newest_checkpoint(folder) == Saved(120, 120_000)
+    (folder.checkpoints / folder_name(120) / MANIFEST).write_text("{}")
+    assert newest_checkpoint(folder) == Saved(7, 7_000)
     append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 2, "checkpoint_step": 7}))
     Ledger(folder.ledger, node=0, began=0.0).note("met")
-    assert starts(folder) == [JobStart(2, 7)]
+    assert starts(folder) == [JobStart(2, Saved(7))]
     append_event(folder.ledger, JobEvent(END, "17", 0.0, {"code": 1, "why": "preempted", "sent_back": True}))
-    append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 3, "checkpoint_step": 7}))
-    assert starts(folder) == [JobStart(2, 7, sent_back=True), JobStart(3, 7)]
+    append_event(folder.ledger, JobEvent(START, "17", 0.0, {"restart": 3, **Saved(7, 7_000).details()}))
+    assert starts(folder) == [JobStart(2, Saved(7), sent_back=True), JobStart(3, Saved(7, 7_000))]
 
 
 @pytest.mark.parametrize(

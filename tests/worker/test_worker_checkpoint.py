@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from training import ADAMW, Curve, make_engine, steps
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrainOptions
-from launcher.run.checkpoints import MANIFEST, committed_steps, folder_name
+from launcher.run.checkpoints import MANIFEST, committed_steps, folder_name, mark_damaged, newest_good
 from launcher.worker.checkpoint.saver import CheckpointManager
 
 SAVED, TOTAL = 3, 6
@@ -176,6 +177,26 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
     assert found["step"] == 2
     warning = capfd.readouterr().err
     assert str(file) in warning and folder_name(4) in warning and "not used" in warning
+    known = newest_good(two)  # what `launcher status` and the rule of requeues see without reading tensors
+    assert known.step == 2 and str(file) in known.damaged[4]
+
+
+def test_a_record_of_damage_ends_with_a_repair_and_when_ranks_find_nothing(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=SYNC)
+    for step in (2, 4):
+        manager.save(step, {"weights": torch.zeros(8)})
+    file = tmp_path / folder_name(4) / "rank-00000.bin"
+    right = file.read_bytes()
+    flip_a_bit(file)
+    assert newest_good(tmp_path).step == 4  # nobody has read it yet
+    assert manager.newest_good() == newest_good(tmp_path).step == 2
+    time.sleep(0.1)  # more than the steps of a file's times
+    file.write_bytes(right)
+    assert newest_good(tmp_path).step == 4
+    mark_damaged(file.parent, ["of a disk that has come back"])
+    assert newest_good(tmp_path).step == 2
+    assert manager.newest_good() == newest_good(tmp_path).step == 4
+    manager.close()
 
 
 @pytest.fixture

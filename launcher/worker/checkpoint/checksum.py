@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from launcher.run.checkpoints import size_problem
+
 ROWS, COLUMNS = 128, 1024
 PANEL_BYTES = ROWS * COLUMNS * 8
 NAME = "sums128x1024"  # the key of the checksum in a manifest
@@ -61,10 +63,9 @@ class Checksum:
 def file_problem(folder: Path, name: str, expected: Mapping[str, Any]) -> str | None:
     """Return the problem of one file of a checkpoint, or None. `expected`: its entry in the manifest."""
     path = folder / name
+    if problem := size_problem(path, expected["bytes"]):
+        return problem
     try:
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            return f"{path} has {size} bytes instead of {expected['bytes']}: it was truncated or not fully written"
         # Version 1 has SHA-256.
         right = _read(path, Checksum()) == expected[NAME] if NAME in expected else _is_sha256(path, expected)
     except OSError as error:

@@ -30,6 +30,9 @@ from launcher.run.checkpoints import (
     doomed_name,
     folder_name,
     leftovers,
+    mark_damaged,
+    mark_good,
+    read_files,
     read_manifest,
     temporary_name,
 )
@@ -144,10 +147,15 @@ class CheckpointManager:
         if self._group is not None:
             dist.broadcast_object_list(steps, src=0, group=self._group)
         for step in steps[0]:
-            problems = self._problems(self.folder / folder_name(step))
+            folder = self.folder / folder_name(step)
+            problems = self._problems(folder)
             if not problems:
+                if self._main:
+                    mark_good(folder)
                 return int(step)
             self._damaged.add(step)
+            if self._main:
+                mark_damaged(folder, problems)
             self._say(f"warning: checkpoint {folder_name(step)} is not used: {'; '.join(problems)}")
         return None
 
@@ -159,7 +167,7 @@ class CheckpointManager:
         """Return the problems of a checkpoint; the ranks share the reading of its files."""
         rank, size = (dist.get_rank(), dist.get_world_size()) if self._group is not None else (0, 1)
         try:
-            files = sorted(read_manifest(folder)["files"].items())
+            files = sorted(read_files(folder).items())
         except InputError as error:
             mine = [str(error)]
         else:
@@ -200,7 +208,7 @@ class CheckpointManager:
     def _report_failure(self, step: int, error: CheckpointException) -> None:
         """Warn about a checkpoint that could not be written; the run continues."""
         causes = sorted({f"rank {rank}: {failure[0]}" for rank, failure in error.failures.items()})
-        left = committed_steps(self.folder)
+        left = [step for step in committed_steps(self.folder) if step not in self._damaged]
         last = f"the last good one is {folder_name(left[0])}" if left else "there is none before it"
         self._say(f"warning: the checkpoint after step {step} could not be written ({'; '.join(causes)}); {last}")
         if self._main:
