@@ -201,8 +201,10 @@ def _measured_lines(findings: Findings, command: str) -> Iterator[str]:
         given = {name: getattr(engine, f"{name}_s") for name in ("layer", "micro_batch", "step", "unit", "call")}
         yield "  engine: # core seconds of our engine, fitted to steps of several layouts"
         yield from (f"    {name}_ms: {1e3 * value:.4g}" for name, value in given.items() if value is not None)
-        if engine.chain is not None:
-            yield f"    chain: {engine.chain:.3g}"
+        given = {"element": engine.element_s, "byte": engine.byte_s}
+        yield from (f"    {name}_ns: {1e9 * value:.4g}" for name, value in given.items() if value is not None)
+        shares = {"idle": engine.idle, "chain": engine.chain}
+        yield from (f"    {name}: {value:.3g}" for name, value in shares.items() if value is not None)
         yield f"    error: {engine.error:.3g}"
     if findings.curves:
         yield "  collectives:"

@@ -109,9 +109,25 @@ class EngineSeconds:
         meaning="a collective's call within a step, in addition to what it takes back to back, for each rank more than "
         "one on a core: ranks come from their work at different times, wait, and change places",
     )  # fmt: skip
+    element_s: float | None = key(
+        None, name="element_ns", scale=1e-9, unit="ns", minimum=0,
+        meaning="operators between a layer's products, for each element of its hidden states, forward and backward, in "
+        "addition to what their bytes take through memory",
+    )  # fmt: skip
+    byte_s: float | None = key(
+        None, name="byte_ns", scale=1e-9, unit="ns", minimum=0,
+        meaning="a byte of a collective's buffer within a step, in addition to what it takes back to back, where the "
+        "buffer stays in a core's cache",
+    )  # fmt: skip
+    idle: float | None = key(
+        None, unit="1", minimum=0, below=100,
+        meaning="of a rank's own work on the longest chain, the share in which other cores find none: 1 is Graham's "
+        "bound, 0 where other ranks always have work",
+    )  # fmt: skip
     chain: float | None = key(
-        None, unit="1", minimum=1, below=100,
-        meaning="longest chain of a collective over the core seconds of one of its ranks, which hand data on in turn",
+        None, unit="1", minimum=0, below=100,
+        meaning="the same of its collectives, over their core seconds: more than 1, as ranks hand data on in turn, "
+        "where nothing else has work in between",
     )  # fmt: skip
     error: float = key(
         0.0, unit="1", minimum=0, below=10, meaning="mean distance of measured steps from what these say, as a share"

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from launcher.cluster import Cluster
@@ -147,9 +148,8 @@ def _steps(document: Mapping[str, Any]) -> list[StepSample]:
     rows = [row for row in document["results"] if row.get("cpu_s")]
     found = []
     for row in rows:
-        plan, used, steps = read_plan(Path(row["plan"])), sorted(row["cpu_s"]), sorted(row["steps_s"])
-        undisturbed = steps[len(steps) // 4]  # what else the machine does lengthens a step, and never shortens it
-        found.append(StepSample(plan.job, plan.layout, used[len(used) // 2], undisturbed))
+        plan = read_plan(Path(row["plan"]))
+        found.append(StepSample(plan.job, plan.layout, median(row["cpu_s"]), median(row["steps_s"])))
     return found
 
 

@@ -17,14 +17,39 @@ from launcher.planner.build import make_plan
 
 MODEL = "gpt_tiny"  # that the engine's seconds are measured with
 DEEPER = 3  # times as many layers in one trial, which tells a layer's seconds from a micro-batch's
+WIDER = 2  # times as wide in one trial, which tells what grows with the width
 
 
 @dataclass(frozen=True)
 class RecipeRun:
-    """One run of a recipe."""
+    """One run of a recipe, in a folder of its name and this addition."""
 
     recipe: str
     overrides: tuple[str, ...]
+    addition: str = ""
+
+
+@dataclass(frozen=True)
+class TrialShape:
+    """A layout that is tried, and how much deeper and wider than MODEL its model is."""
+
+    tp: int = 1
+    pp: int = 1
+    zero: int = 0
+    micro_batch: int = 1
+    deeper: int = 1
+    wider: int = 1
+
+
+ALL_RANKS = (
+    TrialShape(), TrialShape(zero=1), TrialShape(zero=3), TrialShape(micro_batch=2), TrialShape(deeper=DEEPER),
+    TrialShape(wider=WIDER), TrialShape(wider=WIDER, zero=3), TrialShape(tp=2), TrialShape(tp=2, zero=1),
+    TrialShape(pp=2), TrialShape(pp=2, zero=1),
+)  # fmt: skip
+# Of a job on half the ranks fewer share a core, and a group may be alone on the machine.
+HALF_THE_RANKS = (
+    TrialShape(), TrialShape(zero=1), TrialShape(tp=2), TrialShape(tp=4), TrialShape(wider=WIDER, tp=2),
+)  # fmt: skip
 
 
 def measure_here(cluster: Cluster, overrides: Sequence[str], folder: Path) -> list[Path]:
@@ -36,7 +61,7 @@ def measure_here(cluster: Cluster, overrides: Sequence[str], folder: Path) -> li
         )
     found = []
     for step in steps_for(cluster, overrides, folder):
-        run_dir = folder / step.recipe
+        run_dir = folder / f"{step.recipe}{step.addition}"
         notify(f"measuring: recipe {step.recipe}")
         words = [f"recipe={step.recipe}", "tracking=none", f"run_dir={run_dir}", *overrides, *step.overrides]
         if run_launcher("run", words):
@@ -71,32 +96,39 @@ def steps_for(cluster: Cluster, overrides: Sequence[str], folder: Path) -> Itera
         sizes = ("recipe.sizes=64:4M:16",) if on_cpu else ()  # to beyond the gradients of a small model
         yield RecipeRun("collectives", (f"layout.tp={tp}", "layout.pp=1", f"layout.dp={ranks // tp}", *sizes))
     if on_cpu and ranks > 1:
-        write_trials(cluster, overrides, folder / "trials")
-        more = (f"recipe.trials={folder / 'trials'}", "recipe.steps=6", "recipe.patience=1000", f"model={MODEL}")
-        yield RecipeRun("tune", (*more, *_pinned(ranks, 1, 1, 0, 1)))
+        yield _trials_of(ALL_RANKS, ranks, overrides, folder / "trials")
+    if on_cpu and ranks % 2 == 0 and ranks // 2 > cluster.node.cores > 0:
+        yield _trials_of(HALF_THE_RANKS, ranks // 2, overrides, folder / "trials-half", addition="-half")
+
+
+def _trials_of(
+    shapes: Sequence[TrialShape], ranks: int, overrides: Sequence[str], folder: Path, *, addition: str = ""
+) -> RecipeRun:
+    """Steps under each of these layouts, in the same warm ranks."""
+    words = (*overrides, f"cluster.node.num_gpus={ranks}")
+    write_trials(shapes, ranks, words, folder)
+    more = (f"recipe.trials={folder}", "recipe.steps=6", "recipe.patience=1000", f"model={MODEL}")
+    return RecipeRun("tune", (*more, words[-1], *_pinned(ranks, TrialShape())), addition)
 
 
 def _attention(cluster: Cluster) -> tuple[str, ...]:
     return () if cluster.node.gpu.kind == "cpu" else ("recipe.sequences=[2048,8192]",)
 
 
-def write_trials(cluster: Cluster, overrides: Sequence[str], folder: Path) -> None:
-    """Plans in which each of the engine's seconds counts for much, as files."""
+def write_trials(shapes: Sequence[TrialShape], ranks: int, overrides: Sequence[str], folder: Path) -> None:
+    """Plans in which each of the engine's seconds counts for much, as files: of the layouts that so many ranks have."""
     folder.mkdir(parents=True)
-    ranks = cluster.max_ranks
-    wanted = [(1, 1, 0, 1, 1), (1, 1, 1, 1, 1), (1, 1, 3, 1, 1), (1, 1, 0, 2, 1), (1, 1, 0, 1, DEEPER)]
-    wanted += [(2, 1, 0, 1, 1), (2, 1, 1, 1, 1), (1, 2, 0, 1, 1), (1, 2, 1, 1, 1)] if ranks % 2 == 0 else []
-    for number, (tp, pp, zero, micro_batch, deeper) in enumerate(wanted):
-        words = [*overrides, f"model={MODEL}", "recipe=gpt", *_pinned(ranks, tp, pp, zero, micro_batch)]
-        layers = deeper * load(words).job.model.layers
-        words.append(f"model.layers={layers}")
+    usual = load([*overrides, f"model={MODEL}"]).job.model
+    for number, shape in enumerate(shape for shape in shapes if ranks % (shape.tp * shape.pp) == 0):
+        words = [*overrides, f"model={MODEL}", "recipe=gpt", *_pinned(ranks, shape)]
+        words += [f"model.layers={shape.deeper * usual.layers}", f"model.hidden={shape.wider * usual.hidden}"]
         settings = load(words)
         write_plan(make_plan(settings.job, settings.request, settings.run_options), folder / f"{number:03d}.json")
 
 
-def _pinned(ranks: int, tp: int, pp: int, zero: int, micro_batch: int) -> tuple[str, ...]:
+def _pinned(ranks: int, shape: TrialShape) -> tuple[str, ...]:
     return (
-        f"layout.tp={tp}", f"layout.pp={pp}", f"layout.dp={ranks // tp // pp}", f"layout.zero_stage={zero}",
-        f"layout.micro_batch={micro_batch}", "layout.recompute=none", "layout.sequence_parallel=false",
-        f"train.global_batch={2 * ranks}",
+        f"layout.tp={shape.tp}", f"layout.pp={shape.pp}", f"layout.dp={ranks // shape.tp // shape.pp}",
+        f"layout.zero_stage={shape.zero}", f"layout.micro_batch={shape.micro_batch}", "layout.recompute=none",
+        "layout.sequence_parallel=false", f"train.global_batch={2 * ranks}",
     )  # fmt: skip

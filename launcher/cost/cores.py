@@ -3,16 +3,17 @@
 A core that one rank leaves idle is another's: a bubble costs nothing while some rank has work, and overlap wins
 nothing. So ranks' core seconds are added up, collectives included: their curves hold core seconds on CPUs. Cores are
 idle while fewer ranks than cores have work. A scheduler that leaves no core idle while a rank has work takes at most
-work / cores + (1 - 1 / cores) · critical path (Graham 1969, "Bounds on multiprocessing timing anomalies"), and ranks
-that wait for each other in every layer come near that bound. In a collective ranks hand data on in turn: its part of
-the critical path is longer than what one rank works in it, by `chain`.
+work / cores + (1 - 1 / cores) · critical path (Graham 1969, "Bounds on multiprocessing timing anomalies"). How near
+ranks come to that bound is measured: by `idle` of what a rank computes, by `chain` of its collectives, in which ranks
+hand data on in turn. On quiet cores others fill nearly all waits; where other programs take turns, few.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from launcher.cluster import Cluster
 from launcher.cluster.measured import EngineSeconds
@@ -23,12 +24,21 @@ from launcher.cost.traffic import SEND, SEND_BACK, Message, MessageRules, RankSt
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
-# Core seconds of our torch engine on one core of a server (Xeon and EPYC with AVX-512), torch 2.13: from steps of
-# gpt_tiny under several layouts. A call's: an all-reduce after 3 ms of products takes 0.5 to 1.1 ms more than back to
-# back, in groups of 2, 4 and 8 of eight ranks on two cores; steps say 0.4 to 0.6 ms. `launcher calibrate cluster=cpu`
-# measures a machine's own. `chain`: wall time less core seconds over cores of 82 layouts of two models on two cores is
-# half of 0.6 of a rank's compute and of 2.0 to 3.5 times its collectives.
-ENGINE = EngineSeconds(layer_s=0.3e-3, micro_batch_s=4e-3, step_s=0.5e-3, unit_s=0.9e-3, call_s=0.15e-3, chain=2.6)
+# Core seconds of our torch engine, as `launcher calibrate cluster=cpu` found them on two EPYC cores with AVX-512 that
+# eight and four ranks had for themselves (torch 2.13, 2026-11-30); it measures a machine's own. What a step takes
+# more than its core seconds over cores is half of `idle` of a rank's compute and of `chain` times its collectives:
+# there 0.0 to 0.1 and 0.0 to 0.8, and where much else ran on the same cores 0.6 and 2.0 to 3.5 (82 layouts).
+ENGINE = EngineSeconds(
+    layer_s=0.35e-3,
+    micro_batch_s=4e-3,
+    step_s=0.5e-3,
+    unit_s=0.65e-3,
+    call_s=0.07e-3,
+    element_s=25e-9,
+    byte_s=0.4e-9,
+    idle=0.1,
+    chain=0.8,
+)
 # Of a micro-batch's seconds: what every stage has (the schedule, autograd's start), and what the first and the last
 # one have, by operators of embedding, head and loss. Four stages use 1.3 ms more in each than one stage does.
 STAGE_SHARE, EMBEDDING_SHARE, HEAD_SHARE = 1 / 3, 1 / 6, 1 / 2
@@ -50,17 +60,29 @@ class CpuStepTime:
     cores: int
 
 
+class RankSeconds(NamedTuple):
+    """Core seconds of one rank: its own work and its collectives of a micro-batch, and what it does once a step."""
+
+    own_s: float
+    moved_s: float
+    once_s: float
+    scalars_s: float
+
+
 def engine_of(cluster: Cluster) -> EngineSeconds:
     """What the operators of our engine cost: as measured, else as here."""
     engine = cluster.measured.engine
     if engine.layer_s is None:
         return ENGINE
-    return engine if engine.chain is not None else replace(engine, chain=ENGINE.chain)
+    idle = ENGINE.idle if engine.idle is None else engine.idle
+    return replace(engine, idle=idle, chain=ENGINE.chain if engine.chain is None else engine.chain)
 
 
-def layer_s(parts: LayerParts, engine: EngineSeconds, layout: Layout) -> float:
-    """Core seconds of one layer and one micro-batch, forward and backward, with what is computed again."""
-    host = engine.layer_s or 0.0
+def layer_s(parts: LayerParts, engine: EngineSeconds, layout: Layout, *, elements: float) -> float:
+    """Core seconds of one layer and one micro-batch of `elements` hidden states, forward and backward, with what is
+    computed again.
+    """
+    host = (engine.layer_s or 0.0) + (engine.element_s or 0.0) * elements
     whole = _both(parts.rest) + _both(parts.core) + host
     again = {
         "full": parts.rest.forward_s + parts.core.forward_s + FORWARD_SHARE * host,
@@ -117,16 +139,15 @@ def core_time(
     optimizer's pass over memory.
     """
     count = layout.num_micro_batches(job.training.global_batch)
-    ranks, cores = layout.world_size, _cores(job.cluster, layout)
+    ranks, cores = layout.world_size, cores_of(job.cluster, layout)
     engine = engine_of(job.cluster)
     engine = replace(engine, call_s=(engine.call_s or 0.0) * (ranks / cores - 1))
-    each, busiest = layout.world_size // layout.pp, []
+    each, found = layout.world_size // layout.pp, []
     work: dict[str, float] = defaultdict(float)
     for stage, compute in stages:
-        messages = rank_messages(job, layout, stage, rules)
-        moved = _messages_s(layout, stage, messages, price, engine)
+        moved = _messages_s(layout, stage, rank_messages(job, layout, stage, rules), price, engine)
         scalars = sum(price(one) + (engine.call_s or 0.0) for one in scalar_messages(layout))
-        once, chain = update_s + (engine.step_s or 0.0), engine.chain or 1.0
+        once = update_s + (engine.step_s or 0.0)
         passed = sharded_passes(layout, stage) * (engine.unit_s or 0.0)
         work["compute"] += each * count * compute
         if passed:
@@ -134,10 +155,14 @@ def core_time(
         work["optimizer"] += each * (once + scalars)
         for axis, seconds in moved.items():
             work[axis] += each * seconds
-        busiest.append((compute + passed + chain * sum(moved.values()) / count, once + chain * scalars))
+        found.append(RankSeconds(compute + passed, sum(moved.values()) / count, once, scalars))
     share = {part: seconds / cores for part, seconds in work.items()}
-    balanced, path = sum(share.values()), _path_s(layout, busiest, count)
-    total = path if cores >= ranks else max(path, balanced + (1 - 1 / cores) * path)
+    balanced, idle, chain = sum(share.values()), engine.idle or 0.0, engine.chain or 0.0
+    if cores >= ranks:
+        total = _path_s(layout, found, count, chain=max(1.0, chain))
+    else:
+        waiting = (1 - 1 / cores) * _path_s(layout, found, count, own=idle, chain=chain)
+        total = max(_path_s(layout, found, count), balanced + waiting)
     return CpuStepTime(total, share, total - balanced, cores)
 
 
@@ -146,9 +171,11 @@ def _messages_s(
 ) -> dict[str, float]:
     """Core seconds of a rank's messages in a step, by the axis of the breakdown."""
     found: dict[str, float] = defaultdict(float)
-    call = engine.call_s or 0.0
+    call, byte = engine.call_s or 0.0, engine.byte_s or 0.0
     for message in messages:
         axis = "dp" if message.axis in ("sdp", "rdp", "edp") else message.axis
+        if message.collective not in SENDS:
+            found[f"{axis}_comm"] += message.times * message.num_bytes * byte
         calls = sharded_calls(layout, stage, message)
         if calls:
             one = price(message._replace(num_bytes=message.num_bytes / calls)) + (engine.unit_s or 0.0)
@@ -158,10 +185,10 @@ def _messages_s(
     return found
 
 
-def _path_s(layout: Layout, ranks: list[tuple[float, float]], count: int) -> float:
-    """The longest chain: every rank with a core to itself."""
+def _path_s(layout: Layout, ranks: Sequence[RankSeconds], count: int, *, own: float = 1.0, chain: float = 1.0) -> float:
+    """The longest chain: every rank with a core to itself. `own`, `chain`: weights of own work and of collectives."""
     schedule = "interleaved" if layout.virtual_stages > 1 else layout.schedule
-    times = [seconds for seconds, _ in ranks]
+    times = [own * rank.own_s + chain * rank.moved_s for rank in ranks]
     thirds = [seconds / 3 for seconds in times]
     found = pipeline_time(
         schedule,
@@ -171,10 +198,10 @@ def _path_s(layout: Layout, ranks: list[tuple[float, float]], count: int) -> flo
         num_micro_batches=count,
         virtual_stages=layout.virtual_stages,
     )
-    return found.total_s + max(once for _, once in ranks)
+    return found.total_s + max(own * rank.once_s + chain * rank.scalars_s for rank in ranks)
 
 
-def _cores(cluster: Cluster, layout: Layout) -> int:
+def cores_of(cluster: Cluster, layout: Layout) -> int:
     """Cores that the ranks of a layout can keep busy; one each where the number is not known."""
     known = cluster.node.cores * -(-layout.world_size // cluster.node.num_gpus)
     return min(known or layout.world_size, layout.world_size)

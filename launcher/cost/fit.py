@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from launcher.cluster.measured import EngineSeconds
-from launcher.cost.cores import ENGINE
+from launcher.cost.cores import ENGINE, cores_of
 from launcher.cost.model import CostModel
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
-NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s")
+NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s", "element_s", "byte_s")
+WAITS = ("idle", "chain")
 TINY = 1e-9
-MOST_CHAIN = 20.0
 PRIOR = 0.5  # how far a machine's seconds are from the usual ones, as a share
+PRIOR_WAITS = (0.3, 1.5)  # how far its shares of waiting are from the usual ones: by what else runs there
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> 
     A step's core seconds are linear in them: what each adds is what the model says with that one alone. Few samples
     with noise do not tell all of them apart; so each is drawn to its usual value, the more the noisier the samples are.
     """
-    zero = EngineSeconds(layer_s=TINY, micro_batch_s=0.0, step_s=0.0, unit_s=0.0, call_s=0.0)
+    zero = EngineSeconds(**dict.fromkeys(NAMES, 0.0) | {"layer_s": TINY})
     base = [core_seconds(sample, zero) for sample in samples]
     slopes = [
         [(core_seconds(sample, replace(zero, **{name: 1.0})) - base[i]) for name in NAMES]
@@ -48,29 +49,36 @@ def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> 
     found = non_negative([*rows, *drawn], [*wanted, *[noise / PRIOR] * len(NAMES)])
     seconds = dict(zip(NAMES, found, strict=True)) | {"error": round(_error(rows, wanted, found), 4)}
     engine = EngineSeconds(**seconds | {"layer_s": max(seconds["layer_s"], TINY)})
-    return replace(engine, chain=_chain(samples, engine, usual.chain or 1.0, noise))
+    return _waits(samples, engine, usual, noise)
 
 
-def _chain(samples: Sequence[StepSample], engine: EngineSeconds, usual: float, noise: float) -> float:
-    """How much longer collectives' chains are than core seconds, by what steps took: drawn to the usual value as the
-    seconds are.
+def _waits(samples: Sequence[StepSample], engine: EngineSeconds, usual: EngineSeconds, noise: float) -> EngineSeconds:
+    """The shares of ranks' own work and of their collectives in which cores idle, by what steps took more than their
+    core seconds over cores. Drawn to the usual ones as the seconds are.
     """
-    whole, each = 0.0, 0.0
-    for sample in samples:
-        if sample.step_s:
-            near, far = (step_seconds(sample, replace(engine, chain=chain)) for chain in (1.0, 2.0))
-            slope, wanted = (far - near) / sample.step_s, 1 - near / sample.step_s
-            whole, each = whole + slope * wanted, each + slope * slope
-    drawn = (noise / PRIOR / usual) ** 2
-    if not each + drawn:
-        return usual
-    return min(MOST_CHAIN, max(1.0, 1 + (whole + drawn * (usual - 1)) / (each + drawn)))
+    none = replace(engine, idle=0.0, chain=0.0)
+    timed = [(sample, sample.step_s) for sample in samples if sample.step_s]
+    base = [step_seconds(sample, none) for sample, _ in timed]
+    rows = [
+        [(step_seconds(sample, replace(none, **{name: 1.0})) - base[i]) / took for name in WAITS]
+        for i, (sample, took) in enumerate(timed)
+    ]
+    wanted = [(took - sample.core_s / _cores(sample)) / took for sample, took in timed]
+    for i, width in enumerate(PRIOR_WAITS):
+        weight = max(noise, TINY) / width
+        rows.append([weight if k == i else 0.0 for k in range(len(WAITS))])
+        wanted.append(weight * (getattr(usual, WAITS[i]) or 0.0))
+    return replace(engine, **dict(zip(WAITS, non_negative(rows, wanted), strict=True)))
 
 
 def _error(rows: Sequence[Sequence[float]], wanted: Sequence[float], found: Sequence[float]) -> float:
     """Mean distance of the samples from what the seconds say, as a share."""
     said = [sum(a * x for a, x in zip(row, found, strict=True)) for row in rows]
     return sum(abs(a - b) for a, b in zip(said, wanted, strict=True)) / len(wanted)
+
+
+def _cores(sample: StepSample) -> int:
+    return cores_of(sample.job.cluster, sample.layout)
 
 
 def core_seconds(sample: StepSample, engine: EngineSeconds) -> float:

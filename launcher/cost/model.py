@@ -124,7 +124,9 @@ class CostModel:
 
     def _core_time(self, layout: Layout) -> CpuStepTime:
         engine = engine_of(self.job.cluster)
-        layer = layer_s(self._layer_parts(_shape(layout)), engine, layout) + self._accumulation_s(layout)
+        shape = _shape(layout)
+        elements = float(self._tokens(shape) * self.job.model.hidden)
+        layer = layer_s(self._layer_parts(shape), engine, layout, elements=elements) + self._accumulation_s(layout)
         ends = [end.total_s - end.tp_s for end in self.end_costs(layout)]
         stages = []
         for rank, layers in enumerate(self.rank_layers(layout)):

@@ -12,11 +12,13 @@ import pytest
 from launcher.cli import main
 from launcher.cluster.calibration import curve_of, line_of
 from launcher.cluster.readers_nccl_tests import read_nccl_tests
+from launcher.commands.measuring import steps_for
 from launcher.config.compose import load
 from launcher.cost.collectives import collective_s
 from launcher.cost.constants import DEFAULT
 from launcher.cost.network import Group, fabric_of
 from launcher.errors import InputError
+from launcher.planner import read_plan
 
 # stas00/ml-engineering, network/README.md (CC BY-SA 4.0): one node of 8 × A100 SXM, all_reduce_perf.
 RECORDED = """\
@@ -233,3 +235,26 @@ def test_a_curve_that_is_none_is_refused_by_its_entry(curve: dict[str, Any], sai
     text = json.dumps(given).replace('"', "")
     with pytest.raises(InputError, match=rf"cluster\.measured\.collectives.*{said}"):
         load(["cluster=dgx_a100_80g", f"cluster.measured.collectives=[{text}]"])
+
+
+def test_cpu_ranks_are_measured_as_a_whole_and_by_halves_that_still_share_cores(tmp_path: Path) -> None:
+    """Each trial is a plan for as many ranks as its run has; what grows with depth and width is among them."""
+    words = ["cluster=cpu", "cluster.node.num_gpus=4", "cluster.node.cores=1"]
+    runs = list(steps_for(load(words).job.cluster, words, tmp_path))
+    tried = {
+        run.addition: [word for word in run.overrides if "num_gpus" in word] for run in runs if run.recipe == "tune"
+    }
+    assert tried == {"": ["cluster.node.num_gpus=4"], "-half": ["cluster.node.num_gpus=2"]}
+
+    plans = {
+        name: [read_plan(file) for file in sorted((tmp_path / name).glob("*"))] for name in ("trials", "trials-half")
+    }
+    assert {plan.layout.world_size for plan in plans["trials"]} == {4}
+    assert {plan.layout.world_size for plan in plans["trials-half"]} == {2}
+    shapes = [(plan.job.model.layers, plan.job.model.hidden) for plan in plans["trials"]]
+    assert {(12, 128), (4, 256), (4, 128)} == set(shapes)
+    assert {plan.layout.tp for plan in plans["trials-half"]} == {1, 2}  # two ranks have no group of four
+
+    alone = [*words[:2], "cluster.node.cores=2"]  # two ranks on two cores are no job that shares them
+    found = steps_for(load(alone).job.cluster, alone, tmp_path / "alone")
+    assert [run.addition for run in found if run.recipe == "tune"] == [""]

@@ -11,7 +11,7 @@ from launcher.config.compose import load
 from launcher.cost import Estimate
 from launcher.cost.collectives import collective_s
 from launcher.cost.constants import DEFAULT
-from launcher.cost.fit import StepSample, core_seconds, fit_engine, non_negative, step_seconds
+from launcher.cost.fit import NAMES, WAITS, StepSample, core_seconds, fit_engine, non_negative, step_seconds
 from launcher.cost.model import CostModel
 from launcher.cost.network import Group, fabric_of
 from launcher.layout import Layout
@@ -77,11 +77,17 @@ def test_a_bubble_costs_little_on_shared_cores_and_much_on_cores_of_their_own() 
 def test_a_step_is_between_the_even_share_of_the_work_and_grahams_bound(shape: Layout) -> None:
     engine = [f"cluster.measured.engine.{name}=1" for name in ("layer_ms", "micro_batch_ms", "step_ms", "unit_ms")]
     words = [*engine, "cluster.measured.engine.call_ms=0"]  # a call costs more where more ranks share a core
-    one, two, many = (estimate(shape, *words, f"cluster.node.cores={cores}").step_time_s for cores in (1, 2, 64))
 
-    assert one / 2 < two
-    assert two == pytest.approx(one / 2 + many / 2)  # of 64 cores each rank has one: the critical path
+    def seconds(cores: int, share: float) -> float:
+        waits = (f"cluster.measured.engine.{name}={share}" for name in ("idle", "chain"))
+        return estimate(shape, *words, *waits, f"cluster.node.cores={cores}").step_time_s
+
+    one, many = seconds(1, 1), seconds(64, 1)  # of 64 cores each rank has one: the critical path
+    assert seconds(2, 1) == pytest.approx(one / 2 + many / 2)
+    assert seconds(2, 0) == pytest.approx(one / 2)
+    assert seconds(2, 0.2) == pytest.approx(one / 2 + 0.2 * many / 2)
     assert one / 8 <= many * 1.001
+    assert seconds(7, 0) >= many * 0.999  # seven cores for eight ranks: no rank is faster than its own chain
 
 
 def test_a_call_within_a_step_costs_every_rank_of_its_group() -> None:
@@ -91,7 +97,7 @@ def test_a_call_within_a_step_costs_every_rank_of_its_group() -> None:
 
     def more(cores: int) -> float:
         """Seconds that calls of a millisecond for each other rank on a core add to a step."""
-        each = (f"cluster.node.cores={cores}", "cluster.measured.engine.chain=1")
+        each = (f"cluster.node.cores={cores}", "cluster.measured.engine.chain=1", "cluster.measured.engine.idle=1")
         times = [estimate(layout(2, 1, 4), *words, *each, f"cluster.measured.engine.call_ms={c}") for c in (0, 1)]
         return times[1].step_time_s - times[0].step_time_s
 
@@ -144,18 +150,24 @@ def test_a_measured_rate_of_a_core_counts_for_the_ranks_that_share_it() -> None:
     assert slow.step_time_s > 2 * fast.step_time_s
 
 
-def test_the_engines_seconds_are_found_again_from_steps() -> None:
-    true = EngineSeconds(layer_s=2e-3, micro_batch_s=1e-3, step_s=5e-3, unit_s=0.7e-3, call_s=0.4e-3, chain=3.5)
+@pytest.mark.parametrize(("idle", "chain"), [(0.6, 3.5), (0.05, 0.4), (0.0, 0.0)], ids=["busy", "quiet", "filled"])
+def test_the_engines_seconds_are_found_again_from_steps(idle: float, chain: float) -> None:
+    true = EngineSeconds(
+        layer_s=2e-3, micro_batch_s=1e-3, step_s=5e-3, unit_s=0.7e-3, call_s=0.4e-3, element_s=30e-9, byte_s=0.3e-9,
+        idle=idle, chain=chain,
+    )  # fmt: skip
     shapes = [layout(*each) for each in ((1, 1, 8), (1, 1, 8, 1), (1, 1, 8, 3), (1, 2, 4), (2, 1, 4), (2, 1, 4, 1))]
     shapes.append(layout(1, 1, 8, micro_batch=2))
     samples = [StepSample(job(), shape, 1.0) for shape in shapes]
+    samples += [StepSample(job("model.hidden=256"), layout(1, 1, 8, zero), 1.0) for zero in (0, 3)]
+    samples += [StepSample(job("cluster.node.num_gpus=4"), layout(*each), 1.0) for each in ((1, 1, 4), (4, 1, 1))]
     samples = [
         replace(sample, core_s=core_seconds(sample, true), step_s=step_seconds(sample, true)) for sample in samples
     ]
     found = fit_engine(samples)
 
-    for name in ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s", "chain"):
-        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3)
+    for name in (*NAMES, *WAITS):
+        assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3, abs=1e-9)
     assert found.error < 1e-6
 
 
