@@ -1,16 +1,17 @@
 """How good is the first choice on this machine's CPU ranks? Every (tp, pp, dp, ZeRO stage) of a grid is really run.
 
-    python tests/benchmarks/regret_here.py [--cluster cpu_measured] [--ranks 8 4] [--rounds 3] [--steps 4]
-    python tests/benchmarks/regret_here.py --keep grid.json --minutes 2 --portion 9    # as often as needed, then
-    python tests/benchmarks/regret_here.py --keep grid.json --rounds 0     # reports what was kept, planned again
+    python tests/benchmarks/regret_here.py --out FOLDER    # all of it: about 20 minutes on two idle cores
 
-Plans gpt_tiny, and a model with four times as many parameters, on 8 and 4 ranks; runs all layouts of each grid in the
-same warm ranks, interleaved, `rounds` times, and prints for each grid the rank correlation of predicted and measured
-step times, how much slower the first choice is than the best measured, and the mean error. Run
-`launcher calibrate cluster=cpu` before, and nothing next to it: step times are wall times. On a machine that others
-use, core seconds over cores and the fastest round are fairer: other work lengthens a step and never shortens it. All
-are printed, with the load. `--keep` adds what is measured to a file, `--portion` runs so many layouts at a time, so
-that a long grid may be measured bit by bit.
+calibrates this machine (`launcher calibrate cluster=cpu`), plans gpt_tiny, and a model with four times as many
+parameters, on 8 and 4 ranks; runs all layouts of each grid in the same warm ranks, interleaved, three times, and prints
+for each grid the rank correlation of predicted and measured step times, how much slower the first choice is than the
+best measured, and the mean error. FOLDER gets the cluster file, what was measured (grid.json), the table (table.txt),
+all figures (result.json) and a picture (plot.svg). The same command again goes on where it was interrupted, or writes
+the figures anew from what was measured: with `--rounds 0` it measures nothing.
+
+Run nothing next to it: step times are wall times. On a machine that others use, core seconds over cores and the fastest
+round are fairer: other work lengthens a step and never shortens it. All are printed, with the load. `--portion` runs so
+many layouts at a time, and `--minutes` begins nothing after these, so that a long grid may be measured bit by bit.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from regret_plot import picture
 
 from launcher import env
 from launcher.config.compose import load
@@ -39,6 +42,12 @@ MODELS = {
     "gpt_tiny": ("model=gpt_tiny",),
     "four times": ("model=gpt_tiny", "model.hidden=256"),  # 12 · layers · hidden²: four times as many parameters
 }
+MEASURED = "cpu_measured"
+ASKED_ERROR = 0.15
+MOST_FAILED = 2  # runs of one round
+WAYS = {  # to sum up rounds
+    "wall": "wall_s", "wall of the fastest round": "fastest_s", "core seconds over cores": "core_s_over_cores",
+}  # fmt: skip
 FIXED = ("layout.recompute=none", "layout.sequence_parallel=false", "layout.micro_batch=1", "layout.schedule=1f1b")
 
 
@@ -73,9 +82,9 @@ def grid(words: Sequence[str], ranks: int) -> Iterator[tuple[str, Plan]]:
 
 
 def run_round(
-    found: Sequence[Measured], words: Sequence[str], folder: Path, *, ranks: int, steps: int, turn: int
+    found: Sequence[Measured], words: Sequence[str], folder: Path, *, ranks: int, steps: int, turn: int, log: Path
 ) -> float:
-    """One round over these layouts, begun elsewhere each time; returns its seconds."""
+    """One round over these layouts, begun elsewhere each time; returns its seconds. What ranks say goes to `log`."""
     trials, run = folder / f"trials-{turn}", folder / f"run-{turn}"
     trials.mkdir()
     shift = turn * len(found) // 3 % len(found)
@@ -85,7 +94,8 @@ def run_round(
     command = [sys.executable, "-m", "launcher.cli", "run", *words, f"cluster.node.num_gpus={ranks}", "recipe=tune"]
     command += [f"recipe.trials={trials}", f"recipe.steps={steps}", "recipe.patience=1000", f"run_dir={run}"]
     began = time.monotonic()
-    subprocess.run([*command, "tracking=none"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log.open("a") as said:
+        subprocess.run([*command, "tracking=none"], check=True, stdout=subprocess.DEVNULL, stderr=said)
     rows = json.loads((run / "result.json").read_text())["results"]
     cores = min(env.usable_cores(), ranks)
     for one, row in zip(order, rows, strict=True):
@@ -145,56 +155,137 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return 1 - 6 * sum((x - y) ** 2 for x, y in zip(ranked(a), ranked(b), strict=True)) / (n * (n * n - 1))
 
 
-def report(name: str, found: Sequence[Measured]) -> None:
-    print(f"\n{name}: {len(found)} layouts, {min(len(one.walls) for one in found)} rounds")
-    print(f"{'layout':24} {'predicted':>10} {'wall':>10} {'fastest':>10} {'core s/cores':>13}   (ms)")
-    for one in sorted(found, key=lambda one: one.predicted):
-        wall, fastest, core = (1e3 * seconds for seconds in (median(one.walls), min(one.walls), median(one.cores)))
-        print(f"{one.name:24} {one.predicted * 1e3:10.0f} {wall:10.0f} {fastest:10.0f} {core:13.0f}")
-    predicted = [one.predicted for one in found]
-    first = min(range(len(found)), key=predicted.__getitem__)
-    for what, values in (
-        ("wall", [median(one.walls) for one in found]),
-        ("wall of the fastest round", [min(one.walls) for one in found]),
-        ("core seconds over cores", [median(one.cores) for one in found]),
-    ):
-        error = sum(abs(p / v - 1) for p, v in zip(predicted, values, strict=True)) / len(found)
-        regret = values[first] / min(values) - 1
-        print(
-            f"against {what}: rank correlation {rank_correlation(predicted, values):.3f}, first choice {regret:.1%} "
-            f"slower than the best, mean error {error:.1%}"
+@dataclass
+class Figures:
+    """One grid: what the issue of its estimates is, by three ways to sum up the rounds."""
+
+    grid: str
+    layouts: list[dict[str, Any]]
+    by: dict[str, dict[str, float]]
+
+
+def figures_of(name: str, found: Sequence[Measured]) -> Figures:
+    rows: list[dict[str, Any]] = [
+        {
+            "layout": one.name, "predicted_s": one.predicted, "wall_s": median(one.walls),
+            "fastest_s": min(one.walls), "core_s_over_cores": median(one.cores), "walls_s": one.walls,
+        }
+        for one in sorted(found, key=lambda one: one.predicted)
+    ]  # fmt: skip
+    predicted = [row["predicted_s"] for row in rows]
+    by = {}
+    for what, key in WAYS.items():
+        values = [row[key] for row in rows]
+        errors = [p / v - 1 for p, v in zip(predicted, values, strict=True)]
+        by[what] = {
+            "rank_correlation": rank_correlation(predicted, values),
+            "first_choice_slower": values[0] / min(values) - 1,
+            "mean_error": sum(map(abs, errors)) / len(errors),
+            "bias": sum(errors) / len(errors),
+        }
+    return Figures(name, rows, by)
+
+
+def table(figures: Figures) -> str:
+    rounds = min(len(row["walls_s"]) for row in figures.layouts)
+    lines = [f"{figures.grid}: {len(figures.layouts)} layouts, {rounds} rounds"]
+    lines.append(f"{'layout':24} {'predicted':>10} {'wall':>10} {'off':>6} {'fastest':>10} {'core s/cores':>13}   (ms)")
+    for row in figures.layouts:
+        wall, fastest, core = (1e3 * row[key] for key in WAYS.values())
+        predicted, off = 1e3 * row["predicted_s"], row["predicted_s"] / row["wall_s"] - 1
+        lines.append(f"{row['layout']:24} {predicted:10.0f} {wall:10.0f} {off:6.0%} {fastest:10.0f} {core:13.0f}")
+    for what, found in figures.by.items():
+        lines.append(
+            f"against {what}: rank correlation {found['rank_correlation']:.3f}, first choice "
+            f"{found['first_choice_slower']:.1%} slower than the best, mean error {found['mean_error']:.1%} "
+            f"(bias {found['bias']:+.1%})"
         )
+    return "\n".join(lines)
+
+
+def summary(all_figures: Sequence[Figures]) -> str:
+    """The line that is asked of each grid, and whether it is reached."""
+    lines = ["grid                     rank correlation (>= 0.9)  first choice (<= 10 %)  mean error (<= 15 %)"]
+    for one in all_figures:
+        found = one.by[next(iter(WAYS))]
+        numbers = found["rank_correlation"], found["first_choice_slower"], found["mean_error"]
+        reached = numbers[0] >= 0.9 and numbers[1] <= 0.1 and numbers[2] <= ASKED_ERROR
+        note = "reached" if reached else "missed"
+        lines.append(f"{one.grid:24} {numbers[0]:25.3f} {numbers[1]:23.1%} {numbers[2]:21.1%}   {note}")
+    return "\n".join(lines)
+
+
+def write_out(folder: Path, all_figures: Sequence[Figures], loads: Sequence[float]) -> None:
+    text = "\n\n".join([*map(table, all_figures), summary(all_figures)])
+    print(f"\n{text}")
+    (folder / "table.txt").write_text(f"{text}\n")
+    document = {"date": time.strftime("%Y-%m-%d %H:%M"), "loads": list(loads), "cores": env.usable_cores()}
+    (folder / "result.json").write_text(
+        json.dumps(document | {"grids": [asdict(one) for one in all_figures]}, indent=1)
+    )
+    points = {
+        one.grid: [(row["layout"], row["predicted_s"], row["wall_s"]) for row in one.layouts] for one in all_figures
+    }
+    title = f"Step times on CPU ranks, {sum(map(len, points.values()))} layouts ({document['date']})"
+    (folder / "plot.svg").write_text(picture(points, band=ASKED_ERROR, title=title))
+    print(f"in {folder}: table.txt, result.json, plot.svg, grid.json, configs/cluster/{MEASURED}.yaml")
+
+
+def calibrate(folder: Path) -> None:
+    """Measure this machine, unless FOLDER has that already."""
+    if (folder / f"configs/cluster/{MEASURED}.yaml").exists():
+        return
+    began = time.monotonic()
+    command = [sys.executable, "-m", "launcher.cli", "calibrate", "cluster=cpu"]
+    with (folder / "calibrate.log").open("w") as said:
+        subprocess.run(command, check=True, stdout=said, stderr=said, cwd=folder)
+    print(f"calibrated in {time.monotonic() - began:.0f} s, load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", default="cpu_measured")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--cluster", help=f"a cluster of CPU ranks; else {MEASURED}, calibrated first")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--keep", type=Path)
     parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after these")
     parser.add_argument("--portion", type=int, default=1000, help="layouts of one run")
     asked = parser.parse_args()
-    kept, ends = Kept.of(asked.keep), time.monotonic() + 60 * asked.minutes
+    folder = asked.out.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    loads = [os.getloadavg()[0]]
+    print(f"load {loads[0]:.1f} on {env.usable_cores()} cores", flush=True)
+    if not asked.cluster:
+        calibrate(folder)
+    os.chdir(folder)  # its configs/cluster is found
+    kept, ends = Kept.of(folder / "grid.json"), time.monotonic() + 60 * asked.minutes
     wanted = {f"{model} on {ranks} ranks": (model, ranks) for model in asked.models for ranks in asked.ranks}
     grids = {}
     for name, (model, ranks) in wanted.items():
-        words = (f"cluster={asked.cluster}", *MODELS[model])
+        words = (f"cluster={asked.cluster or MEASURED}", *MODELS[model])
         grids[name] = words, [Measured(layout, plan, [], []) for layout, plan in grid(words, ranks)]
     for turn, (name, (_, ranks)) in product(range(asked.rounds), wanted.items()):
         words, found = grids[name]
-        while (left := kept.missing(name, found, turn)) and time.monotonic() < ends:
+        failed = 0
+        while (left := kept.missing(name, found, turn)) and time.monotonic() < ends and failed < MOST_FAILED:
             now = left[: asked.portion]
-            with tempfile.TemporaryDirectory(prefix="regret-") as folder:
-                seconds = run_round(now, words, Path(folder), ranks=ranks, steps=asked.steps, turn=turn)
+            try:
+                with tempfile.TemporaryDirectory(prefix="regret-") as scratch:
+                    log = folder / "runs.log"
+                    seconds = run_round(
+                        now, words, Path(scratch), ranks=ranks, steps=asked.steps, turn=turn, log=log
+                    )  # fmt: skip
+            except subprocess.CalledProcessError as error:
+                failed += 1
+                print(f"{name}: round {turn + 1} ended with {error.returncode}: see {folder}/runs.log", flush=True)
+                continue
             kept.add(name, now, seconds, turn)
-            load = os.getloadavg()[0]
-            print(f"{name}: round {turn + 1}, {len(now)} layouts in {seconds:.0f} s, load {load:.1f}", flush=True)
-    for name, (_, found) in grids.items():
-        if measured := kept.into(name, found):
-            report(name, measured)
+            loads.append(os.getloadavg()[0])
+            print(f"{name}: round {turn + 1}, {len(now)} layouts in {seconds:.0f} s, load {loads[-1]:.1f}", flush=True)
+    measured = {name: kept.into(name, found) for name, (_, found) in grids.items()}
+    write_out(folder, [figures_of(name, found) for name, found in measured.items() if found], loads)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """How good is the pick of `launcher tune`, and how long does it take, against really running the whole grid?
 
-    python tests/benchmarks/regret_here.py --keep grid.json      # before: every layout, and how long that took
-    python tests/benchmarks/tune_here.py grid.json [--cluster cpu_measured] [--top 6] [--steps 4]
+    python tests/benchmarks/regret_here.py --out FOLDER      # before: every layout, and how long that took
+    python tests/benchmarks/tune_here.py FOLDER [--cluster cpu_measured] [--top 6] [--steps 4]
 
 On each grid that the file has, tune chooses among the same layouts; its pick is compared with the best measured one,
 and its seconds, planning included, with those of one round of the grid.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,12 +24,13 @@ from regret_here import FIXED, MODELS, Kept
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--cluster", default="cpu_measured")
     parser.add_argument("--top", type=int, default=6)
     parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
-    kept = Kept.of(asked.grid)
+    os.chdir(asked.folder)  # its configs/cluster is found
+    kept = Kept.of(Path("grid.json"))
     for name, grid in kept.grids.items():
         model, rest = name.rsplit(" on ", 1)
         ranks = int(rest.split()[0])
