@@ -148,6 +148,7 @@ COMMANDS = {
         takes=(*PROGRAM, "top", "save", "run_dir", "dry_run"),
         options={
             "steps=8": "timed steps of each plan",
+            "rounds=3": "try them one after another so many times, and take each plan's median (default 1)",
             "patience=1.5": "a plan that is slower than the best one by this factor is stopped early",
         },
         groups=RUN_GROUPS,

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,7 @@ from launcher.console import notify
 from launcher.errors import JobFailed
 from launcher.files import read_json
 from launcher.planner import Plan, write_plan
-from launcher.planner.tuning import Trial, placed, trials_of
+from launcher.planner.tuning import Trial, joined, placed, trials_of
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import read_steps
 
@@ -37,40 +38,52 @@ class TrialSettings:
     folder: Path
     steps: int
     patience: float
+    rounds: int = 1
 
 
 def tried_in_warm_ranks(plans: Sequence[Plan], settings: TrialSettings) -> list[Trial]:
-    """All plans in the same ranks, by the recipe tune. A plan that ends them is left out, and they are started again
-    for the others.
+    """All plans in the same ranks, by the recipe tune, one round after another. A plan that ends them is left out, and
+    they are started again for the others.
     """
     files = write_trials(plans, settings.folder / "plans")
-    found: dict[str, Trial] = {}
-    left, number = dict(files), 0
+    found: dict[str, list[Trial]] = {name: [] for name in files}
+    left = [(turn, name) for turn in range(settings.rounds) for name in files]
+    number = 0
     while left:
         number += 1
         run = RunFolder(settings.folder / f"run-{number}")
-        trials = settings.folder / f"trials-{number}"
-        trials.mkdir()
-        here = {}
-        for name, plan in left.items():
-            link = trials / Path(name).name
-            link.symlink_to(Path(name))
-            here[str(link)] = plan
-        words = [*settings.overrides, "recipe=tune", f"recipe.trials={trials}", f"recipe.steps={settings.steps}"]
-        words += [f"recipe.patience={settings.patience}", f"run_dir={run.path}"]
-        code = run_launcher("run", words)
+        links = _linked(left, settings.folder / f"trials-{number}")
+        code = run_launcher("run", _words(settings, links, run))
         rows = read_json(run.trials, remedy="tune again")["results"] if run.trials.is_file() else []
-        done = trials_of(here, rows)
-        found |= {str(settings.folder / "plans" / Path(name).name): trial for name, trial in done.items()}
-        left = {name: plan for name, plan in left.items() if name not in found}
+        done = trials_of({link: files[name] for link, (_, name) in links.items()}, rows)
+        for link, trial in done.items():
+            found[links[link][1]].append(trial)
+        left = [each for link, each in links.items() if link not in done]
         if left and not code:
             raise JobFailed(f"{run.path} ended without all of its results: see its logs")
         if left:
-            name, plan = next(iter(left.items()))
-            notify(f"{plan.layout.brief()} ended its ranks (its logs: {run.logs}): it is left out")
-            found[name] = Trial(plan, None, note=f"failed: {run.logs}")
-            del left[name]
-    return [found[name] for name in files]
+            name = left[0][1]
+            notify(f"{files[name].layout.brief()} ended its ranks (its logs: {run.logs}): it is left out")
+            found[name] = [Trial(files[name], None, note=f"failed: {run.logs}")]
+            left = [each for each in left if each[1] != name]
+    return [joined(rounds) for rounds in found.values()]
+
+
+def _linked(left: Sequence[tuple[int, str]], folder: Path) -> dict[str, tuple[int, str]]:
+    """A link to each plan that is still to be tried, named in the order of trials."""
+    folder.mkdir()
+    links = {}
+    for turn, name in left:
+        link = folder / f"{turn:03d}-{Path(name).name}"
+        link.symlink_to(Path(name))
+        links[str(link)] = turn, name
+    return links
+
+
+def _words(settings: TrialSettings, links: Mapping[str, object], run: RunFolder) -> list[str]:
+    trials = Path(next(iter(links))).parent
+    words = [*settings.overrides, "recipe=tune", f"recipe.trials={trials}", f"recipe.steps={settings.steps}"]
+    return [*words, f"recipe.patience={settings.patience}", f"run_dir={run.path}"]
 
 
 def write_trials(plans: Sequence[Plan], folder: Path) -> dict[str, Plan]:
@@ -80,14 +93,19 @@ def write_trials(plans: Sequence[Plan], folder: Path) -> dict[str, Plan]:
 
 
 def tried_one_by_one(plans: Sequence[Plan], settings: TrialSettings) -> list[Trial]:
-    """A program of the user's (or an engine that has one life in a process), once for each plan."""
-    files, found, best = write_trials(plans, settings.folder / "plans"), [], float("inf")
-    for number, (file, plan) in enumerate(files.items(), 1):
-        notify(f"plan {number} of {len(plans)}: {plan.layout.brief()}")
-        found.append(_tried(plan, Path(file), settings.folder / f"run-{number}", settings, best))
-        if found[-1].counts:
-            best = min(best, found[-1].step_time_s or best)
-    return found
+    """A program of the user's (or an engine that has one life in a process), once for each plan and round."""
+    files, best = write_trials(plans, settings.folder / "plans"), float("inf")
+    found: dict[str, list[Trial]] = {name: [] for name in files}
+    for turn, (file, plan) in product(range(settings.rounds), files.items()):
+        number = sum(map(len, found.values())) + 1
+        notify(f"plan {number} of {settings.rounds * len(plans)}: {plan.layout.brief()}")
+        if turn and not found[file][-1].counts:  # it was stopped, or failed
+            found[file].append(found[file][-1])
+            continue
+        found[file].append(_tried(plan, Path(file), settings.folder / f"run-{number}", settings, best))
+        if found[file][-1].counts:
+            best = min(best, found[file][-1].step_time_s or best)
+    return [joined(rounds) for rounds in found.values()]
 
 
 def _tried(plan: Plan, file: Path, folder: Path, settings: TrialSettings, best: float) -> Trial:

@@ -24,20 +24,23 @@ from launcher.run.folder import new_run_folder
 from launcher.text import whole_number
 from launcher.units import format_seconds
 
-TOP, STEPS, PATIENCE = 6, 8, 1.5
-OF_PLANNING = ("top", "save", "output", "dry_run", "run_dir", "steps", "patience")  # not for the runs themselves
+TOP, STEPS, ROUNDS, PATIENCE = 6, 8, 1, 1.5
+OF_TRIALS = ("steps", "patience", "rounds")
+OF_PLANNING = ("top", "save", "output", "dry_run", "run_dir", *OF_TRIALS)  # not for the runs themselves
 
 
 def run(invocation: Invocation) -> int:
     """Print predicted and measured step times, and write the fastest plan; 1 where none ran to its end."""
     own = {word.split("=", 1)[0]: word.split("=", 1)[1] for word in invocation.overrides if "=" in word}
-    steps, patience = _count(own.get("steps"), STEPS, "steps"), _factor(own.get("patience"))
-    words = [word for word in invocation.overrides if word.split("=", 1)[0] not in ("steps", "patience")]
+    steps, rounds = _count(own.get("steps"), STEPS, "steps"), _count(own.get("rounds"), ROUNDS, "rounds")
+    patience = _factor(own.get("patience"))
+    words = [word for word in invocation.overrides if word.split("=", 1)[0] not in OF_TRIALS]
     settings = checked_settings(words)
     plans = _plans(settings, top=settings.options.top if "top" in own else TOP)
     latest = plans[0].estimate["step_time_interval_s"][1]
     near = sum(plan.estimate["step_time_interval_s"][0] <= latest for plan in plans)
-    notify(f"{len(plans)} plans, {steps} steps of each; the intervals of {near} reach into the first one's")
+    again = f" in each of {rounds} rounds" if rounds > 1 else ""
+    notify(f"{len(plans)} plans, {steps} steps of each{again}; the intervals of {near} reach into the first one's")
     if settings.options.dry_run:
         _show([Trial(plan, None, note="not run") for plan in plans], settings, seconds=0.0)
         return 0
@@ -47,7 +50,7 @@ def run(invocation: Invocation) -> int:
         raise InputError(f"run_dir={folder} is not empty: give a folder for these trials, or leave run_dir out")
     folder = folder.absolute()
     rest = [word for word in words if word.split("=", 1)[0] not in OF_PLANNING]
-    trial = TrialSettings(rest, invocation.rest, folder, steps, patience)
+    trial = TrialSettings(rest, invocation.rest, folder, steps, patience, rounds)
     began = time.monotonic()
     found = _tried(settings, plans, trial)
     return _conclude(found, settings, folder, seconds=time.monotonic() - began)

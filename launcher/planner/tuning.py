@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from launcher.cost.model import CostModel
@@ -51,6 +52,20 @@ def candidates(job: Job, request: LayoutRequest, options: RunOptions, *, top: in
         Plan(job, found.layout, estimate_data(found.estimate), (f"tried by `launcher tune` as number {i}",), options)
         for i, found in enumerate(result.candidates, 1)
     ]
+
+
+def joined(rounds: Sequence[Trial]) -> Trial:
+    """One plan's rounds as one trial: the median of those that ran to their end.
+
+    The fastest round would favour plans whose steps vary most, since a training runs at its usual speed and not at its
+    best; the median bears a round that other work lengthened.
+    """
+    fair = [one for one in rounds if one.counts]
+    if not fair:
+        return rounds[-1]
+    seconds = median(one.step_time_s for one in fair if one.step_time_s is not None)
+    memory = max((one.memory_bytes for one in fair if one.memory_bytes is not None), default=None)
+    return Trial(rounds[0].plan, seconds, sum(one.steps for one in fair), memory_bytes=memory)
 
 
 def winner(trials: Sequence[Trial]) -> Trial | None:

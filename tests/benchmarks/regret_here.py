@@ -1,6 +1,6 @@
 """How good is the first choice on this machine's CPU ranks? Every (tp, pp, dp, ZeRO stage) of a grid is really run.
 
-    python tests/benchmarks/regret_here.py --out FOLDER    # all of it: about 20 minutes on two idle cores
+    python tests/benchmarks/regret_here.py --out FOLDER    # all of it: about 20 minutes on two cores
 
 calibrates this machine (`launcher calibrate cluster=cpu`), plans gpt_tiny, and a model with four times as many
 parameters, on 8 and 4 ranks; runs all layouts of each grid in the same warm ranks, interleaved, three times, and prints
@@ -285,7 +285,8 @@ def main() -> None:
             loads.append(os.getloadavg()[0])
             print(f"{name}: round {turn + 1}, {len(now)} layouts in {seconds:.0f} s, load {loads[-1]:.1f}", flush=True)
     measured = {name: kept.into(name, found) for name, (_, found) in grids.items()}
-    write_out(folder, [figures_of(name, found) for name, found in measured.items() if found], loads)
+    if figures := [figures_of(name, found) for name, found in measured.items() if found]:
+        write_out(folder, figures, loads)
 
 
 if __name__ == "__main__":

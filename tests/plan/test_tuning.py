@@ -15,7 +15,7 @@ from launcher.cli import main
 from launcher.commands.trials import step_times
 from launcher.config.compose import load
 from launcher.planner import Plan, read_plan
-from launcher.planner.tuning import Trial, candidates, placed, winner
+from launcher.planner.tuning import Trial, candidates, joined, placed, winner
 from launcher.run.folder import RunFolder
 
 FOUR = ("cluster.node.num_gpus=4", "train.global_batch=8")
@@ -65,6 +65,22 @@ def test_a_plan_that_was_stopped_or_failed_wins_nothing() -> None:
     assert winner([stopped, failed]) is None
 
 
+def test_of_several_rounds_the_median_counts_and_the_best_round_wins_nothing() -> None:
+    """One plan has a lucky round, the other a disturbed one: what a training would see decides."""
+    first, second, *_ = plans()
+
+    def rounds(plan: Plan, *seconds: float) -> list[Trial]:
+        return [Trial(plan, each, 4) for each in seconds]
+
+    lucky, steady = joined(rounds(first, 0.10, 0.20, 0.21)), joined(rounds(second, 0.15, 0.16, 0.90))
+    assert (lucky.step_time_s, steady.step_time_s, steady.steps) == (0.20, 0.16, 12)
+    assert winner([lucky, steady]) is steady
+    slow = Trial(first, 0.4, 1, "stopped early: too slow")
+    assert joined([*rounds(first, 0.2, 0.3), slow]).step_time_s == pytest.approx(0.25)
+    assert not joined([slow, slow]).counts
+    assert joined(rounds(first, 0.2)) == Trial(first, 0.2, 4)
+
+
 def test_a_programs_arguments_take_the_layouts_numbers() -> None:
     plan = plans("layout.tp=2", "layout.dp=2", "layout.pp=1")[0]
     assert placed(["--tp={tp}", "--dp", "{dp}", "{other}"], plan) == ["--tp=2", "--dp", "2", "{other}"]
@@ -84,18 +100,29 @@ def test_what_was_measured_and_calibrated_here_is_tuned_in_warm_ranks(
     sizes = ("recipe=collectives", "recipe.operations=[all_reduce]", "recipe.sizes=64K:1M:16", "run_dir=links")
     said(tmp_path, "run", *FOUR[:1], *sizes, "tracking=none")
     said(tmp_path, "calibrate", "links", *FOUR[:1], "name=here")
-    words = ("cluster=here", "top=3", "steps=2", "patience=100", "run_dir=trials", "save=best.json", "output=json")
+    words = (
+        "cluster=here",
+        "top=3",
+        "steps=2",
+        "rounds=2",
+        "patience=100",
+        "run_dir=trials",
+        "save=best.json",
+        "output=json",
+    )
     done = tuned(tmp_path, *words)
     document: dict[str, Any] = json.loads(done.stdout)
     trials = document["trials"]
 
     assert len(trials) == 3
-    assert all(trial["measured_step_time_s"] > 0 and trial["steps"] == 2 for trial in trials)
+    assert all(trial["measured_step_time_s"] > 0 and trial["steps"] == 4 for trial in trials)  # two rounds
     fastest = min(trials, key=lambda trial: trial["measured_step_time_s"])
     assert read_plan(tmp_path / "best.json").layout.brief() == fastest["layout"]
     assert read_plan(tmp_path / "trials" / "best.json") == read_plan(tmp_path / "best.json")
     starts = list((tmp_path / "trials").glob("run-*"))
     assert len(starts) == 1  # all of them in one start of the ranks
+    order = [Path(row["plan"]).name for row in json.loads((starts[0] / "result.json").read_text())["results"]]
+    assert order == [f"{turn:03d}-{plan:03d}.json" for turn in range(2) for plan in range(3)]  # interleaved
 
     [curve] = read_plan(tmp_path / "best.json").job.cluster.measured.collectives
     assert (curve.operation, curve.ranks, curve.sizes) == ("all_reduce", 4, (65536, 1048576))
