@@ -114,6 +114,8 @@ WITH = {
     "cluster.measured.engine.error": ["cluster.measured.engine.layer_ms=1"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],
+    "stack.empty_ends": ["stack=megatron_lm", "model.layers=14", "layout.tp=8", "layout.pp=4"],
+    "stack.pipeline_shards_gradients": ["layout.pp=2", "layout.zero_stage=2"],
     "layout.ep": ["model=mixtral_8x7b", "model.layers=4", "layout.tp=1"],
     "layout.virtual_stages": ["layout.pp=4"],
     "layout.tp_across_domains": ["cluster.node.domain_size=2"],

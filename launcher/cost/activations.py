@@ -94,5 +94,14 @@ def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: floa
     unrotated = model.positions == "rotary" and job.stack.joint_qkv and not job.stack.fused_rotary
     attention = e * tokens * (qkv + (queries + model.kv_hidden if unrotated else 0) + queries) / tp
     experts = model.experts_per_token if model.num_experts else 1
-    mlp = e * tokens * experts * model.ffn_hidden * (4 if model.gated_mlp else 2) / tp
+    mlp = e * tokens * experts * model.ffn_hidden * _mlp_tensors(job) / tp
     return replicated + attention + mlp
+
+
+def _mlp_tensors(job: Job) -> int:
+    """Tensors of the MLP's inner width that are kept: an activation's input and output. Where it is gated: gate, up and
+    their product, and in separate operators the activated gate.
+    """
+    if not job.model.gated_mlp:
+        return 2
+    return 3 if job.stack.fused_activation else 4

@@ -98,11 +98,6 @@ class Constants:
     context_bytes: float = 0.5 * 2**30
     # NCCL's buffers of one communicator: 2 × channels × protocols (NCCL_BUFFSIZE 4 MiB).
     communicator_bytes: float = 0.15 * 2**30
-    # Allocator: blocks that are free but too small or in the wrong place, as a share of activations, in a pipeline,
-    # where forward and backward passes of different micro-batches interleave. (Without one every micro-batch
-    # allocates in the same order, blocks fit, and published runs fill the memory to within 1 %.) Set by published
-    # out-of-memory verdicts.
-    pipeline_fragmentation_fraction: float = 0.3
     # Allocator, where the first backward pass allocates the gradients one by one: they stay in the largest blocks that
     # are free then, those of the logits, which the next micro-batch cannot use whole again. Share of the smaller of the
     # two, without a pipeline (which the share above covers). Set by published out-of-memory verdicts.

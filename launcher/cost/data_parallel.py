@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.cost.collectives import Price
+from launcher.cost.parameters import layer_tensors
 from launcher.cost.ranks import PipelineRanks
 from launcher.cost.traffic import (
     Message,
@@ -29,6 +30,12 @@ class Exposed:
 def reduces_every_pass(layout: Layout) -> bool:
     """Return whether every micro-batch's gradients are reduced: with ZeRO 2 and 3, except in a pipeline."""
     return layout.sharding >= 2 and layout.pp == 1
+
+
+def copies_gathers(job: Job, layout: Layout) -> bool:
+    """Return whether each micro-batch copies gathered weights; on CPU ranks a unit's measured seconds have it."""
+    sharded = layout.sharding == 3 and layout.pp == 1
+    return sharded and job.stack.copies_gathered and job.cluster.node.gpu.kind != "cpu"
 
 
 def passed_share(job: Job, layout: Layout) -> float:
@@ -76,26 +83,32 @@ def gradient_seconds(
     axes sum after the step: a tied table's gradients and those of norms. `local`: if they stayed inside a node.
     """
     messages = gradient_messages(job, layout, ranks.heaviest, rules)
-    pieces = sharded_pieces(job, layout, ranks.heaviest_stage.layers)
-    price, local = in_pieces(price, pieces), in_pieces(local, pieces)
+    pieces = message_pieces(job, layout, ranks.heaviest_stage.layers)
     shared = (*tied_table_messages(job, layout, rules), *replicated_messages(job, layout, ranks.heaviest_stage))
-    after = sum(message.times * price(message) for message in (*messages.after, *shared))
+    after = sum(message.times * price(message) for message in shared)
+    sharded = layout.zero_stage == 3  # whose replicas sum their shards whole
+    price, local = (in_pieces(each, pieces, whole_sums=sharded) for each in (price, local))
+    after += sum(message.times * price(message) for message in messages.after)
     forward, backward = (_repeated(price, local, each) for each in (messages.forward, messages.backward))
     return GradientSeconds(forward, backward, after)
 
 
-def sharded_pieces(job: Job, layout: Layout, layers: int) -> int:
-    """Messages in which a rank's fully sharded weights are gathered, one way: by the unit of its software."""
-    return max(1, layers) * job.stack.gathers_per_layer if layout.zero_stage == 3 else 1
+def message_pieces(job: Job, layout: Layout, layers: int) -> int:
+    """Messages in which a rank's weights are gathered, or its gradients reduced, one way: as its software cuts them."""
+    if layout.zero_stage == 3:
+        return max(1, layers) * job.stack.gathers_per_layer
+    if job.stack.dp_messages == "per_parameter":
+        return max(1, layers) * layer_tensors(job.model, joint_qkv=job.stack.joint_qkv)
+    return layout.shards if job.stack.dp_messages == "per_owner" and layout.zero_stage else 1
 
 
-def in_pieces(price: Price, pieces: int) -> Price:
-    """Return the price of messages that are sent in so many pieces, gathers and scatters alone."""
+def in_pieces(price: Price, pieces: int, *, whole_sums: bool) -> Price:
+    """Return the price of messages that are sent in so many pieces; `whole_sums`: but for all-reduces."""
     if pieces == 1:
         return price
 
     def whole(message: Message) -> float:
-        if message.collective not in ("all_gather", "reduce_scatter"):
+        if message.collective == "all_reduce" and whole_sums:
             return price(message)
         return pieces * price(message._replace(num_bytes=message.num_bytes / pieces))
 

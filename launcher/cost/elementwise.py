@@ -37,9 +37,13 @@ def residual(e: int, *, dropout: bool) -> Traffic:
     return Traffic(3 * e + 1, 1, 6 * e + 1, 3) if dropout else Traffic(3 * e, 1, 3 * e, 1)
 
 
-def activation(e: int, *, gated: bool) -> Traffic:
-    """Bias and GELU, or SiLU then product: per element of one MLP projection's output on this rank."""
-    return Traffic(5 * e, 2, 9 * e, 3) if gated else Traffic(2 * e, 1, 4 * e, 2)
+def activation(e: int, *, gated: bool, fused: bool) -> Traffic:
+    """Bias and GELU, or SiLU then product, which `fused` makes one kernel each way: per element of one MLP projection's
+    output on this rank.
+    """
+    if not gated:
+        return Traffic(2 * e, 1, 4 * e, 2)
+    return Traffic(3 * e, 1, 5 * e, 1) if fused else Traffic(5 * e, 2, 9 * e, 3)
 
 
 def rotary(e: int, *, fused: bool) -> Traffic:
@@ -90,12 +94,18 @@ def accumulation(e: int, gradient_bytes: int) -> Traffic:
     return Traffic(0.0, 0, e + 2.0 * gradient_bytes, 4)
 
 
-def bucketing(e: int) -> Traffic:
-    """Per parameter: a micro-batch's gradient is copied to where it is reduced from.
+def bucketing(e: int, gradient_bytes: int) -> Traffic:
+    """Per parameter: a micro-batch's gradient is copied to where it is reduced from, in the dtype of the reduction.
 
-    FSDP joins the gradients of a flat parameter's views, DeepSpeed fills its buckets (contiguous_gradients).
+    FSDP joins the gradients of a flat parameter's views, FSDP2 of a unit's parameters (chunk_cat),
+    DeepSpeed fills its buckets (contiguous_gradients).
     """
-    return Traffic(0.0, 0, 2.0 * e, 1)
+    return Traffic(0.0, 0, float(e + gradient_bytes), 1)
+
+
+def copied_gathers(e: int) -> Traffic:
+    """Per parameter: what a forward and what a backward pass gathered is copied into the parameter."""
+    return Traffic(0.0, 0, 2 * 2.0 * e, 2)
 
 
 def widened_buckets(e: int) -> Traffic:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from launcher.cost import elementwise
 from launcher.cost.attention import core_time
 from launcher.cost.constants import Constants
-from launcher.cost.data_parallel import reduces_every_pass
+from launcher.cost.data_parallel import copies_gathers, reduces_every_pass
 from launcher.cost.device import Device
 from launcher.cost.gemm import gemm_s
 from launcher.cost.parameters import layer_parameters
@@ -82,7 +82,7 @@ def layer_parts(device: Device, job: Job, shape: LayerShape, *, tokenwise: Part,
 def tokenwise_part(device: Device, job: Job, *, tokens: int, tp: int, ep: int) -> Part:
     """What depends on the number of tokens alone, however they are cut into sequences."""
     part = _projections(device, job.model, tokens, tp)
-    part += _mlp(device, job.model, tokens, tp=tp, ep=ep)
+    part += _mlp(device, job, tokens, tp=tp, ep=ep)
     return part + _around_attention(device, job, tokens, tp)
 
 
@@ -150,14 +150,15 @@ def _projections(device: Device, model: Model, tokens: int, tp: int) -> Part:
     return joint + product(device, tokens, queries, model.hidden)
 
 
-def _mlp(device: Device, model: Model, tokens: int, *, tp: int, ep: int) -> Part:
+def _mlp(device: Device, job: Job, tokens: int, *, tp: int, ep: int) -> Part:
     """The MLP; with experts, the share of this rank: its experts' tokens from all ranks of its expert group."""
+    model = job.model
     width = model.ffn_hidden // tp
     experts, rows = _expert_rows(model, tokens, ep)
     matrices = 2 if model.gated_mlp else 1
     part = product(device, rows, model.hidden, matrices * width, batch=experts)
     part += product(device, rows, width, model.hidden, batch=experts)
-    traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp)
+    traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp, fused=job.stack.fused_activation)
     part += streamed(device, traffic, float(rows) * experts * width)
     if model.gated_mlp:  # the gradients of the two projections' common input are summed
         part += streamed(device, elementwise.Traffic(0.0, 0, 3.0 * device.dtype_bytes, 1), float(tokens * model.hidden))
@@ -214,9 +215,12 @@ def last_product_s(device: Device, model: Model, *, tokens: int, tp: int) -> flo
 
 def accumulation_s(device: Device, job: Job, layout: Layout) -> float:
     """Seconds to add one layer's gradients of a micro-batch to the running sums, in a pass over memory, or to copy them
-    to where they are reduced.
+    to where they are reduced; and with FSDP2 to copy the weights that it gathered.
     """
-    traffic = elementwise.accumulation(device.dtype_bytes, DTYPE_BYTES[job.stack.reduces_in(job.training)])
-    if reduces_every_pass(layout):
-        traffic = elementwise.bucketing(device.dtype_bytes)
-    return streamed(device, traffic, layer_parameters(job.model, tp=layout.tp, ep=layout.ep).total).backward_s
+    counted = elementwise.bucketing if reduces_every_pass(layout) else elementwise.accumulation
+    traffic = counted(device.dtype_bytes, DTYPE_BYTES[job.stack.reduces_in(job.training)])
+    held = layer_parameters(job.model, tp=layout.tp, ep=layout.ep).total
+    seconds = streamed(device, traffic, held).backward_s
+    if copies_gathers(job, layout):
+        seconds += streamed(device, elementwise.copied_gathers(device.dtype_bytes), held).backward_s
+    return seconds

@@ -69,10 +69,24 @@ def state_bytes(job: Job, layout: Layout, *, shards: int) -> StateBytes:
         e, gradient = (e if e >= 4 else 0), 4
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),
-        # A pipeline sums the gradients of all micro-batches before it reduces them (PyTorch's stages under FSDP2).
-        gradients=gradient / shards if layout.zero_stage >= 2 and layout.pp == 1 else float(gradient),
+        gradients=gradient * _whole_or_shard(job, layout, shards),
         optimizer=0.0 if training.offload_optimizer else (optimizer / shards if layout.zero_stage >= 1 else optimizer),
     )
+
+
+def _whole_or_shard(job: Job, layout: Layout, shards: int) -> float:
+    """How much of its gradients a rank holds, as a share.
+
+    A pipeline sums those of all micro-batches before it reduces them; where it does not, a virtual stage's are whole
+    while micro-batches pass it, and those of the one before while they are reduced.
+    """
+    if layout.zero_stage < 2:
+        return 1.0
+    if layout.pp == 1:
+        return 1 / shards
+    if layout.zero_stage > 2 or not job.stack.pipeline_shards_gradients:
+        return 1.0
+    return 1 / shards + (1 - 1 / shards) * min(1.0, 2 / layout.virtual_stages)
 
 
 def stage_memory(
@@ -102,7 +116,7 @@ def stage_memory(
     )
     tokens = layout.micro_batch * model.seq_len // layout.cp
     last = stage == layout.pp - 1
-    stored = activations.stored * layers * held
+    stored = activations.stored * layers * held - _freed_inputs(job, layout, stage, held)
     logits = 0.0
     if last:
         logits = tokens * padded_vocab(model, layout.tp) * logits_bytes(job, layout.tp, constants)
@@ -115,7 +129,7 @@ def stage_memory(
     lost = 0.0
     gradients = dense.gradients * parameters.dense + expert.gradients * parameters.experts
     if cuda and layout.pp > 1:
-        lost = constants.pipeline_fragmentation_fraction * (stored + activations.working)
+        lost = job.stack.pipeline_fragmentation * (stored + activations.working)
     elif cuda and job.stack.late_gradients and num_micro_batches > 1:
         lost = constants.late_gradient_fraction * min(gradients, logits)
     return {
@@ -135,6 +149,16 @@ def stage_memory(
         "context": constants.context_bytes if cuda else 0.0,
         "fragmentation": lost,
     }
+
+
+def _freed_inputs(job: Job, layout: Layout, stage: int, held: float) -> float:
+    """Bytes of the inputs of stages that a rank does not keep; the embedding's are tokens."""
+    if not job.stack.frees_stage_inputs or layout.pp == 1 or (stage == 0 and layout.virtual_stages == 1):
+        return 0.0
+    chunks = held * layout.virtual_stages - (layout.pp if stage == 0 else 0)
+    divided = layout.cp * (layout.tp if layout.sequence_parallel else 1)
+    tokens = layout.micro_batch * job.model.seq_len / divided
+    return max(0.0, chunks) * tokens * job.model.hidden * job.training.dtype_bytes
 
 
 def _fp8_weights(job: Job, layout: Layout, parameters: RankParameters) -> float:

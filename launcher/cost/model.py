@@ -19,7 +19,6 @@ from launcher.cost.data_parallel import (
     gradient_seconds,
     gradient_time,
     passed_share,
-    reduces_every_pass,
 )
 from launcher.cost.device import device_of, host_constants
 from launcher.cost.embedding_head import embedding_part, head_part
@@ -280,7 +279,7 @@ class CostModel:
         share = passed_share(self.job, layout)
         return share * self._one_accumulation_s(layout) if share else 0.0
 
-    @once(lambda layout: (layout.tp, layout.ep, reduces_every_pass(layout)))
+    @once(lambda layout: (layout.tp, layout.ep, layout.pp == 1 and layout.sharding))
     def _one_accumulation_s(self, layout: Layout) -> float:
         return accumulation_s(self.device, self.job, layout)
 

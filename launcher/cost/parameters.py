@@ -46,6 +46,13 @@ def layer_parameters(model: Model, *, tp: int, ep: int) -> RankParameters:
     return RankParameters(float(attention + norms + model.router_params), float(mlp * (model.num_experts // ep)))
 
 
+def layer_tensors(model: Model, *, joint_qkv: bool) -> int:
+    """Parameter tensors of a layer without experts: the weights of its products, their biases, the norms."""
+    products = (2 if joint_qkv else 4) + (3 if model.gated_mlp else 2)
+    norms = 4 if model.norm == "layernorm" else 2
+    return products * (2 if model.bias else 1) + norms
+
+
 def end_parameters(model: Model, *, tp: int, first: bool, last: bool) -> float:
     """Embedding on the first stage, head and final norm on the last; a tied table lives on both (Megatron-LM)."""
     table = padded_vocab(model, tp) // tp * model.hidden

@@ -283,7 +283,8 @@ def _gradients(
 ) -> GradientMessages:
     """Of the parameters that the ranks of one group share: `held` of layers, and of embedding and head.
 
-    ZeRO-2 reduces every micro-batch, but in a pipeline, which sums the gradients of all first.
+    ZeRO-2 reduces every micro-batch, but in a pipeline, which sums the gradients of all first, or of those that pass a
+    virtual stage one after another.
     """
     if group[1] < 2:
         return GradientMessages((), (), ())
@@ -297,7 +298,9 @@ def _gradients(
 
     if layout.zero_stage == 0:
         return GradientMessages((), (whole("all_reduce", 1),), ())
-    scatters = count if layout.zero_stage > 1 and layout.pp == 1 else 1
+    scatters: float = count if layout.zero_stage > 1 and layout.pp == 1 else 1
+    if layout.zero_stage == 2 and layout.pp > 1 and job.stack.pipeline_shards_gradients:
+        scatters = max(1.0, count / layout.pp) if layout.virtual_stages > 1 else count
     scatter = whole("all_reduce" if job.stack.reduces_whole and layout.zero_stage < 3 else "reduce_scatter", scatters)
     if layout.zero_stage < 3:
         return GradientMessages((), (scatter,), (whole("all_gather", 1),))

@@ -110,6 +110,11 @@ def _torch_pipeline(job: Job, layout: Layout) -> Iterator[str]:
     if layout.pp == 1:
         return
     count, stages = layout.num_micro_batches(job.training.global_batch), layout.pp * layout.virtual_stages
+    if stages > job.model.layers:
+        yield (
+            f"our torch engine has no stage without a layer: {stages} stages for {job.model.layers} layers: "
+            "lower layout.virtual_stages"
+        )
     if layout.schedule == "1f1b" and count < stages:
         yield (
             f"torch's 1f1b needs at least as many micro-batches as stages: {count} micro-batches, {stages} stages; "

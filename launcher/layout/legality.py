@@ -176,12 +176,13 @@ def _pipeline(job: Job, layout: Layout) -> Iterator[Problem]:
             "virtual stages need pp",
             f"layout.virtual_stages={layout.virtual_stages} needs pp > 1: set it to 1 or raise pp",
         )
-    if stages > layers:
+    even = layout.virtual_stages > 1 and interleaves(layers, num_stages=stages)  # the ends may have no layer
+    if stages > layers and not even:
         yield Problem(
             "more stages than layers",
             f"{product} stages need at least as many layers; {name} has {layers}: lower one of them",
         )
-    elif layout.virtual_stages > 1 and not interleaves(layers, num_stages=stages):
+    elif layout.virtual_stages > 1 and not even:
         allowed = [number for number in range(1, layers + 1) if interleaves(layers, num_stages=number)]
         yield Problem(
             "layers do not divide for interleaving",
@@ -197,7 +198,8 @@ def _pipeline(job: Job, layout: Layout) -> Iterator[Problem]:
 
 def _bad_split(layout: Layout, *, stages: int, layers: int) -> bool:
     split = layout.layer_split
-    return len(split) != stages or sum(split) != layers or min(split) < 1
+    between = split[1:-1] if layout.virtual_stages > 1 else split
+    return len(split) != stages or sum(split) != layers or min(split) < 0 or min(between, default=1) < 1
 
 
 def _schedule(job: Job, layout: Layout) -> Iterator[Problem]:

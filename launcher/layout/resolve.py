@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from launcher.layout.degrees import DEFAULT_AXIS_ORDER, Layout, LayoutRequest
 from launcher.layout.job import Job
-from launcher.layout.split import default_split
+from launcher.layout.split import default_split, has_split
 
 
 def plain_layout(job: Job, request: LayoutRequest) -> Layout:
@@ -55,6 +55,6 @@ def default_schedule(virtual_stages: int) -> str:
 def with_layer_split(job: Job, layout: Layout) -> Layout:
     """Return `layout` with the layer split of its software, unless it already has one."""
     stages = layout.pp * layout.virtual_stages
-    if layout.layer_split or not 1 <= stages <= job.model.layers:
+    if layout.layer_split or not has_split(job, num_stages=stages, virtual=layout.virtual_stages > 1):
         return layout
     return replace(layout, layer_split=default_split(job, num_stages=stages))

@@ -12,10 +12,17 @@ def interleaves(layers: int, *, num_stages: int) -> bool:
     """Whether layers spread over virtual stages evenly, but for one layer less at the ends.
 
     So Llama 3 405B has 126 layers on 16 pipeline ranks (Llama Team 2024, section 3.3.2): the embedding and the head
-    take the place of a layer.
+    take the place of a layer. With a layer a stage they are alone in theirs.
     """
-    short = -layers % num_stages
-    return short == 0 or (short <= SHORT_ENDS and layers > num_stages)
+    return -layers % num_stages <= SHORT_ENDS and layers >= max(1, num_stages - SHORT_ENDS)
+
+
+def has_split(job: Job, *, num_stages: int, virtual: bool) -> bool:
+    """Whether the software can share its layers out: a stage has at least one, but for the ends of `virtual` stages."""
+    layers = job.model.layers
+    if virtual and not any(job.stack.pipeline_ends):
+        return num_stages <= layers or interleaves(layers, num_stages=num_stages)
+    return 1 <= num_stages <= layers
 
 
 def default_split(job: Job, *, num_stages: int) -> tuple[int, ...]:
@@ -40,7 +47,7 @@ def uniform_split(layers: int, *, num_stages: int, ends: tuple[int, int]) -> tup
 
 
 def balanced_split(model: Model, *, num_stages: int) -> tuple[int, ...]:
-    """Return the layers of each stage, in pipeline order, at least one each; they sum to the model's layers.
+    """Return the layers of each stage, in pipeline order; they sum to the model's layers. Only the ends may be empty.
 
     The split is equal if the layers divide evenly (the last stage then also has the head, as usual in the field).
     Otherwise one layer less goes to the last stage (it has the head), then the first (it has the embedding), then

@@ -1,7 +1,7 @@
 """The plan: the interface between planning and running, written once as plan.json and read by every rank.
 
 A reader accepts only plans of its own version and refuses others with "plan again": planning takes less than a second,
-and a migrated plan would no longer be what its planner chose.
+and a migrated plan would no longer be what its planner chose. Plans with other keys have another version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from launcher.stacks import Stack
 from launcher.text import printable
 from launcher.units import format_seconds
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 MOST_NAMED = 5  # problems of a damaged plan, listed in the message
 PROGRAM_KEYS = ("script", "module", "program")  # the key that is given determines what runs
 RECIPE = "recipe"

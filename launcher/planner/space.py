@@ -14,7 +14,7 @@ from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
 from launcher.layout.legality import ENGINE_RULE, Problem, broken_rules, divisors, tensor_parallel_choices
 from launcher.layout.resolve import default_schedule, resolved_shard_group
-from launcher.layout.split import default_split, interleaves
+from launcher.layout.split import SHORT_ENDS, default_split, has_split, interleaves
 
 ZERO_BUBBLE = "zb_h1"
 RANKS = 5  # the fields of Degrees that share out the ranks
@@ -158,7 +158,8 @@ class Space:
     def _short_ends(self, pp: int) -> tuple[int, ...]:
         """Virtual stages of a rank that leave the ends of the pipeline, and these alone, a layer less."""
         layers = self.job.model.layers
-        every = range(2, layers // pp + 1)
+        places = layers + (SHORT_ENDS if self.job.stack.empty_ends else 0)
+        every = range(2, places // pp + 1)
         return tuple(v for v in every if layers % (pp * v) and interleaves(layers, num_stages=pp * v))
 
     def schedules(self, degrees: Degrees, micro_batch: int) -> tuple[Schedule, ...]:
@@ -274,19 +275,20 @@ class Space:
             sequence_parallel=pass_config.sequence_parallel,
             axis_order=axis_order,
             schedule=schedule.name,
-            layer_split=self.layer_split(degrees.pp * schedule.virtual_stages),
+            layer_split=self.layer_split(degrees.pp * schedule.virtual_stages, schedule.virtual_stages > 1),
             tp_across_domains=self.request.tp_across_domains,
         )
 
     @once()
-    def layer_split(self, stages: int) -> tuple[int, ...]:
+    def layer_split(self, stages: int, virtual: bool) -> tuple[int, ...]:
         """Return the layers of each stage: as given, or as the software shares them out.
 
-        Empty if there are more stages than layers.
+        Empty if there are too many stages.
         """
         if self.request.layer_split is not None:
             return self.request.layer_split
-        return default_split(self.job, num_stages=stages) if stages <= self.job.model.layers else ()
+        shared_out = has_split(self.job, num_stages=stages, virtual=virtual)
+        return default_split(self.job, num_stages=stages) if shared_out else ()
 
 
 def _pinned_or(pinned: T | None, choices: Sequence[T]) -> Sequence[T]:

@@ -24,12 +24,13 @@ def since(year: int, source: str, **habits: Any) -> Change:
 
 EAGER = since(
     0,
-    "PyTorch without torch.compile: each operator of RMSNorm, rotary positions and cross-entropy is a kernel",
+    "PyTorch without torch.compile: each operator of RMSNorm, rotary positions, SwiGLU and cross-entropy is a kernel",
     compile=False,
     compiles_loss=True,
     expandable_segments=False,
     fused_norm=False,
     fused_rotary=False,
+    fused_activation=False,
     fused_loss=False,
     joint_qkv=False,
 )
@@ -49,6 +50,13 @@ LAYER_GATHERS = since(
     "FSDP: each transformer layer is a unit with one flat message, gathered ahead (Zhao et al. 2023)",
     gathers_per_layer=1,
     overlap_gathers=True,
+    copies_gathered=False,
+)
+COPIED_GATHERS = since(
+    0,
+    "FSDP2 shards each parameter by itself: torch/distributed/fsdp/_fully_shard/_fsdp_collectives.py, "
+    "foreach_all_gather_copy_out",
+    copies_gathered=True,
 )
 PLAIN_REDUCTION = since(
     0,
@@ -63,6 +71,23 @@ FP8_CASTS = since(
     0,
     "torchao/float8/float8_linear.py casts weights in each pass; autograd keeps inputs in their dtype",
     caches_fp8=False,
+)
+FLAT_MESSAGES = since(
+    0,
+    "gradients and weights are joined before they travel: torch's DDP in buckets of 25 MB (Li et al. 2020), DeepSpeed "
+    "in buckets of 500M elements (runtime/config.py), Megatron-LM in a buffer (core/distributed/"
+    "param_and_grad_buffer.py)",
+    dp_messages="flat",
+)
+PIPELINE_MEMORY = since(
+    0,
+    "PyTorch's caching allocator, set by published out-of-memory verdicts (Hagemann et al. 2023; tests/data); autograd "
+    "keeps inputs of stages; pipelines sum the gradients of all micro-batches before they reduce them (FSDP2, "
+    "Megatron-LM's core/distributed)",
+    pipeline_fragmentation=0.3,
+    frees_stage_inputs=False,
+    pipeline_shards_gradients=False,
+    empty_ends=False,
 )
 NO_PIPELINE_HABITS = since(
     0,

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.schema import AUTO, key
 from launcher.stacks.profiles import CURRENT_YEAR, PROFILES, stack_of
-from launcher.stacks.stack import SUM_DTYPES, TP_OVERLAPS, Stack
+from launcher.stacks.stack import DP_MESSAGES, SUM_DTYPES, TP_OVERLAPS, Stack
 
 
 def _habit(meaning: str, **rule: Any) -> Any:
@@ -26,6 +26,7 @@ class StackKeys:
     compiles_loss: bool | None = _habit("torch.compile fuses the loss too")
     fused_norm: bool | None = _habit("RMSNorm in one kernel")
     fused_rotary: bool | None = _habit("rotary positions in one kernel")
+    fused_activation: bool | None = _habit("SiLU or GELU and the product with the gate in one kernel")
     fused_loss: bool | None = _habit("cross-entropy in one kernel")
     joint_qkv: bool | None = _habit(
         "one projection for queries, keys and values; its output stays alive with the values"
@@ -52,12 +53,30 @@ class StackKeys:
     overlap_grad_reduce: bool | None = _habit("gradients are reduced behind the backward pass")
     pipeline_overlap: bool | None = _habit("gradients are reduced behind it with a pipeline too")
     overlap_replicated: bool | None = _habit("gradients are reduced behind it where no ZeRO stage shards them too")
+    dp_messages: str | None = _habit(
+        "gradients and weights of ZeRO 0 to 2 travel in joined buffers (flat), one by one (per_parameter) or in a "
+        "message for each owner of a shard (per_owner)",
+        choices=DP_MESSAGES,
+    )
+    gathers_per_layer: int | None = _habit(
+        "in how many pieces ZeRO-3 gathers a layer's weights", unit="messages", minimum=1, maximum=64
+    )
+    overlap_gathers: bool | None = _habit("ZeRO-3 gathers weights, and reduces gradients, behind compute")
+    copies_gathered: bool | None = _habit("what ZeRO-3 gathered is copied into each parameter")
     expandable_segments: bool | None = _habit("PyTorch's allocator grows its segments: freed blocks join")
     caches_fp8: bool | None = _habit("weights and their transposes stay in fp8, where products are in fp8")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")
     pipeline_groups: int | None = _habit(
         "communicators of a pipeline in addition to those of the axes", unit="groups", minimum=0, maximum=64
     )
+    pipeline_fragmentation: float | None = _habit(
+        "what the allocator cannot reuse in a pipeline, as a share of activations", unit="1", minimum=0, maximum=2
+    )
+    frees_stage_inputs: bool | None = _habit("no stage of a pipeline keeps its input for the backward pass")
+    pipeline_shards_gradients: bool | None = _habit(
+        "with ZeRO-2 and a pipeline gradients are reduced, and only shards kept, after each group of micro-batches"
+    )
+    empty_ends: bool | None = _habit("the first virtual stage may hold the embedding alone, the last the head")
     recompute_stops_early: bool | None = _habit("repeating a layer ends with what the backward pass needs")
 
     def stack(self, *, engine: str = "torch") -> Stack:

@@ -10,10 +10,12 @@ from launcher.stacks.change import (
     DEEPSPEED_GATHERS,
     EAGER,
     FLASH,
+    FLAT_MESSAGES,
     FP8_CASTS,
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    PIPELINE_MEMORY,
     PLAIN_REDUCTION,
     since,
 )
@@ -23,6 +25,8 @@ MEGATRON_LM = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,
     since(
@@ -105,6 +109,12 @@ MEGATRON_LM = (
         fused_rotary=True,
     ),
     since(
+        0,
+        "separate operators, as most trainers made from Megatron-LM have; megatron/core/fusions/fused_bias_swiglu.py "
+        "(commit 8503f754, November 2023) is one kernel except with --no-bias-swiglu-fusion: set it there",
+        fused_activation=False,
+    ),
+    since(
         2025,
         "--data-parallel-sharding-strategy (commit d165a854, February 2025; custom_fsdp), without a pipeline",
         zero_stages=(0, 1, 2, 3),
@@ -115,6 +125,12 @@ MEGATRON_LM = (
         recompute_modes=("none", "selective", "full"),
         recompute_fractions=(0.25, 0.5, 0.75),
     ),
+    since(
+        2025,
+        "--account-for-embedding-in-pipeline-split and --account-for-loss-in-pipeline-split (commit ef490839, February "
+        "2025; core/transformer/transformer_block.py builds no layer there)",
+        empty_ends=True,
+    ),
     since(2025, "--num-distributed-optimizer-instances (Megatron Core 0.11)", shard_group_stages=(1,)),
 )
 
@@ -123,6 +139,8 @@ MEGATRON_DEEPSPEED = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,
     since(
@@ -170,6 +188,8 @@ SCALING = (
     EAGER,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,
     since(

@@ -13,18 +13,22 @@ from types import MappingProxyType
 from typing import Any
 
 from launcher.stacks.change import (
+    COPIED_GATHERS,
     DEEPSPEED_ENGINE,
     DEEPSPEED_GATHERS,
     EAGER,
     FLASH,
+    FLAT_MESSAGES,
     FP8_CASTS,
     JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    PIPELINE_MEMORY,
     PLAIN_REDUCTION,
     Change,
     since,
 )
+from launcher.stacks.internevo_paddlenlp import INTERNEVO, PADDLENLP
 from launcher.stacks.megatron import MEGATRON_DEEPSPEED, MEGATRON_LM, SCALING
 from launcher.stacks.stack import Stack
 
@@ -41,6 +45,7 @@ LAUNCHER = (
         expandable_segments=False,
         fused_norm=True,
         fused_rotary=False,
+        fused_activation=False,
         fused_loss=False,
         joint_qkv=False,
         flash_version=2,
@@ -57,7 +62,10 @@ LAUNCHER = (
         tp_reduce_dtype="train",
     ),
     LAYER_GATHERS,
+    COPIED_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     since(
         0,
@@ -92,6 +100,8 @@ DEEPSPEED = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,
     since(
@@ -136,6 +146,8 @@ FSDP = (
     JOINT_GATE,
     LAYER_GATHERS,
     PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,
     since(
@@ -188,6 +200,7 @@ FSDP = (
 
 TORCHTITAN = (
     *FSDP,
+    COPIED_GATHERS,
     since(2025, "torchtitan/models/llama3: nn.RMSNorm, one kernel from PyTorch 2.8 on", fused_norm=True),
     since(
         0,
@@ -233,104 +246,6 @@ TORCHTITAN = (
     ),
 )
 
-INTERNEVO = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FP8_CASTS,
-    *FLASH,
-    since(
-        0,
-        "InternEvo: flash-attention's rotary and cross-entropy kernels; RMSNorm in PyTorch unless apex is compiled "
-        "(internlm/model/norm.py, later ops/norm.py: RMSNormTorch)",
-        fused_rotary=True,
-        fused_loss=True,
-    ),
-    since(
-        0,
-        "flash-attention's modules",
-        calls_dropout=False,
-        loss_parallel=True,
-        wide_loss=False,
-        tp_overlap="wgrad",
-        tp_reduce_dtype="train",
-    ),
-    since(
-        0,
-        "internlm/model/linear.py (later modules/mlp.py), FeedForward: gate and up projections are products of their "
-        "own; model/utils.py, FusedDenseFunc: each gathers its input, gathers it again for its weight's gradient, and "
-        "reduces its input's gradient",
-        joint_gate=False,
-    ),
-    since(
-        0,
-        "InternEvo: hybrid_zero_optim reduces in the training dtype",
-        grad_reduce_dtype="train",
-        fused_accumulation=False,
-    ),
-    since(0, "InternEvo: overlap_sync_grad", overlap_grad_reduce=True, pipeline_overlap=False),
-    NO_PIPELINE_HABITS,
-    since(
-        0,
-        "InternEvo: activation_checkpoint repeats the whole layer; model.checkpoint is the share of layers "
-        "(configs/_base_/models/internlm_20B.py)",
-        recompute_stops_early=False,
-        recompute_modes=("none", "full"),
-        recompute_fractions=(0.25, 0.5, 0.75),
-    ),
-    since(
-        0,
-        "InternEvo: num_chunks above 1 interleaves; zero1.size is a part of dp (configs/_base_/models/internlm_20B.py)",
-        schedules=("1f1b", "interleaved"),
-        zero_stages=(0, 1),
-        pipeline_zero_stages=(0, 1),
-        shard_group_stages=(1,),
-        sequence_parallel=True,
-        context_parallel=False,
-    ),
-)
-
-PADDLENLP = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FP8_CASTS,
-    *FLASH,
-    since(
-        0,
-        "PaddleNLP: no dropout in Llama; ParallelCrossEntropy with tensor_parallel_output",
-        calls_dropout=False,
-        loss_parallel=True,
-        wide_loss=True,
-        tp_overlap="none",
-        tp_reduce_dtype="train",
-    ),
-    since(
-        0, "PaddleNLP: group sharded reduces in the training dtype", grad_reduce_dtype="train", fused_accumulation=False
-    ),
-    since(0, "PaddleNLP: sharding_comm_overlap", overlap_grad_reduce=True, pipeline_overlap=True),
-    NO_PIPELINE_HABITS,
-    since(
-        0,
-        "paddle.distributed.fleet.utils.recompute repeats the whole layer; recompute_granularity core_attn",
-        recompute_stops_early=False,
-        recompute_modes=("none", "selective", "full"),
-        recompute_fractions=(),
-    ),
-    since(
-        0,
-        "PaddleNLP: virtual_pp_degree interleaves; sharding_parallel_degree is a part of dp",
-        schedules=("1f1b", "interleaved"),
-        zero_stages=(0, 1, 2, 3),
-        pipeline_zero_stages=(0, 1),
-        shard_group_stages=(1, 2, 3),
-        sequence_parallel=True,
-        context_parallel=False,
-    ),
-)
-
 PROFILES: Mapping[str, tuple[Change, ...]] = MappingProxyType(
     {
         "launcher": LAUNCHER,
@@ -349,9 +264,10 @@ PROFILES: Mapping[str, tuple[Change, ...]] = MappingProxyType(
 def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **changed: Any) -> Stack:
     """The profile of that name in that year; `changed` habits are set by hand, None leaves one as it is.
 
-    `engine` says which of the launcher's own engines trains. torch.compile fuses norm, rotary positions and,
-    where it is compiled, the loss.
-    `overlap_grad_reduce` set by hand holds with and without ZeRO.
+    `engine` says which of the launcher's own engines trains. torch.compile fuses norm, rotary positions,
+    a gated activation and, where it is compiled, the loss.
+    `overlap_grad_reduce` set by hand holds with and without ZeRO, `pipeline_shards_gradients` allows ZeRO-2 in a
+    pipeline.
     """
     changes = [change for change in PROFILES[name] if change.since <= year]
     if name == "launcher" and engine == "deepspeed":
@@ -364,7 +280,10 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
         habits["overlap_replicated"] = by_hand["overlap_grad_reduce"]
     if by_hand.get("compile"):
         loss = by_hand.get("compiles_loss", habits["compiles_loss"])
-        habits |= {"fused_norm": True, "fused_rotary": True, "fused_loss": loss or habits["fused_loss"]}
+        habits |= dict.fromkeys(("fused_norm", "fused_rotary", "fused_activation"), True)
+        habits["fused_loss"] = loss or habits["fused_loss"]
+    if by_hand.get("pipeline_shards_gradients"):
+        habits["pipeline_zero_stages"] = tuple(sorted({*habits["pipeline_zero_stages"], 2}))
     return Stack(name=name, year=year, **(habits | by_hand))
 
 

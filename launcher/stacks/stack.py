@@ -9,6 +9,7 @@ from launcher.model import Training
 # A dtype of sums: the training dtype, a dtype by name, or fp32 where the training dtype is bf16.
 SUM_DTYPES = ("train", "fp32", "bf16", "fp16", "fp32_from_bf16")
 TP_OVERLAPS = ("none", "wgrad", "async")
+DP_MESSAGES = ("flat", "per_parameter", "per_owner")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class Stack:
     """The habits of one training software in one year.
 
     Kernels. `compile`: torch.compile fuses what is memory-bound between products; `compiles_loss`: and the loss.
-    `fused_norm`, `fused_rotary`,
-    `fused_loss`: RMSNorm, rotary positions and cross-entropy take one kernel each way, not one an operator.
+    `fused_norm`, `fused_rotary`, `fused_activation`, `fused_loss`: RMSNorm, rotary positions, a gated activation and
+    cross-entropy take one kernel each way, not one an operator.
     `joint_qkv`: values are a view of one projection's output, which keeps queries and keys from before their rotation
     alive. `flash_version`: the newest FlashAttention. `calls_dropout`: dropout kernels run at any probability where
     scores are kept in memory.
@@ -34,15 +35,21 @@ class Stack:
     `late_gradients`: allocated by the first backward pass, one by one, and not as a buffer at the start.
     `fused_accumulation`: products add to the sums over micro-batches themselves. `overlap_grad_reduce`: reduced behind
     the backward pass, `pipeline_overlap`: with a pipeline too, and `overlap_replicated`: where no ZeRO stage shards
-    anything too. `gathers_per_layer`: in how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers`
-    whether it does so, and reduces gradients, behind compute.
+    anything too. `dp_messages`: gradients and weights of ZeRO 0 to 2 travel in buffers of many parameters (flat),
+    one by one (per_parameter), or in one message for each rank that owns a shard (per_owner). `gathers_per_layer`: in
+    how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers` whether it does so, and reduces gradients,
+    behind compute. `copies_gathered`: each gathered message is copied into the parameters.
 
     Allocator. `expandable_segments`: PyTorch's grows its segments, so that freed blocks join.
 
     Products in fp8. `caches_fp8`: weights and their transposes stay in fp8 from a step's first micro-batch on.
 
     Pipeline. `sends_in_turn`: a rank sends and receives one after the other. `pipeline_groups`: communicators next to
-    those of the axes. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
+    those of the axes. `pipeline_fragmentation`: what the allocator cannot reuse, as a share of activations, as forward
+    and backward passes of different micro-batches take turns. `frees_stage_inputs`: no stage keeps its input.
+    `pipeline_shards_gradients`: with ZeRO-2 gradients are reduced, and only shards kept, after each group of
+    micro-batches that passes a virtual stage. `empty_ends`: the first virtual stage may hold the embedding alone, the
+    last the head. `pipeline_ends`: as how many layers the embedding and the head count where the software shares
     layers out evenly.
 
     `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
@@ -64,6 +71,7 @@ class Stack:
     compiles_loss: bool
     fused_norm: bool
     fused_rotary: bool
+    fused_activation: bool
     fused_loss: bool
     joint_qkv: bool
     flash_version: int
@@ -82,12 +90,18 @@ class Stack:
     overlap_grad_reduce: bool
     pipeline_overlap: bool
     overlap_replicated: bool
+    dp_messages: str
     gathers_per_layer: int
     overlap_gathers: bool
+    copies_gathered: bool
     expandable_segments: bool
     caches_fp8: bool
     sends_in_turn: bool
     pipeline_groups: int
+    pipeline_fragmentation: float
+    frees_stage_inputs: bool
+    pipeline_shards_gradients: bool
+    empty_ends: bool
     pipeline_ends: tuple[int, int]
     recompute_stops_early: bool
     recompute_modes: tuple[str, ...]

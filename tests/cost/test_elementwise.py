@@ -83,7 +83,11 @@ TABLE = torch.randn(TOKENS, 1, 128, dtype=BF16)
     [
         (rms_norm, (tensor(TOKENS, HIDDEN), tensor(HIDDEN)), elementwise.norm(2, fused=False)),
         (rotate, (tensor(TOKENS, HEADS, 128), TABLE, TABLE), elementwise.rotary(2, fused=False)),
-        (silu_gate, (tensor(TOKENS, HIDDEN), tensor(TOKENS, HIDDEN)), elementwise.activation(2, gated=True)),
+        (
+            silu_gate,
+            (tensor(TOKENS, HIDDEN), tensor(TOKENS, HIDDEN)),
+            elementwise.activation(2, gated=True, fused=False),
+        ),
     ],
     ids=["RMSNorm", "rotary", "SwiGLU"],
 )

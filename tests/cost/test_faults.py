@@ -145,6 +145,68 @@ def test_compiling_saves_memory_traffic() -> None:
     assert 0.8 < compiled / eager < 0.97
 
 
+def test_a_gated_activation_in_one_kernel_keeps_three_tensors_and_not_four() -> None:
+    words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=fsdp", "layout.tp=1"]
+    apart, fused, compiled = (
+        estimated(*words, *more) for more in ([], ["stack.fused_activation=true"], ["stack.compile=true"])
+    )
+    kept = apart.memory["activations"] - fused.memory["activations"]
+    assert kept == pytest.approx(32 * 2 * 4096 * 11008)  # layers × bytes × tokens × inner width
+    assert compiled.step_time_s < fused.step_time_s < apart.step_time_s
+
+
+PIPELINE = ["cluster=dgx_a100_80g", "cluster.num_nodes=4", "model=gpt3_6b7", "train.global_batch=64", "layout.tp=1"]
+PIPELINE += ["stack=megatron_lm", "layout.pp=4", "layout.dp=8", "layout.virtual_stages=2", "layout.zero_stage=2"]
+
+
+def test_a_pipeline_that_shards_gradients_holds_fewer_and_sends_more() -> None:
+    """Two of four chunks are whole, and reduced after each group of pp micro-batches (64 / 8 / 4 = 2 groups)."""
+    words = [*PIPELINE, "layout.virtual_stages=4"]
+    once, sharded = (estimated(*words, f"stack.pipeline_shards_gradients={flag}") for flag in ("false", "true"))
+    assert sharded.memory["gradients"] == pytest.approx(once.memory["gradients"] * (1 / 8 + 7 / 8 / 2))
+    assert _dp_seconds(sharded) > 1.3 * _dp_seconds(once)
+    two = estimated(*PIPELINE, "stack.pipeline_shards_gradients=true")
+    assert two.memory["gradients"] == pytest.approx(estimated(*PIPELINE).memory["gradients"])
+
+
+def test_a_pipeline_that_frees_inputs_of_stages_keeps_one_tensor_less_for_each_of_its_chunks() -> None:
+    kept, freed = (estimated(*PIPELINE, f"stack.frees_stage_inputs={flag}") for flag in ("false", "true"))
+    chunks = 2 * 3 + 4 + 1 - 4  # of the first rank, less those whose input are tokens
+    saved = kept.memory["activations"] - freed.memory["activations"]
+    assert saved == pytest.approx(chunks * 2048 * 4096 * 2)
+
+
+def test_what_the_allocator_loses_in_a_pipeline_can_be_said() -> None:
+    none, half = (estimated(*PIPELINE, f"stack.pipeline_fragmentation={share}") for share in (0, 0.5))
+    assert none.memory["fragmentation"] == 0
+    assert half.memory["fragmentation"] >= 0.5 * half.memory["activations"]
+
+
+def test_messages_of_data_parallelism_cost_a_latency_each() -> None:
+    words = ["cluster=dgx_a100_80g", "cluster.num_nodes=4", "model=gpt3_1b3", "train.global_batch=64", "stack=fsdp"]
+    words += ["layout.tp=1", "layout.zero_stage=1", "stack.overlap_grad_reduce=false"]
+    flat, owner, each = (
+        _dp_seconds(estimated(*words, f"stack.dp_messages={how}")) for how in ("flat", "per_owner", "per_parameter")
+    )
+    assert flat < owner < each < 6 * flat
+    grouped = [
+        _dp_seconds(estimated(*words, f"stack.dp_messages={how}", "layout.shard_group=node"))
+        for how in ("flat", "per_owner")
+    ]
+    assert 0 < grouped[1] - grouped[0] < (owner - flat) / 2  # eight owners of a node, and not 32
+
+
+def test_fsdp2_copies_what_it_gathered() -> None:
+    words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=fsdp", "layout.zero_stage=3"]
+    views, copies = (estimated(*words, f"stack.copies_gathered={flag}").step_time_s for flag in ("false", "true"))
+    rate = 2039e9 * 0.761
+    assert copies - views == pytest.approx(8 * 6.5e9 * 8 / rate, rel=0.1)  # micro-batches × parameters × bytes
+
+
+def _dp_seconds(found: Estimate) -> float:
+    return found.time["dp_comm"] + found.time["dp_comm_hidden"]
+
+
 def test_an_estimate_says_how_sure_it_is() -> None:
     asked = job(global_batch=64)
     found = CostModel(asked).estimate(Layout(tp=1, pp=1, dp=8))

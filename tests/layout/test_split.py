@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shapes import job, model
 
-from launcher.layout.split import balanced_split, default_split, split_by_cost, uniform_split
+from launcher.layout import Layout
+from launcher.layout.resolve import with_layer_split
+from launcher.layout.split import (
+    balanced_split,
+    default_split,
+    has_split,
+    interleaves,
+    split_by_cost,
+    uniform_split,
+)
 
 
 @given(st.integers(1, 130), st.data())
@@ -70,6 +79,16 @@ def test_software_that_counts_the_ends_as_layers_gives_them_fewer(
     of = model(layers=layers)
     assert default_split(job(of=of, stack="scaling"), num_stages=stages) == expected
     assert default_split(job(of=of), num_stages=stages) == balanced_split(of, num_stages=stages)
+
+
+def test_virtual_stages_at_the_ends_may_hold_the_embedding_and_the_head_alone() -> None:
+    """126 layers, the embedding and the head on 16 × 8 virtual stages (Llama Team 2024, section 3.3.2)."""
+    llama = job(of=model(layers=126), stack="torchtitan")
+    layout = with_layer_split(llama, Layout(tp=1, pp=16, dp=1, virtual_stages=8, schedule="interleaved"))
+    assert layout.layer_split == (0, *[1] * 126, 0)
+    assert interleaves(126, num_stages=127) and not interleaves(126, num_stages=129)
+    assert not has_split(llama, num_stages=128, virtual=False)
+    assert not has_split(job(of=model(layers=126), stack="scaling"), num_stages=128, virtual=True)
 
 
 def fullest(split: tuple[int, ...], first_extra: float, last_extra: float) -> float:

@@ -154,6 +154,17 @@ def test_a_plan_of_another_version_is_refused_with_what_to_do(saved: Path, tmp_p
             read_plan(file)
 
 
+def test_a_plan_of_version_4_is_refused_by_its_version_whichever_keys_it_lacks(saved: Path, tmp_path: Path) -> None:
+    """Some of them were written before `nvlinks`, `chain` and keys of the stack were added."""
+    data = json.loads(saved.read_text()) | {"version": 4}
+    del data["cluster"]["node"]["nvlinks"], data["stack"]["dp_messages"]
+    file = tmp_path / "old.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=rf"version 4, but this launcher reads version {PLAN_VERSION}: plan") as caught:
+        read_plan(file)
+    assert len(caught.value.problems) == 1
+
+
 EDITS: dict[str, Any] = {
     "a key too many": lambda d: {**d, "config": {}},
     "a key too few": lambda d: {k: v for k, v in d.items() if k != "stack"},

@@ -111,6 +111,8 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                     axis_order=order,
                 )
                 layout = with_layer_split(some_job, layout)
+                if 0 in layout.layer_split and not some_job.stack.empty_ends:
+                    continue
                 if not problems(some_job, layout) and not stack_problems(some_job, layout):
                     found.append(layout)
     return found
