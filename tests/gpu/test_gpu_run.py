@@ -91,7 +91,7 @@ def test_a_command_that_takes_too_long_is_ended_with_its_last_words(script: Modu
 
 @pytest.mark.slow
 def test_its_steps_run_on_a_cpu_rank(tmp_path: Path) -> None:
-    """Its nine runs go through a warm server, whose step is the one that is left out."""
+    """Its seven runs go through a warm server, whose step is the one that is left out."""
     warm = [sys.executable, "-m", "launcher.cli", "warm"]
     shell = {"cwd": tmp_path, "env": {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}}
     command = [sys.executable, str(RUN), "out.json", "--cpu", "--only", "looks", "rates", "foreign", "resume", "shapes"]
