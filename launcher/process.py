@@ -144,6 +144,18 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def peak_resident_bytes() -> int:
+    """Return the most memory that this process has held, since its start or `forget_peak_resident`."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak_resident() -> None:
+    """Begin a new peak with what is held now, where the kernel can: proc_pid_clear_refs(5)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def state(pid: int) -> str | None:
     """Return the kernel's state letter: R running, S and D sleeping, T stopped, Z ended; None: no such process."""
     fields = _stat(pid)

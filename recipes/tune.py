@@ -35,7 +35,7 @@ from launcher.worker.data.batches import BatchSource, open_tokens
 from launcher.worker.engines.choose import build_engine
 from launcher.worker.engines.engine import EngineContext
 from launcher.worker.metrics.measure import from_all_ranks
-from launcher.worker.metrics.report import peak_memory_bytes
+from launcher.worker.metrics.report import forget_peak_memory, peak_memory_bytes
 from launcher.worker.parallel.mesh import build_mesh
 
 FIRST_STEPS = 2  # of each plan, not timed: allocations, the first messages between stages
@@ -73,7 +73,6 @@ class Worlds:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
 
 
 def main() -> None:
@@ -106,6 +105,7 @@ def trial_files(options: TuneOptions) -> list[Path]:
 def measured(run: session.Session, plan: Plan, options: TuneOptions, *, best_s: float) -> dict[str, Any]:
     """The steps of one plan: how long each took, what of the cores it used, how much memory was held."""
     began = time.monotonic()
+    forget_peak_memory(run.device)  # that of the plan before
     axes = build_mesh(plan.grid, rank=run.rank, device_type=run.device.type, shard_within=plan.layout.shard_group)
     row: dict[str, Any] = {
         "layout": plan.layout.brief(),

@@ -1,9 +1,21 @@
-"""Settings of every sshd that tests start. One key is the host's and that of the user who may come in."""
+"""Every sshd that tests start: its settings, and one that stands for a login node. The host's key is the user's."""
 
 from __future__ import annotations
 
+import getpass
+import os
+import shutil
+import socket
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
+
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # sshd is in one of these
 
 SETTINGS = """
 HostKey {folder}/key
@@ -22,3 +34,36 @@ def write_settings(folder: Path, *more: str) -> Path:
     path = folder / "sshd_config"
     path.write_text("\n".join([SETTINGS.format(folder=folder), *more, ""]))
     return path
+
+
+@contextmanager
+def login_node(shell: str, *more: str) -> Iterator[tuple[Sequence[str], Path]]:
+    """An sshd on loopback that runs the script `shell` in place of each command, which is in SSH_ORIGINAL_COMMAND.
+
+    Gives the words of the launcher that lead there, and its folder: the script is `shell` in it, and may be replaced.
+    `more`: lines of its settings. Skips where something is missing.
+    """
+    if missing := [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]:
+        pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
+    folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (folder / "shell").write_text("true")
+    settings = write_settings(
+        folder, f"Port {port}", "ListenAddress 127.0.0.1", *more, f"ForceCommand sh {folder}/shell"
+    )
+    Path("/run/sshd").mkdir(exist_ok=True)
+    argv = [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", str(settings)]
+    sshd, user = subprocess.Popen(argv, stderr=subprocess.DEVNULL), f"{getpass.getuser()}@127.0.0.1"
+    options = " ".join([f"-p {port} -i {folder}/key", *(f"-o {name}={value}" for name, value in CLIENT.items())])
+    try:
+        deadline = time.monotonic() + 120
+        while subprocess.run(["ssh", *options.split(), user, "true"]).returncode:
+            assert time.monotonic() < deadline and sshd.poll() is None
+            time.sleep(0.1)
+        (folder / "shell").write_text(shell)
+        yield [f"launch.login={user}", f"launch.login_ssh={options}", f"launch.login_folder={folder}/jobs"], folder
+    finally:
+        sshd.kill()
+        sshd.wait()
+        shutil.rmtree(folder)

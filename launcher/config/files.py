@@ -46,7 +46,9 @@ def recorded() -> Iterator[list[Path]]:
 def primary() -> None:
     """Let Hydra know the primary configuration, which makes it search all folders; again, as it may have been reset."""
     Plugins.instance().register(_Files)
-    ConfigStore.instance().store(PRIMARY, _primary())
+    store = ConfigStore.instance()
+    if f"{PRIMARY}.yaml" not in store.repo:
+        store.store(PRIMARY, _primary())
 
 
 @cache

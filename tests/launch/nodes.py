@@ -20,7 +20,8 @@ from launcher import process
 from launcher.planner import Plan, write_plan
 from launcher.rendezvous.authentication import SECRET, new_secret
 from launcher.rendezvous.config import free_port
-from launcher.run.folder import create_run_folder
+from launcher.run.folder import RunFolder, create_run_folder
+from launcher.run.node_state import node_states
 
 HERE = Path(__file__).parent
 
@@ -83,9 +84,14 @@ class Nodes:
         return found
 
     def ranks_of(self, name: str) -> list[int]:
-        """Process ids of the ranks on a node, by its agent's state file."""
-        server = process.descendants(self.agents[name].pid)
-        return server[1 : 1 + self.ranks]
+        """The processes of a node's ranks in order, as its agent wrote them down, but for those that are gone.
+
+        Numbers of processes wrap around, and so say no order.
+        """
+        agent = self.agents[name].pid
+        there = set(process.descendants(agent))
+        states = [state for state in node_states(RunFolder(self.run_dir)) if state.pid == agent]
+        return [pid for state in states for _, pid in sorted(state.ranks.items()) if pid in there]
 
     def members(self) -> list[int]:
         return [pid for agent in self.agents.values() for pid in [agent.pid, *process.descendants(agent.pid)]]

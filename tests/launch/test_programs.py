@@ -242,7 +242,7 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
     first, *others = came if isinstance(came, list) else [came]
     (tmp_path / "train.py").write_text(HANDLES)
     job = start("script=train.py", "launch.kill_after_s=0.2", "launch.grace_s=60", *words)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not all((tmp_path / f"up-{rank}").exists() for rank in range(2)):
         assert time.monotonic() < deadline
         assert job.poll() is None, job.communicate()
@@ -262,7 +262,7 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
     else:
         assert [path.read_text() for path in saved] == [handled, handled]
         assert f"passed on as {handled.split()[0]}" in err
-        assert time.monotonic() - began < 45
+        assert time.monotonic() - began < 60  # launch.grace_s: they have ended by themselves
 
 
 WRONG = {

@@ -61,7 +61,8 @@ def test_a_second_signal_does_not_wait(start: Callable[..., Job], tmp_path: Path
 
 
 def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., Job], tmp_path: Path) -> None:
-    job = start(f"dir={tmp_path}", "stuck=2:3", script=STEPS, hang_timeout_s=3)
+    # Far above what a step takes on a loaded machine: another hang would be found before this one.
+    job = start(f"dir={tmp_path}", "stuck=2:3", script=STEPS, hang_timeout_s=12)
     code, _, err = job.finish()
     assert code == 1
     assert "the job hangs: no heartbeat from rank" in err
@@ -76,8 +77,7 @@ def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., J
 
 def test_a_stopped_process_is_named_and_the_job_comes_back(start: Callable[..., Job], tmp_path: Path) -> None:
     end = tmp_path / "end"
-    # Far above what a step takes on a loaded machine: another hang would be found after this one.
-    job = start(f"dir={tmp_path}", f"until={end}", script=STEPS, hang_timeout_s=12, max_restarts=1)
+    job = start(f"dir={tmp_path}", f"until={end}", script=STEPS, hang_timeout_s=12, max_restarts=1)  # as above
     wait_for_steps(job, tmp_path)
     before = saved(tmp_path)
     os.kill(job.rank_pid(1), signal.SIGSTOP)
@@ -138,28 +138,28 @@ HANGS = HERE / "hang_script.py"
 
 
 def test_a_hang_before_the_process_group_is_found_with_all_stacks(start: Callable[..., Job]) -> None:
-    job = start("stuck=2", script=HANGS, silence_timeout_s=6, start_timeout_s=None)
+    job = start("stuck=2", script=HANGS, silence_timeout_s=12, start_timeout_s=None)
     code, _, err = job.finish()
     assert code == 1
-    assert "the job hangs: for 6 s no rank has printed anything" in err
+    assert "the job hangs: for 12 s no rank has printed anything" in err
     assert "odd one out: rank 2 is at a different place than the others" in err
     assert "rank 2 (step 0): hang_script.py:load_data < hang_script.py:<module>" in err
     assert re.search(r"rank 0 \(step 0\), 1 \(step 0\), 3 \(step 0\): .*init_process_group", err)
 
 
 def test_a_plain_script_that_does_nothing_any_more_is_found(start: Callable[..., Job]) -> None:
-    job = start("stuck=1", script=HANGS, ranks=2, silence_timeout_s=4, start_timeout_s=None)
+    job = start("stuck=1", script=HANGS, ranks=2, silence_timeout_s=10, start_timeout_s=None)
     code, _, err = job.finish()
     assert code == 1
-    assert "the job hangs: for 4 s no rank has printed anything" in err
+    assert "the job hangs: for 10 s no rank has printed anything" in err
     assert "rank 1 (step 0): hang_script.py:load_data" in err
 
 
 def test_a_rank_that_works_keeps_the_others_from_being_silent(start: Callable[..., Job], tmp_path: Path) -> None:
     end = tmp_path / "end"
-    job = start("busy=1", f"end={end}", script=HANGS, ranks=2, silence_timeout_s=2, start_timeout_s=None)
+    job = start("busy=1", f"end={end}", script=HANGS, ranks=2, silence_timeout_s=5, start_timeout_s=None)
     job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2)))
-    time.sleep(6)
+    time.sleep(9)
     assert job.process.poll() is None
     end.touch()
     code, _, err = job.finish()

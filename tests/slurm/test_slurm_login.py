@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATH, Slurm
-from sshd_settings import CLIENT, write_settings
+from sshd_settings import login_node
 
 from launcher.run.folder import RunFolder
 
@@ -36,32 +33,9 @@ while sys.argv[1] == "wait":
 @pytest.fixture(scope="module")
 def login(cluster: Slurm) -> Iterator[list[str]]:
     """An sshd on this machine that stands for the login node; the words of the launcher that lead there."""
-    missing = [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
-    folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     variables = f'SetEnv "PATH={PATH}" SLURM_CONF={cluster.environment["SLURM_CONF"]} OMP_NUM_THREADS=1'
-    (folder / "shell").write_text(TALKING)
-    settings = write_settings(
-        folder, f"Port {port}", "ListenAddress 127.0.0.1", variables, f"ForceCommand sh {folder}/shell"
-    )
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = subprocess.Popen(
-        [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", settings], stderr=subprocess.DEVNULL
-    )
-    options = " ".join([f"-p {port} -i {folder}/key", *(f"-o {name}={value}" for name, value in CLIENT.items())])
-    try:
-        deadline = time.monotonic() + 20
-        while subprocess.run(["ssh", *options.split(), "root@127.0.0.1", "true"]).returncode:
-            assert time.monotonic() < deadline and sshd.poll() is None
-            time.sleep(0.1)
-        yield ["launch.login=root@127.0.0.1", f"launch.login_ssh={options}", f"launch.login_folder={folder}/jobs"]
-    finally:
-        sshd.kill()
-        sshd.wait()
-        shutil.rmtree(folder)
+    with login_node(TALKING, variables) as (words, _):
+        yield [*words]
 
 
 def launcher(at: Path, *words: str) -> subprocess.CompletedProcess[str]:

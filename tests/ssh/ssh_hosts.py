@@ -11,10 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "slurm"))
-from sshd_settings import CLIENT, write_settings  # noqa: E402
+from sshd_settings import CLIENT, PATH, write_settings  # noqa: E402
 from testcluster_network import NODE_NETWORK, Network, ip  # noqa: E402
 
-PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("sshd", "ssh", "ssh-keygen", "unshare", "ip")
 NAMES = ("h10", "h2")  # sorted by name they would change places
 SPACES = ["--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--net"]

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ssh_hosts import PATH
-from sshd_settings import CLIENT, write_settings
+from sshd_settings import login_node
 
 from launcher.commands.login_answer import page, submitted
 from launcher.commands.parcel import read_parcel
@@ -58,31 +52,9 @@ def test_what_is_no_parcel_is_refused(line: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def login() -> Iterator[Login]:
-    """An sshd on loopback that runs a script in place of each command: its words, and the script."""
-    missing = [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
-    folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    settings = write_settings(folder, f"Port {port}", "ListenAddress 127.0.0.1", f"ForceCommand sh {folder}/shell")
-    (folder / "shell").write_text("true")
-    Path("/run/sshd").mkdir(exist_ok=True)
-    sshd = subprocess.Popen(
-        [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", settings], stderr=subprocess.DEVNULL
-    )
-    user = f"{getpass.getuser()}@127.0.0.1"
-    options = " ".join([f"-p {port} -i {folder}/key", *(f"-o {name}={value}" for name, value in CLIENT.items())])
-    try:
-        deadline = time.monotonic() + 60
-        while subprocess.run(["ssh", *options.split(), user, "true"]).returncode:
-            assert time.monotonic() < deadline and sshd.poll() is None
-            time.sleep(0.1)
-        yield [f"launch.login={user}", f"launch.login_ssh={options}", f"launch.login_folder={folder}/jobs"], folder
-    finally:
-        sshd.kill()
-        sshd.wait()
-        shutil.rmtree(folder)
+    """Its words, and its folder with the script."""
+    with login_node("true") as (words, folder):
+        yield [*words], folder
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -47,12 +48,18 @@ class _SavePlanner(DefaultSavePlanner):
     """A planner that remembers the plans of one manager alone.
 
     torch keeps them for the whole process under the name of the planner's class: a second manager, or a child forked
-    after a save, would merge its plans into those of other ranks.
+    after a save, would merge its plans into those of other ranks. What a manager is done with is forgotten.
     """
 
     def __init__(self, key: str) -> None:
         super().__init__(enable_plan_caching=True)
         self._cached_plans_key = key
+
+    @staticmethod
+    def forget(key: str) -> None:
+        for kept in vars(SavePlanner).values():
+            if isinstance(kept, dict):
+                kept.pop(key, None)
 
 
 class CheckpointManager:
@@ -160,8 +167,13 @@ class CheckpointManager:
         return None
 
     def close(self) -> None:
+        """Wait for a running save, and leave nothing of this manager in the process."""
         self.wait()
         self._writer.shutdown()
+        _SavePlanner.forget(self._plans_key)
+        if self._group is not None and dist.is_initialized():
+            dist.destroy_process_group(self._group)
+            self._group = None
 
     def _problems(self, folder: Path) -> list[str]:
         """Return the problems of a checkpoint; the ranks share the reading of its files."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 
+from launcher import process
 from launcher.planner.record import Plan
 from launcher.run.metrics import StepMetrics, summarise_steps
 from launcher.run.result import TrainResult
@@ -26,7 +26,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     """This rank's peak: what torch allocated on a GPU; resident memory on a CPU, the interpreter included."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return process.peak_resident_bytes()
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Count this rank's peak from now on."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        process.forget_peak_resident()
 
 
 def train_result(plan: Plan, steps: Sequence[StepMetrics], *, first_step: int, stopped: bool) -> TrainResult:
