@@ -42,17 +42,25 @@ def composed(chosen: Sequence[str]) -> tuple[dict[str, Any], tuple[Path, ...]]:
 
 @contextmanager
 def _hydra() -> Iterator[None]:
-    """Hydra set up for one composition. It keeps its state in singletons: those of the program are left as they are."""
-    with kept_resolvers():
+    """Hydra set up for one composition."""
+    with own_state():
         primary()
+        with initialize(config_path=None, job_name="launcher", **_BASE):
+            yield
+
+
+@contextmanager
+def own_state() -> Iterator[None]:
+    """Leave Hydra as it was: it keeps its state in singletons of the whole process, and the program may use it too."""
+    with kept_resolvers():
         outer = Singleton._instances
         of_a_job = (GlobalHydra, HydraConfig, JobRuntime, VersionBase)
         Singleton._instances = {kind: one for kind, one in outer.items() if kind not in of_a_job}
         try:
-            with initialize(config_path=None, job_name="launcher", **_BASE):
-                yield
+            yield
         finally:
-            Singleton._instances = outer
+            ours = {kind: one for kind, one in Singleton._instances.items() if kind not in of_a_job}
+            Singleton._instances = {**outer, **ours}
 
 
 def _problem(said: str) -> str:

@@ -123,20 +123,27 @@ def _plain(word: str) -> Setting | None:
 
 
 def _parsed(word: str) -> Override:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        return OverridesParser.create().parse_override(word)
+        return _by_hydra(word)
     except HydraException as error:
         why, quoted = str(error).strip().splitlines()[0], _quoted(word)
         remedy = f"write {quoted}" if quoted else "write key=value, close brackets, quote special characters"
         raise InputError(f"{word} is not an override ({why}): {remedy}") from error
 
 
+def _by_hydra(word: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from launcher.config.composition import own_state
+
+    with own_state():
+        return OverridesParser.create().parse_override(word)
+
+
 def _quoted(word: str) -> str | None:
     """A word with the quotes that Hydra needs, as a shell takes it; None where quotes do not make it an override."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     key, equals, value = word.partition("=")
@@ -144,7 +151,7 @@ def _quoted(word: str) -> str | None:
         return None
     better = f"{key}={_with_quotes(value)}"
     try:
-        OverridesParser.create().parse_override(better)
+        _by_hydra(better)
     except HydraException:
         return None
     return shlex.quote(better) if set(better) & set('"$`\\!') else f'"{better}"'
