@@ -19,8 +19,16 @@ from typing import Any
 AXES = ("tp", "cp", "dp", "pp")
 
 
-class Anything:
-    """Stub for triton's attributes."""
+class AnyAttribute(type):
+    def __getattr__(cls, name: str) -> Any:
+        return _attribute(name)
+
+    def __getitem__(cls, kind: Any) -> Any:
+        return cls
+
+
+class Anything(metaclass=AnyAttribute):
+    """Stub for what a stubbed module has."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return args[0] if len(args) == 1 and isinstance(args[0], types.FunctionType) else super().__new__(cls)
@@ -35,11 +43,14 @@ class Anything:
         return Anything()
 
 
-class NoTriton(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds an empty module for every import below triton."""
+class Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds an empty module for every import of these packages, and below them."""
+
+    def __init__(self, packages: tuple[str, ...]) -> None:
+        self.packages = packages
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        own = name.split(".")[0] == "triton"
+        own = any(f"{name}.".startswith(f"{package}.") for package in self.packages)
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if own else None
 
     def create_module(self, spec: Any) -> types.ModuleType:
@@ -55,7 +66,19 @@ class NoTriton(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 def _attribute(name: str) -> Any:
     if name.startswith("__"):
         raise AttributeError(name)
-    return Anything()
+    return type(name, (Anything,), {})
+
+
+def pretend_a_gpu(packages: tuple[str, ...]) -> None:
+    """Stub these packages, and what CUDA says of a device."""
+    if not hasattr(typing, "override"):
+        typing.override = lambda function: function  # type: ignore[attr-defined]
+    import torch
+    import torch._inductor.compile_fx  # before triton seems to be there
+
+    torch.cuda.get_device_capability = lambda *_: (8, 0)
+    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(major=8, minor=0)
+    sys.meta_path.insert(0, Stubs(packages))
 
 
 def arguments(asked: dict[str, Any]) -> Any:
@@ -87,15 +110,18 @@ def groups(parsed: Any) -> dict[str, list[list[int]]]:
     return {axis: ranks.get_ranks(axis) for axis in AXES} | {"ep": experts.get_ranks("ep") if ep > 1 else []}
 
 
-def stages(parsed: Any) -> list[int]:
+def transformer_config(parsed: Any) -> Any:
+    from megatron.training.arguments import core_transformer_config_from_args
+
+    parsed.apply_rope_fusion = parsed.moe_grouped_gemm = False  # they ask for Transformer Engine and a GPU
+    return core_transformer_config_from_args(parsed)
+
+
+def stages(config: Any, pp: int, virtual: int | None) -> list[int]:
     """Layers of each virtual stage, in pipeline order."""
     import megatron.core.parallel_state as state
     from megatron.core.transformer.transformer_block import get_num_layers_to_build
-    from megatron.training.arguments import core_transformer_config_from_args
 
-    pp, virtual = parsed.pipeline_model_parallel_size, parsed.virtual_pipeline_model_parallel_size
-    parsed.apply_rope_fusion = parsed.moe_grouped_gemm = False  # they ask for Transformer Engine and a GPU
-    config = core_transformer_config_from_args(parsed)
     state.set_pipeline_model_parallel_world_size(pp)
     state.set_virtual_pipeline_model_parallel_world_size(virtual)
     found = []
@@ -108,18 +134,16 @@ def stages(parsed: Any) -> list[int]:
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    if not hasattr(typing, "override"):
-        typing.override = lambda function: function  # type: ignore[attr-defined]
-    import torch
-    import torch._inductor.compile_fx  # before triton seems to be there
-
-    torch.cuda.get_device_capability = lambda *_: (8, 0)
-    torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(major=8, minor=0)
-    sys.meta_path.insert(0, NoTriton())
+    pretend_a_gpu(("triton",))
     with contextlib.redirect_stdout(sys.stderr):
         parsed = arguments(asked)
         found = {name: value for name, value in vars(parsed).items() if isinstance(value, int | float | str | None)}
-        document = {"arguments": found, "groups": groups(parsed), "stages": stages(parsed)}
+        shape = (
+            transformer_config(parsed),
+            parsed.pipeline_model_parallel_size,
+            parsed.virtual_pipeline_model_parallel_size,
+        )
+        document = {"arguments": found, "groups": groups(parsed), "stages": stages(*shape)}
     print(json.dumps(document))
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from export_plans import PLANS, plan_of
 
-from launcher.export import nemo
+from launcher.export import megatron, nemo
+from launcher.planner import Plan
 
-OPTIONS = Path(__file__).parent / "options" / "nemo.csv"
+HERE = Path(__file__).parent
+OPTIONS = HERE / "options" / "nemo.csv"
+BRIDGE = os.environ.get("MEGATRON_BRIDGE")
 SAID = [name for name in PLANS if not list(nemo.TARGET.cannot((plan := plan_of(name)).job, plan.layout))]
 
 
@@ -40,3 +49,47 @@ def test_a_named_model_is_its_recipe_and_another_gets_its_shape() -> None:
     assert "model.hidden_size" not in overrides("context")
     assert "--recipe vanilla_gpt_pretrain_config" in nemo.write(plan_of("plain dp")).files["start.sh"]
     assert overrides("plain dp")["model.hidden_size"] == "2048"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    BRIDGE is None, reason="set MEGATRON_BRIDGE to an unpacked Megatron Bridge and core, or run .ci/stacks"
+)
+@pytest.mark.parametrize("name", SAID)
+def test_megatron_bridges_own_parser_and_checks_read_the_plan_back(name: str) -> None:
+    plan, read = plan_of(name), bridge_reads()[name]
+    assert {key: value for key, value in nemo.settings(plan) if read["said"][key] != value} == {}
+    assert read["stages"] == list(plan.layout.layer_split)
+    for axis in ("tp", "cp", "dp", "pp"):
+        assert sorted(map(tuple, read["groups"][axis])) == sorted(plan.grid.groups(axis))
+    assert sorted(map(tuple, read["groups"]["ep"])) == (sorted(plan.grid.groups("ep")) if plan.layout.ep > 1 else [])
+
+
+def shape_of_recipe(plan: Plan) -> dict[str, int]:
+    """The shape that a named recipe brings; the overrides give that of any other model."""
+    model = plan.job.model
+    if nemo.recipe(plan) == nemo.BARE:
+        return {"num_layers": 2, "hidden_size": 128, "num_attention_heads": 2, "vocab_size": 1024}
+    names = {"num_layers": model.layers, "hidden_size": model.hidden, "num_attention_heads": model.heads}
+    return {**names, "num_query_groups": model.kv_heads, "vocab_size": model.vocab}
+
+
+@cache
+def bridge_reads() -> dict[str, Any]:
+    """Every plan as Megatron Bridge reads it, by one process: its import takes ten seconds."""
+    plans = [plan_of(name) for name in SAID]
+    asked = [
+        {
+            "world_size": plan.layout.world_size,
+            "environment": megatron.environment(plan),
+            "recipe": shape_of_recipe(plan),
+            "words": nemo.write(plan).files[nemo.OVERRIDES].splitlines(),
+        }
+        for plan in plans
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", HERE / "nemo_reads.py"], input=json.dumps(asked), text=True,
+        env=os.environ | {"PYTHONPATH": str(BRIDGE)}, capture_output=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(zip(SAID, json.loads(done.stdout), strict=True))
