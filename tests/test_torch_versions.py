@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.cli import main
 from launcher.commands import prepare
 from launcher.config.compose import load
+from launcher.errors import InputError
 from launcher.faststart import library_load
 from launcher.layout import Layout
 from launcher.planner.record import Plan
@@ -30,7 +34,7 @@ def test_an_old_torch_is_named_before_a_run_folder_is_made(
     monkeypatch.setattr(prepare, "version", lambda package: "2.6.0+cpu")
     assert main(["run", "train.steps=1"]) == 2
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the recipe gpt needs torch 2.13 or later, and 2.6.0+cpu is installed: pip install" in message
+    assert "the recipe gpt needs torch 2.11 or later, and 2.6.0+cpu is installed: pip install" in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,18 +47,17 @@ def test_a_missing_torch_is_named(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(prepare, "version", missing)
     assert main(["run", "recipe=collectives"]) == 2
-    assert "the recipe collectives needs torch 2.13 or later, and none is installed" in capsys.readouterr().err
+    assert "the recipe collectives needs torch 2.11 or later, and none is installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_torch_that_no_test_has_run_is_named_and_used(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize(("found", "taken"), [("2.10.1", False), ("2.11.0+cu130", True), ("2.14.1", True)])
+def test_recipes_take_the_torch_that_they_run_with(monkeypatch: pytest.MonkeyPatch, found: str, taken: bool) -> None:
     settings = load(["recipe=collectives"])
     plan = Plan(settings.job, Layout(tp=2, pp=2, dp=2), {}, (), settings.run_options)
-    monkeypatch.setattr(prepare, "version", lambda package: "2.11.0+cu130")
-    prepare.check_torch(plan)
-    assert "is tested with torch 2.13, and 2.11.0+cu130 is installed: it may fail" in capsys.readouterr().err
+    monkeypatch.setattr(prepare, "version", lambda package: found)
+    with nullcontext() if taken else pytest.raises(InputError, match=r"needs torch 2\.11 or later"):
+        prepare.check_torch(plan)
 
 
 def test_collectives_have_an_older_name_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +78,11 @@ def test_collectives_have_an_older_name_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert part.tolist() == [0, 1, 2]
 
 
-def test_the_extra_train_asks_for_the_torch_that_recipes_need() -> None:
+def test_the_extras_ask_for_what_runs_and_another_job_runs_the_oldest_and_the_newest() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert f"torch~={'.'.join(map(str, prepare.RECIPES_TORCH))}.0" in extras["train"]
+    [asked] = [re.fullmatch(r"torch~=(\d+)\.(\d+)\.0", word) for word in extras["train"] if word.startswith("torch~")]
+    assert asked and tuple(map(int, asked.groups())) >= prepare.OLDEST_TORCH
     assert "torch>=2.6" in extras["run"]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    tried = {tuple(map(int, row["torch"].split(".")))[:2] for row in jobs["scripts"]["strategy"]["matrix"]["include"]}
+    assert {(2, 6), prepare.OLDEST_TORCH, tuple(map(int, asked.groups()))} <= tried

@@ -40,8 +40,7 @@ from launcher.run.owner import Owner
 from launcher.run.provenance import write_provenance
 
 TRACKER_PACKAGES = {"wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny"}
-RECIPES_TORCH = (2, 13)  # with which recipes are tested; scripts run with the extra `run`
-OLDEST_TORCH = (2, 11)  # has what recipes call, under older names; no test runs them with it
+OLDEST_TORCH = (2, 11)  # of recipes, which .ci/oldest runs with it; scripts run with the extra `run`
 
 
 @dataclass(frozen=True)
@@ -212,13 +211,10 @@ def check_tracker(plan: Plan) -> None:
 
 
 def check_torch(plan: Plan) -> None:
-    """Raise InputError if a recipe of ours is to run with a torch that is too old for it, or without any; say where no
-    test has run it with this one.
-    """
+    """Raise InputError if a recipe of ours is to run with a torch that is too old for it, or without any."""
     if plan.kind != RECIPE or isinstance(plan.options.recipe, OwnRecipeOptions):
         return
-    name, tested = plan.options.recipe.name, ".".join(map(str, RECIPES_TORCH))
-    needed = f"the recipe {name} needs torch {tested} or later"
+    needed = f"the recipe {plan.options.recipe.name} needs torch {'.'.join(map(str, OLDEST_TORCH))} or later"
     remedy = "pip install 'nvlink-launcher[train]'; a script of your own (script=) runs with torch 2.6 or later"
     try:
         found = version("torch")
@@ -227,8 +223,6 @@ def check_torch(plan: Plan) -> None:
     release = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
     if release < OLDEST_TORCH:
         raise InputError(f"{needed}, and {found} is installed: {remedy}")
-    if release < RECIPES_TORCH:
-        notify(f"the recipe {name} is tested with torch {tested}, and {found} is installed: it may fail")
 
 
 def check_ds_config(plan: Plan) -> None:

@@ -97,10 +97,14 @@ class InFlightStage(PipelineStage):
             self.device = device
 
     def _place(self, infos: Iterable[Any], device: torch.device) -> None:
-        """Give messages a buffer on `device`, fresh; on the meta device that is the memory of their shape alone."""
+        """Give messages a buffer on `device`, fresh; on the meta device that is the memory of their shape alone.
+
+        What is not received has no buffer. Which buffers get a gradient torch 2.11 decides at the set-up, and 2.13 at
+        every use.
+        """
         for info in infos:
-            if info.buffer is not None:
-                info.buffer = torch.empty_like(info.buffer, device=device, requires_grad=False)
+            if (old := getattr(info, "buffer", None)) is not None:
+                info.buffer = torch.empty_like(old, device=device, requires_grad=old.requires_grad)
 
 
 def make_stage(
