@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from launcher.config.compose import load
+from launcher.layout import Layout
 from launcher.layout.legality import problems
 from launcher.layout.resolve import plain_layout
 from launcher.planner.record import Plan
@@ -39,8 +41,21 @@ PLANS: dict[str, tuple[str, ...]] = {
                        "layout.pp=4", "layout.axis_order=tp-cp-pp-dp", "layout.zero_stage=1"),
     "data first": (*DGX, "model=llama2_7b", "train.global_batch=64", "layout.tp=2", "layout.pp=2",
                    "layout.axis_order=dp-tp-pp-cp", "layout.tp_across_domains=true"),
+    "virtual stages unsharded": (*DGX, "cluster.num_nodes=4", "model=gpt3_6b7", "train.global_batch=64", "layout.tp=2",
+                                 "layout.pp=4", "layout.virtual_stages=4", "layout.recompute=full"),
+    "experts unpipelined": (*DGX, "cluster.num_nodes=4", "model=mixtral_8x7b", "train.global_batch=64", "layout.ep=8",
+                            "layout.zero_stage=3", "layout.recompute=full"),
     "zero bubble": (*DGX, "model=gpt3_2b7", "train.global_batch=32", "layout.pp=4", "layout.schedule=zb_h1"),
 }  # fmt: skip
+
+SCHEDULED = ("plain dp", "zero3", "virtual stages", "uneven", "experts", "context")  # for what starts any program
+KINDS: dict[str, Callable[[Layout], bool]] = {
+    "virtual stages": lambda layout: layout.virtual_stages > 1,
+    "uneven stages": lambda layout: len(set(layout.layer_split)) > 1 and layout.virtual_stages == 1,
+    "experts": lambda layout: layout.ep > 1,
+    "context": lambda layout: layout.cp > 1,
+    "zero3": lambda layout: layout.zero_stage == 3,
+}
 
 
 @cache

@@ -1,7 +1,7 @@
 """Run in a checkout of Megatron-LM: its own parser and checks read flags, its own code says ranks and stages.
 
-Standard input: {"world_size", "environment", "words"}; standard output: one JSON document. What a machine without GPUs
-lacks (triton, a CUDA device) is replaced by a stub: arguments are parsed, nothing is computed.
+Standard input: a list of {"world_size", "environment", "words"}; standard output: a JSON document for each, as a list.
+What a machine without GPUs lacks (triton, a CUDA device) is a stub: arguments are parsed, nothing is computed.
 """
 
 from __future__ import annotations
@@ -132,19 +132,20 @@ def stages(config: Any, pp: int, virtual: int | None) -> list[int]:
     return found
 
 
+def read(asked: dict[str, Any]) -> dict[str, Any]:
+    parsed = arguments(asked)
+    found = {name: value for name, value in vars(parsed).items() if isinstance(value, int | float | str | None)}
+    pp, virtual = parsed.pipeline_model_parallel_size, parsed.virtual_pipeline_model_parallel_size
+    layers = stages(transformer_config(parsed), pp, virtual)
+    return {"arguments": found, "groups": groups(parsed), "stages": layers}
+
+
 def main() -> None:
-    asked = json.load(sys.stdin)
+    every = json.load(sys.stdin)
     pretend_a_gpu(("triton",))
     with contextlib.redirect_stdout(sys.stderr):
-        parsed = arguments(asked)
-        found = {name: value for name, value in vars(parsed).items() if isinstance(value, int | float | str | None)}
-        shape = (
-            transformer_config(parsed),
-            parsed.pipeline_model_parallel_size,
-            parsed.virtual_pipeline_model_parallel_size,
-        )
-        document = {"arguments": found, "groups": groups(parsed), "stages": stages(*shape)}
-    print(json.dumps(document))
+        found = [read(asked) for asked in every]
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from export_plans import PLANS, plan_of
+from export_plans import KINDS, PLANS, plan_of
 
 from launcher.cli import main
 from launcher.config.compose import load
@@ -144,6 +144,22 @@ def test_hosts_in_the_plans_order_number_the_nodes(tmp_path: Path) -> None:
 def test_no_target_is_answered_with_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export"]) == 2
     assert "|".join(names()) in capsys.readouterr().err
+
+
+SAYS = {name: set(KINDS) for name in TARGETS} | {
+    "accelerate": {"context", "zero3"},
+    "deepspeed": {"uneven stages", "experts", "zero3"},
+    "hf": {"context", "zero3"},
+    "lightning": {"zero3"},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_at_least_five_plans_of_every_kind_that_a_target_can_say_are_tried(name: str) -> None:
+    """The tests of a target let its own parser read each plan that it says, or those of SCHEDULED."""
+    said = [plan.layout for plan in map(plan_of, PLANS) if not list(target(name).cannot(plan.job, plan.layout))]
+    assert len(said) >= 5
+    assert {kind for kind, has in KINDS.items() if any(map(has, said))} == SAYS[name]
 
 
 def test_every_plan_is_said_or_refused_by_every_target() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from export_plans import plan_of
+from export_plans import SCHEDULED, plan_of
 
 from launcher.cli import main
 from launcher.export import jobset, rankfile, skypilot, srun, torchx, trainjob
@@ -38,7 +38,7 @@ def document(kind: str, plan: Plan) -> dict[str, Any]:
     return yaml.safe_load(target.write(plan).files[file])  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "data first"])
+@pytest.mark.parametrize("name", [*SCHEDULED, "data first"])
 def test_our_lint_finds_nothing_in_the_batch_script(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -66,7 +66,7 @@ def test_the_rank_file_shares_out_the_cores_of_a_host() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_a_kubernetes_object_has_nodes_ranks_and_gpus(kind: str, name: str) -> None:
     plan = plan_of(name)
     found = document(kind, plan)
@@ -103,7 +103,7 @@ def test_leaves_that_would_be_taken_in_part_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_the_published_schema_takes_the_object(kind: str, name: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     crd = json.loads((CRDS / f"{kind}_crd.json").read_text())
@@ -116,7 +116,7 @@ def test_the_published_schema_takes_the_object(kind: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_kubeflows_own_classes_read_the_object(kind: str, name: str) -> None:
     models = pytest.importorskip("kubeflow_trainer_api.models", exc_type=ImportError)
     read = {"jobset": models.JobsetV1alpha2JobSet, "trainjob": models.TrainerV1alpha1TrainJob}[kind].from_dict
@@ -162,7 +162,7 @@ def test_skypilot_asks_for_the_gpus_by_its_own_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(SKYPILOT is None, reason="set SKYPILOT to a python that has skypilot, or run .ci/stacks")
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "uneven", "experts", "context"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_skypilots_own_classes_read_nodes_gpus_and_command(name: str, tmp_path: Path) -> None:
     plan = plan_of(name)
     export = skypilot.write(plan)
@@ -180,7 +180,7 @@ def test_skypilots_own_classes_read_nodes_gpus_and_command(name: str, tmp_path: 
     assert f"--nnodes {read['num_nodes']} --nproc-per-node 8" in read["run"]
 
 
-@pytest.mark.parametrize("name", ["plain dp", "zero3", "virtual stages", "experts", "context"])
+@pytest.mark.parametrize("name", SCHEDULED)
 def test_torchxs_own_component_reads_nodes_and_ranks(name: str) -> None:
     dist = pytest.importorskip("torchx.components.dist", exc_type=ImportError)
     from torchx.specs.builders import materialize_appdef
