@@ -15,6 +15,8 @@ from launcher.layout.job import Job
 NAMES = ("layer_s", "micro_batch_s", "step_s", "unit_s", "call_s", "element_s", "byte_s")
 WAITS = ("idle", "chain")
 TINY = 1e-9
+MORE_SAMPLES = 3  # than there are seconds to tell apart, before their distance says how they scatter
+SCATTER = 0.05  # of steps of one layout, as a share: what few samples cannot show
 PRIOR = 0.5  # how far a machine's seconds are from the usual ones, as a share
 PRIOR_WAITS = (0.3, 1.5)  # how far its shares of waiting are from the usual ones: by what else runs there
 
@@ -44,6 +46,8 @@ def fit_engine(samples: Sequence[StepSample], usual: EngineSeconds = ENGINE) -> 
     rows = [[slope / samples[i].core_s for slope in each] for i, each in enumerate(slopes)]
     wanted = [1 - base[i] / sample.core_s for i, sample in enumerate(samples)]
     noise = _error(rows, wanted, non_negative(rows, wanted))
+    if len(samples) < len(NAMES) + MORE_SAMPLES:  # they can be met exactly, whatever is true
+        noise = max(noise, SCATTER)
     drawn = [[noise / PRIOR / getattr(usual, name) if i == k else 0.0 for i in range(len(NAMES))]
              for k, name in enumerate(NAMES)]  # fmt: skip
     found = non_negative([*rows, *drawn], [*wanted, *[noise / PRIOR] * len(NAMES)])

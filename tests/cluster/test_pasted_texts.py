@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from launcher.cluster.discover import discover_from, texts_of_files
 from launcher.cluster.discover.gpus import card_of
 from tests.cluster import texts
 from tests.cluster.test_discover_from import found
@@ -105,6 +107,16 @@ def test_ibstat_says_rates_and_what_is_down() -> None:
     }  # fmt: skip
     notes = "\n".join(file.notes)
     assert "mlx5_3 are down" in notes and "mlx5_4 (roce at 25 Gb/s): left out" in notes
+
+
+def test_a_node_with_a_slow_adapter_is_odd(tmp_path: Path) -> None:
+    for node in range(3):
+        rate = 100 if node == 1 else 200
+        text = "".join(IBSTAT.format(i=i, state="Active", rate=rate, layer="InfiniBand") for i in range(2))
+        (tmp_path / f"n{node}.txt").write_text(text)
+    file = discover_from(texts_of_files([str(tmp_path)]), "site")
+    assert keys(file.text)["nic_gbps"] == "200"
+    assert "n1 is odd: 2 NICs at 100 Gb/s, where 2 of 3 nodes have 2 NICs at 200 Gb/s" in file.notes
 
 
 def test_the_log_of_nccl_names_the_adapters_that_it_uses() -> None:

@@ -11,6 +11,7 @@ from launcher.config.compose import load
 from launcher.cost import Estimate
 from launcher.cost.collectives import collective_s
 from launcher.cost.constants import DEFAULT
+from launcher.cost.cores import ENGINE
 from launcher.cost.fit import NAMES, WAITS, StepSample, core_seconds, fit_engine, non_negative, step_seconds
 from launcher.cost.model import CostModel
 from launcher.cost.network import Group, fabric_of
@@ -169,6 +170,23 @@ def test_the_engines_seconds_are_found_again_from_steps(idle: float, chain: floa
     for name in (*NAMES, *WAITS):
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3, abs=1e-9)
     assert found.error < 1e-6
+
+
+def test_few_trials_correct_the_usual_seconds_and_do_not_replace_them() -> None:
+    """`launcher tune` tries six plans, fewer than there are seconds to tell apart: others must not go wrong for it."""
+    true = EngineSeconds(**{name: 1.3 * getattr(ENGINE, name) for name in (*NAMES, *WAITS)})
+    tried = [layout(*each) for each in ((1, 1, 8), (1, 2, 4), (1, 4, 2), (1, 2, 4, 1))]
+    scatter = (1.04, 0.97, 1.0, 1.02)
+    found = fit_engine(
+        [
+            StepSample(job(), shape, core_seconds(exact, true) * off, step_seconds(exact, true) * off)
+            for shape, off in zip(tried, scatter, strict=True)
+            if (exact := StepSample(job(), shape, 1.0))
+        ]
+    )
+    for shape in (layout(2, 1, 4), layout(4, 1, 2, 1), layout(1, 1, 8, 3)):
+        other = StepSample(job(), shape, 1.0)
+        assert core_seconds(other, found) == pytest.approx(core_seconds(other, true), rel=0.2)
 
 
 def test_no_second_is_negative() -> None:

@@ -12,11 +12,14 @@ import preloaded
 import pytest
 
 from launcher.cli import main
+from launcher.commands.calibrate import learned_from
 from launcher.commands.trials import step_times
 from launcher.config.compose import load
-from launcher.planner import Plan, read_plan
+from launcher.cost.model import CostModel
+from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.tuning import Trial, candidates, joined, placed, winner
 from launcher.run.folder import RunFolder
+from launcher.run.result import write_result
 
 FOUR = ("cluster.node.num_gpus=4", "train.global_batch=8")
 TP4 = ("layout.tp=4", "layout.pp=1", "layout.dp=1", "layout.zero_stage=0", "layout.micro_batch=2")
@@ -91,6 +94,30 @@ def test_step_times_are_read_from_what_a_program_prints(tmp_path: Path) -> None:
     run.logs.mkdir()
     run.rank_log(0).write_text('step_time_s=0.5\nloss 3\n{"step": 2, "step_time_s": 2.5e-1}\nstep_time_s: .\n')
     assert step_times(run) == [0.5, 0.25]
+    run.metrics.write_text('{"step": 1, "step_s": 0.75}\n')  # of `session`: it counts first
+    assert step_times(run) == [0.75]
+
+
+def test_what_trials_showed_becomes_a_calibration_that_is_planned_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps twice as long as the estimates: the cluster file that tune writes brings the estimates near them."""
+    monkeypatch.chdir(tmp_path)
+    settings, tried = load([*FOUR, "cluster.node.cores=2"]), plans("cluster.node.cores=2")
+    rows = []
+    for number, plan in enumerate(tried):
+        seconds = 2 * plan.estimate["step_time_s"]
+        rows.append({"plan": str(write_plan(plan, tmp_path / f"{number}.json")), "steps_s": [seconds] * 3})
+        rows[-1]["cpu_s"] = [1.8 * seconds] * 3
+    run = RunFolder(tmp_path / "run-1")
+    run.path.mkdir()
+    write_result({"recipe": "tune", "world_size": 4, "results": rows}, run.result, short={})
+
+    [line] = learned_from([run.path], settings)
+    assert "configs/cluster/cpu_measured.yaml: plan with cluster=cpu_measured" in line
+    believed = CostModel(load([*FOUR, "cluster=cpu_measured", "cluster.node.cores=2"]).job)
+    for plan in tried:
+        assert believed.step_s(plan.layout) == pytest.approx(2 * plan.estimate["step_time_s"], rel=0.25)
 
 
 @pytest.mark.slow
