@@ -60,19 +60,27 @@ class Constants:
     # 5.0 with tp = 8 (vTrain ground truth, hidden 1024, 1024 tokens; 1024 to 4096). fitted
     late_rank_s: float = 2.373e-05
     # How much longer bytes take inside a node that several groups share, than in the table of collectives.py, measured
-    # with one group: runs with tp = 2 and 4 lose as much, whether four or two groups share it. fitted
+    # with one group: runs with tp = 2 and 4 lose as much, whether four or two groups share it. No microbenchmark of
+    # several groups at once is published; that of one group is 1 by definition. The only measure in training, vTrain's
+    # (MICRO 2024), is 1.3 with its waits. It is far from 1 because groups start together, and their copies meet in
+    # HBM and in the switch with those of products, and because it takes what late_rank_s leaves of waits. fitted
     group_contention: float = 1.548
     # Seconds that compute loses for each second of NCCL behind it inside a node: NCCL's blocks hold SMs and its copies
     # pass through HBM, and both run longer; ZeRO-3 runs on one node lose most of what overlap wins. Between nodes as
     # many bytes pass in more time (`local_s`): that makes 11 to 13 % with 50 GB/s a node, where Galvatron measured
-    # 12.6 % (overlap coefficient 1.1256). fitted
+    # 12.6 % (overlap coefficient 1.1256). Its own share of 0.87 is far from that microbenchmark's 0.126, which is for
+    # the time that both take, not for the time in which the bytes would pass inside a node. fitted
     overlap_slowdown: float = 0.8718
     # The part of a tensor-parallel collective next to the weight gradient's GEMM that lengthens the pass: the backward
     # pass of a 22B layer takes 11.9 ms with about 2.2 ms of collectives and 11.2 ms of compute (Korthikanti et al.
     # 2022, table 4). fitted
     tp_overlap_cost: float = 0.2582
-    # Of the rate that nccl-tests reach between nodes, what training does: collectives of all axes, stragglers, buckets.
-    # fitted
+    # Of the rate that nccl-tests reach between nodes, what training does. The microbenchmark is 1 by definition: 192 of
+    # 200 GB/s (DGX A100, NVIDIA/nccl issue 812), 187 (two Azure NDm A100 v4, mscclpp). It is far from it because
+    # groups are larger than the two nodes of most tables (90.6 GB/s on four where 97.6 on two: Alpa's logs), buckets
+    # end in small messages (FSDP's slow down below 33M elements: Zhao et al. 2023, section 3.2.1), every rank waits for
+    # the latest one, and axes share NICs. All-to-all pays it too: MSCCL++ moves 1 GiB of 16 ranks in 23 ms, 36 are
+    # estimated; DeepEP's kernels reach 43 to 58 GB/s a NIC of 50 on H800, 29 to 31 are estimated. fitted
     inter_node_fraction: float = 0.6758
     # Cross-entropy in plain operators, bytes per logit: 41 forward, 13 backward (from the last stage's extra time by
     # vocabulary, VocabularyParallelism artifact/exp_one_host.csv, A100); libraries with one fused kernel need less.
@@ -100,7 +108,11 @@ class Constants:
     communicator_bytes: float = 0.15 * 2**30
     # Allocator, where the first backward pass allocates the gradients one by one: they stay in the largest blocks that
     # are free then, those of the logits, which the next micro-batch cannot use whole again. Share of the smaller of the
-    # two, without a pipeline (which the share above covers). Set by published out-of-memory verdicts.
+    # two, without a pipeline (which loses a share of its activations: stack.pipeline_fragmentation). PyTorch's
+    # allocator splits the block that fits best: all of it or nothing can be lost, by where gradients come to lie, and a
+    # half on average. Set by the verdicts of 154 published runs: 146 agree, and 145 with 0, which calls four more of
+    # those that ran out of memory fitting. Uncertain: set by halves of those runs it is 0 to 0.68 (nine of ten halves),
+    # and 93 % of the other halves agree, 94 % with 0.
     late_gradient_fraction: float = 0.36
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from math import erf, hypot, log, sqrt
 
-from launcher.cluster import Gpu
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
@@ -21,6 +20,12 @@ CALIBRATED_CPU, ERRORS = 0.12, 2.0
 # With measured collectives: what is left of the half widths. An assumption, as no such run has been held against it.
 WITH_CURVES = 0.85
 UNMEASURED = 0.12  # for each thing below that no run with a published time shows
+# Experts, by the published rates that there are, on H100: 468 TFLOP/s where 388 are estimated (Mixtral 8x7B, Megatron
+# Core's README), 46 % of the peak where 38 are (Mixtral 8x22B, Liu et al. 2025, arXiv:2504.14960, from memory).
+EXPERTS, UNMEASURED_EXPERTS = "expert parallelism", 0.22
+# How much slower context parallelism may be: published steps take 1.1 (Llama 3 405B, table 4 of its paper) to 1.9 times
+# what is estimated (torchtitan, benchmarks/llama3_h100_202412_torchtitan.md, table 2).
+SLOWER_CONTEXT = 0.9
 MEASURED_GPUS = ("a100_sxm", "h100_sxm")
 MEASURED_STACKS = ("megatron_lm", "megatron_deepspeed", "fsdp", "torchtitan", "internevo", "paddlenlp", "scaling")
 LONGEST_SEQUENCE = 65536
@@ -38,26 +43,32 @@ def step_time_interval(job: Job, layout: Layout, step_time_s: float) -> tuple[fl
     faster, slower = TENSOR_PARALLEL if layout.tp > 1 else ALONE
     if cluster.measured.collectives and layout.world_size > 1:
         faster, slower = faster * WITH_CURVES, slower * WITH_CURVES
-    more = UNMEASURED * sqrt(len(unmeasured(job, layout)))
+    wider = (UNMEASURED_EXPERTS if what == EXPERTS else UNMEASURED for what in unmeasured(job, layout))
+    more = sqrt(sum(width**2 for width in wider))
+    slower = hypot(slower, SLOWER_CONTEXT) if layout.cp > 1 else slower
     return step_time_s * (1 - hypot(faster, more)), step_time_s * (1 + hypot(slower, more))
 
 
 def unmeasured(job: Job, layout: Layout) -> list[str]:
     """What of a job and its layout no published run shows that the estimates were held against."""
     found = {
-        f"{job.cluster.node.gpu.name} GPUs": not _is_measured(job.cluster.node.gpu, job.training.dtype),
+        f"{job.cluster.node.gpu.name} GPUs": not _is_measured(job),
         f"stack={job.stack.name}": job.stack.name not in MEASURED_STACKS,
         "products in fp8": job.training.fp8,
         "context parallelism": layout.cp > 1,
-        "expert parallelism": bool(job.model.num_experts),
+        EXPERTS: bool(job.model.num_experts),
+        "experts between nodes": layout.ep * layout.tp > job.cluster.domain_size and layout.ep > 1,
         f"sequences of {job.model.seq_len}": job.model.seq_len > LONGEST_SEQUENCE,
         "tensor parallelism between nodes": layout.tp > job.cluster.domain_size,
     }
     return [what for what, missing in found.items() if missing]
 
 
-def _is_measured(gpu: Gpu, dtype: str) -> bool:
-    return gpu.name.startswith(MEASURED_GPUS) or dtype in gpu.gemm_flops
+def _is_measured(job: Job) -> bool:
+    """Whether runs on such GPUs were compared, or this cluster was calibrated; a rate in a GPU's file is no run."""
+    cluster, gpu = job.cluster, job.cluster.node.gpu
+    calibrated = cluster.measured.date is not None and job.training.dtype in gpu.gemm_flops
+    return gpu.name.startswith(MEASURED_GPUS) or calibrated
 
 
 def most_bytes(usable_bytes: float, *, risk: float) -> float:

@@ -42,6 +42,29 @@ def test_all_reduce_inside_a_node_takes_what_was_measured(ranks: int, mib: int, 
     assert all_reduce_s(ALONE, NODE[ranks], mib * MIB) == pytest.approx(microseconds * 1e-6, rel=0.06)
 
 
+# All-to-all by the best kernels that are published: nodes, Gb/s of a NIC, bytes of a rank's buffer, seconds. MSCCL++ on
+# Azure NDm A100 v4 (test/deploy/perf_ndmv4.jsonl); DeepEP on H800 (docs/legacy.md: 43, 58, 51 GB/s a NIC; 4096 tokens
+# of 7168 in bf16, 8 copies, of which those to other nodes pass a NIC).
+COPIES = 4096 * 7168 * 8 * 2
+ALL_TO_ALL = [
+    (1, 200, 2**30, 3.888e-3),
+    (2, 200, 2**30, 23.07e-3),
+    (2, 400, COPIES, COPIES / 2 / 43e9),
+    (4, 400, COPIES, COPIES * 3 / 4 / 58e9),
+    (8, 400, COPIES, COPIES * 7 / 8 / 51e9),
+]
+
+
+@pytest.mark.parametrize(("nodes", "gbps", "num_bytes", "seconds"), ALL_TO_ALL)
+def test_an_all_to_all_is_no_faster_than_the_best_kernels_and_at_most_twice_as_slow(
+    nodes: int, gbps: float, num_bytes: float, seconds: float
+) -> None:
+    on = cluster(nodes=nodes)
+    fabric = fabric_of(replace(on, node=replace(on.node, nic_gbps=gbps)), DEFAULT)
+    group = Group(8 * nodes, 8, 8, nodes)
+    assert 1.0 < all_to_all_s(fabric, group, num_bytes) / seconds < 2.0
+
+
 def test_groups_that_share_a_node_slow_each_other() -> None:
     assert all_reduce_s(DGX, NODE[2], 64 * MIB) > all_reduce_s(ALONE, NODE[2], 64 * MIB)
     assert all_reduce_s(DGX, NODE[8], 64 * MIB) == all_reduce_s(ALONE, NODE[8], 64 * MIB)

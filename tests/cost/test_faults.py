@@ -220,6 +220,31 @@ def test_an_estimate_says_how_sure_it_is() -> None:
     assert _width(CostModel(elsewhere).estimate(Layout(tp=1, pp=1, dp=8))) > 1.2 * _width(found)
 
 
+def test_a_rate_in_a_gpus_file_is_no_measured_run() -> None:
+    """It made the intervals of B200 and of PCIe cards as narrow as those of boards with published runs."""
+    asked, layout = job(global_batch=64), Layout(tp=1, pp=1, dp=8)
+    board = asked.cluster.node.gpu
+    widths = {}
+    for name in (board.name, "b200_sxm", "h200_sxm", "h100_pcie", "h100_nvl", "a800_sxm_80g", "a100_pcie_80g", "a30"):
+        gpu = replace(board, name=name, gemm_flops={"bf16": 271e12})
+        on = replace(asked.cluster, node=replace(asked.cluster.node, gpu=gpu))
+        widths[name] = _width(CostModel(replace(asked, cluster=on)).estimate(layout))
+        calibrated = replace(on, measured=replace(on.measured, date="2026-11-29"))
+        assert _width(CostModel(replace(asked, cluster=calibrated)).estimate(layout)) == pytest.approx(
+            widths[board.name]
+        )
+    known = widths.pop(board.name)
+    assert all(width > 1.1 * known for width in widths.values())
+
+
+def test_experts_between_nodes_are_less_sure_than_in_a_node() -> None:
+    words = ["cluster=dgx_h100", "cluster.num_nodes=8", "model=mixtral_8x7b", "train.global_batch=256"]
+    words += ["stack=megatron_lm", "layout.tp=1", "layout.pp=4", "layout.zero_stage=1", "model.num_experts=16"]
+    inside, between = (_width(estimated(*words, f"layout.ep={ep}")) for ep in (8, 16))
+    dense = _width(estimated(*words, "model.num_experts=0", "model.experts_per_token=0"))
+    assert dense < inside < between
+
+
 def _width(found: Estimate) -> float:
     low, high = found.step_time_interval_s
     return (high - low) / found.step_time_s
