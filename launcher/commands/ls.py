@@ -19,7 +19,7 @@ from launcher.files import read_json
 from launcher.report.table import LEFT, draw
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder, in_utc
-from launcher.run.listing import runs_in
+from launcher.run.listing import prepared_in, runs_in
 from launcher.run.owner import Owner, read_owner
 from launcher.run.progress import Progress, progress
 from launcher.text import whole_number
@@ -56,10 +56,16 @@ def run(invocation: Invocation) -> int:
     if as_json:
         print(json.dumps({"runs": [row.to_dict() for row in shown]}))
     else:
-        show(*(_table(shown, terminal_width(sys.stdout)) if shown else ["no run in this folder, nor in runs/ here"]))
+        show(*(_table(shown, terminal_width(sys.stdout)) if shown else [_none()]))
     if len(shown) < len(rows):
         say(f"{len(rows) - len(shown)} older runs are not shown: top=0 shows all")
     return 0
+
+
+def _none() -> str:
+    ready = prepared_in(Path())
+    prepared = f"; {ready}, prepared by dry_run=true, was not started" if ready else ""
+    return f"no run in this folder, nor in runs/ here{prepared}"
 
 
 def _jobs() -> Mapping[str, tuple[str, Path]]:

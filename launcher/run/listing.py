@@ -26,12 +26,28 @@ def newest_run(place: Path) -> Path:
     """The folder of the newest run; raises InputError where there is none."""
     runs = runs_in(place)
     if not runs:
-        raise InputError(f"there is no run in {place.absolute()}, nor in {RUNS}/ there: give the run's folder")
+        ready = prepared_in(place)
+        remedy = f"{ready}, prepared by dry_run=true, was not started: name it" if ready else "give the run's folder"
+        raise InputError(f"there is no run in {place.absolute()}, nor in {RUNS}/ there: {remedy}")
     return runs[0][0].path
 
 
+def prepared_in(place: Path) -> Path | None:
+    """The newest folder of a run that a dry run prepared and nobody started; None where there is none."""
+    ready: dict[Path, float] = {}
+    for path in (path for parent in (place / RUNS, place) for path in _entries(parent)):
+        with suppress(OSError):
+            if not RunFolder(path).owner.exists():
+                ready[path] = RunFolder(path).launch.stat().st_mtime
+    return max(ready, key=ready.__getitem__, default=None)
+
+
 def _folders(parent: Path) -> list[Path]:
+    return [path for path in _entries(parent) if RunFolder(path).owner.is_file()]
+
+
+def _entries(parent: Path) -> list[Path]:
     try:
-        return [path for path in parent.iterdir() if RunFolder(path).owner.is_file()]
+        return list(parent.iterdir())
     except OSError:
         return []

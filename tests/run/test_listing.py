@@ -89,9 +89,13 @@ def test_a_dry_run_is_no_run(
     assert main(["run", "dry_run=true"]) == 0
     assert len(list(Path("runs").iterdir())) == 1
     capsys.readouterr()
+    (prepared,) = Path("runs").iterdir()
+    said = f"{prepared}, prepared by dry_run=true, was not started"
     assert main(["ls"]) == 0
-    assert capsys.readouterr().out == "no run in this folder, nor in runs/ here\n"
+    assert capsys.readouterr().out == f"no run in this folder, nor in runs/ here; {said}\n"
     assert main(["status", "last"]) == 2
+    assert f"{said}: name it" in capsys.readouterr().err
+    assert main(["report", str(prepared)]) == 0
 
 
 def test_progress_knows_the_steps_of_a_recipe_and_what_is_left(tmp_path: Path) -> None:
