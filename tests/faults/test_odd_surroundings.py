@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,22 +62,81 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def call(
-    folder: Path, *words: str, redirect: str = "", stranger: bool = False, **variables: str | None
-) -> subprocess.CompletedProcess[bytes]:
-    """A command in `folder`, through a shell that closes or opens its streams. None takes a variable away."""
-    run = [word.format(run=folder / "run") for word in words]
-    python = f"PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} -m launcher.cli"
+# The commands of argv, each in a fork of one interpreter that was started in the surroundings: it imports the launcher
+# once for all. What a command writes to a pipe goes into a file of its own; closed and other streams stay as they are.
+EACH = """
+import importlib, json, os, pkgutil, stat, sys, traceback
+import launcher.cli, launcher.commands
+for module in pkgutil.iter_modules(launcher.commands.__path__):
+    importlib.import_module(f"launcher.commands.{module.name}")
+codes = []
+for number, words in enumerate(json.loads(sys.argv[1])):
+    if (pid := os.fork()) == 0:
+        for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
+            if stream and stat.S_ISFIFO(os.fstat(fd).st_mode):
+                file = os.open(f"said-{number}-{fd}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+                os.dup2(file, fd)
+                os.close(file)
+        sys.argv = ["launcher", *words]
+        try:
+            launcher.cli.command()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+with open("codes.json", "w") as file:
+    json.dump(codes, file)
+"""
+Done = subprocess.CompletedProcess[bytes]
+
+
+def call(folder: Path, *words: str, stranger: bool = False, **variables: str | None) -> Done:
+    """A command in `folder`. None takes a variable away."""
+    python = f"exec {sys.executable} -m launcher.cli"
+    return in_shell(folder, python, *_words(folder, words), stranger=stranger, **variables)
+
+
+def call_each(folder: Path, names: Iterable[str], *, redirect: str = "", **options: Any) -> dict[str, Done]:
+    """Commands in `folder`, through a shell that closes or opens their streams."""
+    names = list(names)
+    for name in names:
+        for fd in (1, 2):
+            (folder / f"said-{names.index(name)}-{fd}").unlink(missing_ok=True)
+    words = json.dumps([_words(folder, COMMANDS[name]) for name in names])
+    all_done = in_shell(folder, f"exec {sys.executable} -c '{EACH}'", words, redirect=redirect, **options)
+    assert (all_done.returncode, all_done.stderr) == (0, b""), all_done.stderr.decode(errors="replace")
+    codes = json.loads((folder / "codes.json").read_text())
+    return {name: Done(COMMANDS[name], code, *(_said(folder, number, fd) for fd in (1, 2)))
+            for number, (name, code) in enumerate(zip(names, codes, strict=True))}  # fmt: skip
+
+
+def _words(folder: Path, words: tuple[str, ...]) -> list[str]:
+    return [word.format(run=folder / "run") for word in words]
+
+
+def _said(folder: Path, number: int, fd: int) -> bytes:
+    path = folder / f"said-{number}-{fd}"
+    return path.read_bytes() if path.exists() else b""
+
+
+def in_shell(
+    folder: Path, python: str, *words: str, redirect: str = "", stranger: bool = False, **variables: str | None
+) -> Done:
     environment = {**os.environ, "HOME": str(folder), **variables}
     unset = {"XDG_RUNTIME_DIR": None} if "XDG_RUNTIME_DIR" not in variables else {}
     return subprocess.run(
-        [*(STRANGER if stranger else ()), "bash", "-c", f'{python} "$@" {redirect}', "bash", *run],
+        [
+            *(STRANGER if stranger else ()),
+            *("bash", "-c", f'export PYTHONPATH={ROOT} PYTHONDONTWRITEBYTECODE=1; {python} "$@" {redirect}', "bash"),
+            *words,
+        ],
         env={name: value for name, value in {**environment, **unset}.items() if value is not None},
-        capture_output=True, cwd=folder, timeout=120,
+        capture_output=True, cwd=folder, timeout=300,
     )  # fmt: skip
 
 
-def assert_sound(done: subprocess.CompletedProcess[bytes], *codes: int) -> None:
+def assert_sound(done: Done, *codes: int) -> None:
     said = (done.stdout + done.stderr).decode(errors="replace")
     assert b"Traceback" not in done.stderr, said
     assert b"Error: " not in done.stderr, said
@@ -84,8 +145,7 @@ def assert_sound(done: subprocess.CompletedProcess[bytes], *codes: int) -> None:
 
 def assert_all_work(folder: Path, *, encoding: str, **options: Any) -> None:
     """Each command, on a terminal of this encoding, which gets what it can show."""
-    for name, words in COMMANDS.items():
-        done = call(folder, *words, **ASCII, PYTHONIOENCODING=encoding, **options)
+    for name, done in call_each(folder, COMMANDS, **ASCII, PYTHONIOENCODING=encoding, **options).items():
         done.stdout.decode(encoding)
         assert_sound(done, *((0, 1, 2) if name in MAY_REFUSE else (0,)))
 
@@ -96,8 +156,8 @@ def test_every_command_is_among_those_that_are_tried() -> None:
 
 @pytest.mark.parametrize("redirect", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "</dev/full >/dev/full"])
 def test_closed_streams_stop_no_command(redirect: str, tmp_path: Path) -> None:
-    for name in ("submit", "plan", "run", "check", "lint", "report"):
-        done = call(tmp_path, *COMMANDS[name], redirect=redirect)
+    names = ("submit", "plan", "run", "check", "lint", "report")
+    for name, done in call_each(tmp_path, names, redirect=redirect).items():
         assert_sound(done, 0, 1)
         assert done.returncode == 0 or "full" in redirect or name == "check"
     assert (tmp_path / "run" / "plan.json").is_file()
@@ -135,8 +195,8 @@ def test_a_full_home_stops_no_run(tmp_path: Path) -> None:
     try:
         with suppress(OSError):
             (home / "fill").write_bytes(b"x" * 10_000)
-        for name in ("plan", "submit", "run", "lint"):
-            assert_sound(call(tmp_path, *COMMANDS[name], HOME=str(home)), 0)
+        for done in call_each(tmp_path, ("plan", "submit", "run", "lint"), HOME=str(home)).values():
+            assert_sound(done, 0)
         refused = call(tmp_path, "run", "cluster=cpu", "cluster.node.num_gpus=1", f"run_dir={home / 'run'}")
         assert_sound(refused, 1, 2)
         assert str(home / "run").encode() in refused.stderr
