@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import preloaded
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +29,12 @@ ACCOUNTING = all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
+PYTHON = sys.executable
 PREFIX = "launcher-lab-"
 LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
+
+
+Done = subprocess.CompletedProcess[str]
 
 
 class Slurm:
@@ -40,14 +45,20 @@ class Slurm:
         conf = str(folder / "etc" / "slurm.conf")
         self.environment = {**os.environ, "PATH": PATH, "SLURM_CONF": conf, "OMP_NUM_THREADS": "1"}
 
-    def run(self, *argv: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, **environment: str) -> Done:
+        return self._run(subprocess.run, argv, check=check, **environment)
+
+    def launcher(self, *words: str, check: bool = True, **environment: str) -> Done:
+        """In a fork of a preloaded interpreter, unless another one is asked for."""
+        argv = (sys.executable, "-m", "launcher.cli", *words)
+        another = sys.executable != PYTHON or any(name.startswith("PYTHON") for name in environment)
+        return self._run(subprocess.run if another else preloaded.run, argv, check=check, **environment)
+
+    def _run(self, run: Callable[..., Done], argv: Sequence[str], *, check: bool, **environment: str) -> Done:
         variables = {**self.environment, **environment}
-        done = subprocess.run(argv, env=variables, capture_output=True, text=True, timeout=300, cwd=self.runs)
+        done = run(list(argv), env=variables, capture_output=True, text=True, timeout=300, cwd=self.runs)
         assert not check or done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done
-
-    def launcher(self, *words: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, "-m", "launcher.cli", *words, check=check, **environment)
 
     def submit(self, run: Path, *words: str, args: Sequence[str] = (), **environment: str) -> str:
         """`launcher submit` on the test cluster; returns the job id."""

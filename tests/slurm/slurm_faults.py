@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS / "faults"), str(TESTS / "launch")]
+sys.path += [str(TESTS), str(TESTS / "faults"), str(TESTS / "launch")]
 
 from conftest import NEWER, SIDE, Slurm, one_cluster  # noqa: E402
 from seeded import MARK, Fault, Marked, Summary, drawn, resumed_after, steps_done  # noqa: E402

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import preloaded
 import pytest
 from conftest import PATH, Slurm
 from sshd_settings import login_node
@@ -42,7 +43,7 @@ def launcher(at: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The launcher on a machine without Slurm."""
     environment = {name: value for name, value in os.environ.items() if name != "SLURM_CONF"}
     command = [sys.executable, "-P", "-m", "launcher.cli", *words]
-    return subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, timeout=240)
+    return preloaded.run(command, cwd=at, env=environment, capture_output=True, text=True, timeout=240)
 
 
 def follower(at: Path) -> subprocess.Popen[str]:
@@ -69,8 +70,8 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
         (laptop / name).write_text(text)
     (laptop / ".gitignore").write_text("*.log\nruns\n")
     slurm.run("git", "init", "-q", str(laptop.parent))
-    job = ["submit", f"script={laptop}/train.py", "cluster=testcluster", "cluster.num_nodes=2", *login]
-    job += ["cluster.node.num_gpus=1", "launch.exclude=side[1-2]"]
+    job = ["submit", f"script={laptop}/train.py", "cluster=testcluster", "cluster.num_nodes=1", *login]
+    job += ["cluster.node.num_gpus=2", "launch.exclude=side[1-2]"]
 
     dry = launcher(laptop, *job, "dry_run=true", "--", "x")
     assert dry.returncode == 0 and "launcher submit script=train.py" in dry.stdout and not (laptop / "runs").exists()

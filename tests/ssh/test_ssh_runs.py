@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import preloaded
 import pytest
 from ssh_hosts import NAMES, ROOT, Hosts
 
@@ -94,7 +95,7 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
     assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == list(NAMES)
     here = [*RUN, "launch=local", "launch.nproc_per_node=4", *GPT, f"run_dir={local}"]
-    subprocess.run(here, cwd=tmp_path, capture_output=True, check=True, timeout=200)
+    preloaded.run(here, cwd=tmp_path, capture_output=True, check=True, timeout=200)
     assert losses(run) == pytest.approx(losses(local), rel=1e-5)
     assert "WANDB_API_KEY stay behind" in done.stderr
     assert subprocess.run(["grep", "-r", "-l", "-a", SECRET, tmp_path], capture_output=True).stdout == b""
