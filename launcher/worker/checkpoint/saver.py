@@ -167,13 +167,10 @@ class CheckpointManager:
         return None
 
     def close(self) -> None:
-        """Wait for a running save, and leave nothing of this manager in the process."""
+        """Wait for a running save, and forget its plans."""
         self.wait()
         self._writer.shutdown()
         _SavePlanner.forget(self._plans_key)
-        if self._group is not None and dist.is_initialized():
-            dist.destroy_process_group(self._group)
-            self._group = None
 
     def _problems(self, folder: Path) -> list[str]:
         """Return the problems of a checkpoint; the ranks share the reading of its files."""
