@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher.agent import fork_server
 from launcher.cli import main
 from launcher.commands import prepare
 from launcher.config.compose import load
@@ -49,6 +50,21 @@ def test_a_missing_torch_is_named(
     assert main(["run", "recipe=collectives"]) == 2
     assert "the recipe collectives needs torch 2.11 or later, and none is installed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("module", "remedy"), [
+    ("torch", r"pip install 'nvlink-launcher\[run\]'$"), ("torch.distributed", "pip install"),
+    ("no_such_module", "or take it out of launch.preload"),
+])  # fmt: skip
+def test_what_cannot_be_preloaded_is_named_with_what_helps(
+    module: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(fork_server, "import_module", missing)
+    with pytest.raises(InputError, match=remedy):
+        fork_server.preload([module])
 
 
 @pytest.mark.parametrize(("found", "taken"), [("2.10.1", False), ("2.11.0+cu130", True), ("2.14.1", True)])

@@ -76,9 +76,10 @@ def preload(modules: Sequence[str]) -> None:
             try:
                 import_module(name)
             except ImportError as error:
-                raise InputError(
-                    f"cannot preload {name} ({error}): install it, or take it out of launch.preload and recipe.preload"
-                ) from error
+                remedy = "install it, or take it out of launch.preload and recipe.preload"
+                if name.partition(".")[0] == "torch":  # which starts the ranks, of whatever program
+                    remedy = "pip install 'nvlink-launcher[run]'"
+                raise InputError(f"cannot preload {name} ({error}): {remedy}") from error
         gc.freeze()
 
 
