@@ -2,7 +2,8 @@
 
     python tests/truth/posed.py [NAME …]     prints the table
 
-The test poses models of half the layers, which takes half the time; parts that do not depend on layers then weigh more.
+The test poses models of half or a quarter of the layers, in less time; parts that do not depend on layers then weigh
+more.
 
 The estimate is compared in the parts that are tensors of the engine: without the CUDA context, fragmentation and NCCL's
 buffers, which a CPU device (kind "cpu") has none of.
@@ -43,13 +44,16 @@ GPT_WIDE = replace(  # an embedding with a gradient larger than a layer's work
 
 @dataclass(frozen=True)
 class Case:
-    """One rank of a layout: of pipeline rank `stage`, in a step of `num_micro_batches`."""
+    """One rank of a layout: of pipeline rank `stage`, in a step of `num_micro_batches`. The test poses a model of the
+    `depth`-th part of the layers.
+    """
 
     model: Model
     layout: Layout
     num_micro_batches: int
     stage: int = 0
     attention: str = "flash"
+    depth: int = 2
 
     @property
     def job(self) -> Job:
@@ -69,17 +73,17 @@ def sp(tp: int, pp: int, dp: int, **more: object) -> Layout:
 
 
 CASES = [
-    Case(LLAMA_7B, Layout(tp=1, pp=1, dp=8, zero_stage=3), 2),
-    Case(LLAMA_7B, Layout(tp=2, pp=1, dp=4, zero_stage=1), 2),
+    Case(LLAMA_7B, Layout(tp=1, pp=1, dp=8, zero_stage=3), 2, depth=4),
+    Case(LLAMA_7B, Layout(tp=2, pp=1, dp=4, zero_stage=1), 2, depth=4),
     Case(LLAMA_7B, Layout(tp=1, pp=1, dp=16, zero_stage=2, recompute="full", micro_batch=2), 2),
-    Case(LLAMA_7B, Layout(tp=4, pp=2, dp=2), 2, stage=1),
-    Case(LLAMA_7B, sp(2, 1, 2, cp=2, zero_stage=1), 2),
-    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=1, recompute="full", micro_batch=2), 2),
-    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=3), 4),
-    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=2, recompute="full"), 4, stage=1),
-    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 2, attention="math"),
-    Case(LLAMA_70B, sp(8, 4, 2), 5),
-    Case(LLAMA_70B, sp(8, 8, 2, schedule="interleaved", virtual_stages=2), 8, stage=1),
+    Case(LLAMA_7B, Layout(tp=4, pp=2, dp=2), 2, stage=1, depth=4),
+    Case(LLAMA_7B, sp(2, 1, 2, cp=2, zero_stage=1), 2, depth=4),
+    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=1, recompute="full", micro_batch=2), 2, depth=4),
+    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=3), 4, depth=4),
+    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=2, recompute="full"), 4, stage=1, depth=4),
+    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 2, attention="math", depth=4),
+    Case(LLAMA_70B, sp(8, 4, 2), 5, depth=4),
+    Case(LLAMA_70B, sp(8, 8, 2, schedule="interleaved", virtual_stages=2), 8, stage=1, depth=4),
     Case(LLAMA_70B, Layout(tp=1, pp=1, dp=64, zero_stage=3, recompute="full"), 2),
     Case(GPT_175B, Layout(tp=8, pp=8, dp=16, recompute="full"), 8),
     Case(GPT_175B, Layout(tp=8, pp=16, dp=4, schedule="gpipe", recompute="full"), 16, stage=15),
@@ -90,10 +94,10 @@ CASES = [
 ]
 
 
-def halved(case: Case) -> Case:
-    """The case with half the layers, at least one for each chunk of a stage."""
+def shallow(case: Case) -> Case:
+    """The case with fewer layers, at least one for each chunk of a stage."""
     unit = case.layout.pp * case.layout.virtual_stages
-    layers = max(unit, case.model.layers // 2 // unit * unit)
+    layers = max(unit, case.model.layers // case.depth // unit * unit)
     return replace(case, model=replace(case.model, layers=layers))
 
 
