@@ -4,7 +4,8 @@
 
 A checkpoint is written under a hidden temporary name and renamed when complete: a folder `step-…` is committed.
 The manifest has sizes and checksums of all files, the location of each piece of each tensor, and its own digest.
-Everything is JSON and raw tensor bytes: reading a checkpoint executes nothing.
+Everything is JSON and raw tensor bytes: reading a checkpoint executes nothing. What ranks find wrong with one is in its
+damaged.txt, until they find nothing or one of its files has changed.
 """
 
 from __future__ import annotations
