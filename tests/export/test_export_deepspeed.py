@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
+from ranks import TINY, make_plan, run_ranks
+from training import OPTIONS, make_engine, steps
 
 from launcher.export.deepspeed import CONFIG, write
 from launcher.layout import Layout
 from launcher.planner.record import RunOptions
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("deepspeed")
-
-from ranks import TINY, make_plan, run_ranks  # noqa: E402  it imports torch
-from training import OPTIONS, make_engine, steps  # noqa: E402
+# Whether it is there is asked without importing it, which takes 3 s, in every process that collects tests.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("deepspeed") is None, reason="no DeepSpeed here")]
 
 Case = tuple[Layout, dict[str, Any]]
 PLANS: dict[str, Case] = {

@@ -12,8 +12,8 @@ from export_plans import PLANS, plan_of
 from launcher.export import lightning
 from launcher.planner.record import Plan
 
-pytest.importorskip("lightning")
-from lightning.pytorch.strategies import DDPStrategy
+# Asked without importing it, which takes 2 s, in every process that collects tests.
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="no Lightning here")
 
 SAID = [name for name in PLANS if not list(lightning.cannot((plan := plan_of(name)).job, plan.layout))]
 
@@ -34,6 +34,8 @@ def test_plans_without_pipeline_context_and_experts_are_said() -> None:
 
 @pytest.mark.parametrize("name", SAID)
 def test_the_trainer_has_the_plans_devices_batch_and_precision(name: str, tmp_path: Path) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
     plan = plan_of(name)
     module = module_of(plan, tmp_path)
     on_cpu = {"accelerator": "cpu", "strategy": DDPStrategy(), "logger": False, "enable_checkpointing": False}
