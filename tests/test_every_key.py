@@ -122,6 +122,7 @@ WITH = {
     "cluster.measured.engine.error": ["cluster.measured.engine.layer_ms=1"],
     "cluster.node.gpu.memory_gib": ["cluster.node.gpu.memory_mib=null", "cluster.node.gpu.memory_gib=80"],
     "layout.layer_split": ["layout.pp=2"],
+    "stack.gathers_every_pass": ["layout.zero_stage=2", "layout.tp=1", "layout.pp=1"],
     "stack.empty_ends": ["stack=megatron_lm", "model.layers=14", "layout.tp=8", "layout.pp=4"],
     "stack.pipeline_shards_gradients": ["layout.pp=2", "layout.zero_stage=2"],
     "layout.ep": ["model=mixtral_8x7b", "model.layers=4", "layout.tp=1"],

@@ -95,7 +95,7 @@ def gradient_seconds(
 
 def message_pieces(job: Job, layout: Layout, layers: int) -> int:
     """Messages in which a rank's weights are gathered, or its gradients reduced, one way: as its software cuts them."""
-    if layout.zero_stage == 3:
+    if layout.zero_stage == 3 or (layout.zero_stage == 2 and job.stack.gathers_every_pass):
         return max(1, layers) * job.stack.gathers_per_layer
     if job.stack.dp_messages == "per_parameter":
         return max(1, layers) * layer_tensors(job.model, joint_qkv=job.stack.joint_qkv)

@@ -302,6 +302,8 @@ def _gradients(
     if layout.zero_stage == 2 and layout.pp > 1 and job.stack.pipeline_shards_gradients:
         scatters = max(1.0, count / layout.pp) if layout.virtual_stages > 1 else count
     scatter = whole("all_reduce" if job.stack.reduces_whole and layout.zero_stage < 3 else "reduce_scatter", scatters)
+    if layout.zero_stage == 2 and layout.pp == 1 and job.stack.gathers_every_pass:
+        return GradientMessages((whole("all_gather", count),), (scatter,), ())
     if layout.zero_stage < 3:
         return GradientMessages((), (scatter,), (whole("all_gather", 1),))
     ahead, back = _gathers(whole("all_gather", 1), held, rules, count=count, pipeline=layout.pp > 1)

@@ -51,6 +51,7 @@ LAYER_GATHERS = since(
     gathers_per_layer=1,
     overlap_gathers=True,
     copies_gathered=False,
+    gathers_every_pass=False,
 )
 COPIED_GATHERS = since(
     0,

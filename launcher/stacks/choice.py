@@ -63,6 +63,7 @@ class StackKeys:
     )
     overlap_gathers: bool | None = _habit("ZeRO-3 gathers weights, and reduces gradients, behind compute")
     copies_gathered: bool | None = _habit("what ZeRO-3 gathered is copied into each parameter")
+    gathers_every_pass: bool | None = _habit("with ZeRO-2 weights are gathered in each forward pass, not once a step")
     expandable_segments: bool | None = _habit("PyTorch's allocator grows its segments: freed blocks join")
     caches_fp8: bool | None = _habit("weights and their transposes stay in fp8, where products are in fp8")
     sends_in_turn: bool | None = _habit("a pipeline's rank sends and receives one after the other")

@@ -188,6 +188,12 @@ FSDP = (
     ),
     since(
         0,
+        "torch/distributed/fsdp/api.py, SHARD_GRAD_OP: parameters are unsharded before forward and sharded again after "
+        "backward (FSDP2: reshard_after_forward=False)",
+        gathers_every_pass=True,
+    ),
+    since(
+        0,
         "torch/distributed/fsdp/api.py, ShardingStrategy: NO_SHARD, SHARD_GRAD_OP and FULL_SHARD",
         zero_stages=(0, 2, 3),
         pipeline_zero_stages=(),

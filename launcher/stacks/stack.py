@@ -38,7 +38,8 @@ class Stack:
     anything too. `dp_messages`: gradients and weights of ZeRO 0 to 2 travel in buffers of many parameters (flat),
     one by one (per_parameter), or in one message for each rank that owns a shard (per_owner). `gathers_per_layer`: in
     how many messages ZeRO-3 gathers a layer's weights, and `overlap_gathers` whether it does so, and reduces gradients,
-    behind compute. `copies_gathered`: each gathered message is copied into the parameters.
+    behind compute. `copies_gathered`: each gathered message is copied into the parameters. `gathers_every_pass`: with
+    ZeRO-2 weights are gathered before each forward pass and kept until its backward pass ends, not once a step.
 
     Allocator. `expandable_segments`: PyTorch's grows its segments, so that freed blocks join.
 
@@ -94,6 +95,7 @@ class Stack:
     gathers_per_layer: int
     overlap_gathers: bool
     copies_gathered: bool
+    gathers_every_pass: bool
     expandable_segments: bool
     caches_fp8: bool
     sends_in_turn: bool

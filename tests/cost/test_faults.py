@@ -196,6 +196,18 @@ def test_messages_of_data_parallelism_cost_a_latency_each() -> None:
     assert 0 < grouped[1] - grouped[0] < (owner - flat) / 2  # eight owners of a node, and not 32
 
 
+def test_fsdp_with_sharded_gradients_gathers_in_each_pass_behind_compute() -> None:
+    """SHARD_GRAD_OP: one gather and one reduction for each of eight micro-batches; ZeRO-3 gathers twice."""
+    words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=fsdp", "layout.tp=1"]
+    once, each, full = (
+        estimated(*words, f"layout.zero_stage={stage}", f"stack.gathers_every_pass={flag}")
+        for stage, flag in ((2, "false"), (2, "true"), (3, "true"))
+    )
+    assert 1.5 < _dp_seconds(each) / _dp_seconds(once) < 2.1
+    assert _dp_seconds(full) / _dp_seconds(each) == pytest.approx(1.5, abs=0.1)
+    assert each.memory == once.memory
+
+
 def test_fsdp2_copies_what_it_gathered() -> None:
     words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=fsdp", "layout.zero_stage=3"]
     views, copies = (estimated(*words, f"stack.copies_gathered={flag}").step_time_s for flag in ("false", "true"))
