@@ -11,12 +11,9 @@ Has run on CPU ranks only.
 
 from __future__ import annotations
 
-import gc
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,49 +34,26 @@ from launcher.worker.engines.engine import EngineContext
 from launcher.worker.metrics.measure import from_all_ranks
 from launcher.worker.metrics.report import forget_peak_memory, peak_memory_bytes
 from launcher.worker.parallel.mesh import build_mesh
+from launcher.worker.parallel.worlds import Worlds
 
 FIRST_STEPS = 2  # of each plan, not timed: allocations, the first messages between stages
 
 
-@dataclass(frozen=True)
-class Worlds:
-    """Makes the process group of all ranks again and again, each time with nothing left of the one before."""
-
-    store: dist.Store
-    rank: int
-    size: int
-    backend: str
-
-    @classmethod
-    def of(cls, run: session.Session) -> Worlds:
-        host = socket.gethostname() if run.plan.placement.num_nodes > 1 else "127.0.0.1"
-        store = dist.TCPStore(host, 0, is_master=True) if run.is_main else None
-        address = from_all_ranks((host, store.port) if store else None)[0]
-        store = store or dist.TCPStore(*address, is_master=False)
-        backend = "cpu:gloo,cuda:nccl" if run.device.type == "cuda" else "gloo"
-        return cls(store, run.rank, run.world_size, backend)
-
-    @contextmanager
-    def world(self, name: str) -> Iterator[None]:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        store = dist.PrefixStore(name, self.store)
-        dist.init_process_group(
-            self.backend, store=store, rank=self.rank, world_size=self.size, timeout=session.GROUP_TIMEOUT
-        )
-        try:
-            yield
-        finally:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+def worlds_of(run: session.Session) -> Worlds:
+    """Worlds of all ranks of this run, which meet at a store on the host of rank 0."""
+    host = socket.gethostname() if run.plan.placement.num_nodes > 1 else "127.0.0.1"
+    store = dist.TCPStore(host, 0, is_master=True) if run.is_main else None
+    address = from_all_ranks((host, store.port) if store else None)[0]
+    store = store or dist.TCPStore(*address, is_master=False)
+    backend = "cpu:gloo,cuda:nccl" if run.device.type == "cuda" else "gloo"
+    return Worlds(store, run.rank, run.world_size, backend, session.GROUP_TIMEOUT)
 
 
 def main() -> None:
     with session.start() as run:
         options = run.recipe_options(TuneOptions)
         files = trial_files(options)
-        worlds, rows, best_s = Worlds.of(run), [], float("inf")
+        worlds, rows, best_s = worlds_of(run), [], float("inf")
         for number, file in enumerate(files):
             with worlds.world(f"trial-{number}"):
                 row = measured(run, read_plan(file), options, best_s=best_s) | {"plan": str(file)}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from counting import HeldBytes, SentBytes
-from ranks import make_plan, run_ranks
+from ranks import make_plan, run_each
 from training import ADAMW, make_engine, random_batch
 
 from launcher.cost import CostModel
@@ -75,17 +75,18 @@ def settings_of(layout: Layout) -> dict[str, Any]:
     return SETTINGS | ({"attention": "math"} if layout.cp > 1 else {})
 
 
-def measure(rank: int) -> list[dict[str, dict[str, float]]]:
-    """For every case of this world's size, what this rank holds at most and sends in a step."""
-    found = []
-    for layout, model in cases(dist.get_world_size()):
+def measure(layout: Layout, model: Model) -> Callable[[int], dict[str, dict[str, float]]]:
+    """A rank's body: what it holds at most and sends in a step."""
+
+    def body(rank: int) -> dict[str, dict[str, float]]:
         engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **settings_of(layout))
         batch = random_batch(axes, model=model, global_batch=GLOBAL_BATCH, step=0)
         engine.train_step(batch, lr=1e-3)  # the first step also agrees on the pipeline's messages
         with HeldBytes(engine) as held, SentBytes(axes) as sent:  # type: ignore[arg-type]
             engine.train_step(batch, lr=1e-3)
-        found.append({"held": dict(held.most), "sent": dict(sent.by_axis)})
-    return found
+        return {"held": dict(held.most), "sent": dict(sent.by_axis)}
+
+    return body
 
 
 def expected(layout: Layout, model: Model, rank: int) -> dict[str, dict[str, float]]:
@@ -106,7 +107,11 @@ def expected(layout: Layout, model: Model, rank: int) -> dict[str, dict[str, flo
 @pytest.fixture(scope="module")
 def measured() -> dict[int, list[Any]]:
     """By world size, what its ranks found: one start of the ranks for all cases."""
-    return {size: run_ranks(size, measure, timeout_s=400) for size in (4, 8)}
+    found = {}
+    for size in (4, 8):
+        bodies = {str(number): measure(*case) for number, case in enumerate(cases(size))}
+        found[size] = [list(rank.values()) for rank in run_each(size, bodies, timeout_s=400)]
+    return found
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import signal
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
 from launcher.planner.record import Plan, RunOptions
+from launcher.worker.parallel.worlds import Worlds
 
 torch.set_num_threads(1)  # a parent that computed with more could leave a forked rank hanging
 
@@ -65,11 +67,18 @@ def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float =
 
     A rank that fails fails the test with its traceback; no process is left behind.
     """
+    return [found["body"] for found in run_each(world_size, {"body": body}, timeout_s=timeout_s)]
+
+
+def run_each(
+    world_size: int, bodies: Mapping[str, Callable[[int], Any]], *, timeout_s: float = 240.0
+) -> list[dict[str, Any]]:
+    """As `run_ranks` for many bodies, one after the other in the same processes, each with groups of its own."""
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store"
         # Ranks must not collect what this process has left: a store that waits for its thread, which no child has.
         gc.freeze()
-        children = [_fork(rank, world_size, store, body) for rank in range(world_size)]
+        children = [_fork(rank, world_size, store, bodies) for rank in range(world_size)]
         gc.unfreeze()
         try:
             return _collect(children, time.monotonic() + timeout_s)
@@ -81,7 +90,7 @@ def run_ranks(world_size: int, body: Callable[[int], Any], *, timeout_s: float =
                 _end(pid)
 
 
-def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -> tuple[int, int]:
+def _fork(rank: int, world_size: int, store: Path, bodies: Mapping[str, Callable[[int], Any]]) -> tuple[int, int]:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -89,18 +98,26 @@ def _fork(rank: int, world_size: int, store: Path, body: Callable[[int], Any]) -
         return pid, reader
     code = 1
     try:
+        gc.disable()  # each world ends with a collection
         faulthandler.enable()
         faulthandler.register(signal.SIGUSR1, (store.parent / f"{os.getpid()}.stacks").open("w"))
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
-        answer = {"result": body(rank)}
+        worlds = Worlds(dist.FileStore(str(store), world_size), rank, world_size, "gloo", timedelta(minutes=30))
+        answer: dict[str, Any] = {"result": {name: _in_world(worlds, name, body) for name, body in bodies.items()}}
         code = 0
     except BaseException:
         answer = {"error": f"rank {rank}: {traceback.format_exc()}"}
     with os.fdopen(writer, "w") as pipe:
         json.dump(answer, pipe)
     os._exit(code)
+
+
+def _in_world(worlds: Worlds, name: str, body: Callable[[int], Any]) -> Any:
+    with worlds.world(name):
+        found = body(worlds.rank)
+        dist.barrier()
+    return found
 
 
 def _stacks(pids: list[int], folder: Path) -> str:

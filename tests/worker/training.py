@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-import torch.distributed as dist
-from ranks import make_plan, run_ranks
+from ranks import make_plan, run_each
 
 from launcher.layout import Layout
 from launcher.model import Model
@@ -26,6 +26,12 @@ SGD = TrainOptions(lr=0.3, momentum=0.9, grad_clip=0.5, lr_schedule="constant", 
 ADAMW = TrainOptions(lr=1e-2, grad_clip=0.5, lr_schedule="constant", warmup_steps=0)
 OPTIONS = {"sgd": SGD, "adamw": ADAMW}
 Curve = list[tuple[float, float | None]]  # (loss, grad norm) of every step
+
+
+def import_deepspeed() -> None:
+    """Before the forks: 1.3 s of CPU and more in each rank otherwise. Skips the test where there is none."""
+    pytest.importorskip("deepspeed")
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
 
 
 def random_batch(axes: Axes, *, model: Model, global_batch: int, step: int) -> Batch:
@@ -66,14 +72,11 @@ def curves(
 ) -> dict[str, Curve]:
     """Train every case, one after the other, in one start of `world_size` ranks; rank 0's curves, all ranks' equal."""
 
-    def body(rank: int) -> dict[str, Curve]:
-        found = {}
-        for name, (layout, arguments) in cases.items():
-            found[name] = train(layout, rank, **arguments)
-            dist.barrier()
-        return found
+    def of(layout: Layout, arguments: dict[str, Any]) -> Callable[[int], Curve]:
+        return lambda rank: train(layout, rank, **arguments)
 
-    everyone = run_ranks(world_size, body, timeout_s=timeout_s)
+    bodies = {name: of(*case) for name, case in cases.items()}
+    everyone = run_each(world_size, bodies, timeout_s=timeout_s)
     for other in everyone[1:]:
         assert {name: [loss for loss, _ in curve] for name, curve in other.items()} == {
             name: [loss for loss, _ in curve] for name, curve in everyone[0].items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,16 +63,20 @@ class ParamShard:
         own, working = self.main.untyped_storage(), local(self.param).untyped_storage()
         return own._cdata == working._cdata and self.main.dtype == self.param.dtype  # fake tensors have no data_ptr
 
-    def accumulate(self, _: Tensor | None = None) -> None:
+    def accumulate(self) -> None:
         """Move the gradient off the parameter and add it to the main one, in fp32."""
-        grad, self.param.grad = self.param.grad, None
-        if grad is None:
-            return
-        part = local(grad)
-        if self.main.grad is None:
-            self.main.grad = part.to(torch.float32)
-        else:
-            self.main.grad.add_(part)
+        _accumulate(self.param, into=self.main)
+
+
+def _accumulate(param: Tensor, *, into: Tensor) -> None:
+    grad, param.grad = param.grad, None
+    if grad is None:
+        return
+    part = local(grad)
+    if into.grad is None:
+        into.grad = part.to(torch.float32)
+    else:
+        into.grad.add_(part)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -112,7 +117,9 @@ class Optimizer:
     def accumulate_in_fp32(self) -> None:
         """From now on add every micro-batch's gradients to fp32 ones as backward produces them."""
         for shard in self.shards:
-            shard.param.register_post_accumulate_grad_hook(shard.accumulate)  # type: ignore[no-untyped-call]
+            # Not the shard, which holds the parameter: Python's garbage collector does not see that circle.
+            hook = partial(_accumulate, into=shard.main)
+            shard.param.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
     def collect(self) -> None:
         """Take the gradients off the parameters into the main ones, in fp32, each the whole sequence's."""
