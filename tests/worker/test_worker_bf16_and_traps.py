@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 from ranks import TINY
-from training import Curve, curves
+from training import Curve, curves, import_deepspeed
 
 from launcher.layout import Layout
 
@@ -22,6 +22,11 @@ def arguments(optimizer: str, **training: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def fp32() -> dict[str, Curve]:
     return curves(1, {name: (ONE, arguments(name)) for name in ("sgd", "adamw")})
+
+
+@pytest.fixture(scope="module")
+def bf16() -> Curve:
+    return curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
 
 
 def gap(curve: Curve, right: Curve) -> float:
@@ -43,18 +48,18 @@ BF16 = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 8])
-def test_bf16_with_fp32_main_parameters_follows_bf16_on_one_rank(world_size: int, fp32: dict[str, Curve]) -> None:
-    one = curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
+def test_bf16_with_fp32_main_parameters_follows_bf16_on_one_rank(
+    world_size: int, fp32: dict[str, Curve], bf16: Curve
+) -> None:
     layouts = {name: layout for name, layout in BF16.items() if layout.world_size == world_size}
     found = curves(world_size, {name: (layout, arguments("adamw", dtype="bf16")) for name, layout in layouts.items()})
-    assert {name: gap(curve, one) for name, curve in found.items() if gap(curve, one) > 5e-3} == {}
-    assert gap(one, fp32["adamw"]) > 0  # it did compute in bf16
+    assert {name: gap(curve, bf16) for name, curve in found.items() if gap(curve, bf16) > 5e-3} == {}
+    assert gap(bf16, fp32["adamw"]) > 0  # it did compute in bf16
 
 
 @pytest.mark.slow
-def test_deepspeed_bf16_follows_torch_bf16() -> None:
-    pytest.importorskip("deepspeed")
-    one = curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
+def test_deepspeed_bf16_follows_torch_bf16(bf16: Curve) -> None:
+    import_deepspeed()
     layouts = {
         "dp2 zero1": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=4),
         "pp2 zero1": Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2),
@@ -62,12 +67,12 @@ def test_deepspeed_bf16_follows_torch_bf16() -> None:
     found = curves(
         2, {n: (layout, arguments("adamw", dtype="bf16", engine="deepspeed")) for n, layout in layouts.items()}
     )
-    assert {name: gap(curve, one) for name, curve in found.items() if gap(curve, one) > 5e-3} == {}
+    assert {name: gap(curve, bf16) for name, curve in found.items() if gap(curve, bf16) > 5e-3} == {}
 
 
 @pytest.mark.slow
 def test_trap_deepspeed_pipeline_with_zero0_clips_by_the_wrong_norm(fp32: dict[str, Curve]) -> None:
-    pytest.importorskip("deepspeed")
+    import_deepspeed()
     wrong, right = (
         Layout(tp=1, pp=2, dp=1, zero_stage=0, micro_batch=2),
         Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2),
@@ -80,9 +85,8 @@ def test_trap_deepspeed_pipeline_with_zero0_clips_by_the_wrong_norm(fp32: dict[s
 
 
 @pytest.mark.slow
-def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late() -> None:
-    pytest.importorskip("deepspeed")
-    one = curves(1, {"one": (ONE, arguments("adamw", dtype="bf16"))})["one"]
+def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late(bf16: Curve) -> None:
+    import_deepspeed()
     layouts = {
         "wrong": Layout(tp=1, pp=1, dp=2, zero_stage=0, micro_batch=4),
         "right": Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=4),
@@ -90,7 +94,7 @@ def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late() -> None:
     found = curves(
         2, {n: (layout, arguments("adamw", dtype="bf16", engine="deepspeed")) for n, layout in layouts.items()}
     )
-    assert gap(found["wrong"], one) > 5e-3 > gap(found["right"], one)
+    assert gap(found["wrong"], bf16) > 5e-3 > gap(found["right"], bf16)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import TINY, make_plan, run_ranks
-from training import ADAMW, Curve, make_engine, steps
+from training import ADAMW, Curve, import_deepspeed, make_engine, steps
 
 from launcher.errors import InputError
 from launcher.layout import Layout
@@ -117,9 +117,7 @@ DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
 @pytest.mark.slow
 def test_deepspeed_saves_what_it_and_the_torch_engine_continue_from(tmp_path: Path) -> None:
     """Each case resumes bit for bit from its own save, and also from that of the previous case."""
-    pytest.importorskip("deepspeed")
-    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before the forks
-
+    import_deepspeed()
     names = list(DEEPSPEED)
 
     def body(rank: int) -> dict[str, list[Any]]:
