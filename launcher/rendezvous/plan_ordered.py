@@ -110,15 +110,18 @@ class PlanOrdered(RendezvousHandler):
                 self._disconnect()
 
     def num_nodes_waiting(self) -> int:
-        """Return 1 if a new round is needed: a node joined late, came back or was lost, or the coordinator is gone."""
-        if self._waiting or self._closed is not None:
-            return 1
-        try:
-            while self._connection and (message := self._receive(timeout_s=0.0)) is not None:
-                self._note(message)
-        except (OSError, MessageError):
-            self._disconnect()
-        return int(self._connection is None or self._waiting or self._closed is not None)
+        """Return 1 if a new round is needed: a node joined late, came back or was lost, or the coordinator is gone.
+
+        When the ranks of all nodes have finished no round follows, though the others close the job as they leave.
+        """
+        if not self._waiting and self._closed is None:
+            try:
+                while self._connection and (message := self._receive(timeout_s=0.0)) is not None:
+                    self._note(message)
+            except (OSError, MessageError):
+                self._disconnect()
+        needed = self._connection is None or self._waiting or self._closed is not None
+        return int(needed and not self._finished)
 
     def share(self, paces: Mapping[int, Pace], *, silent_s: float, asks: bool) -> dict[int, Pace]:
         """Report the pace of this node's ranks, and how long none of them has done anything.

@@ -536,6 +536,27 @@ def test_a_job_that_was_asked_to_stop_is_not_complete_after_a_new_round(coordina
         node.shutdown()
 
 
+@pytest.mark.slow
+def test_nodes_that_leave_a_finished_job_ask_nobody_for_a_new_round() -> None:
+    """One that is slow to look finds both messages at once: all have finished, and the job is closed."""
+    from launcher.rendezvous.plan_ordered import PlanOrdered
+
+    hosts, port = ("a", "b"), free_port("127.0.0.1")
+    first, second = (PlanOrdered(config(node, hosts, port)) for node in (0, 1))
+    all_enter(first, second)
+    assert not first.all_finished()
+    deadline = time.monotonic() + 60
+    while not second.all_finished():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    second.shutdown()
+    while not first.is_closed():
+        assert first.num_nodes_waiting() == 0 and time.monotonic() < deadline
+        time.sleep(0.01)
+    assert first.num_nodes_waiting() == 0 and first.all_finished()
+    first.shutdown()
+
+
 ORDER_SCRIPT = """
 import os, sys, torch, torch.distributed as dist
 dist.init_process_group("gloo")

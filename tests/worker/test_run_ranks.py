@@ -37,5 +37,5 @@ def test_ranks_that_hang_say_where() -> None:
         if rank == 1:
             time.sleep(3600)
 
-    with pytest.raises(TimeoutError, match=r"(?s)1 of 2 ranks did not answer.*rank 1:.*in body"):
+    with pytest.raises(TimeoutError, match=r"(?s)2 of 2 ranks did not answer.*rank 0:.*in barrier.*rank 1:.*in body"):
         run_ranks(2, body, timeout_s=5)
