@@ -7,6 +7,7 @@ compared line by line, where `…` leaves something out; `<!-- figures change --
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -92,7 +93,8 @@ def test_the_commands_of_a_page_run_as_they_are_written(page: str, tmp_path: Pat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.body)
         elif block.language == "python":
-            exec(block.body, names)
+            with contextlib.chdir(tmp_path):  # an example may save a plan
+                exec(block.body, names)
         elif block.language == "bash":
             done = shell(block.body, tmp_path)
             assert done.returncode == 0, f"{block.body}\n{done.stdout}"
