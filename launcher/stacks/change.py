@@ -130,3 +130,15 @@ DEEPSPEED_GATHERS = (
         overlap_gathers=True,
     ),
 )
+
+# What a profile begins with; later changes replace it.
+USUAL = (
+    EAGER,
+    JOINT_GATE,
+    LAYER_GATHERS,
+    PLAIN_REDUCTION,
+    FLAT_MESSAGES,
+    PIPELINE_MEMORY,
+    FP8_CASTS,
+    *FLASH,
+)

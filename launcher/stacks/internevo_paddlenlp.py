@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from launcher.stacks.change import (
-    EAGER,
-    FLASH,
-    FLAT_MESSAGES,
-    FP8_CASTS,
-    JOINT_GATE,
-    LAYER_GATHERS,
     NO_PIPELINE_HABITS,
-    PIPELINE_MEMORY,
-    PLAIN_REDUCTION,
+    USUAL,
     since,
 )
 
 INTERNEVO = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "InternEvo: flash-attention's rotary and cross-entropy kernels; RMSNorm in PyTorch unless apex is compiled "
@@ -82,14 +68,7 @@ INTERNEVO = (
 )
 
 PADDLENLP = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "PaddleNLP: no dropout in Llama; ParallelCrossEntropy with tensor_parallel_output",

@@ -12,23 +12,16 @@ from launcher.stacks.change import (
     FLASH,
     FLAT_MESSAGES,
     FP8_CASTS,
-    JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
     PIPELINE_MEMORY,
     PLAIN_REDUCTION,
+    USUAL,
     since,
 )
 
 MEGATRON_LM = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "megatron/model/transformer.py: bias_dropout_add and attention dropout at any p; query_key_value",
@@ -135,14 +128,7 @@ MEGATRON_LM = (
 )
 
 MEGATRON_DEEPSPEED = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "a fork of the Megatron-LM of 2021, with its loss (megatron/core/tensor_parallel/cross_entropy.py)",

@@ -16,15 +16,13 @@ from launcher.stacks.change import (
     COPIED_GATHERS,
     DEEPSPEED_ENGINE,
     DEEPSPEED_GATHERS,
-    EAGER,
-    FLASH,
     FLAT_MESSAGES,
     FP8_CASTS,
-    JOINT_GATE,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
     PIPELINE_MEMORY,
     PLAIN_REDUCTION,
+    USUAL,
     Change,
     since,
 )
@@ -96,14 +94,7 @@ LAUNCHER = (
 )
 
 DEEPSPEED = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "Hugging Face models: F.cross_entropy on whole logits.float()",
@@ -142,14 +133,7 @@ DEEPSPEED = (
 )
 
 FSDP = (
-    EAGER,
-    JOINT_GATE,
-    LAYER_GATHERS,
-    PLAIN_REDUCTION,
-    FLAT_MESSAGES,
-    PIPELINE_MEMORY,
-    FP8_CASTS,
-    *FLASH,
+    *USUAL,
     since(
         0,
         "F.cross_entropy on whole logits in their dtype (foundation-model-stack), or a kernel (llm-foundry)",
