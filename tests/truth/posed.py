@@ -2,7 +2,7 @@
 
     python tests/truth/posed.py [NAME …]     prints the table
 
-The test poses models of half or a quarter of the layers, in less time; parts that do not depend on layers then weigh
+The test poses models of a half to an eighth of the layers, in less time; parts that do not depend on layers then weigh
 more.
 
 The estimate is compared in the parts that are tensors of the engine: without the CUDA context, fragmentation and NCCL's
@@ -74,23 +74,23 @@ def sp(tp: int, pp: int, dp: int, **more: object) -> Layout:
 
 CASES = [
     Case(LLAMA_7B, Layout(tp=1, pp=1, dp=8, zero_stage=3), 2, depth=4),
-    Case(LLAMA_7B, Layout(tp=2, pp=1, dp=4, zero_stage=1), 2, depth=4),
+    Case(LLAMA_7B, Layout(tp=2, pp=1, dp=4, zero_stage=1), 2, depth=8),
     Case(LLAMA_7B, Layout(tp=1, pp=1, dp=16, zero_stage=2, recompute="full", micro_batch=2), 2),
     Case(LLAMA_7B, Layout(tp=4, pp=2, dp=2), 2, stage=1, depth=4),
-    Case(LLAMA_7B, sp(2, 1, 2, cp=2, zero_stage=1), 2, depth=4),
-    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=1, recompute="full", micro_batch=2), 2, depth=4),
+    Case(LLAMA_7B, sp(2, 1, 2, cp=2, zero_stage=1), 2, depth=8),
+    Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=1, recompute="full", micro_batch=2), 2, depth=8),
     Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=3), 4, depth=4),
     Case(LLAMA_13B, Layout(tp=2, pp=2, dp=4, zero_stage=2, recompute="full"), 4, stage=1, depth=4),
-    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 2, attention="math", depth=4),
-    Case(LLAMA_70B, sp(8, 4, 2), 5, depth=4),
+    Case(GPT_22B, sp(8, 1, 4, recompute="selective", micro_batch=4), 2, attention="math", depth=8),
+    Case(LLAMA_70B, sp(8, 4, 2), 5, depth=8),
     Case(LLAMA_70B, sp(8, 8, 2, schedule="interleaved", virtual_stages=2), 8, stage=1, depth=4),
-    Case(LLAMA_70B, Layout(tp=1, pp=1, dp=64, zero_stage=3, recompute="full"), 2),
-    Case(GPT_175B, Layout(tp=8, pp=8, dp=16, recompute="full"), 8),
+    Case(LLAMA_70B, Layout(tp=1, pp=1, dp=64, zero_stage=3, recompute="full"), 2, depth=4),
+    Case(GPT_175B, Layout(tp=8, pp=8, dp=16, recompute="full"), 8, depth=4),
     Case(GPT_175B, Layout(tp=8, pp=16, dp=4, schedule="gpipe", recompute="full"), 16, stage=15),
-    Case(GPT_175B, sp(8, 16, 2, recompute="selective"), 16),
+    Case(GPT_175B, sp(8, 16, 2, recompute="selective"), 16, depth=6),
     Case(GPT_175B, sp(8, 16, 2, schedule="interleaved", virtual_stages=2), 16),
-    Case(GPT_175B, sp(8, 12, 8, schedule="zb_h1", virtual_stages=1), 12, stage=1),
-    Case(GPT_WIDE, Layout(tp=2, pp=6, dp=2, zero_stage=1, recompute="full"), 8),
+    Case(GPT_175B, sp(8, 12, 8, schedule="zb_h1", virtual_stages=1), 12, stage=1, depth=4),
+    Case(GPT_WIDE, Layout(tp=2, pp=6, dp=2, zero_stage=1, recompute="full"), 8, depth=4),
 ]
 
 

@@ -8,34 +8,32 @@ import warnings
 from collections.abc import Sequence
 
 import pytest
-from posed import CASES, shallow, truth_and_estimate
+from posed import CASES, Case, shallow, truth_and_estimate
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("posed"),
     pytest.mark.timeout(1500),
-]  # about 45 s of CPU time
+]
 TOLERANCE = 0.10
-WORKERS = 2
 
 
-def measure(numbers: Sequence[int]) -> list[tuple[int, dict[str, float]]]:
+def measure(cases: Sequence[Case]) -> list[dict[str, float]]:
     warnings.simplefilter("ignore")  # of torch, on private use of its own classes; the output is the parent's
-    return [(number, truth_and_estimate(shallow(CASES[number]))) for number in numbers]
+    return [truth_and_estimate(shallow(case)) for case in cases]
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[int, dict[str, float]]:
-    """Every case, in forked processes: a process that has posed has process groups of a world that is not there."""
-    shares = [range(first, len(CASES), WORKERS) for first in range(WORKERS)]
-    gc.freeze()  # the children must not collect what this process has left
-    with multiprocessing.get_context("fork").Pool(WORKERS) as pool:
+def found() -> list[dict[str, float]]:
+    """Every case, in a forked process: one that has posed has process groups of a world that is not there."""
+    gc.freeze()  # the child must not collect what this process has left
+    with multiprocessing.get_context("fork").Pool(1) as pool:
         gc.unfreeze()
-        return dict(pair for share in pool.map(measure, shares, chunksize=1) for pair in share)
+        return pool.apply(measure, [CASES])
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[case.name for case in CASES])
-def test_estimate_is_the_peak_of_live_bytes(number: int, found: dict[int, dict[str, float]]) -> None:
+def test_estimate_is_the_peak_of_live_bytes(number: int, found: list[dict[str, float]]) -> None:
     row = found[number]
     assert row["ratio"] == pytest.approx(1.0, abs=TOLERANCE), f"GiB: {row}"
 
