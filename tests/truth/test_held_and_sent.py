@@ -18,11 +18,6 @@ from launcher.model import Model
 from launcher.slurm.traffic import rank_edges
 
 TOLERANCE = 0.02
-GLOBAL_BATCH = 16
-SETTINGS: dict[str, Any] = {
-    "dtype": "bf16",
-    "global_batch": GLOBAL_BATCH,
-}  # fmt: skip
 GPT = Model(
     "small_gpt", hidden=64, layers=4, heads=4, kv_heads=4, ffn_hidden=256, gated_mlp=False, vocab=128, seq_len=32,
     tied_embeddings=True,
@@ -71,17 +66,23 @@ def cases(world_size: int) -> list[tuple[Layout, Model]]:
 
 
 def settings_of(layout: Layout) -> dict[str, Any]:
-    """torch's flash attention makes a mask of its own kind with cp, which the counting of bytes does not let it."""
-    return SETTINGS | ({"attention": "math"} if layout.cp > 1 else {})
+    """Two micro-batches a step, four in a pipeline.
+
+    torch's flash attention makes a mask of its own kind with cp, which the counting of bytes does not let it.
+    """
+    batch = layout.dp * layout.micro_batch * (2 if layout.pp == 1 else 4)
+    return {"dtype": "bf16", "global_batch": batch} | ({"attention": "math"} if layout.cp > 1 else {})
 
 
 def measure(layout: Layout, model: Model) -> Callable[[int], dict[str, dict[str, float]]]:
     """A rank's body: what it holds at most and sends in a step."""
 
     def body(rank: int) -> dict[str, dict[str, float]]:
-        engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **settings_of(layout))
-        batch = random_batch(axes, model=model, global_batch=GLOBAL_BATCH, step=0)
-        engine.train_step(batch, lr=1e-3)  # the first step also agrees on the pipeline's messages
+        settings = settings_of(layout)
+        engine, axes = make_engine(layout, rank, options=ADAMW, model=model, **settings)
+        batch = random_batch(axes, model=model, global_batch=settings["global_batch"], step=0)
+        if layout.pp > 1:
+            engine.train_step(batch, lr=1e-3)  # the first step also agrees on the pipeline's messages
         with HeldBytes(engine) as held, SentBytes(axes) as sent:  # type: ignore[arg-type]
             engine.train_step(batch, lr=1e-3)
         return {"held": dict(held.most), "sent": dict(sent.by_axis)}
