@@ -102,10 +102,10 @@ MEGATRON_LM = (
         fused_rotary=True,
     ),
     since(
-        0,
-        "separate operators, as most trainers made from Megatron-LM have; megatron/core/fusions/fused_bias_swiglu.py "
-        "(commit 8503f754, November 2023) is one kernel except with --no-bias-swiglu-fusion: set it there",
-        fused_activation=False,
+        2024,
+        "megatron/core/fusions/fused_bias_swiglu.py (commit 8503f754, November 2023), except with "
+        "--no-bias-swiglu-fusion; its backward pass needs the input alone",
+        fused_activation=True,
     ),
     since(
         2025,

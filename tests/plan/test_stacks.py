@@ -71,6 +71,18 @@ def test_what_software_does_is_not_inferred_from_the_models_family_or_the_zero_s
     assert stacks[0] == stacks[1] == stacks[2]
 
 
+@pytest.mark.parametrize(("year", "tensors"), [(2023, 4), (2024, 3), (2026, 3)])
+def test_megatron_lm_keeps_the_input_of_a_gated_activation_alone_since_it_fuses_it(year: int, tensors: int) -> None:
+    words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=megatron_lm", "layout.tp=1"]
+    words.append(f"stack.year={year}")
+    kept, fused, apart = (
+        estimate([*words, *more]).memory["activations"]
+        for more in ([], ["stack.fused_activation=true"], ["stack.fused_activation=false"])
+    )
+    assert kept == (fused if tensors == 3 else apart)
+    assert apart - fused == pytest.approx(32 * 2 * 4096 * 11008)  # layers × bytes × tokens × inner width
+
+
 @pytest.mark.parametrize("year", [2021, 2023, 2025])
 def test_megatron_lm_sums_bf16_gradients_in_fp32_and_divides_its_logits(year: int) -> None:
     """As its arguments and its loss do (megatron/training/arguments.py, core/tensor_parallel/cross_entropy.py)."""
