@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ TINY = Model(
     seq_len=16,
     tied_embeddings=True,
 )
+SHALLOW = replace(TINY, layers=2)  # half the collectives, where no layout divides four layers
 LLAMA = Model(
     "tiny_llama", hidden=32, layers=4, heads=4, kv_heads=2, ffn_hidden=48, gated_mlp=True, vocab=64, seq_len=16,
     tied_embeddings=False, norm="rmsnorm", positions="rotary", bias=False,

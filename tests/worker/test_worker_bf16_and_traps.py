@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from ranks import TINY
+from ranks import SHALLOW
 from training import Curve, curves, import_deepspeed
 
 from launcher.layout import Layout
@@ -16,7 +16,7 @@ ONE = Layout(tp=1, pp=1, dp=1, micro_batch=8)
 
 
 def arguments(optimizer: str, **training: Any) -> dict[str, Any]:
-    return {"model": TINY, "optimizer": optimizer, "num_steps": STEPS, **training}
+    return {"model": SHALLOW, "optimizer": optimizer, "num_steps": STEPS, **training}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ BF16 = {
     "cp2": Layout(tp=1, pp=1, dp=1, cp=2, micro_batch=4),
     "tp2 sp": Layout(tp=2, pp=1, dp=1, sequence_parallel=True, micro_batch=4),
     "pp2": Layout(tp=1, pp=2, dp=1, micro_batch=2),
-    "tp2 pp2 dp2 zero2 sp": Layout(tp=2, pp=2, dp=2, zero_stage=2, sequence_parallel=True),
-    "tp2 pp2 dp2 zero0": Layout(tp=2, pp=2, dp=2),
+    "tp2 pp2 dp2 zero2 sp": Layout(tp=2, pp=2, dp=2, zero_stage=2, sequence_parallel=True, micro_batch=2),
+    "tp2 pp2 dp2 zero0": Layout(tp=2, pp=2, dp=2, micro_batch=2),
 }
 
 
@@ -99,7 +99,7 @@ def test_trap_deepspeed_bf16_with_zero0_starts_adam_one_step_late(bf16: Curve) -
 
 @pytest.mark.slow
 def test_trap_fsdp_that_reshards_under_a_split_backward_loses_gradients(fp32: dict[str, Curve]) -> None:
-    layout = Layout(tp=1, pp=2, dp=2, zero_stage=3, schedule="zb_h1")
+    layout = Layout(tp=1, pp=2, dp=2, zero_stage=3, schedule="zb_h1", micro_batch=2)
     right = curves(4, {"right": (layout, arguments("sgd"))})["right"]
     with mock.patch("launcher.worker.engines.torch_engine.SPLIT_BACKWARD", frozenset()):
         wrong = curves(4, {"wrong": (layout, arguments("sgd"))})["wrong"]

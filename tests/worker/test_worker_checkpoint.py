@@ -13,41 +13,50 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import TINY, make_plan, run_ranks
+from ranks import SHALLOW, TINY, make_plan, run_ranks
 from training import ADAMW, Curve, import_deepspeed, make_engine, steps
 
 from launcher.errors import InputError
 from launcher.layout import Layout
+from launcher.model import Model
 from launcher.planner.options import TrainOptions
 from launcher.run.checkpoints import MANIFEST, committed_steps, folder_name, mark_damaged, newest_good
 from launcher.worker.checkpoint.saver import CheckpointManager
 
-SAVED, TOTAL = 3, 6
-SOURCE = Layout(tp=2, pp=2, dp=2, zero_stage=1)
+SAVED, TOTAL = 2, 4  # the last loss follows an update with the restored state of the optimizer
+SOURCE = Layout(tp=2, pp=2, dp=2, zero_stage=1, micro_batch=2)
 RESHAPES = {
-    "tp2 pp2 dp2 interleaved zero3": Layout(tp=2, pp=2, dp=2, zero_stage=3, schedule="interleaved", virtual_stages=2),
+    "tp2 pp2 dp2 interleaved zero3": Layout(
+        tp=2, pp=2, dp=2, zero_stage=3, schedule="interleaved", virtual_stages=2, micro_batch=2
+    ),
     "tp1 pp1 dp8": Layout(tp=1, pp=1, dp=8),
-    "tp1 pp1 dp4": Layout(tp=1, pp=1, dp=4),
-    "tp2 dp2 zero3": Layout(tp=2, pp=1, dp=2, zero_stage=3, sequence_parallel=True),
-    "cp2 dp2 zero1": Layout(tp=1, pp=1, dp=2, cp=2, zero_stage=1, micro_batch=2),
-    "pp4": Layout(tp=1, pp=4, dp=1),
-    "tp4": Layout(tp=4, pp=1, dp=1),
+    "tp1 pp1 dp4": Layout(tp=1, pp=1, dp=4, micro_batch=2),
+    "tp2 dp2 zero3": Layout(tp=2, pp=1, dp=2, zero_stage=3, sequence_parallel=True, micro_batch=4),
+    "cp2 dp2 zero1": Layout(tp=1, pp=1, dp=2, cp=2, zero_stage=1, micro_batch=4),
+    "pp4": Layout(tp=1, pp=4, dp=1, micro_batch=2),
+    "tp4": Layout(tp=4, pp=1, dp=1, micro_batch=8),
     "one rank": Layout(tp=1, pp=1, dp=1, micro_batch=8),
 }
 SYNC = TrainOptions(**{**vars(ADAMW), "checkpoint_async": False})
 
 
 def saves(
-    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, at: tuple[int, ...] = (SAVED,), **training: Any
+    folder: Path,
+    layout: Layout,
+    *,
+    options: TrainOptions = ADAMW,
+    at: tuple[int, ...] = (SAVED,),
+    model: Model = SHALLOW,
+    **training: Any,
 ) -> Callable[[int], Curve]:
-    """A rank's body: train to TOTAL, saving on the way; `training` are fields of Training."""
+    """A rank's body: train to TOTAL or the last save, saving on the way; `training` are fields of Training."""
 
     def body(rank: int) -> Curve:
-        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw", **training)
-        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        engine, axes = make_engine(layout, rank, options=options, model=model, optimizer="adamw", **training)
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=model), options=options)
         curve: Curve = []
-        for step in range(TOTAL):
-            curve += steps(engine, axes, range(step, step + 1), model=TINY, lr=options.lr)
+        for step in range(max(TOTAL, *at)):
+            curve += steps(engine, axes, range(step, step + 1), model=model, lr=options.lr)
             if step + 1 in at:
                 manager.save(step + 1, engine.state(loading=False))
         manager.close()
@@ -57,17 +66,17 @@ def saves(
 
 
 def continues(
-    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, **training: Any
+    folder: Path, layout: Layout, *, options: TrainOptions = ADAMW, model: Model = SHALLOW, **training: Any
 ) -> Callable[[int], dict[str, Any]]:
     """A rank's body: restore into a model of another seed, and train on to TOTAL."""
 
     def body(rank: int) -> dict[str, Any]:
         other_seed = TrainOptions(**{**vars(options), "seed": 999})
-        engine, axes = make_engine(layout, rank, options=other_seed, model=TINY, optimizer="adamw", **training)
-        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        engine, axes = make_engine(layout, rank, options=other_seed, model=model, optimizer="adamw", **training)
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=model), options=options)
         step = manager.restore(engine.state(loading=True))
         engine.loaded()
-        return {"step": step, "curve": steps(engine, axes, range(step, TOTAL), model=TINY, lr=options.lr)}
+        return {"step": step, "curve": steps(engine, axes, range(step, TOTAL), model=model, lr=options.lr)}
 
     return body
 
@@ -76,7 +85,7 @@ def continues(
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Curve]:
     """A run with tp2 × pp2 × dp2 that saved in the background and continued: the folder and its losses."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    return folder, run_ranks(8, saves(folder, SOURCE))[0]
+    return folder, run_ranks(8, saves(folder, SOURCE, model=TINY))[0]
 
 
 @pytest.mark.slow
@@ -88,7 +97,7 @@ def test_a_run_continues_on_another_layout_as_if_nothing_had_happened(
     layouts = {name: layout for name, layout in RESHAPES.items() if layout.world_size == world_size}
 
     def body(rank: int) -> dict[str, Any]:
-        return {name: continues(folder, layout)(rank) for name, layout in layouts.items()}
+        return {name: continues(folder, layout, model=TINY)(rank) for name, layout in layouts.items()}
 
     for name, found in run_ranks(world_size, body)[0].items():
         assert found["step"] == SAVED
@@ -100,17 +109,20 @@ def test_a_run_continues_on_another_layout_as_if_nothing_had_happened(
 @pytest.mark.slow
 def test_the_same_layout_continues_bit_for_bit(saved: tuple[Path, Curve]) -> None:
     folder, curve = saved
-    assert run_ranks(8, continues(folder, SOURCE))[0]["curve"] == curve[SAVED:]
+    assert run_ranks(8, continues(folder, SOURCE, model=TINY))[0]["curve"] == curve[SAVED:]
 
 
 BY_DEEPSPEED: dict[str, Any] = {"engine": "deepspeed"}
 DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
-    "zero0 tp2": (Layout(tp=2, pp=1, dp=1, zero_stage=0), BY_DEEPSPEED),
-    "zero1 offloaded": (Layout(tp=1, pp=1, dp=2, zero_stage=1), {**BY_DEEPSPEED, "offload_optimizer": True}),
-    "zero2": (Layout(tp=1, pp=1, dp=2, zero_stage=2), BY_DEEPSPEED),
-    "zero3": (Layout(tp=1, pp=1, dp=2, zero_stage=3), BY_DEEPSPEED),
-    "pp2 zero1": (Layout(tp=1, pp=2, dp=1, zero_stage=1), BY_DEEPSPEED),
-    "torch": (Layout(tp=1, pp=1, dp=2, zero_stage=2), {}),
+    "zero0 tp2": (Layout(tp=2, pp=1, dp=1, zero_stage=0, micro_batch=4), BY_DEEPSPEED),
+    "zero1 offloaded": (
+        Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=2),
+        {**BY_DEEPSPEED, "offload_optimizer": True},
+    ),
+    "zero2": (Layout(tp=1, pp=1, dp=2, zero_stage=2, micro_batch=2), BY_DEEPSPEED),
+    "zero3": (Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2), BY_DEEPSPEED),
+    "pp2 zero1": (Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2), BY_DEEPSPEED),
+    "torch": (Layout(tp=1, pp=1, dp=2, zero_stage=2, micro_batch=2), {}),
 }
 
 
@@ -180,7 +192,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(
 
 
 def test_a_record_of_damage_ends_with_a_repair_and_when_ranks_find_nothing(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=SYNC)
+    manager = CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=SHALLOW), options=SYNC)
     for step in (2, 4):
         manager.save(step, {"weights": torch.zeros(8)})
     file = tmp_path / folder_name(4) / "rank-00000.bin"
@@ -220,11 +232,11 @@ def test_a_full_disk_is_reported_and_harms_neither_the_run_nor_older_checkpoints
     options = TrainOptions(**{**vars(ADAMW), "checkpoint_async": checkpoint_async})
 
     def body(rank: int) -> dict[str, Any]:
-        engine, axes = make_engine(layout, rank, options=options, model=TINY, optimizer="adamw")
-        manager = CheckpointManager(folder, plan=make_plan(layout, model=TINY), options=options)
+        engine, axes = make_engine(layout, rank, options=options, model=SHALLOW, optimizer="adamw")
+        manager = CheckpointManager(folder, plan=make_plan(layout, model=SHALLOW), options=options)
         found = {}
         for step in (1, 2, 3):
-            found["curve"] = steps(engine, axes, range(step - 1, step), model=TINY, lr=1e-2)
+            found["curve"] = steps(engine, axes, range(step - 1, step), model=SHALLOW, lr=1e-2)
             if rank == 0 and step == 2:
                 filler.write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 65536))
             dist.barrier()
@@ -258,7 +270,7 @@ def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> 
     weights = {"weights": torch.zeros(8)}
 
     def manager() -> CheckpointManager:
-        return CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=options)
+        return CheckpointManager(tmp_path, plan=make_plan(Layout(tp=1, pp=1, dp=1), model=SHALLOW), options=options)
 
     first = manager()
     for step in (3, 6):
@@ -283,7 +295,7 @@ def test_a_damaged_checkpoint_takes_the_place_of_no_good_one(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_process_that_saved_may_save_again_in_a_group_of_another_size(tmp_path: Path) -> None:
     """torch keeps the plans of a save for the whole process, and forked ranks get them too."""
-    alone = CheckpointManager(tmp_path / "alone", plan=make_plan(Layout(tp=1, pp=1, dp=1), model=TINY), options=SYNC)
+    alone = CheckpointManager(tmp_path / "alone", plan=make_plan(Layout(tp=1, pp=1, dp=1), model=SHALLOW), options=SYNC)
     alone.save(3, {"weights": torch.zeros(8)})
     alone.close()
     layout = Layout(tp=1, pp=1, dp=2)
@@ -293,7 +305,7 @@ def test_a_process_that_saved_may_save_again_in_a_group_of_another_size(tmp_path
 
 def test_a_checkpoint_of_another_model_is_refused_with_both_values(two: Path) -> None:
     def body(rank: int) -> str:
-        other = make_plan(Layout(tp=1, pp=1, dp=1), model=TINY, global_batch=16)
+        other = make_plan(Layout(tp=1, pp=1, dp=1), model=SHALLOW, global_batch=16)
         manager = CheckpointManager(two, plan=other, options=SYNC)
         try:
             manager.restore({"x": torch.zeros(1)})

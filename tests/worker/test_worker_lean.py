@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -51,7 +52,8 @@ def test_cross_entropy_in_chunks_equals_torch(chunk_logits: int) -> None:
 
 @pytest.mark.slow
 def test_what_is_gathered_again_for_the_backward_pass_gives_the_same_losses() -> None:
-    cases = {"run": (Layout(tp=2, pp=1, dp=1, cp=2, sequence_parallel=True), {"model": LLAMA, "optimizer": "sgd"})}
+    layout = Layout(tp=2, pp=1, dp=1, cp=2, sequence_parallel=True, micro_batch=4)
+    cases = {"run": (layout, {"model": replace(LLAMA, layers=2), "optimizer": "sgd", "num_steps": 3})}
     kept = curves(4, cases)
     with mock.patch("launcher.worker.parallel.parallelize.can_re_all_gather", return_value=True):
         assert curves(4, cases) == kept
