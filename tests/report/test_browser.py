@@ -61,8 +61,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     launcher(*TRAIN, "run_dir=train", cwd=folder)
     other = ["cluster.node.num_gpus=2", "layout.tp=1", "layout.pp=1", "layout.dp=2", "train.lr=1e-3"]
     launcher(*TRAIN, "run_dir=other", *other, cwd=folder)
-    quick = ["recipe.sizes=1K:64K:8", "recipe.iterations=3", "recipe.seconds=0"]
-    launcher("run", "recipe=collectives", *quick, "run_dir=measured", cwd=folder)
+    quick = ["recipe.operations=[all_reduce,all_gather,send_recv]", "recipe.sizes=1K:64K:8", "recipe.iterations=3"]
+    launcher("run", "recipe=collectives", *quick, "recipe.seconds=0", "run_dir=measured", cwd=folder)
     large = ["cluster=dgx_a100_80g", "cluster.num_nodes=384", "model=gpt3_175b", "train.global_batch=1536"]
     launcher("plan", *large, "run_dir=large", cwd=folder)
     named = {name: [name] for name in ("train", "measured", "large")}
