@@ -167,16 +167,16 @@ def test_what_was_measured_and_calibrated_here_is_tuned_in_warm_ranks(
 
 @pytest.mark.slow
 def test_a_hopeless_plan_is_stopped_after_its_first_timed_step(tmp_path: Path) -> None:
-    """A model of eight times as many layers, after the usual one, in the same rank."""
-    one = ("cluster=cpu", "cluster.node.num_gpus=1")
-    write_trials((TrialShape(), TrialShape(deeper=8)), 1, one, tmp_path / "trials")
-    words = [*one, "recipe=tune", "recipe.trials=trials", "recipe.steps=2", "recipe.patience=1.5", "tracking=none"]
+    """A model of sixteen times as many layers, after the usual one, in the same rank."""
+    one = ("cluster=cpu", "cluster.node.num_gpus=1", "train.global_batch=4")
+    write_trials((TrialShape(), TrialShape(deeper=16)), 1, one, tmp_path / "trials")
+    words = [*one, "recipe=tune", "recipe.trials=trials", "recipe.steps=3", "recipe.patience=1.5", "tracking=none"]
     command = [sys.executable, "-m", "launcher.cli", "run", *words, "run_dir=run"]
     done = preloaded.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
     rows = json.loads(RunFolder(tmp_path / "run").result.read_text())["results"]
-    assert [(row["stopped_early"], len(row["steps_s"])) for row in rows] == [(False, 2), (True, 1)]
+    assert [(row["stopped_early"], len(row["steps_s"])) for row in rows] == [(False, 3), (True, 1)]
     assert "stopped: too slow" in done.stdout + done.stderr
 
 
