@@ -190,7 +190,11 @@ def test_a_stopped_fork_server_is_continued_and_named(start: Callable[..., Job],
 
 
 def test_a_lost_terminal_stops_the_job_after_a_step_as_ctrl_c_does(start: Callable[..., Job], tmp_path: Path) -> None:
-    job = start(f"dir={tmp_path}", script=STEPS, ranks=2, grace_s=60)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that nohup started ignore it
+    try:
+        job = start(f"dir={tmp_path}", script=STEPS, ranks=2, grace_s=60)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     wait_for_steps(job, tmp_path)
     job.process.send_signal(signal.SIGHUP)
     code, _, err = job.finish()
