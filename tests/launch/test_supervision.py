@@ -106,7 +106,7 @@ def test_progress_refills_the_restart_budget(start: Callable[..., Job], tmp_path
 
 
 def test_a_slow_rank_is_named_with_its_node_though_all_wait_for_it(start: Callable[..., Job], tmp_path: Path) -> None:
-    args = (f"dir={tmp_path}", "busy=1", "steps=80", "step_s=0.02")
+    args = (f"dir={tmp_path}", "busy=1", "steps=50", "step_s=0.02")
     code, _, err = start(*args, script=STEPS, straggler_steps=5, straggler_factor=2.5).finish()
     assert code == 0, err
     assert re.search(r"rank 1 \(node 0, .*\) is slow: .* × the median of its peers", err)

@@ -27,7 +27,7 @@ GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-838f60d9-651f-9166-ea42-f9da674a6947)
 """
 MIXED = TWO_SLICES + "GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-11111111-651f-9166-ea42-f9da674a6947)\n"
 SLICE = "MIG slices 3g.40gb"
-SEEDS = "train.seed=1,2,3,4,5,6"
+SEEDS = "train.seed=1,2,3,4"
 
 
 def launch(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +56,7 @@ def overlaps(jobs: list[tuple[str, int, float, float]]) -> bool:
 
 
 @pytest.mark.slow
-def test_six_small_jobs_run_two_at_a_time_on_two_slices(tmp_path: Path) -> None:
+def test_four_small_jobs_run_two_at_a_time_on_two_slices(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     words = ["-m", "cluster=a100_mig_3g", f"script={JOB}", SEEDS, "run_dir=sweep", "output=json"]
@@ -64,7 +64,7 @@ def test_six_small_jobs_run_two_at_a_time_on_two_slices(tmp_path: Path) -> None:
 
     assert done.returncode == 1, done.stderr
     rows: list[dict[str, Any]] = json.loads(done.stdout)["runs"]
-    assert [row["state"] for row in rows] == ["done", "failed (1)", *["done"] * 4]
+    assert [row["state"] for row in rows] == ["done", "failed (1)", *["done"] * 2]
     jobs = notes_of(notes)
     slices = {part.uuid for part in read_list(TWO_SLICES)[0].slices}
     assert {where for where, *_ in jobs} == slices == {row["on"] for row in rows}
@@ -72,7 +72,7 @@ def test_six_small_jobs_run_two_at_a_time_on_two_slices(tmp_path: Path) -> None:
     for part in slices:
         assert not overlaps([job for job in jobs if job[0] == part])
     table = (tmp_path / "sweep" / "results.txt").read_text().splitlines()
-    assert len(table) == 7 and all(f"train.seed={i}" in table[i] for i in range(1, 7))
+    assert len(table) == 5 and all(f"train.seed={i}" in table[i] for i in range(1, 5))
     assert "failed with code 1" in done.stderr
 
 

@@ -87,7 +87,7 @@ class Slurm:
     def logs(self) -> str:
         return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(self.runs.glob("*/logs/slurm-*.out")))
 
-    def clear(self, *, but: str) -> None:
+    def clear(self, *, but: str = "") -> None:
         """Cancel all jobs but one, bring killed nodes back, wait until the nodes are idle."""
         jobs = self.run("squeue", "-h", "-o", "%A").stdout.split()
         self.run("scancel", *[job for job in set(jobs) if job != but], check=False)
@@ -191,24 +191,13 @@ def one_cluster() -> Iterator[Slurm]:
             shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
-def limited(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Slurm, Path, str]:
-    """A job with a time limit of two minutes, on nodes of its own: it runs while other tests do."""
-    slurm = Slurm(cluster.folder, tmp_path_factory.mktemp("limited"))
-    run = slurm.runs / "limit"
-    words = ("launch.time=2", "launch.signal_lead_s=45", "launch.grace_s=40", f"launch.nodelist={SIDE}")
-    return slurm, run, slurm.submit_steps(run, *words, nodes=2, args=["5000", "after-resume=10"])
-
-
 @pytest.fixture
-def slurm(
-    cluster: Slurm, limited: tuple[Slurm, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Slurm]:
+def slurm(cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
     """The cluster with idle nodes, which this process too takes for its own."""
     for name in ("PATH", "SLURM_CONF"):
         monkeypatch.setenv(name, cluster.environment[name])
     yield Slurm(cluster.folder, tmp_path)
-    cluster.clear(but=limited[2])
+    cluster.clear()
 
 
 def can_network() -> bool:

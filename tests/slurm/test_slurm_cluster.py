@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,6 +40,27 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 OWN_HANDLER = Path(__file__).parent / "own_handler.py"
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")
+ONE_GPU = ("cluster.node.num_gpus=1", "layout.tp=1", "layout.pp=1", "layout.dp=1", "layout.micro_batch=2")
+
+
+@pytest.fixture(scope="module")
+def limited(cluster: Slurm, tmp_path_factory: pytest.TempPathFactory) -> tuple[Slurm, Path, str]:
+    """A job with a time limit of two minutes, on nodes of its own: it runs while other tests do."""
+    slurm = Slurm(cluster.folder, tmp_path_factory.mktemp("limited"))
+    run = slurm.runs / "limit"
+    words = ("launch.time=2", "launch.signal_lead_s=45", "launch.grace_s=40", f"launch.nodelist={SIDE}")
+    return slurm, run, slurm.submit_steps(run, *words, nodes=2, args=["5000", "after-resume=10"])
+
+
+@pytest.fixture
+def slurm(
+    cluster: Slurm, limited: tuple[Slurm, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Slurm]:
+    """The cluster with idle nodes, but for those of the limited job."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster.environment[name])
+    yield Slurm(cluster.folder, tmp_path)
+    cluster.clear(but=limited[2])
 
 
 def losses(run: Path) -> list[float]:
@@ -73,7 +95,7 @@ def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here
     assert len(overhead) == 2
 
     local = slurm.runs / "local"
-    slurm.launcher("run", "cluster=cpu", *GPT, f"run_dir={local}")
+    slurm.launcher("run", "cluster=cpu", GPT[0], *ONE_GPU, f"run_dir={local}")
     assert losses(run) == pytest.approx(losses(local), rel=1e-5)
 
     described = slurm.run("scontrol", "show", "job", job_id).stdout
@@ -232,10 +254,10 @@ def test_a_job_is_checkpointed_and_requeued_before_its_time_limit(limited: tuple
 
 
 def test_a_script_with_a_slow_handler_keeps_its_checkpoint_whatever_stops_it_and_comes_back(slurm: Slurm) -> None:
-    """TERM to its tasks, USR1 to its batch script, a time limit, a preemption (TERM and USR1 both): no step is lost."""
+    """TERM to its tasks, a time limit (USR1 to its batch script), a preemption (TERM and USR1): no step is lost."""
     shape = ("cluster.num_nodes=1", "cluster.node.num_gpus=2", "launch.grace_s=60", "launch.signal_lead_s=90")
     jobs = {}
-    for name in ("limit", "term", "usr1", "preempted"):
+    for name in ("limit", "term", "preempted"):
         folder = slurm.runs / name
         (folder / "own").mkdir(parents=True)
         words = [f"script={OWN_HANDLER}", *shape, f"launch.progress={folder / 'own' / 'saved'}", "launch.time=60"]
@@ -245,13 +267,12 @@ def test_a_script_with_a_slow_handler_keeps_its_checkpoint_whatever_stops_it_and
     minutes = slurm.run("squeue", "-h", "-j", jobs["limit"], "-o", "%M").stdout.partition(":")[0]
     slurm.run("scontrol", "update", f"JobId={jobs['limit']}", f"TimeLimit={int(minutes) + 2}")
     slurm.run("scancel", "--signal=TERM", jobs["term"])
-    slurm.run("scancel", "--batch", "--signal=USR1", jobs["usr1"])
     node = slurm.run("squeue", "-h", "-j", jobs["preempted"], "-o", "%N").stdout.strip()
     slurm.run("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 15")
     wait_for(slurm.runs / "limit" / "own" / "signals.jsonl", '"rank": 1')
     slurm.run("scontrol", "update", f"JobId={jobs['limit']}", "TimeLimit=60")  # the next start has time
 
-    signals = {"limit": {"SIGUSR1"}, "term": {"SIGTERM"}, "usr1": {"SIGUSR1"}, "preempted": {"SIGTERM", "SIGUSR1"}}
+    signals = {"limit": {"SIGUSR1"}, "term": {"SIGTERM"}, "preempted": {"SIGTERM", "SIGUSR1"}}
     for name, job_id in jobs.items():
         slurm.wait(job_id, "COMPLETED")
         own = slurm.runs / name / "own"

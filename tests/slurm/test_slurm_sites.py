@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import venv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,15 +26,6 @@ LEFT_OVER = {
     "SLURM_HINT": "nomultithread", "SLURM_DISTRIBUTION": "arbitrary", "SLURM_MEM_PER_CPU": "999999",
     "SLURM_TIMELIMIT": "0:01", "SLURM_EXPORT_ENV": "NONE", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "77",
 }  # fmt: skip
-
-
-@pytest.fixture
-def slurm(cluster: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slurm]:
-    """The cluster with idle nodes, which this process too takes for its own."""
-    for name in ("PATH", "SLURM_CONF"):
-        monkeypatch.setenv(name, cluster.environment[name])
-    yield Slurm(cluster.folder, tmp_path)
-    cluster.clear(but="")
 
 
 def one_node(run: Path, *words: str) -> list[str]:

@@ -94,7 +94,8 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
     assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == list(NAMES)
-    here = [*RUN, "launch=local", "launch.nproc_per_node=4", *GPT, f"run_dir={local}"]
+    alone = ["layout.tp=1", "layout.pp=1", "layout.dp=1", "layout.micro_batch=2"]
+    here = [*RUN, "launch=local", "launch.nproc_per_node=1", GPT[0], *alone, f"run_dir={local}"]
     preloaded.run(here, cwd=tmp_path, capture_output=True, check=True, timeout=200)
     assert losses(run) == pytest.approx(losses(local), rel=1e-5)
     assert "WANDB_API_KEY stay behind" in done.stderr
