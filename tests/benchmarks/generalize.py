@@ -27,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "cost"))
 
 from published import RUNS, Run, read_runs
 
+LEFT_OUT = ("error", "covered", "width")  # what is said of a software that is left out of the fit
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -58,17 +60,20 @@ class Judged:
     bias: float | None
     within: float | None
     covered: float | None
+    width: float | None
     agrees: float | None
     false_fits: int
     out_of_memory: int
 
 
 def judge(runs: Iterable[Run], predictions: Iterable[Prediction]) -> Judged:
-    errors, covered, verdicts = [], [], []
+    errors, covered, widths, verdicts = [], [], [], []
     for run, predicted in zip(runs, predictions, strict=True):
         if run.step_s:
             errors.append(predicted.step_s / run.step_s - 1)
-            covered.append(predicted.interval_s[0] <= run.step_s <= predicted.interval_s[1])
+            low, high = predicted.interval_s
+            covered.append(low <= run.step_s <= high)
+            widths.append((high - low) / predicted.step_s)
         if run.fits is not None:
             verdicts.append((predicted.fits, run.fits))
     return Judged(
@@ -77,6 +82,7 @@ def judge(runs: Iterable[Run], predictions: Iterable[Prediction]) -> Judged:
         bias=mean(errors),
         within=mean([abs(e) <= 0.1 for e in errors]),
         covered=mean(covered),
+        width=mean(widths),
         agrees=mean([a == b for a, b in verdicts]),
         false_fits=sum(a and not b for a, b in verdicts),
         out_of_memory=sum(not b for _, b in verdicts),
@@ -85,9 +91,9 @@ def judge(runs: Iterable[Run], predictions: Iterable[Prediction]) -> Judged:
 
 def report(runs: list[Run], predictions: list[Prediction], left_out: dict[str, Judged], *, worst: int) -> None:
     """The table by training software, then the totals."""
-    more = " left out of the fit: error | covered |" if left_out else ""
+    more = " left out of the fit: error | covered | width of the interval |" if left_out else ""
     print(f"| stack | runs | error | bias | within 10 % | interval covers | fits agrees | false fits |{more}")
-    print("|---" + "|--:" * (9 if left_out else 7) + "|")
+    print("|---" + "|--:" * (10 if left_out else 7) + "|")
     both = list(zip(runs, predictions, strict=True))
     kinds: dict[str, list[tuple[Run, Prediction]]] = defaultdict(list)
     for run, predicted in both:
@@ -97,7 +103,7 @@ def report(runs: list[Run], predictions: list[Prediction], left_out: dict[str, J
         print(f"| {name} {_cells(found)}{_others(left_out.get(name)) if left_out else ''}")
     everything = judge(runs, predictions)
     sums = [each for each in left_out.values() if each.error is not None]
-    means = f" {percent(mean([s.error for s in sums]))} | {percent(mean([s.covered for s in sums]))} |" if sums else ""
+    means = "".join(f" {percent(mean([getattr(s, key) for s in sums]))} |" for key in LEFT_OUT) if sums else ""
     print(f"| all {_cells(everything)}{means}")
     sources: dict[str, list[float]] = defaultdict(list)
     for run, predicted in both:
@@ -122,7 +128,7 @@ def _cells(found: Judged) -> str:
 
 
 def _others(found: Judged | None) -> str:
-    return f" {percent(found.error)} | {percent(found.covered)} |" if found else " | |"
+    return "".join(f" {percent(getattr(found, key))} |" for key in LEFT_OUT) if found else " | | |"
 
 
 def percent(share: float | None) -> str:
