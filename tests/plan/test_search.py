@@ -363,7 +363,7 @@ def test_rails_change_the_plan_where_the_spine_is_oversubscribed() -> None:
     found = {}
     for rails, oversubscription in product((1, 8), (1.0, 8.0)):
         fabric = replace(cluster(nodes=4, rails=rails), oversubscription=oversubscription, pxn=False)
-        some_job = job(on=fabric, of=experts, global_batch=512, grad_reduce_dtype="train")
+        some_job = job(on=fabric, of=experts, global_batch=512, grad_reduce_dtype="train", fused_activation=False)
         result = search(some_job, LayoutRequest(pp=1, risk=1.0), top=1)
         found[rails, oversubscription] = result.best
     assert found[1, 1.0] == found[1, 8.0]
