@@ -212,6 +212,7 @@ def test_scancel_and_scontrol_requeue_end_as_documented(slurm: Slurm) -> None:
     assert cancel(SubmittedRun.find(str(run))) == f"job {job_id} is being cancelled"
     slurm.wait(job_id, "CANCELLED")
     assert cancel(SubmittedRun.find(job_id)) == f"job {job_id} has ended already: CANCELLED"
+    wait_until(lambda: bool(events(run, "slurm_end")))  # Slurm names the state before the job has left
     assert "ended by Slurm" in str(events(run, "slurm_end")[0]["why"])
 
 
