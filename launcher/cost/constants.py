@@ -107,12 +107,12 @@ class Constants:
     # NCCL's buffers of one communicator: 2 × channels × protocols (NCCL_BUFFSIZE 4 MiB).
     communicator_bytes: float = 0.15 * 2**30
     # Allocator, where the first backward pass allocates the gradients one by one: they stay in the largest blocks that
-    # are free then, those of the logits, which the next micro-batch cannot use whole again. Share of the smaller of the
-    # two, without a pipeline (which loses a share of its activations: stack.pipeline_fragmentation). PyTorch's
-    # allocator splits the block that fits best: all of it or nothing can be lost, by where gradients come to lie, and a
-    # half on average. Set by the verdicts of 154 published runs: 146 agree, and 145 with 0, which calls four more of
-    # those that ran out of memory fitting. Uncertain: set by halves of those runs it is 0 to 0.68 (nine of ten halves),
-    # and 93 % of the other halves agree, 94 % with 0.
+    # are free then, those of the logits. Without tensor parallelism the two copies above are all that is lost (0.8 of
+    # 2.1 GB and 6.9 of 8.4, played through the allocator's algorithm by tests/truth/caching_allocator.py, and the
+    # verdicts agree). With it, and without a pipeline (which loses a share of its activations:
+    # stack.pipeline_fragmentation), published runs ran out of memory 3 to 7 GB earlier, and it is not known why: this
+    # share of the smaller of gradients and logits is set by their verdicts: shares under 0.36 call three more
+    # that ran out of memory fitting, shares up to 1 three more that ran not fitting.
     late_gradient_fraction: float = 0.36
 
 

@@ -130,7 +130,7 @@ def stage_memory(
     gradients = dense.gradients * parameters.dense + expert.gradients * parameters.experts
     if cuda and layout.pp > 1:
         lost = job.stack.pipeline_fragmentation * (stored + activations.working)
-    elif cuda and job.stack.late_gradients and num_micro_batches > 1:
+    elif cuda and layout.tp > 1 and job.stack.late_gradients and num_micro_batches > 1:
         lost = constants.late_gradient_fraction * min(gradients, logits)
     return {
         "parameters": dense.weights * parameters.dense
