@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.export import facts
+from launcher.export import facts, model_habits
 from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.ranks import (
     ADDRESS,
@@ -27,6 +27,7 @@ from launcher.export.yaml_text import to_yaml
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.planner.deepspeed_config import full_config
+from launcher.planner.habits import Table, nested
 from launcher.planner.record import Plan
 
 CONFIG = "accelerate.yaml"
@@ -77,6 +78,7 @@ def write(plan: Plan) -> Export:
     # `Accelerator` reads it where the script gives none; the plugin has it in its own JSON.
     steps = str(layout.num_micro_batches(job.training.global_batch))
     environment = {} if plugin else {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": steps}
+    environment |= facts.allocator(plan, _table(plan))
     files[START_FILE] = node_script(plan, [*LAUNCH, SCRIPT], environment=environment)
     return Export(CONFIG, files | shared_files(plan), tuple(_missing(plan)))
 
@@ -96,10 +98,15 @@ def _config(plan: Plan) -> Yaml:
     }
     if plan.hosts:
         config["main_process_ip"] = plan.hosts[0]
+    config |= {key: value for key, value in nested(facts.asked(plan, _table(plan))).items() if key == "dynamo_config"}
     if kind(job, layout) == "DEEPSPEED":
         return config | {"deepspeed_config": {"deepspeed_config_file": DEEPSPEED_CONFIG, "zero3_init_flag": False}}
     config["mixed_precision"] = "no" if job.training.dtype == "fp32" else job.training.dtype
     return config | (_fsdp(plan) if kind(job, layout) == "FSDP" else {})
+
+
+def _table(plan: Plan) -> Table:
+    return model_habits.accelerate(facts.setup(plan, deepspeed=facts.with_deepspeed(plan.job)))
 
 
 def kind(job: Job, layout: Layout) -> str:
@@ -158,4 +165,6 @@ TARGET = Target(
     cannot=cannot,
     pins={"pp": 1, "virtual_stages": 1, "ep": 1, "sequence_parallel": False},
     overrides=("stack=fsdp",),
+    habits=model_habits.accelerate,
+    profiles=("fsdp", "deepspeed", "launcher", "megatron_deepspeed"),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate
 
+from launcher.export import facts, model_habits
 from launcher.export.hostfile import HOSTFILE, hostfile
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.rules import plain
@@ -14,7 +15,8 @@ from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.engines import engine_problems
 from launcher.layout.job import Job
-from launcher.planner.deepspeed_config import full_config
+from launcher.planner.deepspeed_config import full_config, habits
+from launcher.planner.habits import Setup, Table
 from launcher.planner.record import Plan
 
 CONFIG = "ds_config.json"
@@ -32,10 +34,15 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 def write(plan: Plan) -> Export:
     config = full_config(plan, plan.options.train)
     command = [*torchrun(plan), SCRIPT, "--deepspeed", "--deepspeed_config", CONFIG]
-    files = {CONFIG: json.dumps(config, indent=2) + "\n", START_FILE: node_script(plan, command), **shared_files(plan)}
+    script = node_script(plan, command, environment=facts.allocator(plan, _table(facts.setup(plan))))
+    files = {CONFIG: json.dumps(config, indent=2) + "\n", START_FILE: script, **shared_files(plan)}
     if plan.hosts:
         files[HOSTFILE] = hostfile(plan)
     return Export(CONFIG, files, tuple(missing(plan)))
+
+
+def _table(setup: Setup) -> Table:
+    return {**habits(setup), "expandable_segments": model_habits.SEGMENTS_OF_START}
 
 
 def missing(plan: Plan) -> Iterator[str]:
@@ -72,4 +79,6 @@ TARGET = Target(
     cannot=cannot,
     pins={"cp": 1, "virtual_stages": 1, "sequence_parallel": False},
     overrides=("train.engine=deepspeed",),
+    habits=_table,
+    profiles=("deepspeed", "launcher", "megatron_deepspeed"),
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from math import isclose
+from typing import Any
 
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.planner.habits import ALLOCATOR, Setup, Table, assumed, settings_for, setup_of
 from launcher.planner.record import Plan
 
 
@@ -19,15 +21,21 @@ def replicas(plan: Plan) -> int:
     return plan.layout.replicas if plan.layout.sharding else 1
 
 
-def overlaps_gradients(plan: Plan) -> bool:
-    """Whether gradients are reduced behind the backward pass."""
-    layout = plan.layout
-    return plan.job.stack.overlaps_reduction(zero_stage=layout.sharding, pipeline=layout.pp > 1)
+def setup(plan: Plan, *, deepspeed: bool = False) -> Setup:
+    """What decides which options a tool has for the plan's habits."""
+    return setup_of(plan.job, plan.layout, deepspeed=deepspeed)
 
 
-def reduces_in_fp32(plan: Plan) -> bool:
-    """Whether gradients are held and reduced in fp32."""
-    return plan.job.stack.reduces_in(plan.job.training) == "fp32"
+def asked(plan: Plan, table: Table) -> dict[str, Any]:
+    """Options by which a tool does what the plan assumes of its software; the environment is `allocator`'s."""
+    found = settings_for(table, assumed(plan.job, plan.layout))
+    return {name: value for name, value in found.items() if name != ALLOCATOR}
+
+
+def allocator(plan: Plan, table: Table) -> dict[str, str]:
+    """The variable of PyTorch's allocator, where the plan assumes one."""
+    found = settings_for(table, assumed(plan.job, plan.layout))
+    return {ALLOCATOR: found[ALLOCATOR]} if ALLOCATOR in found and plan.job.cluster.node.gpu.kind == "cuda" else {}
 
 
 def recomputed_layers(layout: Layout) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from launcher.export import facts
+from launcher.export import facts, model_habits
 from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.rules import only, order_unknown
@@ -16,6 +16,7 @@ from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.planner.deepspeed_config import full_config
+from launcher.planner.habits import Table
 from launcher.planner.record import Plan
 
 MODULE = "plan_trainer"
@@ -50,7 +51,7 @@ def kind(job: Job, layout: Layout) -> str:
 
 
 def write(plan: Plan) -> Export:
-    script = node_script(plan, [*torchrun(plan), SCRIPT])
+    script = node_script(plan, [*torchrun(plan), SCRIPT], environment=facts.allocator(plan, _table(plan)))
     files = {f"{MODULE}.py": module(plan), START_FILE: script, **shared_files(plan)}
     if kind(plan.job, plan.layout) == "deepspeed":
         config = full_config(plan, plan.options.train)
@@ -63,11 +64,14 @@ def module(plan: Plan) -> str:
     strategy, made = _strategy(plan)
     training, options = plan.job.training, plan.options.train
     clips = options.grad_clip and kind(plan.job, plan.layout) == "ddp"
+    wide = _wide_sums(plan)
     lines = [
         f'"""{plan.job.model.name} as {plan.layout.brief()}."""',
         "",
+        *(["import torch"] if wide else []),
         "from lightning.pytorch import Trainer",
         f"from lightning.pytorch.strategies import {strategy}",
+        *(["from torch.distributed.fsdp import MixedPrecision"] if wide else []),
         "",
         f"MICRO_BATCH = {plan.layout.micro_batch}  # the DataLoader's batch_size, a rank and a step forward",
         "",
@@ -108,8 +112,22 @@ def _strategy(plan: Plan) -> tuple[str, str]:
     words = [f"sharding_strategy={shard!r}", "auto_wrap_policy=set(layer_classes)"]
     words += [f"device_mesh=({replicas}, {layout.dp // replicas})"] if replicas > 1 else []
     words += ["activation_checkpointing_policy=set(layer_classes)"] if layout.recompute == "full" else []
+    words += _wide_sums(plan)
     words += ["cpu_offload=True"] if plan.job.training.offload_optimizer else []
     return "FSDPStrategy", f"FSDPStrategy({', '.join(words)})"
+
+
+def _wide_sums(plan: Plan) -> list[str]:
+    """The argument by which FSDP reduces in another dtype than it computes in."""
+    reduce = facts.asked(plan, _table(plan)).get("reduce_dtype")
+    if reduce is None:
+        return []
+    dtype = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}[plan.job.training.dtype]
+    return [f"mixed_precision=MixedPrecision(param_dtype={dtype}, reduce_dtype={reduce}, buffer_dtype={dtype})"]
+
+
+def _table(plan: Plan) -> Table:
+    return model_habits.lightning(facts.setup(plan, deepspeed=facts.with_deepspeed(plan.job)))
 
 
 def _missing(plan: Plan) -> Iterator[str]:
@@ -142,4 +160,6 @@ TARGET = Target(
     cannot=cannot,
     pins={"pp": 1, "cp": 1, "ep": 1, "virtual_stages": 1},
     overrides=("stack=fsdp",),
+    habits=model_habits.lightning,
+    profiles=("fsdp", "deepspeed", "launcher", "megatron_deepspeed"),
 )

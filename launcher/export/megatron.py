@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.export import facts, megatron_training, rules
+from launcher.export import facts, megatron_habits, megatron_training, rules
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, options, shared_files, torchrun
 from launcher.export.rules import effective, order_unknown
 from launcher.export.target import Export, Target
@@ -18,6 +18,7 @@ from launcher.planner.record import Plan
 
 FLAGS = "megatron_flags.txt"
 USUAL, PIPELINE_FIRST = "tp-cp-dp-pp", "tp-cp-pp-dp"  # without and with --use-tp-pp-dp-mapping
+SOFTMAX = "NVTE_MASKED_SOFTMAX_FUSION"
 FSDP_STRATEGY = {2: "optim_grads", 3: "optim_grads_params"}
 Flags = list[str]
 
@@ -75,7 +76,12 @@ def layout_flags(plan: Plan) -> Flags:
         flags.append("--use-tp-pp-dp-mapping")
     flags += ["--sequence-parallel"] if layout.sequence_parallel else []
     flags += ["--micro-batch-size", layout.micro_batch, "--global-batch-size", plan.job.training.global_batch]
-    return [str(flag) for flag in flags] + stage_flags(layout) + _sharding(plan) + _recompute(plan)
+    return [str(flag) for flag in flags] + stage_flags(layout) + habit_flags(plan) + _sharding(plan) + _recompute(plan)
+
+
+def habit_flags(plan: Plan) -> Flags:
+    """What the plan assumes of its software."""
+    return list(facts.asked(plan, megatron_habits.megatron(facts.setup(plan))))
 
 
 def stage_flags(layout: Layout) -> Flags:
@@ -103,12 +109,12 @@ def pipeline_first(layout: Layout) -> bool:
 
 
 def _sharding(plan: Plan) -> Flags:
-    layout, overlapped = plan.layout, facts.overlaps_gradients(plan)
-    flags = ["--overlap-grad-reduce"] if overlapped else []
-    replicas = facts.replicas(plan)
+    layout, replicas = plan.layout, facts.replicas(plan)
     if layout.sharding == 0:
-        return flags
-    flags += ["--use-distributed-optimizer", *(["--overlap-param-gather"] if overlapped else [])]
+        return []
+    flags = ["--use-distributed-optimizer"]
+    if layout.sharding < 3 and "--overlap-grad-reduce" in habit_flags(plan):
+        flags.append("--overlap-param-gather")
     if layout.zero_stage > 1:
         strategy = FSDP_STRATEGY[layout.zero_stage]
         flags += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", strategy, "--ckpt-format", "fsdp_dtensor"]
@@ -134,8 +140,14 @@ def _recompute(plan: Plan) -> Flags:
 
 
 def environment(plan: Plan) -> dict[str, str]:
-    """Its collectives wait for the products queued before them with one connection; FSDP refuses that."""
-    return {} if plan.layout.zero_stage > 1 else {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    """Its collectives wait for the products queued before them with one connection; FSDP refuses that.
+
+    Transformer Engine's unfused attention has a fused softmax (pytorch/softmax.py, FusedScaleMaskSoftmax).
+    """
+    found = facts.allocator(plan, megatron_habits.megatron(facts.setup(plan)))
+    if plan.layout.zero_stage < 2:
+        found["CUDA_DEVICE_MAX_CONNECTIONS"] = "1"
+    return found | ({SOFTMAX: "0"} if plan.job.training.attention == "math" else {})
 
 
 TARGET = Target(
@@ -149,4 +161,6 @@ TARGET = Target(
     write=write,
     cannot=cannot,
     overrides=("stack=megatron_lm",),
+    habits=megatron_habits.megatron,
+    profiles=("megatron_lm",),
 )

@@ -63,8 +63,6 @@ def training_flags(plan: Plan) -> list[str]:
     training, options = plan.job.training, plan.options.train
     dropout, steps = training.dropout or 0.0, facts.steps(plan)
     flags: list[object] = [f"--{training.dtype}"] if training.dtype != "fp32" else []
-    if training.dtype == "bf16":
-        flags.append("--accumulate-allreduce-grads-in-fp32" if facts.reduces_in_fp32(plan) else "--grad-reduce-in-bf16")
     flags += ["--fp8-format", "hybrid"] if training.fp8 else []
     flags += ["--attention-backend", BACKENDS[training.attention]]
     flags += ["--attention-dropout", f"{dropout:g}", "--hidden-dropout", f"{dropout:g}"]
@@ -93,8 +91,6 @@ def missing(plan: Plan) -> Iterator[str]:
         yield "Adam without decoupled weight decay: its adam is AdamW"
     if model.rope_theta != round(model.rope_theta):
         yield f"a rotary base of {model.rope_theta}: it is rounded"
-    if training.attention == "fused":
-        yield "Megatron-LM's old fused softmax: the unfused backend is used instead"
     if facts.recomputed_layers(plan.layout) is not None:
         yield "which layers are recomputed: it takes the first ones of each stage, as many as the plan says"
     yield "the data: --mock-data with a NullTokenizer until DATA names yours"

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from launcher.export import facts, megatron, megatron_training
+from launcher.export import facts, megatron, megatron_habits, megatron_training
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
+from launcher.planner.habits import Setup, Table
 from launcher.planner.record import Plan
 
 OVERRIDES = "bridge_overrides.txt"
 RECIPES = {name: f"{name}_pretrain_config" for name in ("llama2_7b", "llama3_8b", "llama3_70b", "gpt3_175b")}
+OVERLAP_GROUP = ("llama2_7b", "llama3_70b", "gpt3_175b")  # models with a recipe that has a CommOverlapConfig
 BARE = "vanilla_gpt_pretrain_config"  # a GPT of Megatron-LM's defaults; the overrides give its shape
 MIXED = {"bf16": "bf16_mixed", "fp16": "fp16_mixed"}
 Setting = tuple[str, object]
@@ -43,8 +45,19 @@ def settings(plan: Plan) -> list[Setting]:
         *_shape(plan),
         *_recompute(plan),
         *_sharding(plan),
+        *_habits(plan),
         *_training(plan),
     ]
+
+
+def _habits(plan: Plan) -> list[Setting]:
+    """What the plan assumes of its software."""
+    grouped = plan.job.model.name in OVERLAP_GROUP
+    return list(facts.asked(plan, megatron_habits.bridge(facts.setup(plan), overlap_group=grouped)).items())
+
+
+def _table(setup: Setup) -> Table:
+    return megatron_habits.bridge(setup, overlap_group=False)
 
 
 def _degrees(plan: Plan) -> list[Setting]:
@@ -119,13 +132,10 @@ def _recompute(plan: Plan) -> list[Setting]:
 
 
 def _sharding(plan: Plan) -> list[Setting]:
-    layout, overlapped = plan.layout, facts.overlaps_gradients(plan)
+    layout = plan.layout
     found: list[Setting] = [
-        ("ddp.overlap_grad_reduce", overlapped),
-        ("ddp.overlap_param_gather", overlapped and layout.zero_stage > 0),
         ("ddp.use_distributed_optimizer", layout.zero_stage > 0),
         ("optimizer.use_distributed_optimizer", layout.zero_stage > 0),
-        ("ddp.grad_reduce_in_fp32", facts.reduces_in_fp32(plan)),
         ("ddp.num_distributed_optimizer_instances", facts.replicas(plan)),
     ]
     if layout.zero_stage > 1:
@@ -186,4 +196,6 @@ TARGET = Target(
     write=write,
     cannot=megatron.cannot,
     overrides=megatron.TARGET.overrides,
+    habits=_table,
+    profiles=megatron.TARGET.profiles,
 )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from launcher.config.settings import Settings
 from launcher.errors import InputError
 from launcher.export.deepspeed import CONFIG as DEEPSPEED_CONFIG
+from launcher.export.facts import with_deepspeed
 from launcher.export.target import Export, Target
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner.build import make_plan
+from launcher.planner.habits import setup_of, unsaid
 from launcher.planner.record import Plan
 
 SAYS_FP8 = ("megatron",)
@@ -45,10 +47,23 @@ def express(plan: Plan, target: Target) -> Export:
     _check(plan, target)
     export = target.write(plan)
     _check_ds_config(plan, export)
+    export = replace(export, missing=(*export.missing, *_unsaid(plan, target)))
     if plan.job.training.fp8 and target.name not in SAYS_FP8:
         lost = "products in fp8 (train.gemm_dtype): set them there by hand"
         return replace(export, missing=(*export.missing, lost))
     return export
+
+
+def _unsaid(plan: Plan, target: Target) -> Iterator[str]:
+    """A line with what the plan assumes of its software that the tool does otherwise, and has no option for."""
+    if not target.profiles:
+        return
+    name = plan.job.stack.name
+    profile = name if name in target.profiles else target.profiles[0]
+    table = target.habits(setup_of(plan.job, plan.layout, deepspeed=with_deepspeed(plan.job)))
+    habits = list(unsaid(table, plan.job, plan.layout, profile=profile))
+    if habits:
+        yield f"what the plan assumes of stack={name}, and {target.tool} does as stack={profile}: {', '.join(habits)}"
 
 
 def _check(plan: Plan, target: Target) -> None:

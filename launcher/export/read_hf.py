@@ -8,8 +8,11 @@ from typing import Any
 
 from launcher.config.files import read_yaml
 from launcher.errors import InputError
+from launcher.export.model_habits import accelerate
 from launcher.export.reading import Reading, flag, number
 from launcher.files import read_json
+from launcher.planner.deepspeed_config import habits
+from launcher.planner.habits import Setup, flat, habits_in
 
 Data = Mapping[str, Any]
 # Of FSDP's sharding strategies, by name or by number: ZeRO stage, and whether shards stay in a node.
@@ -20,14 +23,29 @@ STRATEGIES = {
     "HYBRID_SHARD": (3, True), "4": (3, True),
     "HYBRID_SHARD_ZERO2": (2, True), "5": (2, True),
 }  # fmt: skip
-DS_READ = {"train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "zero_optimization",
-           "bf16", "fp16", "gradient_clipping", "tensor_parallel", "zero_allow_untested_optimizer", "steps_per_print",
-           "zero_force_ds_cpu_optimizer", "wall_clock_breakdown", "communication_data_type", "data_types",
-           "optimizer", "scheduler"}  # fmt: skip
+DS_READ = {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "zero_optimization",
+    "bf16",
+    "fp16",
+    "gradient_clipping",
+    "tensor_parallel",
+    "zero_allow_untested_optimizer",
+    "steps_per_print",
+    "zero_force_ds_cpu_optimizer",
+    "wall_clock_breakdown",
+    "communication_data_type",
+    "data_types",
+    "optimizer",
+    "scheduler",
+}
+SUMS = ("communication_data_type", "data_types.grad_accum_dtype")  # fmt: skip
 ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision",
                    "fsdp_config", "parallelism_config", "deepspeed_config", "machine_rank", "main_process_ip",
                    "main_process_port", "main_training_function", "rdzv_backend", "same_network", "use_cpu", "debug",
-                   "gpu_ids", "downcast_bf16", "enable_cpu_affinity", "tpu_env", "tpu_use_cluster",
+                   "gpu_ids", "downcast_bf16", "dynamo_config", "enable_cpu_affinity", "tpu_env", "tpu_use_cluster",
                    "tpu_use_sudo"}  # fmt: skip
 
 
@@ -51,6 +69,7 @@ def _take_deepspeed(data: Data, reading: Reading) -> None:
         raise InputError(f"zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
     reading.take("layout.zero_stage", stage)
     reading.take("train.dtype", next((d for d in ("bf16", "fp16") if flag(_group(data, d).get("enabled"))), "fp32"))
+    _take_habits(data, stage, reading)
     if _group(zero, "offload_optimizer").get("device") == "cpu":
         reading.take("train.offload_optimizer", True)
     if _group(zero, "offload_param").get("device") in ("cpu", "nvme"):
@@ -63,6 +82,15 @@ def _take_deepspeed(data: Data, reading: Reading) -> None:
     reading.unread.append(
         "a pipeline, and recomputation: they are in the model's code, set layout.pp or layout.recompute"
     )
+
+
+def _take_habits(data: Data, stage: int, reading: Reading) -> None:
+    """Overlap, dtype and form of the sums of gradients."""
+    found = flat(data)
+    for key, value in habits_in(habits(Setup(dtype=reading.keys["train.dtype"], zero_stage=stage)), found).items():
+        reading.take(f"stack.{key}", value)
+    if "stack.grad_reduce_dtype" not in reading.keys:
+        reading.unread += [f"{key}={found[key]}" for key in SUMS if found.get(key) not in (None, "auto")]
 
 
 def read_accelerate(file: Path, text: str) -> Reading:
@@ -85,6 +113,8 @@ def read_accelerate(file: Path, text: str) -> Reading:
     else:
         for key, value in (("stack", "fsdp"), ("layout.tp", 1), ("layout.cp", 1), ("layout.zero_stage", 0)):
             reading.take(key, value)
+    for key, value in habits_in({"compile": accelerate(Setup())["compile"]}, flat(data)).items():
+        reading.take(f"stack.{key}", value)
     reading.unread += sorted(str(key) for key in set(data) - ACCELERATE_READ)
     reading.unread.append("the micro batch and the accumulation: they are in the script, set layout.micro_batch")
     return reading

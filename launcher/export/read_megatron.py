@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
-from launcher.export.megatron import FSDP_STRATEGY, PIPELINE_FIRST
-from launcher.export.reading import Reading, first, flags_of, nodes, number
+from launcher.export.megatron import FSDP_STRATEGY, PIPELINE_FIRST, SOFTMAX
+from launcher.export.megatron_habits import megatron
+from launcher.export.reading import Reading, allocator, assigned, first, flags_of, nodes, number
+from launcher.planner.habits import Setup, habits_in
 
 Flags = Mapping[str, list[str]]
 NUMBERS = {
@@ -32,10 +34,12 @@ NUMBERS = {
 }
 SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
 # Flags that change what is trained or how fast, and have no key of ours.
-TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size", "--tp-comm-overlap",
+TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size",
            "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
            "--moe-ffn-hidden-size", "--cp-comm-type", "--window-size", "--recompute-modules",
-           "--num-distributed-optimizer-instances")  # fmt: skip
+           "--num-distributed-optimizer-instances", "--no-bias-dropout-fusion", "--cross-entropy-fusion-impl",
+           "--no-overlap-p2p-communication", "--ddp-bucket-size", "--disable-jit-fuser", "--no-persist-layer-norm",
+           "--keep-fp8-transpose-cache")  # fmt: skip
 
 
 def read_megatron(file: Path, text: str) -> Reading:
@@ -47,6 +51,7 @@ def read_megatron(file: Path, text: str) -> Reading:
         reading.take(key, value)
     for part in (_how, _stages, _sharding, _recompute, _shape):
         part(flags, reading)
+    _habits(flags, text, reading)
     unread = [name for name in TELLING if name in flags]
     reading.unread += [f"{name} {' '.join(flags[name])}".strip() for name in unread]
     if "--fp8-format" in flags:  # not for every cluster
@@ -62,9 +67,6 @@ def _how(flags: Flags, reading: Reading) -> None:
     reading.take("train.dtype", dtype)
     if "--use-tp-pp-dp-mapping" in flags:
         reading.take("layout.axis_order", PIPELINE_FIRST)
-    backend = first(flags, "--attention-backend")
-    if backend == "unfused":
-        reading.take("train.attention", "math")
     if first(flags, "--optimizer") == "sgd":
         reading.take("train.optimizer", "sgd")
 
@@ -107,11 +109,35 @@ def _sharding(flags: Flags, reading: Reading) -> None:
         stage = strategies.get(first(flags, "--data-parallel-sharding-strategy") or "optim_grads_params", 3)
     if "--use-torch-fsdp2" in flags:
         stage = 2 if "--torch-fsdp2-no-reshard-after-forward" in flags else 3
-    elif stage < 2:
-        reading.take("stack.overlap_grad_reduce", "--overlap-grad-reduce" in flags)
     reading.take("layout.zero_stage", stage)
     if "--optimizer-cpu-offload" in flags:
         reading.take("train.offload_optimizer", True)
+
+
+def _habits(flags: Flags, text: str, reading: Reading) -> None:
+    """Habits of its software, and the kernel of attention."""
+    keys = reading.keys
+    setup = Setup(
+        dtype=keys["train.dtype"],
+        zero_stage=keys["layout.zero_stage"],
+        sequence_parallel=keys["layout.sequence_parallel"],
+        gated="--swiglu" in flags,
+        bias="--disable-bias-linear" not in flags,
+    )
+    table = dict(megatron(setup))
+    if "--use-torch-fsdp2" in flags:  # it always overlaps
+        del table["overlap_gathers"], table["overlap_grad_reduce"]
+    for key, value in habits_in(table, {**dict.fromkeys(flags, True), **allocator(text)}).items():
+        reading.take(f"stack.{key}", value)
+    plain = "--no-masked-softmax-fusion" in flags or assigned(text, SOFTMAX) == "0"
+    local = first(flags, "--transformer-impl") == "local"
+    flash = first(flags, "--attention-backend") == "flash" or "--use-flash-attn" in flags
+    if not flash and (local or first(flags, "--attention-backend") in ("unfused", "local")):
+        reading.take("train.attention", "math" if plain else "fused")
+    if local and first(flags, "--normalization") == "RMSNorm":
+        reading.take("stack.fused_norm", False)
+    if "--overlap-param-gather" in flags and setup.zero_stage < 3:
+        reading.unread.append("--overlap-param-gather: weights gathered after the step are counted in full")
 
 
 def _recompute(flags: Flags, reading: Reading) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from launcher.export.reading import Reading, first, flags_of, nodes, number
+from launcher.export.reading import Reading, allocator, first, flags_of, nodes, number
+from launcher.export.torchtitan_habits import torchtitan
+from launcher.planner.habits import Setup, habits_in
 
 DEGREES = {
     "tensor_parallel_degree": "layout.tp",
@@ -34,8 +37,26 @@ def read_torchtitan(file: Path, text: str) -> Reading:
         reading.unread.append("stages of a rank: set layout.virtual_stages or layout.layer_split")
     reading.take("layout.recompute", RECOMPUTE.get(_recompute(text, flags)))
     reading.take("layout.sequence_parallel", _sequence_parallel(flags, reading.keys["layout.tp"]))
+    settings = {**_settings(flags), **allocator(text)}
+    setup = Setup(tp=reading.keys["layout.tp"], compile=bool(settings.get("compile.enable")))
+    for habit, value in habits_in(torchtitan(setup), settings).items():
+        reading.take(f"stack.{habit}", value)
     reading.unread.append("the model: give model=NAME as its --config has it")
     return reading
+
+
+def _settings(flags: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Settings of habits: truth values have no words, or `no-` before their name; the list of components is one."""
+    found: dict[str, Any] = {}
+    for name, words in flags.items():
+        section, _, option = name.rpartition(".")
+        if name == "compile.components":
+            found[name] = words
+        elif words and words[0].lower() not in ("true", "false"):
+            found[name] = words[0]
+        else:
+            found[f"{section}.{option.removeprefix('no_')}"] = not option.startswith("no_") and words[:1] != ["false"]
+    return found
 
 
 def _take_sharding(flags: Mapping[str, list[str]], reading: Reading) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
+from launcher.planner.habits import ALLOCATOR
 from launcher.text import bounded, whole_number
 
 TRUE = ("true", "yes", "1", "on")
@@ -74,6 +75,7 @@ ASSIGNED = re.compile(
     r"""(?m)(?:^|[;&])[ \t]*(?:(?:export|local|readonly)[ \t]+)?"""
     r"""([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\([^)]{0,4096}\)|[^\s;]*)"""
 )
+SEGMENTS = re.compile(r"PYTORCH(?:_CUDA|_HIP)?_ALLOC_CONF=\S*expandable_segments:(True|False)")
 USED = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?(?::-([^}]*))?\}?")
 WORD = r"(?:'[^']*'|[^\s;|&)]+)"
 FLAG = re.compile(rf"(?<!\S)(--[A-Za-z][\w.-]*)(?:=({WORD}))?((?:\s+(?!-{{1,2}}[A-Za-z]){WORD})*)")
@@ -82,7 +84,8 @@ FLAG = re.compile(rf"(?<!\S)(--[A-Za-z][\w.-]*)(?:=({WORD}))?((?:\s+(?!-{{1,2}}[
 def flags_of(script: str) -> dict[str, list[str]]:
     """Every --flag of a shell script with the words after it; variables that it sets itself are put in their place."""
     text = re.sub(r"\\\r?\n", " ", re.sub(r"(?m)(^|\s)#.*$", r"\1", script))
-    values = {name: value.strip("\"'()") for name, value in ASSIGNED.findall(text)}
+    said = {name: value.strip("\"'()") for name, value in ASSIGNED.findall(text)}
+    values = {name: value for name, value in said.items() if value.count("{") == value.count("}")}  # cut at a space
 
     def replaced(match: re.Match[str]) -> str:
         return values.get(match[1]) or match[2] or match[0]
@@ -94,6 +97,18 @@ def flags_of(script: str) -> dict[str, list[str]]:
         words = ([match[2]] if match[2] else []) + re.findall(WORD, match[3])
         found[match[1]] = [word.strip("'") for word in words]
     return found
+
+
+def assigned(script: str, variable: str) -> str | None:
+    """What a script sets a variable to, the last time."""
+    found = re.findall(rf"(?<!\w){variable}=([^\s;]*)", script)
+    return found[-1].strip("\"'") if found else None
+
+
+def allocator(script: str) -> dict[str, str]:
+    """The setting of PyTorch's allocator, by the newer and the older name of its variable."""
+    found = SEGMENTS.search(script)
+    return {ALLOCATOR: f"expandable_segments:{found[1]}"} if found else {}
 
 
 def first(flags: Mapping[str, list[str]], *names: str) -> str | None:

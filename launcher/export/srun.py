@@ -9,6 +9,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from launcher.export import facts
+from launcher.export.model_habits import started
 from launcher.export.ranks import degrees, gpu_order, script, shared_files
 from launcher.export.target import Export, Target
 from launcher.export.torchrun import cannot, said_by_script
@@ -29,7 +31,8 @@ def batch_script(plan: Plan) -> str:
     """The script that sbatch takes; every rank finds torchrun's variables."""
     cluster, placement = plan.job.cluster, plan.placement
     gpus = [f"#SBATCH --gres=gpu:{placement.ranks_per_node}"] if cluster.node.gpu.kind == "cuda" else []
-    variables = {**gpu_order(plan), **degrees(plan), "WORLD_SIZE": str(plan.layout.world_size)}
+    segments = facts.allocator(plan, started(facts.setup(plan)))
+    variables = {**gpu_order(plan), **degrees(plan), **segments, "WORLD_SIZE": str(plan.layout.world_size)}
     order = ["--distribution=arbitrary"] if plan.hosts else ["--distribution=block"]
     rank = 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python "$@"'
     lines = [
@@ -80,4 +83,5 @@ TARGET = Target(
     ),
     write=write,
     cannot=cannot,
+    habits=started,
 )

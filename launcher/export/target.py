@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from launcher.export.model_habits import any_program
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.planner.habits import Setup, Table
 from launcher.planner.record import Plan
 
 Cannot = Callable[[Job, Layout], Iterator[str]]
@@ -37,6 +39,8 @@ class Target:
     `cannot` gives every reason why the tool cannot run a layout: the search leaves those layouts out. `pins` are the
     layout keys with only one possible value in the tool: the search does not try others. `overrides` name
     the software that trains there, which a plan is made for unless its user names another.
+    `habits` has the tool's options for the keys of `stack`, and why it has none. `profiles` name the stacks that the
+    tool is; none: it starts any program.
     `sources` say what the names were read from.
     """
 
@@ -47,3 +51,5 @@ class Target:
     cannot: Cannot
     pins: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     overrides: tuple[str, ...] = ()
+    habits: Callable[[Setup], Table] = any_program
+    profiles: tuple[str, ...] = ()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.export import facts
+from launcher.export.model_habits import started
 from launcher.export.ranks import SCRIPT, START_FILE, degrees, node_script, shared_files
 from launcher.export.ranks import torchrun as words
 from launcher.export.target import Export, Target
@@ -18,7 +20,8 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def write(plan: Plan) -> Export:
-    script = node_script(plan, [*words(plan), SCRIPT], environment=degrees(plan))
+    environment = degrees(plan) | facts.allocator(plan, started(facts.setup(plan)))
+    script = node_script(plan, [*words(plan), SCRIPT], environment=environment)
     return Export(START_FILE, {START_FILE: script, **shared_files(plan)}, (said_by_script(plan),))
 
 
@@ -36,4 +39,5 @@ TARGET = Target(
     sources=("https://docs.pytorch.org/docs/stable/elastic/run.html (torch 2.13)",),
     write=write,
     cannot=cannot,
+    habits=started,
 )

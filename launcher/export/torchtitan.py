@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from math import isclose
 
-from launcher.export import facts
+from launcher.export import facts, torchtitan_habits
 from launcher.export.ranks import START_FILE, node_script, options, shared_files, torchrun
 from launcher.export.rules import order_unknown
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
 from launcher.layout.job import Job
+from launcher.planner.habits import Table
 from launcher.planner.record import Plan
 
 FLAGS, MODULE, FUNCTION = "torchtitan_flags.txt", "plan_config", "plan"
@@ -42,13 +43,15 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
         )
     if layout.cp > 1 and layout.zero_stage < 2:
         yield "torchtitan shards over cp wherever it is used: set layout.zero_stage=2 or 3 with layout.cp"
+    if layout.tp > 1 and job.stack.tp_overlap == "async" and not job.stack.compile:
+        yield f"{torchtitan_habits.UNCOMPILED}, or stack.tp_overlap=none"
     if job.training.dtype == "fp16":
         yield "torchtitan has no fp16: set train.dtype=bf16"
 
 
 def write(plan: Plan) -> Export:
     command = [*torchrun(plan), "-m", "torchtitan.train", "--module", MODULE, "--config", FUNCTION]
-    script = node_script(plan, command, environment={"PYTORCH_ALLOC_CONF": "expandable_segments:True"})
+    script = node_script(plan, command, environment=facts.allocator(plan, _table(plan)))
     files = {
         FLAGS: " \\\n".join(options(flags(plan))) + "\n",
         f"{MODULE}.py": config_function(plan),
@@ -66,7 +69,7 @@ def flags(plan: Plan) -> list[str]:
             section, _, option = key.rpartition(".")
             words.append(f"--{section}.{'' if value else 'no-'}{option}")
         else:
-            words += [f"--{key}", str(value)]
+            words += [f"--{key}", *(value if isinstance(value, list) else [str(value)])]
     return [*words, f"activation-checkpoint:{RECOMPUTE[plan.layout.recompute]}"]
 
 
@@ -92,7 +95,11 @@ def settings(plan: Plan) -> list[Setting]:
     ]
     if layout.pp > 1 or layout.ep > 1:
         found.append(("training.disable_cuda_graphs", True))  # it has none of them with a pipeline
-    return found + _how(plan)
+    return [*found, *facts.asked(plan, _table(plan)).items(), *_how(plan)]
+
+
+def _table(plan: Plan) -> Table:
+    return torchtitan_habits.torchtitan(facts.setup(plan))
 
 
 def _passed_at_once(layout: Layout, global_batch: int) -> int:
@@ -189,8 +196,6 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield f"train.optimizer={training.optimizer}: {MODULE}.py has AdamW, say yours there"
     if training.offload_optimizer:
         yield "offloading of the optimizer alone: training.enable_cpu_offload moves parameters and gradients too"
-    if not facts.reduces_in_fp32(plan):
-        yield "gradients reduced in the training's dtype: it reduces in fp32 (training.mixed_precision_reduce)"
     if options.lr_schedule == "constant" and not isclose(options.min_lr, options.lr):
         yield "a constant learning rate by name: lr_scheduler.min_lr_factor=1 is used instead"
 
@@ -206,4 +211,6 @@ TARGET = Target(
     write=write,
     cannot=cannot,
     overrides=("stack=torchtitan",),
+    habits=torchtitan_habits.torchtitan,
+    profiles=("torchtitan",),
 )

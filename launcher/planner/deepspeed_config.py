@@ -11,6 +11,19 @@ from typing import Any
 
 from launcher.errors import InputError
 from launcher.files import read_json
+from launcher.planner.habits import (
+    NONE,
+    Entry,
+    Option,
+    PartOf,
+    Setup,
+    Table,
+    assumed,
+    lacking,
+    nested,
+    settings_for,
+    setup_of,
+)
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan
 
@@ -90,7 +103,53 @@ def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
     }
     if training.dtype in ("bf16", "fp16"):
         config[training.dtype] = {"enabled": True}
-    sums = plan.job.stack.reduces_in(training)
-    if sums != training.dtype and layout.zero_stage > 0:  # else it adds up and reduces in the training dtype
-        config |= {"communication_data_type": sums, "data_types": {"grad_accum_dtype": sums}}
-    return config
+    asked = settings_for(habits(setup_of(plan.job, layout)), assumed(plan.job, layout))
+    return _under(config, nested(asked))
+
+
+def habits(setup: Setup) -> Table:
+    """Habits of a stack in its keys (DeepSpeed 0.19: runtime/zero/config.py, runtime/config.py)."""
+    return {**_CODE, **_sums(setup), **_overlap(setup), "reduces_whole": _whole(setup)}
+
+
+_CODE: Mapping[str, Entry] = {
+    **lacking("the model's code", "compile", "compiles_loss", "fused_norm", "fused_rotary", "fused_activation",
+              "fused_loss", "joint_qkv", "flash_version", "calls_dropout", "loss_parallel", "wide_loss", "joint_gate",
+              "gathers_again", "tp_overlap", "tp_reduce_dtype", "caches_fp8", "recompute_stops_early"),
+    **lacking("buckets of its engine (runtime/zero)", "late_gradients", "widens_sums", "fused_accumulation",
+              "dp_messages", "gathers_per_layer", "copies_gathered", "gathers_every_pass"),
+    **lacking("its pipeline engine (runtime/pipe)", "sends_in_turn", "pipeline_groups", "pipeline_fragmentation",
+              "frees_stage_inputs", "pipeline_shards_gradients", "empty_ends"),
+    "expandable_segments": "a variable of the environment",
+}  # fmt: skip
+NO_ZERO = "without ZeRO it adds up and reduces in the training dtype, at the step's end"
+OVERLAP, WHOLE = "zero_optimization.overlap_comm", "zero_optimization.use_multi_rank_bucket_allreduce"
+
+
+def _sums(setup: Setup) -> dict[str, Entry]:
+    if not setup.zero_stage:
+        return {"grad_reduce_dtype": NO_ZERO}
+    wide = {
+        dtype: {"communication_data_type": dtype, "data_types.grad_accum_dtype": dtype}
+        for dtype in ("fp32", "bf16", "fp16")
+    }
+    return {"grad_reduce_dtype": Option(settings={**wide, setup.dtype: NONE})}
+
+
+def _overlap(setup: Setup) -> dict[str, Entry]:
+    """It is on by itself with ZeRO-3 alone, and off in a pipeline (engine.py)."""
+    parts = {key: PartOf("overlap_grad_reduce") for key in ("pipeline_overlap", "overlap_replicated")}
+    if setup.zero_stage == 3:
+        hidden = "with ZeRO-3 overlap_gathers says it"
+        found: dict[str, Entry] = {"overlap_gathers": Option(settings={True: NONE, False: {OVERLAP: False}})}
+        return found | lacking(hidden, "overlap_grad_reduce", *parts)
+    known: dict[Any, Mapping[str, Any]] = {False: NONE}
+    if setup.zero_stage and setup.pp == 1:
+        known[True] = {OVERLAP: True}
+    return {"overlap_grad_reduce": Option(settings=known, absent=False), "overlap_gathers": "it is for ZeRO-3", **parts}
+
+
+def _whole(setup: Setup) -> Entry:
+    if setup.zero_stage not in (1, 2):
+        return "a choice of ZeRO 1 and 2"
+    return Option(settings={True: NONE, False: {WHOLE: False}})

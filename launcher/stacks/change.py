@@ -114,6 +114,15 @@ DEEPSPEED_ENGINE = since(
     pipeline_zero_stages=(0, 1),
     shard_group_stages=(),
 )
+# What it does by itself, where our engine is built by it.
+DEEPSPEED_DEFAULTS = since(
+    0,
+    "deepspeed 0.19: runtime/zero/config.py: overlap_comm is on for ZeRO 3 alone, use_multi_rank_bucket_allreduce sums "
+    "buckets whole; without ZeRO engine.py reduces at the boundary (buffered_allreduce_fallback)",
+    overlap_grad_reduce=False,
+    pipeline_overlap=False,
+    reduces_whole=True,
+)
 DEEPSPEED_GATHERS = (
     since(
         0,

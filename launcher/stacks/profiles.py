@@ -14,6 +14,7 @@ from typing import Any
 
 from launcher.stacks.change import (
     COPIED_GATHERS,
+    DEEPSPEED_DEFAULTS,
     DEEPSPEED_ENGINE,
     DEEPSPEED_GATHERS,
     FLAT_MESSAGES,
@@ -261,7 +262,7 @@ def stack_of(name: str, *, year: int = CURRENT_YEAR, engine: str = "torch", **ch
     """
     changes = [change for change in PROFILES[name] if change.since <= year]
     if name == "launcher" and engine == "deepspeed":
-        changes.append(DEEPSPEED_ENGINE)
+        changes += [DEEPSPEED_ENGINE, DEEPSPEED_DEFAULTS]
     habits: dict[str, Any] = {}
     for change in changes:
         habits |= change.habits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,54 @@ def test_a_script_with_variables_arrays_and_comments_is_read(tmp_path: Path) -> 
     assert any("$SAVE" in line for line in reading.unread)
     model = load(["cluster=dgx_a100_80g", *reading.overrides()]).job.model
     assert model.params == 6_738_415_616  # Llama 2 7B
+
+
+HABITS = {
+    "--no-rope-fusion": ("stack.fused_rotary", False),
+    "--no-bias-swiglu-fusion": ("stack.fused_activation", False),
+    "--no-bias-gelu-fusion": ("stack.fused_activation", None),  # this model has SwiGLU
+    "--cross-entropy-loss-fusion": ("stack.fused_loss", True),
+    "--no-gradient-accumulation-fusion": ("stack.fused_accumulation", False),
+    "--tp-comm-overlap": ("stack.tp_overlap", "async"),
+    "--no-async-tensor-model-parallel-allreduce": ("stack.tp_overlap", "none"),
+    "--grad-reduce-in-bf16": ("stack.grad_reduce_dtype", "bf16"),
+    "--accumulate-allreduce-grads-in-fp32": ("stack.grad_reduce_dtype", "fp32"),
+    "--overlap-grad-reduce": ("stack.overlap_grad_reduce", True),
+    "--bf16": ("stack.overlap_grad_reduce", False),
+    "--transformer-impl local": ("train.attention", "fused"),
+    "--transformer-impl local --no-masked-softmax-fusion": ("train.attention", "math"),
+    "--transformer-impl local --use-flash-attn": ("train.attention", None),
+    "--transformer-impl local --bf16": ("stack.fused_norm", False),
+    "--attention-backend unfused": ("train.attention", "fused"),
+    "--attention-backend flash": ("train.attention", None),
+}
+
+
+@pytest.mark.parametrize("flags", HABITS)
+def test_flags_of_megatrons_kernels_and_overlap_are_read(flags: str, tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT.replace("pretrain_gpt.py", f"pretrain_gpt.py {flags}"))
+    key, value = HABITS[flags]
+    assert read_from(tmp_path / "run.sh").keys.get(key) == value
+
+
+def test_a_node_script_that_names_hosts_is_read_to_its_end(tmp_path: Path) -> None:
+    plan = replace(plan_of("context pipeline"), hosts=("a", "b"))
+    keys = read_from(exported("megatron", plan, tmp_path)).keys
+    assert (keys["layout.tp"], keys["layout.cp"], keys["layout.pp"]) == (2, 2, 2)
+
+
+def test_keys_of_deepspeeds_overlap_and_sums_are_read(tmp_path: Path) -> None:
+    def read(**data: object) -> dict[str, object]:
+        (tmp_path / "ds.json").write_text(json.dumps({"bf16": {"enabled": True}, **data}))
+        return read_from(tmp_path / "ds.json").keys
+
+    assert read(zero_optimization={"stage": 1})["stack.overlap_grad_reduce"] is False
+    assert read(zero_optimization={"stage": 2, "overlap_comm": True})["stack.overlap_grad_reduce"] is True
+    assert read(zero_optimization={"stage": 3, "overlap_comm": False})["stack.overlap_gathers"] is False
+    sums = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}}
+    assert read(zero_optimization={"stage": 1}, **sums)["stack.grad_reduce_dtype"] == "fp32"
+    assert "stack.grad_reduce_dtype" not in read(zero_optimization={"stage": 1}, communication_data_type="fp32")
+    assert "communication_data_type=fp32" in read_from(tmp_path / "ds.json").unread
 
 
 def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
