@@ -1,12 +1,19 @@
-"""Tests that start ranks run module by module, each module on one worker: side by side they would starve each other.
+"""Tests run module by module, each module on one worker: what a module computes once serves all its tests, and those
+that start ranks would starve each other side by side.
 
 Those on the one-machine Slurm share one cluster, so they are one group.
 
 Examples of property tests have no deadline: on a busy machine wall-clock time says nothing about the code. They are the
 same each time, so that a change turns a test red and not chance; `--hypothesis-profile=search` draws new ones.
+
+What is there once all tests are collected stays to the end: the garbage collector does not look through it.
 """
 
 from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
@@ -16,15 +23,31 @@ settings.register_profile("busy machine", deadline=None, derandomize=True)
 settings.load_profile("busy machine")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Group slow tests for `--dist=loadgroup` by module and Slurm tests as one, unless they name their own group.
+    """Group tests for `--dist=loadgroup` by module and Slurm tests as one, unless they name their own group.
 
-    Short tests come last: they keep every worker busy to the end.
+    Slow groups come first, and large ones before small ones: short modules keep every worker busy to the end.
     """
     for item in items:
-        slow, on_slurm = item.get_closest_marker("slow"), item.get_closest_marker("slurm")
-        if (slow or on_slurm) and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else item.path.stem))
-    if hasattr(config, "workerinput"):  # xdist starts groups by their number of tests, and then in this order
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("slurm" if item.get_closest_marker("slurm") else item.path.stem))
+    if hasattr(config, "workerinput"):  # xdist starts groups in this order (--no-loadscope-reorder)
+        sizes = Counter(map(group_of, items))
+        items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -sizes[group_of(item)]))
+
+
+def group_of(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return marker.args[0] if marker.args else marker.kwargs["name"]
