@@ -33,6 +33,7 @@ COMPARED_KEYS = (
     *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
 )
 TIGHT = 0.95  # below this probability of fitting, the plan mentions it
+MUCH_SKIPPED = 0.2  # of the FLOPs that MFU counts: from there on the plan says how many a causal kernel skips
 LEAST_LEAD = 5e-4  # the smallest difference that is printed as one
 SHOWN = 3  # number of differences and alternatives to show
 
@@ -49,6 +50,7 @@ def reasons(result: SearchResult, model: CostModel) -> list[tuple[str, ...]]:
 def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
     job, best = result.job, result.best
     yield where_time_goes(best.estimate)
+    yield from skipped_attention(job, best.estimate)
     yield where_memory_goes(best.estimate)
     yield from measured_numbers(model, best.layout)
     yield from links(job, best.layout)
@@ -94,6 +96,18 @@ def where_time_goes(estimate: Estimate) -> str:
     faster, slower = map(format_seconds, estimate.step_time_interval_s)
     spread = f"nine of ten runs take {faster} to {slower}"
     return f"a step of {format_seconds(estimate.step_time_s)} ({spread}) is {', '.join(shares)}"
+
+
+def skipped_attention(job: Job, estimate: Estimate) -> Iterator[str]:
+    """Say how much of the MFU is attention that a causal kernel skips, where that is much."""
+    model, batch = job.model, job.training.global_batch
+    skipped = 3 * 2.0 * model.layers * batch * model.seq_len**2 * model.attention_hidden
+    share = skipped / model.step_flops(sequences=batch)
+    if estimate.mfu is not None and share >= MUCH_SKIPPED and job.training.attention.startswith("flash"):
+        yield (
+            f"MFU counts attention in full (Narayanan et al. 2021, eq. 3), and a causal kernel skips half of it: "
+            f"{estimate.mfu * (1 - share):.1%} without that half"
+        )
 
 
 def where_memory_goes(estimate: Estimate) -> str:
