@@ -1,111 +1,48 @@
 """How far the estimates are off on published runs, by training software, also with that software left out of the fit.
 
-    python tests/benchmarks/generalize.py [--names] [--fit | --leave-out] [--worst N] [--rows RUNS.csv ...]
+    python tests/benchmarks/generalize.py [--names] [--fit | --leave-out [--record]] [--worst N] [--rows RUNS.csv ...]
 
 The rows are those of tests/data/published_runs.csv: one run or out-of-memory verdict each. `--names` estimates with
 the name of the software alone. `--fit` refits the constants that launcher/cost/constants.py marks as fitted and reports
 with them; `--leave-out` also refits them without each software in turn, from their microbenchmark values alone, and
-predicts it (half a minute). Fitting needs numpy.
+predicts it (half a minute); `--record` keeps these constants in tests/data, by which a test holds the table of
+launcher/cost/README.md to the estimates of today. Fitting needs numpy.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT, Constants
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cost"))
 
+from judging import (
+    FITTED,
+    Judged,
+    Prediction,
+    fittable,
+    judged_left_out,
+    percent,
+    predict,
+    stack_table,
+)
 from published import RUNS, Run, read_runs
-
-LEFT_OUT = ("error", "covered", "width")  # what is said of a software that is left out of the fit
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model says of a run."""
-
-    step_s: float
-    fits: bool
-    interval_s: tuple[float, float]
-
-
-def predict(runs: list[Run], constants: Constants) -> list[Prediction]:
-    """Every run's estimate; runs of one job share a model."""
-    models: dict[int, CostModel] = {}
-    found = []
-    for run in runs:
-        if (model := models.get(id(run.job))) is None:
-            model = models[id(run.job)] = CostModel(run.job, constants)
-        estimate = model.estimate(run.layout)
-        found.append(Prediction(estimate.step_time_s, estimate.fits, estimate.step_time_interval_s))
-    return found
-
-
-@dataclass(frozen=True)
-class Judged:
-    """How predictions of some runs compare with what was measured; shares of 1, None where nothing was measured."""
-
-    rows: int
-    error: float | None
-    bias: float | None
-    within: float | None
-    covered: float | None
-    width: float | None
-    agrees: float | None
-    false_fits: int
-    out_of_memory: int
-
-
-def judge(runs: Iterable[Run], predictions: Iterable[Prediction]) -> Judged:
-    errors, covered, widths, verdicts = [], [], [], []
-    for run, predicted in zip(runs, predictions, strict=True):
-        if run.step_s:
-            errors.append(predicted.step_s / run.step_s - 1)
-            low, high = predicted.interval_s
-            covered.append(low <= run.step_s <= high)
-            widths.append((high - low) / predicted.step_s)
-        if run.fits is not None:
-            verdicts.append((predicted.fits, run.fits))
-    return Judged(
-        rows=len(errors),
-        error=mean([abs(e) for e in errors]),
-        bias=mean(errors),
-        within=mean([abs(e) <= 0.1 for e in errors]),
-        covered=mean(covered),
-        width=mean(widths),
-        agrees=mean([a == b for a, b in verdicts]),
-        false_fits=sum(a and not b for a, b in verdicts),
-        out_of_memory=sum(not b for _, b in verdicts),
-    )
 
 
 def report(runs: list[Run], predictions: list[Prediction], left_out: dict[str, Judged], *, worst: int) -> None:
     """The table by training software, then the totals."""
-    more = " left out of the fit: error | covered | width of the interval |" if left_out else ""
-    print(f"| stack | runs | error | bias | within 10 % | interval covers | fits agrees | false fits |{more}")
-    print("|---" + "|--:" * (10 if left_out else 7) + "|")
-    both = list(zip(runs, predictions, strict=True))
-    kinds: dict[str, list[tuple[Run, Prediction]]] = defaultdict(list)
-    for run, predicted in both:
-        kinds[kind(run)].append((run, predicted))
-    for name in sorted(kinds):
-        found = judge(*zip(*kinds[name], strict=True))
-        print(f"| {name} {_cells(found)}{_others(left_out.get(name)) if left_out else ''}")
-    everything = judge(runs, predictions)
-    sums = [each for each in left_out.values() if each.error is not None]
-    means = "".join(f" {percent(mean([getattr(s, key) for s in sums]))} |" for key in LEFT_OUT) if sums else ""
-    print(f"| all {_cells(everything)}{means}")
+    print("\n".join(stack_table(runs, predictions, left_out)))
     sources: dict[str, list[float]] = defaultdict(list)
+    both = list(zip(runs, predictions, strict=True))
     for run, predicted in both:
         if run.step_s:
             sources[run.source].append(abs(predicted.step_s / run.step_s - 1))
@@ -115,28 +52,6 @@ def report(runs: list[Run], predictions: list[Prediction], left_out: dict[str, J
     for error, run, predicted in sorted(timed, key=lambda x: -abs(x[0]))[:worst]:
         times = f"measured {run.step_s:.3f} s, {predicted.step_s:.3f} s"
         print(f"  {100 * error:+6.1f}% {run.name}: {times}; {run.layout.brief()}")
-
-
-def kind(run: Run) -> str:
-    """The software, and the GPU where it is no A100."""
-    return run.stack + (" on H100" if run.job.cluster.node.gpu.name.startswith("h100") else "")
-
-
-def _cells(found: Judged) -> str:
-    shares = (found.error, found.bias, found.within, found.covered, found.agrees)
-    return f"| {found.rows} | {' | '.join(map(percent, shares))} | {found.false_fits} of {found.out_of_memory} |"
-
-
-def _others(found: Judged | None) -> str:
-    return "".join(f" {percent(getattr(found, key))} |" for key in LEFT_OUT) if found else " | | |"
-
-
-def percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
-
-
-def mean(values: list[Any]) -> float | None:
-    return statistics.mean(map(float, values)) if values else None
 
 
 def regret(both: list[tuple[Run, Prediction]]) -> str:
@@ -261,21 +176,21 @@ def fit_all(runs: list[Run], *, iterations: int) -> Constants:
     return constants_at(at)
 
 
-def fittable(runs: list[Run]) -> list[Run]:
-    return [run for run in runs if run.step_s and not run.debugging and kind(run) == run.stack]
-
-
-def leave_out(runs: list[Run], *, iterations: int) -> dict[str, Judged]:
-    """Judge each software with constants that were fitted without it, from the microbenchmarks on."""
+def leave_out(runs: list[Run], *, iterations: int) -> dict[str, Constants]:
+    """Constants fitted without each software, from the microbenchmarks on."""
     timed, start = fittable(runs), microbenchmarks()
     slopes = slopes_at(timed, start)
     found = {}
     for name in sorted({run.stack for run in timed}):
         others = [i for i, run in enumerate(timed) if run.stack != name]
-        at = fit([timed[i] for i in others], slopes[others], start, iterations=iterations)
-        kept = [run for run in runs if kind(run) == name]
-        found[name] = judge(kept, predict(kept, constants_at(at)))
+        found[name] = constants_at(fit([timed[i] for i in others], slopes[others], start, iterations=iterations))
     return found
+
+
+def record(fitted: dict[str, Constants]) -> None:
+    """Write what was fitted without each software to tests/data."""
+    values = {name: {key: getattr(constants, key) for key in PRIORS} for name, constants in fitted.items()}
+    FITTED.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def main() -> int:
@@ -284,6 +199,7 @@ def main() -> int:
     parser.add_argument("--names", action="store_true")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--leave-out", action="store_true")
+    parser.add_argument("--record", action="store_true")
     parser.add_argument("--iterations", type=int, default=8)
     parser.add_argument("--worst", type=int, default=0)
     args = parser.parse_args()
@@ -293,7 +209,10 @@ def main() -> int:
         constants = fit_all(runs, iterations=args.iterations)
         for name in PRIORS:
             print(f"{name:24} {PRIORS[name][0]:12.4g} → {getattr(constants, name):12.4g}")
-    left_out = leave_out(runs, iterations=args.iterations) if args.leave_out else {}
+    fitted = leave_out(runs, iterations=args.iterations) if args.leave_out else {}
+    if args.record:
+        record(fitted)
+    left_out = judged_left_out(runs, fitted)
     started = time.perf_counter()
     predictions = predict(runs, constants)
     seconds = time.perf_counter() - started
