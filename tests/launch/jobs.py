@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import preloaded
@@ -68,6 +70,24 @@ class Job:
     def finish(self, *, timeout_s: float = 240.0) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
+
+
+@contextmanager
+def started_jobs(folder: Path) -> Iterator[Callable[..., Job]]:
+    """Jobs in folders of their own; those that still run are killed at the end."""
+    jobs: list[Job] = []
+
+    def start_job(*args: str, **options: object) -> Job:
+        jobs.append(Job(folder / f"run{len(jobs)}", *args, **options))  # type: ignore[arg-type]
+        return jobs[-1]
+
+    try:
+        yield start_job
+    finally:
+        for job in jobs:
+            if job.process.poll() is None:  # else its number may be that of another process by now
+                process.signal_all([job.process.pid, *job.members()], signal.SIGKILL)
+            job.process.wait()
 
 
 def gone(pids: list[int], *, timeout_s: float = 30.0) -> bool:

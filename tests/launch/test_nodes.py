@@ -92,10 +92,15 @@ def test_agents_meet_over_ipv6_and_no_rank_gets_the_jobs_secret(nodes: Callable[
     assert set(job.finish().values()) == {0}
 
 
-def test_a_slow_rank_of_another_node_is_named_by_the_first(nodes: Callable[..., Nodes]) -> None:
-    job = nodes("slow=2", "steps=40", "step_s=0.1", hosts=HOSTS, launch={"straggler_steps": 5})
+def test_a_slow_rank_of_another_node_is_named_by_the_first(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    job = nodes("slow=2", f"until={end}", "step_s=0.1", hosts=HOSTS, launch={"straggler_steps": 5})
     for name in HOSTS:
         job.start(name)
+    assert job.wait_for(lambda: "is slow" in job.reported("node2"))
+    named_at = job.saved
+    assert job.wait_for(lambda: job.saved >= named_at + 5)
+    end.touch()
     assert set(job.finish().values()) == {0}
     assert "rank 2 (node 2, NODE1) is slow" in job.reported("node2")
     assert not [name for name in HOSTS[1:] if "is slow" in job.reported(name)]
@@ -187,12 +192,12 @@ def test_lost_nodes_shrink_the_data_parallel_axis_until_they_come_back(
 
 def test_a_node_that_waits_for_a_busy_one_does_not_hang(nodes: Callable[..., Nodes], tmp_path: Path) -> None:
     end = tmp_path / "end"
-    launch = {"silence_timeout_s": 5, "start_timeout_s": None}
+    launch = {"silence_timeout_s": 3, "start_timeout_s": None}
     job = nodes("busy=1", f"end={end}", hosts=HOSTS[:2], launch=launch, script=HANGS)
     for name in HOSTS[:2]:
         job.start(name)
     assert job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2))), job.reported(HOSTS[0])
-    time.sleep(10)
+    time.sleep(5)
     assert [agent.poll() for agent in job.agents.values()] == [None, None]
     end.touch()
     assert set(job.finish().values()) == {0}

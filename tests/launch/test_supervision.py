@@ -6,11 +6,11 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import HERE, Job
+from jobs import HERE, Job, started_jobs
 
 from launcher.agent import stack_dump as stacks
 from launcher.files import read_lines
@@ -20,7 +20,7 @@ from launcher.run.ledger import PHASE_WORDS
 from launcher.run.progress import Progress
 
 pytestmark = pytest.mark.slow
-STEPS = HERE / "step_script.py"
+STEPS, HANGS = HERE / "step_script.py", HERE / "hang_script.py"
 
 
 def saved(folder: Path) -> int:
@@ -30,6 +30,20 @@ def saved(folder: Path) -> int:
 def wait_for_steps(job: Job, folder: Path, more: int = 3) -> None:
     goal = saved(folder) + more
     job.wait_for(lambda: saved(folder) >= goal)
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Job]]:
+    """Jobs that hang at different places, all at a time: most of what they take is waiting."""
+    folder = tmp_path_factory.mktemp("hanging")
+    silent = {"script": HANGS, "start_timeout_s": None}
+    with started_jobs(folder) as start:
+        yield {
+            # Far above what a step takes on a loaded machine: another hang would be found before this one.
+            "in a step": start(f"dir={folder}", "stuck=2:3", script=STEPS, hang_timeout_s=12),
+            "before the process group": start("stuck=2", silence_timeout_s=12, **silent),
+            "in a plain script": start("stuck=1", ranks=2, silence_timeout_s=10, **silent),
+        }
 
 
 def test_a_signal_stops_all_ranks_after_the_same_step(start: Callable[..., Job], tmp_path: Path) -> None:
@@ -60,9 +74,8 @@ def test_a_second_signal_does_not_wait(start: Callable[..., Job], tmp_path: Path
     assert "stopped by SIGINT" in err
 
 
-def test_a_hang_is_found_and_the_rank_that_hangs_is_named(start: Callable[..., Job], tmp_path: Path) -> None:
-    # Far above what a step takes on a loaded machine: another hang would be found before this one.
-    job = start(f"dir={tmp_path}", "stuck=2:3", script=STEPS, hang_timeout_s=12)
+def test_a_hang_is_found_and_the_rank_that_hangs_is_named(hanging: dict[str, Job]) -> None:
+    job = hanging["in a step"]
     code, _, err = job.finish()
     assert code == 1
     assert "the job hangs: no heartbeat from rank" in err
@@ -106,8 +119,14 @@ def test_progress_refills_the_restart_budget(start: Callable[..., Job], tmp_path
 
 
 def test_a_slow_rank_is_named_with_its_node_though_all_wait_for_it(start: Callable[..., Job], tmp_path: Path) -> None:
-    args = (f"dir={tmp_path}", "busy=1", "steps=50", "step_s=0.02")
-    code, _, err = start(*args, script=STEPS, straggler_steps=5, straggler_factor=2.5).finish()
+    end = tmp_path / "end"
+    args = (f"dir={tmp_path}", "busy=1", f"until={end}", "step_s=0.02")
+    job = start(*args, script=STEPS, straggler_steps=5, straggler_factor=2.5)
+    ledger = RunFolder(job.folder).ledger
+    job.wait_for(lambda: ledger.exists() and '"straggler"' in ledger.read_text())
+    wait_for_steps(job, tmp_path, more=5)
+    end.touch()
+    code, _, err = job.finish()
     assert code == 0, err
     assert re.search(r"rank 1 \(node 0, .*\) is slow: .* × the median of its peers", err)
     assert not re.search(r"rank [023] \(node 0.*is slow", err)
@@ -134,12 +153,8 @@ def test_the_ledger_reports_when_every_rank_reached_each_phase(start: Callable[.
     ]
 
 
-HANGS = HERE / "hang_script.py"
-
-
-def test_a_hang_before_the_process_group_is_found_with_all_stacks(start: Callable[..., Job]) -> None:
-    job = start("stuck=2", script=HANGS, silence_timeout_s=12, start_timeout_s=None)
-    code, _, err = job.finish()
+def test_a_hang_before_the_process_group_is_found_with_all_stacks(hanging: dict[str, Job]) -> None:
+    code, _, err = hanging["before the process group"].finish()
     assert code == 1
     assert "the job hangs: for 12 s no rank has printed anything" in err
     assert "odd one out: rank 2 is at a different place than the others" in err
@@ -147,9 +162,8 @@ def test_a_hang_before_the_process_group_is_found_with_all_stacks(start: Callabl
     assert re.search(r"rank 0 \(step 0\), 1 \(step 0\), 3 \(step 0\): .*init_process_group", err)
 
 
-def test_a_plain_script_that_does_nothing_any_more_is_found(start: Callable[..., Job]) -> None:
-    job = start("stuck=1", script=HANGS, ranks=2, silence_timeout_s=10, start_timeout_s=None)
-    code, _, err = job.finish()
+def test_a_plain_script_that_does_nothing_any_more_is_found(hanging: dict[str, Job]) -> None:
+    code, _, err = hanging["in a plain script"].finish()
     assert code == 1
     assert "the job hangs: for 10 s no rank has printed anything" in err
     assert "rank 1 (step 0): hang_script.py:load_data" in err
@@ -157,9 +171,9 @@ def test_a_plain_script_that_does_nothing_any_more_is_found(start: Callable[...,
 
 def test_a_rank_that_works_keeps_the_others_from_being_silent(start: Callable[..., Job], tmp_path: Path) -> None:
     end = tmp_path / "end"
-    job = start("busy=1", f"end={end}", script=HANGS, ranks=2, silence_timeout_s=5, start_timeout_s=None)
+    job = start("busy=1", f"end={end}", script=HANGS, ranks=2, silence_timeout_s=3, start_timeout_s=None)
     job.wait_for(lambda: all("begins" in job.log(rank) for rank in range(2)))
-    time.sleep(9)
+    time.sleep(5)
     assert job.process.poll() is None
     end.touch()
     code, _, err = job.finish()
