@@ -39,7 +39,7 @@ def start(hosts: Hosts) -> Iterator[Start]:
         argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", f"script={STEPPER}", f"run_dir={run}", *words]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_API_KEY": SECRET}
         pipe = subprocess.PIPE
-        jobs.append(subprocess.Popen(argv, env=environment, cwd=run.parent, text=True, stdout=pipe, stderr=pipe))
+        jobs.append(preloaded.Popen(argv, env=environment, cwd=run.parent, text=True, stdout=pipe, stderr=pipe))
         return jobs[-1]
 
     yield started
@@ -90,7 +90,7 @@ def test_a_gpt_on_two_hosts_learns_as_it_does_here_and_no_secret_goes_along(host
     run, local = tmp_path / "over ssh $(touch pwned) 'q'", tmp_path / "local"
     environment = {**os.environ, "WANDB_API_KEY": SECRET}
     argv = [*RUN, *hosts.options, "launch.nproc_per_node=2", *GPT, f"run_dir={run}"]
-    done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = preloaded.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
     assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == list(NAMES)
@@ -129,11 +129,11 @@ def test_a_copy_of_the_code_goes_to_a_host_that_does_not_share_the_run_folder(ho
     assert hosts.ssh(SECOND, f"mkdir -p '{work}/data' && echo far > '{work}/data/x'").returncode == 0
     try:
         argv = [*RUN, *hosts.options, "launch.nproc_per_node=1", "script=train.py", f"run_dir={run}"]
-        without = subprocess.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
+        without = preloaded.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
         assert without.returncode == 2, without.stderr
         assert "there is no script" in without.stderr
         argv += ["launch.snapshot=true"]
-        done = subprocess.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
+        done = preloaded.run(argv, cwd=work, capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stderr
         assert done.stdout == "sent near True\n"
         assert hosts.ssh(SECOND, f"tail -n 1 {run}/logs/rank-1.log").stdout == "sent far True\n"
@@ -168,7 +168,7 @@ def test_hosts_with_different_numbers_of_slots_run_plain_data_parallelism(hosts:
     words = [word for word in hosts.options if not word.startswith("launch.hosts=")]
     words += ["cluster.node.interface=eth0"]  # which is not this machine's, but that of each host
     argv = [*RUN, *words, slots, "launch.max_restarts=1", "script=train.py", f"run_dir={run}"]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = preloaded.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     place = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": 0}
     assert (run / "place-0").read_text() == f"{place} 3.0 3 eth0"
@@ -186,7 +186,7 @@ def test_hosts_that_have_ipv6_addresses_alone(hosts6: Hosts, tmp_path: Path) -> 
     run, slots = tmp_path / "six", f"launch.hosts=[{FIRST}:1,[{hosts6.address(1)}]:1]"
     words = [word for word in hosts6.options if not word.startswith("launch.hosts=")]
     argv = [*RUN, *words, slots, "script=train.py", "cluster.node.interface=ib0"]
-    done = subprocess.run([*argv, f"run_dir={run}"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = preloaded.run([*argv, f"run_dir={run}"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert [(run / f"place-{rank}").read_text()[-10:] for rank in (0, 1)] == ["1.0 2 None", "1.0 2 None"]
     absent = "cluster.node.interface is ib0, and this machine has lo, eth0; not set: GLOO_SOCKET_IFNAME"
@@ -220,7 +220,7 @@ def test_a_run_that_is_stopped_ends_at_a_step_on_every_host(
     commands = [words for words in left(run) if "launcher" in words]
     assert commands and not any(SECRET in words or "LAUNCHER_SECRET" in words for words in commands)
     if how == "cancel":
-        subprocess.run([*RUN[:-1], "cancel", str(run)], check=True, capture_output=True)
+        preloaded.run([*RUN[:-1], "cancel", str(run)], check=True, capture_output=True, timeout=60)
     else:
         job.send_signal(signal.SIGINT)
     _, said = job.communicate(timeout=60)
