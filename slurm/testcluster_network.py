@@ -14,6 +14,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip addr add "$3/24" dev eth0 && ip link set eth0 up || exit 1
 """
 WAIT_S = 10.0
+FULL = "full"  # in place of a rate
 
 
 class Network:
@@ -57,11 +58,13 @@ class Network:
         return f"{self.bridge}n{index + 1}"
 
     def slow_down(self, index: int, pid: int, rate: str) -> None:
-        """Limit what a node sends and receives to a rate as tc takes it (20mbit)."""
-        bucket = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
-        inside = ["nsenter", f"--net=/proc/{pid}/ns/net"]
-        run("tc", "qdisc", "replace", "dev", self.link(index), "root", *bucket)
-        run(*inside, "tc", "qdisc", "replace", "dev", "eth0", "root", *bucket)
+        """Limit what a node sends and receives to a rate as tc takes it (20mbit); FULL lifts the limit."""
+        for inside, device in (([], self.link(index)), (["nsenter", f"--net=/proc/{pid}/ns/net"], "eth0")):
+            root = ["dev", device, "root"]
+            if rate == FULL:
+                run(*inside, "tc", "qdisc", "del", *root)
+            else:
+                run(*inside, "tc", "qdisc", "replace", *root, "tbf", "rate", rate, "burst", "64kb", "latency", "400ms")
 
 
 def own_network(pid: int) -> str:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import preloaded
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 TESTCLUSTER = ROOT / "slurm" / "testcluster"
 STEPPER = Path(__file__).parent / "stepper.py"
 # Slurm's order (node1, node2, node9, node10) alternates between the leaves; by string node10 comes before node2.
-# Jobs of the tests get these four; SIDE and NEWER must be asked for.
+# Jobs of the tests get these four; SIDE and NEWER must be asked for. On SIDE are jobs that run while other tests do.
 NODES = ("node1", "node2", "node9", "node10")
-SIDE, NEWER = "side1,side2", "new1,new2"
+SIDE, NEWER = "side1,side2,side3", "new1,new2"
 LEAVES = ("node10,node2", "node1,node9", SIDE, NEWER)
 ACCOUNTING = all(shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("mariadbd", "slurmdbd"))
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -35,6 +35,7 @@ LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
 
 
 Done = subprocess.CompletedProcess[str]
+RUNNING = pytest.StashKey[tuple["Slurm", ExitStack]]()
 
 
 class Slurm:
@@ -87,10 +88,10 @@ class Slurm:
     def logs(self) -> str:
         return "\n".join(f"== {path}\n{path.read_text()}" for path in sorted(self.runs.glob("*/logs/slurm-*.out")))
 
-    def clear(self, *, but: str = "") -> None:
-        """Cancel all jobs but one, bring killed nodes back, wait until the nodes are idle."""
-        jobs = self.run("squeue", "-h", "-o", "%A").stdout.split()
-        self.run("scancel", *[job for job in set(jobs) if job != but], check=False)
+    def clear(self) -> None:
+        """Cancel all jobs but those on SIDE, bring killed nodes back, wait until the nodes are idle."""
+        lines = self.run("squeue", "-h", "-o", "%A %n").stdout.splitlines()
+        self.run("scancel", *{line.split()[0] for line in lines if " side" not in line}, check=False)
         deadline = time.monotonic() + 60
         while set(states := self.nodes()) != {"idle"}:
             assert time.monotonic() < deadline, states
@@ -108,6 +109,22 @@ class Slurm:
         """slurm/testcluster on this cluster."""
         self.run(str(TESTCLUSTER), command, *words, "--dir", str(self.folder))
 
+    @contextmanager
+    def slowed(self, node: str, rate: str) -> Iterator[None]:
+        """A node behind a slow link, which is as before afterwards."""
+        if not can_network():
+            pytest.skip("a node's network cannot be slowed down here: that takes network namespaces and tc (iproute2)")
+        self.testcluster("slow-node", node, rate)
+        try:
+            yield
+        finally:
+            self.testcluster("slow-node", node, "full")
+
+    def kill_node(self, node: str) -> None:
+        """A power failure of a node, which Slurm hears of at once; by itself it needs 16 s to find out."""
+        self.testcluster("kill-node", node)
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=power")
+
 
 def stop_left_over() -> None:
     """Stop the cluster of a test run that was killed; while the lock is held, any other one is such."""
@@ -116,12 +133,12 @@ def stop_left_over() -> None:
         shutil.rmtree(folder)
 
 
-def wait_for(path: Path, text: str, *, timeout_s: float = 240) -> str:
+def wait_for(path: Path, text: str, *, timeout_s: float = 240, poll_s: float = POLL_S) -> str:
     """The content of a file, as soon as it holds `text`."""
     deadline = time.monotonic() + timeout_s
     while not (path.exists() and text in path.read_text()):
         assert time.monotonic() < deadline, f"no {text!r} in {path}: {path.read_text() if path.exists() else 'absent'}"
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
     return path.read_text()
 
 
@@ -149,15 +166,31 @@ def events(run: Path, name: str) -> list[dict[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Slurm]:
-    """One cluster for the tests of a module."""
+def cluster(request: pytest.FixtureRequest) -> Slurm:
+    """One cluster for the tests that follow each other, in whatever module; each restores what it changes there."""
     missing = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if missing:
         pytest.skip(f"no Slurm here ({', '.join(missing)} missing): see slurm/testcluster --help for what to install")
     if os.geteuid() != 0:
         pytest.skip("slurm/testcluster needs root: it gives every node a host name of its own")
-    with one_cluster() as slurm:
-        yield slurm
+    stash = request.config.stash
+    if RUNNING not in stash:
+        with ExitStack() as stack:
+            slurm = stack.enter_context(one_cluster())
+            stash[RUNNING] = slurm, stack.pop_all()
+    return stash[RUNNING][0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Stop the cluster after the last of the tests on it."""
+    try:
+        yield
+    finally:
+        goes_on = nextitem is not None and nextitem.get_closest_marker("slurm")
+        if not goes_on and RUNNING in item.config.stash:
+            item.config.stash[RUNNING][1].close()
+            del item.config.stash[RUNNING]
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def strike_all(slurm: Slurm, kinds: list[str], chance: random.Random) -> Summary
         job = BatchJob(slurm, slurm.runs / f"job-{number}", chance)
         try:
             summary.add(strike(job, kind, expected))
-            slurm.clear(but="")
+            slurm.clear()
             summary.left += job.marked.left()
         finally:
             job.marked.kill()

@@ -1,6 +1,6 @@
 """A small training job for the tests of a job's life: steps of 0.2 s, a checkpoint when asked to stop, resume.
 
-stepper.py STEPS [fail=STEP] [checkpoint-every=STEPS] [after-resume=STEPS]
+stepper.py STEPS [fail=STEP] [checkpoint-every=STEPS] [after-resume=STEPS] [until=FILE]
 
 It writes steps.jsonl: every step that was done, and in which start.
 """
@@ -43,7 +43,7 @@ def main() -> int:
         num_steps = first + int(options["after-resume"])
     for step in range(first + 1, num_steps + 1):
         time.sleep(STEP_S)
-        dist.all_reduce(torch.ones(1))
+        dist.all_reduce(ends := torch.ones(1) * (rank == 0 and Path(options.get("until", "/no/file")).exists()))
         if rank == 0:
             with (run.path / "steps.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "start": start, "world": dist.get_world_size()}) + "\n")
@@ -51,6 +51,8 @@ def main() -> int:
             save(run, step)
         if step == int(options.get("fail", 0)):
             raise RuntimeError("this job fails by itself")
+        if ends.item():
+            break
         if pulse.step_done(step, step_s=STEP_S):
             pulse.close()
             dist.destroy_process_group()

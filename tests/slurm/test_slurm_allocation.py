@@ -18,7 +18,8 @@ from launcher.run.folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
-GPT = ("train.steps=3", "layout.tp=2", "layout.pp=2", "layout.dp=1", "layout.micro_batch=2", "layout.virtual_stages=1")
+SMALL = ("train.steps=3", "model.layers=2", "model.seq_len=64", "train.global_batch=8")
+GPT = (*SMALL, "layout.tp=2", "layout.pp=2", "layout.dp=1", "layout.micro_batch=2", "layout.virtual_stages=1")
 ONE_GPU = ("cluster.node.num_gpus=1", "layout.tp=1", "layout.pp=1", "layout.dp=1", "layout.micro_batch=2")
 RUN = (sys.executable, "-P", "-m", "launcher.cli", "run")
 ONE_RANK = ("cluster=testcluster", "cluster.node.num_gpus=1", "cluster.node.domain_size=1")
@@ -58,7 +59,7 @@ def test_a_gpt_in_an_allocation_uses_its_nodes_and_learns_as_it_does_here(slurm:
     assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == hosts(run)
     assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
     assert "placement (exact)" in done.stderr
-    slurm.launcher("run", "cluster=cpu", GPT[0], *ONE_GPU, f"run_dir={local}")
+    slurm.launcher("run", "cluster=cpu", *SMALL, *ONE_GPU, f"run_dir={local}")
     assert losses(run) == pytest.approx(losses(local), rel=1e-5)
     assert slurm.launcher("status", str(run)).stdout.count("done") == 2
 

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture
 def slurm(cluster: Slurm, tmp_path: Path) -> Iterator[Slurm]:
     yield Slurm(cluster.folder, tmp_path)
-    cluster.clear(but="")
+    cluster.clear()
 
 
 def test_a_job_that_slurm_struck_in_a_save_ends_whole_without_a_step_lost(slurm: Slurm) -> None:

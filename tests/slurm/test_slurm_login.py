@@ -71,7 +71,7 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
     (laptop / ".gitignore").write_text("*.log\nruns\n")
     slurm.run("git", "init", "-q", str(laptop.parent))
     job = ["submit", f"script={laptop}/train.py", "cluster=testcluster", "cluster.num_nodes=1", *login]
-    job += ["cluster.node.num_gpus=2", "launch.exclude=side[1-2]"]
+    job += ["cluster.node.num_gpus=2", "launch.exclude=side[1-3]"]
 
     dry = launcher(laptop, *job, "dry_run=true", "--", "x")
     assert dry.returncode == 0 and "launcher submit script=train.py" in dry.stdout and not (laptop / "runs").exists()
