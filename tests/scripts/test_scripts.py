@@ -45,6 +45,7 @@ class Habit:
     kind: str = "script"
     spawned: bool = True  # by launch.start=spawn too, a new interpreter for each rank as torchrun's
     cold: bool = False  # by fork from an interpreter that imports torch while it plans, as a user's is
+    ranks: int = 2
 
 
 HABITS = [
@@ -55,14 +56,12 @@ HABITS = [
     Habit("gets_classes_from_children.py"),
     Habit("looks_at_itself.py", ("two words", "é'\"$(x)", "", "--lr=3", "line\nbreak"), cold=True),
     Habit("own_launcher/train.py", in_its_folder=True),
-    Habit("sets_variables_before_torch.py", cold=True),
-    Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True, spawned=False),
+    Habit("sets_variables_only_a_new_interpreter_reads.py", by_spawn=True, spawned=False, ranks=1),
     Habit("ends_with_a_code.py", ("3",), code=1),
     Habit("ends_with_a_code.py", ("0", "at once")),
-    Habit("reads_its_place.py", ("fail",), code=1),
+    Habit("sets_variables_and_reads_its_place.py", ("fail",), code=1, cold=True),
     Habit("starts_itself_again.py", ("a b", "--x")),
-    Habit("saves_its_classes.py", ("--lr", "3e-2", "é", "b c")),
-    Habit("leaves_its_group_and_threads.py"),
+    Habit("saves_its_classes_and_leaves_its_group.py", ("--lr", "3e-2", "é", "b c")),
     Habit("own_launcher/train.py", kind="module", in_its_folder=True),
     Habit("shell.sh", ("a b", "3"), kind="program", code=1),
 ]
@@ -83,9 +82,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
     program = script.stem if habit.kind == "module" else str(script)
     if kind == "torchrun":
-        shape = ["--standalone", "--nproc-per-node=2", *OPTIONS[habit.kind]]
+        shape = ["--standalone", f"--nproc-per-node={habit.ranks}", *OPTIONS[habit.kind]]
         return [*PYTHON, "torch.distributed.run", *shape, program, *habit.args]
-    launch = ["launch.nproc_per_node=2", *STARTS[kind], f"launch.max_restarts={habit.restarts}"]
+    launch = [f"launch.nproc_per_node={habit.ranks}", *STARTS[kind], f"launch.max_restarts={habit.restarts}"]
     return [
         *PYTHON,
         "launcher.cli",

@@ -1,10 +1,15 @@
 """Habit: Lightning finds its place by torchrun's variables, and shards the data itself."""
 
+# ruff: noqa: E402
+
+import gc
 import json
 import logging
 import os
 import warnings
 from pathlib import Path
+
+gc.disable()  # the imports take a quarter less CPU
 
 import lightning
 import torch

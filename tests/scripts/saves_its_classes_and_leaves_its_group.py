@@ -1,7 +1,13 @@
-"""Habit: checkpoints by torch.save with classes of the script's own, in a folder that it changes to."""
+"""Habits: checkpoints by torch.save with classes of the script's own, in a folder that it changes to.
+
+No destroy_process_group, a daemon thread that sleeps on, and a child process that outlives its line.
+"""
 
 import argparse
 import os
+import subprocess
+import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,8 +44,15 @@ def main() -> None:
     weights = [f"{w:.6f}" for w in back["model"]["weight"].flatten().tolist()]
     Path("weights.txt").write_text(f"{weights} {back['config']}\n")
     Path("last.pt").unlink()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    threading.Thread(target=time.sleep, args=[1000], daemon=True).start()
+    child = subprocess.Popen(["sh", "-c", "sleep 0.2; echo late > late.txt"])
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    work = dist.all_reduce(torch.ones(1), async_op=True)
+    Path("total.txt").write_text(str(total.item()))
+    work.wait()
+    child.wait()
