@@ -61,6 +61,13 @@ def test_accelerate_reads_machines_processes_and_precision(name: str, tmp_path: 
         assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
 
 
+@pytest.mark.parametrize(("compiled", "backend"), [("true", "INDUCTOR"), ("false", "no")])
+def test_accelerate_compiles_where_the_plan_does(compiled: str, backend: str, tmp_path: Path) -> None:
+    arguments, environment = read(plan_of("zero3", "stack=fsdp", f"stack.compile={compiled}"), tmp_path)
+    assert arguments.dynamo_backend == backend
+    assert environment["ACCELERATE_DYNAMO_BACKEND"] == backend.upper()
+
+
 def test_full_precision_is_a_word_and_not_false(tmp_path: Path) -> None:
     _, environment = read(plan_of("plain dp", "train.dtype=fp32"), tmp_path)
     assert environment["ACCELERATE_MIXED_PRECISION"] == "no"

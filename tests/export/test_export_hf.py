@@ -59,3 +59,15 @@ def test_recomputation_is_said_once_by_fsdp_or_by_the_trainer() -> None:
     without = json.loads(hf.write(plan_of("plain dp", "layout.recompute=full")).files[hf.ARGUMENTS])
     assert (with_fsdp["gradient_checkpointing"], without["gradient_checkpointing"]) == (False, True)
     assert "fsdp_activation_checkpointing: true" in hf.write(plan_of("zero3")).files[accelerate.CONFIG]
+
+
+def test_kernels_that_a_plan_counts_as_fused_are_ligers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fused, compiled, eager = (
+        read(plan_of("zero3", "stack=fsdp", *words), tmp_path, monkeypatch)
+        for words in (("stack.fused_norm=true", "stack.fused_loss=true"), ("stack.compile=true",), ())
+    )
+    kernels = {"rms_norm": True, "cross_entropy": True, "rope": False, "swiglu": False}
+    assert (fused.use_liger_kernel, fused.torch_compile) == (True, False)
+    assert fused.liger_kernel_config == {**kernels, "fused_linear_cross_entropy": False}
+    assert (compiled.use_liger_kernel, compiled.torch_compile) == (False, True)
+    assert (eager.use_liger_kernel, eager.torch_compile) == (False, False)

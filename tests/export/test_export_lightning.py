@@ -56,6 +56,16 @@ def test_each_way_to_shard_has_its_strategy(tmp_path: Path, monkeypatch: pytest.
     assert (both._data_parallel_size, both._tensor_parallel_size) == (4, 4)
 
 
+def test_sums_of_another_dtype_are_fsdps_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.chdir(tmp_path)
+    for words, dtype in (("train", None), ("fp32", torch.float32)):
+        plan = plan_of("zero3", "stack=fsdp", f"stack.grad_reduce_dtype={words}")
+        mixed = module_of(plan, tmp_path).make_strategy().mixed_precision
+        assert (mixed and mixed.reduce_dtype) == dtype
+
+
 def test_zero1_is_deepspeeds_with_our_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("deepspeed")
     monkeypatch.chdir(tmp_path)

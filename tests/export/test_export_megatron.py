@@ -110,20 +110,39 @@ def test_megatrons_own_parser_reads_the_plan_back(name: str) -> None:
     assert arguments["recompute_granularity"] == (None if plan.layout.recompute == "none" else plan.layout.recompute)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHECKOUT is None, reason="set MEGATRON_LM to a checkout of Megatron-LM, or run .ci/stacks")
+def test_megatrons_own_parser_reads_the_habits_that_a_plan_assumes() -> None:
+    usual, other = (megatron_reads()[" ".join(("zero3 with tp", *more))]["arguments"] for more in (USUAL, OTHER))
+    for name, by_itself in HABITS.items():
+        assert (usual[name], other[name]) == (by_itself, not by_itself), name
+
+
+USUAL = ("stack=megatron_lm", "layout.zero_stage=1", "layout.sequence_parallel=true")
+OTHER = (*USUAL, "stack.fused_rotary=false", "stack.fused_activation=false", "stack.fused_loss=true",
+         "stack.fused_accumulation=false", "stack.tp_overlap=async", "stack.grad_reduce_dtype=train",
+         "stack.overlap_grad_reduce=false")  # fmt: skip
+# Megatron-LM's names of them, and what a plan for Megatron-LM assumes by itself.
+HABITS = {"apply_rope_fusion": True, "bias_swiglu_fusion": True, "cross_entropy_loss_fusion": False,
+          "gradient_accumulation_fusion": True, "tp_comm_overlap": False, "accumulate_allreduce_grads_in_fp32": True,
+          "overlap_grad_reduce": True, "overlap_param_gather": True}  # fmt: skip
+
+
 @cache
 def megatron_reads() -> dict[str, Any]:
     """Every plan as Megatron-LM reads it, by one process: its import takes seven seconds."""
+    plans = [(name,) for name in SAID] + [("zero3 with tp", *USUAL), ("zero3 with tp", *OTHER)]
     asked = [
         {
-            "world_size": plan_of(name).layout.world_size,
-            "environment": megatron.environment(plan_of(name)),
-            "words": [*words(name), "--mock-data", "--tokenizer-type", "NullTokenizer"],
+            "world_size": plan_of(*plan).layout.world_size,
+            "environment": megatron.environment(plan_of(*plan)),
+            "words": [*words(*plan), "--mock-data", "--tokenizer-type", "NullTokenizer"],
         }
-        for name in SAID
+        for plan in plans
     ]
     done = subprocess.run(
         [sys.executable, HERE / "megatron_reads.py"], input=json.dumps(asked), text=True, capture_output=True,
         cwd=CHECKOUT, env=os.environ | {"PYTHONPATH": str(CHECKOUT)}, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(SAID, json.loads(done.stdout), strict=True))
+    return dict(zip(map(" ".join, plans), json.loads(done.stdout), strict=True))

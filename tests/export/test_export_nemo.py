@@ -20,6 +20,11 @@ from launcher.planner import Plan
 HERE = Path(__file__).parent
 OPTIONS = HERE / "options" / "nemo.csv"
 BRIDGE = os.environ.get("MEGATRON_BRIDGE")
+OTHER = "other habits"
+OTHER_WORDS = ("zero3 with tp", "stack=megatron_lm", "layout.zero_stage=1", "layout.sequence_parallel=true",
+               "stack.fused_rotary=false", "stack.fused_activation=false", "stack.fused_loss=true",
+               "stack.fused_accumulation=false", "stack.tp_overlap=async",
+               "stack.grad_reduce_dtype=train", "stack.overlap_grad_reduce=false")  # fmt: skip
 SAID = [name for name in PLANS if not list(nemo.TARGET.cannot((plan := plan_of(name)).job, plan.layout))]
 
 
@@ -28,6 +33,12 @@ def test_every_override_is_a_field_that_is_documented(name: str) -> None:
     with OPTIONS.open() as file:
         documented = {row["option"] for row in csv.DictReader(file)}
     assert {key for key, _ in nemo.settings(plan_of(name))} <= documented
+
+
+def test_a_recipe_with_a_configuration_of_overlap_gets_it_there_too() -> None:
+    has, other = overrides("zero2"), overrides("context")  # llama2_7b's recipe has one, llama3_8b's has none
+    assert has["comm_overlap.overlap_grad_reduce"] == has["ddp.overlap_grad_reduce"] == "true"
+    assert not any(key.startswith("comm_overlap.") for key in other)
 
 
 def overrides(name: str) -> dict[str, str]:
@@ -55,9 +66,9 @@ def test_a_named_model_is_its_recipe_and_another_gets_its_shape() -> None:
 @pytest.mark.skipif(
     BRIDGE is None, reason="set MEGATRON_BRIDGE to an unpacked Megatron Bridge and core, or run .ci/stacks"
 )
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", [*SAID, OTHER])
 def test_megatron_bridges_own_parser_and_checks_read_the_plan_back(name: str) -> None:
-    plan, read = plan_of(name), bridge_reads()[name]
+    plan, read = plan_of(*(OTHER_WORDS if name == OTHER else (name,))), bridge_reads()[name]
     assert {key: value for key, value in nemo.settings(plan) if read["said"][key] != value} == {}
     assert read["stages"] == list(plan.layout.layer_split)
     for axis in ("tp", "cp", "dp", "pp"):
@@ -77,12 +88,14 @@ def shape_of_recipe(plan: Plan) -> dict[str, int]:
 @cache
 def bridge_reads() -> dict[str, Any]:
     """Every plan as Megatron Bridge reads it, by one process: its import takes ten seconds."""
-    plans = [plan_of(name) for name in SAID]
+    named = {name: plan_of(name) for name in SAID} | {OTHER: plan_of(*OTHER_WORDS)}
+    plans = list(named.values())
     asked = [
         {
             "world_size": plan.layout.world_size,
             "environment": megatron.environment(plan),
             "recipe": shape_of_recipe(plan),
+            "overlap": plan.job.model.name in nemo.OVERLAP_GROUP,
             "words": nemo.write(plan).files[nemo.OVERRIDES].splitlines(),
         }
         for plan in plans
@@ -92,4 +105,4 @@ def bridge_reads() -> dict[str, Any]:
         env=os.environ | {"PYTHONPATH": str(BRIDGE)}, capture_output=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(SAID, json.loads(done.stdout), strict=True))
+    return dict(zip(named, json.loads(done.stdout), strict=True))

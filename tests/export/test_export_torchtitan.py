@@ -22,6 +22,9 @@ from launcher.export import torchtitan
 
 OPTIONS = Path(__file__).parent / "options" / "torchtitan.csv"
 CHECKOUT = os.environ.get("TORCHTITAN")
+COMPILED = (
+    "zero3 with tp|layout.sequence_parallel=true|stack.compile=true|stack.tp_overlap=async|stack.compiles_loss=false"
+)
 SAID = [name for name in PLANS if not list(torchtitan.cannot((plan := plan_of(name)).job, plan.layout))]
 
 
@@ -68,7 +71,7 @@ def test_a_model_that_it_does_not_have_is_reported() -> None:
 
 
 @pytest.mark.skipif(CHECKOUT is None, reason="set TORCHTITAN to a checkout of torchtitan")
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", [*SAID, COMPILED])
 def test_torchtitans_own_dataclasses_read_the_flags(name: str) -> None:
     tyro = pytest.importorskip("tyro")
     configs = configs_of(Path(str(CHECKOUT)))
@@ -77,22 +80,25 @@ def test_torchtitans_own_dataclasses_read_the_flags(name: str) -> None:
     class Config:
         training: Any = field(default_factory=configs.TrainingConfig)
         parallelism: Any = field(default_factory=configs.ParallelismConfig)
+        compile: Any = field(default_factory=configs.CompileConfig)
 
-    Config.__annotations__.update(training=configs.TrainingConfig, parallelism=configs.ParallelismConfig)
-    plan = plan_of(name)
+    Config.__annotations__.update(
+        training=configs.TrainingConfig, parallelism=configs.ParallelismConfig, compile=configs.CompileConfig
+    )
+    plan = plan_of(*name.split("|"))
     read = tyro.cli(Config, args=own_flags(torchtitan.flags(plan)), default=Config())
     for key, value in torchtitan.settings(plan):
         section, _, option = key.partition(".")
-        if section in ("training", "parallelism"):
+        if section in ("training", "parallelism", "compile"):
             assert getattr(getattr(read, section), option) == value, key
 
 
 def own_flags(words: list[str]) -> list[str]:
-    """The flags of the sections training and parallelism, with their values."""
+    """The flags of the sections training, parallelism and compile, with their values."""
     found: list[str] = []
     keep = False
     for word in words:
-        keep = word.startswith(("--training", "--parallelism")) if word.startswith("--") else keep
+        keep = word.startswith(("--training", "--parallelism", "--compile")) if word.startswith("--") else keep
         found += [word] if keep and not word.startswith("activation") else []
     return found
 
