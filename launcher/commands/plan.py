@@ -24,9 +24,9 @@ from launcher.files import user_path, written_as
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, mix, write_plan
-from launcher.planner.batches import better_batches, unchosen_batch
+from launcher.planner.batches import better_batches, unchosen_batch, usual_batch
 from launcher.planner.build import limits, notes
-from launcher.planner.deadline import fewest_gpus, within_deadline
+from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
 from launcher.planner.explain import reasons
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
@@ -47,6 +47,8 @@ def run(invocation: Invocation) -> int:
         return from_file.run(invocation.overrides)
     if invocation.multirun:
         what, cases = _swept_cases(sweep(invocation.overrides))
+        if cases[0][0].options.tokens_per_parameter is not None:
+            return _largest([(case[0][0], settings) for settings, case in cases])
         if cases[0][0].options.days is not None:
             return _in_time([(case[0][0], settings) for settings, case in cases], what=what)
         return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
@@ -55,6 +57,8 @@ def run(invocation: Invocation) -> int:
         return _mixed(invocation.overrides, settings)
     if settings.options.plan is not None:
         return _explain(read_given(settings.options.plan, settings, invocation.overrides), settings)
+    if settings.options.tokens_per_parameter is not None:
+        return _largest([(settings.job.model.name, settings)])
     if settings.options.days is not None:
         return _in_time([(settings.job.cluster.name, settings)], what="cluster")
     if settings.options.sizes is not None:
@@ -165,6 +169,27 @@ def _in_time(cases: Sequence[tuple[str, Settings]], *, what: str) -> int:
         for label, each in counted(cases, "planning")
     ]
     return _show(within_deadline(rows, tokens=tokens, days=days, what=what), settings)
+
+
+def _largest(cases: Sequence[tuple[str, Settings]]) -> int:
+    """Print the largest of these models that its cluster trains to so many tokens a parameter in time.
+
+    A batch that was not set is that of published models of about the same size.
+    """
+    options = cases[0][1].options
+    multiple, days = options.tokens_per_parameter, options.days
+    if multiple is None or days is None or options.tokens is not None or options.sizes is not None:
+        raise InputError(
+            f"tokens_per_parameter={multiple:g} finds the largest model that is trained in time: set days, as days=14, "
+            "leave out tokens and sizes"
+        )
+    found = []
+    for label, each in counted(cases, "planning"):
+        job = each.job
+        if "global_batch" not in (each.given.get("train") or {}):
+            job = replace(job, training=replace(job.training, global_batch=usual_batch(job)))
+        found.append((f"{label}, batch {job.training.global_batch}", job, each.request, limits(job, each.run_options)))
+    return _show(largest_model(found, tokens_per_parameter=multiple, days=days), cases[0][1])
 
 
 def _show(comparison: compare.Comparison, settings: Settings) -> int:

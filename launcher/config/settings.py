@@ -115,6 +115,11 @@ class Configuration:
     days: float | None = key(
         None, unit="days", above=0, example="14", meaning="with tokens: find the fewest GPUs that train them in time"
     )
+    tokens_per_parameter: float | None = key(
+        None, unit="1", above=0, example="20",
+        meaning="with days and -m model=a,b: find the largest model that the cluster trains in time, each on so many "
+        "tokens a parameter",
+    )  # fmt: skip
     sort: str | None = key(
         None,
         choices=("time", "memory", "cost"),

@@ -62,13 +62,14 @@ class Row:
 @dataclass(frozen=True)
 class Comparison:
     """Rows in the order asked for, and what follows from them. `tokens`: training tokens, or None; `what`: the keys by
-    which the rows differ.
+    which the rows differ; `tokens_per_parameter`: where each model has its own number of tokens.
     """
 
     rows: tuple[Row, ...]
     tokens: float | None
     verdicts: tuple[str, ...]
     what: str = "cluster"
+    tokens_per_parameter: float | None = None
 
 
 def compare(
@@ -233,6 +234,7 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
     """Return a comparison as a document: rows with the public names of an estimate; None: unknown."""
     return {
         "tokens": comparison.tokens,
+        "tokens_per_parameter": comparison.tokens_per_parameter,
         "what": comparison.what,
         "rows": [_row_data(row) for row in comparison.rows],
         "verdicts": list(comparison.verdicts),

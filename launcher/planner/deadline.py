@@ -1,9 +1,10 @@
-"""The fewest GPUs of a cluster that train so many tokens in so many days."""
+"""Training in so many days: the fewest GPUs for so many tokens, and the largest model that a cluster trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from math import sqrt
 
 from launcher.cluster import Cluster
 from launcher.cost.model import CostModel
@@ -12,6 +13,7 @@ from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner.compare import SECONDS_PER_DAY, Comparison, Row, planned, resized
 from launcher.planner.space import Refuse
+from launcher.units import format_count
 
 MOST_GPUS = 16384
 FINER = (5, 6, 7)  # eighths of a size that is in time, where half of it is not
@@ -96,3 +98,26 @@ def within_deadline(rows: Sequence[Row], *, tokens: float, days: float, what: st
             f"none trains {tokens:,.0f} tokens in {days:g} days: more days, fewer tokens or another cluster"
         )
     return Comparison(tuple(rows), tokens, tuple(verdicts), what)
+
+
+def largest_model(
+    cases: Iterable[tuple[str, Job, LayoutRequest, Refuse | None]], *, tokens_per_parameter: float, days: float
+) -> Comparison:
+    """The best plan of each model for so many tokens a parameter, and the largest model that is trained in time."""
+    rows, sizes = [], {}
+    for label, job, request, refuse in cases:
+        tokens = tokens_per_parameter * job.model.params
+        named = f"{label}: {format_count(job.model.params)}, {format_count(tokens)} tokens"
+        rows.append(planned(named, job, request, tokens, refuse))
+        sizes[named] = job.model.params
+    ready = [row for row in rows if _in_time(row, days)]
+    verdicts = [f"none of these models is trained in {days:g} days: more days, more GPUs, or fewer tokens a parameter"]
+    if ready:
+        best = max(ready, key=lambda row: sizes[row.label])
+        # Compute is in proportion to parameters × tokens, and so to the square of the parameters.
+        room = format_count(sizes[best.label] * sqrt(days / (best.days or days)))
+        verdicts = [
+            f"largest in {days:g} days on {best.num_gpus:,} GPUs: {best.label}, {best.days:,.1f} days; "
+            f"at its speed there is time for {room} parameters"
+        ]
+    return Comparison(tuple(rows), None, tuple(verdicts), "model", tokens_per_parameter)

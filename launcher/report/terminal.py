@@ -151,20 +151,21 @@ def show_comparison(to: TextIO, comparison: Comparison) -> None:
 
 def comparison_table(comparison: Comparison, *, bold: bool = False, width: int | None = None) -> list[str]:
     """Return a title, a header and one line per cluster; omit columns that are unknown in all rows."""
-    tokens = comparison.tokens
+    tokens, multiple = comparison.tokens, comparison.tokens_per_parameter
     scaled = any(row.scaling is not None for row in comparison.rows)
     names = [
         "tok/s",
         "MFU",
         *(["scaling"] if scaled else []),
-        *(["days", "GPU-h", "cost"] if tokens else ["$/M tokens"]),
+        *(["days", "GPU-h", "cost"] if tokens or multiple else ["$/M tokens"]),
     ]
     columns = {comparison.what: LEFT, "GPUs": RIGHT, "best layout": LEFT} | dict.fromkeys(names, RIGHT)
     rows = []
     for row in comparison.rows:
-        cells = _row_cells(row, scaled=scaled, timed=bool(tokens)) if row.best else ["-"] * len(names)
+        cells = _row_cells(row, scaled=scaled, timed=bool(tokens or multiple)) if row.best else ["-"] * len(names)
         rows.append([row.label, f"{row.num_gpus:,}", row.brief, *cells])
-    title = "best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else "")
+    each = f", for {multiple:g} training tokens a parameter" if multiple else ""
+    title = "best plan of each" + (f", for {format_count(tokens)} training tokens" if tokens else each)
     return [title, *draw(columns, rows, bold=bold, width=width)]
 
 

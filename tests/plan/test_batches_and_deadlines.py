@@ -14,7 +14,7 @@ from launcher.config.compose import load
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, near_batches, unchosen_batch, usual_batch
 from launcher.planner.compare import compare, ordered, resized
-from launcher.planner.deadline import fewest_gpus, within_deadline
+from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
 from launcher.planner.distinct import by, front
 from launcher.planner.search import search
 
@@ -102,6 +102,8 @@ def test_clusters_are_compared_by_the_smallest_size_that_is_in_time(capsys: pyte
         ("days=3", "days=3 is a deadline for a number of tokens: set tokens"),
         ("days=3 tokens=1e9 sizes=8,16", "days=3 finds the number of GPUs itself: leave out sizes"),
         ("days=0 tokens=1e9", "days = 0"),
+        ("tokens_per_parameter=20", "finds the largest model that is trained in time: set days"),
+        ("tokens_per_parameter=20 days=3 tokens=1e9", "leave out tokens and sizes"),
         ("sort=speed", "not one of time, memory, cost"),
     ],
 )
@@ -110,6 +112,29 @@ def test_deadlines_and_orders_that_make_no_sense_are_refused(
 ) -> None:
     assert main(["plan", "cluster=dgx_a100_80g", "model=gpt3_350m", "train.global_batch=64", *words.split()]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_largest_model_that_a_budget_trains_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """Twenty tokens a parameter, each model with the batch of published ones of its size."""
+    words = "cluster=dgx_a100_80g stack=megatron_lm tokens_per_parameter=20 days=5 output=json"
+    assert main(["plan", "-m", "model=gpt3_350m,gpt3_2b7,gpt3_1b3,gpt3_6b7", *words.split()]) == 0
+    document = json.loads(capsys.readouterr().out)
+    names, in_time = zip(*((row["label"].split(",")[0], row["days"] <= 5) for row in document["rows"]), strict=True)
+    assert dict(zip(names, in_time, strict=True)) == {
+        "gpt3_350m": True, "gpt3_2b7": False, "gpt3_1b3": True, "gpt3_6b7": False
+    }  # fmt: skip
+    (line,) = document["verdicts"]
+    assert line.startswith("largest in 5 days on 8 GPUs: gpt3_1b3, batch 512: 1.3B, 26.4B tokens")
+    (row,) = [row for row in document["rows"] if row["label"].startswith("gpt3_1b3")]
+    assert row["days"] == pytest.approx(20 * 1.316e9**2 / 1.316e9 / row["tokens_per_s"] / 86400, rel=0.01)
+    room = float(re.search(r"time for ([\d.]+)B", line)[1])  # type: ignore[index]
+    assert room == pytest.approx(1.316 * (5 / row["days"]) ** 0.5, rel=0.03)
+
+
+def test_no_model_of_a_list_in_time_is_said() -> None:
+    asked = job(on=cluster(domains=(4,)), of=SMALL, global_batch=8)
+    found = largest_model([("x", asked, FREE, None)], tokens_per_parameter=1e6, days=1.0)
+    assert found.rows[0].best and found.verdicts[0].startswith("none of these models is trained in 1 days")
 
 
 def test_plans_by_memory_are_those_that_no_faster_plan_beats() -> None:
