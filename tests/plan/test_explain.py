@@ -12,7 +12,8 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.planner.explain import exposed, label, reasons, slower
+from launcher.planner.explain import close_calls, exposed, label, reasons, slower
+from launcher.planner.preference import NOISE
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
 from launcher.planner.why_not import parse, why_not
@@ -190,3 +191,18 @@ def test_a_question_that_is_not_understood_is_reported_whole(question: str, word
     with pytest.raises(InputError) as caught:
         parse(question)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_lead_inside_the_noise_is_said_whichever_layout_is_estimated_as_faster() -> None:
+    found = search(job(on=cluster(nodes=2), of=model(), global_batch=64), LayoutRequest(), top=10)
+    best, second = found.candidates[:2]
+    times = [best.estimate.step_time_s, second.estimate.step_time_s]
+    (line,) = close_calls(found)
+    assert abs(times[1] / times[0] - 1) < NOISE
+    assert "estimates can tell apart" in line or "can tell apart: measure both" in line
+    for ratio, words in ((1.01, "a lead of less than 2% is within"), (0.99, "is estimated 1.0% faster, which is less")):
+        other = replace(second, estimate=replace(second.estimate, step_time_s=ratio * times[0]))
+        (line,) = close_calls(replace(found, candidates=(best, other)))
+        assert words in line
+    far = replace(second, estimate=replace(second.estimate, step_time_s=1.05 * times[0]))
+    assert list(close_calls(replace(found, candidates=(best, far)))) == []

@@ -7,6 +7,7 @@ import pytest
 from launcher import Job
 from launcher.api import estimate
 from launcher.config.compose import load
+from launcher.errors import InputError
 from launcher.model import Training
 from launcher.planner.build import limits, make_plan
 from launcher.planner.search import search
@@ -134,3 +135,9 @@ def test_a_pipeline_that_is_asked_of_software_without_one_is_estimated_or_refuse
     words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "layout.pp=2", "stack=fsdp"]
     found = Job.from_overrides(words).search(top=1).candidates[0].layout
     assert (found.pp, found.zero_stage) == (2, 0)
+
+
+def test_the_year_of_the_software_is_a_key_of_the_stack() -> None:
+    with pytest.raises(InputError, match=r"train\.software_year"):
+        load(["train.software_year=2021"])
+    assert load(["stack=megatron_lm", "stack.year=2021"]).job.stack.tp_overlap == "none"
