@@ -54,6 +54,8 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
     keys = {key: value for key, value in reading.keys.items() if key not in said}
     if named:  # a model that the user names is not the file's
         keys = {key: value for key, value in keys.items() if key != "model" and not key.startswith("model.")}
+    if {"stack", "stack.name"} & said:  # and other software has its own habits
+        keys = {key: value for key, value in keys.items() if not key.startswith("stack.")}
     overrides = [*Reading(reading.target, keys).overrides(), *words]
     if reading.accumulation and "train.global_batch" not in {*keys, *said}:
         settings = checked_settings([*overrides, "train.global_batch=1"])

@@ -63,7 +63,10 @@ def _unsaid(plan: Plan, target: Target) -> Iterator[str]:
     table = target.habits(setup_of(plan.job, plan.layout, deepspeed=with_deepspeed(plan.job)))
     habits = list(unsaid(table, plan.job, plan.layout, profile=profile))
     if habits:
-        yield f"what the plan assumes of stack={name}, and {target.tool} does as stack={profile}: {', '.join(habits)}"
+        yield (
+            f"{', '.join(habits)}, which the plan assumes: {target.tool} has no option for it and does as "
+            f"stack={profile} says"
+        )
 
 
 def _check(plan: Plan, target: Target) -> None:

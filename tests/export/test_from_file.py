@@ -178,6 +178,16 @@ def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
     assert "---tensor-model-parallel-size 4" in out and "+--tensor-model-parallel-size" in out
 
 
+def test_software_that_the_user_names_has_its_own_habits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.sh").write_text(SCRIPT.replace("pretrain_gpt.py", "pretrain_gpt.py --no-rope-fusion"))
+    steps = []
+    for more in ([], ["stack=megatron_lm"], ["stack=megatron_lm", "stack.fused_rotary=false"]):
+        assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g", "output=json", *more]) == 0
+        steps.append(json.loads(capsys.readouterr().out)["yours"]["step_time_s"])
+    read, named, by_hand = steps
+    assert named < by_hand < read  # the file reduces gradients after the backward pass too
+
+
 def test_the_document_has_both_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.sh").write_text(SCRIPT)
     assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g", "output=json"]) == 0
