@@ -167,8 +167,11 @@ def test_what_was_measured_and_calibrated_here_is_tuned_in_warm_ranks(
 
 @pytest.mark.slow
 def test_a_hopeless_plan_is_stopped_after_its_first_timed_step(tmp_path: Path) -> None:
-    """A model of sixteen times as many layers, after the usual one, in the same rank."""
-    one = ("cluster=cpu", "cluster.node.num_gpus=1", "train.global_batch=4")
+    """A model of sixteen times as many layers, after the usual one, in the same rank.
+
+    One thread: on busy cores two wait for each other, and a step of the usual one is now and then as long.
+    """
+    one = ("cluster=cpu", "cluster.node.num_gpus=1", "train.global_batch=4", "launch.omp_num_threads=1")
     write_trials((TrialShape(), TrialShape(deeper=16)), 1, one, tmp_path / "trials")
     words = [*one, "recipe=tune", "recipe.trials=trials", "recipe.steps=3", "recipe.patience=1.5", "tracking=none"]
     command = [sys.executable, "-m", "launcher.cli", "run", *words, "run_dir=run"]
