@@ -63,8 +63,9 @@ def fit_allocation(plan: Plan, hosts: Hosts, settings: SlurmSettings, *, notify:
     best = min(fits, key=lambda fit: float(fit.plan.estimate.get("step_time_s", 0.0))) if len(fits) > 1 else fits[0]
     if best.plan is not plan:
         before, now = plan.job.cluster, best.plan.job.cluster
+        nodes = "node" if now.num_nodes == 1 else "nodes"
         notify(
-            f"planned again: {now.num_nodes} nodes of {now.name} instead of {before.num_nodes} of {before.name}: "
+            f"planned again: {now.num_nodes} {nodes} of {now.name} instead of {before.num_nodes} of {before.name}: "
             f"{plan.layout.brief()} → {best.plan.layout.brief()}"
         )
     if idle := [name for name in hosts.names if name not in best.hosts]:

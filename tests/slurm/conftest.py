@@ -30,6 +30,16 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "srun", "unshare")
 POLL_S = 0.2
 PYTHON = sys.executable
+# What the gpt recipe trains in tests, and the options of one rank of it.
+SMALL = ("train.steps=3", "model.layers=2", "model.seq_len=64", "train.global_batch=8")
+ONE_RANK = (
+    "cluster=cpu",
+    "cluster.node.num_gpus=1",
+    "layout.tp=1",
+    "layout.pp=1",
+    "layout.dp=1",
+    "layout.micro_batch=2",
+)
 PREFIX = "launcher-lab-"
 LOCK = Path(tempfile.gettempdir()) / "launcher-slurm-tests.lock"
 
@@ -222,6 +232,22 @@ def one_cluster() -> Iterator[Slurm]:
         finally:
             slurm.run(str(TESTCLUSTER), "stop", "--dir", str(folder), check=False)  # also where the caller failed
             shutil.rmtree(folder)
+
+
+def losses(run: Path) -> list[float]:
+    """The losses of a training, in the order of its steps."""
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def losses_here(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Those of SMALL in one rank on this machine, without Slurm."""
+    run = tmp_path_factory.mktemp("here") / "run"
+    argv = [sys.executable, "-m", "launcher.cli", "run", "cluster=cpu", *SMALL, *ONE_RANK, f"run_dir={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = preloaded.run(argv, cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return losses(run)
 
 
 @pytest.fixture

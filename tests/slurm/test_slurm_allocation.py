@@ -12,21 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SIDE, STEPPER, Slurm, steps, wait_for
+from conftest import SIDE, SMALL, STEPPER, Slurm, losses, steps, wait_for
 
 from launcher.run.folder import RunFolder
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(300)]
 
-SMALL = ("train.steps=3", "model.layers=2", "model.seq_len=64", "train.global_batch=8")
 GPT = (*SMALL, "layout.tp=2", "layout.pp=2", "layout.dp=1", "layout.micro_batch=2", "layout.virtual_stages=1")
-ONE_GPU = ("cluster.node.num_gpus=1", "layout.tp=1", "layout.pp=1", "layout.dp=1", "layout.micro_batch=2")
 RUN = (sys.executable, "-P", "-m", "launcher.cli", "run")
-ONE_RANK = ("cluster=testcluster", "cluster.node.num_gpus=1", "cluster.node.domain_size=1")
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+STEPPER_SHAPE = ("cluster=testcluster", "cluster.node.num_gpus=1", "cluster.node.domain_size=1")
 
 
 def hosts(run: Path) -> list[str]:
@@ -40,7 +34,7 @@ def start(slurm: Slurm) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     jobs: list[subprocess.Popen[str]] = []
 
     def started(run: Path, *words: str, nodes: str = "node1,node2") -> subprocess.Popen[str]:
-        argv = ["salloc", "-w", nodes, *RUN, *ONE_RANK, f"script={STEPPER}", f"run_dir={run}", *words]
+        argv = ["salloc", "-w", nodes, *RUN, *STEPPER_SHAPE, f"script={STEPPER}", f"run_dir={run}", *words]
         pipe = subprocess.PIPE
         jobs.append(subprocess.Popen(argv, env=slurm.environment, cwd=slurm.runs, text=True, stdout=pipe, stderr=pipe))
         return jobs[-1]
@@ -52,21 +46,22 @@ def start(slurm: Slurm) -> Iterator[Callable[..., subprocess.Popen[str]]]:
             job.communicate(timeout=60)
 
 
-def test_a_gpt_in_an_allocation_uses_its_nodes_and_learns_as_it_does_here(slurm: Slurm) -> None:
-    run, local = slurm.runs / "salloc", slurm.runs / "local"
+def test_a_gpt_in_an_allocation_uses_its_nodes_and_learns_as_it_does_here(
+    slurm: Slurm, losses_here: list[float]
+) -> None:
+    run = slurm.runs / "salloc"
     done = slurm.run("salloc", "-N2", "-x", f"{SIDE},new1,new2", *RUN, "cluster=testcluster", *GPT, f"run_dir={run}")
     assert len(set(hosts(run))) == 2
     assert [json.loads((run / "nodes" / f"node-{n}.json").read_text())["host"] for n in range(2)] == hosts(run)
     assert json.loads(done.stdout.splitlines()[-1])["losses"]["last"] == pytest.approx(losses(run)[-1], abs=1e-4)
     assert "placement (exact)" in done.stderr
-    slurm.launcher("run", "cluster=cpu", *SMALL, *ONE_GPU, f"run_dir={local}")
-    assert losses(run) == pytest.approx(losses(local), rel=1e-5)
+    assert losses(run) == pytest.approx(losses_here, rel=1e-5)
     assert slurm.launcher("status", str(run)).stdout.count("done") == 2
 
 
 def test_a_dry_run_in_an_allocation_shows_the_step_and_a_plan_for_more_nodes_is_refused(slurm: Slurm) -> None:
     run = slurm.runs / "none"
-    words = [*ONE_RANK, f"script={STEPPER}", f"run_dir={run}"]
+    words = [*STEPPER_SHAPE, f"script={STEPPER}", f"run_dir={run}"]
     done = slurm.run("salloc", "-w", "node1,node2", *RUN, *words, "dry_run=true")
     assert "srun --nodes=2 --ntasks=2" in done.stderr
     refused = slurm.run("salloc", "-w", "node1", *RUN, *words, "launch.nnodes=2", check=False)

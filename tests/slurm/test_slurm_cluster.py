@@ -19,10 +19,12 @@ from conftest import (
     NODES,
     ROOT,
     SIDE,
+    SMALL,
     STEPPER,
     Slurm,
     events,
     ledger,
+    losses,
     steps,
     wait_for,
     wait_until,
@@ -38,9 +40,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 
 OWN_HANDLER = Path(__file__).parent / "own_handler.py"
 SECRET = "0123456789abcdef0123456789abcdef01234567"
-SMALL = ("train.steps=3", "model.layers=2", "model.seq_len=64", "train.global_batch=8")
 GPT = (*SMALL, "layout.tp=2", "layout.pp=2", "layout.dp=2", "layout.micro_batch=2", "layout.virtual_stages=1")
-ONE_GPU = ("cluster.node.num_gpus=1", "layout.tp=1", "layout.pp=1", "layout.dp=1", "layout.micro_batch=2")
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +110,6 @@ def slurm(
     cluster.clear()
 
 
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def ranks_of(job_id: str) -> list[int]:
     """The processes that run the gpt recipe in a job."""
     found = []
@@ -124,7 +120,9 @@ def ranks_of(job_id: str) -> list[int]:
     return found
 
 
-def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here(slurm: Slurm) -> None:
+def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here(
+    slurm: Slurm, losses_here: list[float]
+) -> None:
     run = slurm.runs / "gpt $(touch pwned) 'q' \"d\" `touch pwned`;\n%j end"
     job_id = slurm.submit(run, *GPT, "launch.gpus_per_node=2", "launch.gpu_type=a100", WANDB_API_KEY=SECRET)
     slurm.wait(job_id, "COMPLETED")
@@ -141,9 +139,7 @@ def test_a_gpt_on_four_nodes_sits_where_the_plan_says_and_learns_as_it_does_here
     overhead = [float(str(e["seconds"])) for n in ("slurm_placed", "slurm_preflight") for e in events(run, n)]
     assert len(overhead) == 2
 
-    local = slurm.runs / "local"
-    slurm.launcher("run", "cluster=cpu", *SMALL, *ONE_GPU, f"run_dir={local}")
-    assert losses(run) == pytest.approx(losses(local), rel=1e-5)
+    assert losses(run) == pytest.approx(losses_here, rel=1e-5)
 
     described = slurm.run("scontrol", "show", "job", job_id).stdout
     assert SECRET not in described + slurm.run("scontrol", "write", "batch_script", job_id, "-").stdout
@@ -159,11 +155,11 @@ def test_a_preempted_job_comes_back_on_other_gpus_and_no_loss_changes(slurm: Slu
     run, local = slurm.runs / "preempted", slurm.runs / "uninterrupted"
     other = slurm.runs / "configs" / "cluster" / "other.yaml"
     other.parent.mkdir(parents=True)
-    other.write_text("defaults: [testcluster, _self_]\nname: other\nnode: {num_gpus: 1, domain_size: 1}\n")
-    shape = ("cluster.node.num_gpus=1", "cluster.node.domain_size=1", "cluster.num_nodes=2")
+    other.write_text("defaults: [testcluster, _self_]\nname: other\nnode: {num_gpus: 2, domain_size: 2}\n")
+    shape = ("cluster.node.num_gpus=2", "cluster.node.domain_size=2", "cluster.num_nodes=1")
     job = ("train.steps=60", "train.checkpoint_every=100", "layout.tp=1", "layout.pp=1", "layout.dp=2")
     job += ("train.global_batch=4", "model.layers=2", "model.seq_len=64")
-    kinds = ("launch.replan=any", "launch.min_nodes=2", "launch.gpu_clusters={h100:other}", "launch.exclude=side[1-3]")
+    kinds = ("launch.replan=any", "launch.min_nodes=1", "launch.gpu_clusters={h100:other}", "launch.exclude=side[1-3]")
     job_id = slurm.submit(run, *shape, *job, *kinds)
     wait_until(lambda: len(ranks_of(job_id)) == 2)
     ranks = ranks_of(job_id)
@@ -180,8 +176,9 @@ def test_a_preempted_job_comes_back_on_other_gpus_and_no_loss_changes(slurm: Slu
     slurm.wait(job_id, "COMPLETED")
     assert slurm.state(high.strip()) == "RUNNING"
     plan = json.loads(RunFolder(run).present_plan.read_text())
-    assert (plan["cluster"]["name"], sorted(plan["hosts"])) == ("other", NEWER.split(","))
-    assert "2 nodes of other instead of 2 of testcluster" in slurm.logs()
+    assert (plan["cluster"]["name"], len(plan["hosts"])) == ("other", 1)
+    assert plan["hosts"][0] in NEWER.split(",")
+    assert "1 node of other instead of 1 of testcluster" in slurm.logs()
     assert len(events(run, "slurm_start")) == 2
     slurm.launcher("run", "cluster=cpu", "cluster.node.num_gpus=2", *job, f"run_dir={local}")
     assert len(losses(run)) == 60  # no step twice, none left out
