@@ -2,7 +2,8 @@
 
 `Popen` and `run` take what subprocess's take, where the command is [sys.executable, …]. The process is a whole one with
 an id, streams, a folder, an environment and an exit code of its own, and the launcher's ranks below it. Where torch's
-import or the start of an interpreter is the subject, tests use subprocess.
+import or the start of an interpreter is the subject, tests use subprocess. Trainings by the gpt recipe have an
+interpreter that has imported what their agents would import for it, too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -20,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +35,8 @@ MODULES = (
     *("launcher.agent.rank_agent", "launcher.rendezvous.single_node", "launcher.rendezvous.plan_ordered"),
     *("launcher.commands.prepare", "launcher.commands.run", "launcher.local.start", "launcher.cli"),
 )
+RECIPE = Path(__file__).parents[1] / "configs" / "recipe" / "gpt.yaml"
+OWN_PROGRAM = ("script=", "module=", "program=", "recipe=")  # words of runs that do not train by that recipe
 OF_START = ("PYTHON", "LD_")  # variables that an interpreter reads as it starts
 ROOM = "." * 400  # for the command lines that ranks show to `ps`
 
@@ -53,7 +57,8 @@ class Popen(subprocess.Popen[Any]):
         assert preexec_fn is None, "shell_of says what is to be set"
         to_child, _, _, from_child, _, errors = pipes
         of_start = {name: value for name, value in environment.items() if name.startswith(OF_START)}
-        self._interpreter = _interpreter(tuple(sorted(of_start.items())))
+        trains = _trains([os.fspath(word) for word in args])
+        self._interpreter = _interpreter(tuple(sorted(of_start.items())), trains=trains)
         self.pid, self._status = self._interpreter.start(
             {
                 "args": [os.fspath(word) for word in args],
@@ -105,12 +110,12 @@ def run(
 class _Interpreter:
     """This process's side of the preloaded interpreter, which ends with this process."""
 
-    def __init__(self, of_start: Mapping[str, str]) -> None:
+    def __init__(self, of_start: Mapping[str, str], more: Sequence[str]) -> None:
         self._ours, theirs = socket.socketpair()
         others = {name: value for name, value in os.environ.items() if not name.startswith(OF_START)}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(theirs.fileno()), ROOM],
+                [sys.executable, "-P", __file__, str(theirs.fileno()), ",".join(more), ROOM],
                 env={**others, **of_start}, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
             )  # fmt: skip
         self._lock = threading.Lock()
@@ -129,20 +134,30 @@ class _Interpreter:
         return struct.unpack("=I", pid)[0], ended
 
 
-@lru_cache(maxsize=3)
-def _interpreter(of_start: tuple[tuple[str, str], ...]) -> _Interpreter:
+@lru_cache(maxsize=4)
+def _interpreter(of_start: tuple[tuple[str, str], ...], *, trains: bool) -> _Interpreter:
     """One for each set of variables that an interpreter reads as it starts; those that are not used any more end."""
-    return _Interpreter(dict(of_start))
+    block = re.search(r"^preload:\n((?:  - .*\n)+)", RECIPE.read_text(), re.MULTILINE)
+    assert block, RECIPE
+    return _Interpreter(dict(of_start), re.findall(r"  - (\S+)", block[1]) if trains else ())
 
 
-def serve(connection: socket.socket) -> None:
+def _trains(words: Sequence[str]) -> bool:
+    """Whether a command trains by the gpt recipe."""
+    by_launcher = "launcher.cli" in words and "run" in words
+    return any(word.endswith("/gpt.py") for word in words) or (
+        by_launcher and not any(word.startswith(OWN_PROGRAM) for word in words)
+    )
+
+
+def serve(connection: socket.socket, more: Sequence[str]) -> None:
     """Import, then fork for each order until the other side ends."""
     from launcher.agent.fork_server import check_forkable, preload
     from launcher.agent.node import PRELOADED
     from launcher.env import SINGLE_THREADED
 
     before = dict(os.environ)
-    preload((*PRELOADED, *MODULES))
+    preload((*PRELOADED, *MODULES, *more))
     check_forkable()
     os.environ.clear()
     os.environ.update({name: value for name, value in before.items() if name not in SINGLE_THREADED})
@@ -245,4 +260,4 @@ def _run(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), [name for name in sys.argv[2].split(",") if name])
