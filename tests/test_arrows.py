@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -78,15 +79,21 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -143,7 +150,9 @@ def test_no_room_holds_over_a_fifth_of_the_code() -> None:
 
 
 def public_classes(path: Path) -> Iterable[str]:
-    for node in ast.parse(path.read_text()).body:
+    tree = nodes(path)[0]
+    assert isinstance(tree, ast.Module)
+    for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             yield node.name
 
@@ -188,7 +197,7 @@ def test_nothing_private_of_hydra_is_used() -> None:
 def test_only_env_reads_the_environment() -> None:
     readers = set()
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "environb"):
                 readers.add(str(path.relative_to(ROOT)))
     assert readers <= {"launcher/env.py"}

@@ -97,8 +97,9 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                 micro_batch=micro_batch,
                 tp_across_domains=across,
             )
+            distinct = orders if name != "rails" else distinct_orders(plain, orders)
             for (zero, group), (recompute, fraction), schedule, sequence, order in product(
-                shardings(some_job, plain), passes(some_job), schedules(some_job, plain), sequence_parallel, orders
+                shardings(some_job, plain), passes(some_job), schedules(some_job, plain), sequence_parallel, distinct
             ):
                 layout = replace(
                     plain,
@@ -116,6 +117,12 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                 if not problems(some_job, layout) and not stack_problems(some_job, layout):
                     found.append(layout)
     return found
+
+
+def distinct_orders(layout: Layout, orders: list[str]) -> list[str]:
+    """One of the orders that differ in axes of one rank alone: they place ranks alike. Smaller jobs try them all."""
+    alike = {tuple(axis for axis in order.split("-") if getattr(layout, axis) > 1): order for order in orders}
+    return list(alike.values())
 
 
 def schedules(some_job: Job, layout: Layout) -> list[str]:
