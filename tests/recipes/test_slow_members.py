@@ -24,12 +24,12 @@ from launcher.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "slurm"))
-from testcluster_network import NODE_NETWORK, Network  # noqa: E402
+from testcluster_network import Network  # noqa: E402
 
 RECIPE = str(resource("recipes") / "collectives.py")
+IN_NODE = str(Path(__file__).with_name("rank_of_a_node.py"))
 TOOLS = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-IN_SPACE = NODE_NETWORK + 'hostname "$4" && shift 4 && exec "$@"'
-MAY_LIMIT = os.geteuid() == 0 and all(shutil.which(tool, path=TOOLS) for tool in ("ip", "tc", "unshare", "nsenter"))
+MAY_LIMIT = os.geteuid() == 0 and all(shutil.which(tool, path=TOOLS) for tool in ("ip", "tc", "nsenter"))
 
 
 def environment(folder: Path, *, num_nodes: int, sizes: str) -> dict[str, str]:
@@ -74,10 +74,9 @@ def nodes(network: Network, env: dict[str, str], folder: Path, count: int) -> It
         for rank in range(count):
             own = {"RANK": str(rank), "WORLD_SIZE": str(count), "GROUP_RANK": str(rank), "LOCAL_RANK": "0"}
             own |= {"LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": network.address(0), "GLOO_SOCKET_IFNAME": "eth0"}
-            words = ["unshare", "--net", "--uts", "sh", "-c", IN_SPACE, "sh", "-", "-", network.address(rank)]
+            words = [sys.executable, IN_NODE, RECIPE, network.address(rank), f"node{rank}"]
             with (folder / f"rank-{rank}.log").open("w") as log:
-                words += [f"node{rank}", sys.executable, RECIPE]
-                processes.append(subprocess.Popen(words, env=env | own, cwd=folder, stdout=log, stderr=log, text=True))
+                processes.append(preloaded.Popen(words, env=env | own, cwd=folder, stdout=log, stderr=log, text=True))
             network.connect(rank, processes[-1].pid)
         yield processes
     finally:
