@@ -183,7 +183,7 @@ def test_cold_start_phases_add_up_to_about_the_total_and_are_held_against_runs_a
     assert (document["last_total_s"], document["budget_s"]) == ([], None)
 
     words = ["run", "tracking=none", f"run_dir={tmp_path / 'again'}", "launch.cold_start_budget_s=0.05", *two]
-    again = subprocess.run(
+    again = preloaded.run(
         [sys.executable, "-m", "launcher.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert again.returncode == 1
