@@ -6,19 +6,19 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from export_plans import PLANS, plan_of
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from launcher.export import accelerate
 from launcher.planner.record import Plan
 
-pytest.importorskip("accelerate")
-import torch.distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
-
+pytestmark = pytest.mark.skipif(not find_spec("accelerate"), reason="no accelerate")
 SAID = {name: plan for name in PLANS if not list(accelerate.cannot((plan := plan_of(name)).job, plan.layout))}
 
 

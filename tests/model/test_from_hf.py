@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from launcher.model.from_hf import HfModel, read_hf
 from launcher.model.hf_families import FAMILIES
 from launcher.model.shape import Model
 
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(not find_spec("transformers"), reason="no transformers")
 
 # As published, in the numbers that matter; each is written by transformers' own class.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,8 +49,10 @@ EXACT = ("gpt2", "llama 3.2 1b", "mistral 7b", "mixtral 8x7b", "pythia 1b", "qwe
 
 
 def config_of(name: str) -> Any:
+    from transformers import AutoConfig
+
     kind, numbers = MODELS[name]
-    return transformers.AutoConfig.for_model(kind, **numbers)
+    return AutoConfig.for_model(kind, **numbers)
 
 
 def written(config: Any, folder: Path) -> dict[str, Any]:
@@ -65,15 +68,18 @@ def read(name: str, folder: Path) -> HfModel:
 def real_parameters(config: Any) -> int:
     """Of the model that transformers makes, without its memory."""
     import torch
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_defaults_are_those_of_transformers(kind: str) -> None:
-    default = transformers.AutoConfig.for_model(kind)
+    from transformers import AutoConfig
+
+    default = AutoConfig.for_model(kind)
     for key, value in FAMILIES[kind].defaults.items():
         found = getattr(default, key)
         if value is None:  # then it follows from the heads

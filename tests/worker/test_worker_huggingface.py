@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from launcher.worker.model.huggingface import CONFIG, WEIGHTS, FolderWeights, co
 from launcher.worker.model.init import InitialWeights
 from launcher.worker.model.transformer import StageShape, Transformer
 
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.skipif(not find_spec("transformers"), reason="no transformers")
 MODELS = {
     "llama": LLAMA,
     "llama with another base": replace(LLAMA, rope_theta=500000.0),
@@ -35,6 +36,8 @@ MODELS = {
 
 def theirs(model: Model) -> Any:
     """A randomly initialised transformers model of the same shape, with nothing left at ones or zeros."""
+    import transformers
+
     torch.manual_seed(0)
     config = config_of(model)
     kind = transformers.LlamaConfig if config["model_type"] == "llama" else transformers.GPT2Config
@@ -91,7 +94,9 @@ def test_a_sharded_checkpoint_exports_to_what_transformers_loads(name: str, tmp_
     run_ranks(8, body)
     folder = export(tmp_path / "checkpoints" / "step-00000002", tmp_path / "exported")
     assert {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG}
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
         mine = ours(model, folder)(ids(model))
         assert torch.allclose(loaded(ids(model)).logits, mine, atol=1e-4)
