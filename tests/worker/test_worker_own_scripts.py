@@ -102,8 +102,9 @@ if __name__ == "__main__":
 """
 
 
-def launch(script: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    command = [*LAUNCHER, *TWO_RANKS, f"script={script}", f"run_dir={script.parent / 'run'}", "--", *args]
+def launch(script: Path, *args: str, preload: str = "") -> subprocess.CompletedProcess[str]:
+    folder = f"run_dir={script.parent / 'run'}"
+    command = [*LAUNCHER, *TWO_RANKS, f"launch.preload=[{preload}]", f"script={script}", folder, "--", *args]
     return preloaded.run(command, capture_output=True, text=True, timeout=200, cwd=script.parent)
 
 
@@ -123,7 +124,8 @@ def test_a_script_in_the_manner_of_nanogpt_runs_unchanged(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_script_in_the_manner_of_hugging_face_runs_unchanged(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    done = launch(write(tmp_path, HUGGING_FACE), "--output_dir", str(tmp_path / "out"), "--max_train_steps", "4")
+    script, own = write(tmp_path, HUGGING_FACE), ["--output_dir", str(tmp_path / "out"), "--max_train_steps", "4"]
+    done = launch(script, *own, preload="transformers.models.gpt2.modeling_gpt2")
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["world_size"] == 2 and results["losses"][-1] < results["losses"][0]
