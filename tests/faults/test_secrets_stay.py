@@ -21,7 +21,8 @@ TRACKED = ("tracking=wandb", "tracking.mode=offline")
 
 
 def shell(folder: Path) -> dict[str, str]:
-    return {**os.environ, **dict.fromkeys(SECRETS, SECRET), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    own = {"PYTHONPATH": str(ROOT), "HOME": str(folder), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **dict.fromkeys(SECRETS, SECRET), **own}
 
 
 def launcher(folder: Path, *words: str) -> subprocess.Popen[bytes]:
