@@ -75,6 +75,7 @@ def test_a_feature_of_deepspeed_works_by_its_own_configuration(tmp_path: Path) -
     config = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "mine"}}
     (tmp_path / "ds.json").write_text(json.dumps(config))
     words = ["run", *WORDS, "train.ds_config=ds.json", "train.steps=2", "tracking=none", "run_dir=run"]
+    words += ["model.layers=2", "model.seq_len=32"]
     done = preloaded.run(
         [sys.executable, "-m", "launcher.cli", *words], cwd=tmp_path, capture_output=True, text=True, timeout=400
     )

@@ -108,6 +108,6 @@ def test_three_lines_give_a_script_mesh_tracker_and_checkpoints(tmp_path: Path) 
     first = launch(folder, f"script={script}")
     assert first.returncode == 0, first.stderr[-3000:]
     assert "weight [0.0, 0.0, 0.0]" in first.stderr
-    again = launch(folder, f"script={script}")
+    again = launch(folder, f"script={script}", "launch.preload=[launcher.worker.session]")  # as the recipes have it
     assert "weight [2.0, 2.0, 2.0]" in again.stderr and "'pp'" in again.stderr
     assert [step.loss for step in read_steps(RunFolder(folder).metrics)] == [0.0, 6.0]
