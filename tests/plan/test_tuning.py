@@ -33,7 +33,7 @@ def plans(*words: str, top: int = 6) -> list[Plan]:
 
 def said(folder: Path, *words: str) -> str:
     command = [sys.executable, "-m", "launcher.cli", *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = preloaded.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
