@@ -188,6 +188,7 @@ def cluster(request: pytest.FixtureRequest) -> Slurm:
         with ExitStack() as stack:
             slurm = stack.enter_context(one_cluster())
             stash[RUNNING] = slurm, stack.pop_all()
+        request.config.add_cleanup(stash[RUNNING][1].close)  # where the tests are broken off
     return stash[RUNNING][0]
 
 
