@@ -32,6 +32,7 @@ TOP_LEVEL = (
     "why_not",
     "sizes",
     "tokens",
+    "tokens_per_parameter",
     "mix",
     "days",
     "sort",
