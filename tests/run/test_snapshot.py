@@ -10,7 +10,6 @@ from pathlib import Path
 import preloaded
 import pytest
 
-from launcher.cli import main
 from launcher.errors import InputError
 from launcher.planner import read_plan
 from launcher.run import code as code_module
@@ -166,14 +165,17 @@ def test_a_run_starts_from_its_copy_and_its_plan_keeps_the_original(repository: 
     ]  # fmt: skip
 
 
-def test_a_script_that_is_not_copied_is_refused_before_anything_is_written(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(repository)
+def test_a_script_that_is_not_copied_is_refused_before_anything_is_written(repository: Path) -> None:
+    """In a process of its own, which `run` ends with this code."""
     words = ["launch.snapshot=true", "run_dir=run", "launch.nproc_per_node=1", "launch.warm=never"]
     (repository / "train" / "data" / "t.py").write_text("")
-    assert main(["run", "script=train/data/t.py", *words]) == 2
-    assert "t.py is not part of the code, since git ignores it" in capsys.readouterr().err
-    assert main(["run", "script=train/train.py", "launch.code=['train/h*.py']", *words]) == 2
-    assert "since no pattern of launch.code matches it" in capsys.readouterr().err
+    for asked, why in (
+        (["script=train/data/t.py"], "t.py is not part of the code, since git ignores it"),
+        (["script=train/train.py", "launch.code=['train/h*.py']"], "since no pattern of launch.code matches it"),
+    ):
+        done = preloaded.run(
+            [sys.executable, "-m", "launcher.cli", "run", *asked, *words],
+            cwd=repository, env=dict(os.environ), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 2 and why in done.stderr
     assert not (repository / "run").exists()
