@@ -102,6 +102,8 @@ class Slurm:
         """Cancel all jobs but those on SIDE, bring killed nodes back, wait until the nodes are idle."""
         lines = self.run("squeue", "-h", "-o", "%A %n").stdout.splitlines()
         self.run("scancel", *{line.split()[0] for line in lines if " side" not in line}, check=False)
+        for node in self.killed():  # Slurm itself may not have noticed yet
+            self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=power")
         deadline = time.monotonic() + 60
         while set(states := self.nodes()) != {"idle"}:
             assert time.monotonic() < deadline, states
@@ -109,6 +111,12 @@ class Slurm:
                 if self.nodes(node)[0].startswith("down"):
                     self.run(str(TESTCLUSTER), "start-node", node, "--dir", str(self.folder), check=False)
             time.sleep(POLL_S)
+
+    def killed(self) -> list[str]:
+        """The nodes of tests of which no process is left."""
+        said = self.run(str(TESTCLUSTER), "status", "--dir", str(self.folder), check=False).stdout.splitlines()
+        gone = {line.split()[0] for line in said if line.endswith("not running")}
+        return [node for node in NODES if f"node-{node}" in gone]
 
     def nodes(self, *names: str) -> list[str]:
         """The states of these nodes, by default of all that tests use."""
