@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from launcher import env, process
 from launcher.agent import rank
 from launcher.agent.fresh_process import freshen
+from launcher.agent.group_ends import wait_for_threads_of_groups
 from launcher.agent.main_module import command_line
 from launcher.agent.torch_variables import hide_torch
 from launcher.console import flush_streams
@@ -326,6 +327,7 @@ def _become_rank(order: Callable[[], RankOrder], *, parent: int) -> NoReturn:
             os.execvpe(start.command[0], list(start.command), dict(variables))
         freshen(command_line(start.program, start.args, as_module=start.kind == rank.MODULE))
         if start.kind != rank.RECIPE:
+            wait_for_threads_of_groups()
             hide_torch()
         rank.run(start.kind, start.program, start.args)
     except BaseException as error:

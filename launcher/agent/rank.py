@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from launcher import process
 from launcher.agent import main_module
+from launcher.agent.group_ends import wait_for_threads_of_groups
 from launcher.fast_exit import end_as_python, end_process, wait_for_native_threads
 from launcher.run.heartbeat import Heartbeats
 
@@ -70,6 +71,7 @@ def _exit_code(code: object) -> int:
 
 
 def main(kind: str, program: str, *args: str) -> NoReturn:
+    wait_for_threads_of_groups()
     process.set_command_line(main_module.command_line(program, args, as_module=kind == MODULE))
     run(kind, program, args)
 

@@ -26,6 +26,7 @@ from launcher import env
 from launcher.console import show
 from launcher.env import RankEnv
 from launcher.errors import InputError, LauncherError
+from launcher.fast_exit import wait_for_native_threads
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.folder import RunFolder
@@ -130,6 +131,7 @@ class Session:
         self.pulse.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+            wait_for_native_threads()  # whoever frees the model joins them with the GIL (agent.group_ends)
 
     def __enter__(self) -> Session:
         return self

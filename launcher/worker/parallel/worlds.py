@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.tensor import debug
 
+from launcher.fast_exit import wait_for_native_threads
+
 
 @dataclass(frozen=True)
 class Worlds:
@@ -29,6 +31,7 @@ class Worlds:
         """Join a world of its own for the block, in which all ranks end together; the groups go with the next one."""
         if dist.is_initialized():
             dist.destroy_process_group()
+            wait_for_native_threads()  # what frees them joins them with the GIL (agent.group_ends)
             forget_groups()
         store = PrefixStore(name, self.store)
         dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.size, timeout=self.timeout)
