@@ -31,14 +31,13 @@ class Worlds:
         """Join a world of its own for the block, in which all ranks end together; the groups go with the next one."""
         if dist.is_initialized():
             dist.destroy_process_group()
-            wait_for_native_threads()  # what frees them joins them with the GIL (agent.group_ends)
             forget_groups()
         store = PrefixStore(name, self.store)
         dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.size, timeout=self.timeout)
         try:
             yield
         finally:
-            gc.collect()
+            _collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -49,4 +48,10 @@ def forget_groups() -> None:
     DTensor keeps meshes, and they their groups, in what it remembers of operators (torch 2.13).
     """
     debug._clear_sharding_prop_cache()  # type: ignore[no-untyped-call]
+    _collect()
+
+
+def _collect() -> None:
+    """Free what is in circles: a model that has the last reference to its group joins gloo's threads with the GIL."""
+    wait_for_native_threads()
     gc.collect()
