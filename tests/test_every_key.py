@@ -182,7 +182,7 @@ def _plan(settings: Settings) -> str:
 
 def _comparison(settings: Settings) -> str:
     other = load(["cluster=fly_l40s", "model=gpt_tiny", "train.global_batch=32"])
-    cases = [(name, s.job, s.request) for name, s in (("this", settings), ("other", other))]
+    cases = [compare.Case(name, s.job, s.request) for name, s in (("this", settings), ("other", other))]
     return json.dumps(compare.comparison_data(compare.compare(cases, tokens=1e9)))
 
 

@@ -254,3 +254,24 @@ def test_a_layout_that_is_not_legal_here_says_what_was_read(tmp_path: Path) -> N
         from launcher.commands.from_file import run
 
         run([f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plan.json", ["is a plan of the launcher", "plan="]),
+        ("training_args.json", ["the Trainer's arguments", "accelerate.yaml"]),
+        ("config.json", ["is not DeepSpeed's configuration", "zero_optimization"]),
+    ],
+)
+def test_json_of_another_kind_is_not_read_as_deepspeeds(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a key of DeepSpeed's it would be ZeRO 0 in fp32, whatever the file is of."""
+    job = ["cluster=dgx_a100_80g", "model=gpt3_350m", "train.global_batch=64", "layout.zero_stage=3"]
+    assert main(["export", *job, "to=hf", f"out={tmp_path / 'out'}"]) == 0
+    (tmp_path / "out/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096}')
+    capsys.readouterr()
+    assert main(["plan", f"from={tmp_path / 'out' / name}", *job[:2]]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and [word for word in words if word not in err] == []
