@@ -81,6 +81,7 @@ VALUES = {
 }
 # Keys that count together with another one.
 WITH = {
+    "stack.triton_attention": ["train.attention=flash1"],
     "stack.late_gradients": ["layout.tp=4", "layout.pp=1", "layout.micro_batch=1"],
     "stack.compiles_loss": ["stack=torchtitan", "stack.compile=true", "layout.tp=1", "layout.pp=1"],
     "stack.expandable_segments": ["stack=torchtitan", "layout.tp=1", "layout.pp=1"],
