@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import NoReturn
 
+from launcher import process
+from launcher.process import Thread
+
 _NATIVE_THREADS_S = 0.2  # how long the end of a rank waits for them at most
+_RAN_S = 0.05  # CPU time after which a thread that is still at work has something else to do
 _BUSY = ("R", "D")  # states of a thread that runs, or would if it had a core or its memory
 
 
@@ -47,28 +51,33 @@ def end_as_python(code: int) -> NoReturn:
 def wait_for_native_threads() -> None:
     """Let threads that Python does not know finish what they do, with the GIL free; for 0.2 s at most.
 
+    One that has no core for what it has to do, on a busy machine, is waited for longer, up to STARVED_S.
+
     To be called last before the interpreter ends. A thread that then waits for the GIL is ended, which aborts the
     process where C++ forbids it (CPython before 3.14: https://github.com/python/cpython/issues/87135). gloo's threads
     need the GIL to release a tensor after a collective (torch 2.13): of scripts that end right after one, 6 of 160
     aborted with sys.setswitchinterval(2), none of 80 with this wait.
     """
-    deadline, quiet = time.monotonic() + _NATIVE_THREADS_S, 0
-    while (native := _native_threads()) and quiet < 2 and time.monotonic() < deadline:
+    began, quiet = time.monotonic(), 0
+    before = native = _native_threads()
+    while native and quiet < 2 and _is_worth_waiting(native, before, waited_s=time.monotonic() - began):
         time.sleep(0.001)  # whoever waits for the GIL has it now
-        quiet = 0 if any(_state(thread) in _BUSY for thread in native) else quiet + 1
+        native = _native_threads()
+        quiet = 0 if any(thread.state in _BUSY for thread in native.values()) else quiet + 1
 
 
-def _native_threads() -> set[int]:
+def _is_worth_waiting(now: Mapping[int, Thread], before: Mapping[int, Thread], *, waited_s: float) -> bool:
+    """Whether threads may still come to an end; those that compute all the time do not."""
+    if waited_s < _NATIVE_THREADS_S:
+        return True
+    none = Thread("", 0.0)
+    starved = [one for task, one in now.items() if one.cpu_s - before.get(task, none).cpu_s < _RAN_S]
+    return waited_s < process.STARVED_S and any(thread.state == "R" for thread in starved)
+
+
+def _native_threads() -> dict[int, Thread]:
     known = {thread.native_id for thread in threading.enumerate()}
-    return {int(entry.name) for entry in Path("/proc/self/task").iterdir()} - known
-
-
-def _state(thread: int) -> str:
-    """Its letter in proc(5); empty if it has ended."""
-    try:
-        return Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+    return {task: thread for task, thread in process.other_threads().items() if task not in known}
 
 
 def leave_to_parent() -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import select
 import signal
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+STARVED_S = 10.0  # for threads that are ready to run and get no core
 _SAME_START_S = 0.02  # start times come in ticks of 10 ms
 DEEPEST = 64  # levels of descendants; a tree that is read while it changes could contain a cycle
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36  # <linux/prctl.h>
@@ -21,6 +25,13 @@ _USUAL = (
     *(signal.SIGCONT, signal.SIGALRM),
 )
 _ARG_START, _ARG_END = 45, 46  # of _stat's fields: where the command line is in memory (proc_pid_stat(5))
+
+
+class Thread(NamedTuple):
+    """The kernel's state letter of a thread, as in `state`, and its CPU time (resolution: 10 ms)."""
+
+    state: str
+    cpu_s: float
 
 
 def take_usual_signals() -> None:
@@ -105,11 +116,28 @@ def num_threads() -> int:
 
 
 def has_one_thread(*, within_s: float = 0.0) -> bool:
-    """Return whether this process has one thread, or will have within a time: a joined thread ends a little later."""
+    """Return whether this process has one thread, or will have within a time: a joined thread ends a little later.
+
+    Where it has no core to end on, it gets STARVED_S more.
+    """
     deadline = time.monotonic() + within_s
-    while (count := num_threads()) > 1 and time.monotonic() < deadline:
+    while (count := num_threads()) > 1 and (over_s := time.monotonic() - deadline) < STARVED_S * bool(within_s):
+        if over_s > 0 and not any(thread.state == "R" for thread in other_threads().values()):
+            break
         time.sleep(0.001)
     return count == 1
+
+
+def other_threads() -> dict[int, Thread]:
+    """Return the threads of this process but the calling one, by their ids."""
+    own = threading.get_native_id()
+    tasks = [int(entry.name) for entry in Path("/proc/self/task").iterdir() if int(entry.name) != own]
+    found = {task: _stat(task, under="/proc/self/task") for task in tasks}
+    return {
+        task: Thread(fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
+        for task, fields in found.items()
+        if fields
+    }
 
 
 def readable(fds: Iterable[int], *, timeout_s: float | None) -> set[int]:
@@ -165,10 +193,11 @@ def state(pid: int) -> str | None:
 def catches(pid: int, number: int) -> bool:
     """Return whether a process has a handler for a signal (SigCgt of /proc/<pid>/status)."""
     try:
-        words = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return bool(int(words.get("SigCgt", "0"), 16) >> (number - 1) & 1)
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def cpu_seconds() -> dict[int, float]:
@@ -229,10 +258,13 @@ def _all_stats() -> Iterable[tuple[int, list[str]]]:
             yield int(entry.name), fields
 
 
-def _stat(pid: int) -> list[str] | None:
-    """Return the fields of /proc/<pid>/stat after the command name, which may contain spaces and parentheses."""
+def _stat(pid: int, *, under: str = "/proc") -> list[str] | None:
+    """Return the fields of a process's `stat` after its name.
+
+    The name may have spaces, parentheses and half a character: the kernel cuts it after 15 bytes.
+    """
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        text = Path(f"{under}/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     return text[text.rindex(")") + 2 :].split()

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from launcher import fast_exit, process
+
 FORKED = """
 import os, tempfile, weakref
 from pathlib import Path
@@ -67,3 +69,26 @@ def test_a_native_thread_that_wants_the_gil_has_it_before_the_interpreter_ends(h
     command = [sys.executable, "-c", NATIVE_THREAD, how]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (7, printed, "")
+
+
+@pytest.mark.parametrize(
+    ("state", "cpu_s", "waited_for"),
+    [("R", 0.0, True), ("R", 0.01, True), ("R", 0.06, False), ("D", 0.0, False)],
+    ids=["has no core", "has had one for a moment", "computes", "waits for a disk"],
+)
+def test_a_thread_that_has_no_core_is_waited_for_longer_than_one_that_computes(
+    state: str, cpu_s: float, waited_for: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A busy machine gives gloo's threads no core for longer than the wait usually takes."""
+    clock, last = [0.0], 2 * fast_exit._NATIVE_THREADS_S
+
+    def threads() -> dict[int, process.Thread]:
+        """One that is done at last, and has had a core for `cpu_s` since the first look."""
+        clock[0] += 0.04
+        has_begun, is_done = clock[0] > 0.05, clock[0] > last
+        return {-1: process.Thread("S" if is_done else state, cpu_s * has_begun)}
+
+    monkeypatch.setattr(fast_exit.process, "other_threads", threads)
+    monkeypatch.setattr(fast_exit.time, "monotonic", lambda: clock[0])
+    fast_exit.wait_for_native_threads()
+    assert (clock[0] > last) == waited_for

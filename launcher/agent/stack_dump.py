@@ -16,8 +16,9 @@ from typing import Protocol
 from launcher import process
 from launcher.agent.rank_env import NCCL_PIPE_STEM
 
-WAIT_S = 2.0
+WAIT_S = 5.0  # for a rank that prints its stack in pieces, on a busy machine
 SETTLE_S = 0.1
+PRINTED_LINES = 400  # of a rank, searched for its stack
 PY_SPY_TIMEOUT_S = 10.0
 SHOWN_FRAMES = 6
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<name>.+)$')
@@ -50,12 +51,22 @@ def dump(
     asked = {rank for rank, pid in pids.items() if states[rank] not in ("T", "Z") and process.catches(pid, number)}
     send(sorted(asked))
     deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline and any(printed.printed_bytes(rank) == before[rank] for rank in asked):
+    while time.monotonic() < deadline and not all(_is_whole(_new_lines(printed, r, since=before[r])) for r in asked):
         time.sleep(0.05)
-    time.sleep(SETTLE_S)  # let started output complete
-    dumped = {rank for rank in asked if printed.printed_bytes(rank) > before[rank]}
-    lines = {rank: printed.last_lines(rank, num_lines=400) if rank in dumped else [] for rank in pids}
+    time.sleep(SETTLE_S)  # for the launcher's own frames, below those of the script
+    lines = {rank: _new_lines(printed, rank, since=before[rank]) if rank in asked else [] for rank in pids}
     return {rank: _stack(states[rank], lines[rank]) for rank in pids}
+
+
+def _new_lines(printed: Printed, rank: int, *, since: int) -> list[str]:
+    """Return what a rank has printed after its first `since` bytes, but for what is older than PRINTED_LINES."""
+    new = printed.printed_bytes(rank) - since
+    return "\n".join(printed.last_lines(rank, num_lines=PRINTED_LINES))[-new:].splitlines() if new else []
+
+
+def _is_whole(lines: list[str]) -> bool:
+    """Whether a stack is there down to the script: the main thread comes last."""
+    return parse(lines)[-1:] != () and parse(lines)[-1].endswith(":<module>")
 
 
 def py_spy(pid: int) -> str | None:

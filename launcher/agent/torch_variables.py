@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -190,7 +191,6 @@ def _first_number(names: Sequence[str]) -> int | None:
 
 def _loaded(word: str) -> list[ctypes.CDLL]:
     """Return shared libraries of this process with a word in their name."""
-    paths = {
-        line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if word in line
-    }
+    maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
+    paths = {line.split(maxsplit=5)[-1] for line in maps.split("\n") if word in line}
     return [ctypes.CDLL(path) for path in sorted(paths)]

@@ -126,7 +126,7 @@ class Configuration:
         meaning="order of plans and of compared clusters; memory: the plans that need less than every faster one; "
         "null: plans by time, clusters as they were named",
     )
-    to: str | None = key(None, example="torchtitan", meaning="the tool to export to")
+    to: str | None = key(None, meaning="export format")
 
     @property
     def program_kind(self) -> str:

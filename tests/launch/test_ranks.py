@@ -125,9 +125,9 @@ def test_a_process_with_threads_is_not_forked(start: Callable[..., Job], tmp_pat
 def test_a_thread_that_is_about_to_end_is_waited_for() -> None:
     """As one that was joined, which the kernel still lists for a moment."""
     code = (
-        "import _thread, time; from launcher import process; from launcher.agent.fork_server import check_forkable\n"
-        "_thread.start_new_thread(time.sleep, (0.2,)); assert not process.has_one_thread(); check_forkable()\n"
-        "assert process.has_one_thread()"
+        "import _thread; from launcher import process; from launcher.agent.fork_server import check_forkable\n"
+        "may_end = _thread.allocate_lock(); may_end.acquire(); _thread.start_new_thread(may_end.acquire, ())\n"
+        "assert not process.has_one_thread(); may_end.release(); check_forkable(); assert process.has_one_thread()"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from launcher import process
 from launcher.agent.activity import ActivityWatch
 from launcher.agent.rank_env import NCCL_PIPE_STEM, nccl_recorder
-from launcher.agent.stack_dump import ask_nccl, parse
+from launcher.agent.stack_dump import ask_nccl, dump, parse
 from launcher.agent.watch import RankWatch, odd_ones_out
 from launcher.run.heartbeat import Heartbeats, Pace, RankState
 
@@ -185,6 +185,53 @@ Current thread 0x00007f02 (most recent call first):
   File "/home/a b/train.py", line 35 in <module>
 """
     assert parse(text.splitlines()) == ("distributed_c10d.py:all_reduce", "train.py:<module>")
+
+
+class PrintsInPieces:
+    """A rank that has printed an older stack, and prints another line of the new one at each look."""
+
+    def __init__(self, old: list[str], new: list[str]) -> None:
+        self.lines, self.new = old, new
+
+    def printed_bytes(self, local_rank: int) -> int:
+        before = len("".join(f"{line}\n" for line in self.lines))
+        self.lines, self.new = [*self.lines, *self.new[:1]], self.new[1:]
+        return before
+
+    def last_lines(self, local_rank: int, *, num_lines: int) -> list[str]:
+        return self.lines[-num_lines:]
+
+
+def test_a_stack_that_is_printed_in_pieces_is_waited_for() -> None:
+    head, script = "Current thread 0x01 (most recent call first):", '  File "/x/train.py", line 9 in <module>'
+    old = [head, '  File "/x/train.py", line 3 in load', script]
+    new = ["Thread 0x02 (most recent call first):", '  File "/x/threading.py", line 1 in wait', "", head,
+           '  File "/x/train.py", line 5 in save', script]  # fmt: skip
+    catches = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.signal(12, print); print('up', flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    with catches:
+        assert catches.stdout is not None
+        assert catches.stdout.readline() == b"up\n"
+        asked: list[list[int]] = []
+        found = dump({3: catches.pid}, number=12, printed=PrintsInPieces(old, new), send=asked.append)
+        catches.kill()
+    assert asked == [[3]]
+    assert found[3].frames == ("train.py:save", "train.py:<module>")
+
+
+def test_a_name_that_the_kernel_cut_inside_a_character_hides_no_process(tmp_path: Path) -> None:
+    program = tmp_path / ("x" * 14 + "é")
+    program.write_text("#!/bin/sh\necho up; read line\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as named:
+        assert named.stdout is not None
+        assert named.stdout.readline() == b"up\n"
+        assert Path(f"/proc/{named.pid}/comm").read_bytes() == b"x" * 14 + b"\xc3\n"
+        assert named.pid in process.descendants(os.getpid())
+        assert process.state(named.pid) == "S" and not process.catches(named.pid, signal.SIGUSR1)
+        named.kill()
 
 
 def test_heartbeats_carry_what_each_rank_reports() -> None:
