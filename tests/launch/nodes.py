@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import preloaded
+from ports import free_port
 
 from launcher import process
 from launcher.planner import Plan, write_plan
 from launcher.rendezvous.authentication import SECRET, new_secret
-from launcher.rendezvous.config import free_port
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.node_state import node_states
 
@@ -40,7 +40,7 @@ class Nodes:
     agents: dict[str, subprocess.Popen[str]] = field(default_factory=dict)
     host: str = "127.0.0.1"  # where the coordinator listens
     secret: str = field(default_factory=new_secret)
-    port: int = field(default_factory=lambda: free_port("127.0.0.1"))
+    port: int = field(default_factory=lambda: free_port())
 
     @property
     def run_dir(self) -> Path:

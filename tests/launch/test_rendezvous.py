@@ -20,6 +20,7 @@ from typing import Any
 
 import preloaded
 import pytest
+from ports import free_port
 from torch.distributed import DistStoreError, TCPStore
 
 from launcher import process
@@ -40,7 +41,6 @@ from launcher.rendezvous.config import (
     derived_port,
     derived_ports,
     endpoint,
-    free_port,
     node_of_host,
     refuse_hidden_loopback,
     split_endpoint,
@@ -186,7 +186,7 @@ def test_a_hundred_random_arrivals_of_adversarial_names_get_the_plans_ranks() ->
     chance = random.Random(0)
     for _ in range(100):
         hosts = tuple(chance.sample(HOSTS, chance.randint(2, 6)))
-        port, arrival = free_port("127.0.0.1"), chance.sample(range(len(hosts)), len(hosts))
+        port, arrival = free_port(), chance.sample(range(len(hosts)), len(hosts))
         turn = threading.Barrier(len(hosts))
 
         def arrive(place: int, hosts=hosts, port=port, arrival=arrival, turn=turn) -> tuple[int, int, int, str]:
@@ -363,7 +363,7 @@ def test_another_secret_and_another_run_are_refused_alike(monkeypatch: pytest.Mo
     from launcher.rendezvous.plan_ordered import PlanOrdered
 
     monkeypatch.setattr("launcher.rendezvous.plan_ordered.REFUSED_S", 0.5)
-    hosts, port = ("a", "b"), free_port("127.0.0.1")
+    hosts, port = ("a", "b"), free_port()
     first = PlanOrdered(config(0, hosts, port))
     for other in ({"secret": "shout"}, {"run_id": "another"}, {"secret": ""}):
         with pytest.raises(RendezvousConnectionError, match=r"another secret .* or another run id") as refused:
@@ -518,7 +518,7 @@ def test_a_job_that_was_asked_to_stop_is_not_complete_after_a_new_round(coordina
     """As where the agent of the coordinator dies while the ranks stop: the next ones soon end with exit code 0."""
     from launcher.rendezvous.plan_ordered import PlanOrdered
 
-    hosts, port = ("a", "b"), free_port("127.0.0.1")
+    hosts, port = ("a", "b"), free_port()
     first, second = (PlanOrdered(config(node, hosts, port)) for node in (0, 1))
     all_enter(first, second)
     if asked == "before the round":
@@ -547,7 +547,7 @@ def test_nodes_that_leave_a_finished_job_ask_nobody_for_a_new_round() -> None:
     """One that is slow to look finds both messages at once: all have finished, and the job is closed."""
     from launcher.rendezvous.plan_ordered import PlanOrdered
 
-    hosts, port = ("a", "b"), free_port("127.0.0.1")
+    hosts, port = ("a", "b"), free_port()
     first, second = (PlanOrdered(config(node, hosts, port)) for node in (0, 1))
     all_enter(first, second)
     assert not first.all_finished()

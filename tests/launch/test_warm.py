@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from jobs import Job, gone
@@ -28,10 +29,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """XDG_RUNTIME_DIR of this test's own, short enough for the name of a socket wherever pytest has its folders."""
+    with TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def server(runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """A server of this test's own, with one extra module imported."""
     (tmp_path / "extra_module.py").write_text("value = 1\n")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     yield warm.start(SERVER, ["extra_module"], idle_s=300)
     warm.stop()
@@ -129,16 +137,13 @@ def test_an_idle_server_ends_by_itself(tmp_path: Path, monkeypatch: pytest.Monke
     assert warm.running() is None
 
 
-def test_a_folder_that_others_may_enter_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    (tmp_path / f"nvlink-launcher-{os.getuid()}").mkdir(mode=0o755)
+def test_a_folder_that_others_may_enter_is_not_trusted(runtime: Path) -> None:
+    (runtime / f"nvlink-launcher-{os.getuid()}").mkdir(mode=0o755)
     with pytest.raises(warm.LauncherError, match="private folder"):
         warm.socket_path()
 
 
-def test_the_command_starts_looks_and_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-
+def test_the_command_starts_looks_and_stops(runtime: Path) -> None:
     def command(*words: str) -> tuple[int, str]:
         done = subprocess.run(
             [sys.executable, "-m", "launcher.cli", "warm", *words],

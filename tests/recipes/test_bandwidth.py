@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ import preloaded
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ports import free_port
 
 from launcher.config.compose import load
 from launcher.layout import Layout
@@ -114,9 +114,7 @@ def test_two_nodes_of_two_ranks_are_measured(tmp_path: Path) -> None:
     # The nodes are one machine here, so that neither is slow: the threshold is the lowest that means anything.
     settings = load(["recipe=bandwidth", "recipe.bytes=65536", "recipe.threshold=0.001", *overrides, "layout.dp=4"])
     write_plan(Plan(settings.job, Layout(tp=1, pp=1, dp=4), {}, (), settings.run_options), RunFolder(tmp_path).plan)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     where = {"LAUNCHER_PLAN": str(RunFolder(tmp_path).plan), "LAUNCHER_RUN_DIR": str(tmp_path)}
     driver = str(Path(__file__).with_name("fork_ranks.py"))
     done = preloaded.run(

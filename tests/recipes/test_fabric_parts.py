@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import preloaded
 import pytest
+from ports import free_port
 
 from launcher.config.compose import load
 from launcher.layout import Layout, Placement, RankGrid
@@ -80,9 +80,7 @@ def measured(folder: Path, *words: str, nodes: int, sleepy: int) -> dict[str, An
     )
     layout = Layout(tp=2, pp=1, dp=nodes)
     write_plan(Plan(settings.job, layout, {}, (), settings.run_options), RunFolder(folder).plan)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     env = {**os.environ, "LAUNCHER_PLAN": str(RunFolder(folder).plan), "LAUNCHER_RUN_DIR": str(folder)}
     env |= {"OMP_NUM_THREADS": "1", "SLEEPY_RANK": str(sleepy), "SLEEPY_S": "0.2", "RECIPE": RECIPE}
     driver, script = (str(Path(__file__).with_name(name)) for name in ("fork_ranks.py", "sleepy_rank.py"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import preloaded
 import pytest
+from ports import free_port
 
 from launcher.config.compose import load
 from launcher.layout import Layout
@@ -40,9 +40,7 @@ def environment(folder: Path, *, num_nodes: int, sizes: str) -> dict[str, str]:
     more = ["recipe.world=false", "recipe.alone=false"]
     settings = load(["recipe=collectives", *overrides, *options, *more])
     write_plan(Plan(settings.job, Layout(tp=2, pp=1, dp=2), {}, (), settings.run_options), RunFolder(folder).plan)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     where = {"LAUNCHER_PLAN": str(RunFolder(folder).plan), "LAUNCHER_RUN_DIR": str(folder)}
     return {**os.environ, **where, "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PATH": TOOLS}
 
