@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from launcher.config.compose import load
-from launcher.config.settings import Settings
+from launcher.config.settings import OTHER_NAMES, Settings
 from launcher.cost import Estimate
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
@@ -51,8 +51,8 @@ class ConfiguredJob:
 
         Raises InputError with everything that is wrong.
         """
-        keys = {word.partition("=")[0] for word in overrides}
-        kept = [word for word in self.overrides if word.partition("=")[0] not in keys]
+        keys = {_key(word) for word in overrides}
+        kept = [word for word in self.overrides if _key(word) not in keys]
         return ConfiguredJob.from_overrides([*kept, *overrides])
 
     def estimate(self, layout: Layout | None = None) -> Estimate:
@@ -99,6 +99,12 @@ class ConfiguredJob:
         Raises InputError if no layout is legal, and NoLayoutFits if none fits.
         """
         return JobPlan.of(make_plan(self.settings.job, self.settings.request, self.settings.run_options))
+
+
+def _key(word: str) -> str:
+    """The key of an override, by the name of its owner."""
+    key = word.partition("=")[0]
+    return OTHER_NAMES.get(key, key)
 
 
 class JobPlan(Plan):

@@ -68,6 +68,7 @@ VALUES = {
     "layout.layer_split": ["[11,13]", "[13,11]"],
     "layout.ep": ["2"],
     "layout.shard_group": ["8"],
+    "layout.memory_margin": ["0.7"],
     "stack.year": ["2021"],
     "cluster.measured.date": ["'2026-11-29'"],
     "cluster.measured.hosts": ["[node1]"],

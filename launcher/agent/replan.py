@@ -38,6 +38,7 @@ def _shrunk(plan: Plan) -> Plan:
         ep=layout.ep,
         virtual_stages=layout.virtual_stages,
         zero_stage=layout.zero_stage,
+        offload_optimizer=layout.offload_optimizer,
         recompute=layout.recompute,
         sequence_parallel=layout.sequence_parallel,
         axis_order=layout.axis_order,

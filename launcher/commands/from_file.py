@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.commands.common import checked_settings
-from launcher.config.settings import Settings
+from launcher.config.settings import OTHER_NAMES, Settings
 from launcher.console import show
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
@@ -27,8 +27,8 @@ from launcher.planner.document import estimate_data, layout_data
 from launcher.units import format_bytes, format_seconds
 
 FROM = "from="
-COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group", "recompute",
-            "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
+COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group",
+            "offload_optimizer", "recompute", "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -50,6 +50,7 @@ def run(overrides: Sequence[str]) -> int:
 def _with(reading: Reading, words: Sequence[str]) -> list[str]:
     """Combine what was read with the user's words, which win; add the global batch if the file counts micro-batches."""
     said = {word.lstrip("+~").partition("=")[0] for word in words}
+    said |= {OTHER_NAMES[key] for key in said & set(OTHER_NAMES)}
     named = {"model", "model.name"} & said
     keys = {key: value for key, value in reading.keys.items() if key not in said}
     if named:  # a model that the user names is not the file's
@@ -65,8 +66,12 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
 
 
 def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:
-    """Return the same job with an open layout, except for what the user pins."""
-    job = Reading(reading.target, {key: v for key, v in reading.keys.items() if not key.startswith("layout.")})
+    """Return the same job with an open layout, except for what the user pins; where the host's memory is not known the
+    search would not offload, and what is read stays.
+    """
+    stays = () if yours.job.cluster.node.host_memory_bytes else OTHER_NAMES.values()
+    open_keys = {key: v for key, v in reading.keys.items() if not key.startswith("layout.") or key in stays}
+    job = Reading(reading.target, open_keys)
     return _with(job, [*words, f"train.global_batch={yours.job.training.global_batch}"])
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from launcher.agent.launch import planned
 from launcher.config.compose import load
-from launcher.config.settings import Configuration, Settings
+from launcher.config.settings import OTHER_NAMES, Configuration, Settings
 from launcher.errors import InputError
 from launcher.files import user_path
 from launcher.layout.resolve import resolved_shard_group
@@ -63,7 +63,7 @@ def _is_of_the_plan(word: str) -> bool:
 
 def _contradictions(word: str, plan: Plan, settings: Settings, overrides: Sequence[str]) -> list[str]:
     """Return how one override contradicts the plan."""
-    section, _, key = COUNTS.get(_key(word), _key(word)).partition(".")
+    section, _, key = {**COUNTS, **OTHER_NAMES}.get(_key(word), _key(word)).partition(".")
     wanted = _values(section, settings)
     here = _values_of_plan(section, plan)
     touched = _touched(section, key, wanted, word, overrides)

@@ -25,6 +25,8 @@ from launcher.stacks.choice import StackKeys
 from launcher.text import whole_number
 
 MOST_JOBS = 1000
+OFFLOAD = "offload_optimizer"
+OTHER_NAMES = {f"train.{OFFLOAD}": f"layout.{OFFLOAD}"}  # of keys that have two
 NIC_GBPS = 10  # assumed between nodes that the cluster file has no network for
 
 
@@ -172,7 +174,7 @@ class Settings:
 
 def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Settings:
     """Return typed values of a resolved configuration; raises InputError with everything that is wrong."""
-    counted = _with_counts(_with_dtype(given))
+    counted = _with_counts(_with_dtype(_with_offload(given)))
     options = read(Configuration, network := _with_network(counted))
     if network is not counted:
         notes = (*notes, network_note(options.cluster.name))
@@ -185,6 +187,26 @@ def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Set
         )
     job = Job(options.cluster, options.model, options.training, options.stack.stack(engine=engine))
     return Settings(job, request_on(options.cluster, options.layout), options, given, notes)
+
+
+def _with_offload(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`train.offload_optimizer` is `layout.offload_optimizer`; raises InputError where the two differ."""
+    train, layout = given.get("train") or {}, given.get("layout") or {}
+    if not isinstance(train, Mapping) or not isinstance(layout, Mapping):
+        return given
+    here, there = train.get(OFFLOAD, AUTO), layout.get(OFFLOAD, AUTO)
+    if not isinstance(here, bool) or here == there:  # auto, or refused where it is read
+        return given
+    if there != AUTO:
+        raise InputError(
+            f"train.{OFFLOAD}={_plain(here)} and layout.{OFFLOAD}={_plain(there)} are one key with two values: "
+            "leave one of them out"
+        )
+    return merged(given, {"layout": {OFFLOAD: here}})
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _with_dtype(given: Mapping[str, Any]) -> Mapping[str, Any]:

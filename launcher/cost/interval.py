@@ -56,6 +56,7 @@ def unmeasured(job: Job, layout: Layout) -> list[str]:
         f"stack={job.stack.name}": job.stack.name not in MEASURED_STACKS,
         "products in fp8": job.training.fp8,
         "context parallelism": layout.cp > 1,
+        "an optimizer on the host": layout.offload_optimizer,
         EXPERTS: bool(job.model.num_experts),
         "experts between nodes": layout.ep * layout.tp > job.cluster.domain_size and layout.ep > 1,
         f"sequences of {job.model.seq_len}": job.model.seq_len > LONGEST_SEQUENCE,

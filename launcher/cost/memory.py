@@ -29,13 +29,17 @@ class Memory:
     usable_host_bytes: float = inf
 
     @property
+    def fits_host(self) -> bool:
+        return self.host_bytes <= self.usable_host_bytes
+
+    @property
     def fits(self) -> bool:
-        return self.total_bytes <= self.usable_bytes and self.host_bytes <= self.usable_host_bytes
+        return self.total_bytes <= self.usable_bytes and self.fits_host
 
 
 def offloaded_bytes(job: Job, layout: Layout, held: RankParameters) -> float:
     """Bytes of a rank's optimizer states, main weights and gradients that are on the host (Ren et al. 2021)."""
-    if not job.training.offload_optimizer:
+    if not layout.offload_optimizer:
         return 0.0
     each = 4.0 * OPTIMIZER_STATES[job.training.optimizer] + (4.0 if job.training.dtype_bytes < 4 else 0.0)
     dense, experts = (layout.shards, expert_shards(layout)) if layout.zero_stage else (1, 1)
@@ -70,7 +74,7 @@ def state_bytes(job: Job, layout: Layout, *, shards: int) -> StateBytes:
     return StateBytes(
         weights=e / shards if layout.zero_stage >= 3 else float(e),
         gradients=gradient * _whole_or_shard(job, layout, shards),
-        optimizer=0.0 if training.offload_optimizer else (optimizer / shards if layout.zero_stage >= 1 else optimizer),
+        optimizer=0.0 if layout.offload_optimizer else (optimizer / shards if layout.zero_stage >= 1 else optimizer),
     )
 
 

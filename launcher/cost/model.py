@@ -79,6 +79,7 @@ class CostModel:
         self.fabric = fabric_of(job.cluster, constants)
         kept = DRIVER_FRACTION * gpu.memory_bytes + DRIVER_BYTES if gpu.kind == "cuda" else 0.0
         self.usable_bytes = gpu.memory_bytes - kept
+        self.usable_host_bytes = HOST_SHARE * node.host_memory_bytes if node.host_memory_bytes else inf
         self.context_bytes = constants.context_bytes if gpu.kind == "cuda" else 0.0
         self._prices = Prices(self.fabric)
         self.on_cpu = gpu.kind == "cpu"
@@ -145,7 +146,7 @@ class CostModel:
     @once(
         attrgetter(
             *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group", "recompute"),
-            *("recompute_fraction", "sequence_parallel", "schedule", "layer_split"),
+            *("recompute_fraction", "sequence_parallel", "schedule", "layer_split", "offload_optimizer"),
         )
     )
     def memory(self, layout: Layout) -> Memory:
@@ -154,11 +155,14 @@ class CostModel:
         totals = [sum(parts.values()) for _, parts in each]
         total = max(totals)
         stage, parts = each[totals.index(total)]
-        node = self.job.cluster.node
-        offloaded = max(offloaded_bytes(self.job, layout, held) for held in self._ranks(layout).distinct)
-        host = HOST_SHARE * node.host_memory_bytes if node.host_memory_bytes else inf
-        ranks = min(node.num_gpus, layout.world_size)
-        return Memory(stage, parts, total, self.usable_bytes, ranks * offloaded, host)
+        return Memory(stage, parts, total, self.usable_bytes, self.host_bytes(layout), self.usable_host_bytes)
+
+    def host_bytes(self, layout: Layout) -> float:
+        """Bytes of a node's host for what its ranks offload; schedules of one family offload alike."""
+        if not layout.offload_optimizer:
+            return 0.0
+        ranks = min(self.job.cluster.node.num_gpus, layout.world_size)
+        return ranks * max(offloaded_bytes(self.job, layout, held) for held in self._ranks(layout).distinct)
 
     @once(attrgetter("axis_order", "tp", "pp", "dp", "cp", "ep", "shard_group"))
     def _groups(self, layout: Layout) -> AxisGroups:
@@ -342,6 +346,7 @@ class CostModel:
             parameters=heaviest,
             pcie_bytes_per_s=self.job.cluster.node.gpu.pcie_bytes_per_s,
             ranks_per_node=self.job.cluster.node.num_gpus,
+            offloaded=layout.offload_optimizer,
         )
         if self.job.stack.widens_sums and layout.dp * layout.cp > 1:
             seconds += widening_s(self.device, parameters=self._ranks(layout).heaviest.total)

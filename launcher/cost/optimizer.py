@@ -26,6 +26,7 @@ def optimizer_s(
     parameters: float,
     pcie_bytes_per_s: float,
     ranks_per_node: int,
+    offloaded: bool,
 ) -> float:
     """Seconds to update `parameters` (this rank's share).
 
@@ -35,7 +36,7 @@ def optimizer_s(
     """
     states = OPTIMIZER_STATES[training.optimizer] + 1
     traffic = parameters * (2 * 4 * states + 4 + training.dtype_bytes)
-    if training.offload_optimizer:
+    if offloaded:
         transfer = 2 * training.dtype_bytes * parameters / (pcie_bytes_per_s or HOST_MEMORY_BYTES_PER_S)
         return transfer + traffic * ranks_per_node / HOST_MEMORY_BYTES_PER_S
     return traffic * constants.optimizer_passes / device.hbm_bytes_per_s

@@ -127,7 +127,7 @@ def _fsdp(plan: Plan) -> dict[str, Any]:
         "fsdp_reshard_after_forward": layout.zero_stage == 3,
         "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "fsdp_activation_checkpointing": layout.recompute == "full",
-        "fsdp_offload_params": plan.job.training.offload_optimizer,
+        "fsdp_offload_params": layout.offload_optimizer,
         "fsdp_cpu_ram_efficient_loading": False,
         "fsdp_state_dict_type": "SHARDED_STATE_DICT",
     }
@@ -139,13 +139,13 @@ def _fsdp(plan: Plan) -> dict[str, Any]:
 
 
 def _missing(plan: Plan) -> Iterator[str]:
-    layout, training = plan.layout, plan.job.training
+    layout = plan.layout
     yield f"the micro batch: the script's DataLoader has batch_size={layout.micro_batch} (a rank and a step forward)"
     if layout.tp > 1:
         yield f'the tensor-parallel plan: load the model with from_pretrained(..., tp_plan="auto", tp_size={layout.tp})'
     if layout.recompute == "full" and kind(plan.job, layout) != "FSDP":
         yield "recomputation: call model.gradient_checkpointing_enable()"
-    if training.offload_optimizer and kind(plan.job, layout) == "FSDP":
+    if layout.offload_optimizer and kind(plan.job, layout) == "FSDP":
         yield "offloading of the optimizer alone: FSDP2 offloads parameters and gradients with it"
     clip = plan.options.train.grad_clip
     if kind(plan.job, layout) != "DEEPSPEED" and clip:

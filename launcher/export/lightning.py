@@ -113,7 +113,7 @@ def _strategy(plan: Plan) -> tuple[str, str]:
     words += [f"device_mesh=({replicas}, {layout.dp // replicas})"] if replicas > 1 else []
     words += ["activation_checkpointing_policy=set(layer_classes)"] if layout.recompute == "full" else []
     words += _wide_sums(plan)
-    words += ["cpu_offload=True"] if plan.job.training.offload_optimizer else []
+    words += ["cpu_offload=True"] if layout.offload_optimizer else []
     return "FSDPStrategy", f"FSDPStrategy({', '.join(words)})"
 
 

@@ -47,7 +47,7 @@ def cannot(job: Job, layout: Layout) -> Iterator[str]:
             f"Megatron-LM recomputes a whole number of layers of each stage, in full: set layout.recompute_fraction=1, "
             f"not {layout.recompute_fraction:g} of {rules.plain(layout.layer_split)}"
         )
-    if job.training.offload_optimizer and layout.zero_stage != 1:
+    if layout.offload_optimizer and layout.zero_stage != 1:
         yield "Megatron-LM offloads its distributed optimizer alone: set layout.zero_stage=1"
 
 
@@ -120,7 +120,7 @@ def _sharding(plan: Plan) -> Flags:
         flags += ["--use-megatron-fsdp", "--data-parallel-sharding-strategy", strategy, "--ckpt-format", "fsdp_dtensor"]
     if replicas > 1:
         flags += ["--num-distributed-optimizer-instances", str(replicas)]
-    if plan.job.training.offload_optimizer:
+    if layout.offload_optimizer:
         flags += ["--optimizer-cpu-offload", "--use-precision-aware-optimizer"]
     return flags
 

@@ -178,7 +178,7 @@ def _missing(plan: Plan) -> Iterator[str]:
     model = plan.job.model
     if recipe(plan) == BARE and model.gated_mlp:
         yield "the activation: a bare recipe has GELU, set model.activation_func in a recipe of yours for SwiGLU"
-    if plan.job.training.offload_optimizer:
+    if plan.layout.offload_optimizer:
         yield "offloading of the optimizer: set optimizer.optimizer_cpu_offload in a recipe of yours"
     yield "the data: --dataset mock until yours is named"
     yield from (line for line in megatron_training.missing(plan) if not line.startswith("the data"))

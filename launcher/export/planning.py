@@ -16,6 +16,7 @@ from launcher.layout.job import Job
 from launcher.planner.build import make_plan
 from launcher.planner.habits import setup_of, unsaid
 from launcher.planner.record import Plan
+from launcher.stacks import stack_of
 
 SAYS_FP8 = ("megatron",)
 SOFTWARE = {"stack", "stack.name", "train.engine"}  # what trains: one choice, whichever of the keys makes it
@@ -38,7 +39,8 @@ def plan_for(settings: Settings, target: Target) -> Plan:
     def refuse(job: Job, layout: Layout) -> list[str]:
         return list(target.cannot(job, layout))
 
-    request = _pinned(_without_defaults(settings, target), target.pins)
+    pins = target.pins if _may_offload(target) else {"offload_optimizer": False, **target.pins}
+    request = _pinned(_without_defaults(settings, target), pins)
     return make_plan(settings.job, request, settings.run_options, refuse=refuse)
 
 
@@ -88,6 +90,11 @@ def _check_ds_config(plan: Plan, export: Export) -> None:
             f"train.ds_config={file} is in none of the files: DeepSpeed does not train in this export. "
             "Leave it out, or take to=deepspeed, or to=accelerate, hf or lightning with stack=deepspeed"
         )
+
+
+def _may_offload(target: Target) -> bool:
+    """Whether the tool is software that can have the optimizer alone on the host, or starts any program."""
+    return not target.profiles or any(stack_of(name).offload_stages for name in target.profiles)
 
 
 def _pinned(request: LayoutRequest, pins: Mapping[str, object]) -> LayoutRequest:

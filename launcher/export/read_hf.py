@@ -71,7 +71,7 @@ def _take_deepspeed(data: Data, reading: Reading) -> None:
     reading.take("train.dtype", next((d for d in ("bf16", "fp16") if flag(_group(data, d).get("enabled"))), "fp32"))
     _take_habits(data, stage, reading)
     if _group(zero, "offload_optimizer").get("device") == "cpu":
-        reading.take("train.offload_optimizer", True)
+        reading.take("layout.offload_optimizer", True)
     if _group(zero, "offload_param").get("device") in ("cpu", "nvme"):
         reading.unread.append("zero_optimization.offload_param: there is no key for parameters on the host")
     for key in ("zero_hpz_partition_size", "mics_shard_size"):

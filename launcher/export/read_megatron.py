@@ -111,7 +111,7 @@ def _sharding(flags: Flags, reading: Reading) -> None:
         stage = 2 if "--torch-fsdp2-no-reshard-after-forward" in flags else 3
     reading.take("layout.zero_stage", stage)
     if "--optimizer-cpu-offload" in flags:
-        reading.take("train.offload_optimizer", True)
+        reading.take("layout.offload_optimizer", True)
 
 
 def _habits(flags: Flags, text: str, reading: Reading) -> None:

@@ -10,7 +10,8 @@ from launcher.schema import AUTO, key
 AXES = ("tp", "cp", "dp", "pp")  # ep divides dp: expert groups are parts of data-parallel groups
 DEFAULT_AXIS_ORDER = "tp-cp-dp-pp"
 RECOMPUTE_MODES = ("none", "selective", "op", "full")
-ACCEPTED = ("tp_across_domains", "risk", "max_memory_gib")  # keys of a request that pin no part of a layout
+# Keys of a request that pin no part of a layout.
+ACCEPTED = ("tp_across_domains", "risk", "max_memory_gib", "memory_margin")
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zb_h1")
 
 
@@ -24,6 +25,7 @@ class Layout:
     `recompute`: none, selective (the attention core, Korthikanti et al. 2022), op (all but every second product and
     the attention core, torchtitan's "selective op") or full (whole layers); of `recompute_fraction` of the layers.
     `shard_group`: of the dp × cp ranks, how many neighbours ZeRO shards over, with replicas across; 0: over all.
+    `offload_optimizer`: optimizer states, and the update, are on the host.
     """
 
     tp: int
@@ -35,6 +37,7 @@ class Layout:
     micro_batch: int = 1
     zero_stage: int = 0
     shard_group: int = 0
+    offload_optimizer: bool = False
     recompute: str = "none"
     recompute_fraction: float = 1.0
     sequence_parallel: bool = False
@@ -86,6 +89,7 @@ class Layout:
         parts += [f"v{self.virtual_stages}"] if self.virtual_stages > 1 else []
         parts += [f"zero{self.zero_stage}"] if self.zero_stage else []
         parts += [f"shard{self.shard_group}"] if self.shard_group else []
+        parts += ["offload"] if self.offload_optimizer else []
         part = f" {self.recompute_fraction:.0%}" if self.recompute_fraction < 1 else ""
         parts += [self.recompute + part] if self.recompute != "none" else []
         parts += ["sp"] if self.sequence_parallel else []
@@ -138,6 +142,11 @@ class LayoutRequest:
         meaning="data-parallel neighbours that ZeRO shards over, replicas across: a number, node (as many as one node "
         "holds) or all",
     )  # fmt: skip
+    offload_optimizer: bool | None = key(
+        AUTO, auto=True,
+        meaning="optimizer states and update are on the host; auto: where the software can have them there, the host's "
+        "memory is known and holds them, and without it no layout fits or all are clearly slower",
+    )  # fmt: skip
     recompute: str | None = key(
         AUTO, auto=True, choices=RECOMPUTE_MODES,
         meaning="activations to recompute: none, selective (the attention core), op (all but the attention core "
@@ -168,6 +177,9 @@ class LayoutRequest:
         above=0,
         example="64",
         meaning="memory of a GPU that a layout may take; null: all that is usable",
+    )
+    memory_margin: float = key(
+        0.0, unit="1", minimum=0, below=1, meaning="share of a GPU's usable memory that a layout leaves free"
     )
 
     def pinned(self) -> dict[str, object]:

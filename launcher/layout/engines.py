@@ -128,9 +128,9 @@ def _torch_pipeline(job: Job, layout: Layout) -> Iterator[str]:
 
 
 def _torch_offload(job: Job, layout: Layout) -> Iterator[str]:
-    if job.training.offload_optimizer:
+    if layout.offload_optimizer:
         yield (
-            "train.offload_optimizer=true: the torch engine keeps its optimizer on the device: "
+            "layout.offload_optimizer=true: the torch engine keeps its optimizer on the device: "
             "set train.engine=deepspeed and layout.zero_stage=1, 2 or 3"
         )
 
@@ -163,10 +163,10 @@ def _deepspeed_numbers(job: Job, layout: Layout) -> Iterator[str]:
             "DeepSpeed with bf16 and ZeRO-0 starts Adam one step late and trains wrong: "
             "set layout.zero_stage=1, train.dtype=fp32, or train.engine=torch"
         )
-    if job.training.offload_optimizer and layout.zero_stage == 0:
+    if layout.offload_optimizer and layout.zero_stage == 0:
         yield (
             "DeepSpeed offloads the optimizer with ZeRO 1, 2 or 3 only: "
-            "set layout.zero_stage to one, or train.offload_optimizer=false"
+            "set layout.zero_stage to one, or layout.offload_optimizer=false"
         )
 
 

@@ -29,6 +29,7 @@ def plain_layout(job: Job, request: LayoutRequest) -> Layout:
         micro_batch=request.micro_batch or 1,
         zero_stage=request.zero_stage or 0,
         shard_group=shard_group,
+        offload_optimizer=bool(request.offload_optimizer),
         recompute=request.recompute or "none",
         recompute_fraction=1.0 if request.recompute_fraction is None else request.recompute_fraction,
         sequence_parallel=bool(request.sequence_parallel) and tp > 1,

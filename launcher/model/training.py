@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from launcher.schema import AUTO, key
+from launcher.schema import AUTO, key, only_read
 from launcher.units import DTYPE_BYTES
 
 ATTENTION_KERNELS = ("math", "fused", "flash1", "flash")
@@ -38,11 +39,21 @@ class Training:
         "newest version that the software has)",
     )  # fmt: skip
     engine: str = key("torch", choices=ENGINES, meaning="what trains")
-    offload_optimizer: bool = key(False, meaning="optimizer states and update are on the host")
     dropout: float | None = key(
         AUTO, auto=True, unit="1", minimum=0, below=1,
         meaning="probability in attention and residuals; auto: whatever the software runs",
     )  # fmt: skip
+
+    also_read: ClassVar = {
+        "offload_optimizer": only_read(
+            bool | None, AUTO, auto=True, meaning="another name of layout.offload_optimizer, which has its value"
+        )
+    }
+
+    @classmethod
+    def from_keys(cls, given: dict[str, Any]) -> Training:
+        """Make it without what is the layout's (`launcher.config.settings` has moved it there)."""
+        return cls(**{name: value for name, value in given.items() if name not in cls.also_read})
 
     def __post_init__(self) -> None:
         """Replace `auto`; for CPUs, which are unknown here, configuration has set fp32."""

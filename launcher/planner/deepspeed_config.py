@@ -89,7 +89,7 @@ def deepspeed_config(plan: Plan, options: TrainOptions) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": layout.zero_stage}
     if layout.zero_stage == 3:
         zero["stage3_param_persistence_threshold"] = 0  # also shard small parameters, as the plan assumes
-    if training.offload_optimizer and layout.zero_stage > 0:
+    if layout.offload_optimizer and layout.zero_stage > 0:
         zero["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": layout.micro_batch,

@@ -10,8 +10,17 @@ from launcher.planner.result import Candidate
 
 ALIKE = 0.01  # of the step: near-duplicates are as fast but for this
 # Keys that change neither how the ranks are shared out nor the size of a micro-batch: how the same plan is run.
-MINOR = ("virtual_stages", "zero_stage", "shard_group", "recompute", "recompute_fraction", "sequence_parallel")
-WORDS = {"virtual_stages": "v", "zero_stage": "zero", "shard_group": "shard", "sequence_parallel": "sp"}
+MINOR = (
+    *("virtual_stages", "zero_stage", "shard_group", "offload_optimizer", "recompute", "recompute_fraction"),
+    "sequence_parallel",
+)
+WORDS = {
+    "virtual_stages": "v",
+    "zero_stage": "zero",
+    "shard_group": "shard",
+    "sequence_parallel": "sp",
+    "offload_optimizer": "offload",
+}
 
 
 class Distinct(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from launcher.cost import Estimate
@@ -13,7 +14,7 @@ from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
-from launcher.planner.preference import NOISE
+from launcher.planner.preference import NOISE, OFFLOADED
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.slices import smallest_slice
 from launcher.planner.sources import measured_numbers
@@ -30,7 +31,8 @@ LINK_NAMES = {
 }
 COMPARED_KEYS = (
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage"),
-    *("shard_group", "recompute", "recompute_fraction", "sequence_parallel", "axis_order", "schedule"),
+    *("shard_group", "offload_optimizer", "recompute", "recompute_fraction", "sequence_parallel", "axis_order"),
+    "schedule",
 )
 TIGHT = 0.95  # below this probability of fitting, the plan mentions it
 MUCH_SKIPPED = 0.2  # of the FLOPs that MFU counts: from there on the plan says how many a causal kernel skips
@@ -52,6 +54,7 @@ def _first_choice(result: SearchResult, model: CostModel) -> Iterator[str]:
     yield where_time_goes(best.estimate)
     yield from skipped_attention(job, best.estimate)
     yield where_memory_goes(best.estimate)
+    yield from offloading(result, model)
     yield from measured_numbers(model, best.layout)
     yield from links(job, best.layout)
     if len(result.candidates) > 1:
@@ -70,7 +73,12 @@ def close_calls(result: SearchResult) -> Iterator[str]:
     best, others = result.best, result.candidates[1:]
     fastest = min(others, key=lambda candidate: candidate.estimate.step_time_s)
     lead = best.estimate.step_time_s / fastest.estimate.step_time_s - 1
-    if lead > LEAST_LEAD:
+    if lead > LEAST_LEAD and fastest.layout.offload_optimizer and not best.layout.offload_optimizer:
+        yield (
+            f"{fastest.layout.brief()} is estimated {lead:.1%} faster: an optimizer on the host must be faster by "
+            f"{OFFLOADED:.0%}, as no run was held against its estimate"
+        )
+    elif lead > LEAST_LEAD:
         yield (
             f"{fastest.layout.brief()} is estimated {lead:.1%} faster, which is less than estimates can tell apart "
             f"({NOISE:.0%}); the first choice has more room, fewer moving parts or what was measured before"
@@ -120,6 +128,23 @@ def where_memory_goes(estimate: Estimate) -> str:
         "" if estimate.fit_probability > TIGHT else f"; {fits}: leave more room with another layout or a smaller batch"
     )
     return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …){tight}"
+
+
+def offloading(result: SearchResult, model: CostModel) -> Iterator[str]:
+    """Say that the optimizer is on the host, how much of the host that takes, and why."""
+    best = result.best
+    if not best.layout.offload_optimizer:
+        return
+    memory = model.memory(best.layout)
+    usable = f" of {format_bytes(memory.usable_host_bytes)} usable" if memory.usable_host_bytes < inf else ""
+    taken = f"the optimizer is offloaded to the host, {format_bytes(memory.host_bytes)}{usable} on each node"
+    if result.request.offload_optimizer:
+        yield f"{taken}, as layout.offload_optimizer=true asks"
+    elif result.without_offload is None:
+        yield f"{taken}: without it no layout fits"
+    else:
+        other = result.without_offload
+        yield f"{taken}: the best without it, {other.layout.brief()}, is {slower(best.estimate, other.estimate)}"
 
 
 def links(job: Job, layout: Layout) -> Iterator[str]:
@@ -220,7 +245,7 @@ def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     less = {"full": "selective", "selective": "none"}.get(layout.recompute)
     if less:
         yield f"recompute={less}", {"recompute": less}
-    if layout.zero_stage:
+    if layout.zero_stage and not layout.offload_optimizer:
         yield "zero_stage=0", {"zero_stage": 0}
     yield f"micro_batch={layout.micro_batch * 2}", {"micro_batch": layout.micro_batch * 2}
     if layout.sequence_parallel:

@@ -63,8 +63,8 @@ class PassBound(NamedTuple):
 class LowerBounds:
     """Lower bounds of time and memory over a space; each part is computed once for all layouts that share it."""
 
-    def __init__(self, space: Space, model: CostModel) -> None:
-        self.space, self.model = space, model
+    def __init__(self, space: Space, model: CostModel, *, any_host: bool = False) -> None:
+        self.space, self.model, self.any_host = space, model, any_host
         self.batch = space.job.training.global_batch
         self._numbers: dict[tuple[Group, ...], int] = {}
 
@@ -90,11 +90,12 @@ class LowerBounds:
         request = self.space.request
         virtual = request.virtual_stages or 1
         named = request.schedule if request.schedule != "interleaved" else None
+        plainest = UNSHARDED._replace(offload=bool(request.offload_optimizer))
         plain = self.space.layout(
             degrees,
             PassConfig(request.micro_batch or 1, request.recompute or "none", bool(request.sequence_parallel)),
             Schedule(virtual, named or default_schedule(virtual)),
-            sharding=self.space.shardings(degrees)[0] if request.zero_stage else UNSHARDED,
+            sharding=self.space.shardings(degrees)[0] if request.zero_stage else plainest,
             axis_order=request.axis_order or DEFAULT_AXIS_ORDER,
         )
         yield plain
@@ -116,9 +117,16 @@ class LowerBounds:
 
     @once()
     def states(self, degrees: Degrees) -> tuple[float, ...]:
-        """Return the bytes of parameters, gradients and optimizer states, by sharding."""
+        """Return the bytes of parameters, gradients and optimizer states, by sharding; infinite where the host has no
+        room for what is offloaded, unless `any_host`.
+        """
         layouts = (self._layout(degrees, ONE_PASS, sharding=each) for each in self.space.shardings(degrees))
-        return tuple(bounds.state_bytes_of_first_rank(self.model, layout) for layout in layouts)
+        return tuple(self._states(layout) for layout in layouts)
+
+    def _states(self, layout: Layout) -> float:
+        if not self.any_host and self.model.host_bytes(layout) > self.model.usable_host_bytes:
+            return inf
+        return bounds.state_bytes_of_first_rank(self.model, layout)
 
     def pass_bound(self, degrees: Degrees, pass_config: PassConfig) -> PassBound:
         """Return the time bound of one way to run a micro-batch; each part uses its best axis order."""
@@ -224,13 +232,25 @@ class LowerBounds:
 
 
 def least_memory(space: Space, model: CostModel, *, most_bytes: float = inf) -> Layout | None:
-    """Return the legal layout with the least memory; None if none is legal, or all need more than `most_bytes`."""
-    lower_bounds = LowerBounds(space, model)
+    """Return the legal layout with the least memory; None if none is legal, or all need more than `most_bytes`.
+
+    One that the host has no room for is returned only where no other keeps what is pinned.
+    """
+    found = _least(space, LowerBounds(space, model), most_bytes)
+    if found is not None or not space.request.offload_optimizer:
+        return found
+    return _least(space, LowerBounds(space, model, any_host=True), most_bytes)
+
+
+def _least(space: Space, lower_bounds: LowerBounds, most_bytes: float) -> Layout | None:
+    model = lower_bounds.model
     best: tuple[float, Layout] | None = None
     for bound, degrees, pass_config, schedule in sorted(_by_memory(space, lower_bounds)):
-        if bound > most_bytes or (best and bound >= best[0]):
+        if bound > most_bytes or bound == inf or (best and bound >= best[0]):
             break
-        for sharding in space.shardings(degrees):
+        for sharding, states in zip(space.shardings(degrees), lower_bounds.states(degrees), strict=True):
+            if states == inf:
+                continue
             order = lower_bounds.orders(degrees)[0]
             layout = space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
             used = model.memory(layout).total_bytes

@@ -9,15 +9,19 @@ from typing import Any
 
 from launcher.cost.model import CostModel
 from launcher.layout import Layout, LayoutRequest
+from launcher.layout.engines import OWN
 from launcher.layout.job import Job
 from launcher.layout.legality import Problem, divisors
 from launcher.layout.resolve import plain_layout
-from launcher.model import Training
 from launcher.planner.lower_bounds import least_memory
 from launcher.planner.space import Space
+from launcher.stacks import stack_of
 from launcher.units import format_bytes
 
-FREED = ("recompute", "zero_stage", "micro_batch", "sequence_parallel", "virtual_stages", "tp", "pp", "cp", "dp")
+FREED = (
+    *("recompute", "zero_stage", "offload_optimizer", "micro_batch", "sequence_parallel", "virtual_stages"),
+    *("tp", "pp", "cp", "dp"),
+)
 MOST_TIMES_NODES = 64  # do not advise more than this many times the nodes
 
 
@@ -71,8 +75,8 @@ def _changes(space: Space) -> Iterator[str]:
     """
     job, request = space.job, space.request
     yield from list(_freed(job, request)) or _several_freed(job, request)
-    for change, training in _other_settings(job):
-        if _fitting(replace(job, training=training), request) is not None:
+    for change, other, asked in _other_settings(job, request):
+        if _fitting(other, asked) is not None:
             yield change
     if (nodes := _nodes_needed(job, request)) is not None:
         yield f"cluster.num_nodes={nodes} instead of {job.cluster.num_nodes}"
@@ -97,11 +101,27 @@ def _several_freed(job: Job, request: LayoutRequest) -> Iterator[str]:
         yield " together with ".join(f"layout.{key}={_plain(getattr(found, key))}" for key in changed)
 
 
-def _other_settings(job: Job) -> Iterator[tuple[str, Training]]:
+def _other_settings(job: Job, request: LayoutRequest) -> Iterator[tuple[str, Job, LayoutRequest]]:
+    """Yield settings that need less memory, in words, with the job and the request that they make."""
     if job.training.attention in ("math", "fused"):  # they keep all attention scores
-        yield "train.attention=flash", replace(job.training, attention="flash")
-    if not job.training.offload_optimizer and job.cluster.node.gpu.kind == "cuda":
-        yield "train.offload_optimizer=true", replace(job.training, offload_optimizer=True)
+        yield "train.attention=flash", replace(job, training=replace(job.training, attention="flash")), request
+    if request.offload_optimizer is None:
+        yield from _offloading(job, replace(request, offload_optimizer=True))
+
+
+def _offloading(job: Job, request: LayoutRequest) -> Iterator[tuple[str, Job, LayoutRequest]]:
+    """Yield how the optimizer gets to the host where the search does not try that: where the host's memory is not
+    known, and by the other engine of ours.
+    """
+    node = job.cluster.node
+    if node.gpu.kind != "cuda" or node.is_mig:
+        return
+    if job.stack.offload_stages and not node.host_memory_bytes:
+        yield "layout.offload_optimizer=true, if the host has room (cluster.node.host_memory_gib)", job, request
+    elif job.stack.name == OWN and job.training.engine == "torch":
+        stack = stack_of(OWN, year=job.stack.year, engine="deepspeed")
+        other = replace(job, training=replace(job.training, engine="deepspeed"), stack=stack)
+        yield "train.engine=deepspeed layout.offload_optimizer=true", other, request
 
 
 def _fitting(job: Job, request: LayoutRequest) -> Layout | None:

@@ -1,8 +1,8 @@
 """The lead that makes a layout the choice: of layouts that estimates cannot distinguish, the easier one to trust wins.
 
 Handicaps are shares of the step. They are ours, and smaller than what estimates are sure of (`NOISE`): they decide
-between layouts that are as good as equal, and no other. None is below zero, so that a lower bound of the time is also
-one of the time with its handicap.
+between layouts that are as good as equal, and no other; but an optimizer on the host must win clearly. None is below
+zero, so that a lower bound of the time is also one of the time with its handicap.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ NOISE = 0.02
 SHORT_SEQUENCE = 16384  # tokens, below which context parallelism is not worth its moving parts
 SHORT_CONTEXT = 0.02  # cp below that
 UNMEASURED_SCHEDULE = 0.01  # zero-bubble schedules: no published run that the estimates were held against has one
+# An optimizer on the host must win by more than the interval of its estimate: no run was held against one, and the rate
+# of a host's memory is assumed (cost/optimizer.py).
+OFFLOADED = 0.2
 VIRTUAL_STAGES = 0.0005  # for each doubling
 ROOMY, FULL = 0.8, 0.01  # of the usable memory: what costs nothing, and the handicap of all of it
 
@@ -28,6 +31,8 @@ def handicap(job: Job, layout: Layout, *, memory_bytes: float, usable_bytes: flo
     found += VIRTUAL_STAGES * log2(layout.virtual_stages)
     if layout.cp > 1 and job.model.seq_len < SHORT_SEQUENCE:
         found += SHORT_CONTEXT
+    if layout.offload_optimizer:
+        found += OFFLOADED
     if layout.schedule == "zb_h1":
         found += UNMEASURED_SCHEDULE
     return found

@@ -26,7 +26,7 @@ from launcher.stacks import Stack
 from launcher.text import printable
 from launcher.units import format_seconds
 
-PLAN_VERSION = 5
+PLAN_VERSION = 6
 MOST_NAMED = 5  # problems of a damaged plan, listed in the message
 PROGRAM_KEYS = ("script", "module", "program")  # the key that is given determines what runs
 RECIPE = "recipe"

@@ -35,7 +35,8 @@ class SearchResult:
     """The best layouts, best first, and the number of others by reason.
 
     `searched` layouts were considered: the candidates, and those counted in `rejected`. A combination of degrees that
-    is illegal in itself counts once, not once for every way to run it.
+    is illegal in itself counts once, not once for every way to run it. `without_offload`: where the search decided to
+    offload, the best without it, if any fits.
     """
 
     job: Job
@@ -44,6 +45,7 @@ class SearchResult:
     rejected: Mapping[str, int]
     searched: int
     refused: Refused | None = None
+    without_offload: Candidate | None = None
 
     def __repr__(self) -> str:
         job = f"{self.job.model.name} on {self.job.cluster.name}"

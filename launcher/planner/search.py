@@ -48,20 +48,34 @@ def search(
     cheapest change that helps if none fits.
     """
     with no_garbage_collection():
-        space, model = Space(job, request, refuse), model or CostModel(job)
-        safe, most = (room_bytes(request, model, risk=risk) for risk in (request.risk, 1.0))
-        search_within = _Search(space, model, max(1, top), safe)
+        model = model or CostModel(job)
+        found, last = _searched(Space(job, request, refuse), model, top)
+        if found is None:
+            last.give_up()
+        if request.offload_optimizer is not None or not found.best.layout.offload_optimizer:
+            return found
+        without, _ = _searched(Space(job, replace(request, offload_optimizer=False), refuse), model, 1)
+        return replace(found, without_offload=without.best if without else None)
+
+
+def _searched(space: Space, model: CostModel, top: int) -> tuple[SearchResult | None, _Search]:
+    """Return what is found within the accepted risk, or else within any: a risk is better than no plan, and the reasons
+    say so.
+    """
+    safe, most = (room_bytes(space.request, model, risk=risk) for risk in (space.request.risk, 1.0))
+    search_within = _Search(space, model, max(1, top), safe)
+    found = search_within.run()
+    if found is None and most > safe:
+        search_within = _Search(space, model, max(1, top), most)
         found = search_within.run()
-        if found is None and most > safe:  # a risk is better than no plan: the reasons say so
-            search_within = _Search(space, model, max(1, top), most)
-            found = search_within.run()
-        return found or search_within.give_up()
+    return found, search_within
 
 
 def room_bytes(request: LayoutRequest, model: CostModel, *, risk: float) -> float:
     """Bytes of a GPU that a layout may be estimated to need."""
     usable = model.usable_bytes
-    most = usable if request.max_memory_gib is None else min(usable, request.max_memory_gib * GIB)
+    most = usable * (1 - request.memory_margin)
+    most = most if request.max_memory_gib is None else min(most, request.max_memory_gib * GIB)
     safe = most_bytes(usable, risk=risk) if model.job.cluster.node.gpu.kind == "cuda" else usable
     return min(most, safe)
 
@@ -317,13 +331,19 @@ class _Search:
         if nearest is None:
             raise InputError(refusal(self.space, self.illegal))
         needed = self.model.memory(nearest)
-        if needed.fits and self.request.max_memory_gib is not None:
+        if needed.fits and (limits := self._own_limits()):
             raise NoLayoutFits(
-                f"no layout of {self.job.model.name} on {self.job.cluster.name} needs as little as "
-                f"layout.max_memory_gib={self.request.max_memory_gib:g}: {nearest.brief()} needs least, "
-                f"{format_bytes(needed.total_bytes)} of each GPU; raise it"
+                f"no layout of {self.job.model.name} on {self.job.cluster.name} needs as little as {limits}: "
+                f"{nearest.brief()} needs least, {format_bytes(needed.total_bytes)} of "
+                f"{format_bytes(needed.usable_bytes)} usable on each GPU; allow it more"
             )
         raise NoLayoutFits(no_fit_message(self.space, self.model, nearest))
+
+    def _own_limits(self) -> str:
+        """The limits of memory that the user set."""
+        margin, most = self.request.memory_margin, self.request.max_memory_gib
+        limits = [f"layout.max_memory_gib={most:g}"] if most is not None else []
+        return " and ".join([*limits, *([f"layout.memory_margin={margin:g}"] if margin else [])])
 
 
 def _without_order(place: _Ranked) -> Layout:

@@ -49,10 +49,11 @@ class PassConfig(NamedTuple):
 
 
 class Sharding(NamedTuple):
-    """The ZeRO stage, and over how many neighbours it shards (0: all)."""
+    """The ZeRO stage, over how many neighbours it shards (0: all), and whether the optimizer is on the host."""
 
     zero_stage: int
     shard_group: int = 0
+    offload: bool = False
 
 
 class Schedule(NamedTuple):
@@ -196,8 +197,15 @@ class Space:
 
     @once(lambda degrees: degrees[:RANKS])
     def shardings(self, degrees: Degrees) -> Sequence[Sharding]:
-        """Every ZeRO stage, over the ranks that are asked for; else over all, and where the stack can over a node's."""
-        stages = self._zero_stages(degrees)
+        """Every ZeRO stage, over the ranks that are asked for; else over all, and where the stack can over a node's;
+        each with the optimizer on the host too, where that is asked for or may be tried.
+        """
+        here = () if self.request.offload_optimizer else self._placed(degrees, self._zero_stages(degrees))
+        there = () if self.request.offload_optimizer is False else self._placed(degrees, self._offload_stages(degrees))
+        return (*here, *(sharding._replace(offload=True) for sharding in there))
+
+    def _placed(self, degrees: Degrees, stages: Sequence[int]) -> Sequence[Sharding]:
+        """These ZeRO stages over the ranks that they may be sharded over."""
         if self.request.shard_group is not None:
             group = self._shard_group(degrees, self.request.shard_group)
             return tuple(Sharding(stage, group if stage else 0) for stage in stages)
@@ -221,7 +229,27 @@ class Space:
             return (self.request.zero_stage,)
         if degrees.dp * degrees.cp > 1:
             return self.job.stack.zero_stages if degrees.pp == 1 else self.job.stack.pipeline_zero_stages or (0,)
-        return (1,) if self.refused(Layout(tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep)) else (0,)
+        alone = Layout(
+            tp=degrees.tp, pp=degrees.pp, dp=1, ep=degrees.ep, offload_optimizer=bool(self.request.offload_optimizer)
+        )
+        return (1,) if self.refused(alone) else (0,)
+
+    def _offload_stages(self, degrees: Degrees) -> Sequence[int]:
+        """The ZeRO stages to try with the optimizer on the host, those that the stack has for it.
+
+        Unasked only where the host's memory, which limits it, is known, and no other jobs share it (slices do). What is
+        asked of software that cannot do it is estimated. Over one rank all stages are alike.
+        """
+        node, asked = self.job.cluster.node, self.request.offload_optimizer
+        able = self.job.stack.offload_stages
+        if asked is None and (node.gpu.kind != "cuda" or node.is_mig or not node.host_memory_bytes):
+            return ()
+        if asked and (not able or self.request.zero_stage is not None):
+            return self._zero_stages(degrees)
+        if degrees.dp * degrees.cp == 1 and self.request.zero_stage is None:
+            return able[:1]
+        found = [stage for stage in self._zero_stages(degrees) if stage in able]
+        return found or (self._zero_stages(degrees) if asked else ())
 
     def axis_orders(self, degrees: Degrees) -> Sequence[str]:
         """Return axis orders with groups that cross links of different rates, the usual order first.
@@ -270,6 +298,7 @@ class Space:
             micro_batch=pass_config.micro_batch,
             zero_stage=sharding.zero_stage,
             shard_group=sharding.shard_group,
+            offload_optimizer=sharding.offload,
             recompute=pass_config.recompute,
             recompute_fraction=pass_config.recompute_fraction if pass_config.recompute != "none" else 1.0,
             sequence_parallel=pass_config.sequence_parallel,

@@ -64,7 +64,7 @@ def parse(question: str) -> dict[str, Any]:
 
 
 def _value(key: str, text: str) -> object | None:
-    if key in ("sequence_parallel", "tp_across_domains"):
+    if key in ("sequence_parallel", "offload_optimizer", "tp_across_domains"):
         return FLAGS.get(text.lower())
     if key in TEXTS:
         return text or None

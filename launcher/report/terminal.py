@@ -67,11 +67,13 @@ def plans_table(
     columns = dict.fromkeys(("#", "tp", "pp", "dp", *extra, "v", "mb", "zero"), RIGHT)
     named = any(plan.candidate.layout.schedule not in SHOWN_BY_V for plan in plans)
     columns |= {"schedule": LEFT} if named else {}
+    offloads = any(candidate.layout.offload_optimizer for candidate in candidates)
+    columns |= {"offload": LEFT} if offloads else {}
     columns |= {"recompute": LEFT, "sp": LEFT, "step": LEFT}
     columns |= dict.fromkeys(("MFU", "memory", "fits", "tok/s"), RIGHT)
     columns |= ({"order": LEFT} if orders else {}) | ({"also with": LEFT} if any(plan.also for plan in plans) else {})
     rows = [
-        [str(rank), *_layout_cells(plan.candidate.layout, extra, named=named)]
+        [str(rank), *_layout_cells(plan.candidate.layout, extra, named=named, offloads=offloads)]
         + _estimate_cells(plan.candidate, orders=orders)
         + (["; ".join(plan.also)] if "also with" in columns else [])
         for rank, plan in enumerate(plans, 1)
@@ -97,11 +99,12 @@ def _where(job: Job) -> str:
     return f"{cluster.name}: {cluster.num_gpus} {kind}, {cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}"
 
 
-def _layout_cells(layout: Layout, extra: Iterable[str], *, named: bool) -> list[str]:
+def _layout_cells(layout: Layout, extra: Iterable[str], *, named: bool, offloads: bool) -> list[str]:
     cells = [str(layout.tp), str(layout.pp), str(layout.dp), *(str(getattr(layout, key)) for key in extra)]
     cells += [str(layout.virtual_stages), str(layout.micro_batch)]
     cells += [f"{layout.zero_stage}/{layout.shard_group}" if layout.shard_group else str(layout.zero_stage)]
     cells += [layout.schedule if layout.pp > 1 else "-"] if named else []
+    cells += ["yes" if layout.offload_optimizer else "-"] if offloads else []
     part = f" {layout.recompute_fraction:.0%}" if layout.recompute_fraction < 1 else ""
     return [*cells, layout.recompute + part, "yes" if layout.sequence_parallel else "-"]
 

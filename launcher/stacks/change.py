@@ -68,6 +68,12 @@ PLAIN_REDUCTION = since(
     late_gradients=False,
     overlap_replicated=True,
 )
+OPTIMIZER_ON_GPU = since(
+    0,
+    "no option, or one that moves parameters too (PyTorch's CPUOffloadPolicy: torch/distributed/fsdp/_fully_shard/"
+    "_fsdp_api.py; InternEvo's HybridZeroOptimizer has cpu_offload, and no key sets it)",
+    offload_stages=(),
+)
 FP8_CASTS = since(
     0,
     "torchao/float8/float8_linear.py casts weights in each pass; autograd keeps inputs in their dtype",
@@ -103,7 +109,8 @@ DEEPSPEED_ENGINE = since(
     0,
     "deepspeed 0.19: runtime/pipe/schedule.py, TrainSchedule (one after the other); runtime/pipe/topology.py, "
     "PipelineParallelGrid (groups model, data, pipe, slice); partition_method type:transformer; "
-    "runtime/pipe/engine.py: ZeRO 2 and 3 are incompatible with pipeline parallelism",
+    "runtime/pipe/engine.py: ZeRO 2 and 3 are incompatible with pipeline parallelism; runtime/zero/offload_config.py: "
+    "offload_optimizer, with ZeRO 1, 2 and 3",
     sends_in_turn=True,
     pipeline_groups=4,
     pipeline_ends=(0, 0),
@@ -113,6 +120,7 @@ DEEPSPEED_ENGINE = since(
     zero_stages=(0, 1, 2, 3),
     pipeline_zero_stages=(0, 1),
     shard_group_stages=(),
+    offload_stages=(1, 2, 3),
 )
 # What it does by itself, where our engine is built by it.
 DEEPSPEED_DEFAULTS = since(
@@ -147,6 +155,7 @@ USUAL = (
     LAYER_GATHERS,
     PLAIN_REDUCTION,
     FLAT_MESSAGES,
+    OPTIMIZER_ON_GPU,
     PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,

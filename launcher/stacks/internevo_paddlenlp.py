@@ -105,4 +105,10 @@ PADDLENLP = (
         sequence_parallel=True,
         context_parallel=False,
     ),
+    since(
+        0,
+        "paddlenlp/trainer/training_args.py: sharding takes offload with stage2, and with stage3, which moves "
+        "parameters too",
+        offload_stages=(2,),
+    ),
 )

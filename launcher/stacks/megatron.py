@@ -14,6 +14,7 @@ from launcher.stacks.change import (
     FP8_CASTS,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    OPTIMIZER_ON_GPU,
     PIPELINE_MEMORY,
     PLAIN_REDUCTION,
     USUAL,
@@ -125,6 +126,11 @@ MEGATRON_LM = (
         empty_ends=True,
     ),
     since(2025, "--num-distributed-optimizer-instances (Megatron Core 0.11)", shard_group_stages=(1,)),
+    since(
+        2025,
+        "--optimizer-cpu-offload with the distributed optimizer (Core 0.11: CHANGELOG.md, optimizer/cpu_offloading)",
+        offload_stages=(1,),
+    ),
 )
 
 MEGATRON_DEEPSPEED = (
@@ -175,6 +181,7 @@ SCALING = (
     LAYER_GATHERS,
     PLAIN_REDUCTION,
     FLAT_MESSAGES,
+    OPTIMIZER_ON_GPU,
     PIPELINE_MEMORY,
     FP8_CASTS,
     *FLASH,

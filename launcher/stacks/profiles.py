@@ -21,6 +21,7 @@ from launcher.stacks.change import (
     FP8_CASTS,
     LAYER_GATHERS,
     NO_PIPELINE_HABITS,
+    OPTIMIZER_ON_GPU,
     PIPELINE_MEMORY,
     PLAIN_REDUCTION,
     USUAL,
@@ -64,6 +65,7 @@ LAUNCHER = (
     COPIED_GATHERS,
     PLAIN_REDUCTION,
     FLAT_MESSAGES,
+    OPTIMIZER_ON_GPU,
     PIPELINE_MEMORY,
     FP8_CASTS,
     since(

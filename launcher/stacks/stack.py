@@ -56,7 +56,8 @@ class Stack:
     `schedules`: the orders of micro-batches that it has; none: it has no pipeline.
 
     Sharding. `zero_stages`, `pipeline_zero_stages`: the ZeRO stages that it has, without and with a pipeline.
-    `shard_group_stages`: those that it can run over a part of dp, with replicas across.
+    `shard_group_stages`: those that it can run over a part of dp, with replicas across. `offload_stages`: those with
+    which it can have the optimizer, and no more, on the host.
 
     Sequences. `sequence_parallel`: tensor-parallel ranks can shard what is between the products. `context_parallel`:
     ranks can divide a sequence.
@@ -112,6 +113,7 @@ class Stack:
     zero_stages: tuple[int, ...]
     pipeline_zero_stages: tuple[int, ...]
     shard_group_stages: tuple[int, ...]
+    offload_stages: tuple[int, ...]
     sequence_parallel: bool
     context_parallel: bool
 

@@ -23,7 +23,7 @@ PLANS: dict[str, Case] = {
     "tp2 zero1": (Layout(tp=2, pp=1, dp=1, zero_stage=1, micro_batch=4), {}),
     "dp2 zero2 bf16": (Layout(tp=1, pp=1, dp=2, zero_stage=2), {"dtype": "bf16"}),
     "dp2 zero3": (Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2), {}),
-    "dp2 zero3 offloaded": (Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2), {"offload_optimizer": True}),
+    "dp2 zero3 offloaded": (Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2, offload_optimizer=True), {}),
     "pp2 zero1": (Layout(tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2), {}),
 }
 
@@ -64,7 +64,7 @@ def plan_of(case: Case) -> dict[str, Any]:
         "micro_batches": layout.num_micro_batches(8),
         "global_batch": 8,
         "zero_stage": layout.zero_stage,
-        "offloads": training.get("offload_optimizer", False),
+        "offloads": layout.offload_optimizer,
         "bf16": training.get("dtype") == "bf16",
         "grad_clip": OPTIONS["sgd"].grad_clip,
         "sums_in": ["torch.float32"] * 2,  # as the stack `launcher` is planned: grad_reduce_dtype=fp32

@@ -73,6 +73,7 @@ def said(layout: Layout) -> dict[str, object]:
         "order": effective(layout, layout.axis_order),
         "zero": layout.sharding,
         "sp": layout.sequence_parallel,
+        "offload": layout.offload_optimizer,
         "fraction": layout.recompute_fraction,
     }
 

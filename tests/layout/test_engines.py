@@ -33,7 +33,7 @@ REFUSED_BY_ENGINE = [
     (Layout(tp=1, pp=2, dp=4, zero_stage=1, schedule="gpipe"), {}, "layout.schedule=1f1b"),
     (Layout(tp=1, pp=2, dp=4, zero_stage=1, schedule="interleaved", virtual_stages=2), {}, "layout.virtual_stages=1"),
     (Layout(tp=1, pp=1, dp=8, zero_stage=0), {"dtype": "bf16"}, "layout.zero_stage=1"),
-    (Layout(tp=1, pp=1, dp=8, zero_stage=0), {"offload_optimizer": True}, "offload_optimizer=false"),
+    (Layout(tp=1, pp=1, dp=8, zero_stage=0, offload_optimizer=True), {}, "layout.offload_optimizer=false"),
 ]
 
 
@@ -60,7 +60,7 @@ REFUSED_BY_STACK = [
     (job(engine="deepspeed"), Layout(tp=1, pp=1, dp=4, cp=2), "layout.cp=1"),
     (job(), Layout(tp=1, pp=4, dp=2, micro_batch=4), "gpipe"),
     (job(global_batch=20), Layout(tp=1, pp=2, dp=4, schedule="zb_h1"), "multiple of pp=2"),
-    (job(offload_optimizer=True), Layout(tp=1, pp=1, dp=8), "train.engine=deepspeed"),
+    (job(), Layout(tp=1, pp=1, dp=8, offload_optimizer=True), "train.engine=deepspeed"),
     (job(engine="deepspeed"), Layout(tp=2, pp=1, dp=4, sequence_parallel=True), "layout.sequence_parallel=false"),
     (job(), Layout(tp=1, pp=1, dp=4, cp=2, zero_stage=3, shard_group=4), "layout.shard_group=all"),
     (job(engine="deepspeed"), Layout(tp=1, pp=1, dp=8, zero_stage=3, shard_group=4), "train.engine=torch"),

@@ -23,6 +23,7 @@ JOB = job(on=cluster(domains=(4,)), of=model(layers=8), global_batch=16)
 LAYOUT_KEYS = {
     *("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "recompute", "sequence_parallel"),
     *("shard_group", "recompute_fraction", "axis_order", "schedule", "layer_split", "tp_across_domains"),
+    "offload_optimizer",
 }
 PLAN_KEYS = {
     *("layout", "step_time_s", "model_tflops_per_gpu", "hardware_tflops_per_gpu", "mfu", "hfu", "tokens_per_s_per_gpu"),

@@ -72,6 +72,7 @@ CONTRADICTIONS = {
     "another model": (["model=gpt3_175b"], r"model=gpt3_175b .* hidden"),
     "another layout": (["layout.pp=4"], r"layout\.pp=4 contradicts the plan, which has 2: leave it out, or plan again"),
     "the default, where the plan has another": (["train.global_batch=16"], r"train\.global_batch=16 .* has 64"),
+    "another name of its key": (["train.offload_optimizer=true"], r"train\.offload_optimizer=true .* has False"),
     "another optimizer": (["train.optimizer=sgd"], r"train\.optimizer=sgd .* has adamw"),
     "another software": (["stack=megatron_lm"], r"stack=megatron_lm differs from the plan"),
     "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 contradicts the plan, which has 8"),

@@ -12,11 +12,11 @@ from launcher.api import estimate
 from launcher.config.compose import load
 from launcher.cost.attention import core_time
 from launcher.cost.model import CostModel
-from launcher.errors import NoLayoutFits
+from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, unchosen_batch
 from launcher.planner.explain import skipped_attention, where_memory_goes
-from launcher.planner.preference import NOISE, handicap
+from launcher.planner.preference import NOISE, OFFLOADED, handicap
 from launcher.planner.search import search
 from launcher.units import GIB
 
@@ -63,12 +63,70 @@ def test_zero_bubble_wins_over_bridged_pcie_where_stages_are_not_virtual() -> No
     assert best.estimate.step_time_s < 0.97 * plain.estimate.step_time_s
 
 
-def test_offload_is_advised_where_nothing_fits_and_the_host_has_room() -> None:
-    asked = job_of("cluster=dgx_a100_40g cluster.num_nodes=2 model=llama2_70b train.global_batch=64 stack=deepspeed")
-    for room, advised in (("cluster.node.host_memory_gib=1024", True), ("cluster.node.host_memory_gib=64", False)):
-        with pytest.raises(NoLayoutFits) as refused:
-            asked.with_(room).search(top=1)
-        assert ("train.offload_optimizer=true" in str(refused.value)) == advised, room
+SEVENTY = "cluster=dgx_a100_40g cluster.num_nodes=2 model=llama2_70b train.global_batch=64"
+
+
+def test_the_optimizer_is_offloaded_where_nothing_else_fits_and_the_host_has_room() -> None:
+    asked = job_of(f"{SEVENTY} stack=deepspeed")
+    plan = asked.plan()
+    assert plan.layout.offload_optimizer
+    (line,) = (line for line in plan.why if "offloaded" in line)
+    assert "449.7 GiB of 870.4 GiB usable on each node: without it no layout fits" in line
+    with pytest.raises(NoLayoutFits) as refused:
+        asked.with_("cluster.node.host_memory_gib=64").search(top=1)
+    assert "offload" not in str(refused.value)
+    with pytest.raises(NoLayoutFits, match=r"54\.4 GiB of each host"):
+        asked.with_("cluster.node.host_memory_gib=64", "layout.offload_optimizer=true").search(top=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        ("stack=deepspeed layout.offload_optimizer=false", "layout.offload_optimizer=true instead of false"),
+        ("stack=deepspeed cluster.node.host_memory_gib=0", "layout.offload_optimizer=true, if the host has room"),
+        ("", "train.engine=deepspeed layout.offload_optimizer=true"),
+    ],
+)
+def test_where_the_search_does_not_offload_what_helps_is_advised_and_helps(words: str, advice: str) -> None:
+    asked = job_of(f"{SEVENTY} {words}")
+    with pytest.raises(NoLayoutFits) as refused:
+        asked.search(top=1)
+    assert advice in str(refused.value)
+    keys = [word.strip(",") for word in advice.split() if "=" in word]
+    assert asked.with_(*keys).search(top=1).best.layout.offload_optimizer
+
+
+@pytest.mark.parametrize("stack", ["fsdp", "torchtitan", "scaling", "launcher", "megatron_lm stack.year=2024"])
+def test_software_that_cannot_offload_the_optimizer_is_not_asked_to(stack: str) -> None:
+    with pytest.raises(NoLayoutFits):
+        job_of(f"{SEVENTY} stack={stack}").search(top=1)
+
+
+def test_offloading_must_be_clearly_faster_than_what_fits_without_it() -> None:
+    fits = "cluster=polaris model=gpt3_6b7 stack=deepspeed"
+    few, many = (job_of(f"{fits} train.global_batch={batch}") for batch in (32, 2048))
+    assert not few.search(top=1).best.layout.offload_optimizer
+    found = many.search(top=1)
+    best, without = found.best, found.without_offload
+    assert best.layout.offload_optimizer and without is not None
+    assert without.estimate.step_time_s > (1 + OFFLOADED) * best.estimate.step_time_s / 1.01
+    assert without == many.with_("layout.offload_optimizer=false").search(top=1).best
+    (line,) = (line for line in many.plan().why if "offloaded" in line)
+    assert f"the best without it, {without.layout.brief()}, is " in line
+
+
+def test_the_key_of_training_is_the_layouts() -> None:
+    words = f"{SEVENTY} stack=deepspeed layout.tp=1 layout.pp=1 layout.zero_stage=3 layout.recompute=full"
+    one, other = (job_of(f"{words} {group}.offload_optimizer=true") for group in ("train", "layout"))
+    assert one.settings.request == other.settings.request
+    assert one.settings.job == other.settings.job
+    assert one.estimate() == other.estimate() != job_of(words).estimate()
+    assert job_of(f"{words} train.offload_optimizer=auto").settings.request == job_of(words).settings.request
+    with pytest.raises(InputError, match=r"train\.offload_optimizer=true and layout\.offload_optimizer=false"):
+        job_of(f"{words} train.offload_optimizer=true layout.offload_optimizer=false")
+    assert one.with_("layout.offload_optimizer=false").settings.request.offload_optimizer is False
+    with pytest.raises(InputError, match=r"train\.offload_optimizer = 3 must be true, false or auto"):
+        job_of(f"{words} train.offload_optimizer=3")
 
 
 # 8: no room, no word; moving parts that nobody runs; attention that is not computed.

@@ -15,7 +15,7 @@ from shapes import cluster, job, model
 
 from launcher.cost import Estimate
 from launcher.cost.interval import most_bytes
-from launcher.cost.model import CostModel
+from launcher.cost.model import HOST_SHARE, CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.degrees import AXES
@@ -43,6 +43,11 @@ def able(some_job: Job) -> Job:
     return replace(some_job, stack=replace(some_job.stack, sequence_parallel=True, context_parallel=True, **zero))
 
 
+def with_host(some_job: Job, memory_bytes: float) -> Job:
+    node = replace(some_job.cluster.node, host_memory_bytes=memory_bytes)
+    return replace(some_job, cluster=replace(some_job.cluster, node=node))
+
+
 SMALL_JOBS = {
     "one node": job(on=cluster(domains=(4,)), of=TINY, global_batch=4),
     "two domains": job(on=cluster(domains=(2, 2)), of=TINY, global_batch=4, year=2021),
@@ -64,6 +69,10 @@ SMALL_JOBS = {
     "fsdp": job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="fsdp"),
     "deepspeed": Job(
         cluster(domains=(4,)), TINY, Training(global_batch=4, engine="deepspeed"), stack_of("megatron_lm")
+    ),
+    "hosts": with_host(job(on=cluster(domains=(4,)), of=TINY, global_batch=4), 1 * GIB),
+    "hosts of DeepSpeed": with_host(
+        job(on=cluster(nodes=2, domains=(2,)), of=TINY, global_batch=4, stack="deepspeed"), 1 * GIB
     ),
 }
 
@@ -98,13 +107,14 @@ def every_layout(name: str, *, across: bool = False) -> list[Layout]:
                 tp_across_domains=across,
             )
             distinct = orders if name != "rails" else distinct_orders(plain, orders)
-            for (zero, group), (recompute, fraction), schedule, sequence, order in product(
+            for (zero, group, offload), (recompute, fraction), schedule, sequence, order in product(
                 shardings(some_job, plain), passes(some_job), schedules(some_job, plain), sequence_parallel, distinct
             ):
                 layout = replace(
                     plain,
                     zero_stage=zero,
                     shard_group=group,
+                    offload_optimizer=offload,
                     recompute=recompute,
                     recompute_fraction=fraction,
                     schedule=schedule,
@@ -133,14 +143,18 @@ def schedules(some_job: Job, layout: Layout) -> list[str]:
     return [name for name in named if (name == "interleaved") == (layout.virtual_stages > 1)]
 
 
-def shardings(some_job: Job, layout: Layout) -> list[tuple[int, int]]:
-    """ZeRO stages, each over all ranks and, where the stack can, over those of a node."""
+def shardings(some_job: Job, layout: Layout) -> list[tuple[int, int, bool]]:
+    """ZeRO stages, each over all ranks and, where the stack can, over those of a node, and with the optimizer on the
+    host where it can do that.
+    """
     stack = some_job.stack
     stages = stack.zero_stages if layout.pp == 1 else stack.pipeline_zero_stages
     stages = stages if layout.dp * layout.cp > 1 else (0, 1)  # over one rank there is nothing to shard
     node = some_job.cluster.node.num_gpus // layout.tp if layout.cp == 1 else 0
     groups = [0, node] if 1 < node < layout.dp and layout.dp % node == 0 else [0]
-    return [(s, g) for s in stages for g in groups if not g or s in stack.shard_group_stages]
+    found = [(s, g) for s in stages for g in groups if not g or s in stack.shard_group_stages]
+    hosts = stack.offload_stages if some_job.cluster.node.host_memory_bytes else ()
+    return [(s, g, offload) for s, g in found for offload in ((False, True) if s in hosts else (False,))]
 
 
 def passes(some_job: Job) -> list[tuple[str, float]]:
@@ -191,6 +205,23 @@ def test_the_best_are_those_of_brute_force(name: str) -> None:
     assert sorted(set(ranks(some_job, found)))[:5] == pytest.approx(expected, rel=1e-12)
 
 
+def test_brute_force_agrees_on_what_a_host_holds_and_another_host_gets_another_layout() -> None:
+    some_job, offloaded = little_memory("hosts"), replace(ANY_RISK, offload_optimizer=True)
+    layouts = [layout for layout in every_layout("hosts") if layout.offload_optimizer]
+    needs = [CostModel(some_job).memory(layout) for layout in layouts]
+    best = set()
+    for room in sorted({need.host_bytes for need in needs if need.total_bytes <= need.usable_bytes}):
+        limited = with_host(some_job, 1.001 * room / HOST_SHARE)
+        found = search(limited, offloaded, top=200).candidates
+        assert sorted(set(ranks(limited, found)))[:5] == pytest.approx(times(limited, layouts)[:5], rel=1e-12)
+        assert max(CostModel(limited).memory(c.layout).host_bytes for c in found) <= 1.001 * room
+        best.add(found[0].layout)
+    assert len(best) > 1
+    least = min(need.host_bytes for need in needs)
+    with pytest.raises(NoLayoutFits, match="of each host"):
+        search(with_host(some_job, 0.99 * least / HOST_SHARE), offloaded)
+
+
 def test_brute_force_agrees_where_tp_may_cross_domains() -> None:
     some_job = SMALL_JOBS["two leaves"]
     expected = times(some_job, every_layout("two leaves", across=True))[:5]
@@ -232,6 +263,15 @@ def test_a_limit_of_memory_is_kept_or_the_least_that_is_needed_is_named() -> Non
     assert max(c.estimate.memory_bytes_per_gpu for c in found.candidates) <= 0.9 * free
     with pytest.raises(NoLayoutFits, match=r"layout\.max_memory_gib=0\.01: tp.* needs least"):
         search(ROOMY, LayoutRequest(max_memory_gib=0.01))
+
+
+def test_a_margin_of_memory_is_left_free_or_the_least_that_is_needed_is_named() -> None:
+    best = search(ROOMY, LayoutRequest(), top=1).best.estimate
+    margin = 1 - 0.9 * best.memory_bytes_per_gpu / best.usable_memory_bytes
+    found = search(ROOMY, LayoutRequest(memory_margin=margin), top=20)
+    assert max(c.estimate.memory_bytes_per_gpu for c in found.candidates) <= 0.9 * best.memory_bytes_per_gpu * 1.000001
+    with pytest.raises(NoLayoutFits, match=r"layout\.memory_margin=0\.9999: tp.* needs least"):
+        search(ROOMY, LayoutRequest(memory_margin=0.9999))
 
 
 def test_context_parallelism_of_short_sequences_must_win_clearly() -> None:
@@ -282,6 +322,8 @@ PINS = [
     {"zero_stage": 2},
     {"recompute": "full"},
     {"sequence_parallel": True},
+    {"offload_optimizer": True},
+    {"offload_optimizer": True, "tp": 8},
     {"axis_order": "tp-pp-dp-cp"},
     {"schedule": "gpipe"},
     {"schedule": "zb_h1", "pp": 2},

@@ -116,8 +116,8 @@ BY_DEEPSPEED: dict[str, Any] = {"engine": "deepspeed"}
 DEEPSPEED: dict[str, tuple[Layout, dict[str, Any]]] = {
     "zero0 tp2": (Layout(tp=2, pp=1, dp=1, zero_stage=0, micro_batch=4), BY_DEEPSPEED),
     "zero1 offloaded": (
-        Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=2),
-        {**BY_DEEPSPEED, "offload_optimizer": True},
+        Layout(tp=1, pp=1, dp=2, zero_stage=1, micro_batch=2, offload_optimizer=True),
+        BY_DEEPSPEED,
     ),
     "zero2": (Layout(tp=1, pp=1, dp=2, zero_stage=2, micro_batch=2), BY_DEEPSPEED),
     "zero3": (Layout(tp=1, pp=1, dp=2, zero_stage=3, micro_batch=2), BY_DEEPSPEED),

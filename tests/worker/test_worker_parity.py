@@ -134,10 +134,15 @@ def test_deepspeed_engine_gives_the_loss_of_one_process_where_it_is_allowed(
 def test_deepspeed_offloads_its_optimizer_without_a_difference(reference: Reference) -> None:
     import_deepspeed()
     layouts = {
-        f"deepspeed dp2 zero{stage} offloaded": Layout(tp=1, pp=1, dp=2, zero_stage=stage, micro_batch=2)
+        f"deepspeed dp2 zero{stage} offloaded": Layout(
+            tp=1, pp=1, dp=2, zero_stage=stage, micro_batch=2, offload_optimizer=True
+        )
         for stage in (1, 2, 3)
     }
-    wanted = cases(2, layouts, engine="deepspeed", offload_optimizer=True)
+    layouts["deepspeed pp2 zero1 offloaded"] = Layout(
+        tp=1, pp=2, dp=1, zero_stage=1, micro_batch=2, offload_optimizer=True
+    )
+    wanted = cases(2, layouts, engine="deepspeed")
     assert differences(curves(2, wanted), wanted, reference) == []
 
 
