@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import assume, given, settings
@@ -16,6 +17,7 @@ from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.planner.lower_bounds import LowerBounds
 from launcher.planner.space import Degrees, PassConfig, Schedule, Sharding, Space
+from launcher.units import GIB
 
 ROUNDING = 1 + 1e-9
 
@@ -26,6 +28,8 @@ def legal(draw: st.DrawFn) -> tuple[Job, Layout]:
     domains = draw(st.sampled_from([(1,), (2,), (4,), (8,), (3,), (6,), (2, 2), (4, 4), (3, 1)]))
     fabric = cluster(nodes=draw(st.integers(1, 6)), domains=domains, nodes_per_leaf=draw(st.integers(0, 3)))
     fabric = replace(fabric, oversubscription=draw(st.sampled_from([1.0, 2.0])))
+    host_bytes = draw(st.sampled_from([0, GIB, 512 * GIB]))
+    fabric = replace(fabric, node=replace(fabric.node, host_memory_bytes=host_bytes))
     heads = draw(st.sampled_from([8, 12, 24]))
     shape = model(
         hidden=heads * draw(st.sampled_from([32, 128])),
@@ -58,6 +62,10 @@ def legal(draw: st.DrawFn) -> tuple[Job, Layout]:
     return some_job, space.layout(degrees, pass_config, schedule, sharding=sharding, axis_order=order)
 
 
+def sharding_of(layout: Layout) -> Sharding:
+    return Sharding(layout.zero_stage, layout.shard_group, layout.offload_optimizer)
+
+
 def parts_of(layout: Layout) -> tuple[Degrees, PassConfig, Schedule]:
     return (
         Degrees(
@@ -87,7 +95,7 @@ def test_the_time_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -> 
     )
     assert bound.step_time_s(schedule) <= time * ROUNDING
     sends = lower_bounds.sends_s(degrees, pass_config, schedule, order)
-    sharding = Sharding(layout.zero_stage, layout.shard_group, layout.offload_optimizer)
+    sharding = sharding_of(layout)
     after = lower_bounds.after_s(degrees, bound, sharding=sharding, order=order, sends_s=sends)
     assert bound.step_time_s(schedule, sends_s=sends) + after <= time * ROUNDING
 
@@ -107,8 +115,10 @@ def test_the_memory_bound_never_exceeds_the_estimate(case: tuple[Job, Layout]) -
     activations = lower_bounds.activation_bytes(
         degrees, option, lower_bounds.held(degrees, layout.micro_batch, schedule)
     )
-    states = bounds.state_bytes_of_first_rank(cost, layout)
-    assert activations + states <= cost.memory(layout).total_bytes * ROUNDING
+    states, memory = bounds.state_bytes_of_first_rank(cost, layout), cost.memory(layout)
+    assert activations + states <= memory.total_bytes * ROUNDING
+    place = lower_bounds.space.shardings(degrees).index(sharding_of(layout))
+    assert lower_bounds.states(degrees)[place] == (states if memory.fits_host else inf)
 
 
 @given(legal())

@@ -15,7 +15,7 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, unchosen_batch
-from launcher.planner.explain import skipped_attention, where_memory_goes
+from launcher.planner.explain import close_calls, skipped_attention, where_memory_goes
 from launcher.planner.preference import NOISE, OFFLOADED, handicap
 from launcher.planner.search import search
 from launcher.units import GIB
@@ -113,6 +113,10 @@ def test_offloading_must_be_clearly_faster_than_what_fits_without_it() -> None:
     assert without == many.with_("layout.offload_optimizer=false").search(top=1).best
     (line,) = (line for line in many.plan().why if "offloaded" in line)
     assert f"the best without it, {without.layout.brief()}, is " in line
+    hardly = job_of(f"{fits} train.global_batch=64").search(top=20)  # faster, and not by enough
+    fastest = min(hardly.candidates, key=lambda candidate: candidate.estimate.step_time_s).layout
+    assert fastest.offload_optimizer and not hardly.best.layout.offload_optimizer
+    assert any("an optimizer on the host must be faster by 20%" in line for line in close_calls(hardly))
 
 
 def test_the_key_of_training_is_the_layouts() -> None:

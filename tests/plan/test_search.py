@@ -358,7 +358,8 @@ def jobs(draw: st.DrawFn) -> Job:
         rails=draw(st.sampled_from([1, 1, 2, 8])),
         memory_gib=draw(st.sampled_from([2, 3, 5, 80])),
     )
-    fabric = replace(fabric, oversubscription=draw(st.sampled_from([1.0, 4.0])))
+    node = replace(fabric.node, host_memory_bytes=draw(st.sampled_from([0, 2 * GIB, 512 * GIB])))
+    fabric = replace(fabric, oversubscription=draw(st.sampled_from([1.0, 4.0])), node=node)
     shape = model(
         hidden=draw(st.sampled_from([256, 1536])),
         layers=draw(st.integers(1, 7)),
