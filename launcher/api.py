@@ -20,7 +20,7 @@ from launcher.layout.legality import problems
 from launcher.layout.resolve import plain_layout
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.build import limits, make_plan
-from launcher.planner.compare import Comparison, compare
+from launcher.planner.compare import Case, Comparison, compare
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
@@ -90,8 +90,9 @@ class ConfiguredJob:
         For `tokens` training tokens also by days, GPU-hours and USD. A job that no layout is legal for, or fits, is a
         row without a plan, and its note says why.
         """
-        jobs = (self, *others)
-        return compare([(" ".join(j.overrides), j.settings.job, j.settings.request) for j in jobs], tokens=tokens)
+        jobs = [(" ".join(job.overrides), job.settings) for job in (self, *others)]
+        cases = [Case(name, s.job, s.request, limits(s.job, s.run_options)) for name, s in jobs]
+        return compare(cases, tokens=tokens)
 
     def plan(self) -> JobPlan:
         """Return the best plan of a search over all keys that are not pinned.

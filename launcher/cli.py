@@ -19,6 +19,7 @@ from launcher.commands.guard import guarded, wants_json
 from launcher.commands.hydra_flags import CFG, INFO, config_words, shown_config, without_refused
 from launcher.commands.invocation import Invocation
 from launcher.commands.table import COMMANDS, CommandEntry
+from launcher.commands.taken import check_taken
 from launcher.console import open_streams
 from launcher.errors import InputError
 from launcher.fast_exit import end_process
@@ -51,6 +52,7 @@ def _answer(name: str, parsed: argparse.Namespace, *, rest: tuple[str, ...]) -> 
     """What the command itself does, or the configuration that it would do it with."""
     entry = COMMANDS[name]
     overrides = (*config_words(parsed.config_dir), *parsed.overrides, *_flags_as_words(parsed))
+    check_taken(name, overrides)
     if parsed.multirun and not entry.sweeps:
         raise InputError(f"`launcher {name}` does one thing at a time: give one value for each key, without -m")
     if parsed.cfg or parsed.info:

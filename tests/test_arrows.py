@@ -58,7 +58,7 @@ ALLOWED = {
     "faststart": CONFIGURED | AGENT,
     "worker": LAID_OUT | {"planner", "run"},
     "report": CONFIGURED | {"run"},
-    "export": CONFIGURED | {"run"},
+    "export": CONFIGURED | {"run", "lint"},
     "api": CONFIGURED | {"run", "export", "report"},
     "commands": CONFIGURED | AGENT | PLACES | {"report", "export", "preflight", "lint", "faststart", "api"},
     "cli": BASE | {"commands", "config"},

@@ -82,6 +82,7 @@ VALUES = {
 }
 # Keys that count together with another one.
 WITH = {
+    "stack.triton_attention": ["train.attention=flash1"],
     "stack.late_gradients": ["layout.tp=4", "layout.pp=1", "layout.micro_batch=1"],
     "stack.compiles_loss": ["stack=torchtitan", "stack.compile=true", "layout.tp=1", "layout.pp=1"],
     "stack.expandable_segments": ["stack=torchtitan", "layout.tp=1", "layout.pp=1"],
@@ -183,7 +184,7 @@ def _plan(settings: Settings) -> str:
 
 def _comparison(settings: Settings) -> str:
     other = load(["cluster=fly_l40s", "model=gpt_tiny", "train.global_batch=32"])
-    cases = [(name, s.job, s.request) for name, s in (("this", settings), ("other", other))]
+    cases = [compare.Case(name, s.job, s.request) for name, s in (("this", settings), ("other", other))]
     return json.dumps(compare.comparison_data(compare.compare(cases, tokens=1e9)))
 
 

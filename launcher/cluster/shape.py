@@ -66,7 +66,7 @@ class Gpu:
         "else a share of gemm_tflops or of the peak",
     )  # fmt: skip
     attention_flops: Mapping[str, float] = key(
-        {}, name="attention_tflops", scale=1e12, unit="TFLOP/s", above=0, names=("flash1", "flash"),
+        {}, name="attention_tflops", scale=1e12, unit="TFLOP/s", above=0, names=("flash1", "triton", "flash"),
         example="{flash: 159}",
         meaning="rate of attention kernels in half precision, forward and backward, long sequences, heads of 128; "
         "else a share of the peak",

@@ -57,12 +57,23 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
         keys = {key: value for key, value in keys.items() if key != "model" and not key.startswith("model.")}
     if {"stack", "stack.name"} & said:  # and other software has its own habits
         keys = {key: value for key, value in keys.items() if not key.startswith("stack.")}
+    _all_said(reading, {*said, *(("model.",) if named else ())})
     overrides = [*Reading(reading.target, keys).overrides(), *words]
     if reading.accumulation and "train.global_batch" not in {*keys, *said}:
         settings = checked_settings([*overrides, "train.global_batch=1"])
         layout = plain_layout(settings.job, settings.request)
         overrides.append(f"train.global_batch={layout.micro_batch * layout.dp * reading.accumulation}")
     return overrides
+
+
+def _all_said(reading: Reading, said: set[str]) -> None:
+    """Raise InputError where the file leaves a key to the place where it runs, and the user does not give it."""
+    open_keys = {
+        key: words for key, words in reading.open.items()
+        if key not in said and not ("model." in said and key.startswith("model."))
+    }  # fmt: skip
+    if open_keys:
+        raise InputError([f"the file leaves {words} to where it runs: give {key}=" for key, words in open_keys.items()])
 
 
 def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:
@@ -72,6 +83,7 @@ def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:
     stays = () if yours.job.cluster.node.host_memory_bytes else OTHER_NAMES.values()
     open_keys = {key: v for key, v in reading.keys.items() if not key.startswith("layout.") or key in stays}
     job = Reading(reading.target, open_keys)
+    job.open = {key: words for key, words in reading.open.items() if not key.startswith("layout.")}
     return _with(job, [*words, f"train.global_batch={yours.job.training.global_batch}"])
 
 

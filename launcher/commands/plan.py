@@ -15,17 +15,17 @@ from launcher.commands.claim import may_claim
 from launcher.commands.common import SEARCHING, checked_settings
 from launcher.commands.given_plan import check_checkpoints, named_folder, read_given
 from launcher.commands.invocation import Invocation
+from launcher.commands.plan_keys import check_read, check_swept
 from launcher.config.compose import load, sweep
 from launcher.config.settings import Settings, request_on
 from launcher.console import counted, show, terminal_width, waiting
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path, written_as
-from launcher.layout import LayoutRequest
-from launcher.layout.job import Job
 from launcher.planner import Plan, compare, document, mix, write_plan
 from launcher.planner.batches import better_batches, unchosen_batch, usual_batch
 from launcher.planner.build import limits, notes
+from launcher.planner.compare import Case
 from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
 from launcher.planner.explain import reasons
 from launcher.planner.search import search
@@ -36,11 +36,11 @@ from launcher.run.folder import RunFolder
 from launcher.run.owner import this_process
 
 NEAR_DUPLICATES = 4  # plans searched for each that is shown
-Case = tuple[str, Job, LayoutRequest]
 
 
 def run(invocation: Invocation) -> int:
     """Print the ranked plans of one job, the answer to `why_not`, or a comparison of several jobs."""
+    check_read(invocation.overrides, swept=invocation.multirun)
     if any(word.startswith("from=") for word in invocation.overrides):
         from launcher.commands import from_file  # and with it every reader of other tools' files
 
@@ -48,9 +48,9 @@ def run(invocation: Invocation) -> int:
     if invocation.multirun:
         what, cases = _swept_cases(sweep(invocation.overrides))
         if cases[0][0].options.tokens_per_parameter is not None:
-            return _largest([(case[0][0], settings) for settings, case in cases])
+            return _largest([(case[0].label, settings) for settings, case in cases])
         if cases[0][0].options.days is not None:
-            return _in_time([(case[0][0], settings) for settings, case in cases], what=what)
+            return _in_time([(case[0].label, settings) for settings, case in cases], what=what)
         return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
     settings = checked_settings(invocation.overrides)
     if settings.options.mix is not None:
@@ -67,7 +67,7 @@ def run(invocation: Invocation) -> int:
 
 
 def _rank(settings: Settings) -> int:
-    tokens, question = settings.options.tokens, settings.options.why_not
+    question = settings.options.why_not
     started = time.perf_counter()
     model = CostModel(settings.job)
     refuse = limits(settings.job, settings.run_options)
@@ -84,20 +84,26 @@ def _rank(settings: Settings) -> int:
     seconds = time.perf_counter() - started
     answer = why_not(result, question, model, refuse=refuse) if question is not None else None
     best = result.best
-    _keep(
-        Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.run_options), settings
-    )
+    plan = Plan(settings.job, best.layout, document.estimate_data(best.estimate), why[0], settings.run_options)
+    _keep(plan, settings)
+    due = _bill(plan)
     if settings.options.output == "json":
         extra: dict[str, Any] = {"why_not": answer} if answer else {}
-        extra |= {"training": compare.bill(result.best, tokens)._asdict()} if tokens else {}
+        extra |= {"training": due._asdict()} if due else {}
         print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
         return 0
     terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top, sort=settings.options.sort)
-    if tokens:
-        show("", terminal.bill_text(compare.bill(result.best, tokens)))
+    if due:
+        show("", terminal.bill_text(due, "the first plan"))
     if answer:
         show("", f"Why not {question}: {answer}")
     return 0
+
+
+def _bill(plan: Plan) -> compare.Bill | None:
+    """Return what the plan's number of training tokens takes, if it has one."""
+    tokens = plan.options.tokens
+    return compare.bill(plan.estimate, plan.layout.world_size, tokens) if tokens and plan.estimate else None
 
 
 def _mixed(words: Sequence[str], settings: Settings) -> int:
@@ -118,10 +124,12 @@ def _mixed(words: Sequence[str], settings: Settings) -> int:
 def _explain(plan: Plan, settings: Settings) -> int:
     """Explain a plan that was made earlier."""
     _keep(plan, settings)
+    due = _bill(plan)
     if settings.options.output == "json":
-        print(json.dumps(document.plan_document(plan)))
+        print(json.dumps(document.plan_document(plan) | ({"training": due._asdict()} if due else {})))
     else:
         terminal.show_plan(sys.stdout, plan)
+        show(*(["", terminal.bill_text(due, "this plan")] if due else []))
     return 0
 
 
@@ -144,8 +152,7 @@ def _write(plan: Plan, file: Path, key: str) -> None:
 
 def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:
     """Print the best plan of each case; return 3 if no case has one. `what`: the keys by which they differ."""
-    refuse = limits(settings.job, settings.run_options)
-    comparison = compare.compare(counted(cases, "planning"), tokens=settings.options.tokens, refuse=refuse, what=what)
+    comparison = compare.compare(counted(cases, "planning"), tokens=settings.options.tokens, what=what)
     return _show(comparison, settings)
 
 
@@ -188,7 +195,7 @@ def _largest(cases: Sequence[tuple[str, Settings]]) -> int:
         job = each.job
         if "global_batch" not in (each.given.get("train") or {}):
             job = replace(job, training=replace(job.training, global_batch=usual_batch(job)))
-        found.append((f"{label}, batch {job.training.global_batch}", job, each.request, limits(job, each.run_options)))
+        found.append(_case(f"{label}, batch {job.training.global_batch}", replace(each, job=job)))
     return _show(largest_model(found, tokens_per_parameter=multiple, days=days), cases[0][1])
 
 
@@ -206,13 +213,17 @@ def _sized_cases(settings: Settings, sizes: Sequence[int], label: str | None = N
     """Return one case per size; `label` is that of the cluster if several things are compared."""
     clusters = [compare.resized(settings.job.cluster, size) for size in sizes]
     return [
-        (
-            f"{label or cluster.name} × {size}",
-            replace(settings.job, cluster=cluster),
-            request_on(cluster, settings.options.layout),
+        replace(
+            _case(f"{label or cluster.name} × {size}", settings),
+            job=replace(settings.job, cluster=cluster),
+            request=request_on(cluster, settings.options.layout),
         )
         for size, cluster in zip(sizes, clusters, strict=True)
     ]
+
+
+def _case(label: str, settings: Settings) -> Case:
+    return Case(label, settings.job, settings.request, limits(settings.job, settings.run_options))
 
 
 def _swept_cases(combinations: Sequence[Sequence[str]]) -> tuple[str, list[tuple[Settings, list[Case]]]]:
@@ -221,6 +232,7 @@ def _swept_cases(combinations: Sequence[Sequence[str]]) -> tuple[str, list[tuple
     """
     values = [{word.partition("=")[0]: word.partition("=")[2] for word in combination} for combination in combinations]
     differing = [key for key in values[0] if len({value[key] for value in values}) > 1]
+    check_swept([key.lstrip("+~") for key in differing])
     every = [load(combination) for combination in combinations]
     for note in dict.fromkeys(note for settings in every for note in settings.notes):
         print(f"launcher: {note}", file=sys.stderr)
@@ -228,6 +240,6 @@ def _swept_cases(combinations: Sequence[Sequence[str]]) -> tuple[str, list[tuple
     for settings, value in zip(every, values, strict=True):
         label = " ".join(value[key] for key in differing) or settings.job.cluster.name
         sizes = settings.options.sizes
-        cases = _sized_cases(settings, sizes, label) if sizes else [(label, settings.job, settings.request)]
+        cases = _sized_cases(settings, sizes, label) if sizes else [_case(label, settings)]
         found.append((settings, cases))
     return " ".join(key.lstrip("+~") for key in differing) or "cluster", found

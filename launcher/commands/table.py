@@ -72,7 +72,8 @@ SHOW_FILE = {"dry_run=true": "print the file, write nothing"}
 COMMANDS = {
     "plan": CommandEntry(
         "plan", "rank the layouts of a model on a cluster and explain them", "[overrides]", PLAN_NOTES,
-        takes=("top", "sort", "why_not", "sizes", "mix", "tokens", "days", "save", "run_dir", "plan", *PROGRAM),
+        takes=("top", "sort", "why_not", "sizes", "mix", "tokens", "days", "tokens_per_parameter", "save", "run_dir",
+               "plan", *PROGRAM),
         options={"from=FILE": "estimate what another tool's file runs, next to the best plan for that tool"},
         groups=(*JOB_GROUPS, "recipe", "launch", "tracking"), sweeps=True,
         examples={
@@ -85,7 +86,7 @@ COMMANDS = {
     "run": CommandEntry(
         "run", "plan, then run here or on this allocation: a recipe, or your own script=train.py",
         "[overrides] [-- args]", RUN_NOTES,
-        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS, sweeps=True,
+        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run", "tokens"), groups=RUN_GROUPS, sweeps=True,
         examples={
             "launcher run train.steps=20": "train a small GPT on eight CPU ranks",
             "launcher run -m train.lr=1e-4,3e-4 train.steps=20":
@@ -96,7 +97,8 @@ COMMANDS = {
     ),
     "submit": CommandEntry(
         "submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]",
-        takes=(*PROGRAM, "plan", "run_dir", "dry_run"), groups=RUN_GROUPS, preset=("launch=slurm",), sweeps=True,
+        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run", "tokens"), groups=RUN_GROUPS,
+        preset=("launch=slurm",), sweeps=True,
         examples={
             "launcher submit cluster=dgx_a100_80g cluster.num_nodes=4 model=llama2_7b dry_run=true":
                 "the batch script and command line, without submitting",
@@ -145,7 +147,7 @@ COMMANDS = {
     ),
     "tune": CommandEntry(
         "tune", "run the most promising plans here, and keep the fastest", "[overrides] [-- args]", TUNE_NOTES,
-        takes=(*PROGRAM, "top", "save", "run_dir", "dry_run"),
+        takes=(*PROGRAM, "top", "save", "run_dir", "dry_run", "tokens"),
         options={
             "steps=8": "timed steps of each plan",
             "rounds=3": "try them one after another so many times, and take each plan's median (default 1)",
@@ -210,7 +212,7 @@ COMMANDS = {
     "export": CommandEntry(
         "export", "translate the plan for another tool", "RUN|plan=FILE|overrides to=TOOL [out=FOLDER]",
         "Without a plan of yours, the search looks only at what the tool can express.",
-        takes=("plan",), options={"to=TOOL": "the tool", "out=FOLDER": "a folder that is ready to start"},
+        takes=("to", "plan", *PROGRAM, "tokens"), options={"out=FOLDER": "a folder that is ready to start"},
         groups=RUN_GROUPS, of_run=True,
         examples={
             "launcher export cluster=dgx_a100_80g model=llama2_7b to=torchtitan": "the command line for torchtitan",
@@ -219,7 +221,7 @@ COMMANDS = {
     ),
     "report": CommandEntry(
         "report", "one HTML page about a run or a plan, or about two", "RUN|RUN RUN|plan=FILE|overrides",
-        takes=("plan",), groups=RUN_GROUPS, of_run=True,
+        takes=("plan", *PROGRAM, "tokens"), groups=RUN_GROUPS, of_run=True,
         options={
             "file=FILE": "where the page goes",
             "trace=FILE": "in place of the page: the schedule for ui.perfetto.dev, predicted and as recorded",

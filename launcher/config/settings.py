@@ -128,7 +128,7 @@ class Configuration:
         meaning="order of plans and of compared clusters; memory: the plans that need less than every faster one; "
         "null: plans by time, clusters as they were named",
     )
-    to: str | None = key(None, meaning="export format")
+    to: str | None = key(None, example="torchtitan", meaning="the tool to export to")
 
     @property
     def program_kind(self) -> str:

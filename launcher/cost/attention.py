@@ -12,9 +12,10 @@ from launcher.cost.gemm import gemm_s
 BLOCK_ROWS = 128  # query rows of one block of FlashAttention 2 (Dao 2023, section 3.3)
 HEAD_DIM_MULTIPLE = 32  # FlashAttention 2 pads heads to a multiple of it (flash_api.cpp, head_size_rounded)
 # Forward rate over the rate of both passes together. Version 2 reaches 73 % of the peak forward and 63 % backward;
-# version 1 30–50 and 25–35 %; 50 and 30 agree with runs with and without recomputation (Dao 2023, abstract and
-# section 1; the Triton kernel's own notes say that its forward is the faster and its backward the slower).
-FLASH_FORWARD_LEAD = {"flash": 1.11, "flash1": 1.475}
+# version 1 in CUDA 30–50 and 25–35 %, 40 and 30 in the middle (Dao 2023, abstract and section 1). Of version 1 in
+# Triton its own notes say that its forward is faster than in CUDA and its backward slower: 50 and 30 agree with runs
+# with and without recomputation.
+FLASH_FORWARD_LEAD = {"flash": 1.11, "flash1": 1.24, "triton": 1.475}
 # Rows not aligned to 16 bytes keep batched products from the tensor cores: heads of 108 instead of 144
 # half-precision elements lengthen a layer by 41 ms, 10 TFLOP/s for those products (BLOOM's layout search, 13,824 wide
 # with 128 and with 96 heads).
@@ -45,7 +46,7 @@ def core_time(
     dropout: bool,
 ) -> CoreTime:
     """The core of `heads` heads over `sequences` sequences, `queries` × `keys` positions each."""
-    if kernel in ("flash", "flash1"):
+    if kernel in FLASH_FORWARD_LEAD:
         return _flash(
             device, constants, kernel=kernel, rows=sequences * heads, queries=queries, keys=keys, head_dim=head_dim
         )
@@ -68,10 +69,12 @@ def _flash(
 
     Heads are padded; 64-wide ones run at 0.9 of 128-wide ones in version 2 (README charts), in version 1 as fast.
     """
-    fraction = constants.flash2_fraction if kernel == "flash" else constants.flash1_fraction
+    fraction = {"flash": constants.flash2_fraction, "flash1": constants.flash1_fraction}.get(
+        kernel, constants.triton_fraction
+    )
     lead = FLASH_FORWARD_LEAD[kernel]
     padded = -(-head_dim // HEAD_DIM_MULTIPLE) * HEAD_DIM_MULTIPLE
-    narrow = 1.0 if kernel == "flash1" else min(1.05, padded / (padded + 16.0) * 144.0 / 128.0)
+    narrow = 1.0 if kernel != "flash" else min(1.05, padded / (padded + 16.0) * 144.0 / 128.0)
     peak = device.peak_flops or device.gemm_flops
     rate = device.attention_flops.get(kernel, peak * fraction) * narrow * keys / (keys + constants.flash_half_seq)
     product_s = float(rows) * queries * keys * padded / rate * _occupancy(device, rows, queries)

@@ -43,9 +43,11 @@ class Constants:
     # Host time of a step: gradient scan, norm and its synchronisation, optimizer launches, logging. fitted
     host_step_s: float = 1e-3
     # FlashAttention 2 and 1 at long sequence, fraction of peak, head dimension 128: 203 and 83 TFLOP/s forward and
-    # backward together (flash-attention README charts, A100). fitted
+    # backward together (flash-attention README charts, A100). Version 1 in Triton is another kernel: on A100 twice as
+    # fast forward as in CUDA (Dao-AILab/flash-attention issue 405), slower back by its own notes. fitted
     flash2_fraction: float = 0.5292
-    flash1_fraction: float = 0.3028
+    flash1_fraction: float = 0.25
+    triton_fraction: float = 0.3028
     # Sequence length at which half of that rate is reached (same charts: 99, 133, 155, 173, 182 at 512 … 8k causal).
     flash_half_seq: float = 400.0
     # NCCL in training against nccl-tests, excluding waits and contention below; about 30 % slower with them (vTrain,

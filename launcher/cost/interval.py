@@ -1,6 +1,6 @@
 """The uncertainty of an estimate: the interval of nine of ten measured runs, and the probability that a layout fits.
 
-Set from published runs: it contains 95 of 100 with the constants as they are, 87 of 100 where the constants are fitted
+Set from published runs: it contains 95 of 100 with the constants as they are, 92 of 100 where the constants are fitted
 without the stack that trained (tests/benchmarks/generalize.py). More of them are slower than estimated than faster, and
 those with tensor parallelism miss by more. What no run measured widens the interval.
 """

@@ -41,6 +41,9 @@ DS_READ = {
     "optimizer",
     "scheduler",
 }
+DS_ONLY = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization")  # keys of no other tool
+DS_GROUPS = ("bf16", "fp16", "optimizer", "scheduler")
+GIVE = "give DeepSpeed's configuration"
 SUMS = ("communication_data_type", "data_types.grad_accum_dtype")  # fmt: skip
 ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision",
                    "fsdp_config", "parallelism_config", "deepspeed_config", "machine_rank", "main_process_ip",
@@ -49,9 +52,24 @@ ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "n
                    "tpu_use_sudo"}  # fmt: skip
 
 
+def check_deepspeed(file: Path) -> None:
+    """Raise InputError unless a JSON file is DeepSpeed's configuration: its keys alone say so."""
+    data = read_json(file, remedy=GIVE)
+    if any(key in data for key in DS_ONLY) or any(isinstance(data.get(key), Mapping) for key in DS_GROUPS):
+        return
+    if {"layout", "placement"} <= set(data):
+        raise InputError(f"from={file} is a plan of the launcher: use it with plan={file}")
+    if "per_device_train_batch_size" in data:
+        raise InputError(
+            f"from={file} has the Trainer's arguments, which say nothing of a layout: give the accelerate.yaml or "
+            "DeepSpeed's JSON that the Trainer is started with"
+        )
+    raise InputError(f"from={file} is not DeepSpeed's configuration, for it has none of {', '.join(DS_ONLY)}: {GIVE}")
+
+
 def read_deepspeed(file: Path, text: str) -> Reading:
     reading = Reading("deepspeed")
-    _take_deepspeed(read_json(file, remedy="give DeepSpeed's configuration"), reading)
+    _take_deepspeed(read_json(file, remedy=GIVE), reading)
     return reading
 
 

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
 from launcher.export.megatron import FSDP_STRATEGY, PIPELINE_FIRST, SOFTMAX
 from launcher.export.megatron_habits import megatron
-from launcher.export.reading import Reading, allocator, assigned, first, flags_of, nodes, number
+from launcher.export.megatron_known import FREE, NUMBERS, TELLING, is_known
+from launcher.export.reading import Flags, Reading, allocator, assigned, command_in, first, flags_in, number
 from launcher.planner.habits import Setup, habits_in
 
-Flags = Mapping[str, list[str]]
-NUMBERS = {
-    "--tensor-model-parallel-size": "layout.tp",
-    "--pipeline-model-parallel-size": "layout.pp",
-    "--context-parallel-size": "layout.cp",
-    "--expert-model-parallel-size": "layout.ep",
-    "--micro-batch-size": "layout.micro_batch",
-    "--global-batch-size": "train.global_batch",
-    "--num-virtual-stages-per-pipeline-rank": "layout.virtual_stages",
-    "--num-layers": "model.layers",
-    "--hidden-size": "model.hidden",
-    "--ffn-hidden-size": "model.ffn_hidden",
-    "--num-attention-heads": "model.heads",
-    "--num-query-groups": "model.kv_heads",
-    "--kv-channels": "model.head_dim",
-    "--seq-length": "model.seq_len",
-    "--rotary-base": "model.rope_theta",
-    "--num-experts": "model.num_experts",
-    "--moe-router-topk": "model.experts_per_token",
-}
 SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
-# Flags that change what is trained or how fast, and have no key of ours.
-TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size",
-           "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
-           "--moe-ffn-hidden-size", "--cp-comm-type", "--window-size", "--recompute-modules",
-           "--num-distributed-optimizer-instances", "--no-bias-dropout-fusion", "--cross-entropy-fusion-impl",
-           "--no-overlap-p2p-communication", "--ddp-bucket-size", "--disable-jit-fuser", "--no-persist-layer-norm",
-           "--keep-fp8-transpose-cache")  # fmt: skip
 
 
 def read_megatron(file: Path, text: str) -> Reading:
-    flags = flags_of(text)
     reading = Reading("megatron")
-    for name, key in NUMBERS.items():
-        reading.take(key, number(first(flags, name), name))
-    for key, value in nodes(flags):
-        reading.take(key, value)
-    for part in (_how, _stages, _sharding, _recompute, _shape):
-        part(flags, reading)
+    words = command_in(text, known, reading)
+    flags = flags_in(words)
+    take_flags(flags, reading)
     _habits(flags, text, reading)
     unread = [name for name in TELLING if name in flags]
     reading.unread += [f"{name} {' '.join(flags[name])}".strip() for name in unread]
     if "--fp8-format" in flags:  # not for every cluster
         reading.unread.append(f"--fp8-format {' '.join(flags['--fp8-format'])}: set train.gemm_dtype=fp8")
-    reading.unread += sorted(f"{name} {words[0]}" for name, words in flags.items() if words and words[0][:1] == "$")
+    _open(words, reading)
     return reading
+
+
+def take_flags(flags: Flags, reading: Reading) -> None:
+    """Degrees, stages, sharding, recomputation and the model's shape."""
+    for name, key in NUMBERS.items():
+        reading.take_number(key, flags, name)
+    for part in (_how, _stages, _sharding, _recompute, _shape):
+        part(flags, reading)
+
+
+def known(word: str) -> bool:
+    """Whether a word is a flag of Megatron-LM's layout or model."""
+    return word.partition("=")[0] in NUMBERS
+
+
+def _open(words: list[str], reading: Reading) -> None:
+    """Flags of the program that are not known, and those that the script leaves to the outside."""
+    script = next((place for place, word in enumerate(words) if word.endswith(".py")), -1)
+    own = flags_in(words[script + 1 :])
+    outside = {name: " ".join(said) for name, said in own.items() if "$" in " ".join(said)}
+    reading.unread += sorted(
+        f"{name} {said}" for name, said in outside.items() if name not in NUMBERS and not name.startswith(FREE)
+    )
+    reading.unread += sorted({word for word in words[script + 1 :] if word.startswith("$")} - set(outside.values()))
+    strange = sorted(name for name in own if not is_known(name))
+    reading.unread += [f"flags that are not known here: {' '.join(strange)}"] if strange else []
 
 
 def _how(flags: Flags, reading: Reading) -> None:

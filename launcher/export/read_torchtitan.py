@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.export.reading import Reading, allocator, first, flags_of, nodes, number
+from launcher.export.reading import Reading, allocator, command_in, first, flags_in, number
 from launcher.export.torchtitan_habits import torchtitan
-from launcher.planner.habits import Setup, habits_in
+from launcher.planner.habits import Setup, flat, habits_in
 
 DEGREES = {
     "tensor_parallel_degree": "layout.tp",
@@ -21,13 +21,58 @@ RECOMPUTE = {"none": "none", "selective": "op", "full": "full"}
 
 
 def read_torchtitan(file: Path, text: str) -> Reading:
-    flags = {name.removeprefix("--").replace("-", "_"): words for name, words in flags_of(text).items()}
+    """A script with its flags."""
     reading = Reading("torchtitan")
+    words = command_in(text, known, reading)
+    flags = {name.removeprefix("--").replace("-", "_"): values for name, values in flags_in(words).items()}
+    if file_word := first(flags, "job.config_file"):
+        reading.unread.append(f"--job.config_file {file_word}: give from={file_word} for what it says")
+    _read(flags, " ".join(words), text, reading)
+    return reading
+
+
+def known(word: str) -> bool:
+    """Whether a word is a flag of torchtitan's layout."""
+    return word.startswith(("--parallelism.", "--training."))
+
+
+def read_toml(file: Path, data: Mapping[str, Any]) -> Reading:
+    """A TOML file, which torchtitan had until 2026; its earliest names of degrees too."""
+    reading = Reading("torchtitan")
+    found = {EARLIER.get(name, name): value for name, value in flat(data).items()}
+    flags = {name: _words(value) for name, value in found.items()}
+    flags.pop("checkpoint.mode", None)
+    _read(flags, "", "", reading)
+    name, flavor = found.get("model.name"), found.get("model.flavor")
+    if name:
+        reading.unread[-1] = f"the model {name} {flavor or ''}".rstrip() + ": give model=NAME"
+    return reading
+
+
+EARLIER = {
+    "training.data_parallel_degree": "parallelism.data_parallel_shard_degree",
+    "training.data_parallel_shard_degree": "parallelism.data_parallel_shard_degree",
+    "training.data_parallel_replicate_degree": "parallelism.data_parallel_replicate_degree",
+    "training.tensor_parallel_degree": "parallelism.tensor_parallel_degree",
+    "experimental.pipeline_parallel_degree": "parallelism.pipeline_parallel_degree",
+    "experimental.context_parallel_degree": "parallelism.context_parallel_degree",
+    "experimental.pipeline_parallel_schedule": "parallelism.pipeline_parallel_schedule",
+    "experimental.enable_async_tensor_parallel": "parallelism.enable_async_tensor_parallel",
+    "training.batch_size": "training.local_batch_size",
+}
+
+
+def _words(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [str(each) for each in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _read(flags: Mapping[str, list[str]], words: str, text: str, reading: Reading) -> None:
     reading.take("stack", "torchtitan")
     for name, key in DEGREES.items():
-        reading.take(key, number(first(flags, f"parallelism.{name}"), name) or 1)
-    for key, value in nodes(flags_of(text)):
-        reading.take(key, value)
+        reading.take_number(key, flags, f"parallelism.{name}")
+        reading.keys.setdefault(key, 1)
     _take_sharding(flags, reading)
     _take_batch(flags, reading)
     schedule = (first(flags, "parallelism.pipeline_parallel_schedule") or "1F1B").lower()
@@ -35,14 +80,21 @@ def read_torchtitan(file: Path, text: str) -> Reading:
         reading.take("layout.schedule", SCHEDULES.get(schedule))
         reading.unread += [] if schedule in SCHEDULES else [f"the schedule {schedule}"]
         reading.unread.append("stages of a rank: set layout.virtual_stages or layout.layer_split")
-    reading.take("layout.recompute", RECOMPUTE.get(_recompute(text, flags)))
+    reading.take("layout.recompute", RECOMPUTE.get(_recompute(words, flags)))
     reading.take("layout.sequence_parallel", _sequence_parallel(flags, reading.keys["layout.tp"]))
     settings = {**_settings(flags), **allocator(text)}
     setup = Setup(tp=reading.keys["layout.tp"], compile=bool(settings.get("compile.enable")))
     for habit, value in habits_in(torchtitan(setup), settings).items():
         reading.take(f"stack.{habit}", value)
+    reading.unread += _fp8(flags)
     reading.unread.append("the model: give model=NAME as its --config has it")
-    return reading
+
+
+def _fp8(flags: Mapping[str, list[str]]) -> Iterator[str]:
+    if "float8" in " ".join(flags.get("model.converters", [])) or any(name.startswith("quantize.") for name in flags):
+        yield "its converters of float8: set train.gemm_dtype=fp8"
+    if first(flags, "training.enable_cpu_offload") in ("true", "True"):
+        yield "training.enable_cpu_offload: there is no key for parameters on the host"
 
 
 def _settings(flags: Mapping[str, list[str]]) -> dict[str, Any]:

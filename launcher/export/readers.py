@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.errors import InputError
-from launcher.export.read_hf import read_accelerate, read_deepspeed
+from launcher.export.read_hf import check_deepspeed, read_accelerate, read_deepspeed
 from launcher.export.read_megatron import read_megatron
 from launcher.export.read_torchtitan import read_torchtitan
 from launcher.export.reading import Reading, read_text
@@ -15,6 +15,7 @@ def read_from(file: Path) -> Reading:
     """Read the layout that a user runs today from a file; raises InputError if no reader accepts it."""
     text = read_text(file)
     if text.lstrip().startswith("{"):
+        check_deepspeed(file)
         return read_deepspeed(file, text)
     if "--parallelism." in text:
         return read_torchtitan(file, text)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import InputError
+from launcher.export.shell import conditional, programs_with, read_script
+from launcher.files import content
 from launcher.planner.habits import ALLOCATOR
 from launcher.text import bounded, whole_number
 
 TRUE = ("true", "yes", "1", "on")
 MOST_CHARACTERS = 2**20
+FORMS = "give a script, or a JSON, YAML or TOML file of settings"
 
 
 @dataclass
@@ -21,17 +24,27 @@ class Reading:
     """Keys of ours with their values, as overrides; `target` is the tool, `unread` what was left aside.
 
     `accumulation`: micro-batches that a rank adds up, where the file gives them in place of the global batch.
+    `open`: keys that the file sets to something that is known only where it runs, with its words.
     """
 
     target: str
     keys: dict[str, Any] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
     accumulation: int | None = None
+    open: dict[str, str] = field(default_factory=dict)
 
     def take(self, key: str, value: Any) -> None:
         """Pin a key, unless the file does not say it."""
         if value is not None:
             self.keys[key] = value
+
+    def take_number(self, key: str, flags: Flags, *names: str) -> None:
+        """Pin a key to the number after the first of these flags; open where that is a variable of the outside."""
+        found = first(flags, *names)
+        if found is not None and "$" in found:
+            self.open[key] = f"{next(name for name in names if flags.get(name))} {found}"
+        else:
+            self.take(key, number(found, names[0]))
 
     def overrides(self) -> list[str]:
         """The keys as the command line has them."""
@@ -64,39 +77,48 @@ def flag(value: Any) -> bool:
 def read_text(file: Path) -> str:
     """The text of a user's file; raises InputError where there is none."""
     try:
-        return bounded(file.read_text(), "a file of settings", most=MOST_CHARACTERS)
+        text = bounded(content(file).decode(), "a file of settings", most=MOST_CHARACTERS)
     except OSError as error:
         raise InputError(f"cannot read from={file} ({error.strerror}): give a file that is here") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"from={file} is no text: give a script, a JSON or a YAML file") from error
+        raise InputError(f"from={file} is no text: {FORMS}") from error
+    if "\0" in text or not text.strip():
+        raise InputError(f"from={file} is {'empty' if not text.strip() else 'no text'}: {FORMS}")
+    return text
 
 
-ASSIGNED = re.compile(
-    r"""(?m)(?:^|[;&])[ \t]*(?:(?:export|local|readonly)[ \t]+)?"""
-    r"""([A-Za-z_]\w*)=("[^"]*"|'[^']*'|\([^)]{0,4096}\)|[^\s;]*)"""
-)
 SEGMENTS = re.compile(r"PYTORCH(?:_CUDA|_HIP)?_ALLOC_CONF=\S*expandable_segments:(True|False)")
-USED = re.compile(r"\$\{?([A-Za-z_]\w*)(?:\[[@*]\])?(?::-([^}]*))?\}?")
-WORD = r"(?:'[^']*'|[^\s;|&)]+)"
-FLAG = re.compile(rf"(?<!\S)(--[A-Za-z][\w.-]*)(?:=({WORD}))?((?:\s+(?!-{{1,2}}[A-Za-z]){WORD})*)")
+NEXT_FLAG = re.compile(r"-{1,2}[A-Za-z]")
+Flags = Mapping[str, list[str]]
 
 
-def flags_of(script: str) -> dict[str, list[str]]:
-    """Every --flag of a shell script with the words after it; variables that it sets itself are put in their place."""
-    text = re.sub(r"\\\r?\n", " ", re.sub(r"(?m)(^|\s)#.*$", r"\1", script))
-    said = {name: value.strip("\"'()") for name, value in ASSIGNED.findall(text)}
-    values = {name: value for name, value in said.items() if value.count("{") == value.count("}")}  # cut at a space
-
-    def replaced(match: re.Match[str]) -> str:
-        return values.get(match[1]) or match[2] or match[0]
-
-    for _ in range(3):  # variables of variables
-        text = USED.sub(replaced, text)[: 4 * MOST_CHARACTERS]
+def flags_in(words: Sequence[str]) -> dict[str, list[str]]:
+    """Every --flag of a command with the words after it; of one that is there twice the last."""
     found: dict[str, list[str]] = {}
-    for match in FLAG.finditer(text.replace('"', " ")):
-        words = ([match[2]] if match[2] else []) + re.findall(WORD, match[3])
-        found[match[1]] = [word.strip("'") for word in words]
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--") and NEXT_FLAG.match(word):
+            name, equals, value = word.partition("=")
+            values = found[name] = [value] if equals else []
+        elif NEXT_FLAG.match(word):
+            values = []
+        else:
+            values.append(word)
     return found
+
+
+def command_in(text: str, known: Callable[[str], bool], reading: Reading) -> list[str]:
+    """The words of the command of a script that says what is known; nodes and GPUs, and what the script leaves open."""
+    script = read_script(text)
+    found = list(programs_with(script, known))
+    if len(found) > 1:
+        reading.unread.append(f"{len(found) - 1} of {len(found)} such commands: the last one is read")
+    words = found[-1] if found else []
+    reading.unread += conditional(script, text)
+    said = dict(nodes(flags_in(words)))
+    for key, value in (("cluster.num_nodes", script.nodes), ("cluster.node.num_gpus", script.gpus)):
+        reading.take(key, said.get(key, value))
+    return words
 
 
 def assigned(script: str, variable: str) -> str | None:
@@ -111,16 +133,16 @@ def allocator(script: str) -> dict[str, str]:
     return {ALLOCATOR: f"expandable_segments:{found[1]}"} if found else {}
 
 
-def first(flags: Mapping[str, list[str]], *names: str) -> str | None:
+def first(flags: Flags, *names: str) -> str | None:
     """The first word after the first of these flags that is there."""
     return next((flags[name][0] for name in names if flags.get(name)), None)
 
 
-def nodes(flags: Mapping[str, list[str]]) -> Iterator[tuple[str, int]]:
+def nodes(flags: Flags) -> Iterator[tuple[str, int]]:
     """Nodes and ranks of a node, where torchrun is given them as numbers."""
     for key, names in (
-        ("cluster.num_nodes", ("--nnodes", "--num_nodes", "--num_machines")),
-        ("cluster.node.num_gpus", ("--nproc-per-node", "--nproc_per_node", "--num_gpus")),
+        ("cluster.num_nodes", ("--nnodes", "--num_nodes", "--num_machines", "--nodes")),
+        ("cluster.node.num_gpus", ("--nproc-per-node", "--nproc_per_node", "--num_gpus", "--gpus-per-node")),
     ):
         found = whole_number(first(flags, *names))
         if found:

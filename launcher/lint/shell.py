@@ -166,6 +166,10 @@ def _balanced(text: str, at: int, depth: int) -> int:
     """The position after the `)` that closes the `(` at `at`."""
     at += 1
     while at < len(text) and text[at] != ")":
+        if text[at] == "#" and text[at - 1].isspace():  # a comment has no quotes and no brackets
+            end = text.find("\n", at)
+            at = end if end >= 0 else len(text)
+            continue
         nested = text[at] == "(" and depth < DEEPEST
         at = _balanced(text, at, depth + 1) if nested else at + _span(text, at, depth)
     return min(at + 1, len(text))

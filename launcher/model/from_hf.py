@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import InputError
-from launcher.model.hf_families import FAMILIES, NOT_SHAPE, SHAPE_WORDS, Family
-from launcher.model.hf_parameters import HfShape, parameters
+from launcher.model.hf_families import FAMILIES
+from launcher.model.hf_parameters import parameters
+from launcher.model.hf_shape import Config, Family, HfShape
+from launcher.model.hf_words import unknown
 from launcher.model.shape import Model
 from launcher.text import in_brief
 
 USUAL_SEQ_LEN = 8192  # what is trained at unless the user says otherwise, where positions have no table of weights
 MOST, MOST_LAYERS, LARGEST = 10**9, 10**5, 1e30
 DIFFERENT = 1e-3  # of the parameters: smaller differences are not reported
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+Number = Callable[..., int]
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class HfModel:
     missing: tuple[str, ...]
 
 
-def read_hf(config: Mapping[str, Any], *, name: str) -> HfModel:
-    """The model of a config.json; raises InputError for a family that is not known and for numbers that are none."""
+def read_hf(config: Config, *, name: str) -> HfModel:
+    """The model of a config.json; raises InputError for a family that is not known and for keys that are not."""
     config, wrapped = _text_part(config)
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
@@ -42,25 +46,26 @@ def read_hf(config: Mapping[str, Any], *, name: str) -> HfModel:
     shape = _shape(family, config)
     keys = _keys(family, shape, name=name)
     model = Model(**keys)
-    counted, missing = parameters(family, shape), [*wrapped, *_missing(family, shape), *_unread(family, config)]
+    counted, missing = parameters(family, shape), [*wrapped, *_missing(family, shape), *_other(family, config)]
     if abs(model.params - counted) > DIFFERENT * counted:
         missing.append(f"all of its {counted / 1e9:.2f}B parameters: the keys make {model.params / 1e9:.2f}B of it")
     return HfModel(keys, counted, tuple(missing))
 
 
-def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[str]]:
+def _text_part(config: Config) -> tuple[Config, list[str]]:
     """The language model inside a model of several kinds of input."""
-    inner = config.get("text_config")
+    inner = config.get("text_config", config.get("llm_config"))
     if not isinstance(inner, Mapping):
         return config, []
-    return inner, [f"anything but the language model of {config.get('model_type')}"]
+    outer = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
+    return {**outer, **inner}, [f"anything but the language model of {config.get('model_type')}"]
 
 
-def _shape(family: Family, config: Mapping[str, Any]) -> HfShape:
+def _shape(family: Family, config: Config) -> HfShape:
     problems: list[str] = []
 
     def number(key: str, *, least: int = 0, most: int = MOST) -> int:
-        value = config.get(key, family.defaults.get(key, 0))
+        value = family.value(config, key)
         value = 0 if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             problems.append(f"{key}={in_brief(repr(value))} must be a whole number from {least} to {most:,}")
@@ -68,58 +73,84 @@ def _shape(family: Family, config: Mapping[str, Any]) -> HfShape:
         return value
 
     shape = _read_shape(family, config, number)
+    problems += _unread(family, config)
     if problems:
         raise InputError([f"config.json: {problem}" for problem in problems])
-    return shape
+    return family.special(config, shape) if family.special else shape
 
 
-def _read_shape(family: Family, config: Mapping[str, Any], number: Callable[..., int]) -> HfShape:
+def _unread(family: Family, config: Config) -> Iterator[str]:
+    """Keys that change the parameters in a way that is not read, and those that may."""
+    for key, wanted in family.only.items():
+        wanted = config.get(wanted) if isinstance(wanted, str) else wanted
+        if config.get(key) not in (None, wanted):
+            yield f"{key}={in_brief(repr(config[key]))} is not read, {key}={wanted} is: give the shape with model=gpt"
+    if config.get("is_encoder_decoder"):
+        yield "is_encoder_decoder=true: decoders alone are read, give the shape with model=gpt and its keys"
+    if keys := unknown(family, config, also=LATENT):
+        named = f"{', '.join(keys[:12])}{' …' if len(keys) > 12 else ''}"
+        yield (
+            f"{named} may say something of the shape and is not read for {config.get('model_type')}: take it out of "
+            "a copy of the file if it does not, or give the shape with model=gpt and its keys"
+        )
+
+
+def _read_shape(family: Family, config: Config, number: Number) -> HfShape:
     keys = family.names
     hidden, heads = number(keys["hidden"], least=1), number(keys["heads"], least=1)
-    experts = number(keys.get("experts", "")) if "experts" in keys else 0
+    experts = number(keys["experts"]) if "experts" in keys else 0
     ffn = number(keys["ffn"]) or 4 * hidden
+    qkv_bias, out_bias, mlp_bias = (family.says(config, bias) for bias in family.biases)
     return HfShape(
         hidden=hidden,
         layers=number(keys["layers"], least=1, most=MOST_LAYERS),
         heads=heads,
         kv_heads=number(keys["kv_heads"]) or heads if "kv_heads" in keys else heads,
-        head_dim=number("head_dim") or hidden // heads,
+        head_dim=number("head_dim") or max(1, hidden // heads),
         ffn=ffn,
         vocab=number(keys["vocab"], least=1),
         positions=number(keys["positions"], least=1),
-        tied=bool(config.get("tie_word_embeddings", family.defaults["tie_word_embeddings"])),
-        attention_bias=bool(config.get("attention_bias", family.defaults.get("attention_bias", family.fixed["bias"]))),
-        eps=_real(config.get(keys["eps"]), family.defaults[keys["eps"]]),
+        tied=bool(family.value(config, "tie_word_embeddings")),
+        eps=_real(config.get(keys["eps"]), family.value({}, keys["eps"])),
         theta=_theta(family, config),
-        experts=experts,
-        experts_per_token=number("num_experts_per_tok") if experts else 0,
-        expert_ffn=(number("moe_intermediate_size") or ffn) if experts else 0,
-        shared_ffn=_shared(family, number),
-        dense_layers=_dense_layers(config, number) if experts else 0,
+        norms=family.norms,
+        qkv_bias=qkv_bias,
+        out_bias=out_bias,
+        mlp_bias=mlp_bias,
+        head_bias=family.says(config, family.head_bias),
+        qk_norm=family.says(config, family.qk_norm),
+        **(_experts(family, config, number, experts=experts, ffn=ffn) if experts else {}),
         latent=tuple(number(key) for key in LATENT) if family.latent else (),
     )
 
 
-LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+def _experts(family: Family, config: Config, number: Number, *, experts: int, ffn: int) -> dict[str, int]:
+    return {
+        "experts": experts,
+        "experts_per_token": number("num_experts_per_tok", most=experts),
+        "expert_ffn": number("moe_intermediate_size") or ffn,
+        "shared_ffn": _shared(family, number),
+        "dense_layers": _dense_layers(config, number),
+    }
 
 
-def _shared(family: Family, number: Callable[..., int]) -> int:
+def _shared(family: Family, number: Number) -> int:
     """Width of the experts that every token visits."""
     if "shared_expert_intermediate_size" in family.defaults:
         return number("shared_expert_intermediate_size")
-    return number("n_shared_experts") * number("moe_intermediate_size") if family.latent else 0
+    return number("n_shared_experts") * number("moe_intermediate_size") if "n_shared_experts" in family.defaults else 0
 
 
-def _dense_layers(config: Mapping[str, Any], number: Callable[..., int]) -> int:
+def _dense_layers(config: Config, number: Number) -> int:
     """Layers with an MLP in place of experts: the first ones, those named, those between sparse ones."""
     layers, step = number("num_hidden_layers", most=MOST_LAYERS), number("decoder_sparse_step") or 1
     listed = config.get("mlp_only_layers")
     named = listed if isinstance(listed, list) else ()
     sparse = [layer for layer in range(layers) if layer not in named and (layer + 1) % step == 0]
-    return number("first_k_dense_replace") + layers - len(sparse)
+    return min(layers, number("first_k_dense_replace") + layers - len(sparse))
 
 
-def _theta(family: Family, config: Mapping[str, Any]) -> float:
+def _theta(family: Family, config: Config) -> float:
     """Base of the rotary angles: transformers 5 has it in rope_parameters, before it was a key of its own."""
     found: Any = config.get("rope_parameters") or {}
     found = found.get("full_attention", found) if isinstance(found, Mapping) else {}
@@ -134,7 +165,7 @@ def _real(value: Any, default: float) -> float:
 
 def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
     learned = family.fixed["positions"] == "learned"
-    keys = {
+    return {
         "name": name,
         "hidden": shape.hidden,
         "layers": shape.layers,
@@ -150,8 +181,8 @@ def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
         "rope_theta": shape.theta,
         "norm_eps": shape.eps,
         **family.fixed,
+        "bias": shape.qkv_bias and shape.out_bias and shape.mlp_bias,
     }
-    return keys | ({"bias": shape.attention_bias} if family.fixed["bias"] else {})
 
 
 def _missing(family: Family, shape: HfShape) -> Iterator[str]:
@@ -161,23 +192,29 @@ def _missing(family: Family, shape: HfShape) -> Iterator[str]:
         yield f"shared experts, of width {shape.shared_ffn:,}, that every token visits"
     if shape.dense_layers:
         yield f"{shape.dense_layers} of its {shape.layers} layers without experts: all are counted with them"
-    if shape.attention_bias and not family.fixed["bias"]:
-        yield "biases of the attention's projections alone"
+    if biased := _biased(shape):
+        yield f"biases of {' and '.join(biased)} alone"
     yield from family.missing
     if family.fixed["positions"] == "rotary" and shape.positions > USUAL_SEQ_LEN:
         yield f"how long sequences are: {USUAL_SEQ_LEN:,} tokens, of at most {shape.positions:,}, set model.seq_len"
 
 
-def _unread(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that may say something of the shape and are not read."""
+def _biased(shape: HfShape) -> list[str]:
+    """Products with a bias, where others have none."""
+    flags = {"queries, keys and values": shape.qkv_bias, "the attention's output": shape.out_bias,
+             "the MLP": shape.mlp_bias}  # fmt: skip
+    found = [name for name, on in flags.items() if on]
+    return found if len(found) < len(flags) else []
+
+
+def _other(family: Family, config: Config) -> Iterator[str]:
+    """What costs time, or is trained, in another way than is counted."""
     scaled = config.get("rope_scaling") or config.get("rope_parameters")
     kind = scaled.get("rope_type", scaled.get("type", "default")) if isinstance(scaled, Mapping) else "default"
     if kind != "default":
         yield f"rotary positions of type {kind}: they cost what plain ones do"
+    if config.get("num_nextn_predict_layers"):
+        yield f"num_nextn_predict_layers={config['num_nextn_predict_layers']}: layers that predict further tokens"
     for key in ("sliding_window", "layer_types"):
         if config.get(key) and config.get("use_sliding_window", True) and not family.missing:
             yield f"{key}: every layer is counted with full attention"
-    known = {*family.defaults, *family.names.values(), *NOT_SHAPE, *LATENT}
-    unread = sorted(str(key) for key in config if key not in known and any(word in str(key) for word in SHAPE_WORDS))
-    if unread:
-        yield f"the keys {', '.join(unread[:12])}{' …' if len(unread) > 12 else ''}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,16 @@ from launcher.planner.space import Refuse
 SECONDS_PER_HOUR, SECONDS_PER_DAY = 3600.0, 86400.0
 SMALLER = 0.9  # a GPU with less than this fraction of the memory counts as smaller
 SPARE_MEMORY = 0.5  # if less than this fraction of a GPU's memory is used, mention smaller GPUs
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to compare. `refuse`: what its software cannot run (`launcher.planner.search`)."""
+
+    label: str
+    job: Job
+    request: LayoutRequest
+    refuse: Refuse | None = None
 
 
 class Bill(NamedTuple):
@@ -72,18 +82,9 @@ class Comparison:
     tokens_per_parameter: float | None = None
 
 
-def compare(
-    cases: Iterable[tuple[str, Job, LayoutRequest]],
-    *,
-    tokens: float | None = None,
-    refuse: Refuse | None = None,
-    what: str = "cluster",
-) -> Comparison:
-    """Plan each case (label, job, request), with GPU-hours and cost for `tokens` training tokens.
-
-    `refuse`: what the software cannot run (`launcher.planner.search`).
-    """
-    rows = _with_scaling([planned(label, job, request, tokens, refuse) for label, job, request in cases])
+def compare(cases: Iterable[Case], *, tokens: float | None = None, what: str = "cluster") -> Comparison:
+    """Plan each case, with GPU-hours and cost for `tokens` training tokens."""
+    rows = _with_scaling([planned(case, tokens) for case in cases])
     return Comparison(tuple(rows), tokens, tuple(verdicts(rows)), what)
 
 
@@ -117,28 +118,28 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
     return replace(cluster, num_nodes=num_gpus // node.num_gpus)
 
 
-def planned(label: str, job: Job, request: LayoutRequest, tokens: float | None, refuse: Refuse | None) -> Row:
+def planned(case: Case, tokens: float | None) -> Row:
     """Plan one case; where there is no plan, its note says why."""
-    cluster = job.cluster
+    job, cluster = case.job, case.job.cluster
     try:
-        best = search(job, request, top=1, model=CostModel(job), refuse=refuse).best
+        best = search(job, case.request, top=1, model=CostModel(job), refuse=case.refuse).best
     except (InputError, NoLayoutFits) as error:
-        return Row(label, cluster, cluster.num_gpus, None, note=str(error).splitlines()[0])
+        return Row(case.label, cluster, cluster.num_gpus, None, note=str(error).splitlines()[0])
     used = best.layout.world_size
     speed = best.estimate.tokens_per_s_per_gpu * used
-    row = Row(label, cluster, used, best, jobs=cluster.num_gpus // used, tokens_per_s=speed)
+    row = Row(case.label, cluster, used, best, jobs=cluster.num_gpus // used, tokens_per_s=speed)
     if row.jobs > 1:
         row = replace(row, note=f"{row.jobs} such jobs run side by side, one on each slice")
     if not tokens:
         return row
-    due = bill(best, tokens)
+    due = bill(estimate_data(best.estimate), used, tokens)
     return replace(row, days=due.days, gpu_hours=due.gpu_hours, cost=due.cost)
 
 
-def bill(plan: Candidate, tokens: float) -> Bill:
-    """Return the cost of training for `tokens` tokens."""
-    used, price = plan.layout.world_size, plan.estimate.cost_per_million_tokens
-    seconds = tokens / (plan.estimate.tokens_per_s_per_gpu * used)
+def bill(estimate: Mapping[str, Any], used: int, tokens: float) -> Bill:
+    """Return the cost of training for `tokens` tokens on `used` GPUs; `estimate` by its public names."""
+    price = estimate["cost_per_million_tokens"]
+    seconds = tokens / (estimate["tokens_per_s_per_gpu"] * used)
     cost = None if price is None else price * tokens / 1e6
     return Bill(tokens, seconds / SECONDS_PER_DAY, seconds * used / SECONDS_PER_HOUR, cost)
 

@@ -11,7 +11,7 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.planner.compare import SECONDS_PER_DAY, Comparison, Row, planned, resized
+from launcher.planner.compare import SECONDS_PER_DAY, Case, Comparison, Row, planned, resized
 from launcher.planner.space import Refuse
 from launcher.units import format_count
 
@@ -39,7 +39,7 @@ def fewest_gpus(
             cluster = resized(job.cluster, size)
         except InputError:  # no whole nodes, or no network between them
             return None
-        row = planned(f"{label} × {size}", replace(job, cluster=cluster), request_on(cluster), tokens, refuse)
+        row = planned(Case(f"{label} × {size}", replace(job, cluster=cluster), request_on(cluster), refuse), tokens)
         return row if row.best else None
 
     fastest: Row | None = None
@@ -53,6 +53,7 @@ def fewest_gpus(
         if fastest and fastest.days and row.days and row.days > GAIN * fastest.days:
             break
         fastest = row
+    fastest = fastest or at(job.cluster.node.num_gpus)
     if fastest is None:
         return Row(label, job.cluster, job.cluster.num_gpus, None, note=f"no size up to {MOST_GPUS:,} GPUs has a plan")
     return replace(fastest, note=f"not in {days:g} days with any size that was tried: {fastest.days:,.1f} at best")
@@ -100,16 +101,15 @@ def within_deadline(rows: Sequence[Row], *, tokens: float, days: float, what: st
     return Comparison(tuple(rows), tokens, tuple(verdicts), what)
 
 
-def largest_model(
-    cases: Iterable[tuple[str, Job, LayoutRequest, Refuse | None]], *, tokens_per_parameter: float, days: float
-) -> Comparison:
+def largest_model(cases: Iterable[Case], *, tokens_per_parameter: float, days: float) -> Comparison:
     """The best plan of each model for so many tokens a parameter, and the largest model that is trained in time."""
     rows, sizes = [], {}
-    for label, job, request, refuse in cases:
-        tokens = tokens_per_parameter * job.model.params
-        named = f"{label}: {format_count(job.model.params)}, {format_count(tokens)} tokens"
-        rows.append(planned(named, job, request, tokens, refuse))
-        sizes[named] = job.model.params
+    for case in cases:
+        params = case.job.model.params
+        tokens = tokens_per_parameter * params
+        named = f"{case.label}: {format_count(params)}, {format_count(tokens)} tokens"
+        rows.append(planned(replace(case, label=named), tokens))
+        sizes[named] = params
     ready = [row for row in rows if _in_time(row, days)]
     verdicts = [f"none of these models is trained in {days:g} days: more days, more GPUs, or fewer tokens a parameter"]
     if ready:

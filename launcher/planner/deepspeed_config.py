@@ -114,8 +114,9 @@ def habits(setup: Setup) -> Table:
 
 _CODE: Mapping[str, Entry] = {
     **lacking("the model's code", "compile", "compiles_loss", "fused_norm", "fused_rotary", "fused_activation",
-              "fused_loss", "joint_qkv", "flash_version", "calls_dropout", "loss_parallel", "wide_loss", "joint_gate",
-              "gathers_again", "tp_overlap", "tp_reduce_dtype", "caches_fp8", "recompute_stops_early"),
+              "fused_loss", "joint_qkv", "flash_version", "triton_attention", "calls_dropout", "loss_parallel",
+              "wide_loss", "joint_gate", "gathers_again", "tp_overlap", "tp_reduce_dtype", "caches_fp8",
+              "recompute_stops_early"),
     **lacking("buckets of its engine (runtime/zero)", "late_gradients", "widens_sums", "fused_accumulation",
               "dp_messages", "gathers_per_layer", "copies_gathered", "gathers_every_pass"),
     **lacking("its pipeline engine (runtime/pipe)", "sends_in_turn", "pipeline_groups", "pipeline_fragmentation",

@@ -124,7 +124,7 @@ def _estimate_cells(candidate: Candidate, *, orders: bool) -> list[str]:
 def _step(e: Estimate) -> str:
     """A step's time and the interval of nine of ten runs: `7.30 s (6.7–8.2)`, in one unit."""
     time = f"{e.step_time_s:.2f} s" if 1 <= e.step_time_s < 100 else format_seconds(e.step_time_s)
-    scale = float(time.split()[0].replace(",", "")) / e.step_time_s
+    scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[time.split()[1]]
     faster, slower = (
         f"{end * scale:.3g}" if end * scale < 1000 else f"{end * scale:.0f}" for end in e.step_time_interval_s
     )
@@ -188,11 +188,11 @@ def _row_cells(row: Row, *, scaled: bool, timed: bool) -> list[str]:
     ]
 
 
-def bill_text(bill: Bill) -> str:
-    """Describe the cost of training for a number of tokens in one sentence."""
+def bill_text(bill: Bill, of: str) -> str:
+    """Describe the cost of training for a number of tokens in one sentence; `of`: which plan."""
     paid = f"${bill.cost:,.0f}" if bill.cost is not None else "at an unknown price"
     taken = f"{bill.days:,.1f} days, {bill.gpu_hours:,.0f} GPU-hours, {paid}"
-    return f"{format_count(bill.tokens)} training tokens take {taken} with the first plan"
+    return f"{format_count(bill.tokens)} training tokens take {taken} with {of}"
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -36,6 +36,7 @@ EAGER = since(
 )
 FLASH = (
     since(0, "FlashAttention 1 (Dao et al. 2022)", flash_version=1),
+    since(0, "flash_attn_interface.py, the package's kernels in CUDA", triton_attention=False),
     since(2023, "FlashAttention 2 is of July 2023 (Dao 2023)", flash_version=2),
 )
 JOINT_GATE = since(

@@ -32,6 +32,7 @@ class StackKeys:
         "one projection for queries, keys and values; its output stays alive with the values"
     )
     flash_version: int | None = _habit("the newest FlashAttention", unit="version", minimum=1, maximum=3)
+    triton_attention: bool | None = _habit("FlashAttention 1 is the kernel in Triton, not the one in CUDA")
     calls_dropout: bool | None = _habit("dropout kernels run at any probability where scores are kept in memory")
     loss_parallel: bool | None = _habit("the loss works on the vocabulary as tp divides it")
     wide_loss: bool | None = _habit("the loss keeps fp32 copies of the logits")

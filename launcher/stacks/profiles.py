@@ -49,6 +49,7 @@ LAUNCHER = (
         fused_loss=False,
         joint_qkv=False,
         flash_version=2,
+        triton_attention=False,
         calls_dropout=False,
     ),
     since(
@@ -148,6 +149,11 @@ FSDP = (
     ),
     since(
         0,
+        "llm-foundry of 2023, MPTConfig: attn_impl is triton by default, as the kernel in CUDA has no ALiBi",
+        triton_attention=True,
+    ),
+    since(
+        0,
         "MixedPrecision(reduce_dtype=bf16) of Composer's PURE and of foundation-model-stack",
         grad_reduce_dtype="train",
     ),
@@ -194,6 +200,7 @@ FSDP = (
 TORCHTITAN = (
     *FSDP,
     COPIED_GATHERS,
+    since(0, "torchtitan: torch's scaled_dot_product_attention, kernels in CUDA", triton_attention=False),
     since(2025, "torchtitan/models/llama3: nn.RMSNorm, one kernel from PyTorch 2.8 on", fused_norm=True),
     since(
         0,

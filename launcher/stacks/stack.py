@@ -20,8 +20,8 @@ class Stack:
     `fused_norm`, `fused_rotary`, `fused_activation`, `fused_loss`: RMSNorm, rotary positions, a gated activation and
     cross-entropy take one kernel each way, not one an operator.
     `joint_qkv`: values are a view of one projection's output, which keeps queries and keys from before their rotation
-    alive. `flash_version`: the newest FlashAttention. `calls_dropout`: dropout kernels run at any probability where
-    scores are kept in memory.
+    alive. `flash_version`: the newest FlashAttention. `triton_attention`: its version 1 is the kernel in Triton, not
+    that in CUDA. `calls_dropout`: dropout kernels run at any probability where scores are kept in memory.
 
     Tensor parallelism. `loss_parallel`: the loss works on the vocabulary as tp divides it. `wide_loss`: on fp32 copies
     of the logits that autograd keeps. `joint_gate`: gate and up projections share a collective for their input and one
@@ -77,6 +77,7 @@ class Stack:
     fused_loss: bool
     joint_qkv: bool
     flash_version: int
+    triton_attention: bool
     calls_dropout: bool
     loss_parallel: bool
     wide_loss: bool
@@ -135,8 +136,9 @@ class Stack:
         return training.dtype if sequence_parallel else sum_dtype(self.tp_reduce_dtype, training.dtype)
 
     def attention_kernel(self, training: Training) -> str:
-        """The kernel that runs: FlashAttention in the version that the software has."""
-        return "flash1" if training.attention == "flash" and self.flash_version < 2 else training.attention
+        """The kernel that runs: FlashAttention in the version that the software has, the first in CUDA or in Triton."""
+        first = training.attention == "flash1" or (training.attention == "flash" and self.flash_version < 2)
+        return ("triton" if self.triton_attention else "flash1") if first else training.attention
 
     def runs_dropout(self, training: Training) -> bool:
         """Whether dropout kernels run: as set, else with separate attention kernels where the software calls them."""

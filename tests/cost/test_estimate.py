@@ -19,7 +19,7 @@ from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Training
-from launcher.stacks import stack_of
+from launcher.stacks import Stack, stack_of
 
 LAYOUTS = st.builds(
     Layout, tp=st.sampled_from([1, 2, 4, 8]), pp=st.sampled_from([1, 2, 4]), dp=st.sampled_from([1, 2, 4]),
@@ -148,6 +148,21 @@ def test_flash_attention_was_version_1_before_2023() -> None:
         return CostModel(of_year).estimate(Layout(tp=1, pp=1, dp=8)).step_time_s
 
     assert seconds(2022, "flash") == seconds(2022, "flash1") > seconds(2023, "flash")
+
+
+def test_flash_attention_1_is_the_kernel_of_its_software() -> None:
+    asked = job(of=model(seq_len=16384), global_batch=8)
+    training = replace(asked.training, attention="flash1")
+
+    def seconds(stack: Stack) -> float:
+        of_stack = Job(asked.cluster, asked.model, training, stack)
+        return CostModel(of_stack).estimate(Layout(tp=1, pp=1, dp=8)).step_time_s
+
+    fsdp = stack_of("fsdp")
+    cuda = replace(fsdp, triton_attention=False)
+    assert fsdp.triton_attention and not stack_of("torchtitan").triton_attention
+    assert 1.02 < seconds(cuda) / seconds(fsdp) < 1.2
+    assert cuda.attention_kernel(replace(asked.training, attention="flash")) == "flash"  # version 2 is not in Triton
 
 
 def test_deepspeeds_pipeline_sends_and_receives_in_turn() -> None:

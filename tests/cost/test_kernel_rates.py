@@ -59,5 +59,6 @@ def test_attention_follows_kernel_and_head_size() -> None:
         found = core_time(model.device, model.constants, kernel=kernel, head_dim=head_dim, dropout=False, **shape)
         return head_dim / (found.forward_s + found.backward_s)
 
-    assert 1.9 < rate("flash", 128) / rate("flash1", 128) < 2.2  # 346 and 170 TFLOP/s
+    assert 1.9 < rate("flash", 128) / rate("triton", 128) < 2.2  # 346 and 170 TFLOP/s
+    assert 0.75 < rate("flash1", 128) / rate("triton", 128) < 0.9  # in CUDA, scaled from A100's two kernels
     assert 0.85 < rate("flash", 64) / rate("flash", 128) < 0.95

@@ -56,6 +56,15 @@ def test_selective_recomputation_is_faster_than_full_as_measured() -> None:
         assert estimated == pytest.approx(measured, rel=0.08), size
 
 
+@pytest.mark.parametrize(("stack", "kernel"), [("scaling", "flash1"), ("fsdp", "triton")])
+def test_runs_with_each_kernel_of_flash_attention_1_have_no_bias(stack: str, kernel: str) -> None:
+    runs = [run for run in read_runs() if run.step_s and run.stack == stack and "a100" in run.job.cluster.node.gpu.name]
+    runs = [run for run in runs if run.job.stack.attention_kernel(run.job.training) == kernel]
+    errors = [run.error() for run in runs]
+    assert len(errors) > 30
+    assert abs(statistics.mean(errors)) < 0.02 and statistics.mean(map(abs, errors)) < 0.04
+
+
 @dataclass(frozen=True)
 class Everything:
     """All published runs, what is estimated of them, and of the software that each fit left out."""

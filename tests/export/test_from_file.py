@@ -98,7 +98,7 @@ ARGS=(
   --position-embedding-type rope --seq-length=4096 --vocab-size 32000 --disable-bias-linear
   --untie-embeddings-and-output-weights --ffn-hidden-size 11008
   --micro-batch-size ${MBS:-2} --global-batch-size 256 --bf16 --use-distributed-optimizer --fp8-format hybrid
-  --num-layers-per-virtual-pipeline-stage 4 --sequence-parallel --save $SAVE
+  --num-layers-per-virtual-pipeline-stage 4 --sequence-parallel --save $SAVE --new-thing 3 --window-size $WINDOW
 )
 torchrun --nproc_per_node 8 --nnodes 2 pretrain_gpt.py $SIZES ${ARGS[@]}
 """
@@ -114,9 +114,117 @@ def test_a_script_with_variables_arrays_and_comments_is_read(tmp_path: Path) -> 
     }  # fmt: skip
     assert reading.keys["cluster.num_nodes"] == 2 and reading.keys["cluster.node.num_gpus"] == 8
     assert any(line.startswith("--fp8-format") for line in reading.unread)
-    assert any("$SAVE" in line for line in reading.unread)
+    assert "--window-size $WINDOW" in reading.unread  # not of the files, which change nothing here
+    assert "flags that are not known here: --new-thing" in reading.unread
+    assert not any("--save" in line for line in reading.unread)
     model = load(["cluster=dgx_a100_80g", *reading.overrides()]).job.model
     assert model.params == 6_738_415_616  # Llama 2 7B
+
+
+BATCH = r"""#!/bin/bash
+#SBATCH --nodes=4
+#SBATCH --gres=gpu:a100:8
+#SBATCH --ntasks-per-node=1
+set -euo pipefail
+MODEL=${1:-7B}
+TP=${TP:-2}                     # degree
+: ${PP:=2}
+NNODES=$SLURM_NNODES
+GPUS=$SLURM_GPUS_PER_NODE
+MASTER=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n1)
+TOUCHED=`touch FOLDER/ran-1`
+PRINTED="$(touch FOLDER/ran-2; echo --tensor-model-parallel-size 64)"
+python -c "open('FOLDER/ran-3', 'w')"
+if [ $MODEL = 13B ]; then
+    LAYERS=40
+elif [[ "$MODEL" == 7B ]]; then
+    LAYERS=32
+else
+    LAYERS=80; echo "unknown model"
+fi
+case $MODEL in
+    13B) HIDDEN=5120 ;;
+    7*)
+        HIDDEN=4096 ;;
+esac
+[ "$PP" -gt 1 ] && SCHEDULE="--num-layers-per-virtual-pipeline-stage 8"
+if [ "$COLOR" = red ]; then SP=--sequence-parallel; else SP=""; fi
+ARGS=(
+    --num-layers $LAYERS        # layers don't come alone
+    # --recompute-granularity full
+    --hidden-size "${HIDDEN}" --num-attention-heads 32
+    --tensor-model-parallel-size ${TP}
+)
+ARGS+=(--pipeline-model-parallel-size $PP)
+UNUSED="--context-parallel-size 8"
+OPTIONS="--micro-batch-size 1 \
+         --global-batch-size $((NNODES * GPUS * 4)) \
+         --bf16"
+OPTIONS="$OPTIONS $SCHEDULE $SP"
+python tools/preprocess_data.py --workers 64
+RUN="torchrun --nproc_per_node $GPUS --nnodes ${NNODES} --master_addr $MASTER pretrain_gpt.py ${ARGS[@]} $OPTIONS"
+echo "$RUN" --context-parallel-size 4
+srun -l bash -c "cd x && $RUN $EXTRA"
+"""
+
+
+def test_a_batch_script_is_read_as_the_shell_would_start_it_and_nothing_runs(tmp_path: Path) -> None:
+    (tmp_path / "job.sbatch").write_text(BATCH.replace("FOLDER", str(tmp_path)))
+    reading = read_from(tmp_path / "job.sbatch")
+    keys = {key.partition(".")[2]: value for key, value in reading.keys.items()}
+    assert {key: keys[key] for key in ("tp", "pp", "virtual_stages", "micro_batch", "global_batch")} == {
+        "tp": 2, "pp": 2, "virtual_stages": 2, "micro_batch": 1, "global_batch": 128,
+    }  # fmt: skip
+    assert (keys["num_nodes"], keys["node.num_gpus"]) == (4, 8)
+    assert (keys["layers"], keys["hidden"], keys["sequence_parallel"], keys["recompute"]) == (32, 4096, False, "none")
+    assert "cp" not in keys  # of a variable that nothing uses, and of what is printed
+    assert "the condition or loop that sets SP to --sequence-parallel or nothing: nothing is taken" in reading.unread
+    assert "$EXTRA" in reading.unread
+    assert [path.name for path in tmp_path.iterdir()] == ["job.sbatch"]
+
+
+@pytest.mark.parametrize(
+    ("script", "degree"),
+    [
+        ("TP=4\npython pretrain_gpt.py --tensor-model-parallel-size $TP", 4),
+        ("TP=4\nunset X; python pretrain_gpt.py --tensor-model-parallel-size=${TP}", 4),
+        ("A='--tensor-model-parallel-size 4'\npython pretrain_gpt.py $A", 4),
+        ("N=16\npython pretrain_gpt.py --tensor-model-parallel-size $((N / 4))", 4),
+        ("N=16\npython pretrain_gpt.py --tensor-model-parallel-size ${TP:-${N}}", 16),
+        ("TP=2 python pretrain_gpt.py --tensor-model-parallel-size $TP", 2),
+        ("for TP in 8; do python pretrain_gpt.py --tensor-model-parallel-size $TP; done", 8),
+        ("run() {\n  python pretrain_gpt.py \\\n  --tensor-model-parallel-size 2\n}\nrun", 2),
+        ("TP=2\nif true; then\n TP=8\nfi\npython pretrain_gpt.py --tensor-model-parallel-size $TP", 8),
+        ("TP=2\nif [ 1 -gt 2 ]; then\n TP=8\nfi\npython pretrain_gpt.py --tensor-model-parallel-size $TP", 2),
+        ("cat <<EOF\n--tensor-model-parallel-size 8\nEOF\npython x.py --tensor-model-parallel-size 4", 4),
+        ("--tensor-model-parallel-size 4 \\\n --bf16", 4),
+        ("export TENSOR_ARGS='--tensor-model-parallel-size 4'", 4),
+        ("python a.py --tensor-model-parallel-size 1 --tensor-model-parallel-size 4", 4),
+    ],
+)
+def test_forms_of_a_shell(script: str, degree: int, tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(script)
+    assert read_from(tmp_path / "run.sh").keys["layout.tp"] == degree
+
+
+@pytest.mark.parametrize("value", ["$TP", "$(nproc)", "`nproc`", "$1", "$((1 / 0))", "$((9 ** 9))", "${TP%x}"])
+def test_what_only_the_job_knows_is_asked_for(value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.sh").write_text(f"python pretrain_gpt.py --tensor-model-parallel-size {value} --bf16")
+    words = ["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64"]
+    assert main([*words, "output=json"]) == 2
+    assert "--tensor-model-parallel-size $" in (said := capsys.readouterr().out) and "give layout.tp=" in said
+    assert main([*words, "layout.tp=2", "output=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["yours"]["layout"]["tp"] == 2
+
+
+def test_a_value_that_doubles_forever_ends(tmp_path: Path) -> None:
+    lines = [
+        "A=xxxxxxxxxx",
+        *["A=$A$A"] * 60,
+        "python pretrain_gpt.py --num-layers 2 --tensor-model-parallel-size 2 $A",
+    ]
+    (tmp_path / "run.sh").write_text("\n".join(lines))
+    assert read_from(tmp_path / "run.sh").keys["layout.tp"] == 2
 
 
 HABITS = {
@@ -255,3 +363,24 @@ def test_a_layout_that_is_not_legal_here_says_what_was_read(tmp_path: Path) -> N
         from launcher.commands.from_file import run
 
         run([f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("plan.json", ["is a plan of the launcher", "plan="]),
+        ("training_args.json", ["the Trainer's arguments", "accelerate.yaml"]),
+        ("config.json", ["is not DeepSpeed's configuration", "zero_optimization"]),
+    ],
+)
+def test_json_of_another_kind_is_not_read_as_deepspeeds(
+    name: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a key of DeepSpeed's it would be ZeRO 0 in fp32, whatever the file is of."""
+    job = ["cluster=dgx_a100_80g", "model=gpt3_350m", "train.global_batch=64", "layout.zero_stage=3"]
+    assert main(["export", *job, "to=hf", f"out={tmp_path / 'out'}"]) == 0
+    (tmp_path / "out/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096}')
+    capsys.readouterr()
+    assert main(["plan", f"from={tmp_path / 'out' / name}", *job[:2]]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and [word for word in words if word not in err] == []

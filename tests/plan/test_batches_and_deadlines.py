@@ -13,7 +13,7 @@ from launcher.cli import main
 from launcher.config.compose import load
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, near_batches, unchosen_batch, usual_batch
-from launcher.planner.compare import compare, ordered, resized
+from launcher.planner.compare import Case, compare, ordered, resized
 from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
 from launcher.planner.distinct import by, front
 from launcher.planner.search import search
@@ -75,7 +75,9 @@ def test_the_fewest_gpus_in_time_are_found() -> None:
     smaller = [size for size in (1, 2, 4, 8, 12, 16, 20, 24, 28, 32) if size < row.num_gpus]
     assert smaller
     clusters = [resized(some_job.cluster, size) for size in smaller]
-    others = compare([(str(c.num_gpus), job(on=c, of=SMALL, global_batch=96), FREE) for c in clusters], tokens=tokens)
+    others = compare(
+        [Case(str(c.num_gpus), job(on=c, of=SMALL, global_batch=96), FREE) for c in clusters], tokens=tokens
+    )
     assert all(other.days is None or other.days > days for other in others.rows)
 
 
@@ -133,7 +135,7 @@ def test_the_largest_model_that_a_budget_trains_is_found(capsys: pytest.CaptureF
 
 def test_no_model_of_a_list_in_time_is_said() -> None:
     asked = job(on=cluster(domains=(4,)), of=SMALL, global_batch=8)
-    found = largest_model([("x", asked, FREE, None)], tokens_per_parameter=1e6, days=1.0)
+    found = largest_model([Case("x", asked, FREE)], tokens_per_parameter=1e6, days=1.0)
     assert found.rows[0].best and found.verdicts[0].startswith("none of these models is trained in 1 days")
 
 
@@ -157,7 +159,7 @@ def test_the_table_is_in_the_order_that_is_asked_for(capsys: pytest.CaptureFixtu
 
 def test_compared_clusters_are_ordered_and_those_without_a_plan_come_last() -> None:
     sizes = [resized(cluster(domains=(4,)), size) for size in (4, 16, 8)]
-    cases = [(str(c.num_gpus), job(on=c, of=SMALL, global_batch=64), FREE) for c in sizes]
-    cases.insert(0, ("none", job(on=sizes[0], of=SMALL, global_batch=63), LayoutRequest(dp=2)))
+    cases = [Case(str(c.num_gpus), job(on=c, of=SMALL, global_batch=64), FREE) for c in sizes]
+    cases.insert(0, Case("none", job(on=sizes[0], of=SMALL, global_batch=63), LayoutRequest(dp=2)))
     labels = [row.label for row in ordered(compare(cases), "time").rows]
     assert labels == ["16", "8", "4", "none"]

@@ -11,7 +11,7 @@ from shapes import cluster, job, model
 from launcher.cluster import Cluster
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
-from launcher.planner.compare import Comparison, compare, comparison_data, resized
+from launcher.planner.compare import Case, Comparison, compare, comparison_data, resized
 
 SMALL = model(layers=8)
 FREE = LayoutRequest()
@@ -25,7 +25,7 @@ def priced(name: str, *, memory_gib: float, price: float, kind: Cluster | None =
 
 
 def compared(*clusters: Cluster, tokens: float | None = 1e9) -> Comparison:
-    return compare([(c.name, job(on=c, of=SMALL, global_batch=64), FREE) for c in clusters], tokens=tokens)
+    return compare([Case(c.name, job(on=c, of=SMALL, global_batch=64), FREE) for c in clusters], tokens=tokens)
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2, 3, 4, 8, 24])
@@ -44,7 +44,7 @@ def test_a_size_that_no_cluster_has_is_reported(num_gpus: int, words: str) -> No
 
 def test_scaling_is_the_speed_per_gpu_against_the_smallest_size() -> None:
     sizes = [resized(cluster(domains=(4,)), n) for n in (8, 4, 16)]
-    rows = compare([(str(c.num_gpus), job(on=c, of=SMALL, global_batch=64), FREE) for c in sizes]).rows
+    rows = compare([Case(str(c.num_gpus), job(on=c, of=SMALL, global_batch=64), FREE) for c in sizes]).rows
     base = rows[1].tokens_per_s / 4
     assert [row.scaling for row in rows] == pytest.approx([row.tokens_per_s / row.num_gpus / base for row in rows])
     assert rows[1].scaling == 1.0
@@ -95,7 +95,7 @@ def test_spare_memory_names_the_smaller_gpus_that_hold_the_job() -> None:
 
 def test_a_mig_cluster_counts_the_jobs_side_by_side() -> None:
     slices = cluster(nodes=2, domains=(1,) * 7, memory_gib=10, mig_profile="1g.10gb")
-    row = compare([("mig", job(on=slices, of=model(layers=4), global_batch=8), FREE)]).rows[0]
+    row = compare([Case("mig", job(on=slices, of=model(layers=4), global_batch=8), FREE)]).rows[0]
     assert (row.num_gpus, row.jobs) == (1, 14)
     assert "14 such jobs run side by side" in row.note
 

@@ -11,7 +11,7 @@ from shapes import cluster, job, model
 
 from launcher.cost.model import CostModel
 from launcher.layout import LayoutRequest
-from launcher.planner.compare import compare
+from launcher.planner.compare import Case, compare
 from launcher.planner.explain import reasons
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
@@ -67,7 +67,7 @@ def test_a_peak_that_is_not_known_is_reported_as_unknown() -> None:
 
 
 def test_a_comparison_shows_scaling_and_cost_where_they_are_known() -> None:
-    cases = [(str(n), job(on=cluster(nodes=n), of=model(), global_batch=64), LayoutRequest()) for n in (1, 2)]
+    cases = [Case(str(n), job(on=cluster(nodes=n), of=model(), global_batch=64), LayoutRequest()) for n in (1, 2)]
     lines = comparison_table(compare(cases, tokens=1e12))
     assert all(name in lines[1] for name in ("scaling", "days", "GPU-h", "cost"))
     assert max(len(line.rstrip()) for line in lines) <= PLAIN_WIDTH
@@ -76,7 +76,7 @@ def test_a_comparison_shows_scaling_and_cost_where_they_are_known() -> None:
 
 
 def test_a_cluster_without_a_plan_keeps_its_line_and_its_reason() -> None:
-    cases = [("small", job(on=cluster(memory_gib=1), of=model(), global_batch=64), LayoutRequest())]
+    cases = [Case("small", job(on=cluster(memory_gib=1), of=model(), global_batch=64), LayoutRequest())]
     text = shown(show_comparison, compare(cases))
     assert "small" in text and "none" in text and "fits in memory" in text
 
