@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from launcher.run.metrics import WARMUP_STEPS, StepMetrics, describe_split
+from launcher.run.metrics import StepMetrics, describe_sample, describe_split, with_earlier
 from launcher.run.result import print_result, read_train_result, write_result
 from launcher.units import format_bytes, format_count, format_seconds
 from launcher.worker import session
@@ -136,10 +136,10 @@ def conclude(run: session.Session, progress: Progress) -> None:
         run.say(f"nothing was left to do after step {progress.first_step}: {file} is unchanged")
         print_result(earlier.short(), file)
         return
-    result = train_result(run.plan, progress.steps, first_step=progress.first_step, stopped=progress.stopped)
+    steps = with_earlier(run.folder.metrics, progress.steps)
+    result = train_result(run.plan, steps, first_step=progress.first_step, stopped=progress.stopped)
     predicted, measured = (in_words(s) for s in (result.predicted_step_time_s, result.measured_step_time_s))
-    after = progress.first_step + WARMUP_STEPS
-    run.say(f"step time: predicted {predicted}, measured {measured} (median after step {after})")
+    run.say(f"step time: predicted {predicted}, measured {measured} ({describe_sample(steps)})")
     if result.measured_split_s:
         run.say(f"of it, on this rank: {describe_split(result.measured_split_s)}")
     room = [format_bytes(b or 0) for b in (result.predicted_memory_bytes, result.measured_memory_bytes)]

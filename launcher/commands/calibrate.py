@@ -57,6 +57,8 @@ def run(invocation: Invocation) -> int:
 
 
 def _check_words(own: Mapping[str, str], named: Sequence[str], base: str | None) -> None:
+    from launcher.cluster.discover import checked_name  # and with it every reader, which tuning need not import
+
     if own.get("operation", OPERATIONS[0]) not in OPERATIONS:
         raise InputError(f"operation={own['operation']} is not one of {', '.join(OPERATIONS)}")
     for flag in ("dry_run", "force"):
@@ -64,6 +66,8 @@ def _check_words(own: Mapping[str, str], named: Sequence[str], base: str | None)
             raise InputError(f"{flag}={own[flag]} must be true or false")
     if own.get("output", "text") not in ("text", "json"):
         raise InputError(f"output={own['output']} must be text or json")
+    for part in own.get("name", SUFFIX).split("/"):  # of a folder of cluster files
+        checked_name(part)
     texts = [name for name in named if not Path(name).is_dir()]
     if base is None and (texts or not named):
         what = f"{texts[0]} does not say what cluster it is of" if texts else "nothing says what to calibrate"

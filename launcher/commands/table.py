@@ -86,7 +86,7 @@ COMMANDS = {
     "run": CommandEntry(
         "run", "plan, then run here or on this allocation: a recipe, or your own script=train.py",
         "[overrides] [-- args]", RUN_NOTES,
-        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run", "tokens"), groups=RUN_GROUPS, sweeps=True,
+        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run"), groups=RUN_GROUPS, sweeps=True,
         examples={
             "launcher run train.steps=20": "train a small GPT on eight CPU ranks",
             "launcher run -m train.lr=1e-4,3e-4 train.steps=20":
@@ -97,7 +97,7 @@ COMMANDS = {
     ),
     "submit": CommandEntry(
         "submit", "plan, then sbatch; dry_run=true prints what would run", "[overrides] [-- args]",
-        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run", "tokens"), groups=RUN_GROUPS,
+        takes=(*PROGRAM, "plan", "again", "run_dir", "dry_run"), groups=RUN_GROUPS,
         preset=("launch=slurm",), sweeps=True,
         examples={
             "launcher submit cluster=dgx_a100_80g cluster.num_nodes=4 model=llama2_7b dry_run=true":
@@ -147,7 +147,7 @@ COMMANDS = {
     ),
     "tune": CommandEntry(
         "tune", "run the most promising plans here, and keep the fastest", "[overrides] [-- args]", TUNE_NOTES,
-        takes=(*PROGRAM, "top", "save", "run_dir", "dry_run", "tokens"),
+        takes=(*PROGRAM, "top", "save", "run_dir", "dry_run"),
         options={
             "steps=8": "timed steps of each plan",
             "rounds=3": "try them one after another so many times, and take each plan's median (default 1)",
@@ -221,7 +221,7 @@ COMMANDS = {
     ),
     "report": CommandEntry(
         "report", "one HTML page about a run or a plan, or about two", "RUN|RUN RUN|plan=FILE|overrides",
-        takes=("plan", *PROGRAM, "tokens"), groups=RUN_GROUPS, of_run=True,
+        takes=("plan", *PROGRAM), groups=RUN_GROUPS, of_run=True,
         options={
             "file=FILE": "where the page goes",
             "trace=FILE": "in place of the page: the schedule for ui.perfetto.dev, predicted and as recorded",

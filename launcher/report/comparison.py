@@ -15,7 +15,7 @@ from launcher.planner import Plan, read_plan
 from launcher.planner.record import check_estimate
 from launcher.report.facts import RunFacts
 from launcher.run.folder import RunFolder, plan_file
-from launcher.run.metrics import WARMUP_STEPS, StepMetrics
+from launcher.run.metrics import StepMetrics, after_warmup
 from launcher.run.result import read_rates
 from launcher.text import printable
 from launcher.units import format_bytes, format_seconds
@@ -162,13 +162,13 @@ def _origins(a: Side, b: Side) -> Iterator[ChangedSetting]:
 
 
 def _training(a: Sequence[StepMetrics], b: Sequence[StepMetrics]) -> Iterator[MeasuredChange]:
-    times = [_known([step.step_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
+    times = [_known([step.step_s for step in after_warmup(steps)]) for steps in (a, b)]
     if all(times):
         first, second = (median(values) for values in times)
         yield MeasuredChange(
             "step time", format_seconds(first), format_seconds(second), second / first - 1, _noise(*times)
         )
-    rates = [_known([step.tokens_per_s for step in steps[WARMUP_STEPS:] or steps]) for steps in (a, b)]
+    rates = [_known([step.tokens_per_s for step in after_warmup(steps)]) for steps in (a, b)]
     if all(rates):
         first, second = (median(values) for values in rates)
         yield MeasuredChange("tokens/s", f"{first:,.0f}", f"{second:,.0f}", 1 - second / first, _noise(*rates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
@@ -13,7 +13,8 @@ from typing import Any, TextIO
 from launcher.files import read_lines, read_new_lines
 from launcher.units import format_seconds
 
-WARMUP_STEPS = 3  # steps excluded from measured times: first allocations, first messages between stages
+WARMUP_STEPS = 3  # steps of each start excluded from measured times: first allocations, first messages between stages
+FIRST = "first"  # key of the line with which a resumed run goes on
 # The parts of a step, in words. Exposed parts are within forward and backward, except data parallelism's, which follow
 # them; waiting in the pipeline includes its bubble.
 PARTS: Mapping[str, str] = MappingProxyType({
@@ -45,6 +46,7 @@ class StepMetrics:
     memory_bytes: int | None = None
     split_s: Mapping[str, float] = field(default_factory=dict)
     other: Mapping[str, Any] = field(default_factory=dict)
+    first: bool = False  # of a start that goes on after earlier steps; in the file alone
 
     @classmethod
     def of(cls, step: int, metrics: Mapping[str, Any]) -> StepMetrics:
@@ -52,7 +54,7 @@ class StepMetrics:
         named = {name: metrics[name] for name in _NAMED if metrics.get(name) is not None}
         parts = {name: metrics[name] for name in PARTS if metrics.get(name) is not None}
         other = {name: value for name, value in metrics.items() if name not in _KNOWN}
-        return cls(step, **named, split_s=parts, other=other)
+        return cls(step, **named, split_s=parts, other=other, first=metrics.get(FIRST) is True)
 
     def to_line(self) -> dict[str, Any]:
         """Return the line of the file, as plain data."""
@@ -82,9 +84,9 @@ class StepMetrics:
         return "  ".join(parts)
 
 
-_NAMED = tuple(f.name for f in fields(StepMetrics) if f.name not in ("step", "split_s", "other"))
+_NAMED = tuple(f.name for f in fields(StepMetrics) if f.name not in ("step", "split_s", "other", FIRST))
 _NUMBERS = ("step", *_NAMED, *PARTS)
-_KNOWN = {"step", *_NAMED, *PARTS}
+_KNOWN = {"step", FIRST, *_NAMED, *PARTS}
 
 
 class MetricsFile:
@@ -97,20 +99,28 @@ class MetricsFile:
     def log(self, metrics: StepMetrics) -> None:
         """Append the line of a finished step."""
         if self._file is None:
-            self._file = self._open(before=metrics.step)
-        self._file.write(json.dumps(metrics.to_line()) + "\n")
+            kept = self._kept(before=metrics.step)
+            self._file = self._path.open("a", buffering=1, encoding="utf-8")
+            metrics = replace(metrics, first=bool(kept))
+        self._file.write(_line(metrics))
 
-    def _open(self, *, before: int) -> TextIO:
-        if self._path.exists():
-            kept = [line for line in read_steps(self._path) if line.step < before]
-            temporary = self._path.with_name(f".{self._path.name}")
-            temporary.write_text("".join(f"{json.dumps(line.to_line())}\n" for line in kept), encoding="utf-8")
-            temporary.replace(self._path)
-        return self._path.open("a", buffering=1, encoding="utf-8")
+    def _kept(self, *, before: int) -> list[StepMetrics]:
+        """Drop the lines of steps that run again; return the others."""
+        if not self._path.exists():
+            return []
+        kept = [line for line in read_steps(self._path) if line.step < before]
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text("".join(_line(each) for each in kept), encoding="utf-8")
+        temporary.replace(self._path)
+        return kept
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _line(metrics: StepMetrics) -> str:
+    return json.dumps(metrics.to_line() | ({FIRST: True} if metrics.first else {})) + "\n"
 
 
 def read_steps(path: Path) -> list[StepMetrics]:
@@ -127,6 +137,12 @@ def _understood(lines: Iterable[dict[str, Any]]) -> Iterator[StepMetrics]:
         step = line.get("step")
         if isinstance(step, int) and not any(name in line and not _is_number(line[name]) for name in _NUMBERS):
             yield StepMetrics.of(step, line)
+
+
+def with_earlier(path: Path, steps: Sequence[StepMetrics]) -> list[StepMetrics]:
+    """Return the steps of a run: those of its file before this start's first, and this start's."""
+    earlier = [step for step in read_steps(path) if steps and step.step < steps[0].step]
+    return [*earlier, *(replace(step, first=bool(earlier) and step is steps[0]) for step in steps)]
 
 
 def read_new_steps(path: Path, position: int) -> tuple[list[StepMetrics], int]:
@@ -153,8 +169,8 @@ class Measured:
 
 
 def summarise_steps(steps: Sequence[StepMetrics]) -> Measured:
-    """Summarise a run or a part of it. If there are few steps, the warm-up counts too."""
-    warm = steps[WARMUP_STEPS:] or steps
+    """Summarise a run or a part of it, by its steps after the warm-up."""
+    warm = after_warmup(steps)
     names = [name for name in PARTS if any(name in step.split_s for step in warm)]
     memory = [step.memory_bytes for step in steps if step.memory_bytes is not None]
     return Measured(
@@ -165,6 +181,24 @@ def summarise_steps(steps: Sequence[StepMetrics]) -> Measured:
         mfu=_median([step.mfu for step in warm]),
         memory_bytes=max(memory, default=None),
     )
+
+
+def after_warmup(steps: Sequence[StepMetrics]) -> Sequence[StepMetrics]:
+    """Return the steps without the first ones of each start; all of them if nothing would be left."""
+    found, since = [], 0
+    for step in steps:
+        since = 1 if step.first else since + 1
+        found += [step] if since > WARMUP_STEPS else []
+    return found or steps
+
+
+def describe_sample(steps: Sequence[StepMetrics]) -> str:
+    """Describe the steps that a measured time is the median of."""
+    if len(after_warmup(steps)) == len(steps):
+        return f"median of {len(steps)} steps, warm-up included"
+    if any(step.first for step in steps):
+        return f"median without the first {WARMUP_STEPS} steps of each start"
+    return f"median after step {steps[0].step - 1 + WARMUP_STEPS}"
 
 
 def describe_split(split_s: Mapping[str, float]) -> str:

@@ -197,6 +197,15 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(
     assert not (tmp_path / "configs").exists()
 
 
+@pytest.mark.parametrize("name", ["", "a b", "../site", "a'b", "a,b", "site.yaml"])
+def test_a_name_that_no_word_of_a_command_could_be_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrated(tmp_path, monkeypatch, RECORDED, "operation=all_reduce", f"name={name}") == 2
+    assert "cannot name a cluster file" in capsys.readouterr().err
+    assert not (tmp_path / "configs").exists()
+
+
 def test_a_file_that_somebody_else_wrote_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,14 @@ from launcher.files import append_line, read_json, read_lines, write_text
 from launcher.run.checkpoints import committed_steps
 from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.ledger import JobEvent, Ledger, append_event, read_events, read_phases
-from launcher.run.metrics import MetricsFile, StepMetrics, read_steps, summarise_steps
+from launcher.run.metrics import (
+    MetricsFile,
+    StepMetrics,
+    describe_sample,
+    read_steps,
+    summarise_steps,
+    with_earlier,
+)
 from launcher.run.node_state import NodeState, node_states
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +112,30 @@ def test_the_measured_time_leaves_the_first_steps_out_and_few_steps_count_all() 
     assert (summarise_steps(steps).step_s, summarise_steps(steps).memory_bytes) == (2.0, 10)
     assert summarise_steps(steps[:2]).step_s == 8.5
     assert summarise_steps([]).step_s is None
+    assert describe_sample(steps) == "median after step 3"
+    assert describe_sample(steps[:2]) == "median of 2 steps, warm-up included"
+
+
+def test_each_start_of_a_resumed_run_has_a_warm_up(tmp_path: Path) -> None:
+    path = RunFolder(tmp_path).metrics
+    starts = ([9.0, 8.0, 7.0, 1.0, 2.0], [9.0, 8.0, 7.0, 3.0], [9.0, 8.0])
+    done = 0
+    for seconds in starts:
+        file, own = MetricsFile(path), []
+        for step, step_s in enumerate(seconds, done + 1):
+            own.append(StepMetrics(step, loss=1.0, step_s=step_s))
+            file.log(own[-1])
+        file.close()
+        steps = read_steps(path)
+        assert with_earlier(path, own) == steps  # a recipe's result is of the same steps
+        done += len(seconds)
+    assert summarise_steps(steps).step_s == 2.0
+    assert describe_sample(steps) == "median without the first 3 steps of each start"
+    assert [step.step for step in steps if step.first] == [6, 10]
+    assert "first" not in steps[5].to_line()  # it is no metric
+    (rerun := MetricsFile(path)).log(StepMetrics(8, step_s=6.0))
+    rerun.close()
+    assert [step.step for step in read_steps(path) if step.first] == [6, 8]
 
 
 TORN = ['{"step": 3, "lo', "", "null", "[1, 2]", '{"step": "three"}', "\x00\x00\x00", "[" * 100_000]

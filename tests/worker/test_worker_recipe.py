@@ -12,7 +12,7 @@ import preloaded
 import pytest
 
 from launcher.run.folder import RunFolder
-from launcher.run.metrics import read_steps
+from launcher.run.metrics import read_steps, summarise_steps
 from launcher.run.spans import read_spans
 
 LAUNCHER = [sys.executable, "-c", "from launcher.cli import main; raise SystemExit(main())", "run", "tracking=none"]
@@ -57,6 +57,8 @@ def test_a_run_ends_with_its_document_resumes_by_itself_and_profiles(tmp_path: P
 
     again = launch(folder, *options, "train.steps=8")
     assert document(again)["resumed_after_step"] == 6
+    assert document(again)["measured_step_time_s"] == summarise_steps(read_steps(folder / "metrics.jsonl")).step_s
+    assert "(median without the first 3 steps of each start)" in again.stderr
     assert "going on after step 6" in again.stderr
     steps = read_steps(RunFolder(folder).metrics)
     assert [step.step for step in steps] == list(range(1, 9))

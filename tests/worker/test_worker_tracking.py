@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,10 +27,11 @@ from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.planner.options import TrackingOptions, TrainOptions
-from launcher.planner.record import RunOptions, write_plan
+from launcher.planner.record import Program, RunOptions, write_plan
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import StepMetrics, describe_split, read_new_steps, summarise_steps
 from launcher.run.owner import claim, release, this_process
+from launcher.run.progress import progress
 from launcher.run.wandb_folders import is_unwritten, offline_runs, wandb_id
 from launcher.worker.metrics.report import throughput, train_result
 from launcher.worker.metrics.tracking import Terminal, Tracker, make_tracker
@@ -46,6 +48,24 @@ def test_terminal_prints_plain_lines_where_it_is_no_terminal() -> None:
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/10", "4/10", "8/10", "10/10"]
     assert lines[0] == "step 1/10  loss 2.5000  8,192 tokens/s  250.0 ms/step  mfu unknown"
+
+
+def test_a_program_that_does_not_say_how_many_steps_it_has_is_shown_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """train.steps is the recipe's: status and ls name no number either."""
+    options = load(["tracking=none"]).run_options
+    for number, (program, shown) in enumerate(
+        ((None, "step 1/80 "), (Program(kind="script", target="a.py"), "step 1  loss"))
+    ):
+        plan = replace(make_plan(Layout(tp=1, pp=1, dp=1)), options=replace(options, program=program))
+        (folder := RunFolder(tmp_path / str(number))).path.mkdir()
+        write_plan(plan, folder.plan)
+        tracker = make_tracker(plan, run_dir=folder.path, main=True)
+        tracker.log(1, {"loss": 1.0})
+        tracker.close()
+        assert capsys.readouterr().out.startswith(shown)
+        assert progress(folder).total_steps == (80 if program is None else None)
 
 
 @pytest.mark.parametrize(

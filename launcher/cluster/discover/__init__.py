@@ -33,7 +33,7 @@ def discover(
     """
     machine = machine or read_machine()
     host = socket.gethostname().partition(".")[0]
-    name = _checked_name(name) if name is not None else re.sub(r"[^a-z0-9_]+", "_", host.lower()).strip("_")
+    name = checked_name(name) if name is not None else re.sub(r"[^a-z0-9_]+", "_", host.lower()).strip("_")
     listed = run(("nvidia-smi", "-L"))
     if listed.text is None and listed.installed and "No devices" not in listed.problem:
         raise InputError(
@@ -75,7 +75,7 @@ def discover_from(texts: Sequence[Text], name: str) -> ClusterFile:
     views = node_views(evidence.seen)
     view, odd = usual_node(views) if views else (NodeView(""), [])
     view = replace(view, problems=tuple(odd))
-    found = gpu_file(_checked_name(name), view, fabric_view(evidence, host=""), here=False, num_nodes=len(views) or 1)
+    found = gpu_file(checked_name(name), view, fabric_view(evidence, host=""), here=False, num_nodes=len(views) or 1)
     where = f"from {', '.join(dict.fromkeys(text.source for text in texts))}"
     return replace(found, where=where).with_notes(evidence.notes)
 
@@ -101,7 +101,7 @@ def write_cluster_file(file: ClusterFile, folder: Path, *, force: bool = False) 
     return path
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         return name
     raise InputError(f"{name!r} cannot name a cluster file: use letters, digits, _ and -")

@@ -38,7 +38,9 @@ def forget_peak_memory(device: torch.device) -> None:
 
 
 def train_result(plan: Plan, steps: Sequence[StepMetrics], *, first_step: int, stopped: bool) -> TrainResult:
-    """What the steps after `first_step` found; none where a resumed run had nothing left to do."""
+    """Of a run's `steps`: the losses after `first_step` (none where a resumed run had nothing left to do), and what is
+    measured of all of them, those of earlier starts included, as status and report measure it.
+    """
     measured = summarise_steps(steps)
     return TrainResult(
         recipe="gpt",
@@ -46,7 +48,7 @@ def train_result(plan: Plan, steps: Sequence[StepMetrics], *, first_step: int, s
         layout=asdict(plan.layout),
         world_size=plan.layout.world_size,
         resumed_after_step=first_step,
-        losses=tuple(step.loss for step in steps if step.loss is not None),
+        losses=tuple(step.loss for step in steps if step.loss is not None and step.step > first_step),
         predicted_step_time_s=plan.estimate.get("step_time_s"),
         measured_step_time_s=measured.step_s,
         measured_split_s=measured.split_s,

@@ -16,6 +16,7 @@ from launcher.worker.metrics.tracker_files import TRACKERS
 from launcher.worker.metrics.wandb_login import asked_mode, login
 from launcher.worker.metrics.wandb_process import FINISH_TIMEOUT_S, WandbProcess, mode_of
 
+MANY = 1_000_000  # steps of a program that does not say how many it has
 BAR, ALL_NUMBERS, REST = 40, 90, 9  # columns of a whole bar, of all numbers of a step, of the time left and the spaces
 
 
@@ -64,15 +65,16 @@ class Tracker:
 class Terminal:
     """A progress bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, stream: TextIO, *, total: int, every: int = 1) -> None:
+    def __init__(self, stream: TextIO, *, total: int | None, every: int = 1) -> None:
         self._stream, self._total, self._every = stream, total, every
+        self._of = "" if total is None else f"/{total}"
         self._bar: Any = None
         if stream.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             console = Console(file=stream)
-            room = console.width - REST - len(f"{total}/{total}")
+            room = console.width - REST - 2 * len(f"{total or MANY}/")
             self._wide = room >= BAR + ALL_NUMBERS
             self._room = room - BAR // 10
             bar = BarColumn(bar_width=BAR if self._wide else BAR // 10)
@@ -88,7 +90,7 @@ class Terminal:
                 self._task, completed=step, description=str(metrics) if self._wide else metrics.brief(self._room)
             )
         elif step % self._every == 0 or step in (1, self._total):
-            print(f"step {step}/{self._total}  {metrics}", file=self._stream, flush=True)
+            print(f"step {step}{self._of}  {metrics}", file=self._stream, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:
@@ -102,7 +104,8 @@ def make_tracker(plan: Plan, *, run_dir: Path, main: bool) -> Tracker:
     train, tracking = plan.options.train, plan.options.tracking
     stream = sys.stderr if plan.options.output == "json" else sys.stdout
     sinks: list[Sink] = [MetricsFile(RunFolder(run_dir).metrics)]
-    sinks.append(Terminal(stream, total=train.steps, every=train.log_every))
+    total = train.steps if plan.options.program is None else None  # a program of the user's does not say
+    sinks.append(Terminal(stream, total=total, every=train.log_every))
     if tracking.kind in TRACKERS:
         sinks.append(TRACKERS[tracking.kind](plan, run_dir, tracking))
     elif _wants_wandb(tracking):
