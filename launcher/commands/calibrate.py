@@ -66,7 +66,7 @@ def _check_words(own: Mapping[str, str], named: Sequence[str], base: str | None)
             raise InputError(f"{flag}={own[flag]} must be true or false")
     if own.get("output", "text") not in ("text", "json"):
         raise InputError(f"output={own['output']} must be text or json")
-    for part in own.get("name", SUFFIX).split("/"):  # of a folder of cluster files
+    for part in own["name"].split("/") if "name" in own else ():  # of a folder of cluster files
         checked_name(part)
     texts = [name for name in named if not Path(name).is_dir()]
     if base is None and (texts or not named):

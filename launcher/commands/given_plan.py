@@ -18,8 +18,9 @@ from launcher.config.settings import OTHER_NAMES, Configuration, Settings
 from launcher.errors import InputError
 from launcher.files import user_path
 from launcher.layout.resolve import resolved_shard_group
+from launcher.planner.given import check_given
 from launcher.planner.options import TrainOptions
-from launcher.planner.record import RECIPE, Plan, RunOptions, check_estimate, read_plan
+from launcher.planner.record import RECIPE, Plan, RunOptions, read_plan
 from launcher.run.checkpoints import check_identity, folder_name, newest_good, read_manifest
 from launcher.run.folder import RunFolder
 from launcher.schema import to_plain, walk
@@ -38,7 +39,7 @@ def read_given(name: str, settings: Settings, overrides: Sequence[str]) -> Plan:
     """
     path = user_path(name)
     plan = planned(RunFolder(path)) if path.is_dir() else read_plan(path)
-    check_estimate(plan, name)
+    check_given(plan, name)
     words = [word for word in overrides if _is_of_the_plan(word)]
     problems = [problem for word in words for problem in _contradictions(word, plan, settings, overrides)]
     if problems:

@@ -129,7 +129,8 @@ def _explain(plan: Plan, settings: Settings) -> int:
         print(json.dumps(document.plan_document(plan) | ({"training": due._asdict()} if due else {})))
     else:
         terminal.show_plan(sys.stdout, plan)
-        show(*(["", terminal.bill_text(due, "this plan")] if due else []))
+        if due:
+            show("", terminal.bill_text(due, "this plan"))
     return 0
 
 

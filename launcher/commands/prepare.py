@@ -31,6 +31,7 @@ from launcher.faststart.overlapped_import import Order
 from launcher.files import write_text
 from launcher.model.token_file import check_fits, read_header
 from launcher.planner import Plan, read_plan, write_plan
+from launcher.planner.build import check_recipe_runs
 from launcher.planner.deepspeed_config import full_config
 from launcher.planner.options import OwnRecipeOptions
 from launcher.planner.record import RECIPE
@@ -88,6 +89,7 @@ def plan_run(settings: Settings, overrides: Sequence[str], args: Sequence[str]) 
         plan = plan_to_run(settings, replace(settings.run_options, program=program), overrides)
         return PlannedRun(plan, path, as_yaml(settings.config))
     plan = read_given(there, settings, overrides)
+    check_recipe_runs(plan.job, plan.options)
     program = found_program(plan.options.program, args, other_python=other_python)
     plan = replace(plan, options=replace(plan.options, program=program))
     if path is not None:
@@ -134,9 +136,10 @@ def order(invocation: Invocation, owner: Owner, settings: Settings | None = None
     run = plan_run(settings, invocation.overrides, invocation.rest)
     launch = Launch(settings=launch_settings(settings, invocation.overrides, path), work_dir=Path.cwd())
     if run.plan.placement.num_nodes > 1:
+        other = "set cluster.num_nodes=1" if run.config is not None else "plan again with cluster.num_nodes=1"
         raise InputError(
             f"this plan needs {run.plan.placement.num_nodes} nodes, and `launcher run` starts ranks on this machine: "
-            "use `launcher submit`, or set cluster.num_nodes=1"
+            f"use `launcher submit`, or {other}"
         )
     if launch.settings.place == "slurm" and not env.get("SLURM_JOB_ID"):
         raise InputError(

@@ -12,13 +12,14 @@ JSON (names and units of the fields). Both are closed: a key without a field is 
 from launcher.schema.keys import AUTO, REQUIRED, Entry, Key, defaults, entries, key, names, only_read, walk
 from launcher.schema.nearest import nearest, unknown_key
 from launcher.schema.plain import from_plain, to_plain
-from launcher.schema.reading import read, rule_text
+from launcher.schema.reading import broken, read, rule_text
 
 __all__ = [
     "AUTO",
     "REQUIRED",
     "Entry",
     "Key",
+    "broken",
     "defaults",
     "entries",
     "from_plain",

@@ -113,6 +113,31 @@ class _Reader:
         return _WRONG
 
 
+def broken(value: Any, prefix: str = "") -> list[str]:
+    """Return every rule that the keys of a made value break: of one that was read as plain data, not as keys."""
+    problems = []
+    made: Any = type(value)
+    for entry in entries(made):
+        held, name, rule = getattr(value, entry.field, None), join(prefix, entry.name), entry.key
+        if held is None or (isinstance(held, str) and held == AUTO) or rule.convert is not None:
+            continue
+        if entry.is_group:
+            problems += broken(held, name)
+        elif _typed(entry.kind, rule, _as_given(held, rule.scale)) is _WRONG:
+            problems.append(f"{name} = {_short(held)} {rule_text(entry)}")
+    return problems
+
+
+def _as_given(held: Any, scale: float) -> Any:
+    """Return a value in the unit of its key."""
+    if isinstance(held, Mapping):
+        return {name: _as_given(each, scale) for name, each in held.items()}
+    if isinstance(held, tuple):
+        return tuple(_as_given(each, scale) for each in held)
+    number = isinstance(held, int | float) and not isinstance(held, bool)
+    return held / scale if number and scale != 1 else held
+
+
 def _typed(kind: Any, rule: Key, value: Any) -> Any:
     """Return the field's value, or _WRONG."""
     origin = get_origin(kind)

@@ -39,6 +39,64 @@ def in_a_folder_of_its_own(tmp_path: Path) -> Iterator[None]:
     os.chdir(before)
 
 
+HERE = ["cluster=cpu", "cluster.node.num_gpus=2", "model=gpt_tiny", "train.global_batch=8", "layout.pp=2"]
+BY_HAND: dict[str, tuple[str, str, object, str]] = {
+    "a batch that does not divide": ("training", "global_batch", 9, "train.global_batch=9 does not divide"),
+    "layers that are not the model's": ("layout", "layer_split", [1, 2], "layout.layer_split=[1, 2] must give"),
+    "an optimizer that is none": ("training", "optimizer", "adagrad", "train.optimizer = 'adagrad' is not one of"),
+    "a schedule that is none": ("layout", "schedule", "foo", "layout.schedule='foo' is unknown"),
+    "steps below nothing": ("train", "steps", -4, "train.steps = -4 must be a whole number, at least 1"),
+    "a rate that is no number": ("train", "lr", float("nan"), "train.lr = nan must be a number, at least 0"),
+    "a vocabulary below nothing": ("model", "vocab", -3, "model.vocab = -3 must be a whole number"),
+}
+
+
+@pytest.mark.parametrize("edit", BY_HAND)
+def test_a_plan_that_was_edited_into_one_that_no_search_gives_is_refused(
+    edit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *HERE, "save=best.json"]) == 0
+    section, key, value, said = BY_HAND[edit]
+    data = json.loads(Path("best.json").read_text())
+    data[section][key] = value
+    Path("best.json").write_text(json.dumps(data))
+    for command in (
+        ["plan"],
+        ["run", "dry_run=true"],
+        ["submit", "dry_run=true"],
+        ["export", "to=torchrun"],
+        ["report"],
+    ):
+        capsys.readouterr()
+        assert main([*command, "plan=best.json"]) == 2
+        assert f"best.json is not a plan of this launcher ({said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "word", ["train.dtype=fp16", "train.dropout=0.1", "stack=megatron_lm", "stack.fused_loss=true"]
+)
+def test_a_plan_that_the_recipe_cannot_train_is_refused_as_its_words_are(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without this a dropout was left out silently, and fp16 was an error in every rank."""
+    assert main(["plan", *HERE, word, "save=best.json"]) == 0
+    capsys.readouterr()
+    assert main(["run", *HERE, word, "dry_run=true"]) == 2
+    said = capsys.readouterr().err
+    for command in ("run", "submit"):
+        assert main([command, "plan=best.json", "dry_run=true"]) == 2
+        assert capsys.readouterr().err == said
+    assert main(["run", "plan=best.json", "script=a.py", "dry_run=true"]) == 2  # there is no such file
+    assert "a.py" in capsys.readouterr().err
+
+
+def test_a_plan_for_several_nodes_is_not_advised_to_contradict_itself(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", f"plan={saved}"]) == 2
+    assert "plan again with cluster.num_nodes=1" in capsys.readouterr().err
+
+
 def given(saved: Path, *words: str) -> Plan:
     words = (f"plan={saved}", *words)
     return read_given(str(saved), load(words), words)
