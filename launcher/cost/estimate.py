@@ -11,6 +11,8 @@ from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.units import format_bytes, format_seconds
 
+COMMUNICATION = ("tp_comm", "cp_comm", "ep_comm", "pp_comm", "dp_comm")  # parts of the time that nothing hides
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -65,7 +67,7 @@ def estimate_of(
     price = job.cluster.price_per_gpu_hour
     return Estimate(
         step_time_s=step_time_s,
-        step_time_interval_s=step_time_interval(job, layout, step_time_s),
+        step_time_interval_s=step_time_interval(job, layout, step_time_s, sum(time[part] for part in COMMUNICATION)),
         fits=memory.fits,
         fit_probability=fit_probability(memory.usable_bytes, memory.total_bytes),
         memory_bytes_per_gpu=memory.total_bytes,

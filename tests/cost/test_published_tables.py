@@ -23,7 +23,9 @@ from judging import (
 )
 from published import RUNS, read_runs, table
 
+from launcher.cost import CostModel
 from launcher.cost.constants import DEFAULT
+from launcher.cost.estimate import COMMUNICATION
 
 ROOT = Path(__file__).parents[2]
 COST_PAGE = ROOT / "launcher" / "cost" / "README.md"
@@ -127,6 +129,20 @@ def test_the_words_over_all_runs_have_the_figures_of_the_table(file: Path) -> No
         assert words in text
     if file == COST_PAGE:
         assert f"(it is {whole(out['width'])} of the step wide there)" in text
+
+
+def test_left_out_intervals_hold_whatever_share_of_a_step_communicates() -> None:
+    """They were as wide for steps that compute as for those that communicate, and held half of the latter."""
+    fitted = recorded_constants()
+    inside: dict[float, list[bool]] = {0.05: [], 0.15: [], 1.0: []}
+    for run in read_runs():
+        if run.step_s and not run.debugging and kind(run) in fitted:
+            found = CostModel(run.job, fitted[run.stack]).estimate(run.layout)
+            low, high = found.step_time_interval_s
+            share = sum(found.time[part] for part in COMMUNICATION) / found.step_time_s
+            inside[next(bound for bound in inside if share <= bound)].append(low <= run.step_s <= high)
+    for bound, covered in inside.items():
+        assert len(covered) > 100 and 0.85 <= statistics.mean(covered) <= 0.97, bound
 
 
 def whole(share: float | None) -> str:
