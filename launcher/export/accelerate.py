@@ -110,7 +110,7 @@ def _table(plan: Plan) -> Table:
 
 
 def kind(job: Job, layout: Layout) -> str:
-    if layout.world_size == 1:
+    if layout.world_size == 1 and not (layout.offload_optimizer and facts.with_deepspeed(job)):
         return "NO"
     if facts.with_deepspeed(job):
         return "DEEPSPEED"
@@ -145,8 +145,6 @@ def _missing(plan: Plan) -> Iterator[str]:
         yield f'the tensor-parallel plan: load the model with from_pretrained(..., tp_plan="auto", tp_size={layout.tp})'
     if layout.recompute == "full" and kind(plan.job, layout) != "FSDP":
         yield "recomputation: call model.gradient_checkpointing_enable()"
-    if layout.offload_optimizer and kind(plan.job, layout) == "FSDP":
-        yield "offloading of the optimizer alone: FSDP2 offloads parameters and gradients with it"
     clip = plan.options.train.grad_clip
     if kind(plan.job, layout) != "DEEPSPEED" and clip:
         yield f"clipping: call accelerator.clip_grad_norm_(model.parameters(), {clip:g})"
@@ -167,4 +165,5 @@ TARGET = Target(
     overrides=("stack=fsdp",),
     habits=model_habits.accelerate,
     profiles=("fsdp", "deepspeed", "launcher", "megatron_deepspeed"),
+    offloads=facts.with_deepspeed,
 )

@@ -88,4 +88,5 @@ TARGET = Target(
     overrides=accelerate.TARGET.overrides,
     habits=model_habits.trainer,
     profiles=accelerate.TARGET.profiles,
+    offloads=accelerate.TARGET.offloads,
 )

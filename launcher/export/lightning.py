@@ -162,4 +162,5 @@ TARGET = Target(
     overrides=("stack=fsdp",),
     habits=model_habits.lightning,
     profiles=("fsdp", "deepspeed", "launcher", "megatron_deepspeed"),
+    offloads=facts.with_deepspeed,
 )

@@ -110,10 +110,10 @@ def pipeline_first(layout: Layout) -> bool:
 
 def _sharding(plan: Plan) -> Flags:
     layout, replicas = plan.layout, facts.replicas(plan)
-    if layout.sharding == 0:
+    if layout.sharding == 0 and not layout.offload_optimizer:
         return []
-    flags = ["--use-distributed-optimizer"]
-    if layout.sharding < 3 and "--overlap-grad-reduce" in habit_flags(plan):
+    flags = ["--use-distributed-optimizer"]  # which offloads over one rank too
+    if 0 < layout.sharding < 3 and "--overlap-grad-reduce" in habit_flags(plan):
         flags.append("--overlap-param-gather")
     if layout.zero_stage > 1:
         strategy = FSDP_STRATEGY[layout.zero_stage]

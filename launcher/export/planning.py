@@ -16,9 +16,9 @@ from launcher.layout.job import Job
 from launcher.planner.build import make_plan
 from launcher.planner.habits import setup_of, unsaid
 from launcher.planner.record import Plan
-from launcher.stacks import stack_of
 
 SAYS_FP8 = ("megatron",)
+ALONE = "cannot have the optimizer alone on the host: what it offloads are parameters and gradients too"
 SOFTWARE = {"stack", "stack.name", "train.engine"}  # what trains: one choice, whichever of the keys makes it
 
 
@@ -36,11 +36,13 @@ def plan_for(settings: Settings, target: Target) -> Plan:
     Raises InputError with its reasons where it can express none that keeps what is pinned.
     """
 
-    def refuse(job: Job, layout: Layout) -> list[str]:
-        return list(target.cannot(job, layout))
+    request = _pinned(_without_defaults(settings, target), target.pins)
+    unasked = request.offload_optimizer is None and not target.offloads(settings.job)
 
-    pins = target.pins if _may_offload(target) else {"offload_optimizer": False, **target.pins}
-    request = _pinned(_without_defaults(settings, target), pins)
+    def refuse(job: Job, layout: Layout) -> list[str]:
+        lacks = [f"{target.tool} {ALONE}"] if unasked and layout.offload_optimizer else []
+        return [*target.cannot(job, layout), *lacks]
+
     return make_plan(settings.job, request, settings.run_options, refuse=refuse)
 
 
@@ -50,6 +52,8 @@ def express(plan: Plan, target: Target) -> Export:
     export = target.write(plan)
     _check_ds_config(plan, export)
     export = replace(export, missing=(*export.missing, *_unsaid(plan, target)))
+    if plan.layout.offload_optimizer and not target.offloads(plan.job):
+        export = replace(export, missing=(*export.missing, f"layout.offload_optimizer: {target.tool} {ALONE}"))
     if plan.job.training.fp8 and target.name not in SAYS_FP8:
         lost = "products in fp8 (train.gemm_dtype): set them there by hand"
         return replace(export, missing=(*export.missing, lost))
@@ -90,11 +94,6 @@ def _check_ds_config(plan: Plan, export: Export) -> None:
             f"train.ds_config={file} is in none of the files: DeepSpeed does not train in this export. "
             "Leave it out, or take to=deepspeed, or to=accelerate, hf or lightning with stack=deepspeed"
         )
-
-
-def _may_offload(target: Target) -> bool:
-    """Whether the tool is software that can have the optimizer alone on the host, or starts any program."""
-    return not target.profiles or any(stack_of(name).offload_stages for name in target.profiles)
 
 
 def _pinned(request: LayoutRequest, pins: Mapping[str, object]) -> LayoutRequest:

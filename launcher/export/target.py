@@ -15,6 +15,10 @@ from launcher.planner.record import Plan
 Cannot = Callable[[Job, Layout], Iterator[str]]
 
 
+def _always(job: Job) -> bool:
+    return True
+
+
 @dataclass(frozen=True, repr=False)
 class Export:
     """A plan in a tool's terms.
@@ -41,6 +45,7 @@ class Target:
     the software that trains there, which a plan is made for unless its user names another.
     `habits` has the tool's options for the keys of `stack`, and why it has none. `profiles` name the stacks that the
     tool is; none: it starts any program.
+    `offloads`: whether it can have the optimizer, and no more, on the host.
     `sources` say what the names were read from.
     """
 
@@ -53,3 +58,4 @@ class Target:
     overrides: tuple[str, ...] = ()
     habits: Callable[[Setup], Table] = any_program
     profiles: tuple[str, ...] = ()
+    offloads: Callable[[Job], bool] = _always

@@ -194,8 +194,6 @@ def _missing(plan: Plan) -> Iterator[str]:
     yield f"the optimizer in flags: {MODULE}.py says it"
     if training.optimizer != "adamw":
         yield f"train.optimizer={training.optimizer}: {MODULE}.py has AdamW, say yours there"
-    if layout.offload_optimizer:
-        yield "offloading of the optimizer alone: training.enable_cpu_offload moves parameters and gradients too"
     if options.lr_schedule == "constant" and not isclose(options.min_lr, options.lr):
         yield "a constant learning rate by name: lr_scheduler.min_lr_factor=1 is used instead"
 
@@ -213,4 +211,5 @@ TARGET = Target(
     overrides=("stack=torchtitan",),
     habits=torchtitan_habits.torchtitan,
     profiles=("torchtitan",),
+    offloads=lambda job: False,
 )

@@ -384,3 +384,18 @@ def test_json_of_another_kind_is_not_read_as_deepspeeds(
     assert main(["plan", f"from={tmp_path / 'out' / name}", *job[:2]]) == 2
     out, err = capsys.readouterr()
     assert out == "" and [word for word in words if word not in err] == []
+
+
+def test_an_optimizer_on_the_host_stays_where_the_search_cannot_decide_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    data = {"train_micro_batch_size_per_gpu": 2, "train_batch_size": 64, "zero_optimization": zero}
+    (tmp_path / "ds.json").write_text(json.dumps(data | {"bf16": {"enabled": True}}))
+    words = ["plan", f"from={tmp_path / 'ds.json'}", "cluster=dgx_a100_80g", "model=llama2_7b", "output=json"]
+    found = []
+    for more in ([], ["cluster.node.host_memory_gib=0"], ["train.offload_optimizer=false"]):
+        assert main([*words, *more]) == 0
+        document = json.loads(capsys.readouterr().out)
+        found.append([document[which]["layout"]["offload_optimizer"] for which in ("yours", "best")])
+    assert found == [[True, False], [True, True], [False, False]]
