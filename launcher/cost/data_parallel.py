@@ -18,6 +18,10 @@ from launcher.cost.traffic import (
 from launcher.layout import Layout
 from launcher.layout.job import Job
 
+# From one owner's message to the next one's on the same ring: a kernel of NCCL's starts, and a hop between nodes
+# (BASE_LATENCY_S of InfiniBand).
+NEXT_OWNER_S = 30e-6
+
 
 @dataclass(frozen=True)
 class Exposed:
@@ -88,6 +92,7 @@ def gradient_seconds(
     after = sum(message.times * price(message) for message in shared)
     sharded = layout.zero_stage == 3  # whose replicas sum their shards whole
     price, local = (in_pieces(each, pieces, whole_sums=sharded) for each in (price, local))
+    price = by_owner(price, owners(job, layout))
     after += sum(message.times * price(message) for message in messages.after)
     forward, backward = (_repeated(price, local, each) for each in (messages.forward, messages.backward))
     return GradientSeconds(forward, backward, after)
@@ -99,7 +104,20 @@ def message_pieces(job: Job, layout: Layout, layers: int) -> int:
         return max(1, layers) * job.stack.gathers_per_layer
     if job.stack.dp_messages == "per_parameter":
         return max(1, layers) * layer_tensors(job.model, joint_qkv=job.stack.joint_qkv)
-    return layout.shards if job.stack.dp_messages == "per_owner" and layout.zero_stage else 1
+    return 1
+
+
+def owners(job: Job, layout: Layout) -> int:
+    """Ranks that send a message each, where the software sends one for each owner of a shard."""
+    return layout.shards if job.stack.dp_messages == "per_owner" and layout.zero_stage in (1, 2) else 1
+
+
+def by_owner(price: Price, count: int) -> Price:
+    """Return the price of messages that so many owners send one after another: NCCL's broadcast is a chain round the
+    ring (src/device/broadcast.h), and an owner starts when its own rank has passed on what came before. So bytes take
+    as long as in one message, and the latency of the ring counts once.
+    """
+    return price if count == 1 else lambda message: price(message) + (count - 1) * NEXT_OWNER_S
 
 
 def in_pieces(price: Price, pieces: int, *, whole_sums: bool) -> Price:

@@ -196,6 +196,14 @@ def test_messages_of_data_parallelism_cost_a_latency_each() -> None:
     assert 0 < grouped[1] - grouped[0] < (owner - flat) / 2  # eight owners of a node, and not 32
 
 
+def test_more_ranks_with_a_message_for_each_owner_are_no_slower() -> None:
+    """Each message paid the latency of the whole ring: 1.3B on 1,024 GPUs was three times as slow as on 512."""
+    words = ["cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=1024", "stack=internevo", "layout.tp=1"]
+    words += ["layout.pp=1", "layout.micro_batch=1", "layout.zero_stage=1"]
+    steps = [estimated(*words, f"cluster.num_nodes={nodes}").step_time_s for nodes in (32, 64, 128)]
+    assert steps == sorted(steps, reverse=True)
+
+
 def test_fsdp_with_sharded_gradients_gathers_in_each_pass_behind_compute() -> None:
     """SHARD_GRAD_OP: one gather and one reduction for each of eight micro-batches; ZeRO-3 gathers twice."""
     words = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "stack=fsdp", "layout.tp=1"]
