@@ -154,7 +154,7 @@ def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list
 
 
 def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> None:
-    lines = [f"{file} was read as a {target(reading.target).tool} file: {' '.join(reading.overrides())}"]
+    lines = [f"{file} was read as a file of {target(reading.target).tool}: {' '.join(reading.overrides())}"]
     lines += [f"not read: {line}" for line in reading.unread]
     lines += ["", f"yours  {_summary(yours)}", f"best   {_summary(best)}", ""]
     changes = ", ".join(_difference(yours.layout, best.layout))

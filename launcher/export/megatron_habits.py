@@ -92,9 +92,6 @@ def _overlap(setup: Setup, *, gathers: Values, gradients: Values) -> dict[str, E
     return {"overlap_grad_reduce": Option(settings=gradients, absent=False), "overlap_gathers": WITHOUT_ZERO_3}
 
 
-UNREAD = "from= reads no recipe of Megatron Bridge"
-
-
 def bridge(setup: Setup, *, overlap_group: bool) -> Table:
     """Overrides of a recipe; `overlap_group`: it has a CommOverlapConfig, which wins over `ddp` and `model`."""
     sharded, names = setup.zero_stage > 0, ("comm_overlap",) if overlap_group else ()
@@ -118,20 +115,14 @@ def bridge(setup: Setup, *, overlap_group: bool) -> Table:
                 "wgrad": {tp_overlap: False},
                 **({"async": {tp_overlap: True}} if setup.sequence_parallel else {}),
             },
-            unread=UNREAD,
         ),
         "grad_reduce_dtype": Option(
             settings={setup.dtype: {"ddp.grad_reduce_in_fp32": False}, "fp32": {"ddp.grad_reduce_in_fp32": True}},
-            unread=UNREAD,
         ),
-        **{key: _unread(entry) for key, entry in _overlap(setup, gathers=overlap, gradients=overlap).items()},
-        "expandable_segments": Option(settings=SEGMENTS, unread=UNREAD),
+        **_overlap(setup, gathers=overlap, gradients=overlap),
+        "expandable_segments": Option(settings=SEGMENTS),
     }
 
 
 def _field(name: str) -> Option:
-    return Option(settings={True: {name: True}, False: {name: False}}, unread=UNREAD)
-
-
-def _unread(entry: Entry) -> Entry:
-    return Option(settings=entry.settings, unread=UNREAD) if isinstance(entry, Option) else entry
+    return Option(settings={True: {name: True}, False: {name: False}})

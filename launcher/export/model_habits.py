@@ -15,7 +15,6 @@ from launcher.planner.habits import KEYS, NONE, SEGMENTS, Entry, Option, Setup, 
 CODE = "the model's code and PyTorch decide"
 FSDP = "FSDP2 and DDP do it in their own way"
 IN_SCRIPT = "start.sh sets it, from= is given the file of settings"
-ARGUMENTS = "from= reads accelerate's file, not TrainingArguments"
 LIGER = {"fused_rotary": "rope", "fused_norm": "rms_norm", "fused_activation": "swiglu", "fused_loss": "cross_entropy"}
 SHARDED = ("widens_sums", "reduces_whole", "late_gradients", "fused_accumulation", "overlap_grad_reduce",
            "pipeline_overlap", "overlap_replicated", "dp_messages", "gathers_per_layer", "overlap_gathers",
@@ -41,19 +40,16 @@ def accelerate(setup: Setup) -> Table:
 
 
 def trainer(setup: Setup) -> Table:
-    """TrainingArguments, with Liger's kernels for a Llama-like model that is not compiled."""
-    found = {key: _written(entry) for key, entry in accelerate(setup).items()}
-    found["compile"] = Option(settings={on: {"torch_compile": on} for on in (True, False)}, unread=ARGUMENTS)
+    """TrainingArguments, of their start script, and Liger's kernels for a Llama-like model that is not compiled."""
+    found = dict(accelerate(setup))
+    found["compile"] = Option(settings={on: {"torch_compile": on} for on in (True, False)})
+    found["expandable_segments"] = Option(settings=SEGMENTS)
     return found | (_liger() if setup.gated and not setup.compile else {})
-
-
-def _written(entry: Entry) -> Entry:
-    return replace(entry, unread=ARGUMENTS) if isinstance(entry, Option) else entry
 
 
 def _liger() -> dict[str, Entry]:
     return {
-        key: Option(settings={on: {f"liger_kernel_config.{name}": on} for on in (True, False)}, unread=ARGUMENTS)
+        key: Option(settings={on: {f"liger_kernel_config.{name}": on} for on in (True, False)})
         for key, name in LIGER.items()
     }
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config.files import read_yaml
 from launcher.errors import InputError
 from launcher.export.model_habits import accelerate
+from launcher.export.read_megatron import take_flags
 from launcher.export.reading import Reading, flag, number
 from launcher.files import read_json
 from launcher.planner.deepspeed_config import habits
@@ -23,9 +23,10 @@ STRATEGIES = {
     "HYBRID_SHARD": (3, True), "4": (3, True),
     "HYBRID_SHARD_ZERO2": (2, True), "5": (2, True),
 }  # fmt: skip
+MICRO, STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 DS_READ = {
     "train_batch_size",
-    "train_micro_batch_size_per_gpu",
+    MICRO,
     "gradient_accumulation_steps",
     "zero_optimization",
     "bf16",
@@ -41,49 +42,60 @@ DS_READ = {
     "optimizer",
     "scheduler",
 }
-DS_ONLY = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization")  # keys of no other tool
+DS_ONLY = ("train_batch_size", MICRO, "zero_optimization")  # keys of no other tool
 DS_GROUPS = ("bf16", "fp16", "optimizer", "scheduler")
-GIVE = "give DeepSpeed's configuration"
 SUMS = ("communication_data_type", "data_types.grad_accum_dtype")  # fmt: skip
 ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision",
-                   "fsdp_config", "parallelism_config", "deepspeed_config", "machine_rank", "main_process_ip",
+                   "fsdp_config", "parallelism_config", "deepspeed_config", "megatron_lm_config",
+                   "machine_rank", "main_process_ip",
                    "main_process_port", "main_training_function", "rdzv_backend", "same_network", "use_cpu", "debug",
                    "gpu_ids", "downcast_bf16", "dynamo_config", "enable_cpu_affinity", "tpu_env", "tpu_use_cluster",
                    "tpu_use_sudo"}  # fmt: skip
 
 
-def check_deepspeed(file: Path) -> None:
-    """Raise InputError unless a JSON file is DeepSpeed's configuration: its keys alone say so."""
-    data = read_json(file, remedy=GIVE)
-    if any(key in data for key in DS_ONLY) or any(isinstance(data.get(key), Mapping) for key in DS_GROUPS):
-        return
-    if {"layout", "placement"} <= set(data):
-        raise InputError(f"from={file} is a plan of the launcher: use it with plan={file}")
-    if "per_device_train_batch_size" in data:
-        raise InputError(
-            f"from={file} has the Trainer's arguments, which say nothing of a layout: give the accelerate.yaml or "
-            "DeepSpeed's JSON that the Trainer is started with"
-        )
-    raise InputError(f"from={file} is not DeepSpeed's configuration, for it has none of {', '.join(DS_ONLY)}: {GIVE}")
+def is_deepspeed(data: Data) -> bool:
+    """Whether a JSON object is a configuration of DeepSpeed's: its keys alone say so."""
+    return any(key in data for key in DS_ONLY) or any(isinstance(data.get(key), Mapping) for key in DS_GROUPS)
 
 
-def read_deepspeed(file: Path, text: str) -> Reading:
+def named_deepspeed(file: Path, remedy: str) -> Data:
+    """The configuration in a file that another file names."""
+    data = read_json(file, remedy=remedy)
+    if not is_deepspeed(data):
+        raise InputError(f"{file} is no configuration of DeepSpeed's, it has none of {', '.join(DS_ONLY)}: {remedy}")
+    return data
+
+
+def read_deepspeed(data: Data) -> Reading:
     reading = Reading("deepspeed")
-    _take_deepspeed(read_json(file, remedy=GIVE), reading)
+    take_deepspeed(data, reading)
+    _leave_open(data, reading)
     return reading
 
 
-def _take_deepspeed(data: Data, reading: Reading) -> None:
+def _leave_open(data: Data, reading: Reading) -> None:
+    """Leave open what the Trainer or accelerate fills in."""
+    for key, name in (("layout.micro_batch", MICRO), ("train.global_batch", STEPS)):
+        if data.get(name) == "auto" and key not in reading.keys:
+            reading.open[key] = f"{name}=auto"
+    if any(_group(data, dtype).get("enabled") == "auto" for dtype in ("bf16", "fp16")):
+        reading.open["train.dtype"] = "bf16.enabled=auto"
+        del reading.keys["train.dtype"]
+
+
+def take_deepspeed(data: Data, reading: Reading) -> None:
+    """The keys of a configuration."""
     zero = _group(data, "zero_optimization")
     reading.take("stack", "deepspeed")
     reading.take("layout.pp", 1)
     reading.take("layout.cp", 1)
     reading.take("layout.tp", number(_group(data, "tensor_parallel").get("autotp_size"), "autotp_size") or 1)
-    reading.take("layout.micro_batch", number(data.get("train_micro_batch_size_per_gpu"), "micro batch"))
+    reading.take("layout.micro_batch", number(data.get(MICRO), MICRO))
     reading.take("train.global_batch", number(data.get("train_batch_size"), "train_batch_size"))
     reading.accumulation = number(data.get("gradient_accumulation_steps", 1), "gradient_accumulation_steps")
     stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    stage = int(stage) if str(stage) in ("0", "1", "2", "3") else stage
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise InputError(f"zero_optimization.stage={stage!r} must be 0, 1, 2 or 3")
     reading.take("layout.zero_stage", stage)
     reading.take("train.dtype", next((d for d in ("bf16", "fp16") if flag(_group(data, d).get("enabled"))), "fp32"))
@@ -111,9 +123,14 @@ def _take_habits(data: Data, stage: int, reading: Reading) -> None:
         reading.unread += [f"{key}={found[key]}" for key in SUMS if found.get(key) not in (None, "auto")]
 
 
-def read_accelerate(file: Path, text: str) -> Reading:
-    data = read_yaml(file)
+def read_accelerate(file: Path, data: Data) -> Reading:
     reading = Reading("accelerate")
+    take_accelerate(file, data, reading)
+    return reading
+
+
+def take_accelerate(file: Path, data: Data, reading: Reading) -> None:
+    """The keys of accelerate's file."""
     machines = number(data.get("num_machines"), "num_machines") or 1
     processes = number(data.get("num_processes"), "num_processes")
     reading.take("cluster.num_nodes", machines)
@@ -127,15 +144,47 @@ def read_accelerate(file: Path, text: str) -> Reading:
     if kind == "DEEPSPEED":
         _take_plugin(file, _group(data, "deepspeed_config"), reading)
     elif kind == "FSDP":
-        _take_fsdp(_group(data, "fsdp_config"), _group(data, "parallelism_config"), reading)
+        take_fsdp(_group(data, "fsdp_config"), _group(data, "parallelism_config"), reading)
+    elif kind == "MEGATRON_LM":
+        _take_megatron(_group(data, "megatron_lm_config"), reading)
     else:
-        for key, value in (("stack", "fsdp"), ("layout.tp", 1), ("layout.cp", 1), ("layout.zero_stage", 0)):
-            reading.take(key, value)
+        take_plain(reading, dtype=reading.keys["train.dtype"])
     for key, value in habits_in({"compile": accelerate(Setup())["compile"]}, flat(data)).items():
         reading.take(f"stack.{key}", value)
     reading.unread += sorted(str(key) for key in set(data) - ACCELERATE_READ)
     reading.unread.append("the micro batch and the accumulation: they are in the script, set layout.micro_batch")
-    return reading
+
+
+def take_plain(reading: Reading, *, dtype: str = "fp32") -> None:
+    """Plain data parallelism, as PyTorch has it."""
+    plain = {"stack": "fsdp", "layout.pp": 1, "layout.tp": 1, "layout.cp": 1, "layout.zero_stage": 0,
+             "train.dtype": dtype}  # fmt: skip
+    for key, value in plain.items():
+        reading.take(key, value)
+
+
+def _take_megatron(plugin: Data, reading: Reading) -> None:
+    """Accelerate's plugin for Megatron-LM."""
+    reading.target = "megatron"
+    said = {name.removeprefix("megatron_lm_"): value for name, value in plugin.items()}
+    flags = {flag_name: [str(said[name])] for name, flag_name in PLUGIN.items() if said.get(name) is not None}
+    for name, flag_name in SWITCHES.items():
+        if flag(said.get(name)):
+            flags[flag_name] = []
+    dtype = reading.keys["train.dtype"]
+    take_flags(flags | ({f"--{dtype}": []} if dtype != "fp32" else {}), reading)
+    steps = number(said.get("num_micro_batches"), "num_micro_batches")
+    reading.accumulation = steps
+    reading.unread += sorted(f"megatron_lm_{name}" for name in set(said) - {*PLUGIN, *SWITCHES, *PLUGIN_FREE})
+
+
+PLUGIN = {"tp_degree": "--tensor-model-parallel-size", "pp_degree": "--pipeline-model-parallel-size"}
+SWITCHES = {
+    "sequence_parallelism": "--sequence-parallel",
+    "use_distributed_optimizer": "--use-distributed-optimizer",
+    "recompute_activations": "--recompute-activations",
+}
+PLUGIN_FREE = ("gradient_clipping", "num_micro_batches")
 
 
 def _take_plugin(file: Path, plugin: Data, reading: Reading) -> None:
@@ -143,17 +192,17 @@ def _take_plugin(file: Path, plugin: Data, reading: Reading) -> None:
     named = plugin.get("deepspeed_config_file")
     if named:
         path = file.parent / str(named)
-        _take_deepspeed(read_json(path, remedy=f"{file} names it as deepspeed_config_file"), reading)
+        take_deepspeed(named_deepspeed(path, f"{file} names it as deepspeed_config_file"), reading)
         return
     data: dict[str, Any] = {"zero_optimization": {"stage": plugin.get("zero_stage", 2)}}
     data["zero_optimization"]["offload_optimizer"] = {"device": plugin.get("offload_optimizer_device")}
     data["gradient_accumulation_steps"] = plugin.get("gradient_accumulation_steps", 1)
     dtype = reading.keys["train.dtype"]
     data |= {dtype: {"enabled": True}} if dtype != "fp32" else {}
-    _take_deepspeed(data, reading)
+    take_deepspeed(data, reading)
 
 
-def _take_fsdp(fsdp: Data, parallelism: Data, reading: Reading) -> None:
+def take_fsdp(fsdp: Data, parallelism: Data, reading: Reading) -> None:
     reading.take("stack", "fsdp")
     stage, hybrid = _fsdp_stage(fsdp)
     reading.take("layout.zero_stage", stage)

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.export.reading import Reading, allocator, command_in, first, flags_in, number
 from launcher.export.torchtitan_habits import torchtitan
 from launcher.planner.habits import Setup, flat, habits_in
+from launcher.text import whole_number
 
 DEGREES = {
     "tensor_parallel_degree": "layout.tp",
@@ -80,7 +81,7 @@ def _read(flags: Mapping[str, list[str]], words: str, text: str, reading: Readin
         reading.take("layout.schedule", SCHEDULES.get(schedule))
         reading.unread += [] if schedule in SCHEDULES else [f"the schedule {schedule}"]
         reading.unread.append("stages of a rank: set layout.virtual_stages or layout.layer_split")
-    reading.take("layout.recompute", RECOMPUTE.get(_recompute(words, flags)))
+    _take_recompute(words, flags, reading)
     reading.take("layout.sequence_parallel", _sequence_parallel(flags, reading.keys["layout.tp"]))
     settings = {**_settings(flags), **allocator(text)}
     setup = Setup(tp=reading.keys["layout.tp"], compile=bool(settings.get("compile.enable")))
@@ -141,9 +142,16 @@ def _take_batch(flags: Mapping[str, list[str]], reading: Reading) -> None:
     reading.take("layout.micro_batch", number(local, "micro batch"))
 
 
-def _recompute(text: str, flags: Mapping[str, list[str]]) -> str:
-    found = next((word for word in text.split() if word.startswith("activation-checkpoint:")), "")
-    return found.partition(":")[2] or first(flags, "activation_checkpoint.mode") or "selective"
+def _take_recompute(words: str, flags: Mapping[str, list[str]], reading: Reading) -> None:
+    """Its form, of a subcommand, a flag or a table; `selective` of every Nth layer recomputes whole layers."""
+    subcommand = next((word for word in words.split() if word.startswith("activation-checkpoint:")), "")
+    form = subcommand.partition(":")[2] or first(flags, "activation_checkpoint.mode") or "selective"
+    every = whole_number(first(flags, "activation_checkpoint.selective_ac_option"))
+    if form == "selective" and every:
+        reading.take("layout.recompute", "full")
+        reading.take("layout.recompute_fraction", 1 / every)
+    else:
+        reading.take("layout.recompute", RECOMPUTE.get(form))
 
 
 def _sequence_parallel(flags: Mapping[str, list[str]], tp: int) -> bool:

@@ -205,20 +205,20 @@ TESTS: Mapping[str, Test] = {
 }
 
 
-def starts_with_flag(program: list[str]) -> bool:
-    """Whether words are arguments alone, without a command."""
-    return bool(program) and program[0].startswith("--")
+def _only_arguments(program: list[str]) -> bool:
+    """Whether words have no command: they begin with a flag, or with KEY=VALUE."""
+    return bool(program) and (program[0].startswith("--") or "=" in program[0])
 
 
 def programs_with(script: Script, known: Callable[[str], bool]) -> Iterator[list[str]]:
     """Commands with words that a reader knows; arguments of no command, and variables that none uses, as the last."""
     found = [program for program in script.programs if any(known(word) for word in program)]
-    commands = [program for program in found if not starts_with_flag(program)]
+    commands = [program for program in found if not _only_arguments(program)]
     if commands:
         yield from commands
         return
-    loose = [word for program in found for word in program]
-    words = loose or [word for value in script.values.values() for word in value.split()]
+    loose = [word for program in script.programs if _only_arguments(program) for word in program]
+    words = loose if found else [word for value in script.values.values() for word in value.split()]
     if any(known(word) for word in words):
         yield words
 

@@ -145,7 +145,7 @@ def _span(text: str, at: int, depth: int = 0) -> int:
     if text.startswith("$(", at) or (character == "(" and at and text[at - 1] == "="):
         return _balanced(text, text.index("(", at), depth + 1) - at if depth < DEEPEST else 1
     if text.startswith("${", at):
-        return _until(text, at, "}") - at
+        return _braced(text, at, depth + 1) - at if depth < DEEPEST else _until(text, at, "}") - at
     plain = _PLAIN.match(text, at)
     return plain.end() - at if plain else 1
 
@@ -153,6 +153,14 @@ def _span(text: str, at: int, depth: int = 0) -> int:
 def _until(text: str, at: int, end: str) -> int:
     found = text.find(end, at)
     return len(text) if found < 0 else found + 1
+
+
+def _braced(text: str, at: int, depth: int) -> int:
+    """The position after the `}` that closes the `${` at `at`; a default value may have quotes and commands."""
+    at += 2
+    while at < len(text) and text[at] != "}":
+        at += _span(text, at, depth) if text[at] in "\\'\"`$" else 1
+    return min(at + 1, len(text))
 
 
 def _double_quoted(text: str, at: int, depth: int) -> int:

@@ -108,7 +108,7 @@ def _asked(option: Option, found: Settings) -> Any:
     for value, settings in option.settings.items():
         if settings and all(name in found and found[name] == wanted for name, wanted in settings.items()):
             return value
-    return next((value for name, value in option.earlier.items() if name in found), option.absent)
+    return next((value for name, value in option.earlier.items() if found.get(name, False) is not False), option.absent)
 
 
 def unsaid(table: Table, job: Job, layout: Layout, *, profile: str) -> Iterator[str]:

@@ -40,6 +40,8 @@ FILES = {
     "torchtitan": "start.sh",
     "deepspeed": "ds_config.json",
     "accelerate": "accelerate.yaml",
+    "hf": "start.sh",
+    "nemo": "start.sh",
 }
 CASES = [(tool, base) for tool in TARGETS for base in BASES.get(tool, [("zero3", "stack=fsdp")])]
 IDS = [f"{tool}: {' '.join(base)}" for tool, base in CASES]

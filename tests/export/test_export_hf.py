@@ -11,6 +11,7 @@ import pytest
 from export_plans import PLANS, plan_of
 
 from launcher.export import accelerate, hf
+from launcher.export.readers import read_from
 from launcher.planner.record import Plan
 
 pytestmark = pytest.mark.skipif(
@@ -75,3 +76,41 @@ def test_kernels_that_a_plan_counts_as_fused_are_ligers(tmp_path: Path, monkeypa
     assert fused.liger_kernel_config == {**kernels, "fused_linear_cross_entropy": False}
     assert (compiled.use_liger_kernel, compiled.torch_compile) == (False, True)
     assert (eager.use_liger_kernel, eager.torch_compile) == (False, False)
+
+
+AUTO = {"bf16": {"enabled": "auto"}, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": 2, "overlap_comm": True}}  # fmt: skip
+MADE: dict[str, dict[str, Any]] = {
+    "plain": {"gradient_checkpointing": True},
+    "full_shard": {"fsdp": "full_shard auto_wrap"},
+    "shard_grad_op": {"fsdp": "shard_grad_op"},
+    "fsdp 2": {"fsdp": True, "fsdp_config": {"reshard_after_forward": False, "activation_checkpointing": True}},
+    "hybrid": {"fsdp": ["hybrid_shard"], "fsdp_config": {"version": 1}},
+    "deepspeed": {"deepspeed": AUTO},
+    "liger": {"use_liger_kernel": True},
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_arguments_that_transformers_writes_are_read_as_it_takes_them(name: str, tmp_path: Path) -> None:
+    import transformers
+
+    if name == "deepspeed":
+        pytest.importorskip("deepspeed")
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": True, "per_device_train_batch_size": 2,
+             "gradient_accumulation_steps": 4, **MADE[name]}  # fmt: skip
+    (made,) = transformers.HfArgumentParser(transformers.TrainingArguments).parse_dict(given)
+    (tmp_path / "args.json").write_text(made.to_json_string())
+    found = read_from(tmp_path / "args.json")
+    assert (found.target, found.accumulation, found.keys["layout.micro_batch"]) == ("hf", 4, 2)
+    assert found.keys["train.dtype"] == "bf16"
+    plugin = getattr(made, "fsdp_plugin_args", None) or {}
+    reshards = plugin.get("reshard_after_forward")
+    stage = {True: 3, False: 2, "hybrid_shard": 3, None: 0}[reshards]
+    if name == "deepspeed":
+        stage = made.hf_deepspeed_config.config["zero_optimization"]["stage"]
+    assert found.keys["layout.zero_stage"] == stage
+    assert found.keys.get("layout.shard_group") == ("node" if reshards == "hybrid_shard" else None)
+    recomputes = made.gradient_checkpointing or plugin.get("activation_checkpointing", False)
+    assert found.keys["layout.recompute"] == ("full" if recomputes else "none")
+    assert ("stack.fused_norm" in found.keys) == made.use_liger_kernel

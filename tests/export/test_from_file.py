@@ -24,6 +24,8 @@ FILES = {
     "deepspeed": "ds_config.json",
     "accelerate": "accelerate.yaml",
     "torchtitan": "start.sh",
+    "hf": "start.sh",
+    "nemo": "start.sh",
 }
 CASES = [
     (tool, name) for tool in FILES for name in PLANS
@@ -35,9 +37,15 @@ GIVEN_TOO = {
     "accelerate": ("micro_batch",),
     "torchtitan": ("layer_split", "virtual_stages", "schedule"),
     "megatron": (),
+    "hf": (),
+    "nemo": (),
 }
 # What the tool leaves to the model's code, or counts in another way.
-UNSAID = {"deepspeed": ("tp", "recompute_fraction", "shard_group"), "megatron": ("shard_group",)}
+UNSAID = {
+    "deepspeed": ("tp", "recompute_fraction", "shard_group"),
+    "megatron": ("shard_group",),
+    "nemo": ("shard_group", "offload_optimizer"),
+}
 
 
 def exported(tool: str, plan: Plan, folder: Path) -> Path:
@@ -57,7 +65,8 @@ def test_an_export_is_read_back_as_the_same_layout(tool: str, name: str, tmp_pat
     assert reading.target == tool
     keys = {k: v for k, v in reading.keys.items() if k not in ("model", "stack") and not k.startswith("model.")}
     also_given = (*GIVEN_TOO[tool], *UNSAID.get(tool, ()))
-    keys |= {f"layout.{key}": getattr(wanted, key) or "all" for key in also_given}
+    given = {key: getattr(wanted, key) for key in also_given}
+    keys |= {f"layout.{key}": value or ("all" if key == "shard_group" else value) for key, value in given.items()}
     reading.keys = keys | {"train.global_batch": plan.job.training.global_batch}
     own = [word for word in PLANS[name] if word.startswith(("cluster", "model"))]
     settings = load([*own, *reading.overrides()])
@@ -281,7 +290,7 @@ def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
     (tmp_path / "run.sh").write_text(SCRIPT)
     assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_80g"]) == 0
     out = capsys.readouterr().out
-    assert "was read as a Megatron-LM file" in out and "not read: --fp8-format hybrid" in out
+    assert "was read as a file of Megatron-LM" in out and "not read: --fp8-format hybrid" in out
     assert "yours  tp4 pp2 dp2 mb2 v4 zero1 sp:" in out
     assert "% faster" in out and "tp 4 → " in out
     assert "---tensor-model-parallel-size 4" in out and "+--tensor-model-parallel-size" in out
@@ -369,8 +378,8 @@ def test_a_layout_that_is_not_legal_here_says_what_was_read(tmp_path: Path) -> N
     ("name", "words"),
     [
         ("plan.json", ["is a plan of the launcher", "plan="]),
-        ("training_args.json", ["the Trainer's arguments", "accelerate.yaml"]),
-        ("config.json", ["is not DeepSpeed's configuration", "zero_optimization"]),
+        ("config.json", ["is the shape of a model", "model=hf:"]),
+        ("package.json", ["has name, version, which no reader knows", "DeepSpeed's JSON"]),
     ],
 )
 def test_json_of_another_kind_is_not_read_as_deepspeeds(
@@ -379,6 +388,7 @@ def test_json_of_another_kind_is_not_read_as_deepspeeds(
     """Without a key of DeepSpeed's it would be ZeRO 0 in fp32, whatever the file is of."""
     job = ["cluster=dgx_a100_80g", "model=gpt3_350m", "train.global_batch=64", "layout.zero_stage=3"]
     assert main(["export", *job, "to=hf", f"out={tmp_path / 'out'}"]) == 0
+    (tmp_path / "out/package.json").write_text('{"name": "x", "version": "1"}')
     (tmp_path / "out/config.json").write_text('{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096}')
     capsys.readouterr()
     assert main(["plan", f"from={tmp_path / 'out' / name}", *job[:2]]) == 2
