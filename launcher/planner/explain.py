@@ -144,7 +144,9 @@ def offloading(result: SearchResult, model: CostModel) -> Iterator[str]:
         yield f"{taken}: without it no layout fits"
     else:
         other = result.without_offload
-        yield f"{taken}: the best without it, {other.layout.brief()}, is {slower(best.estimate, other.estimate)}"
+        chance = other.estimate.fit_probability
+        risk = f", and fits with a probability of {chance:.0%}" if chance < 1 - result.request.risk else ""
+        yield f"{taken}: the best without it, {other.layout.brief()}, is {slower(best.estimate, other.estimate)}{risk}"
 
 
 def links(job: Job, layout: Layout) -> Iterator[str]:

@@ -15,7 +15,7 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, unchosen_batch
-from launcher.planner.explain import close_calls, skipped_attention, where_memory_goes
+from launcher.planner.explain import close_calls, offloading, skipped_attention, where_memory_goes
 from launcher.planner.preference import NOISE, OFFLOADED, handicap
 from launcher.planner.search import search
 from launcher.units import GIB
@@ -77,6 +77,17 @@ def test_the_optimizer_is_offloaded_where_nothing_else_fits_and_the_host_has_roo
     assert "offload" not in str(refused.value)
     with pytest.raises(NoLayoutFits, match=r"54\.4 GiB of each host"):
         asked.with_("cluster.node.host_memory_gib=64", "layout.offload_optimizer=true").search(top=1)
+
+
+def test_what_may_run_out_of_memory_does_not_keep_the_optimizer_on_the_gpu() -> None:
+    asked = job_of("cluster=dgx_a100_80g cluster.num_nodes=2 model=llama2_70b train.global_batch=256 stack=deepspeed")
+    found = asked.search(top=1)
+    assert found.best.layout.offload_optimizer and found.best.estimate.fit_probability > 0.95
+    assert found.without_offload is not None
+    chance = found.without_offload.estimate.fit_probability
+    assert chance < 0.95
+    (line,) = offloading(found, CostModel(asked.settings.job))
+    assert line.endswith(f", and fits with a probability of {chance:.0%}")
 
 
 @pytest.mark.parametrize(
