@@ -32,6 +32,7 @@ from launcher.run.result import read_rates
 
 OWN = ("name", "operation", "dry_run", "force", "output")
 SUFFIX = "_measured"
+STORAGE = "storage"  # the recipe
 MOST_BYTES = 64 << 20  # of a text
 FEWEST_STEPS = 4  # layouts that the engine's seconds are fitted to: as many as there are of these
 
@@ -89,6 +90,7 @@ def findings_of(named: Sequence[str | Path], cluster: Cluster, *, operation: str
             document = read_rates(folder.result)
             if document is None:
                 raise InputError(f"{path} has no measurements: give runs of the recipes collectives, gemm, memory, …")
+            _check_same_gpu(folder, document, cluster)
             found = found.joined(_of_recipe(document, cluster))
             steps += _steps(document) if document["recipe"] == "tune" else []
         else:
@@ -96,6 +98,19 @@ def findings_of(named: Sequence[str | Path], cluster: Cluster, *, operation: str
     if len(steps) >= FEWEST_STEPS and cluster.node.gpu.kind == "cpu":
         found = found.joined(Findings(engine=_engine(steps, found, cluster)))
     return found
+
+
+def _check_same_gpu(folder: RunFolder, document: Mapping[str, Any], cluster: Cluster) -> None:
+    """Raise InputError if a run measured other GPUs than the cluster has; checkpoints are written by the host."""
+    if document["recipe"] == STORAGE or not folder.plan.is_file():
+        return
+    there = read_plan(folder.plan).job.cluster
+    measured, wanted = there.node.gpu.name, cluster.node.gpu.name
+    if measured != wanted:
+        raise InputError(
+            f"{folder.path} was measured on {measured} ({there.name}), and {cluster.name} has {wanted}: name the "
+            f"cluster that was measured, as cluster={there.name}"
+        )
 
 
 def _of_text(path: Path, cluster: Cluster, *, operation: str | None) -> Findings:

@@ -116,6 +116,9 @@ def calibrated_is_believed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launcher.cli", "calibrate", "run"]
     done = preloaded.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    other = preloaded.run([*command, "cluster=dgx_a100_80g"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert other.returncode == 2 and "run was measured on cpu (cpu)" in other.stderr
+    assert [file.name for file in (tmp_path / "configs/cluster").iterdir()] == ["cpu_measured.yaml"]
     words = [sys.executable, "-m", "launcher.cli", "plan", "cluster=cpu_measured", "layout.tp=2", "top=1"]
     said = preloaded.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert "all_reduce of 2 over pcie" in said.stdout, said.stderr
