@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from launcher.cli import main
 
@@ -52,8 +53,8 @@ def ranks_of(folder: Path) -> list[list[int]]:
 def test_torchrun_starts_two_nodes_in_the_plans_order(tmp_path: Path) -> None:
     cluster = ["cluster.num_nodes=2", "cluster.node.num_gpus=2", "cluster.node.num_nics=1", "cluster.node.nic_gbps=10"]
     folder = exported(tmp_path, "to=torchrun", *cluster, "layout.tp=2", "layout.pp=1", "layout.dp=2")
-    second = start(folder, NODE_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29611")
-    first = start(folder, NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29611")
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    second, first = (start(folder, NODE_RANK=node, **meeting) for node in "10")
     for process in (first, second):
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output[-2000:]
@@ -79,7 +80,7 @@ dist.all_gather_object(found, [place["tp"], place["dp_shard"], steps])
     words = ["cluster=dgx_a100_80g", "cluster.node.num_gpus=4", "model=gpt3_350m", "train.global_batch=16"]
     pins = ["layout.tp=2", "layout.dp=2", "layout.zero_stage=3", "layout.micro_batch=2", "layout.cp=1"]
     folder = exported(tmp_path, "to=accelerate", *words, *pins, more=more)
-    process = start(folder, MASTER_PORT="29613")
+    process = start(folder, MASTER_PORT=str(free_port()))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-2000:]
     with (folder / "ranks.csv").open() as file:

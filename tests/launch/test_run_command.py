@@ -15,6 +15,7 @@ from jobs import HERE, gone
 from launcher import process
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
+from launcher.run.node_state import node_states
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,7 @@ def test_a_run_that_is_broken_off_ends_with_code_1_and_leaves_nothing(ending: st
         if ending == "Ctrl-C":
             job.send_signal(signal.SIGINT)
         else:
-            os.kill(members[2], signal.SIGKILL)
+            os.kill(node_states(folder)[0].ranks[1], signal.SIGKILL)
         out, err = job.communicate(timeout=60)
     finally:
         if job.poll() is None:

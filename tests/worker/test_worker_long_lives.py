@@ -15,6 +15,7 @@ from ranks import TINY, make_plan, run_ranks
 from training import make_engine, steps
 
 from launcher import process
+from launcher.fast_exit import wait_for_native_threads
 from launcher.layout import Layout
 from launcher.planner.options import TrainOptions
 from launcher.worker.checkpoint.saver import CheckpointManager
@@ -34,6 +35,7 @@ def run(folder: Path, layout: Layout, rank: int, *, resumed: int = 0) -> list[fl
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     curve = trained(folder, layout, rank, resumed=resumed)
     dist.destroy_process_group()
+    wait_for_native_threads()  # of gloo, which what is freed next may join
     gc.collect()
     return curve
 

@@ -215,7 +215,7 @@ def test_wandb_follows_a_run_in_a_process_of_its_own_or_gets_a_short_one_by_sync
         for step in range(start, last + 1):
             began = time.process_time()
             tracker.log(step, {"loss": 1.0 / step, "lr": float(start)})
-            assert time.process_time() - began < 0.2  # an import of wandb takes 0.9 s
+            assert time.process_time() - began < 0.6  # an import of wandb takes 0.9 s, a collection of garbage 0.2
         assert "wandb" not in sys.modules or start > 1
         tracker.close()
         said = capsys.readouterr().err
