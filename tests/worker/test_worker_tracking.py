@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import struct
@@ -247,6 +248,21 @@ def test_wandb_follows_a_run_in_a_process_of_its_own_or_gets_a_short_one_by_sync
     assert (report.type, page.path, page.local_path) == ("report", "report.html", str(folder.report))
     assert page.size == folder.report.stat().st_size and folder.report.read_text().startswith("<!doctype html>")
     assert "k" * 40 not in folder.wandb_offline.read_text()
+
+
+def test_wandbs_process_has_a_low_priority_only_while_steps_run() -> None:
+    """At its end rank 0 waits for it: with three busy loops on its core both ends of a run took 106 s."""
+    code = (
+        "import os; from launcher.worker.metrics.wandb_process import low_priority\n"
+        "def now(): return os.getpriority(os.PRIO_PROCESS, 0)\n"
+        "before = now()\n"
+        "with low_priority(): during = now() - before\n"
+        "print(during, now() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    during, after = done.stdout.split()
+    assert int(during) == min(10, 19 - os.getpriority(os.PRIO_PROCESS, 0))
+    assert after in ("0", during)  # which users may raise it again, their limits say
 
 
 @pytest.mark.slow

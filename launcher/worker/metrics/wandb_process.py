@@ -18,8 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -184,13 +184,27 @@ def _add_report(run: Any, run_dir: Path) -> None:
         print(f"the run has no report there ({error}): `launcher report {shlex.quote(str(run_dir))}`", flush=True)
 
 
+@contextmanager
+def low_priority() -> Iterator[None]:
+    """Leave the cores to the steps during the block, and not afterwards: then rank 0 waits for this process.
+
+    On cores that others keep busy that would take minutes. Not every user may raise a priority again.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, before + LOW_PRIORITY)
+    yield
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, before)
+
+
 def main(run_dir: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # for the ranks; this process ends after rank 0
-    with suppress(OSError):
-        os.nice(LOW_PRIORITY)
-    run, stdin = _open_run(run_dir), _Stdin()
-    follow(run, RunFolder(run_dir).metrics, ended=stdin.ended)
+    stdin = _Stdin()
+    with nullcontext() if process.readable([0], timeout_s=0) else low_priority():  # readable: the run has ended
+        run = _open_run(run_dir)
+        follow(run, RunFolder(run_dir).metrics, ended=stdin.ended)
     offline, whole = bool(run.offline), stdin.said.endswith(END)
     if whole:
         _add_report(run, run_dir)
