@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from launcher.config.compose import load
-from launcher.config.settings import OTHER_NAMES, Settings
+from launcher.config.settings import OTHER_NAMES, Configuration, Settings
 from launcher.cost import Estimate
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
@@ -21,10 +21,14 @@ from launcher.layout.resolve import plain_layout
 from launcher.planner import Plan, read_plan, write_plan
 from launcher.planner.build import limits, make_plan
 from launcher.planner.compare import Case, Comparison, compare
+from launcher.planner.record import PROGRAM_KEYS
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
 from launcher.planner.why_not import why_not
 from launcher.run.folder import plan_file
+from launcher.schema import entries
+
+READ = {"top", "tokens", "output", "config_dir", *PROGRAM_KEYS}  # of the keys without a group
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,6 +48,7 @@ class ConfiguredJob:
     @classmethod
     def from_overrides(cls, overrides: Sequence[str] = ()) -> ConfiguredJob:
         """Make the job of these overrides; raises InputError with everything that is wrong."""
+        _check_read(overrides)
         return cls(tuple(overrides), load(overrides))
 
     def with_(self, *overrides: str) -> ConfiguredJob:
@@ -106,6 +111,17 @@ def _key(word: str) -> str:
     """The key of an override, by the name of its owner."""
     key = word.partition("=")[0]
     return OTHER_NAMES.get(key, key)
+
+
+def _check_read(overrides: Sequence[str]) -> None:
+    """Raise InputError for keys of the commands, which no job reads."""
+    keys = {entry.name for entry in entries(Configuration) if not entry.is_group} - READ
+    unread = [word for word in overrides if word.lstrip("+~").partition("=")[0] in keys]
+    if unread:
+        raise InputError(
+            f"{', '.join(unread)}: a job has no such key, the commands read it: leave it out (Job.why_not, Job.compare "
+            "and Plan.load are methods)"
+        )
 
 
 class JobPlan(Plan):

@@ -116,3 +116,13 @@ def test_what_goes_wrong_is_the_error_that_its_docstring_names(
     with pytest.raises(error):
         call(job, tmp_path)
     assert error.__name__ in PUBLIC[name].__doc__
+
+
+@pytest.mark.parametrize("word", ["plan=best.json", "why_not=tp=8", "sizes=8,16", "save=x.json", "run_dir=x", "days=3"])
+def test_a_key_of_the_commands_is_refused_in_a_job(word: str, job: Job) -> None:
+    """`plan(["plan=best.json"])` searched as if no plan had been given."""
+    for ask in (launcher.plan, launcher.estimate, Job.from_overrides):
+        with pytest.raises(InputError, match=f"{word}: a job has no such key"):
+            ask([word])
+    with pytest.raises(InputError, match=f"{word}: a job has no such key"):
+        job.with_(word)
