@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from launcher.commands.common import checked_settings
+from launcher.commands.given_plan import read_given
 from launcher.commands.invocation import Invocation
 from launcher.config.files import found_files
 from launcher.errors import InputError
 from launcher.files import user_path, write_text, written_as
-from launcher.planner import Plan, read_plan
+from launcher.planner import Plan
 from launcher.report.cluster_links import KeySources, LinkFacts, axis_facts, link_facts
 from launcher.report.cluster_svg import cluster_svg
 from launcher.report.cluster_text import cluster_lines
-from launcher.run.folder import plan_file
 
 SUFFIX = ".svg"
 
@@ -28,8 +27,8 @@ def run(invocation: Invocation) -> int:
     out = own.get("out")
     if out is not None and not out.endswith(SUFFIX):
         raise InputError(f"out={out} must be a picture as FILE{SUFFIX}; without out= the cluster is drawn as text")
-    plan = read_plan(plan_file(Path(own["plan"]))) if "plan" in own else None
     settings = checked_settings(words)
+    plan = read_given(own["plan"], settings, words) if "plan" in own else None
     cluster = plan.job.cluster if plan else settings.job.cluster
     axes = axis_facts(cluster, plan.layout) if plan else []
     facts = link_facts(cluster, sources_of(plan, words))

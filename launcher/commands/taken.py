@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from launcher.commands.table import COMMANDS
+from launcher.commands.table import COMMANDS, RUN_GROUPS
 from launcher.errors import InputError
 
 
@@ -14,12 +15,15 @@ def check_taken(command: str, overrides: Sequence[str]) -> None:
     if not entry.groups:  # it knows its few words itself
         return
     own = {*entry.takes, *(word.partition("=")[0] for word in entry.options)}
+    groups = set(RUN_GROUPS) - {*entry.groups}
     problems = []
     for word in overrides:
         key = word.lstrip("+~").partition("=")[0]
         others = [f"`launcher {name}`" for name, other in COMMANDS.items() if key in other.takes]
         if others and key not in own:
             problems.append(f"{word}: `launcher {command}` does not read {key}, {_listed(others)}: leave it out")
+        elif (group := re.split(r"[.@/]", key)[0]) in groups:
+            problems.append(f"{word}: `launcher {command}` does not read {group}: leave it out")
     if problems:
         raise InputError(problems)
 

@@ -49,6 +49,17 @@ def test_a_key_of_other_commands_is_refused_by_name(command: str, capsys: pytest
     assert [word for word in foreign if f"{word}: `launcher {command}` does not read" not in said] == []
 
 
+def test_a_cluster_is_shown_for_no_job_and_a_plan_on_its_own_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "`launcher show` does not read layout" in refusal(capsys, "show", "cluster=dgx_a100_80g", "layout.tp=8")
+    file = tmp_path / "best.json"
+    assert main(["plan", *JOB, f"save={file}"]) == 0
+    capsys.readouterr()
+    assert "differs from the plan in" in refusal(capsys, "show", f"plan={file}", "cluster=dgx_a100_40g")
+    assert main(["show", f"plan={file}", "cluster=dgx_a100_80g"]) == 0
+
+
 @pytest.mark.parametrize("asked", [None, "-m", *ANSWERS])
 def test_a_key_that_an_answer_does_not_read_is_refused(
     asked: str | None, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
