@@ -31,15 +31,18 @@ READ = frozenset(
      "--decoder-last-pipeline-num-layers", "--pipeline-model-parallel-layout", "--use-distributed-optimizer",
      "--use-megatron-fsdp", "--data-parallel-sharding-strategy", "--use-torch-fsdp2",
      "--torch-fsdp2-no-reshard-after-forward", "--optimizer-cpu-offload", "--swiglu", "--disable-bias-linear",
-     "--no-masked-softmax-fusion", "--transformer-impl", "--attention-backend", "--use-flash-attn", "--normalization",
-     "--overlap-param-gather", "--recompute-granularity", "--recompute-activations", "--recompute-method",
-     "--recompute-num-layers", "--use-rotary-position-embeddings", "--position-embedding-type", "--padded-vocab-size",
-     "--vocab-size", "--untie-embeddings-and-output-weights", "--group-query-attention")
+     "--no-masked-softmax-fusion", "--transformer-impl", "--attention-backend", "--use-flash-attn",
+     "--normalization", "--overlap-param-gather", "--recompute-granularity", "--recompute-activations",
+     "--recompute-method", "--recompute-num-layers", "--use-rotary-position-embeddings",
+     "--position-embedding-type", "--padded-vocab-size", "--vocab-size", "--untie-embeddings-and-output-weights",
+     "--group-query-attention", "--moe-ffn-hidden-size", "--deepspeed", "--deepspeed_config",
+     "--deepspeed-config", "--zero-stage", "--checkpoint-activations", "--activations-checkpoint-method",
+     "--no-pipeline-parallel", "--deepspeed-activation-checkpointing")
 )  # fmt: skip
 # Flags that change what is trained or how fast, and have no key of ours.
 TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size",
            "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
-           "--moe-ffn-hidden-size", "--cp-comm-type", "--window-size", "--recompute-modules",
+           "--cp-comm-type", "--window-size", "--recompute-modules",
            "--num-distributed-optimizer-instances", "--no-bias-dropout-fusion", "--cross-entropy-fusion-impl",
            "--no-overlap-p2p-communication", "--ddp-bucket-size", "--disable-jit-fuser", "--no-persist-layer-norm",
            "--keep-fp8-transpose-cache")  # fmt: skip

@@ -10,8 +10,9 @@ from launcher.errors import InputError
 from launcher.export.megatron import FSDP_STRATEGY, PIPELINE_FIRST, SOFTMAX
 from launcher.export.megatron_habits import megatron
 from launcher.export.megatron_known import FREE, NUMBERS, TELLING, is_known
-from launcher.export.reading import Flags, Reading, allocator, assigned, command_in, first, flags_in, number
+from launcher.export.reading import Flags, Reading, allocator, assigned, command_in, first, flags_in
 from launcher.planner.habits import Setup, habits_in
+from launcher.text import whole_number
 
 SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
 
@@ -48,10 +49,10 @@ def _open(words: list[str], reading: Reading) -> None:
     script = next((place for place, word in enumerate(words) if word.endswith(".py")), -1)
     own = flags_in(words[script + 1 :])
     outside = {name: " ".join(said) for name, said in own.items() if "$" in " ".join(said)}
-    reading.unread += sorted(
-        f"{name} {said}" for name, said in outside.items() if name not in NUMBERS and not name.startswith(FREE)
-    )
-    reading.unread += sorted({word for word in words[script + 1 :] if word.startswith("$")} - set(outside.values()))
+    named = {name: said for name, said in outside.items() if name in TELLING or not is_known(name)}
+    reading.unread += sorted(f"{name} {said}" for name, said in named.items() if name not in TELLING)
+    inside = {said for name, said in outside.items() if name in NUMBERS or name in named or name.startswith(FREE)}
+    reading.unread += sorted({word for word in words[script + 1 :] if word.startswith("$")} - inside)
     strange = sorted(name for name in own if not is_known(name))
     reading.unread += [f"flags that are not known here: {' '.join(strange)}"] if strange else []
 
@@ -70,11 +71,10 @@ def _how(flags: Flags, reading: Reading) -> None:
 def _stages(flags: Flags, reading: Reading) -> None:
     keys = reading.keys
     layers, pp = keys.get("model.layers"), keys.get("layout.pp", 1)
-    each = number(first(flags, "--num-layers-per-virtual-pipeline-stage"), "--num-layers-per-virtual-pipeline-stage")
+    each = reading.number(flags, "--num-layers-per-virtual-pipeline-stage")
     if each and layers and layers % (pp * each) == 0 and layers // (pp * each) > 1:
         reading.take("layout.virtual_stages", layers // (pp * each))
-    ends = [number(first(flags, f"--decoder-{end}-pipeline-num-layers"), f"--decoder-{end}-pipeline-num-layers")
-            for end in ("first", "last")]  # fmt: skip
+    ends = [reading.number(flags, f"--decoder-{end}-pipeline-num-layers") for end in ("first", "last")]
     if any(ends) and layers and pp > 1:
         reading.take("layout.layer_split", _with_ends(layers, pp, ends))
     letters = first(flags, "--pipeline-model-parallel-layout")
@@ -105,6 +105,11 @@ def _sharding(flags: Flags, reading: Reading) -> None:
         stage = strategies.get(first(flags, "--data-parallel-sharding-strategy") or "optim_grads_params", 3)
     if "--use-torch-fsdp2" in flags:
         stage = 2 if "--torch-fsdp2-no-reshard-after-forward" in flags else 3
+    if "--deepspeed" in flags:  # Megatron-DeepSpeed
+        stage = whole_number(first(flags, "--zero-stage")) or 0
+        reading.take("stack", "megatron_deepspeed")
+        if config := first(flags, "--deepspeed_config", "--deepspeed-config"):
+            reading.unread.append(f"--deepspeed_config {config}: its flags alone are read, with --zero-stage")
     reading.take("layout.zero_stage", stage)
     if "--optimizer-cpu-offload" in flags:
         reading.take("layout.offload_optimizer", True)
@@ -136,11 +141,18 @@ def _habits(flags: Flags, text: str, reading: Reading) -> None:
         reading.unread.append("--overlap-param-gather: weights gathered after the step are counted in full")
 
 
+# Earlier Megatron-LM's, and Megatron-DeepSpeed's.
+WHOLE = ("--checkpoint-activations", "--activations-checkpoint-method", "--deepspeed-activation-checkpointing")
+
+
 def _recompute(flags: Flags, reading: Reading) -> None:
-    form = first(flags, "--recompute-granularity") or ("selective" if "--recompute-activations" in flags else "none")
+    earlier = any(name in flags for name in WHOLE)
+    form = first(flags, "--recompute-granularity") or (
+        "selective" if "--recompute-activations" in flags else "full" if earlier else "none"
+    )
     reading.take("layout.recompute", form if form in ("none", "selective", "full") else None)
     layers, pp = reading.keys.get("model.layers"), reading.keys.get("layout.pp", 1)
-    some = number(first(flags, "--recompute-num-layers"), "--recompute-num-layers")
+    some = reading.number(flags, "--recompute-num-layers")
     if form == "full" and first(flags, "--recompute-method") == "block" and some and layers:
         stages = pp * reading.keys.get("layout.virtual_stages", 1)
         reading.take("layout.recompute_fraction", min(1.0, some * stages / layers))
@@ -161,8 +173,10 @@ def _shape(flags: Flags, reading: Reading) -> None:
         "model.positions": lambda: "rotary" if rotary else "learned",
         "model.bias": lambda: "--disable-bias-linear" not in flags,
         "model.tied_embeddings": lambda: "--untie-embeddings-and-output-weights" not in flags,
-        "model.vocab": lambda: number(first(flags, "--padded-vocab-size", "--vocab-size"), "--vocab-size"),
+        "model.vocab": lambda: reading.number(flags, "--padded-vocab-size") or reading.number(flags, "--vocab-size"),
     }
+    if "model.num_experts" in keys:  # --ffn-hidden-size is that of layers without experts
+        reading.take("model.ffn_hidden", reading.number(flags, "--moe-ffn-hidden-size"))
     for key, value in said.items():
         reading.take(key, value())
     if "model.vocab" not in keys:

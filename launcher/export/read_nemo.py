@@ -93,6 +93,7 @@ def read_config(data: Mapping[str, Any]) -> Reading:
     """A YAML file: of ConfigContainer.to_yaml, or NeMo's."""
     reading = Reading("nemo")
     _take(flat(data), reading)
+    _leave_to_base(flat(data), reading)
     return reading
 
 
@@ -137,7 +138,7 @@ def _leave_to_base(found: Mapping[str, Any], reading: Reading) -> None:
     if "layout.zero_stage" in left:
         reading.keys = {key: value for key, value in reading.keys.items() if not key.startswith("stack.overlap")}
     if left:
-        reading.unread.append(f"what the recipe says and no override does: give {'=, '.join(left)}= where it matters")
+        reading.unread.append(f"what the recipe says and this file does not: give {'=, '.join(left)}= where it matters")
 
 
 def _value(text: str) -> Any:
@@ -152,7 +153,7 @@ def _take(found: Mapping[str, Any], reading: Reading) -> None:
     flags: dict[str, list[str]] = {}
     for name, flag_name in VALUES.items():
         if found.get(name) is not None and flag_name not in flags:
-            flags[flag_name] = [str(found[name])]
+            flags[flag_name] = [_word(found[name])]
     flags |= {of: [] for name, of in SWITCHES.items() if flag(found.get(name))}
     flags |= {of: [] for name, of in OFF.items() if name in found and not flag(found[name])}
     flags |= _words(found)
@@ -166,6 +167,10 @@ def _take(found: Mapping[str, Any], reading: Reading) -> None:
     instances = found.get("ddp.num_distributed_optimizer_instances")
     reading.unread += [f"{name}={found[name]}" for name in UNREAD if found.get(name) not in (None, False, 1, "None")
                        and not (name == "ddp.num_distributed_optimizer_instances" and instances == 1)]  # fmt: skip
+
+
+def _word(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _words(found: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -78,9 +78,13 @@ def read_start(file: Path, text: str) -> Reading:
     """A script that starts a Trainer, accelerate or DeepSpeed: its flags, and the files that they name."""
     reading = Reading("hf")
     words = command_in(text, known, reading)
-    script = next((place for place, word in enumerate(words) if word.endswith(".py")), len(words) - 1)
-    start, own = flags_in(words[:script]), flags_in(words[script + 1 :])
-    if "accelerate" in {Path(word).name for word in words[:script]}:
+    script = next((place for place, word in enumerate(words) if word.endswith(".py")), -1)
+    start, own = flags_in(words[: script if script >= 0 else None]), flags_in(words[script + 1 :])
+    accelerated = any(
+        Path(word).name == "accelerate" or word.startswith("accelerate.")
+        for word in words[: script if script >= 0 else None]
+    )
+    if accelerated:
         take_accelerate(file, _settings(file, start), reading)
         reading.target = "accelerate"
     else:
@@ -93,6 +97,10 @@ def read_start(file: Path, text: str) -> Reading:
     elif config := first(own, "--deepspeed_config", "--deepspeed-config", "--deepspeed"):
         reading.target = "deepspeed"
         take_deepspeed(named_deepspeed(_beside(file, config), f"{file} names it"), reading)
+    elif not accelerated:
+        raise InputError(
+            f"from={file} starts a script without a Trainer's arguments: give from= the file that it reads"
+        )
     for key, value in habits_in(_segments(reading), allocator(text)).items():
         reading.take(f"stack.{key}", value)
     return reading
@@ -115,8 +123,8 @@ def _beside(file: Path, name: str) -> Path:
     """A file that another names: from where the other is, or from here."""
     if "$" in name:
         raise InputError(f"{file} names the file {name}, which is known only where it runs: give that file to from=")
-    near = file.parent / name
-    return near if near.exists() or not Path(name).exists() else Path(name)
+    folders = [file.absolute().parent, Path(), *file.absolute().parents[1:5]]  # names may start at the project's root
+    return next((folder / name for folder in folders if (folder / name).exists()), file.parent / name)
 
 
 def _settings(file: Path, start: Flags) -> Data:

@@ -46,6 +46,14 @@ class Reading:
         else:
             self.take(key, number(found, names[0]))
 
+    def number(self, flags: Flags, name: str) -> int | None:
+        """The number after a flag; left aside, with its words, where that is a variable of the outside."""
+        found = first(flags, name)
+        if found is not None and "$" in found:
+            self.unread.append(f"{name} {found}")
+            return None
+        return number(found, name)
+
     def overrides(self) -> list[str]:
         """The keys as the command line has them."""
         return [f"{key}={_word(value)}" for key, value in self.keys.items()]
@@ -63,6 +71,8 @@ def number(value: Any, name: str) -> int | None:
     """A whole number of at least 1; None for `auto` and for what is not there; raises InputError for anything else."""
     if value in (None, "auto"):
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     found = value if isinstance(value, int) and not isinstance(value, bool) else whole_number(str(value))
     if found is None or not 1 <= found < 10**9:
         raise InputError(f"{name}={str(value)[:40]!r} must be a whole number of at least 1")

@@ -15,6 +15,8 @@ from launcher.text import whole_number
 COMMENT_LINE = re.compile(r"(?m)^[ \t]*#.*$|[ \t]#[^\n'\"]*\\$")  # also one that ends with a backslash
 PASSED_OVER = frozenset({"then", "do", "{", "}", "time", "!", "exec", "eval", "command", "nohup", "function"})
 MOST_WORDS = 20_000
+POSITIONAL = re.compile(r"\$[\d@*]")
+REDIRECTION = re.compile(r"\d?(?:&>>?|>>?&?|<)")
 Truth = bool | None  # None: a condition that is not known here
 Test = Callable[[str, str], Truth]
 
@@ -140,15 +142,16 @@ class _Reader:
 
     def _loop(self, rest: list[str]) -> None:
         values = [part for word in rest[2:] for part in self._value(word).split()]
-        if rest and len(values) == 1:
-            self.script.values[rest[0]] = values[0]
-        elif rest:
+        if rest and rest[0].isidentifier():
             self.script.values.pop(rest[0], None)
-            self.script.either[rest[0]] = values[:8]
+            if len(values) == 1:
+                self.script.values[rest[0]] = values[0]
         self.branches.append(_Branch(taken=True, done=True))
 
     def _condition(self, words: list[str]) -> Truth:
         inner = [self._value(word) for word in words if word not in ("[", "[[", "]", "]]", "test", "then")]
+        if inner in (["true"], ["false"]):
+            return inner == ["true"]
         if any("$" in word for word in inner) or len(inner) not in (2, 3):
             return None
         if len(inner) == 2:
@@ -172,16 +175,39 @@ class _Reader:
             for word in words[1:]:
                 self._value(word)
         elif words and words[0] not in PRINTERS and sum(map(len, self.script.programs)) < MOST_WORDS:
-            self.script.programs.append([part for word in words for part in self._value(word).split()][:MOST_WORDS])
+            found = [part for word in words for part in self._value(word).split()]
+            self.script.programs.append(_without_redirections(found[:MOST_WORDS]))
 
     def _assign(self, name: str, raw: str, *, more: bool, sure: bool) -> None:
         values, before = self.script.values, self.script.values.get(name)
         found = self._value(raw)
         if more and before is not None:
             found = before + (" " if raw.startswith("(") else "") + found
-        if not sure and before != found and not more:
-            self.script.either.setdefault(name, [before] if before is not None else []).append(found)
+        if sure:
+            self.script.either.pop(name, None)
+        elif before is not None and POSITIONAL.search(found):
+            return  # a default that an argument of the script may change
+        elif not more and self._differs(name, before, found):
+            values.pop(name, None)
+            return
         values[name] = found
+
+    def _differs(self, name: str, before: str | None, found: str) -> bool:
+        """Whether conditions that are not known give a variable several values; of flags the last ones are taken."""
+        seen = self.script.either.setdefault(name, [] if before is None else [before])
+        seen.append(found)
+        return len(set(seen)) > 1 and not any("--" in value for value in seen)
+
+
+def _without_redirections(words: list[str]) -> list[str]:
+    kept: list[str] = []
+    after = False
+    for word in words:
+        match = REDIRECTION.match(word)
+        if not match and not after:
+            kept.append(word)
+        after = bool(match) and match.end() == len(word)  # type: ignore[union-attr]
+    return kept
 
 
 def _numbers(test: Callable[[int, int], bool]) -> Test:
@@ -224,9 +250,10 @@ def programs_with(script: Script, known: Callable[[str], bool]) -> Iterator[list
 
 
 def conditional(script: Script, text: str) -> Iterator[str]:
-    """What a script sets by conditions that are not known here, of the variables that it names."""
+    """Flags that a script sets by conditions that are not known here."""
     for name, values in script.either.items():
-        if len(set(values)) > 1 and re.search(rf"\$\{{?{name}\b", text):
-            shown = " or ".join(dict.fromkeys(value[:40] or "nothing" for value in values))
-            kept = script.values.get(name, UNKNOWN)
-            yield f"the condition or loop that sets {name} to {shown}: {kept[:40] or 'nothing'} is taken"
+        flags = len(set(values)) > 1 and any("--" in value for value in values)
+        if flags and re.search(rf"\$\{{?{re.escape(name)}\b", text):
+            shown = " or ".join(dict.fromkeys(" ".join(value.split())[:60] or "nothing" for value in values))
+            kept = " ".join(script.values.get(name, UNKNOWN).split())
+            yield f"the condition that sets {name} to {shown}: {kept[:60] or 'nothing'} is taken"

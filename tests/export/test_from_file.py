@@ -187,7 +187,7 @@ def test_a_batch_script_is_read_as_the_shell_would_start_it_and_nothing_runs(tmp
     assert (keys["num_nodes"], keys["node.num_gpus"]) == (4, 8)
     assert (keys["layers"], keys["hidden"], keys["sequence_parallel"], keys["recompute"]) == (32, 4096, False, "none")
     assert "cp" not in keys  # of a variable that nothing uses, and of what is printed
-    assert "the condition or loop that sets SP to --sequence-parallel or nothing: nothing is taken" in reading.unread
+    assert "the condition that sets SP to --sequence-parallel or nothing: nothing is taken" in reading.unread
     assert "$EXTRA" in reading.unread
     assert [path.name for path in tmp_path.iterdir()] == ["job.sbatch"]
 
@@ -224,6 +224,40 @@ def test_what_only_the_job_knows_is_asked_for(value: str, tmp_path: Path, capsys
     assert "--tensor-model-parallel-size $" in (said := capsys.readouterr().out) and "give layout.tp=" in said
     assert main([*words, "layout.tp=2", "output=json"]) == 0
     assert json.loads(capsys.readouterr().out)["yours"]["layout"]["tp"] == 2
+
+
+def test_a_number_that_a_condition_decides_is_asked_for_and_no_secret_is_shown(tmp_path: Path) -> None:
+    script = (
+        "export HF_TOKEN=hf_secret\nTP=2\nif [ $SIZE = large ]; then\n TP=8; HF_TOKEN=hf_other\nelse\n TP=4\nfi\n"
+        "PP=2; [ $# -gt 1 ] && PP=$2\nif [ $FULL = 1 ]; then MORE='--recompute-granularity full'; fi\n"
+        "python pretrain_gpt.py --tensor-model-parallel-size $TP --pipeline-model-parallel-size $PP $MORE "
+        "> log.txt 2>&1"
+    )
+    (tmp_path / "run.sh").write_text(script)
+    reading = read_from(tmp_path / "run.sh")
+    assert reading.open == {"layout.tp": "--tensor-model-parallel-size $TP"}
+    assert reading.keys["layout.pp"] == 2  # a default that an argument may change
+    assert reading.keys["layout.recompute"] == "full"
+    assert not any("hf_" in line or "log.txt" in line for line in reading.unread)
+
+
+def test_flags_of_megatron_deepspeed_and_of_earlier_versions(tmp_path: Path) -> None:
+    shape = "--num-layers 24 --hidden-size 1024 --num-attention-heads 16 --tensor-model-parallel-size 2"
+    plugin = "--deepspeed --deepspeed_config ds.json --zero-stage 1 --deepspeed-activation-checkpointing"
+    (tmp_path / "run.sh").write_text(f"deepspeed pretrain_gpt.py {shape} {plugin} --no-pipeline-parallel")
+    reading = read_from(tmp_path / "run.sh")
+    assert (reading.keys["stack"], reading.keys["layout.zero_stage"]) == ("megatron_deepspeed", 1)
+    assert reading.keys["layout.recompute"] == "full"
+    assert not any("not known here" in line for line in reading.unread)
+    (tmp_path / "run.sh").write_text(f"python pretrain_gpt.py {shape} --activations-checkpoint-method uniform")
+    assert read_from(tmp_path / "run.sh").keys["layout.recompute"] == "full"
+
+
+def test_the_width_of_experts_is_theirs(tmp_path: Path) -> None:
+    shape = "--num-layers 48 --hidden-size 2048 --num-attention-heads 32 --ffn-hidden-size 6144"
+    experts = "--num-experts 128 --moe-router-topk 8 --moe-ffn-hidden-size 768"
+    (tmp_path / "run.sh").write_text(f"python pretrain_gpt.py {shape} {experts}")
+    assert read_from(tmp_path / "run.sh").keys["model.ffn_hidden"] == 768
 
 
 def test_a_value_that_doubles_forever_ends(tmp_path: Path) -> None:

@@ -167,6 +167,19 @@ def test_a_script_of_accelerate_with_its_file_and_flags(tmp_path: Path) -> None:
     assert any("they are in the script" in line for line in no_flags.unread)
 
 
+def test_a_command_of_its_own_has_the_arguments(tmp_path: Path) -> None:
+    found = read(tmp_path, "llamafactory-cli train --stage sft --per_device_train_batch_size 4 --bf16 true")
+    assert (layout(found)["micro_batch"], found.keys["train.dtype"]) == (4, "bf16")
+
+
+def test_a_file_that_is_named_from_the_projects_root_is_found(tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/ds.json").write_text(json.dumps(AUTO))
+    (tmp_path / "examples/full").mkdir(parents=True)
+    found = read(tmp_path / "examples/full", arguments(deepspeed="configs/ds.json"))
+    assert layout(found)["zero_stage"] == 3
+
+
 def test_flags_of_accelerates_launcher_win_over_its_file(tmp_path: Path) -> None:
     (tmp_path / "fsdp.yaml").write_text(FSDP)
     words = (
@@ -217,6 +230,7 @@ num_processes: 8
         (arguments(gradient_accumulation_steps=0), "gradient_accumulation_steps='0' must be"),
         ("accelerate launch --config_file $FILE train.py", "which is known only where it runs"),
         ("accelerate launch --config_file absent.yaml train.py", "absent.yaml"),
+        ("torchrun train.py --config_file x.yaml", "starts a script without a Trainer's arguments"),
         ("torchrun train.py --deepspeed --deepspeed_config other.json", "no configuration of DeepSpeed's"),
         ("from transformers import TrainingArguments\nargs = TrainingArguments('x')\n", "is Python, which is not run"),
         ("distributed_type: FSDP\nfsdp_config: {fsdp_sharding_strategy: SOME}\n", "SOME is unknown"),
