@@ -62,6 +62,8 @@ def encoded(text: str) -> bytes:
 @contextmanager
 def written_as(path: Path, key: str) -> Iterator[None]:
     """Make the folder of a file that the user named by `key`, for the block to write; InputError if that fails."""
+    if not path.name or path.is_dir():
+        raise InputError(f"cannot write {path} (it is a folder): choose another with {key}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield

@@ -76,6 +76,11 @@ CASES = {
         ["plan", "cluster=fly_a10", "model=gpt3_175b", "train.global_batch=8"], 3, ["gpt3_175b"]),
     "unreadable run folder": (["report", "no/such/run"], 2, ["no/such/run", "run folder"]),
     "a folder that is no run": (["report", "."], 2, ["plan.json"]),
+    "a plan saved nowhere": (["plan", "save="], 2, ["cannot write . (it is a folder)", "save=FILE"]),
+    "a plan saved as a folder": (["plan", "save=/"], 2, ["cannot write / (it is a folder)", "save=FILE"]),
+    "a page as a folder": (["report", *DGX, "model=gpt3_1b3", "file=/"], 2, ["cannot write /", "file=FILE"]),
+    "a picture as a folder": (["show", *DGX, "out=/tmp/.svg/.."], 2, ["must be a picture"]),
+    "the fastest plan saved nowhere": (["tune", "top=1", "save=."], 2, ["cannot write .", "save=FILE"]),
     "an export that does not exist": (["export", "to=megatorn"], 2, ["megatorn", "did you mean megatron"]),
     "an unknown command": (["plann"], 2, ["plann", "plan"]),
 }  # fmt: skip

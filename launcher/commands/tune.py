@@ -16,7 +16,7 @@ from launcher.commands.trials import TrialSettings, document, tried_in_warm_rank
 from launcher.config.settings import Settings
 from launcher.console import has_colour, notify, terminal_width
 from launcher.errors import InputError, JobFailed
-from launcher.files import user_path
+from launcher.files import user_path, written_as
 from launcher.planner import Plan, write_plan
 from launcher.planner.tuning import Trial, candidates, winner
 from launcher.report.table import LEFT, RIGHT, draw
@@ -25,6 +25,7 @@ from launcher.text import whole_number
 from launcher.units import format_seconds
 
 TOP, STEPS, ROUNDS, PATIENCE = 6, 8, 1, 1.5
+SAVE = "save=FILE"
 OF_TRIALS = ("steps", "patience", "rounds")
 OF_PLANNING = ("top", "save", "output", "dry_run", "run_dir", *OF_TRIALS)  # not for the runs themselves
 
@@ -44,6 +45,9 @@ def run(invocation: Invocation) -> int:
     if settings.options.dry_run:
         _show([Trial(plan, None, note="not run") for plan in plans], settings, seconds=0.0)
         return 0
+    if settings.options.save is not None:
+        with written_as(user_path(settings.options.save), SAVE):
+            pass  # before the trials, not after them
     given = settings.options.run_dir
     folder = Path(given) if given else new_run_folder("tune").path
     if given and folder.exists() and any(folder.iterdir()):
@@ -85,8 +89,8 @@ def _conclude(found: Sequence[Trial], settings: Settings, folder: Path, *, secon
         raise JobFailed(f"no plan ran to its end: see the logs in {folder}")
     kept = [folder / "best.json", *([user_path(settings.options.save)] if settings.options.save else [])]
     for file in kept:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_plan(best.plan, file)
+        with written_as(file, SAVE):
+            write_plan(best.plan, file)
     notify(f"the fastest, {best.plan.layout.brief()}, took {format_seconds(best.step_time_s or 0.0)} a step")
     notify(f"run it with: launcher run plan={shlex.quote(str(kept[-1]))}   ({seconds:.0f} s for all trials)")
     for line in learned_from(sorted(folder.glob("run-*")), settings):
