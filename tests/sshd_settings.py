@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # sshd is in one of these
 
@@ -46,8 +46,7 @@ def login_node(shell: str, *more: str) -> Iterator[tuple[Sequence[str], Path]]:
     if missing := [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]:
         pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
     folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (folder / "shell").write_text("true")
     settings = write_settings(
         folder, f"Port {port}", "ListenAddress 127.0.0.1", *more, f"ForceCommand sh {folder}/shell"

@@ -32,6 +32,8 @@ from launcher.worker.parallel.worlds import Worlds
 
 torch.set_num_threads(1)  # a parent that computed with more could leave a forked rank hanging
 
+STACKS_S = 20.0  # what busy ranks may take to write where they are
+
 TINY = Model(
     "tiny",
     hidden=32,
@@ -127,8 +129,12 @@ def _stacks(pids: list[int], folder: Path) -> str:
     """Where every thread of these ranks is: it is all that tells a hang from a slow machine."""
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
-    time.sleep(2)
-    files = [folder / f"{pid}.stacks" for pid in pids]
+    files, before, end = [folder / f"{pid}.stacks" for pid in pids], [-1], time.monotonic() + STACKS_S
+    while (sizes := [f.stat().st_size if f.exists() else 0 for f in files]) != before or not all(sizes):
+        if time.monotonic() > end:
+            break
+        before = sizes
+        time.sleep(0.5)  # without a word more, they are whole
     return "\n".join(f"rank {r}:\n{file.read_text() if file.exists() else None}" for r, file in enumerate(files))
 
 
