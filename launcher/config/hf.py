@@ -29,6 +29,14 @@ def expanded(overrides: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     name = re.sub(r"[^\w.+-]", "-", file.absolute().parent.name if file.name == CONFIG_FILE else file.stem)
     data = read_json(file, remedy="give the folder of a Hugging Face model, or its config.json")
     found = read_hf(data, name=name)
+    if found.is_another:
+        raise InputError(
+            [
+                f"model=hf:{paths[-1]} cannot be planned: an estimate of what its keys make would be of another model: "
+                "give the shape with model=gpt and its keys"
+            ]
+            + [f"there is no key for {line}" for line in found.missing]
+        )
     keys = [f"model.{key}={json.dumps(value)}" for key, value in found.keys.items()]
     unmapped = [line for line in found.missing if not (SEQ_LEN in line and any(SEQ_LEN in word for word in rest))]
     notes = tuple(f"model=hf:{paths[-1]}: there is no key for {line}" for line in unmapped)

@@ -20,17 +20,27 @@ from launcher.text import in_brief
 USUAL_SEQ_LEN = 8192  # what is trained at unless the user says otherwise, where positions have no table of weights
 MOST, MOST_LAYERS, LARGEST = 10**9, 10**5, 1e30
 DIFFERENT = 1e-3  # of the parameters: smaller differences are not reported
+ANOTHER = 0.1  # of the parameters: a larger difference is another model
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 Number = Callable[..., int]
 
 
 @dataclass(frozen=True)
 class HfModel:
-    """The result: keys of `model.*`, the model's own parameter count, and what the keys cannot express."""
+    """The result: keys of `model.*`, the model's own parameter count, and what the keys cannot express.
+
+    `by_keys`: the parameters that the keys make.
+    """
 
     keys: Mapping[str, Any]
     parameters: int
     missing: tuple[str, ...]
+    by_keys: int
+
+    @property
+    def is_another(self) -> bool:
+        """Whether the keys make so different a model that no estimate of it is one of this."""
+        return abs(self.by_keys - self.parameters) > ANOTHER * self.parameters
 
 
 def read_hf(config: Config, *, name: str) -> HfModel:
@@ -49,7 +59,7 @@ def read_hf(config: Config, *, name: str) -> HfModel:
     counted, missing = parameters(family, shape), [*wrapped, *_missing(family, shape), *_other(family, config)]
     if abs(model.params - counted) > DIFFERENT * counted:
         missing.append(f"all of its {counted / 1e9:.2f}B parameters: the keys make {model.params / 1e9:.2f}B of it")
-    return HfModel(keys, counted, tuple(missing))
+    return HfModel(keys, counted, tuple(missing), model.params)
 
 
 def _text_part(config: Config) -> tuple[Config, list[str]]:

@@ -298,6 +298,18 @@ def test_what_has_no_key_is_noted_with_the_plan(tmp_path: Path, capsys: pytest.C
     assert "there is no key for multi-latent attention" in capsys.readouterr().err
 
 
+def test_a_model_that_the_keys_cannot_say_is_refused_with_the_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every second layer of Llama 4 Maverick has no experts: the keys would make 778 B of its 401 B parameters."""
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["meta-llama/Llama-4-Maverick-17B-128E"]))
+    assert main(["plan", f"model=hf:{tmp_path}", "cluster=dgx_a100_80g", "cluster.num_nodes=64"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "would be of another model" in err
+    assert "24 of its 48 layers without experts" in err and "the keys make 778.21B" in err
+    assert not read_hf(PUBLISHED["deepseek-ai/DeepSeek-V3"], name="x").is_another
+
+
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"model_type": "bert"}'])
 def test_a_file_that_is_no_model_is_one_message(
     text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
