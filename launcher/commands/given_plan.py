@@ -23,11 +23,13 @@ from launcher.planner.options import TrainOptions
 from launcher.planner.record import RECIPE, Plan, RunOptions, read_plan
 from launcher.run.checkpoints import check_identity, folder_name, newest_good, read_manifest
 from launcher.run.folder import RunFolder
-from launcher.schema import to_plain, walk
+from launcher.schema import AUTO, to_plain, walk
+from launcher.units import GIB, MIB
 
 SECTIONS = ("cluster", "model", "stack", "layout", "train")  # what a plan is made for
 COUNTS = {"launch.nproc_per_node": "cluster.node.num_gpus", "launch.nnodes": "cluster.num_nodes"}  # other names
 MOST_NAMED = 3
+BYTES = {"GiB": GIB, "MiB": MIB}  # of keys that are read into a field of another name
 APART = "num_nodes"  # cluster files set it too, but choosing a cluster file does not mean to change it
 T = TypeVar("T")
 
@@ -87,6 +89,8 @@ def _touched(section: str, key: str, wanted: Mapping[str, Any], word: str, overr
     """Return the values that an override sets: those that would differ without it, and the one it names."""
     if not key:
         return {name for name in wanted if name != APART}
+    if key == APART:
+        return {key}
     try:
         without = _values(section, load([other for other in overrides if other != word]))
     except InputError:
@@ -109,9 +113,9 @@ def _values(section: str, settings: Settings) -> dict[str, Any]:
 
 def _values_of_plan(section: str, plan: Plan) -> dict[str, Any]:
     job = plan.job
-    found = {
-        "cluster": job.cluster, "model": job.model, "stack": job.stack, "layout": plan.layout, "train": job.training,
-    }  # fmt: skip
+    if section == "layout":  # and the limits that it was searched within
+        return _flat(to_plain(plan.options.asked)) | _flat(to_plain(plan.layout))
+    found = {"cluster": job.cluster, "model": job.model, "stack": job.stack, "train": job.training}
     return _flat(to_plain(found[section]))
 
 
@@ -125,9 +129,13 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _shown(name: str, value: Any) -> str:
     """Return a value in the unit of its key."""
     entry = dict(walk(Configuration)).get(name)
-    scale = entry.key.scale if entry else 1
-    plain = isinstance(value, bool) or not isinstance(value, int | float)
-    return str(value) if plain else f"{value / scale:g}"
+    if value is None:
+        return AUTO if entry is not None and entry.takes_auto else "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if entry is None or not isinstance(value, int | float):
+        return str(value)
+    return f"{value / (entry.key.scale if entry.kept else BYTES.get(entry.key.unit or '', 1)):g}"
 
 
 def _options(options: RunOptions, settings: Settings, overrides: Sequence[str]) -> RunOptions:

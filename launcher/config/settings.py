@@ -176,7 +176,7 @@ def settings_of(given: Mapping[str, Any], *, notes: tuple[str, ...] = ()) -> Set
     """Return typed values of a resolved configuration; raises InputError with everything that is wrong."""
     counted = _with_counts(_with_dtype(_with_offload(given)))
     options = read(Configuration, network := _with_network(counted))
-    if network is not counted:
+    if network is not counted and options.plan is None:
         notes = (*notes, network_note(options.cluster.name))
     _check_one_program(options)
     engine = options.training.engine
@@ -232,7 +232,8 @@ def _with_counts(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _with_network(given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Assume a network between the nodes of a user's own program, where the cluster file is of one machine.
+    """Assume a network between the nodes of a user's own program, where the cluster file is of one machine; and where a
+    plan is given, which has its own cluster.
 
     Only estimates depend on it, and without `model=` there is none.
     """
@@ -240,7 +241,7 @@ def _with_network(given: Mapping[str, Any]) -> Mapping[str, Any]:
     node = cluster.get("node", {}) if isinstance(cluster, Mapping) else None
     if not isinstance(cluster, Mapping) or not isinstance(node, Mapping) or node.get("num_nics"):
         return given
-    nodes, own = cluster.get("num_nodes", 1), any(given.get(name) is not None for name in PROGRAM_KEYS)
+    nodes, own = cluster.get("num_nodes", 1), any(given.get(name) is not None for name in (*PROGRAM_KEYS, "plan"))
     if not own or not isinstance(nodes, int) or nodes < 2:
         return given
     assumed = {"num_nics": 1, "nic_gbps": node.get("nic_gbps") or NIC_GBPS}

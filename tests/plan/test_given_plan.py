@@ -122,6 +122,8 @@ def test_overrides_that_agree_with_a_plan_may_be_given_with_it(saved: Path) -> N
         "train.dtype=auto",
     ]
     assert given(saved, *agreeing) == read_plan(saved)
+    for alone in ("cluster.num_nodes=2", "launch.nnodes=2", "layout.risk=0.05", "train.offload_optimizer=false"):
+        assert given(saved, alone) == read_plan(saved)  # without the name of the cluster, too
 
 
 CONTRADICTIONS = {
@@ -130,10 +132,15 @@ CONTRADICTIONS = {
     "another model": (["model=gpt3_175b"], r"model=gpt3_175b .* hidden"),
     "another layout": (["layout.pp=4"], r"layout\.pp=4 contradicts the plan, which has 2: leave it out, or plan again"),
     "the default, where the plan has another": (["train.global_batch=16"], r"train\.global_batch=16 .* has 64"),
-    "another name of its key": (["train.offload_optimizer=true"], r"train\.offload_optimizer=true .* has False"),
+    "another name of its key": (["train.offload_optimizer=true"], r"train\.offload_optimizer=true .* has false"),
     "another optimizer": (["train.optimizer=sgd"], r"train\.optimizer=sgd .* has adamw"),
     "another software": (["stack=megatron_lm"], r"stack=megatron_lm differs from the plan"),
     "torchrun's name of it": (["launch.nproc_per_node=4"], r"nproc_per_node=4 contradicts the plan, which has 8"),
+    "a number of nodes without a cluster": (["cluster.num_nodes=4"], r"cluster\.num_nodes=4 .* has 2:"),
+    "torchrun's number of nodes": (["launch.nnodes=1"], r"launch\.nnodes=1 .* has 2:"),
+    "a limit that it was not searched within": (["layout.max_memory_gib=1"], r"max_memory_gib=1 .* has null:"),
+    "another risk": (["layout.risk=0.5"], r"layout\.risk=0\.5 .* has 0\.05:"),
+    "a unit of another field": (["cluster.node.gpu.memory_gib=40"], r"memory_gib=40 .* has 80:"),
     "a unit": (["cluster.node.nic_gbps=50"], r"nic_gbps=50 contradicts the plan, which has 200:"),
 }
 
