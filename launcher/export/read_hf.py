@@ -44,6 +44,12 @@ DS_READ = {
 }
 DS_ONLY = ("train_batch_size", MICRO, "zero_optimization")  # keys of no other tool
 DS_GROUPS = ("bf16", "fp16", "optimizer", "scheduler")
+FSDP_READ = {"version", "auto_wrap_policy", "backward_prefetch", "backward_prefetch_policy", "forward_prefetch",
+             "cpu_ram_efficient_loading", "offload_params", "cpu_offload", "reshard_after_forward", "sharding_strategy",
+             "state_dict_type", "sync_module_states", "transformer_layer_cls_to_wrap", "use_orig_params",
+             "activation_checkpointing", "min_num_params", "limit_all_gathers", "final_state_dict_type", "xla",
+             "xla_fsdp_v2", "xla_fsdp_grad_ckpt"}  # fmt: skip
+PARALLELISM_READ = tuple(f"parallelism_config_{axis}_" for axis in ("dp_replicate", "dp_shard", "cp", "tp", "sp"))
 SUMS = ("communication_data_type", "data_types.grad_accum_dtype")  # fmt: skip
 ACCELERATE_READ = {"compute_environment", "distributed_type", "num_machines", "num_processes", "mixed_precision",
                    "fsdp_config", "parallelism_config", "deepspeed_config", "megatron_lm_config",
@@ -219,6 +225,9 @@ def take_fsdp(fsdp: Data, parallelism: Data, reading: Reading) -> None:
     if degrees["sp"] > 1:
         reading.unread.append(f"parallelism_config_sp_size={degrees['sp']}: Ulysses has no key")
     reading.take("layout.recompute", "full" if flag(fsdp.get("fsdp_activation_checkpointing")) else "none")
+    strange = {str(key) for key in fsdp if str(key).removeprefix("fsdp_") not in FSDP_READ}
+    strange |= {str(key) for key in parallelism if not str(key).startswith(PARALLELISM_READ)}
+    reading.unread += sorted(strange)
     if flag(fsdp.get("fsdp_offload_params")):
         reading.unread.append("fsdp_offload_params: there is no key for parameters on the host")
 

@@ -88,7 +88,37 @@ def _read(flags: Mapping[str, list[str]], words: str, text: str, reading: Readin
     for habit, value in habits_in(torchtitan(setup), settings).items():
         reading.take(f"stack.{habit}", value)
     reading.unread += _fp8(flags)
+    reading.unread += [f"settings that are not known here: {' '.join(strange)}"] if (strange := _strange(flags)) else []
     reading.unread.append("the model: give model=NAME as its --config has it")
+
+
+def _strange(flags: Mapping[str, list[str]]) -> list[str]:
+    """Settings of how it trains that are neither read nor without a part in time and memory."""
+    sections = tuple(f"{section}." for section in KNOWN)
+    found = (name.replace(".no_", ".").replace(".disable_", ".enable_") for name in flags if name.startswith(sections))
+    return sorted(name for name in found if name.partition(".")[2] not in KNOWN[name.partition(".")[0]])
+
+
+KNOWN: Mapping[str, tuple[str, ...]] = {
+    "parallelism": (
+        *DEGREES, "data_parallel_replicate_degree", "data_parallel_shard_degree", "fsdp_reshard_after_forward",
+        "pipeline_parallel_schedule", "pipeline_parallel_microbatch_size", "pipeline_parallel_layers_per_stage",
+        "pipeline_parallel_first_stage_less_layers", "pipeline_parallel_last_stage_less_layers",
+        "enable_sequence_parallel", "enable_async_tensor_parallel", "enable_loss_parallel",
+        "module_fqns_per_model_part", "enable_compiled_autograd", "context_parallel_rotate_method",
+    ),
+    "training": (
+        "max_context_length", "seq_len", "num_tokens_per_microbatch_per_dp_rank", "num_tokens_per_train_step",
+        "global_batch_size", "local_batch_size", "batch_size", "steps", "max_norm", "mixed_precision_param",
+        "mixed_precision_reduce", "compile", "enable_cpu_offload", "enable_cuda_graphs", "enable_loss_parallel", "seed",
+        "deterministic", "dataset", "dataset_path", "gc_freq", "gc_debug", "warmup_steps", "dtype",
+    ),
+    "compile": ("enable", "components", "backend", "enable_async_tensor_parallel"),
+    "activation_checkpoint": (
+        "mode", "selective_ac_option", "early_stop", "preserve_rng_state",
+        "per_op_sac_force_recompute_mm_shapes_by_fqns",
+    ),
+}  # fmt: skip
 
 
 def _fp8(flags: Mapping[str, list[str]]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from export_plans import PLANS, plan_of
 
+from launcher.cli import main
 from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.export import nemo
@@ -163,6 +164,37 @@ def test_what_cannot_be_read_is_one_message(text: str, words: str, tmp_path: Pat
     with pytest.raises(InputError) as raised:
         read(tmp_path, text)
     assert words in str(raised.value)
+
+
+def test_settings_of_torchtitan_that_are_not_known_are_named(tmp_path: Path) -> None:
+    found = read(tmp_path, TOML.replace("[parallelism]", "[parallelism]\nnew_degree = 2\ndisable_loss_parallel = true"))
+    assert "settings that are not known here: parallelism.new_degree" in found.unread
+    assert not any("not known here" in line for line in read(tmp_path, TOML).unread)
+
+
+WORLD = ["cluster=dgx_a100_80g", "model=llama2_7b", "train.global_batch=64", "output=json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "python pretrain_gpt.py --tensor-model-parallel-size 3 --bf16",
+        "torchrun -m torchtitan.train --parallelism.tensor_parallel_degree 3",
+        "[parallelism]\ntensor_parallel_degree = 3\n",
+        "model: {tensor_model_parallel_size: 3}\n",
+        "python run_recipe.py model.tensor_model_parallel_size=3",
+        '{"train_micro_batch_size_per_gpu": 1, "tensor_parallel": {"autotp_size": 3}}',
+        "distributed_type: FSDP\nnum_processes: 8\nparallelism_config: {parallelism_config_tp_size: 3}\n",
+        '{"per_device_train_batch_size": 1, "fsdp": true, "parallelism_config": {"tp_size": 3}}',
+    ],
+)
+def test_degrees_that_contradict_the_ranks_are_one_message(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text(text)
+    assert main(["plan", f"from={tmp_path / 'file'}", *WORLD]) == 2
+    out, err = capsys.readouterr()
+    assert "3" in out and "Traceback" not in out + err
 
 
 def test_bytes_are_no_text(tmp_path: Path) -> None:

@@ -167,6 +167,12 @@ def test_a_script_of_accelerate_with_its_file_and_flags(tmp_path: Path) -> None:
     assert any("they are in the script" in line for line in no_flags.unread)
 
 
+def test_settings_of_fsdp_that_are_not_known_are_named(tmp_path: Path) -> None:
+    text = FSDP.replace("fsdp_version: 2", "fsdp_version: 2\n  fsdp_new_thing: 1")
+    assert "fsdp_new_thing" in read(tmp_path, text).unread
+    assert not any("fsdp_" in line for line in read(tmp_path, FSDP).unread)
+
+
 def test_a_command_of_its_own_has_the_arguments(tmp_path: Path) -> None:
     found = read(tmp_path, "llamafactory-cli train --stage sft --per_device_train_batch_size 4 --bf16 true")
     assert (layout(found)["micro_batch"], found.keys["train.dtype"]) == (4, "bf16")
