@@ -57,10 +57,16 @@ _PLANS = _object(
 )  # fmt: skip
 _COMPARISON = _object(
     "the best plan of each combination of -m, or of each of sizes=; null where none fits",
-    tokens=NUMBER_OR_NULL, what=TEXT, verdicts=_list(TEXT),
+    tokens=NUMBER_OR_NULL, tokens_per_parameter=NUMBER_OR_NULL, what=TEXT, verdicts=_list(TEXT),
     rows=_list(_object(label=TEXT, cluster=TEXT, gpu=TEXT, num_gpus=WHOLE, jobs=WHOLE, tokens_per_s=NUMBER_OR_NULL,
                        scaling=NUMBER_OR_NULL, days=NUMBER_OR_NULL, gpu_hours=NUMBER_OR_NULL, cost=NUMBER_OR_NULL,
                        note=TEXT, plan={"anyOf": [_PLAN, {"type": "null"}]})),
+)  # fmt: skip
+_MIX = _object(
+    "with mix=: how GPUs are cut for jobs, and how many GPUs the cluster has",
+    gpus=_list(_object(gpu=WHOLE, command=TEXT_OR_NULL, jobs=_list(_object(
+        model=TEXT, profile=TEXT_OR_NULL, start=WHOLE_OR_NULL, layout=TEXT, tokens_per_s=NUMBER)))),
+    available=WHOLE,
 )  # fmt: skip
 _FROM_FILE = _object(
     "with from=FILE, which is named in `from`: what the file runs, and the best plan for its tool",
@@ -103,7 +109,7 @@ _LINK = _object(
 )  # fmt: skip
 
 SCHEMAS: Mapping[str, Mapping[str, Any]] = MappingProxyType({
-    "plan": {"anyOf": [_PLANS, _COMPARISON, _FROM_FILE]},
+    "plan": {"anyOf": [_PLANS, _COMPARISON, _MIX, _FROM_FILE]},
     "run": _RUN,
     "submit": _object("job_id is null for a dry run", job_id=TEXT_OR_NULL, run_folder=TEXT, argv=_list(TEXT),
                       num_runs=WHOLE, dry_run=FLAG),

@@ -29,6 +29,7 @@ SOUND: dict[str, list[tuple[list[str], int]]] = {
         (["-m", "cluster=fly_l40s,dgx_a100_80g", "model=gpt3_13b"], 0),
         (["-m", "layout.tp=1,2", *DGX], 0),
         (["sizes=8,16", *DGX], 0),
+        ([*DGX[:1], "mix=gpt3_125m:2,gpt3_2b7"], 0),
         (["plan=runs/mine"], 0),
         (["from=ds.json", "cluster=dgx_a100_80g", "model=llama2_7b"], 0),
     ],
