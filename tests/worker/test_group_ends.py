@@ -32,7 +32,8 @@ def train():
 
 for _ in range(2):
     train()
-print("no deadlock")
+print("no deadlock", flush=True)
+os._exit(0)  # an interpreter takes itself apart with threads that hardly run only after minutes, on a busy machine
 """
 
 
