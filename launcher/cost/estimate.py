@@ -91,13 +91,10 @@ def step_flops(job: Job, recompute: str, *, stops_early: bool) -> tuple[float, f
     repeated = 0.0
     if recompute == "full":
         last_product = 2.0 * tokens * model.hidden * model.ffn_hidden if stops_early and not model.num_experts else 0.0
-        repeated = model.layers * (model.layer_forward_flops(tokens=tokens) - last_product)
+        repeated = model.layers_forward_flops(tokens=tokens) - model.layers * last_product
     elif recompute == "op":
-        repeated = (
-            0.5
-            * model.layers
-            * (model.layer_forward_flops(tokens=tokens) - 4.0 * tokens * model.seq_len * model.attention_hidden)
-        )
+        scores = 4.0 * model.layers * tokens * model.seq_len * model.attention_hidden
+        repeated = 0.5 * (model.layers_forward_flops(tokens=tokens) - scores)
     elif recompute == "selective":
         repeated = 4.0 * model.layers * tokens * model.seq_len * model.attention_hidden
     return model.step_flops(sequences=batch), repeated

@@ -92,6 +92,9 @@ def products_s(device: Device, model: Model, *, tokens: int, tp: int, ep: int) -
     matrices = 2 if model.gated_mlp else 1
     up = gemm_s(device.products, rows, matrices * model.ffn_hidden // tp, model.hidden, batch=experts)
     down = gemm_s(device.products, rows, model.hidden, model.ffn_hidden // tp, batch=experts)
+    if width := model.shared_ffn_hidden // tp:
+        up += gemm_s(device.products, tokens, matrices * width, model.hidden)
+        down += gemm_s(device.products, tokens, model.hidden, width)
     return _projections(device, model, tokens, tp).forward_s + up + down
 
 
@@ -162,11 +165,25 @@ def _mlp(device: Device, job: Job, tokens: int, *, tp: int, ep: int) -> Part:
     part += streamed(device, traffic, float(rows) * experts * width)
     if model.gated_mlp:  # the gradients of the two projections' common input are summed
         part += streamed(device, elementwise.Traffic(0.0, 0, 3.0 * device.dtype_bytes, 1), float(tokens * model.hidden))
+    if model.shared_ffn_hidden:
+        part += _shared_experts(device, job, tokens, tp)
     if model.num_experts:
         part += linear(device, tokens, model.hidden, model.num_experts)
         routed = float(tokens * model.experts_per_token * model.hidden)
         part += streamed(device, elementwise.routing(device.dtype_bytes), routed)
     return part
+
+
+def _shared_experts(device: Device, job: Job, tokens: int, tp: int) -> Part:
+    """The experts that every token visits: one MLP, and its output added to that of the others."""
+    model, width = job.model, job.model.shared_ffn_hidden // tp
+    part = product(device, tokens, model.hidden, (2 if model.gated_mlp else 1) * width)
+    part += product(device, tokens, width, model.hidden)
+    traffic = elementwise.activation(device.dtype_bytes, gated=model.gated_mlp, fused=job.stack.fused_activation)
+    part += streamed(device, traffic, float(tokens) * width)
+    return part + streamed(
+        device, elementwise.residual(device.dtype_bytes, dropout=False), float(tokens * model.hidden)
+    )
 
 
 def _expert_rows(model: Model, tokens: int, ep: int) -> tuple[int, int]:

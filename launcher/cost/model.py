@@ -129,11 +129,12 @@ class CostModel:
         layer = layer_s(self._layer_parts(shape), engine, layout, elements=elements) + self._accumulation_s(layout)
         ends = [end.total_s - end.tp_s for end in self.end_costs(layout)]
         stages = []
-        for rank, layers in enumerate(self.rank_layers(layout)):
+        ranks = self._ranks(layout)
+        for rank, (layers, dense) in enumerate(zip(ranks.layers, ranks.dense_layers, strict=True)):
             first, last = rank == 0, rank == layout.pp - 1
             own = layers * layer + first * ends[0] + last * ends[1]
             own += around_layers_s(engine, layout, first=first, last=last)
-            stages.append((RankStage(layers, first, last, layout.virtual_stages), own))
+            stages.append((RankStage(layers, first, last, layout.virtual_stages, dense), own))
         return core_time(
             self.job,
             layout,

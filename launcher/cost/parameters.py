@@ -37,13 +37,28 @@ def layer_parameters(model: Model, *, tp: int, ep: int) -> RankParameters:
     queries = model.attention_hidden // tp
     qkv = queries + 2 * kv_heads * model.head_dim
     attention = model.hidden * (qkv + queries) + ((qkv + model.hidden) if model.bias else 0)
-    width = model.ffn_hidden // tp
-    matrices = 3 if model.gated_mlp else 2
-    mlp = matrices * model.hidden * width + (((matrices - 1) * width + model.hidden) if model.bias else 0)
     norms = 2 * model.norm_params
+    mlp = _mlp_parameters(model, model.ffn_hidden // tp)
     if not model.num_experts:
         return RankParameters(float(attention + mlp + norms))
-    return RankParameters(float(attention + norms + model.router_params), float(mlp * (model.num_experts // ep)))
+    shared = _mlp_parameters(model, model.shared_ffn_hidden // tp) if model.shared_ffn_hidden else 0
+    everywhere = float(attention + norms + model.router_params + shared)
+    return RankParameters(everywhere, float(mlp * (model.num_experts // ep)))
+
+
+def _mlp_parameters(model: Model, width: int) -> int:
+    matrices = 3 if model.gated_mlp else 2
+    return matrices * model.hidden * width + (((matrices - 1) * width + model.hidden) if model.bias else 0)
+
+
+def stage_parameters(model: Model, layers: int, dense_layers: int, *, tp: int, ep: int) -> RankParameters:
+    """Parameters on one rank of `layers` layers, of which `dense_layers` have an MLP in place of experts."""
+    one = layer_parameters(model, tp=tp, ep=ep)
+    if not dense_layers:
+        return RankParameters(layers * one.dense, layers * one.experts)
+    shared = _mlp_parameters(model, model.shared_ffn_hidden // tp) if model.shared_ffn_hidden else 0
+    more = _mlp_parameters(model, model.dense_ffn_hidden // tp) - shared - model.router_params
+    return RankParameters(layers * one.dense + dense_layers * more, (layers - dense_layers) * one.experts)
 
 
 def layer_tensors(model: Model, *, joint_qkv: bool) -> int:

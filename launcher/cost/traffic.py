@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from launcher.cost.parameters import RankParameters, end_parameters, layer_parameters, padded_vocab
+from launcher.cost.parameters import RankParameters, end_parameters, padded_vocab, stage_parameters
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.units import DTYPE_BYTES
@@ -88,6 +88,7 @@ class RankStage:
     first: bool
     last: bool
     chunks: int = 1
+    dense_layers: int = 0  # of its layers, those with an MLP in place of experts
 
 
 def rules_of(job: Job, layout: Layout) -> MessageRules:
@@ -340,9 +341,9 @@ def rank_messages(job: Job, layout: Layout, stage: RankStage, rules: MessageRule
     found += replicated_messages(job, layout, stage)
     if stage.first != stage.last:
         found += tied_table_messages(job, layout, rules)
-    layer = layer_parameters(job.model, tp=layout.tp, ep=layout.ep)
+    layers = stage_parameters(job.model, stage.layers, stage.dense_layers, tp=layout.tp, ep=layout.ep)
     ends = end_parameters(job.model, tp=layout.tp, first=stage.first, last=stage.last)
-    held = RankParameters(stage.layers * layer.dense + ends, stage.layers * layer.experts, ends)
+    held = RankParameters(layers.dense + ends, layers.experts, ends)
     for messages in gradient_messages(job, layout, held, rules):
         found += messages
     return tuple(message for message in found if message.num_bytes and message.times)

@@ -23,6 +23,7 @@ NUMBERS = {
     "--rotary-base": "model.rope_theta",
     "--num-experts": "model.num_experts",
     "--moe-router-topk": "model.experts_per_token",
+    "--moe-shared-expert-intermediate-size": "model.shared_ffn_hidden",
 }
 # Other flags that are read, by the functions below and the table of habits.
 READ = frozenset(
@@ -35,13 +36,12 @@ READ = frozenset(
      "--normalization", "--overlap-param-gather", "--recompute-granularity", "--recompute-activations",
      "--recompute-method", "--recompute-num-layers", "--use-rotary-position-embeddings",
      "--position-embedding-type", "--padded-vocab-size", "--vocab-size", "--untie-embeddings-and-output-weights",
-     "--group-query-attention", "--moe-ffn-hidden-size", "--deepspeed", "--deepspeed_config",
+     "--group-query-attention", "--moe-ffn-hidden-size", "--moe-layer-freq", "--deepspeed", "--deepspeed_config",
      "--deepspeed-config", "--zero-stage", "--checkpoint-activations", "--activations-checkpoint-method",
      "--no-pipeline-parallel", "--deepspeed-activation-checkpointing")
 )  # fmt: skip
 # Flags that change what is trained or how fast, and have no key of ours.
-TELLING = ("--multi-latent-attention", "--moe-shared-expert-intermediate-size",
-           "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern", "--moe-layer-freq",
+TELLING = ("--multi-latent-attention", "--expert-tensor-parallel-size", "--mtp-num-layers", "--hybrid-layer-pattern",
            "--cp-comm-type", "--window-size", "--recompute-modules",
            "--num-distributed-optimizer-instances", "--no-bias-dropout-fusion", "--cross-entropy-fusion-impl",
            "--no-overlap-p2p-communication", "--ddp-bucket-size", "--disable-jit-fuser", "--no-persist-layer-norm",

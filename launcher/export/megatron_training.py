@@ -18,7 +18,7 @@ def model_flags(plan: Plan) -> list[str]:
     flags: list[object] = [
         "--num-layers", model.layers,
         "--hidden-size", model.hidden,
-        "--ffn-hidden-size", model.ffn_hidden,
+        "--ffn-hidden-size", dense_width(model),
         "--num-attention-heads", model.heads,
         "--kv-channels", model.head_dim,
         "--seq-length", model.seq_len,
@@ -45,16 +45,25 @@ def padded_vocab(plan: Plan) -> int:
     return vocab if vocab % tp == 0 else -(-vocab // multiple) * multiple
 
 
+def dense_width(model: Model) -> int:
+    """Width of the MLP of layers without experts."""
+    return model.dense_ffn_hidden if model.dense_layers else model.ffn_hidden
+
+
 def _expert_flags(model: Model) -> list[str]:
     if not model.num_experts:
         return []
-    flags = [
+    flags: list[object] = [
         "--num-experts", model.num_experts,
         "--moe-router-topk", model.experts_per_token,
         "--moe-ffn-hidden-size", model.ffn_hidden,
         "--moe-token-dispatcher-type", "alltoall",
         "--moe-grouped-gemm",
     ]  # fmt: skip
+    if model.shared_ffn_hidden:
+        flags += ["--moe-shared-expert-intermediate-size", model.shared_ffn_hidden]
+    if model.dense_layers:
+        flags += ["--moe-layer-freq", f"([0]*{model.dense_layers}+[1]*{model.layers - model.dense_layers})"]
     return [str(flag) for flag in flags]
 
 

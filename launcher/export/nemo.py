@@ -13,6 +13,7 @@ from launcher.export import facts, megatron, megatron_habits, megatron_training
 from launcher.export.ranks import SCRIPT, START_FILE, node_script, shared_files, torchrun
 from launcher.export.target import Export, Target
 from launcher.layout import Layout
+from launcher.model import Model
 from launcher.planner.habits import Setup, Table
 from launcher.planner.record import Plan
 
@@ -104,7 +105,7 @@ def _shape(plan: Plan) -> list[Setting]:
         *length,
         ("model.num_layers", model.layers),
         ("model.hidden_size", model.hidden),
-        ("model.ffn_hidden_size", model.ffn_hidden),
+        ("model.ffn_hidden_size", megatron_training.dense_width(model)),
         ("model.num_attention_heads", model.heads),
         ("model.num_query_groups", model.kv_heads),
         ("model.kv_channels", model.head_dim),
@@ -117,8 +118,18 @@ def _shape(plan: Plan) -> list[Setting]:
         ("model.share_embeddings_and_output_weights", model.tied_embeddings),
         ("model.num_moe_experts", model.num_experts or None),
         ("model.moe_router_topk", model.experts_per_token or 2),
+        *(_experts(model) if model.num_experts else []),
         ("tokenizer.vocab_size", model.vocab),
         ("model.vocab_size", megatron_training.padded_vocab(plan)),
+    ]
+
+
+def _experts(model: Model) -> list[Setting]:
+    kinds = ["0"] * model.dense_layers + ["1"] * (model.layers - model.dense_layers)
+    return [
+        ("model.moe_ffn_hidden_size", model.ffn_hidden),
+        ("model.moe_shared_expert_intermediate_size", model.shared_ffn_hidden or None),
+        ("model.moe_layer_freq", f"[{','.join(kinds)}]" if model.dense_layers else 1),
     ]
 
 

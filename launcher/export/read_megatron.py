@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from launcher.export.reading import Flags, Reading, allocator, assigned, command
 from launcher.planner.habits import Setup, habits_in
 from launcher.text import whole_number
 
+LAYERS = r"\[[01](?:,[01])*\](?:\*\d{1,4})?"  # of --moe-layer-freq
+LAYERS_PARTS = r"\[([01,]+)\](?:\*(\d+))?"
 SHAPE = ("model.layers", "model.hidden", "model.heads")  # without these the file gives no model
 
 
@@ -175,10 +178,34 @@ def _shape(flags: Flags, reading: Reading) -> None:
         "model.tied_embeddings": lambda: "--untie-embeddings-and-output-weights" not in flags,
         "model.vocab": lambda: reading.number(flags, "--padded-vocab-size") or reading.number(flags, "--vocab-size"),
     }
-    if "model.num_experts" in keys:  # --ffn-hidden-size is that of layers without experts
-        reading.take("model.ffn_hidden", reading.number(flags, "--moe-ffn-hidden-size"))
+    if "model.num_experts" in keys:
+        _take_experts(flags, reading)
     for key, value in said.items():
         reading.take(key, value())
     if "model.vocab" not in keys:
         reading.unread.append("the vocabulary, which comes from the tokenizer: set model.vocab")
     reading.keys = {"model": keys.pop("model"), **keys}
+
+
+def _take_experts(flags: Flags, reading: Reading) -> None:
+    """Widths, and which layers have experts; --ffn-hidden-size is that of layers without."""
+    pattern, layers = first(flags, "--moe-layer-freq"), reading.keys.get("model.layers")
+    dense = _dense_layers(pattern, layers) if pattern and isinstance(layers, int) else 0
+    if dense is None:
+        reading.unread.append(f"--moe-layer-freq {pattern}: layers without experts that are not the first ones")
+    elif dense:
+        reading.take("model.dense_layers", dense)
+        reading.take("model.dense_ffn_hidden", reading.keys.get("model.ffn_hidden"))
+    reading.take("model.ffn_hidden", reading.number(flags, "--moe-ffn-hidden-size"))
+
+
+def _dense_layers(pattern: str, layers: int) -> int | None:
+    """The first layers of a pattern that have no experts, as in ([0]*3+[1]*58) or 1; None for any other pattern."""
+    text = re.sub(r"[\s()]", "", pattern)
+    if text == "1":
+        return 0
+    if not re.fullmatch(rf"{LAYERS}(?:\+{LAYERS})*", text):
+        return None
+    kinds = "".join(re.sub(",", "", kind) * int(times or 1) for kind, times in re.findall(LAYERS_PARTS, text))
+    dense = len(kinds) - len(kinds.lstrip("0"))
+    return dense if kinds == "0" * dense + "1" * (layers - dense) and dense < layers else None

@@ -45,6 +45,9 @@ VALUES = {
     "model.rotary_base": "--rotary-base",
     "model.num_moe_experts": "--num-experts",
     "model.moe_router_topk": "--moe-router-topk",
+    "model.moe_ffn_hidden_size": "--moe-ffn-hidden-size",
+    "model.moe_shared_expert_intermediate_size": "--moe-shared-expert-intermediate-size",
+    "model.moe_layer_freq": "--moe-layer-freq",
     "model.vocab_size": "--vocab-size",
     "model.recompute_granularity": "--recompute-granularity",
     "model.activations_checkpoint_granularity": "--recompute-granularity",
@@ -79,7 +82,7 @@ PRECISIONS = ("mixed_precision", "trainer.precision", "model.precision", "traine
 ZERO = {"ddp.use_distributed_optimizer", "optimizer.use_distributed_optimizer", "model.optim.name"}
 GATED = ("swiglu", "fast-swiglu", "geglu", "fast-geglu", "reglu", "fast-reglu")
 UNREAD = ("ddp.num_distributed_optimizer_instances", "model.multi_latent_attention",
-          "model.moe_shared_expert_intermediate_size", "model.moe_layer_freq", "model.cp_comm_type",
+          "model.cp_comm_type",
           "model.mtp_num_layers", "model.window_size", "model.fp8", "peft", "model.peft.peft_scheme",
           "model.tp_comm_overlap_cfg", "model.cpu_offloading")  # fmt: skip
 

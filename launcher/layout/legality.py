@@ -106,8 +106,10 @@ def _tensor_shape(job: Job, tp: int) -> Iterator[Problem]:
         yield Problem(
             "tp and the key-value heads do not divide", f"the {model.kv_heads} key-value heads of {model.name}"
         )
-    if model.ffn_hidden % tp:
-        yield Problem("tp does not divide ffn_hidden", f"ffn_hidden={model.ffn_hidden} of {model.name}")
+    widths = {"ffn_hidden": model.ffn_hidden, "shared_ffn_hidden": model.shared_ffn_hidden}
+    for name, width in (widths | ({"dense_ffn_hidden": model.dense_ffn_hidden} if model.dense_layers else {})).items():
+        if width % tp:
+            yield Problem(f"tp does not divide {name}", f"{name}={width} of {model.name}")
 
 
 def _tensor(job: Job, layout: Layout) -> Iterator[Problem]:

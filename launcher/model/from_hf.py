@@ -140,7 +140,7 @@ def _experts(family: Family, config: Config, number: Number, *, experts: int, ff
         "experts_per_token": number("num_experts_per_tok", most=experts),
         "expert_ffn": number("moe_intermediate_size") or ffn,
         "shared_ffn": _shared(family, number),
-        "dense_layers": _dense_layers(config, number),
+        **_dense_layers(config, number),
     }
 
 
@@ -151,13 +151,17 @@ def _shared(family: Family, number: Number) -> int:
     return number("n_shared_experts") * number("moe_intermediate_size") if "n_shared_experts" in family.defaults else 0
 
 
-def _dense_layers(config: Config, number: Number) -> int:
+def _dense_layers(config: Config, number: Number) -> dict[str, int]:
     """Layers with an MLP in place of experts: the first ones, those named, those between sparse ones."""
     layers, step = number("num_hidden_layers", most=MOST_LAYERS), number("decoder_sparse_step") or 1
     listed = config.get("mlp_only_layers")
     named = listed if isinstance(listed, list) else ()
     sparse = [layer for layer in range(layers) if layer not in named and (layer + 1) % step == 0]
-    return min(layers, number("first_k_dense_replace") + layers - len(sparse))
+    first = number("first_k_dense_replace", most=layers)
+    return {
+        "dense_layers": min(layers, first + layers - len(sparse)),
+        "first_dense_layers": first or (sparse[0] if sparse and sparse[0] == layers - len(sparse) else 0),
+    }
 
 
 def _theta(family: Family, config: Config) -> float:
@@ -188,6 +192,8 @@ def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
         "tied_embeddings": shape.tied,
         "num_experts": shape.experts,
         "experts_per_token": shape.experts_per_token,
+        "shared_ffn_hidden": shape.shared_ffn,
+        **({"dense_layers": shape.first_dense_layers, "dense_ffn_hidden": shape.ffn} if _dense_first(shape) else {}),
         "rope_theta": shape.theta,
         "norm_eps": shape.eps,
         **family.fixed,
@@ -195,12 +201,15 @@ def _keys(family: Family, shape: HfShape, *, name: str) -> dict[str, Any]:
     }
 
 
+def _dense_first(shape: HfShape) -> bool:
+    """Whether all layers without experts are the first ones, and there are others."""
+    return 0 < shape.first_dense_layers == shape.dense_layers < shape.layers
+
+
 def _missing(family: Family, shape: HfShape) -> Iterator[str]:
     if family.latent:
         yield "multi-latent attention: its projections and cache are counted as those of plain heads"
-    if shape.shared_ffn:
-        yield f"shared experts, of width {shape.shared_ffn:,}, that every token visits"
-    if shape.dense_layers:
+    if shape.dense_layers and not _dense_first(shape):
         yield f"{shape.dense_layers} of its {shape.layers} layers without experts: all are counted with them"
     if biased := _biased(shape):
         yield f"biases of {' and '.join(biased)} alone"

@@ -37,6 +37,7 @@ class HfShape:
     experts_per_token: int = 0
     expert_ffn: int = 0
     shared_ffn: int = 0
+    first_dense_layers: int = 0  # of dense_layers, those before all others
     dense_layers: int = 0
     latent: tuple[int, ...] = ()
 

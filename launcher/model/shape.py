@@ -15,7 +15,8 @@ MOST_LAYERS = 10**4  # far above what anybody has, and low enough for a search t
 class Model:
     """Shape of a transformer. `norm`, `positions` and `bias` say which of the two common families it follows.
 
-    With `num_experts` > 0 every MLP is a mixture of experts; each token visits `experts_per_token` of them.
+    With `num_experts` > 0 every MLP is a mixture of experts, but for those of the first `dense_layers`. A token visits
+    `experts_per_token` of them, and shared ones of width `shared_ffn_hidden`.
     """
 
     name: str = key(meaning="name of the model, as its file's")
@@ -47,6 +48,22 @@ class Model:
     bias: bool = key(AUTO, derived=True, meaning="the linear layers have a bias; auto: without gated_mlp")
     num_experts: int = key(0, unit="experts", minimum=0, meaning="experts of each MLP; 0: an MLP without experts")
     experts_per_token: int = key(0, unit="experts", minimum=0, meaning="experts that each token visits")
+    shared_ffn_hidden: int = key(
+        0, unit="features", minimum=0, meaning="width of the experts that every token visits, all together"
+    )
+    dense_layers: int = key(
+        0,
+        unit="layers",
+        minimum=0,
+        meaning="first layers that have an MLP in place of experts; they are timed as the others",
+    )
+    dense_ffn_hidden: int = key(
+        AUTO,
+        unit="features",
+        minimum=1,
+        derived=True,
+        meaning="width inside the MLP of dense_layers; auto: that of all experts that a token visits",
+    )
     rope_theta: float = key(
         10000.0, unit="1", minimum=1, meaning="base of the rotary angles", source="Su et al. 2021, section 3.4.3"
     )
@@ -65,8 +82,12 @@ class Model:
             "bias": not llama,
         }
         for name, value in derived.items():
-            if getattr(self, name) == AUTO:
-                object.__setattr__(self, name, value)
+            self._derive(name, value)
+        self._derive("dense_ffn_hidden", self.visited_ffn_hidden)
+
+    def _derive(self, name: str, value: object) -> None:
+        if getattr(self, name) == AUTO:
+            object.__setattr__(self, name, value)
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Model:
@@ -88,9 +109,28 @@ class Model:
                 f"model.experts_per_token={model.experts_per_token} must be between 1 and "
                 f"num_experts={model.num_experts}"
             )
+        found += [
+            f"model.{name}={given[name]} is about a mixture of experts: set model.num_experts, or take it out"
+            for name in ("shared_ffn_hidden", "dense_layers")
+            if given.get(name) and not model.num_experts
+        ]
+        if model.num_experts and model.dense_layers >= model.layers:
+            found.append(
+                f"model.dense_layers={model.dense_layers} leaves no layer with experts: it must be below "
+                f"model.layers={model.layers}"
+            )
+        if given.get("dense_ffn_hidden", AUTO) != AUTO and not model.dense_layers:
+            found.append("model.dense_ffn_hidden is the width of model.dense_layers: set that, or take it out")
         if found:
             raise InputError(found)
         return model
+
+    @property
+    def visited_ffn_hidden(self) -> int:
+        """Width of the MLP that a token passes in a layer: of all experts that it visits, with experts."""
+        return (
+            self.ffn_hidden * self.experts_per_token + self.shared_ffn_hidden if self.num_experts else self.ffn_hidden
+        )
 
     @property
     def attention_hidden(self) -> int:
@@ -112,9 +152,11 @@ class Model:
     @property
     def mlp_params(self) -> int:
         """Parameters of one MLP (of one expert, with experts)."""
+        return self._mlp_params(self.ffn_hidden)
+
+    def _mlp_params(self, width: int) -> int:
         matrices = 3 if self.gated_mlp else 2
-        weights = matrices * self.hidden * self.ffn_hidden
-        return weights + ((matrices - 1) * self.ffn_hidden + self.hidden if self.bias else 0)
+        return matrices * self.hidden * width + ((matrices - 1) * width + self.hidden if self.bias else 0)
 
     @property
     def norm_params(self) -> int:
@@ -128,12 +170,14 @@ class Model:
     @property
     def layer_params(self) -> int:
         """Parameters of one transformer layer with all its experts."""
-        return (
-            self.attention_params
-            + self.mlp_params * max(1, self.num_experts)
-            + self.router_params
-            + 2 * self.norm_params
-        )
+        shared = self._mlp_params(self.shared_ffn_hidden) if self.shared_ffn_hidden else 0
+        experts = self.mlp_params * max(1, self.num_experts) + shared
+        return self.attention_params + experts + self.router_params + 2 * self.norm_params
+
+    @property
+    def dense_layer_params(self) -> int:
+        """Parameters of one of the first `dense_layers`."""
+        return self.attention_params + self._mlp_params(self.dense_ffn_hidden) + 2 * self.norm_params
 
     @property
     def embedding_params(self) -> int:
@@ -148,7 +192,20 @@ class Model:
     @property
     def params(self) -> int:
         """All parameters."""
-        return self.layers * self.layer_params + self.embedding_params + self.head_params + self.norm_params
+        dense = self.dense_layers
+        layers = (self.layers - dense) * self.layer_params + dense * self.dense_layer_params
+        return layers + self.embedding_params + self.head_params + self.norm_params
+
+    def layers_forward_flops(self, *, tokens: int) -> float:
+        """FLOPs of all layers' forward pass."""
+        every = self.layers * self.layer_forward_flops(tokens=tokens)
+        if not self.dense_layers:
+            return every
+        less = self._mlp_flops(tokens, self.visited_ffn_hidden) - self._mlp_flops(tokens, self.dense_ffn_hidden)
+        return every - self.dense_layers * float(less + 2 * tokens * self.router_params)
+
+    def _mlp_flops(self, tokens: int, width: int) -> int:
+        return 2 * tokens * (3 if self.gated_mlp else 2) * self.hidden * width
 
     def layer_forward_flops(self, *, tokens: int, seq_len: int | None = None) -> float:
         """FLOPs of one layer's forward pass over `tokens` tokens, sequences of `seq_len`, full (not causal) attention.
@@ -158,8 +215,7 @@ class Model:
         seq = self.seq_len if seq_len is None else seq_len
         projections = 2 * tokens * self.hidden * (2 * self.attention_hidden + 2 * self.kv_hidden)
         attention = 4 * tokens * seq * self.attention_hidden
-        experts = self.experts_per_token if self.num_experts else 1
-        mlp = 2 * tokens * (3 if self.gated_mlp else 2) * self.hidden * self.ffn_hidden * experts
+        mlp = self._mlp_flops(tokens, self.visited_ffn_hidden)
         return float(projections + attention + mlp + 2 * tokens * self.router_params)
 
     def logits_forward_flops(self, *, tokens: int) -> float:
@@ -169,4 +225,4 @@ class Model:
     def step_flops(self, *, sequences: int) -> float:
         """Model FLOPs of one training step without recomputation: forward plus twice that for backward."""
         tokens = sequences * self.seq_len
-        return 3.0 * (self.layers * self.layer_forward_flops(tokens=tokens) + self.logits_forward_flops(tokens=tokens))
+        return 3.0 * (self.layers_forward_flops(tokens=tokens) + self.logits_forward_flops(tokens=tokens))

@@ -100,9 +100,10 @@ def stage_messages(plan: Plan, rules: MessageRules | None = None) -> tuple[tuple
     """Return every message of a rank in a step, for each pipeline rank."""
     job, layout = plan.job, plan.layout
     rules, last = rules or rules_of(job, layout), layout.pp - 1
+    ranks = pipeline_ranks(job, layout)
     stages = [
-        RankStage(layers, first=rank == 0, last=rank == last, chunks=layout.virtual_stages)
-        for rank, layers in enumerate(pipeline_ranks(job, layout).layers)
+        RankStage(layers, rank == 0, rank == last, layout.virtual_stages, dense_layers)
+        for rank, (layers, dense_layers) in enumerate(zip(ranks.layers, ranks.dense_layers, strict=True))
     ]
     kinds = {stage: rank_messages(job, layout, stage, rules) for stage in set(stages)}
     return tuple(kinds[stage] for stage in stages)

@@ -46,6 +46,11 @@ PLANS: dict[str, tuple[str, ...]] = {
                                  "layout.pp=4", "layout.virtual_stages=4", "layout.recompute=full"),
     "experts unpipelined": (*DGX, "cluster.num_nodes=4", "model=mixtral_8x7b", "train.global_batch=64", "layout.ep=8",
                             "layout.zero_stage=3", "layout.recompute=full"),
+    "shared experts": (*DGX, "cluster.num_nodes=4", "model=gpt", "model.name=sparse", "model.hidden=2048",
+                       "model.layers=16", "model.heads=16", "model.gated_mlp=true", "model.ffn_hidden=1024",
+                       "model.num_experts=16", "model.experts_per_token=4", "model.shared_ffn_hidden=2048",
+                       "model.dense_layers=2", "model.dense_ffn_hidden=8192", "train.global_batch=64", "layout.pp=2",
+                       "layout.ep=8", "layout.zero_stage=1"),
     "zero bubble": (*DGX, "model=gpt3_2b7", "train.global_batch=32", "layout.pp=4", "layout.schedule=zb_h1"),
 }  # fmt: skip
 

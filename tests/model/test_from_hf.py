@@ -212,6 +212,15 @@ def test_what_says_nothing_of_the_shape_is_no_matter() -> None:
     assert read_hf(config, name="x").keys == read_hf({"model_type": "llama"}, name="x").keys
 
 
+@pytest.mark.parametrize("name", ["deepseek v3", "deepseek v2 lite", "qwen1.5 moe", "glm4_moe"])
+def test_shared_experts_and_first_layers_without_experts_are_keys(name: str, tmp_path: Path) -> None:
+    """What is left is multi-latent attention, and the gate of Qwen's shared experts."""
+    found = read(name, tmp_path)
+    assert abs(found.by_keys - found.parameters) < 0.02 * found.parameters
+    assert found.keys["shared_ffn_hidden"] > 0 and not any("without experts" in line for line in found.missing)
+    assert found.keys.get("dense_layers", 0) == getattr(config_of(name), "first_k_dense_replace", 0)
+
+
 def test_numbers_of_llama_are_read(tmp_path: Path) -> None:
     keys = read("llama 3.2 1b", tmp_path).keys
     assert (keys["kv_heads"], keys["ffn_hidden"], keys["tied_embeddings"]) == (8, 8192, True)
@@ -233,7 +242,7 @@ def test_rotary_base_is_read_where_transformers_4_and_5_have_it() -> None:
 
 def test_what_has_no_key_is_named(tmp_path: Path) -> None:
     deepseek = " ".join(read("deepseek v3", tmp_path).missing)
-    for words in ("multi-latent attention", "shared experts", "3 of its 61 layers without experts", "671."):
+    for words in ("multi-latent attention", "671."):
         assert words in deepseek
     more = read_hf({"model_type": "deepseek_v3", "num_nextn_predict_layers": 1}, name="x").missing
     assert any(line.startswith("num_nextn_predict_layers=1") for line in more)
@@ -301,12 +310,12 @@ def test_what_has_no_key_is_noted_with_the_plan(tmp_path: Path, capsys: pytest.C
 def test_a_model_that_the_keys_cannot_say_is_refused_with_the_reasons(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every second layer of Llama 4 Maverick has no experts: the keys would make 778 B of its 401 B parameters."""
+    """Every second layer of Llama 4 Maverick has no experts: the keys would make 784 B of its 401 B parameters."""
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["meta-llama/Llama-4-Maverick-17B-128E"]))
     assert main(["plan", f"model=hf:{tmp_path}", "cluster=dgx_a100_80g", "cluster.num_nodes=64"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "would be of another model" in err
-    assert "24 of its 48 layers without experts" in err and "the keys make 778.21B" in err
+    assert "24 of its 48 layers without experts" in err and "the keys make 784.25B" in err
     assert not read_hf(PUBLISHED["deepseek-ai/DeepSeek-V3"], name="x").is_another
 
 

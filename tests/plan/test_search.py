@@ -55,6 +55,18 @@ SMALL_JOBS = {
     "no NVLink": job(on=cluster(domains=(1, 1, 1, 1)), of=TINY, global_batch=8),
     "odd node": job(on=cluster(domains=(6,)), of=TINY, global_batch=6),
     "experts": job(on=cluster(domains=(4,)), of=replace(TINY, num_experts=4, experts_per_token=2), global_batch=4),
+    "shared experts": job(
+        on=cluster(domains=(4,)),
+        of=replace(
+            TINY,
+            num_experts=4,
+            experts_per_token=2,
+            shared_ffn_hidden=TINY.ffn_hidden,
+            dense_layers=1,
+            dense_ffn_hidden=8 * TINY.ffn_hidden,
+        ),
+        global_batch=4,
+    ),
     "rails": able(
         job(
             on=replace(cluster(nodes=2, domains=(4,), rails=4), oversubscription=8.0),
