@@ -34,7 +34,7 @@ def layer_activations(
     core = _core(job, shape, tokens)
     inputs = tokens if gathered else sharded
     whole = _rest(job, shape, tokens, sharded, inputs) + core
-    inside = max(model.ffn_hidden, model.shared_ffn_hidden, model.dense_ffn_hidden if model.dense_layers else 0)
+    inside = max(model.ffn_hidden, model.shared_ffn_hidden, model.dense_width)
     widest = max(inside * (2 if model.gated_mlp else 1), 3 * model.attention_hidden)
     gradients = max(2.0 * e * tokens * widest / shape.tp, _score_gradients(job, shape, tokens))
     kept = {
@@ -94,7 +94,7 @@ def _rest(job: Job, shape: LayerShape, tokens: int, sharded: float, inputs: floa
     qkv = queries + 2 * model.kv_hidden
     unrotated = model.positions == "rotary" and job.stack.joint_qkv and not job.stack.fused_rotary
     attention = e * tokens * (qkv + (queries + model.kv_hidden if unrotated else 0) + queries) / tp
-    width = max(model.visited_ffn_hidden, model.dense_ffn_hidden if model.dense_layers else 0)
+    width = max(model.visited_ffn_hidden, model.dense_width)
     mlp = e * tokens * width * _mlp_tensors(job) / tp
     return replicated + attention + mlp
 

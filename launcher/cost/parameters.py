@@ -57,7 +57,7 @@ def stage_parameters(model: Model, layers: int, dense_layers: int, *, tp: int, e
     if not dense_layers:
         return RankParameters(layers * one.dense, layers * one.experts)
     shared = _mlp_parameters(model, model.shared_ffn_hidden // tp) if model.shared_ffn_hidden else 0
-    more = _mlp_parameters(model, model.dense_ffn_hidden // tp) - shared - model.router_params
+    more = _mlp_parameters(model, model.dense_width // tp) - shared - model.router_params
     return RankParameters(layers * one.dense + dense_layers * more, (layers - dense_layers) * one.experts)
 
 

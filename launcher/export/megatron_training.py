@@ -47,7 +47,7 @@ def padded_vocab(plan: Plan) -> int:
 
 def dense_width(model: Model) -> int:
     """Width of the MLP of layers without experts."""
-    return model.dense_ffn_hidden if model.dense_layers else model.ffn_hidden
+    return model.dense_width or model.ffn_hidden
 
 
 def _expert_flags(model: Model) -> list[str]:

@@ -106,8 +106,8 @@ def _tensor_shape(job: Job, tp: int) -> Iterator[Problem]:
         yield Problem(
             "tp and the key-value heads do not divide", f"the {model.kv_heads} key-value heads of {model.name}"
         )
-    widths = {"ffn_hidden": model.ffn_hidden, "shared_ffn_hidden": model.shared_ffn_hidden}
-    for name, width in (widths | ({"dense_ffn_hidden": model.dense_ffn_hidden} if model.dense_layers else {})).items():
+    widths = (model.ffn_hidden, model.shared_ffn_hidden, model.dense_width)
+    for name, width in zip(("ffn_hidden", "shared_ffn_hidden", "dense_ffn_hidden"), widths, strict=True):
         if width % tp:
             yield Problem(f"tp does not divide {name}", f"{name}={width} of {model.name}")
 

@@ -58,11 +58,10 @@ class Model:
         meaning="first layers that have an MLP in place of experts; they are timed as the others",
     )
     dense_ffn_hidden: int = key(
-        AUTO,
+        0,
         unit="features",
-        minimum=1,
-        derived=True,
-        meaning="width inside the MLP of dense_layers; auto: that of all experts that a token visits",
+        minimum=0,
+        meaning="width inside the MLP of dense_layers; 0: that of all experts that a token visits",
     )
     rope_theta: float = key(
         10000.0, unit="1", minimum=1, meaning="base of the rotary angles", source="Su et al. 2021, section 3.4.3"
@@ -82,12 +81,8 @@ class Model:
             "bias": not llama,
         }
         for name, value in derived.items():
-            self._derive(name, value)
-        self._derive("dense_ffn_hidden", self.visited_ffn_hidden)
-
-    def _derive(self, name: str, value: object) -> None:
-        if getattr(self, name) == AUTO:
-            object.__setattr__(self, name, value)
+            if getattr(self, name) == AUTO:
+                object.__setattr__(self, name, value)
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Model:
@@ -119,7 +114,7 @@ class Model:
                 f"model.dense_layers={model.dense_layers} leaves no layer with experts: it must be below "
                 f"model.layers={model.layers}"
             )
-        if given.get("dense_ffn_hidden", AUTO) != AUTO and not model.dense_layers:
+        if model.dense_ffn_hidden and not model.dense_layers:
             found.append("model.dense_ffn_hidden is the width of model.dense_layers: set that, or take it out")
         if found:
             raise InputError(found)
@@ -131,6 +126,11 @@ class Model:
         return (
             self.ffn_hidden * self.experts_per_token + self.shared_ffn_hidden if self.num_experts else self.ffn_hidden
         )
+
+    @property
+    def dense_width(self) -> int:
+        """Width inside the MLP of the first `dense_layers`; 0 without such layers."""
+        return (self.dense_ffn_hidden or self.visited_ffn_hidden) if self.dense_layers else 0
 
     @property
     def attention_hidden(self) -> int:
@@ -177,7 +177,7 @@ class Model:
     @property
     def dense_layer_params(self) -> int:
         """Parameters of one of the first `dense_layers`."""
-        return self.attention_params + self._mlp_params(self.dense_ffn_hidden) + 2 * self.norm_params
+        return self.attention_params + self._mlp_params(self.dense_width) + 2 * self.norm_params
 
     @property
     def embedding_params(self) -> int:
@@ -201,7 +201,7 @@ class Model:
         every = self.layers * self.layer_forward_flops(tokens=tokens)
         if not self.dense_layers:
             return every
-        less = self._mlp_flops(tokens, self.visited_ffn_hidden) - self._mlp_flops(tokens, self.dense_ffn_hidden)
+        less = self._mlp_flops(tokens, self.visited_ffn_hidden) - self._mlp_flops(tokens, self.dense_width)
         return every - self.dense_layers * float(less + 2 * tokens * self.router_params)
 
     def _mlp_flops(self, tokens: int, width: int) -> int:
