@@ -14,6 +14,7 @@ until ip link show eth0 >/dev/null 2>&1; do sleep 0.02; done
 ip addr add "$3/24" dev eth0 && ip link set eth0 up || exit 1
 """
 WAIT_S = 10.0
+CONTROLLER = 253  # its index, behind all nodes'
 FULL = "full"  # in place of a rate
 
 
@@ -26,14 +27,15 @@ class Network:
 
     @property
     def controller(self) -> str:
-        return f"{self.subnet}.254"
+        return f"{self.subnet}.{CONTROLLER + 1}"
 
     def address(self, index: int) -> str:
         return f"{self.subnet}.{index + 1}"
 
     def start(self) -> None:
         self.stop()  # what a cluster that was killed left behind
-        ip("link", "add", self.bridge, "type", "bridge")
+        # Of its own: without one it has the least of its nodes', and another one after a node has died.
+        ip("link", "add", self.bridge, "address", hardware_address(CONTROLLER), "type", "bridge")
         ip("addr", "add", f"{self.controller}/24", "dev", self.bridge)
         ip("link", "set", self.bridge, "up")
 
@@ -51,7 +53,8 @@ class Network:
         deadline = time.monotonic() + WAIT_S
         while own_network(pid) == own_network(os.getpid()) and time.monotonic() < deadline:
             time.sleep(0.01)
-        ip("link", "add", self.link(index), "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+        peer = ["peer", "name", "eth0", "address", hardware_address(index), "netns", str(pid)]
+        ip("link", "add", self.link(index), "type", "veth", *peer)
         ip("link", "set", self.link(index), "master", self.bridge, "up")
 
     def link(self, index: int) -> str:
@@ -65,6 +68,11 @@ class Network:
                 run(*inside, "tc", "qdisc", "del", *root)
             else:
                 run(*inside, "tc", "qdisc", "replace", *root, "tbf", "rate", rate, "burst", "64kb", "latency", "400ms")
+
+
+def hardware_address(index: int) -> str:
+    """The same after a restart, as a machine's: the other nodes send to the one that they know for up to a minute."""
+    return f"02:00:00:00:00:{index + 1:02x}"
 
 
 def own_network(pid: int) -> str:

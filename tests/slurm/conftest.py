@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -117,6 +118,24 @@ class Slurm:
         said = self.run(str(TESTCLUSTER), "status", "--dir", str(self.folder), check=False).stdout.splitlines()
         gone = {line.split()[0] for line in said if line.endswith("not running")}
         return [node for node in NODES if f"node-{node}" in gone]
+
+    def inside(self, node: str) -> tuple[str, ...]:
+        """What starts a command in the network of a node."""
+        if not can_network():
+            pytest.skip("nodes have no network of their own here: that takes network namespaces and tc (iproute2)")
+        return ("nsenter", f"--net=/proc/{(self.folder / 'run' / f'node-{node}.pid').read_text()}/ns/net")
+
+    def links(self) -> list[str]:
+        """The hardware addresses of the bridge and of all nodes; other addresses of a link come and go."""
+        outside = self.run("ip", "-o", "link", "show", "type", "bridge").stdout
+        shown = [self.run(*self.inside(node), "ip", "-o", "link", "show", "eth0").stdout for node in NODES]
+        return [re.findall(r"link/ether (\S+)", text)[-1] for text in (outside, *shown)]
+
+    def address(self, node: str) -> tuple[str, int]:
+        """Where the slurmd of a node listens."""
+        record = self.run("scontrol", "show", "node", "-o", node).stdout
+        fields = dict(word.partition("=")[::2] for word in record.split())
+        return fields["NodeAddr"], int(fields["Port"])
 
     def nodes(self, *names: str) -> list[str]:
         """The states of these nodes, by default of all that tests use."""

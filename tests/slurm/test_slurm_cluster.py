@@ -203,12 +203,24 @@ def test_a_dead_node_brings_the_job_back_on_the_nodes_that_are_left(slurm: Slurm
     assert plan["training"]["global_batch"] == 12
 
 
+def test_a_node_that_comes_back_is_reached_at_once_by_those_that_knew_it(slurm: Slurm) -> None:
+    """As a machine that keeps its hardware address: the others send to the one that they know for up to a minute."""
+    ask = f"import socket; socket.create_connection({slurm.address('node2')}, timeout=5)"
+    argv, before = (*slurm.inside("node1"), sys.executable, "-c", ask), slurm.links()
+    slurm.run(*argv)
+    slurm.kill_node("node2")
+    slurm.clear()
+    assert slurm.links() == before  # the bridge has its own, too, whatever node is gone
+    slurm.run(*argv)
+
+
 def test_spares_take_the_place_of_a_slow_node_and_of_a_dead_one(slurm: Slurm) -> None:
     run, slow, end = slurm.runs / "spares", "node9", slurm.runs / "end"
     words = ["launch.spares=2", "launch.check_bandwidth=true", "launch.bandwidth_threshold=0.2"]
     with slurm.slowed(slow, "5mbit"):
         job_id = slurm.submit_steps(run, *words, nodes=2, args=["5000", "checkpoint-every=5", f"until={end}"])
         wait_for(run / "steps.jsonl", '"step": 6')
+    assert [event["bad"] for event in events(run, "slurm_preflight")] == [[]], slurm.logs()
     [measured] = events(run, "slurm_bandwidth")
     assert (measured["bad"], float(str(measured["seconds"])) < 60) == ([slow], True)
     hosts = json.loads(RunFolder(run).present_plan.read_text())["hosts"]
