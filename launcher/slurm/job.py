@@ -146,16 +146,24 @@ class Driver:
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
         """Return the plan on good nodes, and the remaining hosts: bad ones are excluded if there are enough others."""
         plan, chosen = self._place(planned, hosts)
-        findings = self._bad_nodes(plan, chosen, steps)
+        for inspect in (self._check, self._measure):  # a node that does not answer would spoil the measurement
+            findings = inspect(plan, chosen, steps)
+            if hosts_to_exclude(findings):
+                hosts = self._without_bad(
+                    hosts, findings, fewest=self.settings.fewest_nodes(planned.placement.num_nodes)
+                )
+                plan, chosen = self._place(planned, hosts)
+        return plan, hosts
+
+    def _without_bad(self, hosts: tuple[str, ...], findings: Sequence[Finding], *, fewest: int) -> tuple[str, ...]:
+        """Return the good hosts. Raises JobFailed if they are fewer than the job needs."""
         bad = hosts_to_exclude(findings)
-        if not bad:
-            return plan, hosts
         left = tuple(host for host in hosts if host not in bad)
-        if len(left) < self.settings.fewest_nodes(planned.placement.num_nodes):
+        if len(left) < fewest:
             silent = {f.host: f.message for f in findings if f.host in bad and f.check == ANSWER}
             raise NodesCannotStart(_excluded(bad), silent) if set(silent) == set(bad) else JobFailed(_excluded(bad))
         notify(f"going on without {', '.join(bad)}: {len(left)} nodes are left")
-        return self._place(planned, left)[0], left
+        return left
 
     def _place(self, planned: Plan, hosts: Sequence[str]) -> tuple[Plan, tuple[str, ...]]:
         """Return the plan with its hosts, written for every rank to check itself against, and all candidate hosts."""
@@ -172,15 +180,17 @@ class Driver:
         self._note(ledger.PLACED, hosts=placed.hosts, layout=placed.layout.brief(), seconds=time.monotonic() - began)
         return placed, assignment.hosts
 
-    def _bad_nodes(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> list[Finding]:
-        """Return findings with the nodes to exclude: by their checks, then by their speed."""
-        found: list[Finding] = []
-        if self.settings.preflight:
-            found = self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
-        # Spares were measured at the start, and a node that is bad already would spoil the measurement.
-        if not hosts_to_exclude(found) and not steps.attempt and nodecheck.wants_bandwidth(plan, self.settings):
-            found = self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
-        return found
+    def _check(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> list[Finding]:
+        """Return the findings of launch.preflight."""
+        if not self.settings.preflight:
+            return []
+        return self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
+
+    def _measure(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> list[Finding]:
+        """Return the findings of launch.check_bandwidth; spares were measured at the start."""
+        if steps.attempt or not nodecheck.wants_bandwidth(plan, self.settings):
+            return []
+        return self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
 
     def _judge(self, event: str, check: Callable[[], list[Finding]]) -> list[Finding]:
         """Return what a check found; time it, print its problems, and record it."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from plans import plan
 
 from launcher.agent.launch import Launch
 from launcher.agent.settings import LaunchSettings
+from launcher.preflight.findings import Finding, Level
 from launcher.run import ledger
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.owner import claim, mark_cancelled, read_owner, this_process
 from launcher.slurm import job as jobs
+from launcher.slurm import nodecheck
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.command import Answer
 from launcher.slurm.job import Driver
@@ -61,6 +64,34 @@ def ended(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
         return calls
 
     return end
+
+
+@pytest.mark.parametrize(
+    ("dead", "slow", "measured", "left"),
+    [
+        ((), (), 4, ("n1", "n2", "n3", "n4")),
+        (("n2",), (), 3, ("n1", "n3", "n4")),
+        ((), ("n3",), 4, ("n1", "n2", "n4")),
+        (("n2",), ("n3",), 3, ("n1", "n4")),
+    ],
+)
+def test_the_nodes_that_answer_are_measured_without_those_that_do_not(
+    dead: tuple[str, ...], slow: tuple[str, ...], measured: int, left: tuple[str, ...],
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    seen: list[Sequence[str]] = []
+
+    def finds(check: str, bad: Sequence[str]) -> Callable[..., list[Finding]]:
+        return lambda _, __, hosts: seen.append(hosts) or [Finding(Level.PROBLEM, check, "no", host) for host in bad]
+
+    monkeypatch.setattr(nodecheck, "look_at", finds("answer", dead))
+    monkeypatch.setattr(nodecheck, "measure", finds("bandwidth", slow))
+    settings = SlurmSettings.from_config({"spares": 2, "check_bandwidth": True})
+    launch, hosts = Launch(settings=LaunchSettings(), work_dir=folder.path), ("n1", "n2", "n3", "n4")
+    driver = Driver(folder, settings, Allocation("17", hosts, 0), launch, {}, this_process(job_id="17"))
+    ready, good = driver._ready(plan(nodes=2, dp=1), hosts, driver._steps(0))
+    assert (good, [len(asked) for asked in seen]) == (left, [4, measured])
+    assert set(ready.hosts) <= set(left) and len(ready.hosts) == 2
 
 
 def cancel(folder: RunFolder) -> None:
