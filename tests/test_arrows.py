@@ -260,3 +260,10 @@ def test_a_run_imports_little_before_it_asks_the_warm_server(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout == "\n", done.stdout + done.stderr
+
+
+def test_any_selection_of_test_folders_can_be_collected() -> None:
+    """Modules of tests are imported by their names alone: each name is there once, and no conftest.py is imported."""
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert {name: n for name, n in Counter(path.stem for path in files).items() if n > 1} == {}
+    assert [path for path in files if "conftest" in imports(path)] == []

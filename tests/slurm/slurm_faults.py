@@ -29,8 +29,8 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parents[1]
 sys.path += [str(TESTS), str(TESTS / "faults"), str(TESTS / "launch")]
 
-from conftest import NEWER, SIDE, Slurm, one_cluster  # noqa: E402
 from seeded import MARK, Fault, Marked, Summary, drawn, resumed_after, steps_done  # noqa: E402
+from slurm_lab import NEWER, SIDE, Slurm, one_cluster  # noqa: E402
 
 from launcher import process  # noqa: E402
 from launcher.files import read_lines  # noqa: E402

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SIDE, SMALL, STEPPER, Slurm, losses, steps, wait_for
+from slurm_lab import SIDE, SMALL, STEPPER, Slurm, losses, steps, wait_for
 
 from launcher.run.folder import RunFolder
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import (
+from slurm_lab import (
     ACCOUNTING,
     NEWER,
     NODES,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import preloaded
 import pytest
-from conftest import PATH, Slurm
+from slurm_lab import PATH, Slurm
 from sshd_settings import login_node
 
 from launcher.run.folder import RunFolder

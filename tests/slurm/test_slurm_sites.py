@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from conftest import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for, wait_until
+from slurm_lab import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for, wait_until
 
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.run.folder import RunFolder
