@@ -18,9 +18,10 @@ from launcher.export.targets import target
 from launcher.layout import Layout
 from launcher.layout.legality import problems
 from launcher.layout.resolve import plain_layout
-from launcher.planner import Plan, read_plan, write_plan
+from launcher.planner import Plan, write_plan
 from launcher.planner.build import limits, make_plan
 from launcher.planner.compare import Case, Comparison, compare
+from launcher.planner.given import read_checked
 from launcher.planner.record import PROGRAM_KEYS
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
@@ -139,7 +140,7 @@ class JobPlan(Plan):
     @classmethod
     def load(cls, file: str | Path) -> JobPlan:
         """Read a plan from its file or its run folder; raises InputError if there is none, or none of this version."""
-        return cls.of(read_plan(plan_file(Path(file))))
+        return cls.of(read_checked(plan_file(Path(file))))
 
     def save(self, file: str | Path) -> None:
         """Write the plan for `plan=FILE` of the commands; raises OSError if that is not possible."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.errors import InputError
 from launcher.schema import key
 
 OPERATIONS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
@@ -157,18 +156,14 @@ class Measurements:
     )  # fmt: skip
     engine: EngineSeconds = key(meaning="our torch engine on CPU ranks")
 
-    @classmethod
-    def from_keys(cls, given: dict[str, Any]) -> Measurements:
-        """Rates of checkpoints are by number of writers, as n8."""
-        wrong = [
+    def problems(self) -> list[str]:
+        """Return names in rates of checkpoints that are no number of writers, as n8."""
+        return [
             f"cluster.measured.{name}_gbytes_per_s has {writers}: name the number of writers as n8"
             for name in ("checkpoint_write", "checkpoint_read")
-            for writers in given.get(name, ())
+            for writers in getattr(self, name)
             if not re.fullmatch(r"n[1-9]\d{0,6}", writers)
         ]
-        if wrong:
-            raise InputError(wrong)
-        return cls(**given)
 
     def __bool__(self) -> bool:
         """Whether anything was measured."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, ClassVar
@@ -222,6 +222,16 @@ class Node:
         check_nics(given["nic_of_gpu"], given["nic_names"], num_nics=given["num_nics"])
         return cls(**given)
 
+    def problems(self) -> list[str]:
+        """Return the broken rules between keys: of the lists with an entry for each GPU or NIC, and of NVLinks."""
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        try:
+            made = Node.from_keys({**kept, "domain_size": 1})
+        except InputError as error:
+            return list(error.problems)
+        cut = [name for name, value in kept.items() if getattr(made, name) != value]
+        return [f"cluster.node.{name} is about GPUs that the node lacks" for name in cut]
+
     @property
     def is_mig(self) -> bool:
         return self.gpu.mig_profile is not None
@@ -304,34 +314,40 @@ class Cluster:
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Cluster:
-        """Several nodes need a network; every rail has the same number of a node's NICs."""
+        """Without a number of rails each NIC is one."""
         num_nics = given["node"].num_nics
         given["rails"] = max(1, num_nics) if given["rails"] == AUTO else given["rails"]
-        cluster = cls(**given)
-        if cluster.rails > 1 and (not num_nics or num_nics % cluster.rails):
-            raise InputError(
-                f"cluster.rails={cluster.rails} does not divide the {num_nics} NICs of a node of {cluster.name}: each "
+        return cls(**given)
+
+    def problems(self) -> list[str]:
+        """Return the broken rules between keys: several nodes need a network, and every rail has the same number of a
+        node's NICs.
+        """
+        found, num_nics = [], self.node.num_nics
+        if self.rails > 1 and (not num_nics or num_nics % self.rails):
+            found.append(
+                f"cluster.rails={self.rails} does not divide the {num_nics} NICs of a node of {self.name}: each "
                 "rail takes as many of them; choose a divisor, auto for one rail to each NIC, or 1 where a node is on "
                 "one leaf switch"
             )
-        cluster._check_tiers()
-        if cluster.num_nodes > 1 and not (cluster.node.num_nics and cluster.node.nic_gbps):
-            raise InputError(
-                f"cluster.num_nodes={cluster.num_nodes} needs a network between the nodes, and {cluster.name} has "
+        found += self._uncontained()
+        if self.num_nodes > 1 and not (num_nics and self.node.nic_gbps):
+            found.append(
+                f"cluster.num_nodes={self.num_nodes} needs a network between the nodes, and {self.name} has "
                 "none: set cluster.node.num_nics and cluster.node.nic_gbps"
             )
-        return cluster
+        return found
 
-    def _check_tiers(self) -> None:
-        """Raise InputError where tiers do not contain each other."""
+    def _uncontained(self) -> Iterator[str]:
+        """Yield each way in which tiers do not contain each other."""
         node, pod = self.node, self.nodes_per_pod
         if self.nvlink_nodes > 1 and (node.nvlink != "nvswitch" or len(node.domains) > 1):
-            raise InputError(
+            yield (
                 f"cluster.nvlink_nodes={self.nvlink_nodes} joins nodes that are one NVSwitch domain each: set "
                 "cluster.node.nvlink=nvswitch and cluster.node.domain_size=auto, or nvlink_nodes=1"
             )
         if self.leaf_sizes and sum(self.leaf_sizes) < self.num_nodes:
-            raise InputError(
+            yield (
                 f"cluster.leaf_sizes={list(self.leaf_sizes)} holds {sum(self.leaf_sizes)} nodes, and there are "
                 f"{self.num_nodes}: name every leaf, or set it to null"
             )
@@ -339,7 +355,7 @@ class Cluster:
         split += ["leaves of unequal sizes"] if pod and self.leaf_sizes and pod not in self.leaf_ends else []
         split += [f"NVSwitch domains of {self.nvlink_nodes} nodes"] if pod % self.nvlink_nodes else []
         if split:
-            raise InputError(
+            yield (
                 f"cluster.nodes_per_pod={pod} splits {' and '.join(split)}: a pod has whole ones; choose a multiple, "
                 "or 0 for one pod"
             )

@@ -12,8 +12,9 @@ from launcher.config.compose import load
 from launcher.config.settings import Settings
 from launcher.console import notify, waiting
 from launcher.errors import InputError
-from launcher.planner import Plan, read_plan
+from launcher.planner import Plan
 from launcher.planner.build import make_plan
+from launcher.planner.given import read_checked
 from launcher.planner.launch_only import measuring_plan, program_plan
 from launcher.planner.options import OwnRecipeOptions
 from launcher.planner.record import RunOptions
@@ -55,7 +56,7 @@ def plan_to_run(settings: Settings, options: RunOptions, overrides: Sequence[str
 def plan_of(words: Sequence[str]) -> Plan:
     """Return the plan of a run folder if the first word names one, that of `plan=`, or the plan of these overrides."""
     if words and not OVERRIDE.match(words[0]):
-        return read_plan(plan_file(Path(words[0])))
+        return read_checked(plan_file(Path(words[0])))
     settings = checked_settings(words)
     if settings.options.plan is not None:
         return read_given(settings.options.plan, settings, words)

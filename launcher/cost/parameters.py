@@ -33,32 +33,26 @@ class RankParameters:
 
 def layer_parameters(model: Model, *, tp: int, ep: int) -> RankParameters:
     """One layer's parameters on one rank: matrices divided by tp, norms and output biases whole, experts by ep."""
-    kv_heads = -(-model.kv_heads // tp)
-    queries = model.attention_hidden // tp
-    qkv = queries + 2 * kv_heads * model.head_dim
-    attention = model.hidden * (qkv + queries) + ((qkv + model.hidden) if model.bias else 0)
-    norms = 2 * model.norm_params
-    mlp = _mlp_parameters(model, model.ffn_hidden // tp)
     if not model.num_experts:
-        return RankParameters(float(attention + mlp + norms))
-    shared = _mlp_parameters(model, model.shared_ffn_hidden // tp) if model.shared_ffn_hidden else 0
-    everywhere = float(attention + norms + model.router_params + shared)
-    return RankParameters(everywhere, float(mlp * (model.num_experts // ep)))
+        return RankParameters(float(_plain_layer(model, model.ffn_hidden, tp=tp)))
+    everywhere = _plain_layer(model, model.shared_ffn_hidden, tp=tp) + model.router_params
+    expert = model.mlp_parameters(model.ffn_hidden // tp)
+    return RankParameters(float(everywhere), float(expert * (model.num_experts // ep)))
 
 
-def _mlp_parameters(model: Model, width: int) -> int:
-    matrices = 3 if model.gated_mlp else 2
-    return matrices * model.hidden * width + (((matrices - 1) * width + model.hidden) if model.bias else 0)
+def _plain_layer(model: Model, ffn_hidden: int, *, tp: int) -> int:
+    """Attention, norms and one MLP of this width over tp."""
+    keys = -(-model.kv_heads // tp) * model.head_dim
+    attention = model.attention_parameters(model.attention_hidden // tp, keys)
+    return attention + 2 * model.norm_params + model.mlp_parameters(ffn_hidden // tp)
 
 
 def stage_parameters(model: Model, layers: int, dense_layers: int, *, tp: int, ep: int) -> RankParameters:
     """Parameters on one rank of `layers` layers, of which `dense_layers` have an MLP in place of experts."""
     one = layer_parameters(model, tp=tp, ep=ep)
-    if not dense_layers:
-        return RankParameters(layers * one.dense, layers * one.experts)
-    shared = _mlp_parameters(model, model.shared_ffn_hidden // tp) if model.shared_ffn_hidden else 0
-    more = _mlp_parameters(model, model.dense_width // tp) - shared - model.router_params
-    return RankParameters(layers * one.dense + dense_layers * more, (layers - dense_layers) * one.experts)
+    sparse = layers - dense_layers
+    dense = dense_layers * _plain_layer(model, model.dense_width, tp=tp) if dense_layers else 0
+    return RankParameters(sparse * one.dense + dense, sparse * one.experts)
 
 
 def layer_tensors(model: Model, *, joint_qkv: bool) -> int:

@@ -86,39 +86,40 @@ class Model:
 
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Model:
-        """Heads divide the width, and groups of heads the heads."""
-        model, found = cls(**given), []
+        """Heads divide the width, where it gives theirs."""
+        model = cls(**given)
         if given.get("head_dim", AUTO) == AUTO and model.hidden % model.heads:
-            found.append(
+            uneven = (
                 f"model.hidden={model.hidden} must divide by model.heads={model.heads}: change one of them, or set "
                 "model.head_dim"
             )
-        if model.positions == "rotary" and model.head_dim % 2:
-            found.append(f"model.head_dim={model.head_dim} must be even with rotary positions, which turn pairs")
-        if model.heads % model.kv_heads:
+            raise InputError([uneven, *model.problems()])
+        return model
+
+    def problems(self) -> list[str]:
+        """Return the broken rules between keys: of heads, and of experts."""
+        found = []
+        if self.positions == "rotary" and self.head_dim % 2:
+            found.append(f"model.head_dim={self.head_dim} must be even with rotary positions, which turn pairs")
+        if self.heads % self.kv_heads:
+            found.append(f"model.heads={self.heads} must divide by model.kv_heads={self.kv_heads}: change one of them")
+        if self.num_experts and not 1 <= self.experts_per_token <= self.num_experts:
             found.append(
-                f"model.heads={model.heads} must divide by model.kv_heads={model.kv_heads}: change one of them"
-            )
-        if model.num_experts and not 1 <= model.experts_per_token <= model.num_experts:
-            found.append(
-                f"model.experts_per_token={model.experts_per_token} must be between 1 and "
-                f"num_experts={model.num_experts}"
+                f"model.experts_per_token={self.experts_per_token} must be between 1 and num_experts={self.num_experts}"
             )
         found += [
-            f"model.{name}={given[name]} is about a mixture of experts: set model.num_experts, or take it out"
+            f"model.{name}={getattr(self, name)} is about a mixture of experts: set model.num_experts, or take it out"
             for name in ("shared_ffn_hidden", "dense_layers")
-            if given.get(name) and not model.num_experts
+            if getattr(self, name) and not self.num_experts
         ]
-        if model.num_experts and model.dense_layers >= model.layers:
+        if self.num_experts and self.dense_layers >= self.layers:
             found.append(
-                f"model.dense_layers={model.dense_layers} leaves no layer with experts: it must be below "
-                f"model.layers={model.layers}"
+                f"model.dense_layers={self.dense_layers} leaves no layer with experts: it must be below "
+                f"model.layers={self.layers}"
             )
-        if model.dense_ffn_hidden and not model.dense_layers:
+        if self.dense_ffn_hidden and not self.dense_layers:
             found.append("model.dense_ffn_hidden is the width of model.dense_layers: set that, or take it out")
-        if found:
-            raise InputError(found)
-        return model
+        return found
 
     @property
     def visited_ffn_hidden(self) -> int:
@@ -145,16 +146,22 @@ class Model:
     @property
     def attention_params(self) -> int:
         """Parameters of one layer's attention: query, key, value and output projections."""
-        width = self.attention_hidden
-        weights = self.hidden * (2 * width + 2 * self.kv_hidden)
-        return weights + (width + 2 * self.kv_hidden + self.hidden if self.bias else 0)
+        return self.attention_parameters(self.attention_hidden, self.kv_hidden)
+
+    def attention_parameters(self, queries: int, keys: int) -> int:
+        """Parameters of an attention with a query projection and a key projection of these widths."""
+        weights = self.hidden * (2 * queries + 2 * keys)
+        return weights + (queries + 2 * keys + self.hidden if self.bias else 0)
 
     @property
     def mlp_params(self) -> int:
         """Parameters of one MLP (of one expert, with experts)."""
-        return self._mlp_params(self.ffn_hidden)
+        return self.mlp_parameters(self.ffn_hidden)
 
-    def _mlp_params(self, width: int) -> int:
+    def mlp_parameters(self, width: int) -> int:
+        """Parameters of an MLP of this width inside; 0 where there is none."""
+        if not width:
+            return 0
         matrices = 3 if self.gated_mlp else 2
         return matrices * self.hidden * width + ((matrices - 1) * width + self.hidden if self.bias else 0)
 
@@ -170,14 +177,13 @@ class Model:
     @property
     def layer_params(self) -> int:
         """Parameters of one transformer layer with all its experts."""
-        shared = self._mlp_params(self.shared_ffn_hidden) if self.shared_ffn_hidden else 0
-        experts = self.mlp_params * max(1, self.num_experts) + shared
+        experts = self.mlp_params * max(1, self.num_experts) + self.mlp_parameters(self.shared_ffn_hidden)
         return self.attention_params + experts + self.router_params + 2 * self.norm_params
 
     @property
     def dense_layer_params(self) -> int:
         """Parameters of one of the first `dense_layers`."""
-        return self.attention_params + self._mlp_params(self.dense_width) + 2 * self.norm_params
+        return self.attention_params + self.mlp_parameters(self.dense_width) + 2 * self.norm_params
 
     @property
     def embedding_params(self) -> int:

@@ -60,10 +60,13 @@ class _Reader:
         if len(self.problems) > before:
             return _WRONG
         try:
-            return cls.from_keys(values) if hasattr(cls, "from_keys") else cls(**values)
+            made = cls.from_keys(values) if hasattr(cls, "from_keys") else cls(**values)
         except InputError as error:
             self.problems.extend(error.problems)
             return _WRONG
+        found = _between_keys(made)
+        self.problems.extend(found)
+        return _WRONG if found else made
 
     def entry(self, entry: Entry, cls: type, data: Mapping[str, Any], prefix: str) -> Any:
         """Return the field's value of one key; REQUIRED if only the dataclass can make its default."""
@@ -113,10 +116,19 @@ class _Reader:
         return _WRONG
 
 
-def broken(value: Any, prefix: str = "") -> list[str]:
-    """Return every rule that the keys of a made value break: of one that was read as plain data, not as keys."""
+def _between_keys(made: Any) -> list[str]:
+    """Return the broken rules between keys of a made value: its class states them as `problems`."""
+    found: list[str] = made.problems() if hasattr(made, "problems") else []
+    return found
+
+
+def broken(value: Any, prefix: str = "", *, keys: type | None = None) -> list[str]:
+    """Return every rule that the keys of a made value break: of one that was read as plain data, not as keys.
+
+    `keys`: the class that has the rules, where it is not the value's own.
+    """
     problems = []
-    made: Any = type(value)
+    made: Any = keys or type(value)
     for entry in entries(made):
         held, name, rule = getattr(value, entry.field, None), join(prefix, entry.name), entry.key
         if held is None or (isinstance(held, str) and held == AUTO) or rule.convert is not None:
@@ -125,7 +137,7 @@ def broken(value: Any, prefix: str = "") -> list[str]:
             problems += broken(held, name)
         elif _typed(entry.kind, rule, _as_given(held, rule.scale)) is _WRONG:
             problems.append(f"{name} = {_short(held)} {rule_text(entry)}")
-    return problems
+    return problems or _between_keys(value)
 
 
 def _as_given(held: Any, scale: float) -> Any:

@@ -111,15 +111,14 @@ class Container:
     python: str = key("python3", meaning="interpreter inside the image: this package and torch must be installed there")
     options: tuple[str, ...] = key((), meaning="further options of `apptainer exec`, or --container-… options of srun")
 
-    @classmethod
-    def from_keys(cls, given: dict[str, Any]) -> Container:
-        container = cls(**given)
-        if (container.runtime == "bare") != (container.image is None):
-            raise InputError(
-                f"launch.container.runtime={container.runtime} with image={container.image}: "
-                "apptainer and pyxis need an image, bare takes none"
-            )
-        return container
+    def problems(self) -> list[str]:
+        """Return the broken rules between keys: a runtime needs an image."""
+        if (self.runtime == "bare") == (self.image is None):
+            return []
+        return [
+            f"launch.container.runtime={self.runtime} with image={self.image}: "
+            "apptainer and pyxis need an image, bare takes none"
+        ]
 
 
 def _option(meaning: str, *, example: str | None = None, verbatim: bool = False) -> Any:
@@ -230,16 +229,16 @@ class SlurmSettings:
         None, unit="runs", minimum=1, meaning="maximum number of a sweep's runs at the same time; null: all"
     )
 
-    @classmethod
-    def from_keys(cls, given: dict[str, Any]) -> SlurmSettings:
-        settings = cls(**given)
-        if settings.gpu_clusters and settings.replan != "any":
-            raise InputError("launch.gpu_clusters names other GPUs to run on, which needs launch.replan=any")
-        if settings.gpu_clusters and settings.gpu_type:
-            raise InputError(
-                f"launch.gpu_type={settings.gpu_type} keeps the job from the GPUs of launch.gpu_clusters: drop one"
+    def problems(self) -> list[str]:
+        """Return the broken rules between keys: of other GPUs to run on."""
+        found = []
+        if self.gpu_clusters and self.replan != "any":
+            found.append("launch.gpu_clusters names other GPUs to run on, which needs launch.replan=any")
+        if self.gpu_clusters and self.gpu_type:
+            found.append(
+                f"launch.gpu_type={self.gpu_type} keeps the job from the GPUs of launch.gpu_clusters: drop one"
             )
-        return settings
+        return found
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SlurmSettings:

@@ -16,6 +16,7 @@ from launcher.errors import InputError
 from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.model import Model, Training
+from launcher.schema import read
 from launcher.stacks import stack_of
 
 SPARSE = Model(
@@ -87,4 +88,4 @@ def _traffic_s(found: Estimate) -> float:
 )
 def test_keys_of_experts_without_experts_are_refused(keys: dict[str, int], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        Model.from_keys({"name": "x", "hidden": 64, "layers": 4, "heads": 4, **keys})
+        read(Model, {"name": "x", "hidden": 64, "layers": 4, "heads": 4, **keys}, "model")

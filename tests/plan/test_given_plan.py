@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+import launcher
 from launcher.cli import main
 from launcher.commands.given_plan import read_given
 from launcher.config.compose import load
 from launcher.errors import InputError
+from launcher.planner.given import read_checked
 from launcher.planner.record import PLAN_VERSION, Plan, read_plan, write_plan
 from launcher.run.folder import RunFolder
 
@@ -37,6 +39,14 @@ def in_a_folder_of_its_own(tmp_path: Path) -> Iterator[None]:
     os.chdir(tmp_path)
     yield
     os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def saved_here(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of a plan of this machine."""
+    file = tmp_path_factory.mktemp("here") / "best.json"
+    assert main(["plan", *HERE, f"save={file}"]) == 0
+    return file.read_text()
 
 
 HERE = ["cluster=cpu", "cluster.node.num_gpus=2", "model=gpt_tiny", "train.global_batch=8", "layout.pp=2"]
@@ -70,6 +80,42 @@ def test_a_plan_that_was_edited_into_one_that_no_search_gives_is_refused(
         capsys.readouterr()
         assert main([*command, "plan=best.json"]) == 2
         assert f"best.json is not a plan of this launcher ({said}" in capsys.readouterr().err
+
+
+BETWEEN_KEYS: dict[str, tuple[dict[str, object], str]] = {
+    "model.heads": ({"heads": 3}, "model.heads=3 must divide by model.kv_heads=4: change one of them"),
+    "model.dense_layers": ({"dense_layers": 1}, "model.dense_layers=1 is about a mixture of experts"),
+    "model.head_dim": ({"head_dim": 31, "positions": "rotary"}, "model.head_dim=31 must be even with rotary positions"),
+    "cluster.num_nodes": ({"num_nodes": 2}, "cluster.num_nodes=2 needs a network between the nodes"),
+    "cluster.rails": ({"rails": 2}, "cluster.rails=2 does not divide the 0 NICs of a node of cpu"),
+    "cluster.nvlink_nodes": ({"nvlink_nodes": 2}, "cluster.nvlink_nodes=2 joins nodes that are one NVSwitch domain"),
+    "cluster.measured": ({"checkpoint_read": {"x8": 1e9}}, "cluster.measured.checkpoint_read_gbytes_per_s has x8"),
+    "cluster.node.domains": ({"domains": [[0, 1, 2]]}, "cluster.node.domains is about GPUs that the node lacks"),
+    "cluster.node.domains of too few": ({"domains": [[0]]}, "cluster.node.domains=[[0]] must name each of the 2 GPUs"),
+    "cluster.node.nvlinks": ({"nvlinks": [[0, 1], [1, 0]]}, "cluster.node.nvlink=none does not wire GPUs"),
+    "cluster.node.nic_of_gpu": ({"nic_of_gpu": [0, 1]}, "cluster.node.nic_of_gpu=[0, 1] names NIC 1"),
+    "stack.dp_messages": ({"dp_messages": "loud"}, "stack.dp_messages = 'loud' is not one of flat"),
+    "asked.memory_margin": ({"memory_margin": 2}, "layout.memory_margin = 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", BETWEEN_KEYS)
+def test_the_rules_between_keys_hold_for_a_plan_file_too(edit: str, saved_here: str, tmp_path: Path) -> None:
+    """Each of these is refused among overrides by its own message; a file was believed."""
+    *groups, _ = edit.split(" ")[0].split(".")
+    data, (changed, said) = json.loads(saved_here), BETWEEN_KEYS[edit]
+    inner = data
+    for group in (*groups, *(["measured"] if edit == "cluster.measured" else [])):
+        inner = inner[group]
+    inner.update(changed)
+    file = tmp_path / "edited.json"
+    file.write_text(json.dumps(data))
+    for read in (read_checked, launcher.Plan.load):
+        with pytest.raises(InputError) as caught:
+            read(file)
+        assert str(caught.value).startswith(f"{file} is not a plan of this launcher ({said}")
+    with pytest.raises(InputError):
+        read_given(str(file), load([f"plan={file}"]), [f"plan={file}"])
 
 
 @pytest.mark.parametrize(
