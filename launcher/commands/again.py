@@ -9,7 +9,7 @@ from launcher.commands.invocation import Invocation
 from launcher.commands.named import resolved
 from launcher.console import notify
 from launcher.errors import InputError
-from launcher.run.folder import RunFolder
+from launcher.run.folder import one_run
 from launcher.run.provenance import differences, read_provenance
 
 AGAIN = "again="
@@ -26,7 +26,7 @@ def repeated(invocation: Invocation) -> Invocation:
     if not given:
         return invocation
     name = resolved(given[-1].removeprefix(AGAIN))
-    folder = RunFolder(Path(name))
+    folder = one_run(Path(name))
     if not folder.provenance.is_file():
         raise InputError(f"again={name} is no folder of a run that can be repeated: it has no {folder.provenance.name}")
     noted = read_provenance(folder)

@@ -15,7 +15,7 @@ import tarfile
 from launcher.commands import submit
 from launcher.commands.guard import guarded
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import run_folder
+from launcher.commands.named import one_folder
 from launcher.commands.parcel import read_parcel
 from launcher.errors import InputError, LauncherError
 from launcher.files import user_path
@@ -46,7 +46,7 @@ def show_page(run: str) -> int:
     """Print the page of a run."""
     from launcher.report.html import run_page  # and with it what a submission does not need
 
-    sys.stdout.write(run_page(run_folder(run)))
+    sys.stdout.write(run_page(one_folder(run)))
     return 0
 
 

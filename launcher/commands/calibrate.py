@@ -27,7 +27,7 @@ from launcher.cost.fit import StepSample, fit_engine
 from launcher.errors import InputError
 from launcher.files import text_of, write_text
 from launcher.planner import read_plan
-from launcher.run.folder import RunFolder, plan_file
+from launcher.run.folder import RunFolder, one_run, plan_file
 from launcher.run.result import read_rates
 
 OWN = ("name", "operation", "dry_run", "force", "output")
@@ -86,7 +86,7 @@ def findings_of(named: Sequence[str | Path], cluster: Cluster, *, operation: str
     for name in named:
         path = Path(name)
         if path.is_dir():
-            folder = RunFolder(path)
+            folder = one_run(path)
             document = read_rates(folder.result)
             if document is None:
                 raise InputError(f"{path} has no measurements: give runs of the recipes collectives, gemm, memory, …")

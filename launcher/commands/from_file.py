@@ -24,6 +24,8 @@ from launcher.layout.legality import problems
 from launcher.layout.resolve import plain_layout
 from launcher.planner import Plan
 from launcher.planner.document import estimate_data, layout_data
+from launcher.planner.preference import handicap
+from launcher.planner.search import room_bytes
 from launcher.units import format_bytes, format_seconds
 
 FROM = "from="
@@ -39,11 +41,11 @@ def run(overrides: Sequence[str]) -> int:
     settings = checked_settings(_with(reading, words))
     yours = _estimated(settings, file)
     best = plan_for(checked_settings(_free(reading, words, yours)), tool)
-    flags = _flags(tool, yours, best)
+    flags, verdict = _flags(tool, yours, best), _verdict(yours, best)
     if settings.options.output == "json":
-        print(json.dumps(_document(file, reading, yours, best, flags)))
+        print(json.dumps(_document(file, reading, yours, best, flags, verdict)))
         return 0
-    _show(file, reading, yours, best, flags)
+    _show(file, reading, yours, best, flags, verdict)
     return 0
 
 
@@ -123,21 +125,39 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _faster(yours: Plan, best: Plan) -> str:
+def _verdict(yours: Plan, best: Plan) -> str:
+    """Say which is faster; where yours is, and the search leaves it out for its memory, say that."""
     old, new = yours.estimate["step_time_s"], best.estimate["step_time_s"]
     change = old / new - 1
     if not yours.estimate["fits"]:
         return "yours does not fit in memory by this estimate"
     if abs(change) < 0.005:
         return "yours is as fast"
-    return (
-        f"the best is {change:.1%} faster"
-        if change > 0
-        else f"yours is {-change:.1%} faster than the best that the tool can express"
-    )
+    if change > 0:
+        return f"the best is {change:.1%} faster"
+    faster = f"yours is {-change:.1%} faster"
+    asked, model = best.options.asked, CostModel(yours.job)
+    room, most = (room_bytes(asked, model, risk=risk) for risk in (asked.risk, 1.0))
+    used = yours.estimate["memory_bytes_per_gpu"]
+    if used > most:
+        return f"{faster}, but needs more memory than layout.max_memory_gib and layout.memory_margin allow"
+    if used > room >= best.estimate["memory_bytes_per_gpu"]:
+        chance = yours.estimate["fit_probability"]
+        return (
+            f"{faster}, but fits with a probability of {chance:.0%} only, and layout.risk={asked.risk:g} asks for "
+            f"{1 - asked.risk:.0%}"
+        )
+    if -change < _handicap(yours) - _handicap(best):
+        return f"{faster} by the estimate alone, which is too little for its little room or many moving parts"
+    return f"{faster} than the best that the tool can express"
 
 
-def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> dict[str, Any]:
+def _handicap(plan: Plan) -> float:
+    memory, usable = plan.estimate["memory_bytes_per_gpu"], plan.estimate["usable_memory_bytes"]
+    return handicap(plan.job, plan.layout, memory_bytes=memory, usable_bytes=usable)
+
+
+def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str], verdict: str) -> dict[str, Any]:
     plans = {
         name: {"layout": layout_data(plan.layout), **plan.estimate} for name, plan in (("yours", yours), ("best", best))
     }
@@ -148,17 +168,17 @@ def _document(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list
         "unread": reading.unread,
         **plans,
         "difference": _difference(yours.layout, best.layout),
-        "verdict": _faster(yours, best),
+        "verdict": verdict,
         "flags": flags,
     }
 
 
-def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str]) -> None:
+def _show(file: Path, reading: Reading, yours: Plan, best: Plan, flags: list[str], verdict: str) -> None:
     lines = [f"{file} was read as a file of {target(reading.target).tool}: {' '.join(reading.overrides())}"]
     lines += [f"not read: {line}" for line in reading.unread]
     lines += ["", f"yours  {_summary(yours)}", f"best   {_summary(best)}", ""]
     changes = ", ".join(_difference(yours.layout, best.layout))
-    lines.append(f"{_faster(yours, best)}: {changes}" if changes else "yours is the best that was found")
+    lines.append(f"{verdict}: {changes}" if changes else "yours is the best that was found")
     if changes and flags:
         lines += ["", f"in {target(reading.target).tool}'s words:", *flags]
     show(*lines)

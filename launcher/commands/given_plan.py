@@ -22,7 +22,7 @@ from launcher.planner.given import check_given
 from launcher.planner.options import TrainOptions
 from launcher.planner.record import RECIPE, Plan, RunOptions, read_plan
 from launcher.run.checkpoints import check_identity, folder_name, newest_good, read_manifest
-from launcher.run.folder import RunFolder
+from launcher.run.folder import RunFolder, one_run
 from launcher.schema import AUTO, to_plain, walk
 from launcher.units import GIB, MIB
 
@@ -40,7 +40,7 @@ def read_given(name: str, settings: Settings, overrides: Sequence[str]) -> Plan:
     Raises InputError with every override that contradicts it.
     """
     path = user_path(name)
-    plan = planned(RunFolder(path)) if path.is_dir() else read_plan(path)
+    plan = planned(one_run(path)) if path.is_dir() else read_plan(path)
     check_given(plan, name)
     words = [word for word in overrides if _is_of_the_plan(word)]
     problems = [problem for word in words for problem in _contradictions(word, plan, settings, overrides)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from launcher import process
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import named_run, options, run_folder, says_json, submitted
+from launcher.commands.named import named_run, one_folder, options, says_json, submitted
 from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.folder import RunFolder
@@ -42,7 +42,7 @@ def run(invocation: Invocation) -> int:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         return 0
-    folder = run_folder(name)
+    folder = one_folder(name)
     while follow == "true" and not folder.rank_logs() and not _ended(folder):
         time.sleep(runs.FOLLOW_POLL_S)  # its ranks are about to start
     for line in runs.read_logs(
@@ -62,7 +62,7 @@ def _lines(name: str, rank: int | None) -> Iterator[str]:
         pieces = life.read_log(life.SubmittedRun.find(name), rank=rank, following=False)
         yield from b"".join(pieces).decode(errors="replace").splitlines()
     else:
-        yield from runs.read_logs(runs.rank_logs(run_folder(name), rank=rank), follow=False)
+        yield from runs.read_logs(runs.rank_logs(one_folder(name), rank=rank), follow=False)
 
 
 def _ended(folder: RunFolder) -> bool:

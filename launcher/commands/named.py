@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.agent.launch import is_submitted
 from launcher.errors import InputError
-from launcher.run.folder import RunFolder
+from launcher.run.folder import RunFolder, one_run
 from launcher.run.listing import LAST, newest_run
 from launcher.run.owner import read_owner
 
@@ -38,8 +38,13 @@ def on_login_node(words: Sequence[str]) -> RunFolder | None:
     return folder if folder.login.is_file() else None
 
 
+def one_folder(name: str) -> RunFolder:
+    """Return the folder of one run on this machine; raises InputError if there is none, or it is a sweep's."""
+    return one_run(run_folder(name).path)
+
+
 def run_folder(name: str) -> RunFolder:
-    """Return the folder of a run on this machine; raises InputError if there is none."""
+    """Return the folder of a run, or of a sweep, on this machine; raises InputError if there is none."""
     path = Path(name)
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: give a run folder that `launcher run` or `launcher submit` made")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.commands.common import SEARCHING, plan_of
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import OVERRIDE, named_run, options, resolved, run_folder, says_json
+from launcher.commands.named import OVERRIDE, named_run, one_folder, options, resolved, says_json
 from launcher.console import waiting
 from launcher.errors import InputError
 from launcher.files import write_text, written_as
@@ -30,7 +30,7 @@ def run(invocation: Invocation) -> int:
     else:
         name, rest = named_run(words, command="report")
         with waiting(SEARCHING):
-            path, text = _of_run(run_folder(name), options(rest, allowed=["file", "trace", "output"]))
+            path, text = _of_run(one_folder(name), options(rest, allowed=["file", "trace", "output"]))
     as_json = says_json(dict(word.split("=", 1) for word in words if word.startswith("output=")))
     with written_as(path, "file=FILE or trace=FILE"):
         write_text(path, text)

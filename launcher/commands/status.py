@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from launcher.commands.invocation import Invocation
 from launcher.commands.named import named_run, options, run_folder, says_json, submitted
 from launcher.console import show
+from launcher.errors import InputError
 from launcher.run import status as runs
 from launcher.run.checkpoints import newest_good
-from launcher.run.folder import SweepFolder
+from launcher.run.folder import RunFolder, SweepFolder
 from launcher.run.progress import progress
 
 
@@ -23,15 +25,33 @@ def run(invocation: Invocation) -> int:
         return _of_job(name, as_json=as_json)
     folder = run_folder(name)
     found, reached, saved = runs.status(folder), progress(folder), newest_good(folder.checkpoints)
+    rows, table = _of_sweep(folder, found) if SweepFolder(folder.path).members.is_file() else ([], "")
     if as_json:
         nodes = [
             {"node": n.node, "host": n.host, "pid": n.pid, "state": n.verdict, "starts": n.starts} for n in found.nodes
         ]
         checkpoint = {"checkpoint_step": saved.step, "checkpoint": str(saved)}
-        print(json.dumps({"state": found.state, "nodes": nodes, **asdict(reached), **checkpoint}))
+        document = {"state": found.state, "nodes": nodes, **asdict(reached), **checkpoint}
+        print(json.dumps(document | ({"runs": rows} if rows else {})))
     else:
-        show(*runs.describe(found, phases=runs.phases(folder), progress=reached, checkpoint=saved))
+        lines = runs.describe(found, phases=runs.phases(folder), progress=reached, checkpoint=saved)
+        show(*lines, *([table] if rows else []))
     return int(found.state in ("failed", runs.LOST))
+
+
+def _of_sweep(folder: RunFolder, found: runs.RunStatus) -> tuple[list[dict[str, Any]], str]:
+    """Return a row for each run of a sweep here, and their table."""
+    from launcher.commands.sweep_here import rows_here  # and with it the planner, which one run does not need
+    from launcher.slurm.sweep import table
+
+    sweep, rows = SweepFolder(folder.path), []
+    for number, row in enumerate(rows_here(sweep)):
+        try:
+            state = runs.status(sweep.run(number)).state
+        except InputError:  # it has not begun
+            state = "never started" if found.has_ended else "waiting"
+        rows.append({**row, "state": state})
+    return rows, table(rows)
 
 
 def _of_job(name: str, *, as_json: bool) -> int:

@@ -133,7 +133,7 @@ class Queue:
                 self._look()
         finally:
             self._stop()
-        return [self._row(number, row) for number, row in enumerate(results(self.folder.path))]
+        return [self._row(number, row) for number, row in enumerate(rows_here(self.folder))]
 
     def _start(self) -> None:
         while self.waiting:
@@ -180,9 +180,13 @@ class Queue:
     def _row(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         code, one, seconds = self.ended[number]
         state = "done" if code == 0 else f"failed ({code})"
-        file = self.folder.run(number).plan
-        layout = read_plan(file).layout.brief() if file.is_file() else None
-        return {**row, "state": state, "layout": layout, "on": str(one.share), "seconds": seconds}
+        return {**row, "state": state, "on": str(one.share), "seconds": seconds}
+
+
+def rows_here(folder: SweepFolder) -> list[dict[str, Any]]:
+    """What the folder of a sweep on this machine says of each run: its words, its layout, how far it is."""
+    plans = [(row, folder.run(number).plan) for number, row in enumerate(results(folder.path))]
+    return [{**row, "layout": read_plan(file).layout.brief() if file.is_file() else None} for row, file in plans]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

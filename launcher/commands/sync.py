@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher import env
 from launcher.commands.invocation import Invocation
-from launcher.commands.named import named_run, options, run_folder, says_json
+from launcher.commands.named import named_run, one_folder, options, says_json
 from launcher.console import notify, say
 from launcher.errors import InputError
 from launcher.run.folder import RunFolder
@@ -32,7 +32,7 @@ def run(invocation: Invocation) -> int:
     as_json, dry_run = says_json(wanted), wanted.get("dry_run", "false")
     if dry_run not in ("true", "false"):
         raise InputError(f"dry_run={dry_run} must be true or false")
-    folder = run_folder(name)
+    folder = one_folder(name)
     with env.overridden({**noted_variables(folder), **({"WANDB_MODE": "offline"} if is_unwritten(folder) else {})}):
         writes = _write(folder, dry_run=dry_run == "true") if is_unwritten(folder) else []
         newest, *older = _to_come(folder) if writes and dry_run == "true" else _found(folder.path)

@@ -241,8 +241,21 @@ class SweepFolder:
 
 
 def plan_file(path: Path) -> Path:
-    """Return the plan file that a user named: a file, or the one in force in a folder."""
-    return RunFolder(path).present_plan if path.is_dir() else path
+    """Return the plan file that a user named: a file, or the one in force in a folder.
+
+    Raises InputError for the folder of a sweep.
+    """
+    return one_run(path).present_plan if path.is_dir() else path
+
+
+def one_run(path: Path) -> RunFolder:
+    """Return a run folder that a user named; raises InputError for that of a sweep, which has no plan and no steps."""
+    if SweepFolder(path).members.is_file():
+        raise InputError(
+            f"{path} is the folder of a sweep, not of one run: name a run in it, as {path / '0'}; "
+            f"`launcher status {path}` lists them"
+        )
+    return RunFolder(path)
 
 
 def in_utc(seconds: float | None = None) -> str:

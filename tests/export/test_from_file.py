@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -328,6 +329,32 @@ def test_yours_and_the_best_are_shown_with_the_difference_in_the_tools_words(
     assert "yours  tp4 pp2 dp2 mb2 v4 zero1 sp:" in out
     assert "% faster" in out and "tp 4 → " in out
     assert "---tensor-model-parallel-size 4" in out and "+--tensor-model-parallel-size" in out
+
+
+SMALL = (
+    "torchrun --nproc_per_node 8 pretrain_gpt.py --tensor-model-parallel-size 1 --num-layers 38 --hidden-size 2048 "
+    "--num-attention-heads 16 --seq-length 2048 --max-position-embeddings 2048 --micro-batch-size 4 "
+    "--global-batch-size 512 --bf16 --use-flash-attn --use-distributed-optimizer"
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        (
+            "layout.risk=0.05",
+            r"^yours is 0\.9% faster, but fits with a probability of \d\d% only, and layout.risk=0.05 ",
+        ),
+        ("layout.risk=1", r"^yours is the best that was found$"),
+        ("layout.max_memory_gib=30", r"^yours is 0\.9% faster, but needs more memory than layout.max_memory_gib and "),
+    ],
+)
+def test_a_faster_layout_that_the_search_leaves_out_for_its_memory_is_called_so(
+    word: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text(SMALL)
+    assert main(["plan", f"from={tmp_path / 'run.sh'}", "cluster=dgx_a100_40g", word]) == 0
+    assert re.search(said, capsys.readouterr().out, re.MULTILINE)
 
 
 def test_software_that_the_user_names_has_its_own_habits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

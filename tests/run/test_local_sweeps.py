@@ -12,12 +12,14 @@ from typing import Any
 import preloaded
 import pytest
 
+from launcher.cli import main
 from launcher.cluster.commands import Output
 from launcher.cluster.readers_smi import read_list
 from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.local.slots import CORES, GPUS, Need, Pool, devices, need_of, pool_of
 from launcher.planner.build import make_plan
+from launcher.slurm.sweep import SweepMember, write_sweep
 
 JOB = str(Path(__file__).with_name("sweep_job.py"))
 TWO_SLICES = """\
@@ -78,7 +80,7 @@ def test_four_small_jobs_run_two_at_a_time_on_two_slices(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_jobs_on_cpu_ranks_have_cores_of_their_own(tmp_path: Path) -> None:
+def test_jobs_on_cpu_ranks_have_cores_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     notes = tmp_path / "notes"
     notes.mkdir()
     sweep = ["train.seed=1,2,3", "run_dir=sweep", "cluster=cpu", "cluster.node.num_gpus=1", "layout.tp=1"]
@@ -90,6 +92,36 @@ def test_jobs_on_cpu_ranks_have_cores_of_their_own(tmp_path: Path) -> None:
     for core in {where for where, *_ in jobs}:
         assert not overlaps([job for job in jobs if job[0] == core])
     assert len(done.stdout.splitlines()) == 4
+
+    folder = tmp_path / "sweep"
+    capsys.readouterr()
+    assert main(["status", str(folder)]) == 1
+    header, *rows = capsys.readouterr().out.splitlines()[-4:]
+    assert header.split()[:3] == ["run", "state", "layout"]
+    assert [row.split()[1] for row in rows] == ["done", "failed", "done"]
+    assert main(["status", str(folder), "output=json"]) == 1
+    assert [row["overrides"] for row in json.loads(capsys.readouterr().out)["runs"]] == [
+        f"train.seed={i}" for i in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["report S", "report S S", "compare S S/0", "plan plan=S", "run plan=S", "show plan=S", "export S to=torchrun",
+     "export plan=S to=torchrun", "report plan=S", "logs S", "sync S", "run again=S", "calibrate S cluster=cpu"],
+)  # fmt: skip
+def test_the_folder_of_a_sweep_is_no_run_and_its_runs_are_named(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = load(["cluster=cpu"])
+    plan = make_plan(settings.job, settings.request, settings.run_options)
+    folder = tmp_path / "s"
+    folder.mkdir()
+    write_sweep(folder, [SweepMember(("train.seed=1",), plan)])
+    assert main([word.replace("S", str(folder)) for word in words.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} is the folder of a sweep, not of one run: name a run in it, as {folder}/0" in said
+    assert [file.name for file in folder.iterdir()] == ["sweep.json"]
 
 
 def test_a_job_that_no_plan_fits_stops_the_sweep_before_any_starts(tmp_path: Path) -> None:
