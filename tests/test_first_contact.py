@@ -29,6 +29,8 @@ TYPED = {
     "submit nodes=8": "submit launch.nnodes=8",
     "plan nodes=8 gpus=4": "plan cluster.num_nodes=8 cluster.node.num_gpus=4",
     "plan train.seq_len=2048": "plan model.seq_len=2048",
+    "plan plan.risk=0.1 max_memory=40": "plan layout.risk=0.1 layout.max_memory_gib=40",
+    "run script=x.py max_memory=40": "run script=x.py -- max_memory=40",
     "plan train.precision=bf16": "plan train.dtype=bf16",
     "run lr=1e-3 batch_size=64": "run train.lr=1e-3 train.global_batch=64",
     "run python -u train.py --lr 3": "run script=train.py -- --lr 3",

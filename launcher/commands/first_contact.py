@@ -65,12 +65,15 @@ SYNONYMS = {
     "zero": "layout.zero_stage", "tensor_parallel": "layout.tp", "pipeline_parallel": "layout.pp",
     "data_parallel": "layout.dp", "context_parallel": "layout.cp",
     "train.seq_len": "model.seq_len", "train.sequence_length": "model.seq_len", "train.precision": "train.dtype",
+    "layout.max_memory": "layout.max_memory_gib", "plan.max_memory": "layout.max_memory_gib",
+    "plan.risk": "layout.risk", "plan.memory_margin": "layout.memory_margin",
     "train.batch_size": "train.global_batch", "train.micro_batch": "layout.micro_batch",
 }  # fmt: skip
 # These count as ours only if the user's program cannot have an argument of that name.
 WITHOUT_PROGRAM = {
     "seq_len": "model.seq_len", "sequence_length": "model.seq_len", "precision": "train.dtype", "dtype": "train.dtype",
     "batch_size": "train.global_batch", "global_batch": "train.global_batch", "steps": "train.steps",
+    "max_memory": "layout.max_memory_gib", "memory_margin": "layout.memory_margin", "risk": "layout.risk",
     "max_steps": "train.steps", "lr": "train.lr", "engine": "train.engine",
 }  # fmt: skip
 IN_A_PLAN = {"launch.nnodes": "cluster.num_nodes", "launch.nproc_per_node": "cluster.node.num_gpus"}

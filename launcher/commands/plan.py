@@ -23,7 +23,7 @@ from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.files import user_path, written_as
 from launcher.planner import Plan, compare, document, mix, write_plan
-from launcher.planner.batches import better_batches, unchosen_batch, usual_batch
+from launcher.planner.batches import better_batches, chosen_batch, unchosen_batch, with_usual_batch
 from launcher.planner.build import limits, notes
 from launcher.planner.compare import Case
 from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
@@ -51,7 +51,7 @@ def run(invocation: Invocation) -> int:
             return _largest([(case[0].label, settings) for settings, case in cases])
         if cases[0][0].options.days is not None:
             return _in_time([(case[0].label, settings) for settings, case in cases], what=what)
-        return _compare([case for _, several in cases for case in several], cases[0][0], what=what)
+        return _compare([case for _, several in cases for case in several], [case[0] for case in cases], what=what)
     settings = checked_settings(invocation.overrides)
     if settings.options.mix is not None:
         return _mixed(invocation.overrides, settings)
@@ -62,7 +62,7 @@ def run(invocation: Invocation) -> int:
     if settings.options.days is not None:
         return _in_time([(settings.job.cluster.name, settings)], what="cluster")
     if settings.options.sizes is not None:
-        return _compare(_sized_cases(settings, settings.options.sizes), settings, what="cluster")
+        return _compare(_sized_cases(settings, settings.options.sizes), [settings], what="cluster")
     return _rank(settings)
 
 
@@ -76,9 +76,10 @@ def _rank(settings: Settings) -> int:
     with waiting(SEARCHING):
         result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
     why = reasons(result, model)
-    unset = "global_batch" not in (settings.given.get("train") or {})
     batch = (
-        unchosen_batch(settings.job) if unset else better_batches(settings.job, settings.request, result.best, refuse)
+        unchosen_batch(settings.job)
+        if _no_batch(settings)
+        else better_batches(settings.job, settings.request, result.best, refuse)
     )
     why[0] = (*why[0], *batch, *notes(settings.job, settings.run_options))
     seconds = time.perf_counter() - started
@@ -98,6 +99,11 @@ def _rank(settings: Settings) -> int:
     if answer:
         show("", f"Why not {question}: {answer}")
     return 0
+
+
+def _no_batch(settings: Settings) -> bool:
+    """Whether the user set no batch, so that it is the default of every model."""
+    return "global_batch" not in (settings.given.get("train") or {})
 
 
 def _bill(plan: Plan) -> compare.Bill | None:
@@ -151,10 +157,11 @@ def _write(plan: Plan, file: Path, key: str) -> None:
         write_plan(plan, file)
 
 
-def _compare(cases: Sequence[Case], settings: Settings, *, what: str) -> int:
+def _compare(cases: Sequence[Case], several: Sequence[Settings], *, what: str) -> int:
     """Print the best plan of each case; return 3 if no case has one. `what`: the keys by which they differ."""
-    comparison = compare.compare(counted(cases, "planning"), tokens=settings.options.tokens, what=what)
-    return _show(comparison, settings)
+    comparison = compare.compare(counted(cases, "planning"), tokens=several[0].options.tokens, what=what)
+    asked = [line for each in several if _no_batch(each) for line in unchosen_batch(each.job)]
+    return _show(comparison, several[0], asked)
 
 
 def _in_time(cases: Sequence[tuple[str, Settings]], *, what: str) -> int:
@@ -165,6 +172,7 @@ def _in_time(cases: Sequence[tuple[str, Settings]], *, what: str) -> int:
         raise InputError(f"days={days:g} is a deadline for a number of tokens: set tokens, as tokens=300e9")
     if settings.options.sizes is not None:
         raise InputError(f"days={days:g} finds the number of GPUs itself: leave out sizes")
+    cases, chosen = _with_batches(cases)
     rows = [
         fewest_gpus(
             label,
@@ -176,14 +184,11 @@ def _in_time(cases: Sequence[tuple[str, Settings]], *, what: str) -> int:
         )
         for label, each in counted(cases, "planning")
     ]
-    return _show(within_deadline(rows, tokens=tokens, days=days, what=what), settings)
+    return _show(within_deadline(rows, tokens=tokens, days=days, what=what), settings, chosen)
 
 
 def _largest(cases: Sequence[tuple[str, Settings]]) -> int:
-    """Print the largest of these models that its cluster trains to so many tokens a parameter in time.
-
-    A batch that was not set is that of published models of about the same size.
-    """
+    """Print the largest of these models that its cluster trains to so many tokens a parameter in time."""
     options = cases[0][1].options
     multiple, days = options.tokens_per_parameter, options.days
     if multiple is None or days is None or options.tokens is not None or options.sizes is not None:
@@ -191,16 +196,24 @@ def _largest(cases: Sequence[tuple[str, Settings]]) -> int:
             f"tokens_per_parameter={multiple:g} finds the largest model that is trained in time: set days, as days=14, "
             "leave out tokens and sizes"
         )
-    found = []
-    for label, each in counted(cases, "planning"):
-        job = each.job
-        if "global_batch" not in (each.given.get("train") or {}):
-            job = replace(job, training=replace(job.training, global_batch=usual_batch(job)))
-        found.append(_case(f"{label}, batch {job.training.global_batch}", replace(each, job=job)))
-    return _show(largest_model(found, tokens_per_parameter=multiple, days=days), cases[0][1])
+    cases, chosen = _with_batches(cases)
+    found = [
+        _case(f"{label}, batch {each.job.training.global_batch}", each) for label, each in counted(cases, "planning")
+    ]
+    return _show(largest_model(found, tokens_per_parameter=multiple, days=days), cases[0][1], chosen)
 
 
-def _show(comparison: compare.Comparison, settings: Settings) -> int:
+def _with_batches(cases: Sequence[tuple[str, Settings]]) -> tuple[list[tuple[str, Settings]], list[str]]:
+    """Give each case whose batch was not set the batch of published models of about the same size, and say so."""
+    lines = [chosen_batch(each.job) for _, each in cases if _no_batch(each)]
+    return [
+        (label, replace(each, job=with_usual_batch(each.job)) if _no_batch(each) else each) for label, each in cases
+    ], lines
+
+
+def _show(comparison: compare.Comparison, settings: Settings, notes: Sequence[str] = ()) -> int:
+    """Print a comparison and the notes on it, each once; return 3 if no row has a plan."""
+    comparison = replace(comparison, verdicts=(*comparison.verdicts, *dict.fromkeys(notes)))
     if settings.options.sort is not None:
         comparison = compare.ordered(comparison, settings.options.sort)
     if settings.options.output == "json":

@@ -208,7 +208,7 @@ def _dense_first(shape: HfShape) -> bool:
 
 def _missing(family: Family, shape: HfShape) -> Iterator[str]:
     if family.latent:
-        yield "multi-latent attention: its projections and cache are counted as those of plain heads"
+        yield _latent_as_plain(shape)
     if shape.dense_layers and not _dense_first(shape):
         yield f"{shape.dense_layers} of its {shape.layers} layers without experts: all are counted with them"
     if biased := _biased(shape):
@@ -216,6 +216,18 @@ def _missing(family: Family, shape: HfShape) -> Iterator[str]:
     yield from family.missing
     if family.fixed["positions"] == "rotary" and shape.positions > USUAL_SEQ_LEN:
         yield f"how long sequences are: {USUAL_SEQ_LEN:,} tokens, of at most {shape.positions:,}, set model.seq_len"
+
+
+def _latent_as_plain(shape: HfShape) -> str:
+    """Say how much of multi-latent attention its plain heads stand for, between tokens and in what is kept."""
+    _, _, plain, rotary, value = shape.latent
+    wide = plain + rotary
+    flops, kept = 2 * shape.head_dim / (wide + value), 3 * shape.head_dim / (2 * wide + value)
+    return (
+        f"multi-latent attention: {shape.heads} plain heads of {shape.head_dim} are counted for queries and keys of "
+        f"{wide} and values of {value}, with {flops:.0%} of the FLOPs between tokens and {kept:.0%} of the kept "
+        "queries, keys and values"
+    )
 
 
 def _biased(shape: HfShape) -> list[str]:

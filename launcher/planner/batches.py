@@ -72,6 +72,19 @@ def unchosen_batch(job: Job) -> Iterator[str]:
     if job.cluster.node.gpu.kind == "cuda" and usual != job.training.global_batch:
         yield (
             f"train.global_batch={job.training.global_batch} is a default that nobody chose, and the plan depends on "
-            f"it: set it. GPT-3 models of about this size trained on as many tokens a step as "
+            f"it: set it. GPT-3 models of about the size of {job.model.name} trained on as many tokens a step as "
             f"train.global_batch={usual} has (Brown et al. 2020, table 2.1)"
         )
+
+
+def with_usual_batch(job: Job) -> Job:
+    """The job with the batch of published models of about its size."""
+    return replace(job, training=replace(job.training, global_batch=usual_batch(job)))
+
+
+def chosen_batch(job: Job) -> str:
+    """Say which batch a job got that had none, and why."""
+    return (
+        f"train.global_batch was not set: {job.model.name} is planned with {usual_batch(job):,} sequences, as many "
+        "tokens a step as GPT-3 models of about its size trained on (Brown et al. 2020, table 2.1)"
+    )

@@ -14,7 +14,7 @@ from launcher.layout import Layout, Link, Placement, RankGrid
 from launcher.layout.job import Job
 from launcher.layout.legality import problems
 from launcher.layout.split import split_by_cost
-from launcher.planner.preference import NOISE, OFFLOADED
+from launcher.planner.preference import NOISE, clear_leads
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.slices import smallest_slice
 from launcher.planner.sources import measured_numbers
@@ -73,10 +73,12 @@ def close_calls(result: SearchResult) -> Iterator[str]:
     best, others = result.best, result.candidates[1:]
     fastest = min(others, key=lambda candidate: candidate.estimate.step_time_s)
     lead = best.estimate.step_time_s / fastest.estimate.step_time_s - 1
-    if lead > LEAST_LEAD and fastest.layout.offload_optimizer and not best.layout.offload_optimizer:
+    ours, theirs = (clear_leads(result.job, each.layout) for each in (best, fastest))
+    rules = [f"{what} must be faster by {share:.0%}" for what, share in theirs.items() if what not in ours]
+    if lead > LEAST_LEAD and rules:
         yield (
-            f"{fastest.layout.brief()} is estimated {lead:.1%} faster: an optimizer on the host must be faster by "
-            f"{OFFLOADED:.0%}, as no run was held against its estimate"
+            f"{fastest.layout.brief()} is estimated {lead:.1%} faster: {' and '.join(rules)}, as no run was held "
+            "against its estimate"
         )
     elif lead > LEAST_LEAD:
         yield (

@@ -242,7 +242,8 @@ def test_rotary_base_is_read_where_transformers_4_and_5_have_it() -> None:
 
 def test_what_has_no_key_is_named(tmp_path: Path) -> None:
     deepseek = " ".join(read("deepseek v3", tmp_path).missing)
-    for words in ("multi-latent attention", "671."):
+    # Of 128 x (192 + 128) multiply-adds a pair of tokens 2 x 7168; of 128 x (192 + 192 + 128) kept values 3 x 7168.
+    for words in ("multi-latent attention", "671.", "35% of the FLOPs between tokens", "33% of the kept queries"):
         assert words in deepseek
     more = read_hf({"model_type": "deepseek_v3", "num_nextn_predict_layers": 1}, name="x").missing
     assert any(line.startswith("num_nextn_predict_layers=1") for line in more)
