@@ -29,6 +29,7 @@ from launcher.planner.search import room_bytes
 from launcher.units import format_bytes, format_seconds
 
 FROM = "from="
+SEQ_LEN = "model.seq_len"  # of a model's keys the one that training decides
 COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group",
             "offload_optimizer", "recompute", "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
 
@@ -55,8 +56,10 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
     said |= {OTHER_NAMES[key] for key in said & set(OTHER_NAMES)}
     named = {"model", "model.name"} & said
     keys = {key: value for key, value in reading.keys.items() if key not in said}
-    if named:  # a model that the user names is not the file's
-        keys = {key: value for key, value in keys.items() if key != "model" and not key.startswith("model.")}
+    if named:  # a model that the user names is not the file's, whose sequences are as long as it says
+        keys = {
+            key: v for key, v in keys.items() if key == SEQ_LEN or (key != "model" and not key.startswith("model."))
+        }
     if {"stack", "stack.name"} & said:  # and other software has its own habits
         keys = {key: value for key, value in keys.items() if not key.startswith("stack.")}
     _all_said(reading, {*said, *(("model.",) if named else ())})
@@ -69,13 +72,23 @@ def _with(reading: Reading, words: Sequence[str]) -> list[str]:
 
 
 def _all_said(reading: Reading, said: set[str]) -> None:
-    """Raise InputError where the file leaves a key to the place where it runs, and the user does not give it."""
+    """Raise InputError where the file leaves a key to the place where it runs, or says nothing of the model or of the
+    batch, and the user does not give it: the defaults are no job of theirs.
+    """
     open_keys = {
         key: words for key, words in reading.open.items()
         if key not in said and not ("model." in said and key.startswith("model."))
     }  # fmt: skip
-    if open_keys:
-        raise InputError([f"the file leaves {words} to where it runs: give {key}=" for key, words in open_keys.items()])
+    found = [f"the file leaves {words} to where it runs: give {key}=" for key, words in open_keys.items()]
+    known = {*said, *reading.keys, *reading.open}
+    if not {"model", "model.", "model.hidden"} & known:
+        found.append(
+            "the file does not say which model it trains: give model=NAME, or model=hf:FOLDER with its config.json"
+        )
+    if "train.global_batch" not in known and not reading.accumulation:
+        found.append("the file does not say how many sequences a step has: give train.global_batch=")
+    if found:
+        raise InputError(found)
 
 
 def _free(reading: Reading, words: Sequence[str], yours: Plan) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ STRATEGIES = {
     "HYBRID_SHARD": (3, True), "4": (3, True),
     "HYBRID_SHARD_ZERO2": (2, True), "5": (2, True),
 }  # fmt: skip
+HPZ = "zero_hpz_partition_size"
 MICRO, STEPS = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 DS_READ = {
     "train_batch_size",
@@ -110,14 +111,23 @@ def take_deepspeed(data: Data, reading: Reading) -> None:
         reading.take("layout.offload_optimizer", True)
     if _group(zero, "offload_param").get("device") in ("cpu", "nvme"):
         reading.unread.append("zero_optimization.offload_param: there is no key for parameters on the host")
-    for key in ("zero_hpz_partition_size", "mics_shard_size"):
-        if (number(zero.get(key), key) or 1) > 1:
-            reading.take("layout.shard_group", number(zero[key], key))
+    if (number(zero.get("mics_shard_size"), "mics_shard_size") or 1) > 1:
+        reading.take("layout.shard_group", number(zero["mics_shard_size"], "mics_shard_size"))
+    reading.unread += _zero_plus_plus(zero)
     reading.unread += [f"{key}" for key in sorted(set(data) - DS_READ)]
     reading.unread += [f"{key}=auto" for key in sorted(data) if data[key] == "auto"]
     reading.unread.append(
         "a pipeline, and recomputation: they are in the model's code, set layout.pp or layout.recompute"
     )
+
+
+def _zero_plus_plus(zero: Data) -> Iterator[str]:
+    """ZeRO++ (https://arxiv.org/abs/2306.10209), which has no keys here: its shards are those of ZeRO-3."""
+    if (number(zero.get(HPZ), HPZ) or 1) > 1:
+        yield f"zero_optimization.{HPZ}: weights are gathered from all ranks, with no copy of them in each group"
+    for key in ("zero_quantized_weights", "zero_quantized_gradients"):
+        if flag(zero.get(key)):
+            yield f"zero_optimization.{key}: its messages are counted in whole"
 
 
 def _take_habits(data: Data, stage: int, reading: Reading) -> None:

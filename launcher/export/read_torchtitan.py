@@ -166,10 +166,14 @@ def _take_batch(flags: Mapping[str, list[str]], reading: Reading) -> None:
         reading.take("layout.micro_batch", max(1, tokens // seq_len))
     if seq_len and step:
         reading.take("train.global_batch", max(1, step // seq_len))
-    reading.take("train.global_batch", number(first(flags, "training.global_batch_size"), "global batch"))
+    batch = first(flags, "training.global_batch_size")
+    reading.take("train.global_batch", None if batch == "-1" else number(batch, "global batch"))
     small = first(flags, "parallelism.pipeline_parallel_microbatch_size")
     local = first(flags, "training.local_batch_size") if reading.keys["layout.pp"] == 1 else small
     reading.take("layout.micro_batch", number(local, "micro batch"))
+    a_rank = number(first(flags, "training.local_batch_size"), "local batch")  # without a global one, all of its batch
+    if a_rank or tokens:
+        reading.accumulation = max(1, (a_rank or 1) // reading.keys.get("layout.micro_batch", 1))
 
 
 def _take_recompute(words: str, flags: Mapping[str, list[str]], reading: Reading) -> None:

@@ -427,6 +427,49 @@ def test_what_cannot_be_read_is_one_message(
     assert words in err and "Traceback" not in err
 
 
+ZERO_3 = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3}}
+TITAN = "torchrun -m torchtitan.train --training.seq_len 2048 --parallelism.data_parallel_shard_degree -1 "
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "given", "words"),
+    [
+        ("ds.json", json.dumps(ZERO_3 | {"train_batch_size": 64}), "", "which model it trains: give model=NAME"),
+        ("run.sh", TITAN + "--training.local_batch_size 2", "", "which model it trains: give model=NAME"),
+        ("run.sh", TITAN, "model=llama2_7b", "how many sequences a step has: give train.global_batch="),
+    ],
+)
+def test_a_job_that_the_file_does_not_say_is_asked_for(
+    name: str, text: str, given: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default it would be a tiny GPT in steps of 16 sequences, and a best plan 16 times as fast."""
+    (tmp_path / name).write_text(text)
+    assert main(["plan", f"from={tmp_path / name}", "cluster=dgx_a100_80g", *given.split()]) == 2
+    out, err = capsys.readouterr()
+    assert words in err and out == ""
+
+
+@pytest.mark.parametrize("more", ["", " --training.global_batch_size -1"])
+def test_the_batch_of_torchtitan_is_that_of_its_ranks_where_no_other_is_said(
+    more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.sh").write_text(f"{TITAN} --training.local_batch_size 2{more}")
+    words = ["cluster=dgx_a100_80g", "model=llama2_7b", "layout.recompute=full", "output=json"]
+    assert main(["plan", f"from={tmp_path / 'run.sh'}", *words]) == 0
+    yours = json.loads(capsys.readouterr().out)["yours"]
+    tokens = yours["tokens_per_s_per_gpu"] * 8 * yours["step_time_s"]
+    assert tokens == pytest.approx(8 * 2 * 2048) and yours["layout"]["micro_batch"] == 2
+
+
+def test_zero_plus_plus_shards_as_zero_3_does_and_what_else_it_has_is_named(tmp_path: Path) -> None:
+    more = {"stage": 3, "zero_hpz_partition_size": 8, "zero_quantized_weights": True, "zero_quantized_gradients": False}
+    (tmp_path / "ds.json").write_text(json.dumps(ZERO_3 | {"zero_optimization": more}))
+    reading = read_from(tmp_path / "ds.json")
+    assert "layout.shard_group" not in reading.keys
+    named = [line.partition(":")[0] for line in reading.unread if line.startswith("zero_optimization.")]
+    assert named == ["zero_optimization.zero_hpz_partition_size", "zero_optimization.zero_quantized_weights"]
+
+
 def test_a_layout_that_is_not_legal_here_says_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text(SCRIPT.replace("TP=4", "TP=3"))
     with pytest.raises(InputError, match="as read, with the keys"):
