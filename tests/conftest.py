@@ -7,6 +7,8 @@ Examples of property tests have no deadline: on a busy machine wall-clock time s
 same each time, so that a change turns a test red and not chance; `--hypothesis-profile=search` draws new ones.
 
 What is there once all tests are collected stays to the end: the garbage collector does not look through it.
+
+Files that are named are run folder by folder: pytest 9.1 loses the fixtures of a folder that it comes back to.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,6 +24,16 @@ from hypothesis import settings
 settings.register_profile("search", deadline=None)
 settings.register_profile("busy machine", deadline=None, derandomize=True)
 settings.load_profile("busy machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    folders = [folder_of(argument) for argument in config.args]
+    config.args.sort(key=lambda argument: folders.index(folder_of(argument)))
+
+
+def folder_of(argument: str) -> Path:
+    path = Path(argument.partition("::")[0]).resolve()
+    return path if path.is_dir() else path.parent
 
 
 @pytest.hookimpl(wrapper=True)

@@ -104,7 +104,7 @@ def on_path(home: Path) -> dict[str, str]:
 def test_bash_completes_an_entry_after_the_equals_sign(home: Path, on_path: dict[str, str]) -> None:
     typed = 'COMP_LINE="launcher plan cluster=dgx_a100"; COMP_POINT=${#COMP_LINE}'
     script = f'{BASH}\n{typed}; _launcher; echo "${{COMPREPLY[@]}}"'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=home, env=on_path)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=240, cwd=home, env=on_path)
     assert done.stdout.split() == ["dgx_a100_40g", "dgx_a100_80g"], done.stderr
 
 
@@ -113,7 +113,7 @@ def test_fish_completes_values_keys_and_runs(home: Path, on_path: dict[str, str]
     lines = ["launcher plan cluster=dgx_a100", "launcher status runs/", "launcher run recipe=gemm recipe.sq"]
     script = FISH + "".join(f"complete -C '{line}'\n" for line in lines)
     done = subprocess.run(
-        ["fish", "--no-config", "-c", script], capture_output=True, text=True, timeout=90, cwd=home, env=on_path
+        ["fish", "--no-config", "-c", script], capture_output=True, text=True, timeout=240, cwd=home, env=on_path
     )
     found = [line.split("\t")[0] for line in done.stdout.splitlines()]
     wanted = ["cluster=dgx_a100_40g", "cluster=dgx_a100_80g", "runs/gpt-1", "runs/gpt-2", "recipe.squares="]
@@ -137,7 +137,7 @@ def test_zsh_completes_an_entry_at_a_tab(home: Path, on_path: dict[str, str]) ->
             os.close(master)
 
 
-def until(fd: int, wanted: str, *, within_s: float = 60) -> str:
+def until(fd: int, wanted: str, *, within_s: float = 240) -> str:
     """What a terminal shows, up to a text."""
     shown, end = "", time.monotonic() + within_s
     while wanted not in shown:

@@ -90,7 +90,7 @@ def started_jobs(folder: Path) -> Iterator[Callable[..., Job]]:
             job.process.wait()
 
 
-def gone(pids: list[int], *, timeout_s: float = 30.0) -> bool:
+def gone(pids: list[int], *, timeout_s: float = 120.0) -> bool:
     """Whether all processes end within the time."""
     deadline = time.monotonic() + timeout_s
     while any(process.state(pid) not in (None, "Z") for pid in pids):

@@ -34,7 +34,7 @@ unused = ForkServer.start(prepared=2)
 waiting(unused, 2)
 unused.close()
 print(json.dumps({
-    "kept": [pids[0], pids[1]] == kept,
+    "kept": {pids[0], pids[1]} == {*kept},
     "forked": len({*pids.values()}) == 4 and killed not in pids.values(),
     "codes": sorted(exit.code for exit in ended),
     "left": process.descendants(os.getpid()),

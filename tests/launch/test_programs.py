@@ -37,7 +37,9 @@ from pathlib import Path
 rank = os.environ["RANK"]
 child = subprocess.Popen(["sleep", "100"])
 def save(number, frame):
-    time.sleep(1.5)
+    time.sleep(1.0)
+    while not Path("may-end").exists():
+        time.sleep(0.05)
     alive = child.poll() is None
     Path(f"saved-{rank}.txt").write_text(f"{signal.Signals(number).name} {alive}")
     child.kill()
@@ -47,6 +49,23 @@ for number in (signal.SIGTERM, signal.SIGUSR1):
 Path(f"up-{rank}").touch()
 while True:
     time.sleep(0.05)
+"""
+
+# Rank 0 ends as soon as rank 1 has failed, which then takes its time.
+FAILS = """
+import atexit, os, time
+from pathlib import Path
+rank, failed = int(os.environ["RANK"]), Path("failed")
+rows = open(f"rows-{rank}", "w")
+rows.write("x" * 10)
+def end():
+    if rank == 1:
+        failed.touch()
+        time.sleep(1.5)
+    while not failed.exists():
+        time.sleep(0.05)
+atexit.register(end)
+raise ValueError("on both ranks")
 """
 
 
@@ -197,14 +216,8 @@ def test_the_exit_code_is_the_first_failed_ranks_where_that_is_wanted(
 def test_a_rank_that_fails_with_another_writes_what_it_has_open(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    (tmp_path / "train.py").write_text(
-        "import atexit, os, time\n"
-        "rows = open(f\"rows-{os.environ['RANK']}\", 'w')\n"
-        "rows.write('x' * 10)\n"
-        "atexit.register(time.sleep, 1.5 * int(os.environ['RANK']))\n"
-        "raise ValueError('on both ranks')\n"
-    )
-    job = start("script=train.py")
+    (tmp_path / "train.py").write_text(FAILS)
+    job = start("script=train.py", "launch.kill_after_s=60")
     job.communicate(timeout=240)
     assert job.returncode == 1
     assert [len((tmp_path / f"rows-{rank}").read_text()) for rank in range(2)] == [10, 10]
@@ -241,7 +254,7 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
 ) -> None:
     first, *others = came if isinstance(came, list) else [came]
     (tmp_path / "train.py").write_text(HANDLES)
-    job = start("script=train.py", "launch.kill_after_s=0.2", "launch.grace_s=60", *words)
+    job = start("script=train.py", "launch.kill_after_s=0.2", "launch.grace_s=200", *words)
     deadline = time.monotonic() + 240
     while not all((tmp_path / f"up-{rank}").exists() for rank in range(2)):
         assert time.monotonic() < deadline
@@ -253,7 +266,8 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
         while (state := runs.status(RunFolder(tmp_path / "run")).nodes[0].state) != "stopping":
             assert state == "running" and time.monotonic() < deadline
         job.send_signal(other)
-    _, err = job.communicate(timeout=120)
+    (tmp_path / "may-end").touch()
+    _, err = job.communicate(timeout=240)
     assert job.returncode == 1
     assert f"stopped by {first.name}" in err
     saved = [(tmp_path / f"saved-{rank}.txt") for rank in range(2)]
@@ -262,7 +276,7 @@ def test_a_script_that_handles_a_signal_gets_it_and_the_time_to_save(
     else:
         assert [path.read_text() for path in saved] == [handled, handled]
         assert f"passed on as {handled.split()[0]}" in err
-        assert time.monotonic() - began < 60  # launch.grace_s: they have ended by themselves
+        assert time.monotonic() - began < 200  # launch.grace_s: they have ended by themselves
 
 
 WRONG = {

@@ -108,15 +108,14 @@ def test_no_rank_outlives_the_process_that_started_it(start: Callable[..., Job],
         assert "Traceback" not in err
 
 
-def test_a_process_with_threads_is_not_forked(start: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_process_with_threads_is_not_forked(
+    start: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "threaded.py").write_text(
-        "import threading, time\nthreading.Thread(target=time.sleep, args=[30], daemon=True).start()"
+        "import threading, time\nthreading.Thread(target=time.sleep, args=[1000], daemon=True).start()"
     )
-    os.environ["PYTHONPATH"] = str(tmp_path)
-    try:
-        code, _, err = start(preload=["threaded"]).finish()
-    finally:
-        del os.environ["PYTHONPATH"]
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, _, err = start(preload=["threaded"]).finish()
     assert code == 1
     assert "2 threads" in err
     assert "launch.start=spawn" in err

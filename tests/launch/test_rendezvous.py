@@ -294,7 +294,7 @@ def test_strangers_that_stay_idle_make_room_for_agents(coordinator: Coordinator)
     idle = [socket.create_connection(("127.0.0.1", coordinator.port)) for _ in range(most_strangers() + 50)]
     assert begins(coordinator)
     gone: set[socket.socket] = set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(gone) < 50 and time.monotonic() < deadline:
         waiting = {connection.fileno(): connection for connection in idle if connection not in gone}
         for connection in map(waiting.get, process.readable([*waiting], timeout_s=0.1)):
@@ -497,7 +497,7 @@ def test_a_round_is_left_with_the_reason_of_the_node_that_ended_the_job(host: st
     assert infos[0].store.timeout == timedelta(seconds=300)
     second.close_for_all("rank 1 failed first")
     second.shutdown()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not first.num_nodes_waiting():
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -39,7 +39,7 @@ def test_a_run_that_is_broken_off_ends_with_code_1_and_leaves_nothing(ending: st
             job.send_signal(signal.SIGINT)
         else:
             os.kill(node_states(folder)[0].ranks[1], signal.SIGKILL)
-        out, err = job.communicate(timeout=60)
+        out, err = job.communicate(timeout=240)
     finally:
         if job.poll() is None:
             process.signal_all([*process.descendants(job.pid), job.pid], signal.SIGKILL)
@@ -63,7 +63,7 @@ def test_ctrl_c_while_planning_ends_the_command_and_its_child_at_once(tmp_path: 
     while not (planner := process.descendants(job.pid)):
         assert job.poll() is None
     job.send_signal(signal.SIGINT)
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate(timeout=240)
     assert (job.returncode, out) == (130, "")
     assert "interrupted" in err
     assert "Traceback" not in err

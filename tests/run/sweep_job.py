@@ -1,4 +1,7 @@
-"""A job of a local sweep: notes when it ran and on what, waits for a neighbour if it is to have one, may fail."""
+"""A job of a local sweep: notes when it ran and on what, may fail. It and a neighbour end when each has seen the other.
+
+Where none comes, it ends after as many seconds as its second argument says.
+"""
 
 import os
 import sys
@@ -9,11 +12,14 @@ notes, number = Path(sys.argv[1]), int(Path(os.environ["LAUNCHER_RUN_DIR"]).name
 where = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, sorted(os.sched_getaffinity(0))))
 mine = notes / f"running-{number}"
 mine.write_text(where)
-begin, seen = time.monotonic(), 1
-while seen < 2 and time.monotonic() < begin + float(sys.argv[2]):
-    seen = max(seen, len(list(notes.glob("running-*"))))
+begin, seen, was_seen = time.monotonic(), 1, False
+while not was_seen and time.monotonic() < begin + float(sys.argv[2]):
     time.sleep(0.05)
+    was_seen = any(notes.glob(f"{number}-seen-by-*"))  # first: who has seen this one is running still
+    running = [int(file.name.rpartition("-")[2]) for file in notes.glob("running-*")]
+    seen = max(seen, len(running))
+    for other in {*running} - {number}:
+        (notes / f"{other}-seen-by-{number}").touch()
 (notes / f"seen-{number}").write_text(f"{where} {seen} {begin} {time.monotonic()}")
-time.sleep(0.2)  # so that the neighbour sees this one too
 mine.unlink()
 sys.exit(3 if number == 1 else 0)

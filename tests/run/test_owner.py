@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +44,11 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Owner:
-    """Another live process of this machine."""
-    return replace(this_process(), pid=os.getppid(), started_at=owners.process.started_at(os.getppid()))
+def other() -> Iterator[Owner]:
+    """Another live process of this machine. In a container the parent of this one may have no number."""
+    with subprocess.Popen(["sleep", "1000"]) as sleeps:
+        yield replace(this_process(), pid=sleeps.pid, started_at=process.started_at(sleeps.pid))
+        sleeps.kill()
 
 
 def test_a_second_run_is_refused_with_the_name_of_the_first(folder: RunFolder, other: Owner) -> None:

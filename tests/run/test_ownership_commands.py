@@ -23,7 +23,7 @@ RUN = ["run", "script=sleep.py", "run_dir=run", "launch.warm=never", "launch.gra
 
 
 def launcher(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return preloaded.run([*LAUNCHER, *words], cwd=cwd, capture_output=True, text=True, timeout=120)
+    return preloaded.run([*LAUNCHER, *words], cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
 @contextmanager
@@ -33,14 +33,14 @@ def running(cwd: Path, *, until: str) -> Iterator[subprocess.Popen[str]]:
     with (cwd / "err").open("w") as err:
         job = preloaded.Popen([*LAUNCHER, *RUN], cwd=cwd, stdout=err, stderr=err, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while until not in (cwd / "err").read_text():
             assert job.poll() is None and time.monotonic() < deadline, (cwd / "err").read_text()
             time.sleep(0.02)
         yield job
     finally:
         job.terminate()
-        job.wait(60)
+        job.wait(240)
 
 
 def content(path: Path) -> dict[str, bytes | None]:
@@ -73,7 +73,7 @@ def test_a_run_can_be_seen_and_cancelled_as_soon_as_its_folder_is_printed(tmp_pa
         seen = launcher("status", "run", cwd=tmp_path).stdout
         assert re.match(r"starting \(process|node 0 \(.*: running", seen), seen  # ranks may have been faster than it
         assert "asked process" in launcher("cancel", "run", cwd=tmp_path).stdout
-        assert job.wait(60) == 1
+        assert job.wait(240) == 1
     assert "SIG" not in (tmp_path / "err").read_text()
     done = launcher("status", "run", "output=json", cwd=tmp_path)
     assert json.loads(done.stdout)["state"] == "cancelled"
@@ -82,7 +82,7 @@ def test_a_run_can_be_seen_and_cancelled_as_soon_as_its_folder_is_printed(tmp_pa
 def test_a_cancel_of_running_ranks_is_reported_as_a_cancel(tmp_path: Path) -> None:
     with running(tmp_path, until="\nup\n") as job:
         launcher("cancel", "run", cwd=tmp_path)
-        assert job.wait(60) == 1
+        assert job.wait(240) == 1
     assert "stopped by `launcher cancel`" in (tmp_path / "err").read_text()
     assert "cancelled" in launcher("status", "run", cwd=tmp_path).stdout
     assert "nothing runs in run" in launcher("cancel", "run", cwd=tmp_path).stdout
@@ -93,7 +93,7 @@ def test_a_run_that_nobody_watches_any_more_goes_on_to_its_end(tmp_path: Path) -
     (tmp_path / "fail.py").write_text("raise SystemExit(3)\n")
     words = ["run", "script=fail.py", "run_dir=run", "launch.warm=never", *SHAPE]
     command = f"{' '.join([*LAUNCHER, *words])} 2>&1 | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines()[-1] == "1"
     assert RunFolder(tmp_path / "run").rank_log(0).is_file()
 
@@ -104,5 +104,5 @@ def test_a_closed_pipe_is_no_error_worth_a_word(words: list[str], tmp_path: Path
     folder.logs.mkdir(parents=True)
     folder.rank_log(0).write_text("a line\n" * 100_000)
     command = f"{' '.join([*LAUNCHER, *words])} | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=240)
     assert (done.stderr, done.stdout) == ("", "141\n")
