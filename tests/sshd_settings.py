@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -45,6 +45,10 @@ def login_node(shell: str, *more: str) -> Iterator[tuple[Sequence[str], Path]]:
     """
     if missing := [name for name in ("sshd", "ssh", "ssh-keygen") if not shutil.which(name, path=PATH)]:
         pytest.skip(f"no {', '.join(missing)} here: install openssh-server and openssh-client")
+    try:
+        user = f"{pwd.getpwuid(os.geteuid()).pw_name}@127.0.0.1"
+    except KeyError:
+        pytest.skip(f"ssh and ssh-keygen work for no user without an entry in passwd, as {os.geteuid()}")
     folder = Path(tempfile.mkdtemp(prefix="launcher-login-", dir="/tmp"))
     port = free_port()
     (folder / "shell").write_text("true")
@@ -53,7 +57,7 @@ def login_node(shell: str, *more: str) -> Iterator[tuple[Sequence[str], Path]]:
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     argv = [str(shutil.which("sshd", path=PATH)), "-D", "-e", "-f", str(settings)]
-    sshd, user = subprocess.Popen(argv, stderr=subprocess.DEVNULL), f"{getpass.getuser()}@127.0.0.1"
+    sshd = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     options = " ".join([f"-p {port} -i {folder}/key", *(f"-o {name}={value}" for name, value in CLIENT.items())])
     try:
         deadline = time.monotonic() + 120

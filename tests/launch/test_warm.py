@@ -129,8 +129,8 @@ def test_a_run_whose_configuration_wants_no_server_goes_cold(capfd: pytest.Captu
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_idle_server_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.mark.usefixtures("runtime")
+def test_an_idle_server_ends_by_itself() -> None:
     pid = warm.start(SERVER, [], idle_s=0.5)
     assert gone([pid])
     assert warm.running() is None

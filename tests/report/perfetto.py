@@ -48,11 +48,12 @@ def opened(browser: Any, traces: Path) -> Iterator[Callable[[str], Any]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, traces=traces, directory=str(interface())))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here, tab = f"http://127.0.0.1:{server.server_port}", browser.new_page()
+    tab.set_default_timeout(200_000)  # what a busy machine may take for one answer
 
     def show(name: str) -> Any:
         tab.evaluate("() => { if (window.app?.trace) window.app.trace.isOfBefore = true; }")
         tab.goto(f"{here}/#!/viewer?url={here}{TRACES / name}")
-        tab.wait_for_function("window.app?.trace?.engine && !window.app.trace.isOfBefore", timeout=200_000)
+        tab.wait_for_function("window.app?.trace?.engine && !window.app.trace.isOfBefore")
         return tab
 
     try:

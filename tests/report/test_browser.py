@@ -22,6 +22,8 @@ SCHEMES = ("light", "dark")
 TRAIN = ["run", "train.steps=5", "train.global_batch=4"]
 Open = Callable[..., tuple[Any, list[str]]]
 MAX_BYTES = 500_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]  # a container's /dev/shm may have 64 MB only
+WITHIN_MS = 200_000  # what a busy machine may take for one answer
 LEAST_CONTRAST = 4.5
 CONTRAST = """() => {
   const rgb = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
@@ -74,7 +76,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
     with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=WITHIN_MS)
         yield chromium
         chromium.close()
 
@@ -84,6 +86,7 @@ def opened(browser: Any, pages: dict[str, Path]) -> Iterator[Open]:
     """Opens a page of a width and a scheme in a tab, once for all tests of it, and says what came on its console."""
     tabs: dict[tuple[str, int, str], tuple[Any, list[str]]] = {}
     context = browser.new_context()
+    context.set_default_timeout(WITHIN_MS)
 
     def tab_of(name: str, *, width: int = 1400, scheme: str = "light") -> tuple[Any, list[str]]:
         key = (name, width, scheme)

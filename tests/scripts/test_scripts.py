@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import preloaded
 import pytest
@@ -68,15 +69,14 @@ HABITS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A warm server of these tests' own."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
-    patch.delenv("PYTHONUNBUFFERED", raising=False)
-    warm.start(SERVER, [], idle_s=600)
-    yield
-    warm.stop()
-    patch.undo()
+def server() -> Iterator[None]:
+    """A warm server of these tests' own, in a folder short enough for the name of a socket."""
+    with TemporaryDirectory(dir="/tmp") as runtime, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", runtime)
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
+        warm.start(SERVER, [], idle_s=600)
+        yield
+        warm.stop()
 
 
 def command(kind: str, habit: Habit, script: Path, folder: Path) -> list[str]:
