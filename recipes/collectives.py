@@ -27,7 +27,7 @@ from launcher.errors import JobFailed
 from launcher.planner import Plan
 from launcher.planner.expected import expected_s, plan_fabric
 from launcher.planner.options import CollectivesOptions, message_sizes
-from launcher.run.result import write_result
+from launcher.run.rates import write_rates
 from launcher.worker import session
 from launcher.worker.metrics.fabric_groups import LEAF_PAIR, RAIL, leaf_pair_rounds, rail_groups, slow_parts
 from launcher.worker.metrics.measure import DTYPES, Timing, from_all_ranks, synchronize, timed_calls, versions
@@ -67,8 +67,7 @@ def main() -> None:
                     run.say(line)
         document = document_of(run, options, rows)
         if run.is_main:
-            short = {name: value for name, value in document.items() if name != "results"}
-            write_result(document, run.folder.result, short=short)
+            write_rates(document, run.folder.result)
         run.say(document["verdict"]["text"])
         if failed := [line for line in rows if line["wrong"]]:
             raise JobFailed(

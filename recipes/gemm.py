@@ -22,7 +22,7 @@ from launcher import env
 from launcher.planner import Plan
 from launcher.planner.launch_only import NOT_GIVEN
 from launcher.planner.options import GemmOptions
-from launcher.run.result import write_result
+from launcher.run.rates import write_rates
 from launcher.worker import session
 from launcher.worker.metrics.measure import DTYPES, Sustained, from_all_ranks, sustained, versions
 
@@ -66,8 +66,7 @@ def main() -> None:
                 run.say(row_line(rows[-1]))
         document = document_of(run, dtypes, rows)
         if run.is_main:
-            short = {name: value for name, value in document.items() if name != "results"}
-            write_result(document, run.folder.result, short=short)
+            write_rates(document, run.folder.result)
 
 
 def gathered(found: Sustained) -> list[tuple[str, Sustained]]:

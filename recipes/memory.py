@@ -17,7 +17,7 @@ import torch
 
 from launcher import env
 from launcher.planner.options import MemoryOptions
-from launcher.run.result import write_result
+from launcher.run.rates import write_rates
 from launcher.worker import session
 from launcher.worker.metrics.measure import from_all_ranks, sustained, versions
 
@@ -46,8 +46,7 @@ def main() -> None:
             "cluster": {"node": {"gpu": {"copy_gbytes_per_s": copy_key(run, rows[0])}}},
         }
         if run.is_main:
-            short = {name: value for name, value in document.items() if name != "results"}
-            write_result(document, run.folder.result, short=short)
+            write_rates(document, run.folder.result)
 
 
 def cases(num_bytes: int, device: torch.device) -> Iterator[Case]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from launcher.planner.options import StorageOptions
-from launcher.run.result import write_result
+from launcher.run.rates import write_rates
 from launcher.units import format_bytes
 from launcher.worker import session
 from launcher.worker.metrics.measure import barrier, from_all_ranks, versions
@@ -47,7 +47,7 @@ def main() -> None:
             folder.rmdir()
         document = document_of(run, rows)
         if run.is_main:
-            write_result(document, run.folder.result, short={k: v for k, v in document.items() if k != "results"})
+            write_rates(document, run.folder.result)
 
 
 def counts(world_size: int) -> list[int]:

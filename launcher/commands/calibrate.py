@@ -28,7 +28,7 @@ from launcher.errors import InputError
 from launcher.files import text_of, write_text
 from launcher.planner import read_plan
 from launcher.run.folder import RunFolder, one_run, plan_file
-from launcher.run.result import read_rates
+from launcher.run.rates import read_rates
 
 OWN = ("name", "operation", "dry_run", "force", "output")
 SUFFIX = "_measured"
@@ -154,7 +154,9 @@ def _curves(document: Mapping[str, Any], cluster: Cluster) -> tuple[Any, ...]:
     points: dict[tuple[Any, ...], list[tuple[int, float]]] = {}
     for row in document["results"]:
         shape = (row["operation"], row["link"], row["group_size"], row["per_node"])
-        points.setdefault((*shape, row["num_groups"]), []).append((row["bytes"], row["cpu_s" if on_cpu else "time_s"]))
+        points.setdefault((*shape, row["num_groups"]), []).append(
+            (row["bytes"], (on_cpu and row["cpu_s"]) or row["time_s"])
+        )
         if on_cpu and row.get("alone_cpu_s"):
             points.setdefault((*shape, 1), []).append((row["bytes"], row["alone_cpu_s"]))
     return tuple(

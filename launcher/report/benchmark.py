@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 from typing import Any
 
 from launcher.planner import Plan
@@ -18,11 +19,11 @@ Row = Mapping[str, Any]
 def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
     """Return the page of a recipe's document with `results`, one row per measurement."""
     rows: Sequence[Row] = result["results"]
-    recipe = str(result.get("recipe", "benchmark"))
+    recipe: str = result["recipe"]
     cluster = plan.job.cluster
     title = f"{recipe} on {cluster.name}: {cluster.num_nodes} × {cluster.node.num_gpus} {cluster.node.gpu.name}"
-    collective = any("busbw_gbytes_per_s" in row for row in rows)
-    shown = _collectives(rows) if collective else _products(rows) if "tflops" in rows[0] else _rates(rows)
+    collective = recipe == "collectives"
+    shown = SECTIONS[recipe](rows)
     head = f"<header><h1>{escape(title)}</h1>{paragraph(_about(name, result), dim=True)}{tiles(_best(rows))}</header>"
     keys = table(["key", "value"], list(_keys("cluster", result.get("cluster") or {})))
     body = [
@@ -30,7 +31,7 @@ def benchmark_page(plan: Plan, result: Mapping[str, Any], *, name: str) -> str:
         "<main>",
         section("Who is slow", paragraph(_verdict(result)), _slow(result)) if collective else "",
         *shown,
-        section("Keys for the cluster file", keys),
+        section("Keys for the cluster file", keys) if result.get("cluster") else "",
         "</main>",
     ]
     return document(title, body, {"curves": _curves(rows) if collective else []})
@@ -152,6 +153,21 @@ def _rates(rows: Sequence[Row]) -> list[str]:
     return [section("Rates", table(columns, cells, numbers=(1, 2, 3, 4)))]
 
 
+def _trials(rows: Sequence[Row]) -> list[str]:
+    columns = ["layout", "predicted", "measured", "note"]
+    return [section("Plans", table(columns, [_trial(row) for row in rows], numbers=(1, 2)))]
+
+
+def _trial(row: Row) -> list[str]:
+    known = [row.get("predicted_step_time_s"), row.get("step_time_s")]
+    note = "stopped: too slow" if row.get("stopped_early") else ""
+    return [
+        row.get("layout") or row["plan"],
+        *("unknown" if seconds is None else format_seconds(seconds) for seconds in known),
+        note,
+    ]
+
+
 def _product(row: Row) -> list[str]:
     return [
         row["name"],
@@ -162,6 +178,11 @@ def _product(row: Row) -> list[str]:
         "unknown" if row["fraction_of_peak"] is None else f"{row['fraction_of_peak']:.1%}",
         f"rank {row['slowest']['rank']}, {row['slowest']['host']}",
     ]
+
+
+SECTIONS: Mapping[str, Callable[[Sequence[Row]], list[str]]] = MappingProxyType(
+    {"collectives": _collectives, "gemm": _products, "memory": _rates, "storage": _rates, "tune": _trials}
+)
 
 
 def _curves(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from launcher.planner.record import check_estimate
 from launcher.report.facts import RunFacts
 from launcher.run.folder import RunFolder, plan_file
 from launcher.run.metrics import StepMetrics, after_warmup
-from launcher.run.result import read_rates
+from launcher.run.rates import read_rates
 from launcher.text import printable
 from launcher.units import format_bytes, format_seconds
 

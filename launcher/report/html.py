@@ -16,7 +16,7 @@ from launcher.report.markup import Tile, bullets, document, paragraph, section, 
 from launcher.report.measured import curves, measured, origin, starts
 from launcher.report.reproduce import commands
 from launcher.run.folder import RunFolder
-from launcher.run.result import read_rates
+from launcher.run.rates import read_rates
 from launcher.units import format_bytes, format_count, format_seconds
 
 TIGHT = 0.95  # of the memory budget: above this, a plan has little room

@@ -5,7 +5,7 @@ plan.json        the plan, never changed (planner/record.py)
 plan-start.json  with the options and hosts of the current start     plan-round-N.json   for the nodes of round N
 config.yaml      the composed configuration, for people         nodes/         the state of each node's agent
 ledger.jsonl     times of events (ledger.py)                    metrics.jsonl  one line per step (metrics.py)
-result.json      the recipe's result (result.py)                checkpoints/   (checkpoints.py)
+result.json      the recipe's result (result.py, rates.py)      checkpoints/   (checkpoints.py)
 logs/            of ranks, and of the batch job                 traces/        of torch's profiler
 spans/         what ranks did in some steps (spans.py)
 wandb/ tensorboard/ mlruns/ jsonl/   of the trackers that keep files

@@ -158,12 +158,3 @@ def _typed(read: Callable[[Mapping[str, Any]], T], data: Mapping[str, Any], file
     except (KeyError, TypeError, InputError) as error:
         why = "; ".join(error.problems[:MOST_NAMED]) if isinstance(error, InputError) else str(error)
         raise InputError(f"{file} is not a result of this launcher ({why}): {REMEDY}") from error
-
-
-def read_rates(file: Path) -> dict[str, Any] | None:
-    """Read the document of a measuring recipe (`results`, one row per measurement); None if there is none.
-
-    Raises InputError if the file is damaged.
-    """
-    data = read_json(file, remedy=REMEDY) if file.is_file() else {}
-    return data if data.get("results") else None

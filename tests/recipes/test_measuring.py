@@ -23,6 +23,7 @@ from launcher.errors import InputError
 from launcher.planner.options import OPERATIONS, RECIPES, message_sizes
 from launcher.resources import resource
 from launcher.run.folder import RunFolder
+from launcher.run.rates import read_rates
 from launcher.worker.metrics import nccl_tests
 from launcher.worker.metrics.verdict import GroupTime, verdict
 
@@ -50,6 +51,8 @@ def run(tmp_path: Path, *overrides: str, start: Any = preloaded.run) -> dict[str
     document: dict[str, Any] = json.loads(file.read_text())
     assert short.pop("result") == str(file)
     assert short == {name: document[name] for name in short} and short.keys() >= document.keys() - {"results"}
+    measured = document if "results" in document else None  # every key that a page or a calibration reads is there
+    assert read_rates(file) == measured
     return document
 
 

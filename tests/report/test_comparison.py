@@ -74,7 +74,9 @@ def measured_run(folder: Path, factor: float, *, spread: float = 0.0) -> Path:
     write_plan(make_plan(JOB), run.plan)
     rows = [
         {"operation": "all_reduce", "axis": "tp", "bytes": 2**power, "group_size": 2,
-         "busbw_gbytes_per_s": factor * (1 + spread * random.uniform(-1, 1)) * 2**power / 1e6}
+         "busbw_gbytes_per_s": factor * (1 + spread * random.uniform(-1, 1)) * 2**power / 1e6,
+         "link": "nvlink", "per_node": 2, "num_groups": 1, "time_s": 1e-3, "cpu_s": 0.0, "alone_cpu_s": None,
+         "expected_s": None, "algbw_gbytes_per_s": 1.0, "slowest": {"ranks": [0, 1], "hosts": ["n1"]}, "wrong": 0}
         for power in range(10, 26)
     ]  # fmt: skip
     write_result({"recipe": "collectives", "results": rows}, run.result, short={})
