@@ -42,17 +42,14 @@ class Network:
     def stop(self) -> None:
         """Remove the bridge and the nodes' interfaces, which the kernel does too once a node's namespace is gone."""
         for path in Path("/sys/class/net").glob(f"{self.bridge}*"):
-            try:
-                ip("link", "del", path.name)
-            except OSError:
-                if path.exists():
-                    raise
+            remove(path.name)
 
     def connect(self, index: int, pid: int) -> None:
         """Give the process `pid`, which is making its namespace at this moment, the interface eth0."""
         deadline = time.monotonic() + WAIT_S
         while own_network(pid) == own_network(os.getpid()) and time.monotonic() < deadline:
             time.sleep(0.01)
+        remove(self.link(index))  # of a node that was killed: the kernel takes its time
         peer = ["peer", "name", "eth0", "address", hardware_address(index), "netns", str(pid)]
         ip("link", "add", self.link(index), "type", "veth", *peer)
         ip("link", "set", self.link(index), "master", self.bridge, "up")
@@ -77,6 +74,15 @@ def hardware_address(index: int) -> str:
 
 def own_network(pid: int) -> str:
     return str(Path(f"/proc/{pid}/ns/net").readlink())
+
+
+def remove(link: str) -> None:
+    """Remove an interface of this machine, if there is one."""
+    try:
+        ip("link", "del", link)
+    except OSError:
+        if Path("/sys/class/net", link).exists():
+            raise
 
 
 def ip(*words: str) -> None:

@@ -307,7 +307,7 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_accounting(
     with pytest.raises(AssertionError, match="FAILED"):
         slurm.wait(job_id, "COMPLETED")
     monkeypatch.setattr(life, "_from_squeue", lambda job_id: None)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while (reported := status(SubmittedRun(job_id, None))).state != "FAILED" and time.monotonic() < deadline:
         time.sleep(0.2)  # slurmctld reports to slurmdbd with a delay
     assert (reported.state, reported.exit_code, reported.num_nodes, reported.source) == ("FAILED", "3:0", 2, "sacct")

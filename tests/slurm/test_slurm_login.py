@@ -95,7 +95,7 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
 
     done = launcher(laptop, *job, "run_dir=runs/stopped", "--", "wait")
     there = Path(json.loads(RunFolder(laptop / "runs" / "stopped").login.read_text())["folder"])
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not (there / "code" / "work" / "started").exists():
         assert time.monotonic() < deadline, slurm.logs()
         time.sleep(0.2)
@@ -109,7 +109,7 @@ def test_a_job_is_sent_to_a_login_node_and_followed_from_here(slurm: Slurm, logi
             assert time.monotonic() < deadline, readers(there)
             time.sleep(0.2)
         assert "is being cancelled" in launcher(laptop, "cancel", "runs/stopped").stdout
-        rest, _ = staying.communicate(timeout=120)
+        rest, _ = staying.communicate(timeout=200)
         assert staying.returncode == 0, rest
         assert readers(there) == []
     finally:
