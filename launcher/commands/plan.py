@@ -27,8 +27,9 @@ from launcher.planner.batches import better_batches, chosen_batch, unchosen_batc
 from launcher.planner.build import limits, notes
 from launcher.planner.compare import Case
 from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
-from launcher.planner.explain import reasons
-from launcher.planner.search import search
+from launcher.planner.distinct import by
+from launcher.planner.explain import reasons, slower
+from launcher.planner.search import less_memory, search
 from launcher.planner.why_not import why_not
 from launcher.report import terminal
 from launcher.report.mix_text import mix_lines
@@ -75,6 +76,8 @@ def _rank(settings: Settings) -> int:
     listed = top if settings.options.output == "json" else top * NEAR_DUPLICATES
     with waiting(SEARCHING):
         result = search(settings.job, settings.request, top=listed, model=model, refuse=refuse)
+        order = settings.options.sort
+        several = less_memory(result, most=top, model=model, refuse=refuse) if order == "memory" else result.candidates
     why = reasons(result, model)
     batch = (
         unchosen_batch(settings.job)
@@ -91,9 +94,12 @@ def _rank(settings: Settings) -> int:
     if settings.options.output == "json":
         extra: dict[str, Any] = {"why_not": answer} if answer else {}
         extra |= {"training": due._asdict()} if due else {}
-        print(json.dumps(document.plans_document(result, why, seconds=seconds) | extra))
+        ordered = replace(result, candidates=tuple(by(several, order)))
+        said = {best.layout: why[0]}
+        whys = [said.get(each.layout) or (slower(best.estimate, each.estimate),) for each in ordered.candidates]
+        print(json.dumps(document.plans_document(ordered, whys, seconds=seconds) | extra))
         return 0
-    terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top, sort=settings.options.sort)
+    terminal.show_plans(sys.stdout, result, why, seconds=seconds, top=top, listed=by(several, order))
     if due:
         show("", terminal.bill_text(due, "the first plan"))
     if answer:

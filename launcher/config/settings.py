@@ -125,7 +125,7 @@ class Configuration:
     sort: str | None = key(
         None,
         choices=("time", "memory", "cost"),
-        meaning="order of plans and of compared clusters; memory: the plans that need less than every faster one; "
+        meaning="order of plans and of compared clusters; memory: the best one, and the best in less and less memory; "
         "null: plans by time, clusters as they were named",
     )
     to: str | None = key(None, example="torchtitan", meaning="the tool to export to")

@@ -32,6 +32,9 @@ UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
 
+LESS = 0.85  # of the memory of a plan: what the next one of `less_memory` may need
+
+
 def search(
     job: Job, request: LayoutRequest, *, top: int = 10, model: CostModel | None = None, refuse: Refuse | None = None
 ) -> SearchResult:
@@ -69,6 +72,24 @@ def _searched(space: Space, model: CostModel, top: int) -> tuple[SearchResult | 
         search_within = _Search(space, model, max(1, top), most)
         found = search_within.run()
     return found, search_within
+
+
+def less_memory(
+    first: SearchResult, *, most: int, model: CostModel, refuse: Refuse | None = None
+) -> tuple[Candidate, ...]:
+    """The best of a search, then the best in less and less memory: at most `most` plans, each in a share of the memory
+    of the one before it.
+    """
+    found, request = [first.best], first.request
+    with no_garbage_collection():
+        while len(found) < most:
+            room = LESS * found[-1].estimate.memory_bytes_per_gpu / GIB
+            space = Space(first.job, replace(request, max_memory_gib=room), refuse)
+            within, _ = _searched(space, model, 1)
+            if within is None:
+                break
+            found.append(within.best)
+    return tuple(found)
 
 
 def room_bytes(request: LayoutRequest, model: CostModel, *, risk: float) -> float:

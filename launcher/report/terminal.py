@@ -13,7 +13,7 @@ from launcher.layout.degrees import DEFAULT_AXIS_ORDER as USUAL_ORDER
 from launcher.layout.job import Job
 from launcher.planner import Plan
 from launcher.planner.compare import Bill, Comparison, Row
-from launcher.planner.distinct import Distinct, by, distinct
+from launcher.planner.distinct import Distinct, distinct
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
 from launcher.report.table import LEFT, RIGHT, draw
@@ -31,11 +31,14 @@ def show_plans(
     *,
     seconds: float,
     top: int | None = None,
-    sort: str | None = None,
+    listed: Sequence[Candidate] | None = None,
 ) -> None:
-    """Print the ranked plans (the first `top` that differ), why the best is best, and why others were rejected."""
-    listed = replace(result, candidates=tuple(by(result.candidates, sort)))
-    _print(to, plans_table(listed, top=top, bold=has_colour(to), width=terminal_width(to)))
+    """Print the ranked plans (the first `top` that differ), why the best is best, and why others were rejected.
+
+    `listed`: the plans of the table, where they are not those of the search in its order.
+    """
+    shown = result if listed is None else replace(result, candidates=tuple(listed))
+    _print(to, plans_table(shown, top=top, bold=has_colour(to), width=terminal_width(to)))
     _print(to, ["step: nine of ten runs take the time in parentheses; memory and tok/s are those of one GPU"])
     if why and why[0]:
         _print(to, ["", f"Why {result.best.layout.brief()}:", *_bullets(why[0])])

@@ -11,12 +11,14 @@ from shapes import cluster, job, model
 
 from launcher.cli import main
 from launcher.config.compose import load
+from launcher.errors import NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, near_batches, unchosen_batch, usual_batch
 from launcher.planner.compare import Case, compare, ordered, resized
 from launcher.planner.deadline import fewest_gpus, largest_model, within_deadline
 from launcher.planner.distinct import by, front
-from launcher.planner.search import search
+from launcher.planner.search import LESS, search
+from launcher.units import GIB
 
 FREE = LayoutRequest()
 SMALL = model(layers=8)
@@ -156,6 +158,23 @@ def test_the_table_is_in_the_order_that_is_asked_for(capsys: pytest.CaptureFixtu
     assert main(["plan", "cluster=dgx_a100_80g", "model=gpt3_1b3", "train.global_batch=64", "sort=memory"]) == 0
     memory = [float(each) for each in re.findall(r"([\d.]+) GiB +\d+%", capsys.readouterr().out)]
     assert len(memory) > 1 and memory == sorted(memory)
+
+
+def test_plans_by_memory_go_down_to_the_least_that_the_model_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is the best in the memory that it is given, and no layout needs less than the first by the step between them."""
+    words = "cluster=dgx_a100_80g model=gpt3_2b7 train.global_batch=64 stack=megatron_lm sort=memory output=json"
+    assert main(["plan", *words.split()]) == 0
+    document = json.loads(capsys.readouterr().out)
+    plans, asked = document["plans"], load(words.split()[:-2])
+    needs, times = ([plan[key] for plan in plans] for key in ("memory_bytes_per_gpu", "step_time_s"))
+    assert needs == sorted(needs) and times == sorted(times, reverse=True) and 3 < len(plans) <= 10
+    assert needs[0] < 0.4 * needs[-1]
+    assert plans[-1]["why"][0].startswith("a step of") and "slower" in plans[0]["why"][0]
+    more, less = needs[3], needs[2]
+    within = search(asked.job, LayoutRequest(max_memory_gib=LESS * more / GIB), top=1)
+    assert within.best.estimate.memory_bytes_per_gpu == less
+    with pytest.raises(NoLayoutFits):
+        search(asked.job, LayoutRequest(max_memory_gib=LESS * needs[0] / GIB), top=1)
 
 
 def test_compared_clusters_are_ordered_and_those_without_a_plan_come_last() -> None:
