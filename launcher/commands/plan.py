@@ -210,11 +210,14 @@ def _largest(cases: Sequence[tuple[str, Settings]]) -> int:
 
 
 def _with_batches(cases: Sequence[tuple[str, Settings]]) -> tuple[list[tuple[str, Settings]], list[str]]:
-    """Give each case whose batch was not set the batch of published models of about the same size, and say so."""
-    lines = [chosen_batch(each.job) for _, each in cases if _no_batch(each)]
-    return [
-        (label, replace(each, job=with_usual_batch(each.job)) if _no_batch(each) else each) for label, each in cases
-    ], lines
+    """Give each case on GPUs whose batch was not set that of published models of about the same size, and say so."""
+    found, lines = [], []
+    for label, each in cases:
+        if _no_batch(each) and each.job.cluster.node.gpu.kind == "cuda":
+            lines.append(chosen_batch(each.job))
+            each = replace(each, job=with_usual_batch(each.job))
+        found.append((label, each))
+    return found, lines
 
 
 def _show(comparison: compare.Comparison, settings: Settings, notes: Sequence[str] = ()) -> int:

@@ -32,7 +32,7 @@ UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
 
-LESS = 0.85  # of the memory of a plan: what the next one of `less_memory` may need
+LESS = 0.8  # of the memory of a plan: what the next one of `less_memory` may need
 
 
 def search(
