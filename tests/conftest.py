@@ -9,11 +9,14 @@ same each time, so that a change turns a test red and not chance; `--hypothesis-
 What is there once all tests are collected stays to the end: the garbage collector does not look through it.
 
 Files that are named are run folder by folder: pytest 9.1 loses the fixtures of a folder that it comes back to.
+
+Where a shell started the tests in the background it ignores Ctrl-C for them, which their programs would inherit.
 """
 
 from __future__ import annotations
 
 import gc
+import signal
 from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
@@ -29,6 +32,9 @@ settings.load_profile("busy machine")
 def pytest_configure(config: pytest.Config) -> None:
     folders = [folder_of(argument) for argument in config.args]
     config.args.sort(key=lambda argument: folders.index(folder_of(argument)))
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def folder_of(argument: str) -> Path:

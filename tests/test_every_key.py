@@ -49,7 +49,7 @@ JOBS: dict[str, list[str]] = {
     "sharded": [*DGX, "layout.tp=1", "layout.pp=1", "layout.zero_stage=3", "layout.recompute=full"],
     "Llama": [*DGX, "model=llama3_8b", "layout.tp=2", "layout.pp=4", "train.attention=math"],
     "other software": [*DGX, "stack=megatron_lm", "layout.tp=4", "layout.pp=2", "layout.recompute=full"],
-    "CPUs": [],
+    "CPUs": ["cluster.node.cores=2"],  # whatever machine this is
     "slices": ["cluster=a100_mig_3g", "model=gpt_tiny", "launch=slurm"],
 }
 CURVE = "[{operation: all_reduce, link: nvlink, ranks: 8, bytes: [1024], time_us: [90]}]"

@@ -70,8 +70,9 @@ raise ValueError("on both ranks")
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `launcher run` in the test's folder."""
+    monkeypatch.delenv("MARK", raising=False)  # which programs here report
     jobs: list[subprocess.Popen[str]] = []
 
     def started(*words: str, ranks: int = 2, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
