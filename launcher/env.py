@@ -14,6 +14,9 @@ from launcher.text import whole_number
 # These keep libraries from starting a thread pool at import; a forked process would not have the threads.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
+# Variables of ranks: the paths of the plan and of the run folder, and the descriptor of the node's heartbeats.
+PLAN, RUN_DIR, HEARTBEAT_FD = "LAUNCHER_PLAN", "LAUNCHER_RUN_DIR", "LAUNCHER_HEARTBEAT_FD"
+
 
 def usable_cores() -> int:
     """Return the CPU cores that this process may use (its affinity mask, not the machine's total)."""
@@ -88,7 +91,7 @@ def rank_env() -> RankEnv:
             "use `launcher run`, or torchrun"
         )
     rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in names)
-    plan, run_dir = os.environ.get("LAUNCHER_PLAN"), os.environ.get("LAUNCHER_RUN_DIR")
+    plan, run_dir = os.environ.get(PLAN), os.environ.get(RUN_DIR)
     return RankEnv(
         rank=rank,
         world_size=world_size,

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from launcher.errors import InputError, LauncherError
 from launcher.files import write_json
-from launcher.planner.options import TuneOptions
+from launcher.planner.options import FIRST_STEPS, TuneOptions
 from launcher.planner.record import Plan, read_plan
 from launcher.run.result import write_result
 from launcher.units import format_seconds
@@ -35,8 +35,6 @@ from launcher.worker.metrics.measure import from_all_ranks
 from launcher.worker.metrics.report import forget_peak_memory, peak_memory_bytes
 from launcher.worker.parallel.mesh import build_mesh
 from launcher.worker.parallel.worlds import Worlds
-
-FIRST_STEPS = 2  # of each plan, not timed: allocations, the first messages between stages
 
 
 def worlds_of(run: session.Session) -> Worlds:

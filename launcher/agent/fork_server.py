@@ -371,7 +371,7 @@ def _redirect(start: RankStart) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(start.stdout, 1)
     os.dup2(start.stderr, 2)
-    heartbeat_fd = int(start.variables.get("LAUNCHER_HEARTBEAT_FD", -1))
+    heartbeat_fd = int(start.variables.get(env.HEARTBEAT_FD, -1))
     for entry in list(Path("/proc/self/fd").iterdir()):
         if int(entry.name) > 2 and int(entry.name) != heartbeat_fd:
             _close(int(entry.name))

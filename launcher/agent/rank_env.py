@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import env
 from launcher.agent.fabric_variables import Variable, fabric_variables
 from launcher.layout.degrees import degree_variables
 from launcher.planner.record import Plan
@@ -66,7 +67,7 @@ def torchrun_variables(assignment: RankAssignment) -> dict[str, str]:
 
 def plan_variables(plan: Plan, *, run_folder: Path, plan_path: Path) -> dict[str, str]:
     """Return the variables with the plan's path and degrees."""
-    paths = {"LAUNCHER_PLAN": plan_path, "LAUNCHER_RUN_DIR": run_folder}
+    paths = {env.PLAN: plan_path, env.RUN_DIR: run_folder}
     return {name: str(path.resolve()) for name, path in paths.items()} | degree_variables(plan.layout)
 
 

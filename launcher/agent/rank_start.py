@@ -46,7 +46,7 @@ def rank_start(
             **(rank_env.wandb_variables(env.environment(), run_folder=folder.path, rank=rank) if own else {}),
             **rank_env.torchrun_variables(assignment),
             **rank_env.plan_variables(plan, run_folder=folder.path, plan_path=plan_path),
-            "LAUNCHER_HEARTBEAT_FD": str(heartbeat_fd),
+            env.HEARTBEAT_FD: str(heartbeat_fd),
         },
         stdout=stdout.write_fd,
         stderr=stderr.write_fd,

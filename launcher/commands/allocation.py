@@ -13,7 +13,7 @@ from launcher.commands.prepare import check_inputs, say_plan, say_variables, war
 from launcher.commands.submit import BatchJob, batch_job, with_slurm
 from launcher.console import notify, say
 from launcher.faststart.overlapped_import import Order
-from launcher.run.folder import RunFolder
+from launcher.run.folder import RUNS, RunFolder
 from launcher.run.owner import Owner
 from launcher.slurm.allocation import read_allocation
 from launcher.slurm.start import settings_here, step_text
@@ -56,5 +56,5 @@ def _with_nodes(overrides: Sequence[str], num_nodes: int) -> list[str]:
 
 def _say_dry_run(job: BatchJob, path: Path | None) -> None:
     say_variables(job.plan)
-    say(step_text(job.plan, job.launch, RunFolder((path or Path("runs/NAME")).absolute()), job.slurm))
+    say(step_text(job.plan, job.launch, RunFolder((path or RUNS / "NAME").absolute()), job.slurm))
     say("dry run: nothing was started")

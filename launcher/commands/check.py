@@ -27,7 +27,7 @@ from launcher.planner import Plan, write_plan
 from launcher.preflight.bandwidth import LIMIT_S, RECIPE, bandwidth_findings
 from launcher.preflight.checks import preflight
 from launcher.preflight.findings import Finding, Level, hosts_to_exclude, worst
-from launcher.run.folder import RunFolder, create_run_folder, new_run_folder
+from launcher.run.folder import RUNS, RunFolder, create_run_folder, new_run_folder
 from launcher.slurm import nodecheck
 from launcher.slurm.allocation import owns_allocation, read_allocation
 from launcher.slurm.record import SlurmLaunch, slurm_launch
@@ -57,7 +57,7 @@ def run(invocation: Invocation) -> int:
 def check_here(settings: Settings, slurm: SlurmSettings, overrides: Sequence[str]) -> list[Finding]:
     """Check this machine; with launch.check_bandwidth=true also measure the bandwidth between its ranks."""
     run_dir = settings.options.run_dir
-    findings = preflight(settings.job.cluster, run_folder=Path(run_dir or "runs"))
+    findings = preflight(settings.job.cluster, run_folder=Path(run_dir or RUNS))
     if slurm.check_bandwidth:
         folder = _folder(run_dir)
         findings += _measured_here(folder, overrides, threshold=slurm.bandwidth_threshold)

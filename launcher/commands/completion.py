@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.commands.invocation import Invocation
 from launcher.commands.table import COMMANDS, CommandEntry
 from launcher.errors import InputError
-from launcher.run.folder import PLAN_NAME
+from launcher.run.folder import PLAN_NAME, RUNS
 
 BASH = """\
 _launcher() {
@@ -55,7 +55,6 @@ complete -c launcher -e
 complete -c launcher -a '(__launcher_words)'
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-RUNS = Path("runs")
 ONE_WORD = {
     "warm": ("stop", "status"), "completion": tuple(SCRIPTS), "new": ("recipe", "cluster"),
 }  # fmt: skip

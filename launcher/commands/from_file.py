@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from launcher.units import format_bytes, format_seconds
 
 FROM = "from="
 SEQ_LEN = "model.seq_len"  # of a model's keys the one that training decides
-COMPARED = ("tp", "pp", "dp", "cp", "ep", "virtual_stages", "micro_batch", "zero_stage", "shard_group",
-            "offload_optimizer", "recompute", "recompute_fraction", "sequence_parallel", "schedule")  # fmt: skip
+APART = ("axis_order", "layer_split", "tp_across_domains")  # of a layout's keys: compared in their own way, or not
+COMPARED = tuple(field.name for field in fields(Layout) if field.name not in APART)
 
 
 def run(overrides: Sequence[str]) -> int:
@@ -128,6 +129,8 @@ def _main(export: Export) -> list[str]:
 def _difference(yours: Layout, best: Layout) -> list[str]:
     """Return the keys that differ, with both values."""
     pairs = [(key, getattr(yours, key), getattr(best, key)) for key in COMPARED]
+    if len(yours.layer_split) == len(best.layer_split):  # of other stages it follows
+        pairs.append(("layer_split", list(yours.layer_split), list(best.layer_split)))
     orders = ["-".join(effective(layout, layout.axis_order)) for layout in (yours, best)]
     if sorted(orders[0]) == sorted(orders[1]):
         pairs.append(("axis_order", orders[0], orders[1]))

@@ -19,11 +19,11 @@ from launcher.console import notify
 from launcher.errors import JobFailed
 from launcher.files import read_json
 from launcher.planner import Plan, write_plan
+from launcher.planner.options import FIRST_STEPS
 from launcher.planner.tuning import Trial, joined, placed, trials_of
 from launcher.run.folder import RunFolder
 from launcher.run.metrics import read_steps
 
-FIRST_STEPS = 2  # that are not counted
 POLL_S = 0.3
 SAID = re.compile(r"step_time_s[\"']?\s*[=:]\s*([0-9.]+(?:[eE][+-]?\d+)?)")
 NO_STEPS = "said no step time"

@@ -21,6 +21,7 @@ class Problem(NamedTuple):
 
 
 ENGINE_RULE = "the engine cannot run it"
+UNINTERLEAVED = "micro-batches do not divide for interleaving"
 Rule = Callable[[Job, Layout], Iterator[Problem]]
 
 
@@ -226,7 +227,7 @@ def _batch(job: Job, layout: Layout) -> Iterator[Problem]:
         )
     elif layout.virtual_stages > 1 and count % layout.pp:
         yield Problem(
-            "micro-batches do not divide for interleaving",
+            UNINTERLEAVED,
             f"interleaving runs micro-batches in groups of pp={layout.pp}, but a step has {count} of them: "
             "change dp, micro_batch or train.global_batch, or set virtual_stages=1",
         )

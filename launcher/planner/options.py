@@ -269,6 +269,9 @@ class OwnRecipeOptions(RecipeOptions):
         return cls(**{**given, "file": str(file.absolute())})
 
 
+FIRST_STEPS = 2  # of each plan that is tried, not counted: allocations, the first messages between stages
+
+
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(RecipeOptions):
     """How the recipe `tune` tries plans."""

@@ -17,7 +17,7 @@ from launcher.errors import InputError, NoLayoutFits
 from launcher.garbage import no_garbage_collection
 from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
-from launcher.layout.legality import Problem, problems
+from launcher.layout.legality import UNINTERLEAVED, Problem, problems
 from launcher.planner.lower_bounds import LowerBounds, PassBound, PassOption, least_memory
 from launcher.planner.nearest import no_fit_message, refusal
 from launcher.planner.preference import handicap
@@ -28,7 +28,6 @@ from launcher.units import GIB, format_bytes
 UNFIT = "do not fit in memory"
 SLOWER = "are slower than the plans shown"
 OTHER_ORDER = "differ from a plan shown in axis order alone"
-UNINTERLEAVED = "micro-batches do not divide for interleaving"
 ROUNDING = 1 - 1e-9  # a bound is compared with an estimate that was summed in another order
 
 

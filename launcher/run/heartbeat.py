@@ -72,7 +72,7 @@ class Heartbeats:
     @classmethod
     def of_this_rank(cls) -> tuple[Heartbeats, int] | None:
         """Return this rank's inherited heartbeats and its local rank; None without a launcher (plain torchrun)."""
-        fd, local_rank = env.get("LAUNCHER_HEARTBEAT_FD"), env.get("LOCAL_RANK")
+        fd, local_rank = env.get(env.HEARTBEAT_FD), env.get("LOCAL_RANK")
         if fd is None or local_rank is None:
             return None
         heartbeats = cls.attach(int(fd))

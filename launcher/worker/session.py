@@ -152,9 +152,7 @@ def start() -> Session:
     started_at = time.monotonic()
     rank_env = env.rank_env()
     if rank_env.plan is None or rank_env.run_dir is None:
-        raise InputError(
-            "LAUNCHER_PLAN and LAUNCHER_RUN_DIR are not set: start this script with `launcher run script=…`"
-        )
+        raise InputError(f"{env.PLAN} and {env.RUN_DIR} are not set: start this script with `launcher run script=…`")
     plan = read_plan(rank_env.plan)
     place = check_place(plan, rank_env, host=socket.gethostname())
     device = join(plan, place)
