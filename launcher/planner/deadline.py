@@ -43,7 +43,8 @@ def fewest_gpus(
         return row if row.best else None
 
     fastest: Row | None = None
-    for size in _sizes(job, tokens=tokens, days=days):
+    least = _least_gpus(job, tokens=tokens, days=days)
+    for size in _sizes(job, least):
         row = at(size)
         if row is None:
             continue
@@ -56,6 +57,8 @@ def fewest_gpus(
     fastest = fastest or at(job.cluster.node.num_gpus)
     if fastest is None:
         return Row(label, job.cluster, job.cluster.num_gpus, None, note=f"no size up to {MOST_GPUS:,} GPUs has a plan")
+    if least > MOST_GPUS:
+        return replace(fastest, note=f"not in {days:g} days: {MOST_GPUS:,} GPUs would take longer at their peak rate")
     return replace(fastest, note=f"not in {days:g} days with any size that was tried: {fastest.days:,.1f} at best")
 
 
@@ -63,12 +66,17 @@ def _in_time(row: Row, days: float) -> bool:
     return row.days is not None and row.days <= days
 
 
-def _sizes(job: Job, *, tokens: float, days: float) -> Iterator[int]:
-    """Powers of two inside a node, then whole nodes by doubling; none that the peak rate alone excludes."""
-    node, training, model = job.cluster.node, job.training, job.model
+def _least_gpus(job: Job, *, tokens: float, days: float) -> float:
+    """GPUs that are in time at their peak rate; 0 where it is unknown."""
+    training, model = job.training, job.model
     peak = CostModel(job).device.peak_flops
     flops = model.step_flops(sequences=training.global_batch) / (training.global_batch * model.seq_len) * tokens
-    least = flops / (peak * days * SECONDS_PER_DAY) if peak else 0.0
+    return flops / (peak * days * SECONDS_PER_DAY) if peak else 0.0
+
+
+def _sizes(job: Job, least: float) -> Iterator[int]:
+    """Powers of two inside a node, then whole nodes by doubling; none below `least`."""
+    node = job.cluster.node
     size = 1
     while size < node.num_gpus:
         if size >= least:

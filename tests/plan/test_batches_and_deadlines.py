@@ -90,6 +90,8 @@ def test_a_deadline_that_no_size_meets_is_said_with_the_best_that_was_found() ->
     found = within_deadline([row], tokens=1e12, days=1.0, what="cluster")
     assert "not in 1 days" in row.note or "no size" in row.note
     assert found.verdicts[0].startswith("none trains")
+    never = fewest_gpus("x", some_job, lambda _: FREE, tokens=1e18, days=1.0)
+    assert never.note == "not in 1 days: 16,384 GPUs would take longer at their peak rate"
 
 
 def test_clusters_are_compared_by_the_smallest_size_that_is_in_time(capsys: pytest.CaptureFixture[str]) -> None:
