@@ -158,9 +158,14 @@ def given_keys(overrides: Sequence[str]) -> set[str]:
 
 
 def merged(before: T, given: T, section: str, keys: set[str]) -> T:
-    """Return `before` with the given keys of a section; with all its keys if a file of the section was chosen."""
-    if section in keys or type(before) is not type(given):
+    """Return `before` with the given keys of a section; with all its keys if a file of the section was chosen.
+
+    A recipe of the plan stays, whichever is the default.
+    """
+    if section in keys or f"{section}.name" in keys:
         return given
+    if type(before) is not type(given):
+        return before
     named = {entry.name: entry.field for _, entry in walk(type(given))}
     chosen = {field: getattr(given, field) for name, field in named.items() if f"{section}.{name}" in keys}
     return replace(before, **chosen)  # type: ignore[type-var]

@@ -22,7 +22,7 @@ from launcher.run.spans import read_spans
 
 
 def run(invocation: Invocation) -> int:
-    words = invocation.overrides
+    words = _named_as_keys(invocation.overrides)
     if words and OVERRIDE.match(words[0]):
         path, text = _of_plan([word for word in words if not word.startswith("output=")])
     elif len(words) > 1 and "=" not in words[1]:
@@ -36,6 +36,12 @@ def run(invocation: Invocation) -> int:
         write_text(path, text)
     print(json.dumps({"file": str(path), "bytes": len(text.encode())}) if as_json else path)
     return 0
+
+
+def _named_as_keys(words: Sequence[str]) -> Sequence[str]:
+    """A plan file may be named as it is, as for `launcher compare` and `launcher export`."""
+    one = bool(words) and (len(words) == 1 or "=" in words[1])
+    return [f"plan={words[0]}", *words[1:]] if one and Path(words[0]).is_file() else words
 
 
 def _of_two(names: Sequence[str], wanted: Mapping[str, str]) -> tuple[Path, str]:

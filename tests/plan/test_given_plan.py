@@ -139,13 +139,34 @@ def test_a_plan_that_the_recipe_cannot_train_is_refused_as_its_words_are(
 def test_a_plan_for_several_nodes_is_not_advised_to_contradict_itself(
     saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["run", f"plan={saved}"]) == 2
+    assert main(["run", f"plan={saved}", "dry_run=true"]) == 2
     assert "plan again with cluster.num_nodes=1" in capsys.readouterr().err
 
 
 def given(saved: Path, *words: str) -> Plan:
     words = (f"plan={saved}", *words)
     return read_given(str(saved), load(words), words)
+
+
+@pytest.mark.parametrize("recipe", ["gemm", "mine", "coldstart", "gpt"])
+def test_the_recipe_of_a_plan_runs_and_not_the_default_one(recipe: str) -> None:
+    """A plan of the recipe gemm, or of one of the user's own, was run as gpt."""
+    assert main(["new", "recipe", "mine"]) == 0
+    assert main(["plan", *HERE, f"recipe={recipe}", "train.steps=3", "save=best.json"]) == 0
+    made = read_plan(Path("best.json"))
+    assert made.options.recipe.name == recipe
+    assert given(Path("best.json")).options == made.options
+    more = given(Path("best.json"), "train.steps=5").options
+    assert more == replace(made.options, train=replace(made.options.train, steps=5))
+    assert given(Path("best.json"), "recipe=memory").options.recipe.name == "memory"
+
+
+def test_a_page_is_made_of_a_plan_file_as_it_is_named(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([str(saved)], [f"plan={saved}"]):
+        assert main(["report", *words, "file=page.html"]) == 0
+        assert "gpt3_1b3 on dgx_a100_80g" in Path("page.html").read_text()
+    assert main(["report", str(saved), "layout.tp=4"]) == 2
+    assert "layout.tp=4 contradicts the plan" in capsys.readouterr().err
 
 
 def test_a_plan_is_read_as_it_was_written(saved: Path) -> None:
