@@ -250,7 +250,7 @@ def plan_file(path: Path) -> Path:
 
 def one_run(path: Path) -> RunFolder:
     """Return a run folder that a user named; raises InputError for that of a sweep, which has no plan and no steps."""
-    if SweepFolder(path).members.is_file():
+    if SweepFolder(path).members.is_file() and not RunFolder(path).plan.is_file():
         raise InputError(
             f"{path} is the folder of a sweep, not of one run: name a run in it, as {path / '0'}; "
             f"`launcher status {path}` lists them"
