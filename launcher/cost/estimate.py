@@ -11,6 +11,9 @@ from launcher.layout import Layout
 from launcher.layout.job import Job
 from launcher.units import format_bytes, format_seconds
 
+AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}
+TIGHT = 0.95  # below this probability of fitting, the plan mentions it
+SHOWN = 3  # of the parts of the memory
 COMMUNICATION = ("tp_comm", "cp_comm", "ep_comm", "pp_comm", "dp_comm")  # parts of the time that nothing hides
 
 
@@ -42,6 +45,11 @@ class Estimate:
     cost_per_million_tokens: float | None
     memory: Mapping[str, float]
     time: Mapping[str, float]
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """Where time and memory go, in words."""
+        return where_time_goes(self), where_memory_goes(self)
 
     def __repr__(self) -> str:
         memory = f"{format_bytes(self.memory_bytes_per_gpu)} of {format_bytes(self.usable_memory_bytes)} a GPU"
@@ -98,3 +106,38 @@ def step_flops(job: Job, recompute: str, *, stops_early: bool) -> tuple[float, f
     elif recompute == "selective":
         repeated = 4.0 * model.layers * tokens * model.seq_len * model.attention_hidden
     return model.step_flops(sequences=batch), repeated
+
+
+def where_time_goes(estimate: Estimate) -> str:
+    """Describe the exposed parts of a step, largest first."""
+    parts = sorted(exposed(estimate).items(), key=lambda item: -item[1])
+    shares = [
+        f"{label(name)} {share:.1%}" for name, seconds in parts if (share := seconds / estimate.step_time_s) >= 0.001
+    ]
+    faster, slower = map(format_seconds, estimate.step_time_interval_s)
+    spread = f"nine of ten runs take {faster} to {slower}"
+    return f"a step of {format_seconds(estimate.step_time_s)} ({spread}) is {', '.join(shares)}"
+
+
+def where_memory_goes(estimate: Estimate) -> str:
+    """Describe the memory use of the worst rank, its limit and its largest parts."""
+    parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:SHOWN]
+    largest = ", ".join(f"{label(name)} {format_bytes(size)}" for name, size in parts)
+    used, usable = format_bytes(estimate.memory_bytes_per_gpu), format_bytes(estimate.usable_memory_bytes)
+    fits = f"it fits with a probability of {estimate.fit_probability:.0%}"
+    tight = (
+        "" if estimate.fit_probability > TIGHT else f"; {fits}: leave more room with another layout or a smaller batch"
+    )
+    return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …){tight}"
+
+
+def exposed(estimate: Estimate) -> Mapping[str, float]:
+    """Return the parts that add up to a step, without those that are overlapped."""
+    return {name: seconds for name, seconds in estimate.time.items() if "hidden" not in name and seconds > 0}
+
+
+def label(name: str) -> str:
+    """Return the display name of a breakdown's part."""
+    words = name.removesuffix("_s").removesuffix("_bytes").removesuffix("_exposed").replace("_", " ")
+    axis, _, rest = words.partition(" ")
+    return f"{AXIS_NAMES[axis]}-parallel {rest or 'communication'}" if axis in AXIS_NAMES else words

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 from launcher.cost import Estimate
+from launcher.cost.estimate import AXIS_NAMES, exposed, label, where_memory_goes, where_time_goes
 from launcher.cost.model import CostModel
 from launcher.cost.network import group_of
 from launcher.layout import Layout, Link, Placement, RankGrid
@@ -20,7 +21,6 @@ from launcher.planner.slices import smallest_slice
 from launcher.planner.sources import measured_numbers
 from launcher.units import format_bytes, format_seconds
 
-AXIS_NAMES = {"tp": "tensor", "cp": "context", "dp": "data", "pp": "pipeline", "ep": "expert"}
 LINK_NAMES = {
     Link.SAME_GPU: "one GPU",
     Link.NVLINK: "NVLink inside one domain",
@@ -34,7 +34,6 @@ COMPARED_KEYS = (
     *("shard_group", "offload_optimizer", "recompute", "recompute_fraction", "sequence_parallel", "axis_order"),
     "schedule",
 )
-TIGHT = 0.95  # below this probability of fitting, the plan mentions it
 MUCH_SKIPPED = 0.2  # of the FLOPs that MFU counts: from there on the plan says how many a causal kernel skips
 LEAST_LEAD = 5e-4  # the smallest difference that is printed as one
 SHOWN = 3  # number of differences and alternatives to show
@@ -97,17 +96,6 @@ def faster_elsewhere(result: SearchResult) -> Iterator[str]:
         yield f"{refused.candidate.layout.brief()} would be {faster}, but {refused.why}"
 
 
-def where_time_goes(estimate: Estimate) -> str:
-    """Describe the exposed parts of a step, largest first."""
-    parts = sorted(exposed(estimate).items(), key=lambda item: -item[1])
-    shares = [
-        f"{label(name)} {share:.1%}" for name, seconds in parts if (share := seconds / estimate.step_time_s) >= 0.001
-    ]
-    faster, slower = map(format_seconds, estimate.step_time_interval_s)
-    spread = f"nine of ten runs take {faster} to {slower}"
-    return f"a step of {format_seconds(estimate.step_time_s)} ({spread}) is {', '.join(shares)}"
-
-
 def skipped_attention(job: Job, estimate: Estimate) -> Iterator[str]:
     """Say how much of the MFU is attention that a causal kernel skips, where that is much."""
     model, batch = job.model, job.training.global_batch
@@ -118,18 +106,6 @@ def skipped_attention(job: Job, estimate: Estimate) -> Iterator[str]:
             f"MFU counts attention in full (Narayanan et al. 2021, eq. 3), and a causal kernel skips half of it: "
             f"{estimate.mfu * (1 - share):.1%} without that half"
         )
-
-
-def where_memory_goes(estimate: Estimate) -> str:
-    """Describe the memory use of the worst rank, its limit and its largest parts."""
-    parts = sorted(estimate.memory.items(), key=lambda item: -item[1])[:SHOWN]
-    largest = ", ".join(f"{label(name)} {format_bytes(size)}" for name, size in parts)
-    used, usable = format_bytes(estimate.memory_bytes_per_gpu), format_bytes(estimate.usable_memory_bytes)
-    fits = f"it fits with a probability of {estimate.fit_probability:.0%}"
-    tight = (
-        "" if estimate.fit_probability > TIGHT else f"; {fits}: leave more room with another layout or a smaller batch"
-    )
-    return f"memory is worst on stage {estimate.worst_stage}: {used} of {usable} usable ({largest}, …){tight}"
 
 
 def offloading(result: SearchResult, model: CostModel) -> Iterator[str]:
@@ -254,18 +230,6 @@ def _changes(layout: Layout) -> Iterator[tuple[str, dict[str, Any]]]:
     yield f"micro_batch={layout.micro_batch * 2}", {"micro_batch": layout.micro_batch * 2}
     if layout.sequence_parallel:
         yield "sequence_parallel=false", {"sequence_parallel": False}
-
-
-def exposed(estimate: Estimate) -> Mapping[str, float]:
-    """Return the parts that add up to a step, without those that are overlapped."""
-    return {name: seconds for name, seconds in estimate.time.items() if "hidden" not in name and seconds > 0}
-
-
-def label(name: str) -> str:
-    """Return the display name of a breakdown's part."""
-    words = name.removesuffix("_s").removesuffix("_bytes").removesuffix("_exposed").replace("_", " ")
-    axis, _, rest = words.partition(" ")
-    return f"{AXIS_NAMES[axis]}-parallel {rest or 'communication'}" if axis in AXIS_NAMES else words
 
 
 def _difference_of_layouts(reference: Layout, other: Layout) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
+from launcher.cost.estimate import label
 from launcher.planner import Plan
-from launcher.planner.explain import label
 from launcher.report import facts
 from launcher.report.facts import Pipeline
 from launcher.report.markup import bars, bullets, paragraph, stacked

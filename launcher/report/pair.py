@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from launcher.planner.explain import label
+from launcher.cost.estimate import label
 from launcher.report import facts
 from launcher.report.benchmark import EXPECTED
 from launcher.report.comparison import FAR, ChangedSetting, MeasuredChange, Side, changes, differences, factor

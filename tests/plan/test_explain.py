@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 from shapes import cluster, job, model
 
+from launcher.cost.estimate import exposed, label
 from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.layout import LayoutRequest
 from launcher.layout.job import Job
-from launcher.planner.explain import close_calls, exposed, label, reasons, slower
+from launcher.planner.explain import close_calls, reasons, slower
 from launcher.planner.preference import NOISE
 from launcher.planner.result import SearchResult
 from launcher.planner.search import search
@@ -30,6 +31,14 @@ def searched(some_job: Job, **pins: object) -> tuple[SearchResult, CostModel]:
 def why(some_job: Job, **pins: object) -> str:
     result, cost = searched(some_job, **pins)
     return "\n".join(reasons(result, cost)[0])
+
+
+def test_an_estimate_says_where_its_time_and_memory_go_as_the_plan_of_it_does() -> None:
+    found = search(job(on=cluster(nodes=2), of=model(), global_batch=64), LayoutRequest(), top=1)
+    time, memory = found.best.estimate.why
+    (why,) = reasons(found, CostModel(found.job))
+    assert time.startswith("a step of ") and memory.startswith("memory is worst on stage ")
+    assert {time, memory} < set(why)
 
 
 def test_the_exposed_parts_of_a_step_add_up_to_it() -> None:

@@ -13,11 +13,12 @@ from launcher.api import estimate
 from launcher.cli import main
 from launcher.config.compose import load
 from launcher.cost.attention import core_time
+from launcher.cost.estimate import where_memory_goes
 from launcher.cost.model import CostModel
 from launcher.errors import InputError, NoLayoutFits
 from launcher.layout import LayoutRequest
 from launcher.planner.batches import better_batches, unchosen_batch
-from launcher.planner.explain import close_calls, offloading, skipped_attention, where_memory_goes
+from launcher.planner.explain import close_calls, offloading, skipped_attention
 from launcher.planner.preference import NOISE, OFFLOADED, SHORT_CONTEXT, handicap
 from launcher.planner.search import search
 from launcher.units import GIB
