@@ -15,9 +15,11 @@ from launcher.layout import Layout, LayoutRequest
 from launcher.layout.job import Job
 from launcher.planner.build import make_plan
 from launcher.planner.habits import setup_of, unsaid
+from launcher.planner.launch_only import has_model
 from launcher.planner.record import Plan
 
 SAYS_FP8 = ("megatron",)
+WRITES_MODEL = ("megatron", "nemo", "torchtitan")  # whose files have the shape of the model
 ALONE = "cannot have the optimizer alone on the host: what it offloads are parameters and gradients too"
 SOFTWARE = {"stack", "stack.name", "train.engine"}  # what trains: one choice, whichever of the keys makes it
 
@@ -81,6 +83,11 @@ def _check(plan: Plan, target: Target) -> None:
         raise InputError(
             f"this plan gives its nodes {', '.join(map(str, each))} ranks, and exports say one number for all nodes: "
             "plan it for equal nodes, or print torchrun's commands by launch=torchrun"
+        )
+    if target.name in WRITES_MODEL and not has_model(plan.job):
+        raise InputError(
+            f"this plan has no model, and to={target.name} writes one: plan it with model=, or export it "
+            "to=torchrun, which starts any program"
         )
     if problems := list(target.cannot(plan.job, plan.layout)):
         raise InputError([f"this plan cannot be exported to={target.name}", *problems])

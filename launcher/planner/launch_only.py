@@ -34,6 +34,11 @@ def program_plan(
         return replace(plan, job=job), str(error)
 
 
+def has_model(job: Job) -> bool:
+    """Whether the job's model was given: of a plan without one, its shape and its batch say nothing."""
+    return job.model.name != NOT_GIVEN
+
+
 def measuring_plan(job: Job, request: LayoutRequest, options: RunOptions) -> Plan:
     """The plan of a recipe that trains nothing: where its ranks are. Raises InputError.
 

@@ -14,6 +14,7 @@ from launcher.layout.job import Job
 from launcher.planner import Plan
 from launcher.planner.compare import Bill, Comparison, Row
 from launcher.planner.distinct import Distinct, distinct
+from launcher.planner.launch_only import has_model
 from launcher.planner.result import Candidate, SearchResult
 from launcher.planner.search import OTHER_ORDER, SLOWER, UNFIT
 from launcher.report.table import LEFT, RIGHT, draw
@@ -86,7 +87,11 @@ def plans_table(
 
 
 def heading(job: Job) -> list[str]:
-    """Return the job in two lines: model and machine, then batch, sequence, dtype and software."""
+    """Return the job in two lines: model and machine, then batch, sequence, dtype and software; of a job without a
+    model in one.
+    """
+    if not has_model(job):
+        return [f"no model, on {_where(job)}"]
     model, training, stack = job.model, job.training, job.stack
     tokens = format_count(training.global_batch * model.seq_len)
     batch = f"global batch {training.global_batch:,} × {model.seq_len:,} tokens ({tokens} a step)"

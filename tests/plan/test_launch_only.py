@@ -8,11 +8,12 @@ import pytest
 
 from launcher.agent.replan import plan_of_round
 from launcher.agent.settings import LaunchSettings
+from launcher.cli import main
 from launcher.commands.common import plan_to_run
 from launcher.config.compose import load
 from launcher.errors import InputError
 from launcher.planner import Plan
-from launcher.planner.record import Program
+from launcher.planner.record import Program, write_plan
 from launcher.rendezvous.membership_change import MembershipChange
 from launcher.report.html import page
 from launcher.slurm.settings import SlurmSettings
@@ -134,3 +135,18 @@ def test_a_batch_job_on_the_default_cluster_is_said_to_ask_for_no_gpu() -> None:
     assert not any("no GPU" in line for line in warnings(plan, SlurmSettings(gpus_per_node=8), launch))
     on_gpus = planned("cluster=dgx_a100_80g", "launch.nproc_per_node=8")
     assert not any("no GPU" in line for line in warnings(on_gpus, SlurmSettings(), launch))
+
+
+@pytest.mark.parametrize("words", [["script=train.py"], ["recipe=gemm"]], ids=["a script", "a recipe that measures"])
+def test_a_plan_without_a_model_is_shown_and_exported_without_that_of_the_defaults(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """gpt_tiny, the default, was written into start scripts, and its parameters were shown."""
+    settings = load([*words, "cluster=cpu"])
+    file = write_plan(plan_to_run(settings, settings.run_options, words), tmp_path / "plan.json")
+    assert main(["plan", f"plan={file}"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "no model, on cpu: 8 CPU ranks, 1 node"
+    for tool in ("megatron", "nemo", "torchtitan"):
+        assert main(["export", f"plan={file}", f"to={tool}"]) == 2
+        assert f"this plan has no model, and to={tool} writes one" in capsys.readouterr().err
+    assert main(["export", f"plan={file}", "to=torchrun"]) == 0
