@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 from launcher.config.compose import load
+from launcher.cost.model import CostModel
 from launcher.layout import Layout
 from launcher.layout.legality import problems
 from launcher.layout.resolve import plain_layout
+from launcher.planner.document import estimate_data
 from launcher.planner.record import Plan
 
 DGX = ("cluster=dgx_a100_80g",)
@@ -71,3 +74,9 @@ def plan_of(name: str, *more: str) -> Plan:
     layout = plain_layout(settings.job, settings.request)
     assert problems(settings.job, layout) == []
     return Plan(settings.job, layout, {"step_time_s": 1.0, "memory_bytes_per_gpu": 1.0}, (), settings.run_options)
+
+
+def whole_plan_of(name: str) -> Plan:
+    """With the whole estimate, as commands want it of a file."""
+    plan = plan_of(name)
+    return replace(plan, estimate=estimate_data(CostModel(plan.job).estimate(plan.layout)))

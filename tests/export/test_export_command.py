@@ -7,22 +7,19 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from export_plans import KINDS, PLANS, plan_of
+from export_plans import KINDS, PLANS, plan_of, whole_plan_of
 
 from launcher.cli import main
 from launcher.config.compose import load
-from launcher.cost.model import CostModel
 from launcher.errors import InputError
 from launcher.export.folder import write_folder
 from launcher.export.planning import plan_for, with_overrides
 from launcher.export.ranks import START_FILE
 from launcher.export.target import Target
 from launcher.export.targets import TARGETS, names, target
-from launcher.planner.document import estimate_data
 from launcher.planner.record import Plan, read_plan, write_plan
 
 DGX = ["cluster=dgx_a100_80g", "cluster.num_nodes=2", "model=llama3_8b", "train.global_batch=64"]
@@ -72,9 +69,7 @@ def test_what_is_pinned_and_cannot_be_said_is_refused_with_the_reason() -> None:
 
 
 def test_a_run_that_cannot_be_said_is_refused_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = plan_of("zero bubble")
-    whole = estimate_data(CostModel(plan.job).estimate(plan.layout))
-    write_plan(replace(plan, estimate=whole), tmp_path / "plan.json")
+    write_plan(whole_plan_of("zero bubble"), tmp_path / "plan.json")
     assert main(["export", str(tmp_path), "to=megatron"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "to=megatron" in err and "layout.schedule=1f1b" in err

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from export_plans import plan_of
+from export_plans import whole_plan_of
 
 from launcher.agent.launch import Launch, write_launch
 from launcher.agent.settings import LaunchSettings
@@ -52,7 +52,7 @@ def test_the_number_of_nodes_is_that_of_the_hosts(capsys: pytest.CaptureFixture[
 def test_a_run_has_the_hosts_that_ssh_or_slurm_started_it_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, plan = RunFolder(tmp_path), plan_of("zero3")
+    folder, plan = RunFolder(tmp_path), whole_plan_of("zero3")
     write_plan(plan, folder.plan)
     ssh = to_plain(SshSettings(hosts=(parse_host("z"), parse_host("a"))))
     write_launch(Launch(settings=LaunchSettings(), work_dir=tmp_path, ssh=ssh), folder.launch)
