@@ -226,10 +226,10 @@ class Node:
         """Return the broken rules between keys: of the lists with an entry for each GPU or NIC, and of NVLinks."""
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         try:
-            made = Node.from_keys({**kept, "domain_size": 1})
+            made = self.from_keys({**kept, "domain_size": 1})
         except InputError as error:
             return list(error.problems)
-        cut = [name for name, value in kept.items() if getattr(made, name) != value]
+        cut = (name for name, value in kept.items() if getattr(made, name) != value)
         return [f"cluster.node.{name} is about GPUs that the node lacks" for name in cut]
 
     @property
@@ -315,26 +315,22 @@ class Cluster:
     @classmethod
     def from_keys(cls, given: dict[str, Any]) -> Cluster:
         """Without a number of rails each NIC is one."""
-        num_nics = given["node"].num_nics
-        given["rails"] = max(1, num_nics) if given["rails"] == AUTO else given["rails"]
-        return cls(**given)
+        rails = max(1, given["node"].num_nics) if given["rails"] == AUTO else given["rails"]
+        return cls(**{**given, "rails": rails})
 
     def problems(self) -> list[str]:
-        """Return the broken rules between keys: several nodes need a network, and every rail has the same number of a
-        node's NICs.
-        """
-        found, num_nics = [], self.node.num_nics
+        """Return the broken rules between keys: of rails, of tiers and of the network."""
+        found, num_nics = [*self._uncontained()], self.node.num_nics
         if self.rails > 1 and (not num_nics or num_nics % self.rails):
             found.append(
                 f"cluster.rails={self.rails} does not divide the {num_nics} NICs of a node of {self.name}: each "
                 "rail takes as many of them; choose a divisor, auto for one rail to each NIC, or 1 where a node is on "
                 "one leaf switch"
             )
-        found += self._uncontained()
         if self.num_nodes > 1 and not (num_nics and self.node.nic_gbps):
             found.append(
-                f"cluster.num_nodes={self.num_nodes} needs a network between the nodes, and {self.name} has "
-                "none: set cluster.node.num_nics and cluster.node.nic_gbps"
+                f"cluster.num_nodes={self.num_nodes} needs a network between the nodes, and {self.name} has none: set "
+                "cluster.node.num_nics and cluster.node.nic_gbps"
             )
         return found
 

@@ -107,8 +107,9 @@ def test_jobs_on_cpu_ranks_have_cores_of_their_own(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize(
     "words",
-    ["report S", "report S S", "compare S S/0", "plan plan=S", "run plan=S dry_run=true", "show plan=S", "export S to=torchrun",
-     "export plan=S to=torchrun", "report plan=S", "logs S", "sync S", "run again=S dry_run=true", "calibrate S cluster=cpu"],
+    ["report S", "report S S", "compare S S/0", "plan plan=S", "run plan=S dry_run=true", "show plan=S",
+     "export S to=torchrun", "export plan=S to=torchrun", "report plan=S", "logs S", "sync S",
+     "run again=S dry_run=true", "calibrate S cluster=cpu"],
 )  # fmt: skip
 def test_the_folder_of_a_sweep_is_no_run_and_its_runs_are_named(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
