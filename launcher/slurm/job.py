@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ from launcher.slurm.traffic import node_traffic
 from launcher.slurm.watching import Signals, StepWatch, end
 
 TERMINATED = 143  # a shell's exit code of a process ended by TERM
+ENDED_BY_SLURM = "Slurm ended the job before its ranks started"
 
 
 class NodesCannotStart(JobFailed):
@@ -86,7 +88,7 @@ class Driver:
         failed: Mapping[str, str] = {}
         try:
             for attempt in count():
-                steps = self._steps(attempt)
+                steps = self._steps(attempt, signals)
                 plan, hosts = self._ready(planned, hosts, steps)
                 with self._guarded(plan, hosts):
                     code, failed = self._run_step(plan, steps, signals)
@@ -139,9 +141,10 @@ class Driver:
         named = self.settings.progress
         return newest_change(self.launch.work_dir / named) if named else newest_checkpoint(self.folder)
 
-    def _steps(self, attempt: int) -> Steps:
+    def _steps(self, attempt: int, signals: Signals) -> Steps:
         hosts, run_id = self.allocation.hosts, f"{self.allocation.job_id}-{self.allocation.restart}"
-        return Steps(self.folder.path, self.settings, self.launch, hosts, run_id, attempt)
+        ended = partial(_terminated, signals)
+        return Steps(self.folder.path, self.settings, self.launch, hosts, run_id, attempt, ended)
 
     def _ready(self, planned: Plan, hosts: tuple[str, ...], steps: Steps) -> tuple[Plan, tuple[str, ...]]:
         """Return the plan on good nodes, and the remaining hosts: bad ones are excluded if there are enough others."""
@@ -184,18 +187,20 @@ class Driver:
         """Return the findings of launch.preflight."""
         if not self.settings.preflight:
             return []
-        return self._judge(ledger.PREFLIGHT, lambda: nodecheck.look_at(steps, plan, hosts))
+        return self._judge(ledger.PREFLIGHT, steps, lambda: nodecheck.look_at(steps, plan, hosts))
 
     def _measure(self, plan: Plan, hosts: Sequence[str], steps: Steps) -> list[Finding]:
         """Return the findings of launch.check_bandwidth; spares were measured at the start."""
         if steps.attempt or not nodecheck.wants_bandwidth(plan, self.settings):
             return []
-        return self._judge(ledger.BANDWIDTH, lambda: nodecheck.measure(steps, plan, hosts))
+        return self._judge(ledger.BANDWIDTH, steps, lambda: nodecheck.measure(steps, plan, hosts))
 
-    def _judge(self, event: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-        """Return what a check found; time it, print its problems, and record it."""
+    def _judge(self, event: str, steps: Steps, check: Callable[[], list[Finding]]) -> list[Finding]:
+        """Return what a check found; time it, print its problems, and record it. Raises JobFailed if it was ended."""
         began = time.monotonic()
         findings = check()
+        if steps.ended():  # with the tasks of the check, which says nothing about their nodes
+            raise JobFailed(ENDED_BY_SLURM)
         seconds, bad = time.monotonic() - began, hosts_to_exclude(findings)
         for finding in findings:
             if finding.level >= Level.WARNING or finding.check == RECIPE:
@@ -222,7 +227,12 @@ class Driver:
             end(process)
 
     def _run_step(self, plan: Plan, steps: Steps, signals: Signals) -> tuple[int, Mapping[str, str]]:
-        """Start the agents and wait for them; return srun's exit code, and the hosts that could not start theirs."""
+        """Start the agents and wait for them; return srun's exit code, and the hosts that could not start theirs.
+
+        Raises JobFailed if Slurm ends the job already: it would not end this step.
+        """
+        if steps.ended():
+            raise JobFailed(ENDED_BY_SLURM)
         argv = steps.argv(plan, AGENT, plan.hosts)
         forget_node_states(self.folder)
         self._note(ledger.STEP, argv=argv)
@@ -311,6 +321,10 @@ def _excess(assignment: Assignment) -> str:
     if assignment.excess is None:
         return "how far from the best is not known"
     return f"at most {assignment.excess:.0%} above the best" if assignment.excess > 0 else "none is better"
+
+
+def _terminated(signals: Signals) -> bool:
+    return signals.terminate > 0
 
 
 def _excluded(bad: Sequence[str]) -> str:

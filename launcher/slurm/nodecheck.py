@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
@@ -26,7 +26,7 @@ from launcher.slurm.environment import of_step
 from launcher.slurm.heard import Heard, HeardLine, judge
 from launcher.slurm.settings import SlurmSettings
 from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
-from launcher.slurm.watching import ended_on_error
+from launcher.slurm.watching import wait
 
 PREFLIGHT_LIMIT_S = 60.0
 READ_ON_S = 5.0  # do not wait longer for a grandchild of srun that keeps its output open
@@ -38,7 +38,8 @@ class Steps:
     """How this job starts tasks on its nodes.
 
     `given`: all hosts of the allocation. `attempt`: how often spares have replaced lost nodes in this start; an old
-    step that cannot end because of a lost node may still hold cores and GPUs that the next one needs.
+    step that cannot end because of a lost node may still hold cores and GPUs that the next one needs. `ended`: whether
+    Slurm ends this job, so that a check goes on for nothing.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Steps:
     given: tuple[str, ...]
     run_id: str
     attempt: int = 0
+    ended: Callable[[], bool] = field(default=lambda: False, repr=False)
     secret: str = field(default_factory=new_secret, repr=False)  # of the agents of this start
 
     def argv(self, plan: Plan, module: str, hosts: Sequence[str]) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ class Steps:
 
 def look_at(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     """Return the findings of launcher/preflight/checks.py on every host; no answer is a problem too."""
-    return judge(_hear(steps.argv(plan, CHECK, hosts), steps.variables(plan)), hosts)
+    return judge(_hear(steps.argv(plan, CHECK, hosts), steps.variables(plan), ended=steps.ended), hosts)
 
 
 def wants_bandwidth(plan: Plan, settings: SlurmSettings) -> bool:
@@ -88,7 +90,10 @@ def measure(steps: Steps, plan: Plan, hosts: Sequence[str]) -> list[Finding]:
     write_plan(plan, folder.plan)
     inner = replace(steps, folder=folder.path, run_id=f"{steps.run_id}-{RECIPE}")
     log = folder.step_log
-    code = _run_for(inner.argv(plan, AGENT, hosts), inner.variables(plan), log=log)
+    with log.open("wb") as file:
+        argv, variables = inner.argv(plan, AGENT, hosts), inner.variables(plan)
+        process = subprocess.Popen(argv, env=variables, stdout=file, stderr=subprocess.STDOUT)
+    code = wait(process, LIMIT_S, ended=steps.ended)
     return bandwidth_findings(folder.result, code=code, log=log)
 
 
@@ -100,7 +105,7 @@ def measuring_plan(plan: Plan, hosts: Sequence[str], settings: SlurmSettings) ->
     return Plan(replace(plan.job, cluster=cluster), layout, {}, (), RunOptions(recipe=recipe), hosts=tuple(hosts))
 
 
-def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
+def _hear(argv: Sequence[str], variables: Mapping[str, str], *, ended: Callable[[], bool]) -> Heard:
     """Return the output of a step with times, up to a time limit: on a bad node it may never end."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(argv, env=variables, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe)
@@ -109,10 +114,7 @@ def _hear(argv: Sequence[str], variables: Mapping[str, str]) -> Heard:
     readers = [Thread(target=_read, args=pair) for pair in ((process.stdout, out), (process.stderr, err))]
     for reader in readers:
         reader.start()
-    try:
-        with ended_on_error(process):
-            process.wait(PREFLIGHT_LIMIT_S)
-    except subprocess.TimeoutExpired:
+    if wait(process, PREFLIGHT_LIMIT_S, ended=ended) is None:
         err.append(HeardLine(f"it did not end within {PREFLIGHT_LIMIT_S:.0f} s", time.time()))
     for reader in readers:
         reader.join(READ_ON_S)
@@ -124,14 +126,3 @@ def _read(stream: IO[bytes], lines: list[HeardLine]) -> None:
     for line in stream:
         if len(lines) < MOST_LINES:
             lines.append(HeardLine(line[:LONGEST_LINE].decode(errors="replace").rstrip("\n"), time.time()))
-
-
-def _run_for(argv: Sequence[str], variables: Mapping[str, str], *, log: Path) -> int | None:
-    """Run srun with its own log and return its exit code; None if it exceeded its time limit."""
-    with log.open("wb") as file:
-        process = subprocess.Popen(argv, env=variables, stdout=file, stderr=subprocess.STDOUT)
-    try:
-        with ended_on_error(process):
-            return process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return None

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 from types import FrameType
@@ -37,7 +37,7 @@ class Signals:
 
     name: str
     stop: int = 0  # before the time limit, at preemption
-    terminate: int = 0  # scancel, scontrol requeue, preemption without a grace time: Slurm signals the steps itself
+    terminate: int = 0  # scancel, scontrol requeue, preemption: Slurm signals the steps that exist by then itself
     in_step: bool = False  # agents exist or will soon
 
     @property
@@ -102,6 +102,7 @@ class StepWatch:
     errors: StepErrors = field(init=False)
     _passed_on: int = 0
     _failed_at: float | None = None
+    _too_early: bool = False
     _asked_at: float = field(default_factory=time.monotonic)
     _listens_at: float = field(default_factory=lambda: time.monotonic() + SRUN_LISTENS_S)
 
@@ -116,6 +117,7 @@ class StepWatch:
                     return self.process.wait(POLL_S)
                 except subprocess.TimeoutExpired:
                     self._pass_signals_on()
+                    self._end_where_slurm_did_not()
                     self._end_for_lost_nodes()
         finally:
             self.errors.close()
@@ -126,6 +128,14 @@ class StepWatch:
             self._passed_on = self.signals.stop
             self.notify(f"SIG{self.signals.name}: asking the ranks to write a checkpoint and stop")
             self.process.send_signal(self.signals.number)
+
+    def _end_where_slurm_did_not(self) -> None:
+        """End a step if TERM came while it started: Slurm may not have known it yet."""
+        early = time.monotonic() < self._listens_at
+        self._too_early |= early and self.signals.terminate > 0
+        if self._too_early and not early:
+            self.notify("ending the step: Slurm ends the job, which has just started")
+            end(self.process)
 
     def _listen(self, now: float) -> bool:
         if now < self._listens_at:
@@ -161,6 +171,17 @@ def ended_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
     except BaseException:
         end(process)
         raise
+
+
+def wait(process: subprocess.Popen[bytes], limit_s: float, *, ended: Callable[[], bool]) -> int | None:
+    """Return the exit code of a step; None after it was ended: at its time limit, or once `ended` says so."""
+    until = time.monotonic() + limit_s
+    with ended_on_error(process):
+        while time.monotonic() < until and not ended():
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(POLL_S)
+    end(process)
+    return None
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

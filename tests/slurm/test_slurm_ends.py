@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,14 +19,14 @@ from launcher.run import ledger
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.owner import claim, mark_cancelled, read_owner, this_process
 from launcher.slurm import job as jobs
-from launcher.slurm import nodecheck
+from launcher.slurm import nodecheck, watching
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.command import Answer
 from launcher.slurm.job import Driver
 from launcher.slurm.jobstate import JobState
 from launcher.slurm.requeue import JobStart, Outcome
 from launcher.slurm.settings import SlurmSettings
-from launcher.slurm.watching import Signals
+from launcher.slurm.watching import Signals, StepWatch
 
 ENDINGS = {  # what brings a job back
     "time limit": (Outcome(1, True), JobState("RUNNING"), Signals("USR1", stop=1)),
@@ -89,9 +90,38 @@ def test_the_nodes_that_answer_are_measured_without_those_that_do_not(
     settings = SlurmSettings.from_config({"spares": 2, "check_bandwidth": True})
     launch, hosts = Launch(settings=LaunchSettings(), work_dir=folder.path), ("n1", "n2", "n3", "n4")
     driver = Driver(folder, settings, Allocation("17", hosts, 0), launch, {}, this_process(job_id="17"))
-    ready, good = driver._ready(plan(nodes=2, dp=1), hosts, driver._steps(0))
+    ready, good = driver._ready(plan(nodes=2, dp=1), hosts, driver._steps(0, Signals("USR1")))
     assert (good, [len(asked) for asked in seen]) == (left, [4, measured])
     assert set(ready.hosts) <= set(left) and len(ready.hosts) == 2
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["in its preflight", "before its step"])
+def test_a_job_that_slurm_preempts_while_it_starts_starts_no_rank(
+    checked: bool, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm sends TERM to the steps that there are; later ones would train until they are killed."""
+    signals, calls = Signals("USR1", terminate=int(not checked)), []
+    monkeypatch.setattr(nodecheck, "look_at", lambda *_: setattr(signals, "terminate", 1) or [])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(jobs, "job_state", lambda _: JobState("RUNNING", preempted=True))
+    monkeypatch.setattr(jobs, "requeue", lambda job_id, **_: calls.append(f"requeue {job_id}"))
+    monkeypatch.setattr(Driver, "_start_step", lambda *_: calls.append("step"))
+    settings = SlurmSettings.from_config({"preflight": checked})
+    launch, hosts = Launch(settings=LaunchSettings(), work_dir=folder.path), ("n1", "n2")
+    driver = Driver(folder, settings, Allocation("17", hosts, 0), launch, {}, this_process(job_id="17"))
+    assert driver.run(plan(nodes=2, dp=1), signals) == 1
+    assert calls == ["requeue 17"]
+    *_, end = ledger.read_events(folder.ledger)
+    assert (end.details["why"], end.details["sent_back"]) == ("preempted by Slurm; requeued", True)
+
+
+def test_a_step_that_starts_as_slurm_ends_the_job_is_ended(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "SRUN_LISTENS_S", 1.2)
+    step, notified = subprocess.Popen(["sleep", "600"], stderr=subprocess.PIPE), []
+    watch = StepWatch(step, Signals("USR1"), folder, ("n1", "n2"), notified.append, None)
+    watch.signals.terminate = 1
+    assert watch.wait() == -signal.SIGTERM
+    assert notified == ["ending the step: Slurm ends the job, which has just started"]
 
 
 def cancel(folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -105,12 +106,18 @@ def test_a_step_is_heard_line_by_line_with_the_time_of_each(tmp_path: Path) -> N
         "    print(f'{task}: ' + marked(f'node{task + 1}', (), at=time.time() + skew), flush=True)\n"
         "print('x' * 200_000, file=sys.stderr)\n"
     )
-    heard = nodecheck._hear([sys.executable, str(script)], {"PYTHONPATH": ":".join(sys.path)})
+    heard = nodecheck._hear([sys.executable, str(script)], {"PYTHONPATH": ":".join(sys.path)}, ended=lambda: False)
     assert len(heard.err[0].text) <= nodecheck.LONGEST_LINE
     assert [(f.check, f.host) for f in judge(heard, HOSTS[:2]) if f.level is Level.WARNING] == [("clock", "node2")]
 
 
 def test_a_step_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodecheck, "PREFLIGHT_LIMIT_S", 0.2)
-    heard = nodecheck._hear(["sleep", "60"], {"PATH": "/bin:/usr/bin"})
+    heard = nodecheck._hear(["sleep", "60"], {"PATH": "/bin:/usr/bin"}, ended=lambda: False)
     assert [line.text for line in heard.err] == ["it did not end within 0 s"]
+
+
+def test_a_check_ends_with_its_job() -> None:
+    asked = iter([False, True])
+    heard = nodecheck._hear(["sleep", "600"], {"PATH": "/bin:/usr/bin"}, ended=lambda: next(asked))
+    assert heard.code == -signal.SIGTERM
