@@ -16,6 +16,8 @@ SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM
 
 # Variables of ranks: the paths of the plan and of the run folder, and the descriptor of the node's heartbeats.
 PLAN, RUN_DIR, HEARTBEAT_FD = "LAUNCHER_PLAN", "LAUNCHER_RUN_DIR", "LAUNCHER_HEARTBEAT_FD"
+# Variables of agents: where the plan's first node listens, and what identifies the agents of a start.
+COORDINATOR, RUN_ID = "LAUNCHER_COORDINATOR", "LAUNCHER_RUN_ID"
 
 
 def usable_cores() -> int:

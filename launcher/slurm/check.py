@@ -21,7 +21,6 @@ from launcher.rendezvous.config import derived_ports
 from launcher.run.folder import RunFolder
 from launcher.slurm.heard import marked
 from launcher.slurm.node import coordinator
-from launcher.slurm.step import COORDINATOR, RUN_ID
 
 CLOCK_LINES, CLOCK_EVERY_S = 2, 0.05
 
@@ -50,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
 
 def _ports(folder: RunFolder) -> tuple[int, ...]:
     _, port = coordinator(read_launch(folder.launch).settings)
-    return (port,) if port is not None else derived_ports(env.get(RUN_ID) or "")
+    return (port,) if port is not None else derived_ports(env.get(env.RUN_ID) or "")
 
 
 def _on_one_machine() -> bool:
     """Return whether Slurm's address of the first node is loopback: then all nodes are on this machine."""
     try:
-        return ipaddress.ip_address(env.get(COORDINATOR) or "").is_loopback
+        return ipaddress.ip_address(env.get(env.COORDINATOR) or "").is_loopback
     except ValueError:
         return False
 

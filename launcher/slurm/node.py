@@ -16,7 +16,6 @@ from launcher.planner import Plan, read_plan
 from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import Meeting, split_endpoint
 from launcher.run.folder import RunFolder
-from launcher.slurm.step import COORDINATOR, RUN_ID
 
 
 def node_index(plan: Plan) -> tuple[int, str]:
@@ -50,10 +49,10 @@ def run_node(run_folder: Path) -> int:
     names = RunFolder(run_folder)
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
     node, name = node_index(plan)
-    run_id = env.get(RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
+    run_id = env.get(env.RUN_ID) or f"{env.get('SLURM_JOB_ID')}-{env.get('SLURM_RESTART_COUNT') or 0}"
     host, port = coordinator(launch)
     secret = take_secret(name, num_nodes=plan.placement.num_nodes)
-    meeting = Meeting(run_id, host or env.get(COORDINATOR) or plan.hosts[0], port, secret)
+    meeting = Meeting(run_id, host or env.get(env.COORDINATOR) or plan.hosts[0], port, secret)
     return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)
 
 

@@ -25,7 +25,7 @@ from launcher.slurm.allocation import given_cpus, node_address
 from launcher.slurm.environment import of_step
 from launcher.slurm.heard import Heard, HeardLine, judge
 from launcher.slurm.settings import SlurmSettings
-from launcher.slurm.step import AGENT, CHECK, COORDINATOR, RUN_ID, Step, rank_variables, step_argv
+from launcher.slurm.step import AGENT, CHECK, Step, rank_variables, step_argv
 from launcher.slurm.watching import wait
 
 PREFLIGHT_LIMIT_S = 60.0
@@ -63,7 +63,7 @@ class Steps:
     def variables(self, plan: Plan) -> dict[str, str]:
         """Return the environment of a step."""
         run_id = f"{self.run_id}-{self.attempt}"
-        ours = {COORDINATOR: node_address(plan.hosts[0]), RUN_ID: run_id, SECRET: self.secret}
+        ours = {env.COORDINATOR: node_address(plan.hosts[0]), env.RUN_ID: run_id, SECRET: self.secret}
         inherited = of_step(env.environment(), extra=self.settings.extra)
         return {**inherited, **rank_variables(self.settings), **ours}
 

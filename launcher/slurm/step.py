@@ -13,8 +13,6 @@ from launcher.slurm.settings import Container, SlurmSettings
 
 AGENT = "launcher.slurm.node"
 CHECK = "launcher.slurm.check"
-COORDINATOR = "LAUNCHER_COORDINATOR"  # address of the plan's first node, for the agents
-RUN_ID = "LAUNCHER_RUN_ID"  # identifies the agents of a step; their port is derived from it
 
 
 @dataclass(frozen=True)

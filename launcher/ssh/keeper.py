@@ -27,7 +27,7 @@ from launcher.files import write_text
 from launcher.rendezvous.authentication import SECRET
 from launcher.run.folder import RunFolder, create_run_folder
 from launcher.run.snapshot import place_snapshot
-from launcher.ssh.request import COORDINATOR, RUN_ID, Hello, read_hello
+from launcher.ssh.request import Hello, read_hello
 
 # Exit codes that are not the agent's, which says 1 in their place.
 LOST = 251  # the agent did not end by itself
@@ -95,7 +95,7 @@ def reported(code: int, name: str) -> int:
 
 
 def _start(hello: Hello) -> subprocess.Popen[bytes]:
-    ours = {SECRET: hello.secret, COORDINATOR: hello.coordinator, RUN_ID: hello.run_id}
+    ours = {SECRET: hello.secret, env.COORDINATOR: hello.coordinator, env.RUN_ID: hello.run_id}
     process.adopt_orphans()
     return subprocess.Popen(
         [sys.executable, "-P", "-m", AGENT, hello.run_folder, str(hello.node), hello.name],

@@ -15,15 +15,14 @@ from launcher.planner import read_plan
 from launcher.rendezvous.authentication import SECRET
 from launcher.rendezvous.config import Meeting, split_endpoint
 from launcher.run.folder import RunFolder
-from launcher.ssh.request import COORDINATOR, RUN_ID
 
 
 def run_node(run_folder: Path, *, node: int, name: str) -> int:
     """Start this host's ranks and keep them until the job is over; returns 0, or 1 where it failed."""
     names = RunFolder(run_folder)
     plan, launch = read_plan(names.present_plan), read_launch(names.launch).settings
-    run_id = env.take(RUN_ID) or ""
-    host, port = split_endpoint(env.take(COORDINATOR) or "")
+    run_id = env.take(env.RUN_ID) or ""
+    host, port = split_endpoint(env.take(env.COORDINATOR) or "")
     meeting = Meeting(run_id, host, port, env.take(SECRET) or "")
     return join(run_folder, plan, launch, node=node, name=name, meeting=meeting)
 

@@ -19,8 +19,6 @@ from launcher.ssh.hosts import Host
 from launcher.ssh.settings import SshSettings
 
 KEEPER = "launcher.ssh.keeper"
-COORDINATOR = "LAUNCHER_COORDINATOR"  # where the plan's first node listens, for the agent of a host
-RUN_ID = "LAUNCHER_RUN_ID"
 # ssh looks every 5 s whether the host answers, and ends after three times without an answer (ssh_config(5)). It asks
 # for no password, and leaves no shared connection behind.
 OPTIONS = {
