@@ -37,7 +37,8 @@ class Signals:
 
     name: str
     stop: int = 0  # before the time limit, at preemption
-    terminate: int = 0  # scancel, scontrol requeue, preemption: Slurm signals the steps that exist by then itself
+    # scancel, scontrol requeue, preemption without a grace time: Slurm signals the steps that exist by then itself.
+    terminate: int = 0
     in_step: bool = False  # agents exist or will soon
 
     @property

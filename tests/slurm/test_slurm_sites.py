@@ -11,7 +11,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from slurm_lab import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_for, wait_until
+from slurm_lab import NEWER, SIDE, STEPPER, Slurm, events, steps, wait_until
 
 from launcher.cluster.hostlist import expand_hostlist
 from launcher.run.folder import RunFolder
@@ -91,11 +91,12 @@ def test_a_job_that_is_preempted_while_it_starts_comes_back(slurm: Slurm) -> Non
     (slow / "sitecustomize.py").write_text(
         "import os, sys, time\n"
         "if 'launcher.slurm.check' in sys.orig_argv and not os.environ.get('SLURM_RESTART_COUNT'):\n"
+        f"    open({str(slow / 'started')!r}, 'w').close()\n"
         "    time.sleep(50)\n"
     )
     path = ":".join(filter(None, [str(slow), os.environ.get("PYTHONPATH")]))
     job_id = slurm.launcher("submit", *one_node(run), "--", "3", PYTHONPATH=path).stdout.strip()
-    wait_for(run / "ledger.jsonl", "slurm_placed")
+    wait_until((slow / "started").exists)  # with a grace time Slurm signals steps, and the batch script not
     on = json.loads(RunFolder(run).present_plan.read_text())["hosts"][0]
     high = ["-p", "high", "-w", on, "--exclusive", "-o", "/dev/null"]
     slurm.run("sbatch", *high, "--wrap", "sleep 2")
